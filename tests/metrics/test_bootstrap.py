@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.metrics.bootstrap import interval, miou, paired_difference, pixel_accuracy, sparse_areas
+from vitp_pipeline.metrics.semantic import Confusion
+
+K = 4
+
+
+def results(n=40, skill=0.7, seed=0):
+    """Per-image counts of a predictor that is right with probability `skill`; the truth does not depend on
+    it.
+    """
+    truth, guess = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    images, total = [], Confusion(K)
+    for _ in range(n):
+        gt = truth.integers(-1, K, (8, 8)).astype(np.int16)
+        wrong = guess.integers(0, K, gt.shape)
+        pred = np.where(guess.random(gt.shape) < skill, np.maximum(gt, 0), wrong).astype(np.int16)
+        counts = total.update(pred, gt)
+        pairs = np.nonzero(counts)
+        images.append((*pairs, counts[pairs]))
+    return images, total
+
+
+def test_the_estimate_is_the_metric_itself():
+    images, total = results()
+    areas = sparse_areas(images, K)
+    assert areas.shape == (40, K, 3)
+    assert interval(areas).estimate == pytest.approx(total.miou())
+    assert interval(areas, pixel_accuracy).estimate == pytest.approx(total.pixel_accuracy())
+
+
+def test_resamples_against_a_loop():
+    images, _ = results(n=7)
+    areas = sparse_areas(images, K)
+    got = interval(areas, samples=50, level=0.8, seed=3)
+    draws = np.random.default_rng(3).multinomial(7, np.full(7, 1 / 7), size=50)
+    values = []
+    for draw in draws:
+        state = Confusion(K)
+        for times, (gt, pred, pixels) in zip(draw, images, strict=True):
+            for g, p, n in zip(gt, pred, pixels, strict=True):
+                state.counts[g, p] += times * n
+        values.append(state.miou())
+    np.testing.assert_allclose([got.low, got.high], np.percentile(values, [10, 90]))
+    assert interval(areas, samples=50, level=0.8, seed=3) == got
+    assert interval(areas, samples=50, level=0.8, seed=4) != got
+
+
+def test_pairing_makes_a_small_difference_visible():
+    worse, better = (sparse_areas(results(skill=s)[0], K) for s in (0.70, 0.75))
+    difference = paired_difference(worse, better)
+    assert difference.estimate == pytest.approx(miou(better.sum(0)) - miou(worse.sum(0)))
+    assert 0 < difference.low < difference.estimate < difference.high
+    assert paired_difference(worse, worse, pixel_accuracy).high == 0
+    flipped = paired_difference(better, worse)
+    assert (flipped.low, flipped.high) == pytest.approx((-difference.high, -difference.low))
+
+
+def test_the_interval_has_the_width_of_the_standard_error():
+    areas = sparse_areas(results(n=200)[0], K)
+    got = interval(areas, pixel_accuracy, samples=4000)
+    per_image, pixels = areas[..., 0].sum(1), areas[..., 1].sum(1)
+    residual = per_image - got.estimate * pixels
+    standard_error = np.sqrt((residual**2).sum()) / pixels.sum()
+    assert got.high - got.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+
+
+def test_a_class_in_one_image_may_vanish_from_a_resample():
+    areas = np.zeros((3, 2, 3), int)
+    areas[:, 0] = 4
+    areas[0, 1] = [0, 2, 0]
+    got = interval(areas, samples=500)
+    assert got.estimate == 0.5 and (got.low, got.high) == (0.5, 1.0)
+
+
+def test_bad_arguments():
+    first = sparse_areas(results()[0], K)
+    with pytest.raises(IncompatibleError):
+        paired_difference(first, first[:-1])
+    with pytest.raises(IncompatibleError):
+        paired_difference(first, sparse_areas(results(seed=5)[0], K))
+    with pytest.raises(ValueError):
+        interval(first[:0])

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.geometry import View, normalise_points
+from vitp_pipeline.points import centre_points, max_points, random_points
+
+
+def plain(mask_logits: torch.Tensor, view: View) -> torch.Tensor:
+    """Upsample, crop, resize, all queries at once, in float64 by torch."""
+    up = F.interpolate(mask_logits[None].double(), view.padded, mode="bilinear")[0]
+    up = up[:, : view.resized[0], : view.resized[1]]
+    return F.interpolate(up[None], view.original, mode="bilinear")[0]
+
+
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@st.composite
+def views(draw):
+    mask = draw(sizes)
+    scale = draw(st.sampled_from([1, 2, 4, 3]))
+    padded = mask[0] * scale, mask[1] * scale
+    resized = draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1]))
+    original = draw(st.one_of(st.just(resized), st.tuples(st.integers(1, 60), st.integers(1, 60))))
+    return View(original, resized, padded, mask)
+
+
+@settings(max_examples=150, deadline=None)
+@given(views(), st.integers(0, 2**32 - 1), st.sampled_from(["noise", "integers", "flat"]))
+def test_max_is_the_argmax_of_the_whole_plane(view, seed, kind):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randn(5, *view.mask, generator=generator) * 10
+    if kind == "integers":
+        masks = masks.div(5).round()
+    if kind == "flat":
+        masks = masks.sign().clamp(max=0)
+    points = max_points(masks, view, "d2")
+    whole = plain(masks, view).flatten(1)
+    assert points.dtype == np.int32 and points.shape == (5, 2)
+    chosen = torch.tensor(points[:, 0] * view.original[1] + points[:, 1]).long()
+    best = whole.max(1).values
+    reached = whole.gather(1, chosen[:, None])[:, 0]
+    assert (best - reached).abs().max() <= 1e-9 * best.abs().max().clamp(min=1)
+    # no clearly better pixel, and none as good that comes earlier
+    for query in range(5):
+        earlier = whole[query, : chosen[query]]
+        assert not (earlier > reached[query] + 1e-9).any()
+    if kind != "noise":
+        return
+    clear = [q for q in range(5) if (whole[q] > best[q] - 1e-9).sum() == 1]
+    assert torch.equal(chosen[clear], whole.argmax(1)[clear])
+
+
+def test_a_plateau_goes_to_its_first_pixel():
+    view = View((16, 24), (16, 24), (16, 24), (4, 6))
+    for row, col, expected in [(0, 0, (0, 0)), (3, 5, (14, 22)), (3, 0, (14, 0)), (0, 5, (0, 22))]:
+        masks = torch.zeros(1, 4, 6)
+        masks[0, row, col] = 0.3
+        assert tuple(max_points(masks, view, "mmseg1")[0]) == expected
+    assert tuple(max_points(torch.full((1, 4, 6), 0.1), view, "mmseg1")[0]) == (0, 0)
+    # -4 in all cells but two: both peaks are equal, the upper one wins
+    masks = torch.full((1, 4, 6), -4.0)
+    masks[0, 1, 4] = masks[0, 2, 1] = 7.7
+    assert tuple(max_points(masks, view, "mmseg1")[0]) == (5, 17)
+
+
+def test_padding_is_never_chosen():
+    view = View((10, 10), (20, 20), (32, 32), (8, 8))
+    masks = torch.zeros(1, 8, 8)
+    masks[0, 6:, 6:] = 100.0
+    masks[0, 2, 2] = 1.0
+    for at in ("image", "mask"):
+        assert (max_points(masks, view, "d2", at) == [[4 if at == "image" else 5] * 2]).all()
+
+
+def test_max_at_mask_resolution():
+    # facts §6.6: index 15 of a 4x6 map is (2, 3), the classifier's (0, 0)
+    masks = torch.zeros(1, 4, 6)
+    masks[0].view(-1)[15] = 1
+    view = View((4, 6), (4, 6), (4, 6), (4, 6))
+    points = max_points(masks, view, "mmseg1", at="mask")
+    assert points.tolist() == [[2, 3]]
+    assert normalise_points(points, view.original).tolist() == [[0, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(views(), st.integers(0, 2**32 - 1))
+def test_max_at_mask_resolution_against_a_loop(view, seed):
+    masks = torch.randint(0, 9, (2, *view.mask), generator=torch.Generator().manual_seed(seed)).float()
+    points = max_points(masks, view, "mmseg1", at="mask")
+    for mask, point in zip(masks.numpy(), points, strict=True):
+        best = None
+        for row in range(view.mask[0]):
+            for col in range(view.mask[1]):
+                y = (row + 0.5) * view.padded[0] / view.mask[0]
+                x = (col + 0.5) * view.padded[1] / view.mask[1]
+                inside = y < view.resized[0] and x < view.resized[1]
+                if inside and (best is None or mask[row, col] > best[0]):
+                    y, x = y * view.original[0] / view.resized[0], x * view.original[1] / view.resized[1]
+                    best = mask[row, col], y, x
+        if best is not None:  # the pixel [point, point + 1) contains the centre
+            assert point[0] - 1e-9 <= best[1] < point[0] + 1 + 1e-9
+            assert point[1] - 1e-9 <= best[2] < point[1] + 1 + 1e-9
+
+
+def test_an_image_of_one_pixel_and_one_smaller_than_a_cell():
+    view = View((1, 1), (1, 1), (32, 32), (8, 8))
+    masks = torch.randn(3, 8, 8)
+    for at in ("image", "mask"):
+        assert (max_points(masks, view, "mmseg1", at) == 0).all()
+
+
+def blob_view():
+    view = View((32, 48), (32, 48), (32, 64), (8, 16))
+    masks = torch.full((3, 8, 16), -5.0)
+    masks[0, 2:7, 1:6] = 5.0
+    masks[1, :, :] = 5.0
+    masks[2] = -torch.arange(128.0).view(8, 16) - 1
+    return masks, view
+
+
+def test_centre_is_farthest_from_the_outside():
+    masks, view = blob_view()
+    points = centre_points(masks, view, "d2")
+    for query, positive in enumerate((plain(masks, view) > 0).numpy()[:2]):
+        outside = np.argwhere(~np.pad(positive, 1)) - 1
+        depth = np.zeros(positive.shape)
+        for row, col in np.argwhere(positive):
+            depth[row, col] = np.sqrt(((outside - [row, col]) ** 2).sum(1).min())
+        assert tuple(points[query]) == np.unravel_index(depth.argmax(), depth.shape)
+    assert tuple(points[1]) == (15, 15)  # a full image: the border counts as outside
+    assert (points[2] == max_points(masks, view, "d2")[2]).all()  # no positive pixel
+
+
+def test_random_points_lie_inside_and_depend_on_image_and_query_alone():
+    masks, view = blob_view()
+    points = random_points(masks, view, "d2", "image-1")
+    positive = (plain(masks, view) > 0).numpy()
+    assert positive[0][tuple(points[0])] and positive[1][tuple(points[1])]
+    assert (points[2] == max_points(masks, view, "d2")[2]).all()
+    assert (random_points(masks, view, "d2", "image-1") == points).all()
+    assert (random_points(masks[:2], view, "d2", "image-1") == points[:2]).all()
+    assert (random_points(masks, view, "d2", "image-2") != points).any()
+    assert (random_points(masks, view, "d2", "image-1", seed=1) != points).any()
+
+
+def test_random_points_are_uniform():
+    view = View((2, 2), (2, 2), (2, 2), (2, 2))
+    masks = torch.tensor([[[1.0, -1.0], [1.0, 1.0]]])
+    drawn = [tuple(random_points(masks, view, "d2", str(i))[0].tolist()) for i in range(600)]
+    counts = [drawn.count(p) for p in ((0, 0), (1, 0), (1, 1))]
+    assert sum(counts) == 600 and min(counts) > 150
+
+
+def test_no_queries():
+    view = View((8, 8), (8, 8), (8, 8), (2, 2))
+    none = torch.zeros(0, 2, 2)
+    for points in (max_points(none, view, "d2"), max_points(none, view, "d2", "mask")):
+        assert points.shape == (0, 2)
+    assert centre_points(none, view, "d2").shape == random_points(none, view, "d2", "x").shape == (0, 2)
+
+
+def test_bad_arguments():
+    view = View((8, 8), (8, 8), (8, 8), (2, 2))
+    masks = torch.zeros(1, 2, 2)
+    with pytest.raises(UsageError):
+        max_points(masks, view, "mmseg9")
+    with pytest.raises(UsageError):
+        max_points(masks, view, "d2", at="centre")
+    with pytest.raises(IncompatibleError):
+        max_points(torch.zeros(1, 3, 3), view, "d2")
+
+
+def test_the_search_skips_most_of_the_image():
+    """Real masks are peaked or flat-topped; 60 of them at 640x480 must stay far below the plain way's
+    time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(60, 8, 10, generator=generator)
+    masks = F.interpolate(coarse[None], (120, 160), mode="bicubic")[0] * 8
+    view = View((480, 640), (480, 640), (480, 640), (120, 160))
+    start = time.perf_counter()
+    points = max_points(masks, view, "mmseg1")
+    assert time.perf_counter() - start < 2.0
+    flat = plain(masks, view).flatten(1)
+    assert (flat.argmax(1).numpy() == points[:, 0] * 640 + points[:, 1]).all()

@@ -1,0 +1,1 @@
+"""Mask generators and the point classifier that names their masks."""

@@ -1,0 +1,134 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.errors import CorruptError, LockedError, StorageError
+
+TEMPORARY = ".tmp"
+"""Ending of files that are being written; one found without its writer is a killed task's leaving."""
+
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "Free some space and run the same command again; finished parts are kept"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again"),
+    errno.EROFS: ("the file system is read-only", "Choose another --out"),
+    errno.EACCES: ("no permission to write", "Choose another --out or change the permissions"),
+    errno.EPERM: ("no permission to write", "Choose another --out or change the permissions"),
+    errno.ENOTDIR: ("a file is in the way of a folder", "Choose another --out"),
+}
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turns what a file system can refuse into one clear line (StorageError); other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        reason, mend = _REFUSALS[error.errno]
+        raise StorageError(f"{path}: {reason}", mend) from error
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file beside `path`, forces it to disk, and renames it into place.
+
+    Raises:
+        StorageError: disk full, read-only or no permission; `path` is then as it was before.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_whole` for JSON, with sorted keys."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: _write_text(temporary, text))
+
+
+def create_json(path: Path, content: Any) -> bool:
+    """Writes JSON only if `path` does not exist yet; of several tasks at once exactly one gets True."""
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_text(temporary, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """Raises CorruptError when the file is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{path}: damaged ({error})", "Remove this file, then run the stage again") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock while the block runs. The kernel frees it when the process dies, however it dies.
+
+    Raises:
+        LockedError: another task holds it; the message names its host and process.
+    """
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish") from error
+        with refusals(path):
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+            file.flush()
+        yield
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable. Some network file systems refuse to sync folders; they keep renames anyway."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

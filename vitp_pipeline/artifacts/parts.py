@@ -1,0 +1,183 @@
+"""A part: the results of some dozens of images, committed together.
+
+    part-0003.zarr.zip      arrays, in a Zarr v3 group inside one zip file (one inode; each entry carries a CRC)
+    part-0003.parquet       one row an image; its rename into place commits the part
+
+Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
+The bytes depend on the content alone: entries have a fixed date and a fixed order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitp_pipeline.artifacts.files import TEMPORARY, refusals, write_whole
+from vitp_pipeline.errors import CorruptError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def index_path(shard_folder: Path, part: int) -> Path:
+    return shard_folder / f"part-{part:04d}.parquet"
+
+
+def arrays_path(shard_folder: Path, part: int) -> Path:
+    return shard_folder / f"part-{part:04d}.zarr.zip"
+
+
+class ArrayWriter:
+    """Appends named arrays to a part's zip as they come, so that one image at a time is in memory.
+
+    Args:
+        path: the zip file; it appears only when `close()` has run.
+        attributes: JSON attributes of the root group, under the key "vitp".
+    Raises:
+        StorageError: disk full and its kin, from any method.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
+        self._groups: set[str] = set()
+        self._group("", {"vitp": attributes})
+
+    def add(self, name: str, values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int] | None = None) -> None:
+        """Stores one array, zstd-compressed with bit shuffling.
+
+        Args:
+            name: path in the zip, e.g. "masks/000139"; folders become groups.
+            values: any numeric array.
+            dimensions: a name for every axis.
+            chunks: chunk shape; None = the whole array is one chunk.
+        """
+        parent = name.rpartition("/")[0]
+        if parent and parent not in self._groups:
+            self._group(parent, {})
+        with refusals(self.path):
+            for key, content in sorted(_encode(values, dimensions, chunks or values.shape).items()):
+                self._write(f"{name}/{key}", content)
+
+    def close(self) -> None:
+        """Completes the zip and renames it into place."""
+        with refusals(self.path):
+            self._zip.close()
+        write_whole(self.path, lambda temporary: None)  # the temporary file is complete: sync and rename it
+
+    def abandon(self) -> None:
+        """Drops what was written."""
+        file, self._zip.fp = self._zip.fp, None  # not `close()`: it would write on, and the disk may be full
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _group(self, name: str, attributes: dict[str, Any]) -> None:
+        self._groups.add(name)
+        content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        self._write(f"{name}/zarr.json".lstrip("/"), json.dumps(content, indent=2, sort_keys=True).encode())
+
+    def _write(self, key: str, content: bytes) -> None:
+        with refusals(self.path):
+            self._zip.writestr(zipfile.ZipInfo(key, _EPOCH), content)
+
+
+def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int]) -> dict[str, bytes]:
+    """The Zarr keys and bytes of one array, made by zarr itself in memory."""
+    import zarr
+    from zarr.codecs import BloscCodec
+    from zarr.storage import MemoryStore
+
+    store: dict[str, Any] = {}
+    array = zarr.create_array(
+        MemoryStore(store),
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=tuple(max(1, c) for c in chunks),
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=values.dtype.itemsize),
+        fill_value=float("nan") if values.dtype.kind == "f" else 0,
+        dimension_names=list(dimensions),
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+    return {key: buffer.to_bytes() for key, buffer in store.items()}
+
+
+class ArrayReader:
+    """Reads arrays of a part's zip. Every byte is checked against its CRC.
+
+    Raises:
+        CorruptError: the zip, an entry or a chunk is damaged or missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise self._corrupt(error) from error
+
+    def __enter__(self) -> ArrayReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def read(self, name: str) -> np.ndarray:
+        import zarr
+        from zarr.core.buffer import default_buffer_prototype
+        from zarr.storage import MemoryStore
+
+        try:
+            prefix = f"{name}/"
+            keys = [key for key in self._zip.namelist() if key.startswith(prefix)]
+            to_buffer = default_buffer_prototype().buffer.from_bytes
+            store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
+            array = zarr.open_array(store, mode="r")
+            if array.nchunks_initialized < array.nchunks:
+                raise ValueError("a chunk is missing")
+            return array[...]
+        except (KeyError, OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise self._corrupt(error, name) from error
+
+    def _corrupt(self, error: Exception, name: str = "") -> CorruptError:
+        where = f"{self.path}{f', array {name}' if name else ''}"
+        return CorruptError(
+            f"{where}: damaged ({error})",
+            f"Remove {self.path.with_name(self.path.name.replace('.zarr.zip', '.parquet')).name} and done.json in that "
+            "folder, then run the stage again: only this part is made anew",
+        )
+
+
+def write_index(path: Path, table: pa.Table) -> None:
+    """Writes a part's rows; the rename commits the part. Raises StorageError."""
+    import pyarrow.parquet as pq
+
+    write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", write_page_checksum=True))
+
+
+def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part's rows. Raises CorruptError when the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptError(
+            f"{path}: damaged ({str(error).splitlines()[0]})",
+            "Remove it and done.json in that folder, then run the stage again: only this part is made anew",
+        ) from error

@@ -1,0 +1,206 @@
+"""The proposals on disk: what stage one writes, and classification and evaluation read.
+
+Arrays of a part (`part-NNNN.zarr.zip`), for an image with id ID whose generator has Q queries and K classes:
+
+    masks/ID          (kept, y, x)          mask logits of the kept queries, in the padded frame
+    class_logits/ID   (query, class)        float32 (Q, K + 1), "no object" last, all queries
+
+Rows of its index (`part-NNNN.parquet`): see `SCHEMA`. Points are (row, col) pixels of the original image, chosen from
+full-precision logits before anything was rounded or dropped; every query has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import View
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class ProposalRecord:
+    """The proposals of one image as stored.
+
+    Attributes:
+        image_id, file_name: the latter relative to the data root.
+        view: original, resized, padded and mask sizes.
+        protocol: order of operations that the masks expect.
+        kept: (M,) int32, the queries whose masks are stored, ascending.
+        dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
+        points: per policy (Q, 2) int32 (row, col) in the original image.
+        class_logits: (Q, K + 1) float32, or None when not read.
+        masks: (M, h, w) mask logits, or None when not read.
+    """
+
+    image_id: str
+    file_name: str
+    view: View
+    protocol: str
+    kept: np.ndarray
+    dropped_mass: float
+    points: dict[str, np.ndarray]
+    class_logits: np.ndarray | None = field(default=None, repr=False)
+    masks: np.ndarray | None = field(default=None, repr=False)
+
+
+def keep_queries(present: np.ndarray, budget: float) -> tuple[np.ndarray, float]:
+    """Which masks to store: the likeliest, until the rest together may matter less than the budget.
+
+    Args:
+        present: (Q,) 1 − v of every query.
+        budget: largest Σ(1−v) of the dropped ones; 0 keeps all.
+    Returns:
+        (ascending indices of the kept, Σ(1−v) of the dropped). Ties keep the lower index.
+    """
+    if budget <= 0:
+        return np.arange(len(present), dtype=np.int32), 0.0
+    order = np.argsort(-present, kind="stable")
+    # mass of everything from position i on
+    tail = np.cumsum(present[order][::-1].astype(np.float64))[::-1]
+    count = int(np.count_nonzero(tail > budget))  # tail falls, so these are the first ones
+    dropped = float(tail[count]) if count < len(order) else 0.0
+    return np.sort(order[:count]).astype(np.int32), dropped
+
+
+def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
+    """Columns of the index. Sizes are [height, width]; points are [row, col] per query."""
+    import pyarrow as pa
+
+    size = pa.list_(pa.int32(), 2)
+    points = pa.list_(pa.list_(pa.int32(), 2))
+    about = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "classes": list(classes),
+        "points": "(row, col) pixels of the original image, one per query",
+    }
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("file_name", pa.string()),
+            ("status", pa.string()),
+            ("error", pa.string()),
+            ("protocol", pa.string()),
+            ("original", size),
+            ("resized", size),
+            ("padded", size),
+            ("mask", size),
+            ("kept", pa.list_(pa.int32())),
+            ("dropped_mass", pa.float64()),
+            ("points_max", points),
+            ("points_centre", points),
+            ("points_random", points),
+        ],
+        metadata={"vitp": json.dumps(about)},
+    )
+
+
+def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
+    """Stores the arrays of one image and returns its index row."""
+    assert record.masks is not None and record.class_logits is not None
+    arrays.add(f"masks/{record.image_id}", record.masks, ("kept", "y", "x"))
+    arrays.add(f"class_logits/{record.image_id}", record.class_logits, ("query", "class"))
+    row: dict[str, Any] = {
+        "image_id": record.image_id,
+        "file_name": record.file_name,
+        "status": "ok",
+        "error": None,
+        "protocol": record.protocol,
+        "kept": record.kept.tolist(),
+        "dropped_mass": record.dropped_mass,
+        **{name: list(size) for name, size in record.view.as_dict().items()},
+    }
+    for policy in ("max", "centre", "random"):
+        row[f"points_{policy}"] = record.points[policy].tolist() if policy in record.points else None
+    return row
+
+
+def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
+    """The index row of an image that could not be processed."""
+    return {"image_id": image_id, "file_name": file_name, "status": "failed", "error": reason}
+
+
+class ProposalStore:
+    """Reads the proposals of a run.
+
+        store = open_proposals("runs/camvid")
+        for record in store:
+            record.masks, record.points["max"]
+
+    Raises:
+        MissingStageError: the run has no proposals.
+        CorruptError: a part is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.run: StageRun = open_run(folder, "generate-proposals")
+        self.classes = tuple(c[0] for c in self.run.identity["manifest"]["classes"])
+
+    def __len__(self) -> int:
+        return len(self.run.images)
+
+    def __iter__(self) -> Iterator[ProposalRecord]:
+        for shard in range(self.run.shards):
+            for part in range(len(self.run.parts(shard))):
+                if index_path(self.run.shard_folder(shard), part).exists():
+                    yield from self.read_part(shard, part)
+
+    def rows(self, shard: int, part: int) -> list[dict[str, Any]]:
+        """Index rows of a part, failed images included."""
+        return read_index(index_path(self.run.shard_folder(shard), part)).to_pylist()
+
+    def read_part(self, shard: int, part: int, masks: bool = True) -> Iterator[ProposalRecord]:
+        """The images of a part that have proposals; `masks=False` reads no array at all."""
+        rows = [row for row in self.rows(shard, part) if row["status"] == "ok"]
+        if not masks:
+            yield from (_record(row) for row in rows)
+            return
+        with ArrayReader(arrays_path(self.run.shard_folder(shard), part)) as arrays:
+            for row in rows:
+                yield _record(row, arrays)
+
+
+def open_proposals(run: str | Path) -> ProposalStore:
+    """The proposals in a run directory; see `ProposalStore`."""
+    return ProposalStore(Path(run) / "proposals")
+
+
+def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalRecord:
+    sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
+    points = {
+        policy: np.asarray(row[f"points_{policy}"], np.int32).reshape(-1, 2)
+        for policy in ("max", "centre", "random")
+        if row[f"points_{policy}"] is not None
+    }
+    return ProposalRecord(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        view=View(**sizes),
+        protocol=row["protocol"],
+        kept=np.asarray(row["kept"], np.int32),
+        dropped_mass=row["dropped_mass"],
+        points=points,
+        class_logits=arrays.read(f"class_logits/{row['image_id']}") if arrays else None,
+        masks=arrays.read(f"masks/{row['image_id']}") if arrays else None,
+    )
+
+
+def points_of(record: ProposalRecord, policy: str) -> np.ndarray:
+    """(Q, 2) int32 points of a policy. Raises InputError when stage one did not store them."""
+    if policy not in record.points:
+        raise InputError(
+            f"the proposals hold no {policy!r} points, only {', '.join(record.points)}",
+            f'Generate them with points = ["{policy}"] in [generate-proposals]',
+        )
+    return record.points[policy]

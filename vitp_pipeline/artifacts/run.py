@@ -1,0 +1,151 @@
+"""The identity of a stage's results: `run.json`, made once, checked by every task.
+
+    RUN/proposals/                    one set of masks and class scores
+    RUN/classifier/NAME/              a trained classifier
+    RUN/classes/FINGERPRINT/          that classifier's scores for the points of these proposals
+    RUN/evaluation/FINGERPRINT/       metrics of these proposals, scores and settings
+
+What a person names is checked against what is there; what only follows from other results lies under its own fingerprint, so
+another classifier or another α never overwrites anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.files import create_json, read_json
+from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.fingerprint import difference, fingerprint
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage's folder and what its run.json says.
+
+    Attributes:
+        folder: where the results lie.
+        identity: what decides the results (JSON).
+        images: ids of all images, in order (empty for training).
+        shards: number of shards N.
+        part_size: images in a part.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    images: tuple[str, ...]
+    shards: int
+    part_size: int
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    def shard_images(self, shard: int) -> tuple[str, ...]:
+        """Image ids of a shard: a contiguous stretch, sizes differing by at most one."""
+        count = len(self.images)
+        return self.images[shard * count // self.shards : (shard + 1) * count // self.shards]
+
+    def parts(self, shard: int) -> list[tuple[str, ...]]:
+        """Image ids of the parts of a shard: a function of manifest and settings, never of what was done before."""
+        images = self.shard_images(shard)
+        return [images[i : i + self.part_size] for i in range(0, len(images), self.part_size)]
+
+    def shard_folder(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}"
+
+    def finished(self, shard: int) -> bool:
+        return (self.shard_folder(shard) / "done.json").exists()
+
+
+def create_or_check(
+    folder: Path,
+    identity: dict[str, Any],
+    images: tuple[str, ...] = (),
+    shards: int | None = None,
+    part_size: int = 1,
+) -> StageRun:
+    """Makes a stage's run.json, or checks that the one there says the same.
+
+    Args:
+        shards: asked for by the user; None = as the run has it, or 1 for a new one.
+    Raises:
+        IncompatibleError: the folder was made with other settings; the message says which.
+        UsageError: another number of shards than the run was begun with.
+    """
+    path = folder / "run.json"
+    content = {
+        "format_version": FORMAT_VERSION,
+        "identity": identity,
+        "fingerprint": fingerprint(identity),
+        "images": list(images),
+        "shards": shards or 1,
+        "part_size": part_size,
+        "provenance": provenance(),
+    }
+    if not path.exists():
+        create_json(path, content)
+    run = open_run(folder)
+    if run.identity != identity:
+        changes = "; ".join(difference(identity, run.identity)[:4])
+        raise IncompatibleError(
+            f"{folder}: made with other settings ({changes})",
+            "Choose another --out, or give back the old settings",
+        )
+    if run.images != images:
+        raise IncompatibleError(
+            f"{folder}: made for other images ({len(run.images)} then, {len(images)} now)",
+            "Choose another --out for the changed dataset",
+        )
+    if shards is not None and shards != run.shards:
+        raise UsageError(
+            f"{folder}: this run has {run.shards} shards, not {shards}",
+            f"Use --shard I/{run.shards}: the number is fixed by the first command on a run",
+        )
+    return run
+
+
+def open_run(folder: Path, stage: str = "") -> StageRun:
+    """What is there.
+
+    Raises:
+        MissingStageError: nothing is; `stage` names the command that would make it.
+        IncompatibleError: written by a newer version of vitp.
+        CorruptError: run.json is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
+    content = read_json(path)
+    try:
+        if content["format_version"] > FORMAT_VERSION:
+            raise IncompatibleError(f"{path}: written by a newer vitp", "Update vitp")
+        return StageRun(
+            folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"]
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{path}: damaged ({error!r})", "Remove the stage's folder and run it again") from error
+
+
+def provenance() -> dict[str, Any]:
+    """When, with which versions and by which command: for people, never compared."""
+    versions = {}
+    for package in ("vitp-pipeline", "torch", "timm", "numpy", "zarr", "mmsegmentation", "mmdet", "mmengine"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "command": " ".join(["vitp", *sys.argv[1:]]),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }

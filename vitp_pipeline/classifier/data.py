@@ -1,0 +1,117 @@
+"""Training batches. Every random choice is a function of (seed, epoch, image), so nothing but the step need be remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp_pipeline.classifier.augment import Augmentation
+from vitp_pipeline.classifier.sampling import sample_points
+from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size, normalise_points
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (B, 3, H, W) uint8, points (B, N, 2) float in [−1, 1), classes (B, N) int64."""
+
+    images: Tensor
+    points: Tensor
+    classes: Tensor
+
+
+class PointBatches:
+    """Batches of images with freshly drawn ground-truth points.
+
+    Args:
+        samples: the images to train on.
+        image_size: (height, width) of the classifier's input.
+        points: N per image.
+    Attributes:
+        skipped: reason by image id, for images that could not be read or have no label.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples: Sequence[Sample],
+        image_size: Size,
+        points: int,
+        batch_size: int,
+        augmentation: Augmentation,
+        sampling: str = "class-balanced",
+        seed: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.dataset, self.samples, self.image_size = dataset, list(samples), image_size
+        self.points, self.batch_size, self.augmentation = points, batch_size, augmentation
+        self.sampling, self.seed, self.workers = sampling, seed, workers
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def from_step(self, first: int, last: int) -> Iterator[tuple[int, Batch | None]]:
+        """(step, batch) for first ≤ step < last, read ahead by threads; None when no image of a batch was usable."""
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            ahead = [(step, pool.submit(self._batch, step)) for step in range(first, min(first + 2, last))]
+            for step in range(first, last):
+                number, future = ahead.pop(0)
+                if step + 2 < last:
+                    ahead.append((step + 2, pool.submit(self._batch, step + 2)))
+                yield number, future.result()
+
+    def _batch(self, step: int) -> Batch | None:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        items = [item for index in chosen if (item := self._item(int(index), epoch)) is not None]
+        if not items:
+            return None
+        images, points, classes = (np.stack(column) for column in zip(*items, strict=True))
+        return Batch(torch.from_numpy(images), torch.from_numpy(points), torch.from_numpy(classes))
+
+    def _item(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        sample = self.samples[index]
+        if sample.image_id in self.skipped:
+            return None
+        rng = np.random.default_rng([self.seed, epoch, index])
+        try:
+            image, labels = read_pair(self.dataset, sample)
+        except InputError as error:
+            self.skipped[sample.image_id] = error.message
+            return None
+        pixels, target = self.augmentation.apply(image, labels, self.image_size, rng)
+        drawn = sample_points(target, self.points, rng, self.sampling)
+        if drawn is None:  # the crop or rotation lost every label
+            pixels, target = Augmentation().apply(image, labels, self.image_size, rng)
+            drawn = sample_points(target, self.points, rng, self.sampling)
+        if drawn is None:
+            self.skipped[sample.image_id] = "no pixel has a label"
+            return None
+        points, classes = drawn
+        return pixels, normalise_points(points, target.shape), classes
+
+
+def read_pair(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) uint8 and labels (H, W) int16. Raises InputError when unreadable or of different size."""
+    image, labels = dataset.read_image(sample), dataset.read_semantic(sample)
+    require_same_size(image, labels, sample)
+    return image, labels
+
+
+def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample) -> None:
+    """Raises InputError when an image and its label map differ in height or width."""
+    if image.shape[:2] != labels.shape:
+        raise InputError(
+            f"{sample.label}: is {labels.shape[1]}×{labels.shape[0]}, its image {sample.image.name} is "
+            f"{image.shape[1]}×{image.shape[0]}",
+            "Image and label must have the same size",
+        )

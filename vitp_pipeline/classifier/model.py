@@ -1,0 +1,240 @@
+"""ViT-P: a plain ViT that takes points as extra tokens and names them all in one forward (paper §3.3).
+
+    tokens = [point 1 … point N; registers; patches]  →  blocks  →  norm  →  head on the first N
+
+Two choices go beyond the paper; the defaults are the paper's:
+
+* `point_token`: "linear" is the paper's token, Linear(coordinates) + the CLS slot of the position embedding. "patch" starts
+  from the patch embeddings (with their positions) around the point, bilinearly sampled, and adds Linear(coordinates), which begins at zero:
+  the token passes through the pre-trained blocks as a patch would, so it need not learn where a coordinate lies.
+* `attention`: "full" lets all tokens see each other. With "read-only" points see the patches and themselves, and nothing sees
+  points: the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vitp_pipeline.errors import IncompatibleError, UsageError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that the weights do not say. Saved beside them.
+
+    Attributes:
+        backbone: timm name of a ViT.
+        classes: the K class names, in the order of the logits.
+        image_size: (height, width) of the input, multiples of the patch size.
+        backbone_args: further arguments of timm's constructor.
+        depth: number of blocks used; 0 = all.
+        taps: blocks (1-based) whose point tokens are concatenated for the head; empty = the last used one.
+        point_token, attention: see the module's docstring.
+        head: "linear" (released weights), or "mlp": D → D, GELU → K (the paper's words).
+        norm: before the head: "layer", or "batch" (statistics over training points).
+        dropout, drop_path: rates.
+        point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2: released weights.
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    backbone_args: str = ""
+    depth: int = 0
+    taps: tuple[int, ...] = ()
+    point_token: str = "linear"
+    attention: str = "full"
+    head: str = "linear"
+    norm: str = "layer"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    point_dim: int = 4
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        fields = json.loads(text)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+class PointViT(nn.Module):
+    """ViT-P. Call it as `model(images, points)`.
+
+    Raises:
+        UsageError: the backbone is not a timm ViT, or the image size does not fit its patches.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classes, self.image_size = config.classes, config.image_size
+        self.backbone = _make_backbone(config)
+        blocks = len(self.backbone.blocks)
+        self.depth = config.depth or blocks
+        self.taps = config.taps or (self.depth,)
+        if not (1 <= self.depth <= blocks and all(1 <= tap <= self.depth for tap in self.taps)):
+            raise UsageError(f"{config.backbone} has {blocks} blocks; depth {config.depth} or taps {config.taps} ask for others")
+        self.backbone.blocks = self.backbone.blocks[: self.depth]
+        width, count = self.backbone.embed_dim, len(config.classes)
+        self.point_layer = nn.Linear(config.point_dim, width, bias=False)
+        features = width * len(self.taps)
+        if len(self.taps) > 1 or config.norm == "batch":
+            # the pre-trained norm belongs to one block's features; several, or a batch norm, get their own
+            self.backbone.norm = nn.Identity()
+        self.head_norm: nn.Module = nn.Identity()
+        if config.norm == "batch":
+            self.head_norm = nn.BatchNorm1d(features)
+        elif len(self.taps) > 1:
+            self.head_norm = nn.LayerNorm(features, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.head == "mlp":
+            self.head = nn.Sequential(nn.Linear(features, features), nn.GELU(), nn.Linear(features, count))
+        else:
+            self.head = nn.Linear(features, count)
+        self._initialise()
+        mean, std = (self.backbone.pretrained_cfg or {}).get("mean"), (self.backbone.pretrained_cfg or {}).get("std")
+        self.register_buffer("mean", torch.tensor(mean or (0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or (0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+
+    def _initialise(self) -> None:
+        """The point layer and the head as released (facts §1.1: truncated normal, 0.02); zero where it only corrects."""
+        if self.config.point_token == "patch":
+            nn.init.zeros_(self.point_layer.weight)
+        else:
+            nn.init.trunc_normal_(self.point_layer.weight, std=0.02)
+        for module in self.head.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB to the floats that the backbone was trained with."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def forward(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Scores of points.
+
+        Args:
+            images: (B, 3, H, W) float, normalised (`normalise`), H, W = `image_size`.
+            points: (B, N, 2) or (B, N, 4) float: (row, col[, height, width]), row and col in [−1, 1] (`normalise_points`).
+            valid: (B, N) bool; False marks padding, which no real token sees. None = all are real.
+        Returns:
+            (B, N, K) logits.
+        """
+        count = points.shape[1]
+        tokens = self._tokens(images, points)
+        mask = self._attention_mask(tokens.shape[1], count, valid, tokens.device)
+        found = []
+        for number, block in enumerate(self.backbone.blocks, 1):
+            tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
+            if number in self.taps:
+                found.append(self.backbone.norm(tokens[:, :count]))
+        features = torch.cat(found, dim=-1)  # (B, N, taps·D)
+        if isinstance(self.head_norm, nn.BatchNorm1d):
+            features = self.head_norm(features.flatten(0, 1)).view_as(features)
+        else:
+            features = self.head_norm(features)
+        return self.head(self.dropout(features))
+
+    def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
+        vit = self.backbone
+        patches = vit.patch_embed(images)  # (B, P, D)
+        prefix = vit.pos_embed.shape[1] - patches.shape[1]
+        patches = patches + vit.pos_embed[:, prefix:]
+        padded = F.pad(points, (0, self.config.point_dim - points.shape[2])).to(patches.dtype)
+        token = self.point_layer(padded)
+        if self.config.point_token == "patch":
+            token = token + sample_tokens(patches, vit.patch_embed.grid_size, points[..., :2])
+        elif prefix and vit.cls_token is not None:
+            token = token + vit.pos_embed[:, :1]  # the CLS slot, the same for all points
+        registers = [] if vit.reg_token is None else [vit.reg_token.expand(len(images), -1, -1).to(patches.dtype)]
+        return vit.norm_pre(vit.patch_drop(torch.cat([token, *registers, patches], dim=1)))
+
+    def _attention_mask(self, total: int, count: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
+        """(B or 1, 1, T, T) bool, True where the row's token sees the column's; None when everything sees everything."""
+        if self.config.attention == "full" and valid is None:
+            return None
+        seen = torch.ones(1, total, total, dtype=torch.bool, device=device)
+        if self.config.attention == "read-only":
+            seen[:, :, :count] = False
+        if valid is not None:
+            seen = seen.expand(len(valid), -1, -1).clone()
+            seen[:, :, :count] &= valid[:, None, :]
+        own = torch.arange(count, device=device)
+        seen[:, own, own] = True  # a token always sees itself, so no row is empty
+        return seen[:, None]
+
+
+def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
+    """Patch tokens at points, bilinear between patch centres, the border held.
+
+    Args:
+        patches: (B, h·w, D) in row-major order.
+        grid: (h, w).
+        points: (B, N, 2) (row, col) in [−1, 1], −1 and 1 being the image's edges.
+    Returns:
+        (B, N, D).
+    """
+    planes = patches.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+    where = points.flip(-1)[:, :, None].to(planes.dtype)  # grid_sample wants (x, y)
+    values = F.grid_sample(planes, where, mode="bilinear", padding_mode="border", align_corners=False)
+    return values[..., 0].transpose(1, 2)
+
+
+def _make_backbone(config: ModelConfig) -> nn.Module:
+    options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
+    try:
+        vit = timm.create_model(
+            config.backbone,
+            pretrained=False,
+            num_classes=0,
+            img_size=config.image_size,
+            drop_path_rate=config.drop_path,
+            **options,
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"timm cannot make the backbone {config.backbone!r} ({error})") from error
+    if not isinstance(vit, timm.models.VisionTransformer):
+        raise UsageError(f"{config.backbone!r} is not a plain timm ViT", "For example vit_base_patch14_dinov2")
+    patch = vit.patch_embed.patch_size
+    if any(side % p for side, p in zip(config.image_size, patch, strict=True)):
+        raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size {patch}")
+    return vit
+
+
+def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
+    """Puts pre-trained backbone weights (timm's names) into a model; the position table is resampled to its grid.
+
+    Blocks that the model does not use and classification heads are left out.
+
+    Raises:
+        IncompatibleError: a tensor is missing, unknown or of another shape.
+    """
+    vit = model.backbone
+    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
+    table = state.get("pos_embed")
+    if table is not None and table.shape != vit.pos_embed.shape:
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        state["pos_embed"] = resample_abs_pos_embed(table, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+    state = {k: v for k, v in state.items() if not (k.startswith("blocks.") and int(k.split(".")[1]) >= model.depth)}
+    if isinstance(vit.norm, nn.Identity):
+        state = {k: v for k, v in state.items() if not k.startswith("norm.")}
+    own = vit.state_dict()
+    for key, value in state.items():
+        if key in own and own[key].shape != value.shape:
+            raise IncompatibleError(f"{name}: {key} is {tuple(value.shape)}, the backbone wants {tuple(own[key].shape)}")
+    missing, unexpected = vit.load_state_dict(state, strict=False)
+    missing = [key for key in missing if key != "cls_token"]  # points take its place
+    if missing or unexpected:
+        kind, key = ("lacks", missing[0]) if missing else ("has the unknown tensor", unexpected[0])
+        raise IncompatibleError(f"{name}: {kind} {key}", f"Is it a {model.config.backbone}?")

@@ -1,0 +1,188 @@
+"""Training of the point classifier: one loop, resumable, the same bytes whether it was interrupted or not."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitp_pipeline.artifacts.files import refusals, write_whole
+from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.devices import mixed_precision
+from vitp_pipeline.errors import CorruptError, UserError
+from vitp_pipeline.progress import progress
+from vitp_pipeline.recipe import TrainSettings
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear from 0 over `warmup` steps, then half a cosine to 0 at `steps` (facts §2.4)."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict]:
+    """The new layers at `lr`, the pre-trained backbone at `backbone_lr`; biases, norms and scales without decay."""
+    backbone_lr = settings.lr if settings.backbone_lr < 0 else settings.backbone_lr
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        lr = backbone_lr if name.startswith("backbone.") else settings.lr
+        if lr == 0 or name.endswith("cls_token"):  # points stand in its place
+            parameter.requires_grad_(False)
+            continue
+        decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("pos_embed") else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+@dataclass
+class Trainer:
+    """Trains a model on batches and keeps its state in a folder.
+
+    Args:
+        log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits in the loss only.
+        evaluate: called at the end of an epoch with the model, gives figures for metrics.jsonl.
+    """
+
+    model: PointViT
+    batches: PointBatches
+    settings: TrainSettings
+    folder: Path
+    device: torch.device
+    log_prior: Tensor | None = None
+    evaluate: Callable[[PointViT], dict[str, float]] | None = None
+
+    def run(self) -> None:
+        """Trains from the last checkpoint, or from the start, to the end.
+
+        Raises:
+            UserError: the loss stopped being finite.
+            StorageError: disk full; the last checkpoint stays good.
+        """
+        settings, per_epoch = self.settings, self.batches.steps_per_epoch
+        steps = settings.epochs * per_epoch
+        warmup = round(settings.warmup * steps)
+        self.model.to(self.device)
+        groups = parameter_groups(self.model, settings)
+        if settings.optimizer == "adamw":
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups)
+        else:
+            optimizer = torch.optim.SGD(groups, momentum=0.9)
+        half = settings.precision == "float16" and self.device.type == "cuda"
+        scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        first, losses = self._resume(optimizer, scaler)
+        saved = time.monotonic()
+        with progress("train", steps, "steps") as bar:
+            bar.advance(first)
+            for step, batch in self.batches.from_step(first, steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * learning_rate_factor(step, steps, warmup)
+                if batch is not None:
+                    losses.append(self._step(step, batch, optimizer, scaler))
+                bar.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
+                if (step + 1) % per_epoch == 0:
+                    self._log(step + 1, (step + 1) // per_epoch, losses, optimizer)
+                    losses = []
+                if time.monotonic() - saved > 60 * settings.checkpoint_minutes and step + 1 < steps:
+                    self._save(step + 1, losses, optimizer, scaler)
+                    saved = time.monotonic()
+        self.model.eval()
+
+    def _step(self, step: int, batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:  # noqa: ANN001
+        self.model.train()
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout and drop-path: a function of the step
+        images = self.model.normalise(batch.images.to(self.device))
+        points, classes = batch.points.to(self.device), batch.classes.to(self.device)
+        with mixed_precision(self.settings.precision, self.device):
+            logits = self.model(images, points)
+        logits = logits.float()
+        if self.log_prior is not None:
+            logits = logits + self.log_prior.to(self.device)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), classes.flatten(), label_smoothing=self.settings.label_smoothing
+        )
+        if not torch.isfinite(loss):
+            raise UserError(f"training: the loss is {loss.item()} at step {step}", "Lower `lr`, or use float32")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.settings.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.item()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _save(
+        self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        state = {
+            "step": step,
+            "losses": losses,  # of the epoch so far
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "skipped": self.batches.skipped,
+        }
+        write_whole(self._checkpoint, lambda temporary: torch.save(state, temporary))
+
+    def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
+        step, losses = 0, []
+        if self._checkpoint.exists():
+            try:
+                state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+                self.model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                scaler.load_state_dict(state["scaler"])
+                self.batches.skipped.update(state["skipped"])
+                step, losses = int(state["step"]), list(state["losses"])
+            except Exception as error:
+                raise CorruptError(
+                    f"{self._checkpoint}: damaged ({str(error).splitlines()[0]})", "Remove it to train from the start"
+                ) from error
+        self._cut_log(step)
+        return step, losses
+
+    def _cut_log(self, step: int) -> None:
+        """Lines of epochs after the checkpoint will be written again; drop them, and a torn last one."""
+        if not self._metrics.exists():
+            return
+        kept = []
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue
+        write_whole(self._metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+    def _log(self, step: int, epoch: int, losses: list[float], optimizer: torch.optim.Optimizer) -> None:
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "loss": float(np.mean(losses)) if losses else None,
+            "lr": max(group["lr"] for group in optimizer.param_groups),
+        }
+        if self.evaluate is not None:
+            self.model.eval()
+            line |= self.evaluate(self.model)
+        with refusals(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,74 @@
+"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and `model.json` for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
+
+
+def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
+    """Writes `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same bytes."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    metadata = {"format": "pt", "vitp": model.config.to_json()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    parameters = sum(p.numel() for p in model.parameters())
+    write_json(path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters})
+
+
+def load_classifier(path: str | Path) -> PointViT:
+    """A trained classifier, in eval mode on the CPU.
+
+        model = load_classifier("runs/camvid/classifier/default/model.safetensors")
+        logits = model(model.normalise(images), points)        # (B, N, K)
+
+    Raises:
+        InputError: no such file, or not a classifier of vitp.
+        CorruptError: the file is damaged.
+        IncompatibleError: its tensors do not fit its configuration.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such classifier")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("vitp")
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"{path}: damaged ({error})", "Train it anew, or copy it again") from error
+    if text is None:
+        raise InputError(f"{path}: not a classifier of vitp (its metadata do not say so)")
+    model = PointViT(ModelConfig.from_json(text))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise IncompatibleError(f"{path}: its tensors do not fit its configuration ({error})") from error
+    return model.eval()
+
+
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """Backbone tensors from a .safetensors or a .pth file (read without running any code in it).
+
+    Raises:
+        InputError: missing, not such a file, or a pickle that wants more than tensors.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways, all of them the file's
+        raise InputError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+    for key in ("state_dict", "model", "teacher"):
+        state = state.get(key, state)
+    return state

@@ -1,0 +1,68 @@
+"""vitp evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("evaluate", rich_help_panel="Stages")
+    def evaluate(
+        recipe: RecipeName,
+        data_root: DataRoot,
+        out: Out,
+        alpha: Annotated[
+            str | None,
+            typer.Option(help="Weight of the classifier, or first:last:step for a sweep in one pass.", metavar="A"),
+        ] = None,
+        json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", metavar="FILE")] = None,
+        shard: Shard = None,
+        name: ClassifierName = None,
+        classifier: ClassifierFile = None,
+        allow_missing: Annotated[bool, typer.Option(help="Take figures of the images that are there.")] = False,
+        device: Device = None,
+        retry_failed: RetryFailed = False,
+    ) -> None:
+        """4. Fuse both scores and measure: mIoU, PQ, and the upper bounds.
+
+        With --shard it measures one shard and prints no figures; the last call without it adds up all of them.
+
+            vitp evaluate camvid --data-root data/camvid --out runs/camvid
+
+            vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
+        """
+        from vitp_pipeline.artifacts.files import write_whole
+        from vitp_pipeline.errors import PartialError
+        from vitp_pipeline.progress import say
+        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+        from vitp_pipeline.stages.results import print_result, result_of, to_json
+
+        loaded, choice = load_recipe(recipe), choose_shard(shard)
+        alphas = parse_alphas(alpha) if alpha else ()
+        settings = loaded.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None, device=device)
+        file = classifier and str(Path(classifier).resolve())
+        classify = loaded.stage(ClassifySettings, name=name, classifier=file)
+        evaluation = prepare(loaded, settings, classify, alphas, data_root, out, choice)
+        shards = choice.within(evaluation.run.shards)
+        if choice.index is None and allow_missing:
+            # take what is there; what is not finished is reported below
+            shards = [s for s in shards if evaluation.classes.finished(s)]
+        outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
+        if choice.index is not None:
+            outcome.report("evaluate")
+            return
+        result = result_of(evaluation, allow_missing)
+        print_result(result)
+        if json is not None:
+            write_whole(json, lambda temporary: temporary.write_text(to_json(result), encoding="utf-8"))
+            say(f"figures written to {json}")
+        images = result["images"]
+        if images["measured"] < images["of"]:
+            raise PartialError(f"evaluate: {images['measured']} of {images['of']} images are measured")

@@ -1,0 +1,51 @@
+"""vitp generate-proposals"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import BatchSize, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("generate-proposals", rich_help_panel="Stages")
+    def generate_proposals(
+        recipe: RecipeName,
+        data_root: DataRoot,
+        out: Out,
+        split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
+        shard: Shard = None,
+        limit: Annotated[int | None, typer.Option(help="Only the first images of the split.")] = None,
+        config: Annotated[str | None, typer.Option(help="OpenMMLab config: path, or name of a shipped one.")] = None,
+        checkpoint: Annotated[str | None, typer.Option(help="Its weights.", metavar="FILE")] = None,
+        batch_size: BatchSize = None,
+        device: Device = None,
+        retry_failed: RetryFailed = False,
+    ) -> None:
+        """1. Run the frozen generator; store mask logits, class scores and points.
+
+        Only the split that you evaluate needs proposals; training needs none.
+
+            vitp generate-proposals camvid --data-root data/camvid --out runs/camvid
+
+            vitp generate-proposals camvid --data-root data/camvid --out runs/camvid --shard 3/8
+        """
+        from pathlib import Path
+
+        from vitp_pipeline.recipe import ProposalSettings, load_recipe
+        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.stages.proposals import generate_proposals
+
+        loaded = load_recipe(recipe)
+        settings = loaded.stage(
+            ProposalSettings,
+            split=split,
+            limit=limit,
+            config=config and str(Path(config).resolve() if Path(config).exists() else config),
+            checkpoint=checkpoint and str(Path(checkpoint).resolve()),
+            batch_size=batch_size,
+            device=device,
+        )
+        generate_proposals(loaded, settings, data_root, out, choose_shard(shard), retry_failed).report("proposals")

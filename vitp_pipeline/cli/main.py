@@ -1,0 +1,59 @@
+"""The command line: one module per command, each parses, calls one function and prints.
+
+Nothing heavy is imported here: `vitp --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from vitp_pipeline.cli import classify, demo, doctor, evaluate, generate_proposals, status, train_classifier
+from vitp_pipeline.errors import UserError
+
+app = typer.Typer(
+    name="vitp",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Names the masks of a frozen segmentation model with a point-prompted ViT (ViT-P), offline and in shards.
+
+The four stages, in order:
+
+  vitp generate-proposals RECIPE --data-root DIR --out RUN
+  vitp train-classifier   RECIPE --data-root DIR --out RUN
+  vitp classify           RECIPE --data-root DIR --out RUN
+  vitp evaluate           RECIPE --data-root DIR --out RUN
+
+Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
+Begin with `vitp demo`.""",
+)
+for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, doctor):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        print(f"vitp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("vitp: stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            error.show() if hasattr(error, "show") else print(error.format_message(), file=sys.stderr)
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()

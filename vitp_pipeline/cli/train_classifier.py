@@ -1,0 +1,50 @@
+"""vitp train-classifier"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import ClassifierName, DataRoot, Device, Out, RecipeName
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("train-classifier", rich_help_panel="Stages")
+    def train_classifier(
+        recipe: RecipeName,
+        data_root: DataRoot,
+        out: Out,
+        name: ClassifierName = None,
+        epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")] = None,
+        hold_out: Annotated[
+            int | None, typer.Option(help="Training images kept out, to choose settings by; figures in metrics.jsonl.")
+        ] = None,
+        weights: Annotated[str | None, typer.Option(help="Backbone weights.", metavar="FILE")] = None,
+        device: Device = None,
+    ) -> None:
+        """2. Train the ViT-P point classifier on ground-truth points.
+
+        Needs images and labels, no proposals. Killed and started again, it goes on from its last checkpoint.
+
+            vitp train-classifier camvid --data-root data/camvid --out runs/camvid
+
+            vitp train-classifier camvid --data-root data/camvid --out runs/camvid --name seed1 --seed 1
+        """
+        from pathlib import Path
+
+        from vitp_pipeline.recipe import TrainSettings, load_recipe
+        from vitp_pipeline.stages.train import train_classifier
+
+        loaded = load_recipe(recipe)
+        settings = loaded.stage(
+            TrainSettings,
+            name=name,
+            epochs=epochs,
+            seed=seed,
+            hold_out=hold_out,
+            weights=weights and str(Path(weights).resolve()),
+            device=device,
+        )
+        train_classifier(loaded, settings, data_root, out)

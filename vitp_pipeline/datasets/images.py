@@ -1,0 +1,54 @@
+"""Image files to arrays, and nothing unreadable gets through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vitp_pipeline.errors import InputError
+
+# PIL guards against decompression bombs by raising above twice this number of pixels.
+Image.MAX_IMAGE_PIXELS = 250_000_000
+
+
+def _open(path: Path, what: str) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: this {what} does not exist", "Check --data-root and the manifest's splits") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again") from error
+    return image
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, truncated or foreign file."""
+    return np.asarray(_open(path, "image").convert("RGB"))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """A single-channel label PNG as (H, W) int32 pixel values.
+
+    Raises:
+        InputError: missing or unreadable, or a colour image where ids are expected.
+    """
+    image = _open(path, "label image")
+    if image.mode not in ("L", "P", "I", "I;16", "1"):
+        raise InputError(
+            f"{path}: a label image needs one channel of class ids, this one is {image.mode}",
+            "If it holds colours, convert them to ids first",
+        )
+    return np.asarray(image).astype(np.int32)
+
+
+def read_segment_ids(path: Path) -> np.ndarray:
+    """A COCO panoptic PNG as (H, W) int32 ids, R + 256·G + 65536·B; 0 is void. Raises InputError as above."""
+    image = _open(path, "panoptic image")
+    if image.mode not in ("RGB", "RGBA"):
+        raise InputError(f"{path}: a panoptic PNG needs three channels, this one is {image.mode}")
+    rgb = np.asarray(image)[..., :3].astype(np.int32)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]

@@ -1,0 +1,76 @@
+"""A picture of results: image, ground truth, the generator's names and the fused ones, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.datasets import IGNORE, DatasetSpec
+from vitp_pipeline.stages.evaluate import Evaluation
+
+GAP, TITLE = 6, 18
+COLUMNS = ("image", "ground truth", "generator", "fused")
+
+
+def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
+    """Draws the images on which fusion gained most, of the first part of the run.
+
+    Args:
+        path: the PNG to write.
+        rows: how many images.
+    Returns:
+        `path`.
+    """
+    panels = []
+    folder = evaluation.classes.shard_folder(0)
+    with ArrayReader(arrays_path(folder, 0)) as scores:
+        for record in evaluation.proposals.read_part(0, 0):
+            panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.image_id}")))
+    panels.sort(key=lambda panel: -panel[0])
+    height, width = panels[0][1][0].shape[:2]
+    sheet = Image.new("RGB", (4 * (width + GAP) - GAP, TITLE + min(rows, len(panels)) * (height + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(COLUMNS):
+        pen.text((column * (width + GAP) + 2, 3), title, fill="black")
+    for row, (_, pictures) in enumerate(panels[:rows]):
+        for column, picture in enumerate(pictures):
+            tile = Image.fromarray(picture).resize((width, height))
+            sheet.paste(tile, (column * (width + GAP), TITLE + row * (height + GAP)))
+    sheet.save(path)
+    return path
+
+
+def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray) -> tuple[float, list[np.ndarray]]:
+    """(pixels that fusion put right, the four pictures)."""
+    import torch
+
+    from vitp_pipeline.assemble.semantic import semantic_label_maps
+    from vitp_pipeline.fusion import fuse
+
+    dataset = evaluation.dataset
+    sample = dataset.by_id[record.image_id]
+    image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
+    logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
+    probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in (0.0, evaluation.alpha)])[:, record.kept.tolist()]
+    generator, fused = semantic_label_maps(
+        torch.from_numpy(record.masks).float(), probs, record.view, record.protocol
+    )
+    labelled = truth != IGNORE
+    gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0
+    return gain, [image, *(colored(image, labels, dataset.spec) for labels in (truth, generator, fused))]
+
+
+def colored(image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, strength: float = 0.7) -> np.ndarray:
+    """Class colours over an image.
+
+    Args:
+        image: (H, W, 3) uint8. labels: (H, W) class indices; IGNORE stays grey.
+        strength: 0 = only the image, 1 = only the colours.
+    """
+    table = np.array([*(c.color for c in spec.classes), (128, 128, 128)], np.float32)
+    grey = image.mean(2, keepdims=True).astype(np.float32)
+    return (strength * table[labels] + (1 - strength) * grey).astype(np.uint8)

@@ -1,0 +1,57 @@
+"""`vitp demo`: draws scenes, then runs the four stages on them as a user would."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.progress import say
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
+from vitp_pipeline.shard import ShardChoice
+
+TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0
+
+
+def run_demo(out: Path) -> dict:
+    """Draws 300 + 60 scenes below `out`, runs the stages on them and prints what came of it.
+
+    Returns:
+        The result of `vitp evaluate`, as in its JSON.
+    """
+    from vitp_pipeline.demo.picture import draw_result
+    from vitp_pipeline.demo.scenes import draw_scenes
+    from vitp_pipeline.stages.classify import classify
+    from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
+    from vitp_pipeline.stages.proposals import generate_proposals
+    from vitp_pipeline.stages.results import print_result, result_of
+    from vitp_pipeline.stages.train import train_classifier
+
+    began = time.monotonic()
+    recipe, data_root, run, everything = load_recipe("demo"), out / "scenes", out / "run", ShardChoice()
+    if not (data_root / "complete").exists():
+        say(f"drawing {TRAIN_SCENES} training scenes and {VAL_SCENES} others")
+        with refusals(data_root):
+            draw_scenes(data_root, "train", TRAIN_SCENES, SEED)
+            draw_scenes(data_root, "val", VAL_SCENES, SEED)
+            (data_root / "complete").touch()
+    say("1. generate-proposals: a small Mask2Former, trained on such scenes at half resolution, draws masks")
+    generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, run, everything).report("proposals")
+    say("2. train-classifier: a small ViT-P learns to name points from the ground truth of the training scenes")
+    train_classifier(recipe, recipe.stage(TrainSettings), data_root, run)
+    say("3. classify: it names the point of every mask")
+    settings = recipe.stage(ClassifySettings)
+    classify(recipe, settings, data_root, run, everything).report("classify")
+    say("4. evaluate: both scores are fused, and everything is measured")
+    measures = recipe.stage(EvaluateSettings)
+    evaluation = prepare(recipe, measures, settings, (), data_root, run, everything)
+    evaluate_shards(evaluation, measures, settings, range(evaluation.run.shards)).report("evaluate")
+    result = result_of(evaluation)
+    print_result(result)
+    picture = draw_result(evaluation, out / "demo.png")
+    print(
+        "These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.\n"
+        f"Picture: {picture}\nRun directory: {run} (try `vitp status {run}`)\n"
+        f"{time.monotonic() - began:.0f} seconds in all. A second `vitp demo` does no work."
+    )
+    return result

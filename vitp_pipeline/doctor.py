@@ -1,0 +1,59 @@
+"""What this installation can do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "vitp-pipeline",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "pyarrow",
+    "pycocotools",
+    "mmengine",
+    "mmcv",
+    "mmcv-lite",
+    "mmsegmentation",
+    "mmdet",
+)
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """(what, finding) pairs, in the order in which a person reads them."""
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            if package not in ("mmcv", "mmcv-lite"):
+                yield package, "not installed"
+    yield from _devices()
+    yield from _operators()
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield "device", f"CPU only ({torch.get_num_threads()} threads)"
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        bfloat = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB, {bfloat}"
+
+
+def _operators() -> Iterator[tuple[str, str]]:
+    present = importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec("mmcv._ext") is not None
+    yield "mmcv operators", "compiled" if present else "none: the plain torch versions are used (no need to act)"
+    for module, what in (("DCNv3", "InternImage"), ("natten", "DiNAT"), ("faster_coco_eval", "fast AP")):
+        found = importlib.util.find_spec(module) is not None
+        yield module, "installed" if found else f"not installed (would speed up {what})"

@@ -1,0 +1,69 @@
+"""What a user can get wrong, each kind with its own exit code.
+
+A `UserError` is shown as one line plus a mend, never as a traceback; anything else that escapes is a bug and
+shows one. The codes are part of the interface: job schedulers decide by them whether a retry can help.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend. `message` names the file or option, `mend` says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.mend}" if self.mend else self.message
+
+
+class UsageError(UserError):
+    """A flag or recipe value that cannot be: unknown key, α outside [0, 1], shard out of range."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """Data that cannot be read or does not agree: truncated image, unknown label id, missing annotation."""
+
+    exit_code = 3
+
+
+class IncompatibleError(UserError):
+    """Two things that must agree do not: a run made with other settings, class names, checkpoint shapes."""
+
+    exit_code = 4
+
+
+class MissingStageError(UserError):
+    """A stage was started before the one whose results it reads has finished."""
+
+    exit_code = 5
+
+
+class CorruptError(UserError):
+    """A committed artifact is damaged."""
+
+    exit_code = 6
+
+
+class PartialError(UserError):
+    """The work ended, but some images failed or some shards are missing."""
+
+    exit_code = 7
+
+
+class StorageError(UserError):
+    """The file system refused: disk full, read-only, no permission."""
+
+    exit_code = 8
+
+
+class LockedError(UserError):
+    """Another task is at work on the same shard."""
+
+    exit_code = 9

@@ -1,0 +1,166 @@
+"""Read generator checkpoints without running what a pickle asks for, and load them without silence.
+
+A `.pth` file is a pickle: it may name any Python function to be called on reading. Only tensors, plain
+containers and the few types that mmengine's own checkpoints hold are let through.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitp_pipeline.errors import IncompatibleError, InputError
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by name, and the names of their classes where the file says them."""
+
+    path: Path
+    state_dict: Mapping[str, torch.Tensor]
+    classes: tuple[str, ...] | None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read `.pth` (`{"state_dict": ..., "meta": ...}` or flat) or `.safetensors`, tensors on the CPU.
+
+    Raises:
+        InputError: the file is missing, damaged, holds no weights, or is a pickle that wants more than data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: checkpoint not found")
+    content, meta = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        shown = ", ".join(map(str, list(content)[:SHOWN])) or "nothing"
+        raise InputError(f"{path}: holds no state_dict (it has {shown})")
+    return Checkpoint(path, _without_prefix(content, "module."), _class_names(meta))
+
+
+def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Load all weights into all parameters and buffers of `model`.
+
+    Raises:
+        IncompatibleError: a tensor is missing, left over, or of another shape; the first few are named.
+    """
+    expected = model.state_dict()
+    given = checkpoint.state_dict
+    wrong = [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    mend = "Config and checkpoint must be of the same model"
+    if wrong:
+        raise IncompatibleError(f"{checkpoint.path}: other shapes: {_first(wrong, '; ')}", mend=mend)
+    try:
+        missing, unexpected = model.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        raise IncompatibleError(f"{checkpoint.path}: {error}", mend=mend) from error
+    faults = [f"missing {_first(missing)}"] if missing else []
+    faults += [f"not in the model {_first(unexpected)}"] if unexpected else []
+    if faults:
+        raise IncompatibleError(f"{checkpoint.path}: tensors {', and '.join(faults)}", mend=mend)
+
+
+def _first(names: list[str], separator: str = ", ") -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + rest
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            meta = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if "classes" in meta:  # safetensors metadata is text: a JSON list
+        try:
+            meta["classes"] = json.loads(meta["classes"])
+        except ValueError as error:
+            raise InputError(f"{path}: its 'classes' metadata is not JSON") from error
+    return tensors, {"dataset_meta": meta}
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    try:
+        with torch.serialization.safe_globals(_data_types()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|Unsupported class|function|module) ([\w.]+)", str(error))
+        if wanted is None:
+            raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+        raise InputError(
+            f"{path}: refused: its pickle asks for {wanted[1]}, which is not data",
+            mend="If you trust the file, save its state_dict alone and use that",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no state_dict (it is a {type(content).__name__})")
+    inner = content.get("state_dict")
+    if isinstance(inner, dict):
+        return inner, content.get("meta")
+    return content, None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class LogHistory:
+    """Takes the place of mmengine's HistoryBuffer, of which the logs beside the weights are made; never used."""
+
+    STATISTICS = ("min", "max", "current", "mean")
+
+
+def _getattr_of_history(owner: Any, name: str) -> str:
+    """`getattr` as mmengine's pickles need it: to name the methods of HistoryBuffer, and for nothing else."""
+    if owner is not LogHistory or name not in LogHistory.STATISTICS:
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr outside of HistoryBuffer")
+    return name
+
+
+def _data_types() -> list[Any]:
+    """What mmengine writes beside tensors: its log histories, and numpy values of any age."""
+    reconstruct = np.zeros(1).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    types: list[Any] = [np.ndarray, np.dtype]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
+        types += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    types += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSU"}
+    types += [(LogHistory, f"mmengine.logging{module}.HistoryBuffer") for module in ("", ".history_buffer")]
+    return [*types, (_getattr_of_history, "builtins.getattr")]
+
+
+def _without_prefix(weights: Mapping[str, torch.Tensor], prefix: str) -> Mapping[str, torch.Tensor]:
+    """Names as before a data-parallel wrapper came around the model."""
+    if not all(name.startswith(prefix) for name in weights):
+        return weights
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+
+
+def _class_names(meta: Any) -> tuple[str, ...] | None:
+    """`dataset_meta.classes` of mmengine, or `CLASSES` of what came before it."""
+    if not isinstance(meta, dict):
+        return None
+    for holder in (meta.get("dataset_meta"), meta):
+        if isinstance(holder, dict):
+            for key in ("classes", "CLASSES"):
+                names = holder.get(key)
+                if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                    return tuple(names)
+    return None

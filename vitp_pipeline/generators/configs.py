@@ -1,0 +1,162 @@
+"""Find OpenMMLab config files and what they inherit from, without importing torch or OpenMMLab.
+
+A config is a file, or the name of one that comes with an installed package: `mask2former_swin-t_...`,
+`mask2former/mask2former_swin-t_...` or `mmdet::mask2former/mask2former_swin-t_....py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from vitp_pipeline.errors import InputError
+
+PACKAGES = ("mmseg", "mmdet")
+
+
+def resolve_config(name_or_path: str | Path) -> Path:
+    """The file that a path or the name of a packaged config means.
+
+    Args:
+        name_or_path: a path, or a name with or without `.py`, with or without leading folders, with or
+            without `mmseg::` or `mmdet::` before it.
+    Returns:
+        An absolute path.
+    Raises:
+        InputError: nothing has that name (close names are listed), or several files have it.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path.resolve()
+    text = path.as_posix()
+    scope, separator, rest = text.rpartition("::")
+    wanted = Path(rest if rest.endswith(".py") else rest + ".py").parts
+    packages = (scope,) if separator else PACKAGES
+    known = [file for package in packages for file in _packaged_configs(package)]
+    found = [file for file in known if file.parts[-len(wanted) :] == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(_display_name(file) for file in found[:5])
+        raise InputError(f"config name '{text}' means several files: {listed}", mend="Write one of these")
+    names = sorted({file.stem for file in known})
+    near = difflib.get_close_matches(wanted[-1].removesuffix(".py"), names, n=5, cutoff=0.5)
+    mend = "Close names: " + ", ".join(near) if near else "Give the path of a config file"
+    raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", mend=mend)
+
+
+def config_sources(path: str | Path) -> list[Path]:
+    """A config file and, recursively, the files it inherits from: all whose text decides what it says.
+
+    Understands `_base_` (string or list, relative to the file, or `package::path`) and, in the newer style,
+    `with read_base(): from .base import *`. Python modules named by `custom_imports` are not followed.
+
+    Returns:
+        Absolute paths, the file itself first, each once, in the order in which they are named.
+    Raises:
+        InputError: a file is missing, cannot be parsed, or its `_base_` is computed.
+    """
+    files: list[Path] = []
+    pending = [Path(path).resolve()]
+    while pending:
+        file = pending.pop(0)
+        if file not in files:
+            files.append(file)
+            pending = [*_bases(file), *pending]
+    return files
+
+
+def _package_folder(package: str) -> Path | None:
+    spec = find_spec(package) if package.isidentifier() else None
+    locations = spec.submodule_search_locations if spec else None
+    return Path(next(iter(locations))).resolve() if locations else None
+
+
+def _packaged_configs(package: str) -> list[Path]:
+    folder = _package_folder(package)
+    return sorted((folder / ".mim" / "configs").rglob("*.py")) if folder else []
+
+
+def _display_name(file: Path) -> str:
+    marker = file.parts.index(".mim")
+    return f"{file.parts[marker - 1]}::{Path(*file.parts[marker + 2 :]).as_posix()}"
+
+
+def _bases(file: Path) -> list[Path]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: config cannot be read ({error})") from error
+    try:
+        if file.suffix == ".py":
+            named, imported = _python_bases(file, ast.parse(text))
+        else:
+            named, imported = _data_file_base(file, text), []
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{file}: config cannot be parsed ({error})") from error
+    bases = [_base_file(file, base) for base in named] + imported
+    for base in bases:
+        if not base.is_file():
+            raise InputError(f"{file}: the config that it inherits from is missing: {base}")
+    return bases
+
+
+def _python_bases(file: Path, tree: ast.Module) -> tuple[list[str], list[Path]]:
+    named: list[str] = []
+    imported: list[Path] = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and "_base_" in map(ast.unparse, node.targets):
+            named += _strings(ast.literal_eval(node.value))
+        elif isinstance(node, ast.With) and "read_base" in ast.unparse(node.items[0]):
+            for statement in node.body:
+                if isinstance(statement, ast.ImportFrom):
+                    imported += _imported_configs(file, statement)
+    return named, imported
+
+
+def _data_file_base(file: Path, text: str) -> list[str]:
+    if file.suffix == ".json":
+        content = json.loads(text)
+    elif file.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(error) from error
+    else:
+        raise ValueError("its name must end in .py, .json, .yaml or .yml")
+    return _strings(content.get("_base_", [])) if isinstance(content, dict) else []
+
+
+def _strings(value: object) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("_base_ is neither a string nor a list of strings")
+    return list(names)
+
+
+def _base_file(file: Path, base: str) -> Path:
+    package, separator, name = base.partition("::")
+    if not separator:
+        return (file.parent / base).resolve()
+    folder = _package_folder(package)
+    if folder is None:
+        raise InputError(f"{file}: inherits from {base}, but {package} is not installed")
+    return folder / ".mim" / "configs" / (name if Path(name).suffix else name + ".py")
+
+
+def _imported_configs(file: Path, statement: ast.ImportFrom) -> list[Path]:
+    parts = (statement.module or "").split(".") if statement.module else []
+    if statement.level:
+        folder: Path | None = file.parents[statement.level - 1]
+    else:
+        folder, parts = _package_folder(parts[0]), parts[1:]
+        if folder is None:
+            raise InputError(f"{file}: inherits from {statement.module}, which is not installed")
+    if not parts:  # from . import a, b
+        return [(folder / f"{alias.name}.py").resolve() for alias in statement.names]
+    return [folder.joinpath(*parts).with_suffix(".py").resolve()]

@@ -1,0 +1,330 @@
+"""Mask proposals from mmsegmentation 1.x and mmdetection 3.x: MaskFormer, Mask2Former, heads built on them.
+
+The network, its test-time resize, normalisation and padding are the library's own; the result is taken from
+the last decoder layer, before the library upsamples it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
+from vitp_pipeline.generators.base import Proposals
+from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
+from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+from vitp_pipeline.geometry import View
+
+# What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
+OTHER_GEOMETRY = re.compile(
+    "Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale"
+)
+
+
+class OpenMMLabGenerator:
+    """A frozen mask transformer of mmseg or mmdet.
+
+    Attributes:
+        config: the config file that was read.
+        classes: from the checkpoint, else the config, else the config's dataset; None when none of them says.
+        protocol: "mmseg1" or "mmdet".
+        num_classes: K. num_queries: Q.
+        describe: one line for people: which network, which weights, which device.
+    """
+
+    def __init__(
+        self, config: str | Path, checkpoint: Path | None, device: str | torch.device = "cpu", seed: int = 0
+    ) -> None:
+        """Build the network and load its weights.
+
+        Args:
+            config: a path, or the name of a config that comes with mmseg or mmdet.
+            checkpoint: `.pth` or `.safetensors`; None draws random weights from `seed`.
+            device: where it runs.
+        Raises:
+            InputError: config or checkpoint cannot be found or read.
+            IncompatibleError: they do not belong together.
+            UserError: the model is of a kind that this adapter does not run, or a package is missing.
+        """
+        self.config = resolve_config(config)
+        self.device = _device(device)
+        prepare_mmcv()
+        weights = read_checkpoint(checkpoint) if checkpoint is not None else None
+        with _quiet():
+            settings = _read_config(self.config)
+            library = _library(self.config, settings)
+            self.protocol = {"mmseg": "mmseg1", "mmdet": "mmdet"}[library]
+            self._model = _build_model(self.config, settings, library, weights, seed)
+            self._pipeline = _build_pipeline(self.config, settings, library)
+            self._model.to(self.device)
+        self._head = _head(self.config, self._model, library)
+        self.num_classes = int(self._head.num_classes)
+        self.num_queries = int(self._head.num_queries)
+        self.classes = _classes(self.config, settings, library, weights, self.num_classes)
+        origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
+        self.describe = (
+            f"{type(self._model).__name__} with {type(self._head).__name__} of {library}, "
+            f"{self.num_queries} queries, {self.num_classes} classes, "
+            f"config {self.config.name}, {origin}, on {self.device}"
+        )
+
+    @torch.inference_mode()
+    def propose(self, images: Sequence[np.ndarray]) -> list[Proposals]:
+        """Proposals of every image, in order; images that become equally large share one forward.
+
+        Args:
+            images: RGB uint8 (H, W, 3).
+        Returns:
+            Per image: mask logits (Q, h, w) and class logits (Q, K + 1), float32 on the generator's device.
+        Raises:
+            InputError: an image is of another shape or type.
+        """
+        results: list[Proposals | None] = [None] * len(images)
+        # No TF32: logits must agree between batch sizes and with the CPU.
+        with _quiet(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            prepared = [self._prepare(image) for image in images]
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for index, sample in enumerate(prepared):
+                groups.setdefault(tuple(sample["inputs"].shape), []).append(index)
+            for members in groups.values():
+                sizes = [images[index].shape[:2] for index in members]
+                for index, proposals in zip(
+                    members, self._forward([prepared[i] for i in members], sizes), strict=True
+                ):
+                    results[index] = proposals
+        return [proposals for proposals in results if proposals is not None]
+
+    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """One image through the test pipeline, as if its loader had just read it."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        size = image.shape[:2]
+        loaded = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
+        sample = self._pipeline(loaded)
+        resized = tuple(sample["inputs"].shape[-2:])
+        sample["data_samples"].set_metainfo({"img_shape": resized, "ori_shape": size})
+        return sample
+
+    def _forward(
+        self, samples: list[dict[str, Any]], sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[Proposals]:
+        """One forward of equally large samples; `sizes` are those of the original images."""
+        resized = tuple(samples[0]["inputs"].shape[-2:])
+        batch = self._model.data_preprocessor(
+            {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}, False
+        )
+        tensor, data_samples = batch["inputs"], batch["data_samples"]
+        if self.protocol == "mmseg1":
+            for data_sample in data_samples:
+                # mmseg's MaskFormer head takes the image's size for the batch's, in training as in testing:
+                # its attention never hides the padding, and weights trained so expect it.
+                data_sample.set_metainfo({"batch_input_shape": resized})
+        class_logits, mask_logits = self._head(self._model.extract_feat(tensor), data_samples)
+        for classes, masks, original in zip(class_logits[-1], mask_logits[-1], sizes, strict=True):
+            # The masks span the tensor that entered. `pad_shape` in the metainfo is not always its size:
+            # mmseg sets none without a test_cfg, mmdet gives what the image alone would have needed.
+            view = View(tuple(original), resized, tuple(tensor.shape[-2:]), tuple(masks.shape[-2:]))
+            yield Proposals(masks.float(), classes.float(), view)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"'{name}' is not a device", mend="Use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device '{name}' is not there", mend=f"torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings and log lines of OpenMMLab about its own code: a user of ours cannot act on them."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_config(path: Path) -> Any:
+    from mmengine import Config
+
+    try:
+        settings = Config.fromfile(path)
+    except Exception as error:  # a config is a program, anything can come out of it
+        raise InputError(f"{path}: config cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(settings.get("model"), dict) or "type" not in settings.model:
+        raise InputError(f"{path}: the config defines no model")
+    return settings
+
+
+def _type_name(settings: Any) -> str:
+    """`type` without its scope: "mmdet.Resize" and the class itself (newer configs) are both "Resize"."""
+    kind = settings.get("type", "") if isinstance(settings, dict) else ""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def _library(path: Path, settings: Any) -> str:
+    """The package that the model is of, by its outermost type."""
+    kind = _type_name(settings.model)
+    library = "mmseg" if kind.endswith("EncoderDecoder") else "mmdet"
+    if library == "mmseg" and (settings.model.get("test_cfg") or {}).get("mode", "whole") == "slide":
+        raise UserError(
+            f"{path}: sliding-window inference (test_cfg mode 'slide') is not supported yet",
+            mend="Set model.test_cfg = dict(mode='whole') if the model was trained for whole images",
+        )
+    try:
+        for package in dict.fromkeys(("mmdet", library)):  # mmseg's mask heads derive from mmdet's
+            for module in ("registry", "models", "datasets"):
+                importlib.import_module(f"{package}.{module}")
+    except ModuleNotFoundError as error:
+        mend = "Install mmsegmentation 1.2 and mmdet 3.3"
+        raise UserError(f"{path}: needs {error.name}, which is not installed", mend=mend) from error
+    return library
+
+
+def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | None, seed: int) -> Any:
+    registry = importlib.import_module(f"{library}.registry").MODELS
+    model_settings = _without_downloads(settings.model)
+    with _scope(library), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = registry.build(model_settings)
+        except UserError:
+            raise
+        except Exception as error:  # the constructors check their arguments in many ways
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: the model cannot be built ({why})") from error
+        if weights is None:
+            model.init_weights()
+    if weights is not None:
+        load_into(model, weights)
+    return model.float().eval().requires_grad_(False)
+
+
+def _without_downloads(settings: Any) -> Any:
+    """A copy that names no pre-trained file: all weights come from the checkpoint, or from the seed."""
+    if isinstance(settings, list | tuple):
+        return type(settings)(_without_downloads(item) for item in settings)
+    if not isinstance(settings, dict):
+        return settings
+    copy = type(settings)()
+    for key, value in settings.items():
+        if key in ("pretrained", "checkpoint_path") or (key == "init_cfg" and _loads_a_file(value)):
+            continue
+        copy[key] = _without_downloads(value)
+    if _type_name(copy) == "TIMMBackbone":
+        copy["pretrained"] = False  # its default is to download
+    return copy
+
+
+def _loads_a_file(init: Any) -> bool:
+    inits = init if isinstance(init, list | tuple) else [init]
+    return any(isinstance(item, dict) and "checkpoint" in item for item in inits)
+
+
+def _head(path: Path, model: Any, library: str) -> Any:
+    from mmdet.models.dense_heads import MaskFormerHead  # Mask2Former's, and both of mmseg's, derive from it
+
+    head = getattr(model, "decode_head" if library == "mmseg" else "panoptic_head", None)
+    if not isinstance(head, MaskFormerHead):
+        found = type(model if head is None else head).__name__
+        raise UserError(
+            f"{path}: {found} does not propose masks by queries",
+            mend="Use a MaskFormer or Mask2Former of mmsegmentation or mmdetection",
+        )
+    return head
+
+
+def _build_pipeline(path: Path, settings: Any, library: str) -> Any:
+    """The config's test pipeline without what reads files."""
+    from mmengine.dataset import Compose
+
+    steps = _test_pipeline(settings, library)
+    if not steps:
+        raise InputError(f"{path}: the config has no test_pipeline")
+    kept: list[Any] = []
+    for step in steps:
+        name = _type_name(step)
+        if OTHER_GEOMETRY.search(name):
+            raise UserError(f"{path}: the test pipeline has {name}, which is not supported: only resizing is")
+        if not name.startswith("Load"):
+            kept.append(step)
+        elif "Image" in name:
+            if step.get("color_type", "color") not in ("color", "unchanged"):
+                raise UserError(
+                    f"{path}: color_type '{step['color_type']}' is not supported, only 'color' is"
+                )
+            if step.get("to_float32", False):
+                kept.append(_to_float32)
+    with _scope(library):
+        transforms = importlib.import_module(f"{library}.registry").TRANSFORMS
+        built = [transforms.build(step) if isinstance(step, dict) else step for step in kept]
+    return Compose(built)
+
+
+def _to_float32(loaded: dict[str, Any]) -> dict[str, Any]:
+    return {**loaded, "img": loaded["img"].astype(np.float32)}
+
+
+def _test_pipeline(settings: Any, library: str) -> list[Any]:
+    """Where each library's own inference looks for it, then where else it may be."""
+    places = [settings.get("test_pipeline"), _dataset(settings).get("pipeline")]
+    return next(filter(None, places if library == "mmseg" else reversed(places)), [])
+
+
+def _dataset(settings: Any) -> Any:
+    """The test dataset's settings, inside whatever wraps it."""
+    dataset = (settings.get("test_dataloader") or {}).get("dataset") or {}
+    while isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _classes(
+    path: Path, settings: Any, library: str, weights: Checkpoint | None, num_classes: int
+) -> tuple[str, ...] | None:
+    if weights is not None and weights.classes is not None:
+        if len(weights.classes) != num_classes:
+            raise IncompatibleError(
+                f"{weights.path}: names {len(weights.classes)} classes, the model of {path} has {num_classes}"
+            )
+        return weights.classes
+    dataset = _dataset(settings)
+    candidates = [settings.get("dataset_meta"), settings.get("metainfo"), dataset.get("metainfo")]
+    if "type" in dataset:
+        datasets = importlib.import_module(f"{library}.registry").DATASETS
+        with _quiet(), _scope(library):
+            kind = datasets.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+        candidates.append(getattr(kind, "METAINFO", None))
+    for candidate in candidates:
+        names = (candidate or {}).get("classes")
+        # Another number of names belongs to a base config whose class count was overridden.
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            return tuple(map(str, names))
+    return None
+
+
+def _scope(library: str) -> Any:
+    """Names without a scope mean this library's, even when both libraries run in one process."""
+    from mmengine.registry import DefaultScope
+
+    return DefaultScope.overwrite_default_scope(library)

@@ -1,0 +1,111 @@
+"""How much of a difference between two results could be the choice of images: a bootstrap over images.
+
+IoU needs three numbers per image and class, so resampling a data set is one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.metrics.semantic import areas, mean_iou
+
+Metric = Callable[[np.ndarray], np.ndarray]
+"""(…, K, 3) areas summed over images → (…) values."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`estimate` on the data itself, and the percentile interval [low, high] of the resamples."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+
+
+def miou(total: np.ndarray) -> np.ndarray:
+    """Mean IoU over the classes present in the (resampled) ground truth: (…, K, 3) → (…)."""
+    return mean_iou(total, "present")
+
+
+def pixel_accuracy(total: np.ndarray) -> np.ndarray:
+    """(…, K, 3) → (…)."""
+    pixels = total[..., 1].sum(-1)
+    return np.divide(total[..., 0].sum(-1), pixels, out=np.full(np.shape(pixels), np.nan), where=pixels > 0)
+
+
+def sparse_areas(images: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_classes: int) -> np.ndarray:
+    """Areas of images whose confusions are stored sparsely.
+
+    Args:
+        images: per image (gt, pred, count): class indices and pixel counts of the pairs that occur.
+        num_classes: K.
+    Returns:
+        (N, K, 3) int64: intersection, ground-truth area, predicted area, as `metrics.semantic.areas`.
+    """
+    out = np.zeros((len(images), num_classes, 3), np.int64)
+    for n, (gt, pred, pixels) in enumerate(images):
+        counts = np.zeros((num_classes, num_classes), np.int64)
+        np.add.at(counts, (np.asarray(gt, np.int64), np.asarray(pred, np.int64)), np.asarray(pixels, np.int64))
+        out[n] = areas(counts)
+    return out
+
+
+def interval(
+    image_areas: np.ndarray, metric: Metric = miou, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile interval of a metric under resampling of the images.
+
+    Args:
+        image_areas: (N, K, 3) numbers, see `sparse_areas`.
+        metric: `miou`, `pixel_accuracy` or any function of summed areas.
+        samples: number of resamples.
+        level: share of the resamples inside the interval, in (0, 1).
+        seed: of the resampling.
+    """
+    values = metric(_resample(image_areas, samples, seed))
+    return _interval(float(metric(image_areas.sum(0))), values, level)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    metric: Metric = miou,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of metric(second) − metric(first) where both see the same images in every resample.
+
+    Args:
+        first, second: (N, K, 3) areas of the same images in the same order.
+        metric, samples, level, seed: as `interval`.
+    Raises:
+        IncompatibleError: shapes or ground truths differ.
+    """
+    if first.shape != second.shape or not np.array_equal(first[..., 1], second[..., 1]):
+        raise IncompatibleError("a paired comparison needs the same images, in the same order, for both results")
+    values = metric(_resample(second, samples, seed)) - metric(_resample(first, samples, seed))
+    return _interval(float(metric(second.sum(0)) - metric(first.sum(0))), values, level)
+
+
+def _resample(image_areas: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """(B, K, 3) float64 summed areas of B draws of N images with replacement (exact: pixel counts stay below
+    2^53).
+    """
+    n = len(image_areas)
+    if n == 0:
+        raise ValueError("a bootstrap needs at least one image")
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=samples)
+    flat = np.asarray(image_areas, np.float64).reshape(n, -1)
+    return (draws.astype(np.float64) @ flat).reshape(samples, *image_areas.shape[1:])
+
+
+def _interval(estimate: float, values: np.ndarray, level: float) -> Interval:
+    tail = 50.0 * (1.0 - level)
+    low, high = np.nanpercentile(values, [tail, 100.0 - tail])
+    return Interval(estimate, float(low), float(high), level)

@@ -1,0 +1,34 @@
+"""Where the recipes and manifests that come with vitp lie, and how a user's word becomes a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitp_pipeline.errors import InputError
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped(kind: str) -> Path:
+    """The folder of shipped `stages` or `manifests`: inside an installed package, at the top of a checkout."""
+    installed = PACKAGE / "_data" / kind
+    return installed if installed.is_dir() else PACKAGE.parent / kind
+
+
+def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -> Path:
+    """A TOML file by path (also relative to the folder `beside`), or a shipped one by its bare name.
+
+    Raises:
+        InputError: nothing of that name; the message lists the shipped ones.
+    """
+    given = Path(name_or_path).expanduser()
+    candidates = [given] if given.suffix == ".toml" else []
+    if beside is not None and given.suffix == ".toml" and not given.is_absolute():
+        candidates.insert(0, beside / given)
+    if len(given.parts) == 1:
+        candidates.append(shipped(kind) / f"{given.name.removesuffix('.toml')}.toml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(p.stem for p in shipped(kind).glob("*.toml")))
+    raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")

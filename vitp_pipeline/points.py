@@ -1,0 +1,205 @@
+"""Which pixel stands for a mask (design §4; facts §3.1.4, §3.2.2).
+
+Every function returns (Q, 2) int32, (row, col), pixels of the original image. The logits at image resolution
+are those of `assemble.upsample`: upsampled to the padded frame, padding cropped, resized to the original
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+import numpy as np
+from torch import Tensor
+
+from vitp_pipeline.assemble.resize import Taps, resize_rectangle, taps
+from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_logits
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.geometry import View
+
+# Interpolated values are convex combinations of mask cells up to this relative rounding error of float64.
+_SLACK = 1e-12
+
+
+def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image") -> np.ndarray:
+    """The pixel where each mask's logit is largest; ties go to the lowest flat index.
+
+    Sigmoid is monotone, so this is also the largest probability. A mask without a positive logit has a point
+    too.
+
+    Args:
+        mask_logits: (Q, h, w) floats in the padded frame, any device; use the generator's full-precision
+            output.
+        view: how the generator saw the image.
+        protocol: the generator's protocol. At image resolution all protocols move *logits* by the same chain.
+        at: "image" = argmax of the logits on the original pixel grid (official OneFormer path, facts §3.1.4);
+            "mask" = argmax over the mask cells whose centre lies inside the resized image (official
+            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's centre.
+    Returns:
+        (Q, 2) int32. "image" evaluates the bilinear surface in float64, so a plateau (every image border is
+        one) is an exact tie; float32 `interpolate` + argmax may pick another pixel only where the best two
+        differ by rounding.
+    Raises:
+        UsageError: unknown `protocol` or `at`.
+        IncompatibleError: shape and view disagree.
+    """
+    check_protocol(protocol)
+    check_frame(mask_logits, view)
+    cells = mask_logits.detach().float().cpu().numpy()
+    if at == "image":
+        chain = [_Axis.of(view, 0), _Axis.of(view, 1)]
+        points = [_max_at_image(plane, *chain) for plane in cells]
+    elif at == "mask":
+        points = _max_at_mask(cells, view)
+    else:
+        raise UsageError(f"unknown resolution {at!r} of the max point", "Choose image or mask")
+    return np.array(points, np.int32).reshape(-1, 2)
+
+
+def centre_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
+    """The pixel farthest from the outside of {logit > 0} at image resolution, the image border being outside.
+
+    Maximum of the Euclidean distance transform, ties to the lowest flat index; where no logit is positive,
+    the max point.
+
+    Args, Returns, Raises: as `max_points` at "image".
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    def deepest(positive: np.ndarray, query: int) -> tuple[int, int]:
+        top, left, inside = _bounding_box(positive)
+        # One ring of outside pixels: beyond the bounding box nothing is positive, or there is no image.
+        depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+        row, col = np.unravel_index(int(depth.argmax()), depth.shape)
+        return top + int(row), left + int(col)
+
+    return _points_inside(mask_logits, view, protocol, deepest)
+
+
+def random_points(mask_logits: Tensor, view: View, protocol: str, image_id: str, seed: int = 0) -> np.ndarray:
+    """A pixel drawn uniformly from {logit > 0} at image resolution; where no logit is positive, the max
+    point.
+
+    The draw depends on (seed, image_id, query index) alone, not on the order of images, batches or other
+    queries.
+
+    Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image.
+    """
+
+    def drawn(positive: np.ndarray, query: int) -> tuple[int, int]:
+        pixels = np.flatnonzero(positive)
+        pixel = int(pixels[_generator(seed, image_id, query).integers(len(pixels))])
+        return divmod(pixel, positive.shape[1])
+
+    return _points_inside(mask_logits, view, protocol, drawn)
+
+
+def _points_inside(
+    mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], tuple[int, int]]
+) -> np.ndarray:
+    """`choose(positive (H0, W0) bool, query)` for every mask with a positive pixel, the max point for the
+    rest.
+    """
+    check_protocol(protocol)
+    points = np.zeros((len(mask_logits), 2), np.int32)
+    for query, plane in enumerate(iter_mask_logits(mask_logits.detach(), view)):
+        positive = (plane > 0).cpu().numpy()
+        if positive.any():
+            points[query] = choose(positive, query)
+        else:
+            points[query] = max_points(mask_logits[query : query + 1], view, protocol)[0]
+    return points
+
+
+def _generator(seed: int, image_id: str, query: int) -> np.random.Generator:
+    digest = blake2b(f"{seed}\0{image_id}\0{query}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def _bounding_box(positive: np.ndarray) -> tuple[int, int, np.ndarray]:
+    rows, cols = np.flatnonzero(positive.any(1)), np.flatnonzero(positive.any(0))
+    return int(rows[0]), int(cols[0]), positive[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+
+
+# ---- max at image resolution: a bounded search ----------------------------------------------------
+# A pixel's value is a convex combination of the few mask cells it reads. So with L = the best value among the
+# pixels that read the largest cell, only pixels that read a cell ≥ L can win: evaluate the bounding box of
+# those, nothing else.
+
+
+class _Axis:
+    """One axis of mask → padded → (crop) → original: for every original index, the range of cells it
+    reads.
+    """
+
+    def __init__(self, mask: int, padded: int, resized: int, original: int) -> None:
+        self.up: Taps = taps(mask, padded)
+        self.down: Taps = taps(resized, original)
+        self.same = resized == original
+        self.low, self.high = self.up.low[self.down.low], self.up.high[self.down.high]
+        self.cells = int(self.low[0]), int(self.high[-1]) + 1
+
+    @classmethod
+    def of(cls, view: View, axis: int) -> _Axis:
+        return cls(view.mask[axis], view.padded[axis], view.resized[axis], view.original[axis])
+
+    def readers(self, first: int, last: int) -> tuple[int, int]:
+        """The half-open range of original indices that read any of the cells first … last; never empty.
+
+        Where the original is far smaller than the mask some cells are read by no pixel: then a neighbour
+        answers.
+        """
+        start = min(int(np.searchsorted(self.high, first)), len(self.low) - 1)
+        return start, max(int(np.searchsorted(self.low, last, side="right")), start + 1)
+
+
+def _max_at_image(plane: np.ndarray, rows: _Axis, cols: _Axis) -> tuple[int, int]:
+    (r0, r1), (c0, c1) = rows.cells, cols.cells
+    cells = plane[r0:r1, c0:c1]
+    row, col = divmod(int(cells.argmax()), cells.shape[1])
+    box = *rows.readers(r0 + row, r0 + row), *cols.readers(c0 + col, c0 + col)
+    best = float(_rectangle(plane, rows, cols, box).max())
+    candidates = cells >= best - _SLACK * abs(best)
+    near_rows, near_cols = np.flatnonzero(candidates.any(1)), np.flatnonzero(candidates.any(0))
+    if len(near_rows):  # not so when the logits hold NaN: then the first box answers
+        box = (
+            *rows.readers(r0 + int(near_rows[0]), r0 + int(near_rows[-1])),
+            *cols.readers(c0 + int(near_cols[0]), c0 + int(near_cols[-1])),
+        )
+    values = _rectangle(plane, rows, cols, box)
+    row, col = divmod(int(values.argmax()), values.shape[1])
+    return box[0] + row, box[2] + col
+
+
+def _rectangle(plane: np.ndarray, rows: _Axis, cols: _Axis, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The logits of a rectangle (top, bottom, left, right) of the original image, float64."""
+    top, bottom, left, right = box
+    up = *rows.down.source(top, bottom), *cols.down.source(left, right)
+    (r0, r1), (c0, c1) = rows.up.source(up[0], up[1]), cols.up.source(up[2], up[3])
+    values = resize_rectangle(plane[r0:r1, c0:c1], (r0, c0), rows.up, cols.up, up)
+    if rows.same and cols.same:
+        return values
+    return resize_rectangle(values, (up[0], up[2]), rows.down, cols.down, box)
+
+
+# ---- max at mask resolution -----------------------------------------------------------------------
+
+
+def _max_at_mask(cells: np.ndarray, view: View) -> np.ndarray:
+    rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
+    flat = cells[:, : len(rows), : len(cols)].reshape(len(cells), len(rows) * len(cols)).argmax(1)
+    return np.stack([rows[flat // len(cols)], cols[flat % len(cols)]], 1)
+
+
+def _cell_centres(view: View, axis: int) -> np.ndarray:
+    """For the cells of an axis whose centre lies inside the resized image: the original index containing the
+    centre.
+
+    The centre (2i + 1)·padded / (2·mask) is compared and scaled in integers, so no cell is lost to rounding.
+    """
+    twice = (2 * np.arange(view.mask[axis], dtype=np.int64) + 1) * view.padded[axis]
+    inside = twice[twice < 2 * view.mask[axis] * view.resized[axis]]
+    if not len(inside):  # an image smaller than half a cell
+        return np.zeros(1, np.int64)
+    return inside * view.original[axis] // (2 * view.mask[axis] * view.resized[axis])

@@ -1,0 +1,241 @@
+"""A recipe: what to run, as one TOML file with a table per stage.
+
+Every table is a frozen dataclass below; its field names are the keys of the TOML file. A key that does not exist is an
+error. Flags of the command line override keys. Paths may start with `~` or contain `{data_root}`; relative ones are looked
+for beside the recipe, then in the current directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitp_pipeline.datasets import DatasetSpec, load_manifest
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.fingerprint import setting
+from vitp_pipeline.paths import find_toml
+
+POINT_POLICIES = ("max", "centre", "random")
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """[generate-proposals]: which generator draws the masks, and what of them is kept."""
+
+    config: str = setting(identity=False, help="OpenMMLab config: a path, or a name from mmseg's or mmdet's own")
+    checkpoint: str = setting("", identity=False, help="its weights; empty = random weights, for trying out")
+    split: str = setting("val", help="split of the manifest")
+    limit: int = setting(0, help="only the first images of the split; 0 = all")
+    points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random")
+    max_at: str = setting("image", help="resolution of the max point: image or mask")
+    drop_below: float = setting(0.01, help="budget of Σ(1−v) of the masks of an image that are not stored; 0 = keep all")
+    mask_dtype: str = setting("float16", help="float16 or float32")
+    part_size: int = setting(32, help="images in a part, the unit that commits or does not exist")
+    seed: int = setting(0, help="for random weights and random points")
+    batch_size: int = setting(1, identity=False, help="images per forward")
+    device: str = setting("auto", identity=False, help="auto, cpu, cuda, cuda:1")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """[train-classifier]: the ViT-P model and its training."""
+
+    name: str = setting("default", identity=False, help="the classifier's folder in the run")
+    split: str = setting("train", help="split of the manifest")
+    backbone: str = setting("vit_small_patch14_dinov2", help="a timm ViT")
+    weights: str = setting("", identity=False, help="its weights: a local file, `hub` for timm's, empty = from scratch")
+    backbone_args: str = setting("", help="JSON of further arguments for timm, e.g. a smaller ViT from scratch")
+    depth: int = setting(0, help="use the first n blocks; 0 = all")
+    taps: tuple[int, ...] = setting((), help="blocks whose point tokens enter the head (1-based); empty = the last one")
+    point_token: str = setting("linear", help="linear: the paper's; patch: starts from the patch embeddings around the point")
+    attention: str = setting("full", help="full: the paper's; read-only: points see patches, and nothing sees points")
+    head: str = setting("linear", help="linear or mlp")
+    norm: str = setting("layer", help="norm before the head: layer, or batch (per feature, over training points)")
+    dropout: float = setting(0.0, help="on the head's input")
+    drop_path: float = setting(0.0, help="stochastic depth of the backbone")
+    image_size: tuple[int, int] = setting((518, 518), help="height, width of the classifier's input")
+    points_per_image: int = setting(250, help="ground-truth points drawn per image and step")
+    sampling: str = setting("class-balanced", help="class-balanced over the classes of the image, or uniform")
+    epochs: int = setting(30)
+    batch_size: int = setting(8, help="images per step")
+    optimizer: str = setting("sgd", help="sgd (momentum 0.9) or adamw")
+    lr: float = setting(0.01, help="peak rate of the head and the point layer")
+    backbone_lr: float = setting(-1.0, help="peak rate of the backbone; negative = lr, 0 = frozen")
+    weight_decay: float = setting(0.0)
+    warmup: float = setting(0.05, help="share of the steps with a linearly rising rate")
+    clip: float = setting(1.0, help="largest gradient norm")
+    label_smoothing: float = setting(0.0)
+    class_prior: float = setting(0.0, help="logit adjustment: how much of log(class frequency) the loss absorbs")
+    flip: bool = setting(True, help="mirror images at random")
+    crop_scale: tuple[float, float] = setting((1.0, 1.0), help="random resized crop: share of the area kept")
+    rotation: float = setting(0.0, help="degrees; the corners become ignore")
+    color_jitter: float = setting(0.0, help="strength of brightness, contrast, saturation")
+    precision: str = setting("auto", help="auto, float32, bfloat16, float16")
+    seed: int = setting(0)
+    hold_out: int = setting(0, help="images of the split kept out of training, to choose settings by")
+    checkpoint_minutes: float = setting(2.0, identity=False, help="how much work a kill may cost")
+    workers: int = setting(1, identity=False, help="processes that read images; 0 = in this one")
+    device: str = setting("auto", identity=False)
+
+
+@dataclass(frozen=True)
+class ClassifySettings:
+    """[classify]: which classifier names which points."""
+
+    name: str = setting("default", identity=False, help="a classifier trained in this run")
+    classifier: str = setting("", identity=False, help="or a classifier file from elsewhere (.safetensors)")
+    points: str = setting("max", help="which of the stored points")
+    flip: bool = setting(False, help="average the logits with those of the mirrored image")
+    precision: str = setting("auto", help="auto, float32, bfloat16, float16")
+    batch_size: int = setting(4, identity=False, help="images per forward")
+    device: str = setting("auto", identity=False)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """[evaluate]: how the scores are fused and what is measured."""
+
+    alpha: float = setting(0.4, help="weight of the classifier, 0..1")
+    formula: str = setting("renormalised", help="renormalised (OneFormer code) or raw (InternImage code)")
+    panoptic_rule: str = setting("d2", help="d2 or mmdet")
+    object_threshold: float = setting(0.8, help="least score of a panoptic segment")
+    overlap_threshold: float = setting(0.8, help="least visible share of a panoptic segment")
+    device: str = setting("auto", identity=False)
+
+
+TABLES: dict[str, type] = {
+    "generate-proposals": ProposalSettings,
+    "train-classifier": TrainSettings,
+    "classify": ClassifySettings,
+    "evaluate": EvaluateSettings,
+}
+Settings = TypeVar("Settings", ProposalSettings, TrainSettings, ClassifySettings, EvaluateSettings)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "max_at": ("image", "mask"),
+    "mask_dtype": ("float16", "float32"),
+    "point_token": ("linear", "patch"),
+    "attention": ("full", "read-only"),
+    "head": ("linear", "mlp"),
+    "norm": ("layer", "batch"),
+    "sampling": ("class-balanced", "uniform"),
+    "optimizer": ("sgd", "adamw"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "formula": ("renormalised", "raw"),
+    "panoptic_rule": ("d2", "mmdet"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe. `tables` holds the raw TOML tables; `stage()` gives them as settings."""
+
+    path: Path
+    title: str
+    manifest: DatasetSpec
+    tables: dict[str, dict[str, Any]]
+
+    def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
+        """The settings of a stage, flags that are not None put over the file's keys.
+
+        Raises:
+            UsageError: a key is missing, or a value has the wrong type or is not among its choices.
+        """
+        name = next(n for n, k in TABLES.items() if k is kind)
+        values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
+        return _settings(kind, values, f"{self.path}: [{name}]")
+
+    def find_file(self, text: str, data_root: Path) -> Path:
+        """A path written in the recipe: `{data_root}` filled in, relative ones beside the recipe or here.
+
+        Raises:
+            InputError: no such file.
+        """
+        path = Path(text.format(data_root=data_root)).expanduser()
+        for candidate in (self.path.parent / path, Path.cwd() / path):
+            if candidate.exists():
+                return candidate
+        raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", "Correct the recipe")
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads and checks a recipe, shipped (`camvid`) or a user's own (`./mine.toml`).
+
+    Raises:
+        InputError: not found, or not TOML.
+        UsageError: a table or key that does not exist, a value of the wrong type.
+    """
+    path = find_toml(name_or_path, "stages")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
+    title, manifest = content.pop("title", path.stem), content.pop("manifest", None)
+    if not isinstance(manifest, str):
+        raise UsageError(f"{path}: the key `manifest` is missing", 'Add e.g. manifest = "camvid"')
+    for name, table in content.items():
+        if name not in TABLES or not isinstance(table, dict):
+            raise UsageError(f"{path}: unknown {_entry(table)} {name!r}", _meant(name, [*TABLES, "title", "manifest"]))
+        fields = [field.name for field in dataclasses.fields(TABLES[name])]
+        for key in table:
+            if key not in fields:
+                raise UsageError(f"{path}: [{name}] has no key {key!r}", _meant(key, fields))
+    return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
+
+
+def _entry(value: Any) -> str:
+    return "table" if isinstance(value, dict) else "key"
+
+
+def _meant(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}"
+
+
+def _settings(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    checked = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in values:
+            if field.default is dataclasses.MISSING:
+                raise UsageError(f"{where} needs the key {field.name!r}", field.metadata["help"])
+            continue
+        checked[field.name] = _typed(field, values[field.name], where)
+    return kind(**checked)
+
+
+def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
+    if field.default is dataclasses.MISSING or isinstance(field.default, str):
+        good = isinstance(value, str)
+    elif isinstance(field.default, tuple):
+        good, value = isinstance(value, (list, tuple)), tuple(value) if isinstance(value, (list, tuple)) else value
+    elif isinstance(field.default, bool):
+        good = isinstance(value, bool)
+    elif isinstance(field.default, float):
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if good else value
+    else:
+        good = isinstance(value, int) and not isinstance(value, bool)
+    if not good:
+        raise UsageError(f"{where} {field.name} = {value!r} has the wrong type", field.metadata["help"])
+    if field.name in CHOICES and value not in CHOICES[field.name]:
+        raise UsageError(f"{where} {field.name} = {value!r}", f"Choose one of: {', '.join(CHOICES[field.name])}")
+    _in_range(field.name, value, where)
+    return value
+
+
+def _in_range(name: str, value: Any, where: str) -> None:
+    if name == "alpha" and not 0.0 <= value <= 1.0:
+        raise UsageError(f"{where} alpha = {value:g} is outside [0, 1]")
+    positive = {"part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes"}
+    if name in positive and value <= 0:
+        raise UsageError(f"{where} {name} = {value:g} must be positive")
+    if name in {"limit", "depth", "hold_out", "drop_below", "weight_decay", "workers", "lr"} and value < 0:
+        raise UsageError(f"{where} {name} = {value:g} must not be negative")
+    if name == "points":
+        for policy in (value,) if isinstance(value, str) else value:
+            if policy not in POINT_POLICIES:
+                raise UsageError(f"{where} points = {policy!r}", f"Choose among: {', '.join(POINT_POLICIES)}")

@@ -1,0 +1,92 @@
+"""Which shard a command works on: `--shard I/N`, or the index that a scheduler puts into the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vitp_pipeline.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How a scheduler tells an array task its index. `absent` are values that mean "not an array job"."""
+
+    name: str
+    index: str
+    base: int = 0
+    absent: tuple[str, ...] = ("",)
+
+
+SCHEDULERS = (
+    Scheduler("Slurm", "SLURM_ARRAY_TASK_ID"),
+    Scheduler("Kubernetes", "JOB_COMPLETION_INDEX"),
+    Scheduler("AWS Batch", "AWS_BATCH_JOB_ARRAY_INDEX"),
+    Scheduler("SGE", "SGE_TASK_ID", base=1, absent=("", "undefined")),
+    Scheduler("PBS Pro", "PBS_ARRAY_INDEX"),
+    Scheduler("Torque", "PBS_ARRAYID"),
+    Scheduler("LSF", "LSB_JOBINDEX", base=1, absent=("", "0")),
+    Scheduler("Google Batch", "BATCH_TASK_INDEX"),
+    Scheduler("Cloud Run", "CLOUD_RUN_TASK_INDEX"),
+    Scheduler("HyperQueue", "HQ_TASK_ID"),
+)
+
+
+@dataclass(frozen=True)
+class ShardChoice:
+    """`index` None = all shards; `count` None = as many as the run has."""
+
+    index: int | None = None
+    count: int | None = None
+    source: str = ""
+
+    def within(self, shards: int) -> list[int]:
+        """The shards to work on, of a run that has `shards`. Raises UsageError when the index is out of range."""
+        if self.index is None:
+            return list(range(shards))
+        if self.index >= shards:
+            raise UsageError(
+                f"shard {self.index} ({self.source}) does not exist: this run has {shards} shards",
+                f"Shards count from 0 to {shards - 1}",
+            )
+        return [self.index]
+
+
+def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> ShardChoice:
+    """The flag wins; else the environment of exactly one scheduler; else all shards.
+
+    Args:
+        text: "I/N", "I" (N as the run has it) or "/N" (index from the environment, or all of N), or None.
+    Raises:
+        UsageError: not of that form, 0 ≤ I < N violated, two schedulers at once, an index that is no number.
+    """
+    index, count, source = None, None, ""
+    if text is not None:
+        match = re.fullmatch(r"(\d+)?(?:/(\d+))?", text.strip())
+        if not match or text.strip() in ("", "/"):
+            raise UsageError(f"--shard {text!r} is not of the form I/N", "For example --shard 0/8")
+        index = int(match[1]) if match[1] else None
+        count = int(match[2]) if match[2] else None
+        source = "--shard"
+        if count == 0 or (index is not None and count is not None and index >= count):
+            raise UsageError(f"--shard {text}: shards count from 0, so I must be less than N", "The last is N-1/N")
+    if index is None:
+        index, found = _from_environment(environment)
+        source = found or source
+    return ShardChoice(index, count, source)
+
+
+def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
+    found = [s for s in SCHEDULERS if environment.get(s.index, "") not in s.absent]
+    if len(found) > 1:
+        names = " and ".join(s.index for s in found)
+        raise UsageError(f"two schedulers at once: {names} are set", "Say which shard with --shard I/N")
+    if not found:
+        return None, ""
+    scheduler = found[0]
+    value = environment[scheduler.index]
+    if not value.isdigit() or int(value) < scheduler.base:
+        raise UsageError(f"{scheduler.index}={value} ({scheduler.name}) is not a task index", "Use --shard I/N")
+    return int(value) - scheduler.base, scheduler.index

@@ -1,0 +1,211 @@
+"""Stage three: a trained classifier names the point of every mask. Reads images and points, no masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError
+from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.recipe import ClassifySettings, Recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.driver import Outcome, run_parts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.classifier.model import PointViT
+
+
+def classify(
+    recipe: Recipe, settings: ClassifySettings, data_root: Path, out: Path, shard: ShardChoice, retry_failed: bool = False
+) -> Outcome:
+    """Scores the points of the proposals and writes RUN/classes/FINGERPRINT.
+
+    Raises:
+        MissingStageError: the run has no classifier, or not the proposals of a shard.
+        UserError: any of its other kinds.
+    """
+    proposals = open_proposals(out)
+    check_manifest(proposals, recipe)
+    classifier = classifier_file(recipe, settings, data_root, out)
+    run = classes_run(proposals, classifier, settings, out, create=True, shards=shard.count)
+    shards = shard.within(run.shards)
+    require_proposals(proposals, shards)
+    dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
+    return run_parts(
+        run, shards, lambda: ClassMaker(run, proposals, dataset, classifier, settings), "classify", retry_failed
+    )
+
+
+def classifier_file(recipe: Recipe, settings: ClassifySettings, data_root: Path, out: Path) -> Path:
+    """The classifier to use. Raises MissingStageError when it has not been trained (to its end)."""
+    if settings.classifier:
+        return recipe.find_file(settings.classifier, data_root)
+    path = out / "classifier" / settings.name / "model.safetensors"
+    if not path.exists():
+        raise MissingStageError(f"{path}: no trained classifier", "Run `vitp train-classifier` first, or let it finish")
+    return path
+
+
+def classes_run(
+    proposals: ProposalStore,
+    classifier: Path,
+    settings: ClassifySettings,
+    out: Path,
+    create: bool = False,
+    shards: int | None = None,
+) -> StageRun:
+    """The folder of the scores of this classifier for these proposals.
+
+    Raises:
+        MissingStageError: it is not there and `create` is false.
+    """
+    identity = {
+        "stage": "classes",
+        "proposals": proposals.run.fingerprint,
+        "classifier": Digests(out).of(classifier),
+        "settings": identity_of(settings),
+    }
+    folder = out / "classes" / fingerprint(identity)[:12]
+    if not create and not (folder / "run.json").exists():
+        raise MissingStageError(f"{folder}: this classifier has not scored these proposals", "Run `vitp classify` first")
+    return create_or_check(folder, identity, proposals.run.images, shards or proposals.run.shards, proposals.run.part_size)
+
+
+def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
+    """Raises IncompatibleError when the recipe's manifest is not the one the proposals were made with."""
+    if proposals.run.identity["manifest"] != json.loads(json.dumps(recipe.manifest.identity())):
+        raise IncompatibleError(
+            f"{proposals.run.folder}: made with another manifest than {recipe.manifest.name!r} of {recipe.path.name}",
+            "Use the recipe that the run was begun with",
+        )
+
+
+def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
+    """Raises MissingStageError naming the shards whose proposals are not finished."""
+    if missing := [shard for shard in shards if not proposals.run.finished(shard)]:
+        raise MissingStageError(
+            f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is not finished",
+            "Run `vitp generate-proposals` for it first",
+        )
+
+
+class ClassMaker:
+    """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image."""
+
+    def __init__(
+        self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
+    ) -> None:
+        from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.devices import choose_device
+        from vitp_pipeline.stages.proposals import check_classes
+
+        self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
+        self.device = choose_device(settings.device)
+        self.model: PointViT = load_classifier(classifier).to(self.device)
+        check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        import pyarrow as pa
+
+        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
+        records = list(self.proposals.read_part(shard, part, masks=False))
+        reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
+        writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
+        try:
+            with ThreadPoolExecutor(2) as readers:
+                # two batches ahead: pictures are read while the model works
+                batches = _equal_batches(records, self.settings)
+                waiting: list[tuple[list[ProposalRecord], list[Future]]] = []
+                for batch in [*batches, None, None]:
+                    if batch is not None:
+                        waiting.append((batch, [readers.submit(self._picture, record) for record in batch]))
+                    if waiting and (batch is None or len(waiting) > 2):
+                        ready, pictures = waiting.pop(0)
+                        reasons |= self._score(ready, pictures, writer)
+                        advance(len(ready))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        advance(len(images) - len(records))
+        table = [
+            {"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images
+        ]
+        return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
+
+    def _picture(self, record: ProposalRecord) -> np.ndarray:
+        from vitp_pipeline.classifier.pixels import prepare_image
+
+        image = self.dataset.read_image(self.dataset.by_id[record.image_id])
+        if image.shape[:2] != record.view.original:
+            raise InputError(
+                f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
+                f"{record.view.original[0]} when its proposals were made"
+            )
+        return prepare_image(image, self.model.image_size)
+
+    def _score(self, batch: list[ProposalRecord], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
+        """Scores and stores a batch; returns the reasons of the images that failed."""
+        import torch
+
+        from vitp_pipeline.classifier.predict import point_logits
+
+        reasons, ready, images = {}, [], []
+        for record, picture in zip(batch, pictures, strict=True):
+            try:
+                images.append(picture.result())
+                ready.append(record)
+            except InputError as error:
+                reasons[record.image_id] = error.message
+        if not ready:
+            return reasons
+        points = [normalise_points(points_of(r, self.settings.points), r.view.original) for r in ready]
+        logits = point_logits(
+            self.model,
+            torch.from_numpy(np.stack(images)).to(self.device),
+            torch.from_numpy(np.stack(points)).to(self.device),
+            flip=self.settings.flip,
+            precision=self.settings.precision,
+        )
+        for record, values in zip(ready, logits.cpu().numpy(), strict=True):
+            if np.isfinite(values).all():
+                writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))
+            else:
+                reasons[record.image_id] = "the classifier's output is not finite"
+        return reasons
+
+
+def _equal_batches(records: list[ProposalRecord], settings: ClassifySettings) -> list[list[ProposalRecord]]:
+    """Neighbours with the same number of points, at most batch_size of them."""
+    batches: list[list[ProposalRecord]] = []
+    for record in records:
+        count = len(points_of(record, settings.points))
+        last = batches[-1] if batches else []
+        if last and len(last) < settings.batch_size and len(points_of(last[0], settings.points)) == count:
+            last.append(record)
+        else:
+            batches.append([record])
+    return batches
+
+
+def _schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    about: dict[str, Any] = {"fingerprint": fingerprint, "classes": list(classes)}
+    columns = [("image_id", pa.string()), ("status", pa.string()), ("error", pa.string())]
+    return pa.schema(columns, metadata={"vitp": json.dumps(about)})

@@ -1,0 +1,148 @@
+"""How a stage goes over shards and parts, so that being killed costs at most one part."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals, write_json
+from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.errors import PartialError
+from vitp_pipeline.progress import progress, say
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class PartMaker(Protocol):
+    """Makes the results of one part. Built only when there is something to do: it may load a model."""
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        """Writes the arrays of `images` to the file `arrays` (or nothing) and returns a row an image.
+
+        The rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `advance` is called
+        with the number of images finished.
+        """
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a stage did. `failed` are (image id, reason)."""
+
+    made: int = 0
+    cached: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def report(self, stage: str) -> None:
+        """Says how it ended. Raises PartialError when images failed."""
+        if not self.made:
+            say(f"{stage}: nothing to do, {self.cached} images are done")
+        else:
+            kept = f", {self.cached} were done before" if self.cached else ""
+            say(f"{stage}: {self.made} images in {self.seconds:.0f} s{kept}")
+        if self.failed:
+            for image_id, reason in self.failed[:10]:
+                say(f"  failed: {image_id}: {reason}")
+            more = f" (and {len(self.failed) - 10} more)" if len(self.failed) > 10 else ""
+            raise PartialError(
+                f"{stage}: {len(self.failed)} images failed{more}, the rest is done",
+                "Mend them and run again with --retry-failed",
+            )
+
+
+def run_parts(
+    run: StageRun,
+    shards: Sequence[int],
+    build: Callable[[], PartMaker],
+    title: str,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Makes every part of the shards that is not there yet, then each shard's done.json.
+
+    A part's index file is the mark that it is committed; leavings of killed tasks are removed first.
+
+    Raises:
+        LockedError: another task is at work on one of the shards.
+        StorageError: disk full and its kin.
+    """
+    outcome, maker, began = Outcome(), None, time.monotonic()
+    if retry_failed:
+        for shard in shards:
+            _forget_failed(run, shard)
+    open_shards = []
+    for shard in shards:
+        if run.finished(shard):
+            done = read_json(run.shard_folder(shard) / "done.json")
+            outcome.cached += len(run.shard_images(shard))
+            outcome.failed += [tuple(pair) for pair in done["failed"]]
+        else:
+            open_shards.append(shard)
+    if not open_shards:
+        return outcome
+
+    with progress(title, sum(len(run.shard_images(s)) for s in open_shards)) as bar:
+        for shard in open_shards:
+            folder = run.shard_folder(shard)
+            with locked(folder / "lock"):
+                for leaving in folder.glob(f"*{TEMPORARY}"):
+                    leaving.unlink()
+                for part, images in enumerate(run.parts(shard)):
+                    index = index_path(folder, part)
+                    if index.exists():
+                        outcome.cached += len(images)
+                        bar.advance(len(images))
+                        continue
+                    if maker is None:
+                        maker = build()
+                    started = time.monotonic()
+                    write_index(index, maker.make(shard, part, images, arrays_path(folder, part), bar.advance))
+                    outcome.made += len(images)
+                    _log(run, shard, part, len(images), time.monotonic() - started)
+                outcome.failed += _finish(run, shard)
+                (folder / "lock").unlink(missing_ok=True)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
+    """Writes done.json from what the parts say, so that it does not depend on interruptions."""
+    folder, failed, size = run.shard_folder(shard), [], 0
+    for part in range(len(run.parts(shard))):
+        rows = read_index(index_path(folder, part), ["image_id", "status", "error"]).to_pylist()
+        failed += [(r["image_id"], r["error"]) for r in rows if r["status"] != "ok"]
+        size += index_path(folder, part).stat().st_size
+        if (arrays := arrays_path(folder, part)).exists():
+            size += arrays.stat().st_size
+    stats = {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
+    write_json(folder / "done.json", stats)
+    return failed
+
+
+def _forget_failed(run: StageRun, shard: int) -> None:
+    """Uncommits the parts that hold failed images, so that they are made anew."""
+    folder = run.shard_folder(shard)
+    with locked(folder / "lock"):
+        for part in range(len(run.parts(shard))):
+            index = index_path(folder, part)
+            if index.exists() and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
+                (folder / "done.json").unlink(missing_ok=True)
+                index.unlink()
+
+
+def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
+    """Timings go beside what is compared, one JSON line a part."""
+    line = {"shard": shard, "part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
+    path = run.folder / "log" / f"shard-{shard:05d}.jsonl"
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,299 @@
+"""Stage four: fuse the scores, build the maps, measure. A pure function of what is stored and of the ground truth.
+
+Every image yields one row of counts (sparse confusion, panoptic matches, named masks) per variant; figures are sums over rows in the
+manifest's order, so no split into shards can change them. A variant is a way to name the masks:
+
+    alpha:A        generator and classifier fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
+    bound_point    named by the ground truth at the mask's point (paper Table 5)
+    bound_mask     named by the majority of the ground truth inside the mask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.datasets import IGNORE, Dataset
+from vitp_pipeline.errors import InputError, MissingStageError, UsageError
+from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.classify import check_manifest, classes_run, classifier_file, require_proposals
+from vitp_pipeline.stages.driver import Outcome, run_parts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+BOUNDS = ("bound_point", "bound_mask")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α."""
+
+    run: StageRun
+    proposals: ProposalStore
+    classes: StageRun
+    dataset: Dataset
+    alphas: tuple[float, ...]
+    alpha: float
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return (*(variant_of(a) for a in self.alphas), *BOUNDS)
+
+
+def variant_of(alpha: float) -> str:
+    return f"alpha:{alpha:g}"
+
+
+def parse_alphas(text: str) -> tuple[float, ...]:
+    """`0.4`, `0,0.4,1` or `first:last:step`, ends included. Raises UsageError outside [0, 1] or for another form."""
+    try:
+        if ":" in text:
+            first, last, step = (float(x) for x in text.split(":"))
+            if step <= 0 or last < first:
+                raise ValueError
+            values = [round(first + i * step, 10) for i in range(int((last - first) / step + 1e-9) + 1)]
+        else:
+            values = [float(x) for x in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--alpha {text!r} is neither a number nor first:last:step", "Like 0.4 or 0:1:0.1") from None
+    for value in values:
+        if not 0 <= value <= 1:
+            raise UsageError(f"--alpha {text}: α = {value:g} is outside [0, 1]")
+    return tuple(values)
+
+
+def prepare(
+    recipe: Recipe,
+    settings: EvaluateSettings,
+    classify: ClassifySettings,
+    sweep: Sequence[float],
+    data_root: Path,
+    out: Path,
+    shard: ShardChoice,
+) -> Evaluation:
+    """Finds what is to be evaluated and makes the evaluation's folder.
+
+    Args:
+        sweep: further values of α, measured beside the headline's.
+    Raises:
+        MissingStageError: proposals or scores are not there.
+        UserError: any of its other kinds.
+    """
+    proposals = open_proposals(out)
+    check_manifest(proposals, recipe)
+    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
+    alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
+    identity = {
+        "stage": "evaluation",
+        "proposals": proposals.run.fingerprint,
+        "classes": classes.fingerprint,
+        "settings": identity_of(settings),
+        "points": classify.points,
+        "alphas": list(alphas),
+    }
+    folder = out / "evaluation" / fingerprint(identity)[:12]
+    run = create_or_check(
+        folder, identity, proposals.run.images, shard.count or proposals.run.shards, proposals.run.part_size
+    )
+    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha)
+
+
+def evaluate_shards(
+    evaluation: Evaluation,
+    settings: EvaluateSettings,
+    classify: ClassifySettings,
+    shards: Sequence[int],
+    retry_failed: bool = False,
+) -> Outcome:
+    """Measures the images of some shards.
+
+    Raises:
+        MissingStageError: a shard's proposals or scores are not finished.
+    """
+    require_proposals(evaluation.proposals, shards)
+    if missing := [s for s in shards if not evaluation.classes.finished(s)]:
+        raise MissingStageError(
+            f"{evaluation.classes.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
+        )
+    return run_parts(
+        evaluation.run,
+        shards,
+        lambda: CountMaker(evaluation, settings, classify.points),
+        "evaluate",
+        retry_failed,
+    )
+
+
+class CountMaker:
+    """Makes parts of an evaluation: one row of counts an image, no arrays."""
+
+    def __init__(self, evaluation: Evaluation, settings: EvaluateSettings, policy: str) -> None:
+        from vitp_pipeline.assemble.panoptic import PanopticRule
+        from vitp_pipeline.devices import choose_device
+
+        self.evaluation, self.settings, self.policy = evaluation, settings, policy
+        self.device = choose_device(settings.device)
+        self.things = np.asarray(evaluation.dataset.spec.things)
+        self.rule = PanopticRule(settings.panoptic_rule, settings.object_threshold, settings.overlap_threshold)
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        classes_folder = self.evaluation.classes.shard_folder(shard)
+        states = {r["image_id"]: r for r in read_index(index_path(classes_folder, part)).to_pylist()}
+        rows: dict[str, dict[str, Any]] = {}
+        with ArrayReader(arrays_path(classes_folder, part)) as scores:
+            for record in self.evaluation.proposals.read_part(shard, part):
+                if states[record.image_id]["status"] == "ok":
+                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
+                    advance(1)
+        for image_id in images:
+            if image_id not in rows:
+                rows[image_id] = {"error": states[image_id]["error"]}
+                advance(1)
+        return counts_table(self.evaluation, [(image_id, rows[image_id]) for image_id in images])
+
+    def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
+        dataset, sample = self.evaluation.dataset, self.evaluation.dataset.by_id[record.image_id]
+        try:
+            truth = dataset.read_semantic(sample)
+            if truth.shape != record.view.original:
+                height, width = record.view.original
+                raise InputError(
+                    f"{sample.label}: is {truth.shape[1]}×{truth.shape[0]}, its image {width}×{height}",
+                    "Image and label must have the same size",
+                )
+            segments = dataset.read_panoptic(sample) if dataset.has_segments else None
+        except InputError as error:
+            return {"error": error.message}
+        return self._measure(record, point_logits, truth, segments)
+
+    def _measure(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray, segments) -> dict[str, Any]:  # noqa: ANN001
+        import torch
+
+        from vitp_pipeline.assemble.labels import label_at_points, majority_label
+        from vitp_pipeline.assemble.semantic import semantic_label_maps
+        from vitp_pipeline.fusion import fuse, named_probs
+
+        masks = torch.from_numpy(record.masks).float().to(self.device)
+        logits = torch.from_numpy(record.class_logits).to(self.device)
+        scores = torch.from_numpy(point_logits).to(self.device)
+        kept = torch.from_numpy(record.kept).long().to(self.device)
+        by_point = label_at_points(truth, points_of(record, self.policy))
+        by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
+        by_mask[record.kept] = majority_label(masks, record.view, truth)
+        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in self.evaluation.alphas]
+        void = logits.softmax(1)[:, -1]
+        named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
+        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))  # (A + 2, Q, K), (A + 2, Q)
+        names = probs.argmax(2).cpu().numpy()
+        probs, voids = probs[:, kept], voids[:, kept]
+        maps = semantic_label_maps(masks, probs, record.view, record.protocol)
+        row: dict[str, Any] = {"semantic": [sparse_confusion(m, truth, probs.shape[2]) for m in maps]}
+        row["masks"] = self._named(names, void, by_mask)
+        if segments is not None:
+            row["panoptic"] = [
+                self._panoptic(masks, p, v, record, segments) for p, v in zip(probs, voids, strict=True)
+            ]
+        return row
+
+    def _panoptic(self, masks: torch.Tensor, probs: torch.Tensor, void: torch.Tensor, record: ProposalRecord, segments):  # noqa: ANN001, ANN202
+        from vitp_pipeline.assemble.panoptic import panoptic_map
+        from vitp_pipeline.metrics.panoptic import count
+
+        ids, found = panoptic_map(masks, probs, void, record.view, record.protocol, self.rule, self.things)
+        truth_ids, truth_segments = segments
+        return count(ids, found, truth_ids, truth_segments, probs.shape[1])
+
+    def _named(self, names: np.ndarray, void: torch.Tensor, by_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """The masks that likely are something and cover labelled pixels: what each variant calls them. names: (A + 2, Q)."""
+        present = 1 - void.double().cpu().numpy()
+        matched = np.flatnonzero((present > 0.5) & (by_mask != IGNORE))
+        at = {a: i for i, a in enumerate(self.evaluation.alphas)}
+        return {
+            "query": matched,
+            "present": present[matched],
+            "label": by_mask[matched],
+            "generator": names[at[0.0]][matched],
+            "classifier": names[at[1.0]][matched],
+            "fused": names[at[self.evaluation.alpha]][matched],
+        }
+
+
+def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(truth class, predicted class, pixels) of every pair that occurs; pixels without ground truth do not count."""
+    valid = truth != IGNORE
+    pairs = np.bincount(truth[valid].astype(np.int64) * classes + labels[valid], minlength=classes * classes)
+    occurring = np.flatnonzero(pairs)
+    return occurring // classes, occurring % classes, pairs[occurring]
+
+
+MASK_FIELDS = ("query", "present", "label", "generator", "classifier", "fused")
+
+
+def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any]]]) -> pa.Table:
+    """The rows of a part as a table: image_id, status, error and three list columns of counts."""
+    import json
+
+    import pyarrow as pa
+
+    semantic, panoptic, masks = [], [], []
+    for _, row in rows:
+        found = row.get("semantic", [])
+        variants = [np.full(len(c[2]), v) for v, c in enumerate(found)]
+        semantic.append([variants, *([c[i] for c in found] for i in range(3))])
+        counts = row.get("panoptic", [])
+        active = [np.flatnonzero(c.tp + c.fp + c.fn) for c in counts]
+        panoptic.append(
+            [
+                [np.full(len(a), v) for v, a in enumerate(active)],
+                active,
+                *([getattr(c, name)[a] for c, a in zip(counts, active, strict=True)] for name in ("tp", "fp", "fn", "iou")),
+            ]
+        )
+        masks.append([[row["masks"][name]] if "masks" in row else [] for name in MASK_FIELDS])
+    small, big = pa.int32(), pa.int64()
+    columns = {
+        "image_id": pa.array([image_id for image_id, _ in rows], pa.string()),
+        "status": pa.array(["failed" if "error" in row else "ok" for _, row in rows], pa.string()),
+        "error": pa.array([row.get("error") for _, row in rows], pa.string()),
+        "semantic": _lists(semantic, {"variant": small, "truth": small, "predicted": small, "pixels": big}),
+        "panoptic": _lists(
+            panoptic, {"variant": small, "class": small, "tp": big, "fp": big, "fn": big, "iou": pa.float64()}
+        ),
+        "masks": _lists(
+            masks, {n: pa.float64() if n == "present" else small for n in MASK_FIELDS}
+        ),
+    }
+    about = {
+        "fingerprint": evaluation.run.fingerprint,
+        "variants": list(evaluation.variants),
+        "classes": list(evaluation.dataset.spec.class_names),
+    }
+    return pa.table(columns, metadata={"vitp": json.dumps(about)})
+
+
+def _lists(rows: list[list[list[np.ndarray]]], fields: dict[str, pa.DataType]) -> pa.Array:
+    """A list<struct> column: `rows[i][f]` are the pieces of field f in row i."""
+    import pyarrow as pa
+
+    lengths = [sum(len(piece) for piece in row[0]) for row in rows]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    arrays = []
+    for number, kind in enumerate(fields.values()):
+        pieces = [piece for row in rows for piece in row[number]]
+        flat = np.concatenate(pieces) if pieces else np.zeros(0)
+        arrays.append(pa.array(flat.astype(kind.to_pandas_dtype()), kind))
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, names=list(fields)))

@@ -1,0 +1,184 @@
+"""Stage one: a frozen generator draws masks; points are chosen from its full-precision logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.datasets import Dataset, DatasetSpec
+from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.fingerprint import identity_of
+from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.identity import describe
+from vitp_pipeline.recipe import ProposalSettings, Recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.driver import Outcome, run_parts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.generators.base import Generator, Proposals
+
+
+def generate_proposals(
+    recipe: Recipe, settings: ProposalSettings, data_root: Path, out: Path, shard: ShardChoice, retry_failed: bool = False
+) -> Outcome:
+    """Runs the generator over a split and writes RUN/proposals.
+
+    Raises:
+        UserError: any of its kinds; see `vitp_pipeline.errors`.
+    """
+    dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
+    config = _find_config(recipe, settings.config, data_root)
+    checkpoint = recipe.find_file(settings.checkpoint, data_root) if settings.checkpoint else None
+    identity = {
+        "stage": "proposals",
+        "manifest": recipe.manifest.identity(),
+        "generator": describe(config, checkpoint, Digests(out)),
+        "settings": identity_of(settings),
+    }
+    images = tuple(sample.image_id for sample in dataset.samples)
+    run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
+    return run_parts(
+        run,
+        shard.within(run.shards),
+        lambda: ProposalMaker(run, dataset, load_generator(config, checkpoint, settings, recipe.manifest), settings),
+        "proposals",
+        retry_failed,
+    )
+
+
+def load_generator(
+    config: Path, checkpoint: Path | None, settings: ProposalSettings, manifest: DatasetSpec
+) -> Generator:
+    """Builds the generator and holds its class list against the manifest's.
+
+    Raises:
+        IncompatibleError: names, order or number of classes differ.
+    """
+    from vitp_pipeline.devices import choose_device
+    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+
+    generator = OpenMMLabGenerator(config, checkpoint, choose_device(settings.device), settings.seed)
+    if generator.classes is not None:
+        check_classes(generator.classes, f"generator {config.name}", manifest)
+    return generator
+
+
+def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec) -> None:
+    """Raises IncompatibleError when a model's class names are not the manifest's, in the manifest's order."""
+    ours, theirs = manifest.class_names, tuple(classes)
+    if ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        what = f"{len(theirs)} classes, the manifest {len(ours)}"
+    else:
+        k = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        what = f"class {k} is {theirs[k]!r}, in the manifest {ours[k]!r}"
+    raise IncompatibleError(
+        f"{whose} and manifest {manifest.name!r} do not agree: {what}",
+        "Use the manifest whose classes, in this order, the model was trained with",
+    )
+
+
+class ProposalMaker:
+    """Makes parts of proposals: reads images, runs the generator, chooses points, stores."""
+
+    def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
+        self.run, self.dataset, self.generator, self.settings = run, dataset, generator, settings
+        self.schema = schema(run.fingerprint, dataset.spec.class_names)
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        import pyarrow as pa
+
+        about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
+        writer = ArrayWriter(arrays, about)
+        rows = []
+        try:
+            for start in range(0, len(images), self.settings.batch_size):
+                batch = images[start : start + self.settings.batch_size]
+                rows += self._batch(batch, writer)
+                advance(len(batch))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        return pa.Table.from_pylist(rows, schema=self.schema)
+
+    def _batch(self, image_ids: Sequence[str], writer: ArrayWriter) -> list[dict[str, Any]]:
+        """Rows of a batch, in order; an image that cannot be read, or whose logits are not finite, fails alone."""
+        pictures: dict[str, np.ndarray] = {}
+        reasons: dict[str, str] = {}
+        for image_id in image_ids:
+            try:
+                pictures[image_id] = self.dataset.read_image(self.dataset.by_id[image_id])
+            except InputError as error:
+                reasons[image_id] = error.message
+        proposals = dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True)) if pictures else {}
+        rows = []
+        for image_id in image_ids:
+            sample = self.dataset.by_id[image_id]
+            file_name = sample.image.relative_to(self.dataset.root).as_posix()
+            try:
+                if image_id in reasons:
+                    raise InputError(reasons[image_id])
+                record = self._record(image_id, file_name, proposals[image_id])
+            except InputError as error:
+                rows.append(failed_row(image_id, file_name, error.message))
+            else:
+                rows.append(write_record(writer, record))
+        return rows
+
+    def _record(self, image_id: str, file_name: str, found: Proposals) -> ProposalRecord:
+        import torch
+
+        from vitp_pipeline.points import centre_points, max_points, random_points
+
+        masks, logits = found.mask_logits.float(), found.class_logits.float()
+        classes = len(self.dataset.spec.classes)
+        if logits.shape[1] != classes + 1:
+            raise IncompatibleError(
+                f"the generator scores {logits.shape[1] - 1} classes, manifest {self.dataset.spec.name!r} has {classes}",
+                "Use the manifest that the generator was trained with",
+            )
+        if not (bool(torch.isfinite(masks).all()) and bool(torch.isfinite(logits).all())):
+            raise InputError(f"{file_name}: the generator's output is not finite")
+        protocol, settings, points = self.generator.protocol, self.settings, {}
+        if "max" in settings.points:
+            points["max"] = max_points(masks, found.view, protocol, at=settings.max_at)
+        if "centre" in settings.points:
+            points["centre"] = centre_points(masks, found.view, protocol)
+        if "random" in settings.points:
+            points["random"] = random_points(masks, found.view, protocol, image_id, settings.seed)
+        present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
+        kept, dropped = keep_queries(present, settings.drop_below)
+        # float16 ends at 65504; no sigmoid can tell a larger logit from it
+        limit = float(np.finfo(settings.mask_dtype).max)
+        stored = masks[torch.from_numpy(kept).long().to(masks.device)].clamp(-limit, limit)
+        return ProposalRecord(
+            image_id,
+            file_name,
+            found.view,
+            protocol,
+            kept,
+            dropped,
+            points,
+            logits.cpu().numpy(),
+            stored.cpu().numpy().astype(settings.mask_dtype),
+        )
+
+
+def _find_config(recipe: Recipe, text: str, data_root: Path) -> Path:
+    """A config written as a path (with a slash, `~` or placeholder), or as a name of the installed packages'."""
+    if text.endswith(".py") and any(mark in text for mark in "/~{"):
+        return recipe.find_file(text, data_root)
+    return resolve_config(text)

@@ -1,0 +1,221 @@
+"""Stage two: train the point classifier on ground-truth points. Needs images and labels, no proposals."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.files import TEMPORARY, locked, write_json
+from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.datasets import IGNORE, Dataset, Sample
+from vitp_pipeline.errors import InputError, PartialError, UsageError
+from vitp_pipeline.fingerprint import identity_of
+from vitp_pipeline.progress import say
+from vitp_pipeline.recipe import Recipe, TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitp_pipeline.classifier.model import PointViT
+
+
+def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) -> Path:
+    """Trains RUN/classifier/NAME, or carries on where it was stopped.
+
+    Returns:
+        The path of model.safetensors.
+    Raises:
+        PartialError: trained, but without images that could not be read.
+        UserError: any of its other kinds.
+    """
+    dataset = Dataset(recipe.manifest, data_root, settings.split)
+    weights = _weights(recipe, settings, data_root)
+    digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
+    identity = {
+        "stage": "classifier",
+        "manifest": recipe.manifest.identity(),
+        "weights": digest,
+        "settings": identity_of(settings),
+    }
+    folder = out / "classifier" / settings.name
+    run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
+    if (folder / "done.json").exists():
+        say(f"train-classifier: nothing to do, {folder} is trained")
+        return folder / "model.safetensors"
+    with locked(folder / "lock"):
+        for leaving in folder.glob(f"*{TEMPORARY}"):
+            leaving.unlink()
+        skipped = _train(dataset, settings, weights, folder, run.fingerprint)
+        (folder / "lock").unlink(missing_ok=True)
+    if skipped:
+        for image_id, reason in list(skipped.items())[:10]:
+            say(f"  left out: {image_id}: {reason}")
+        unreadable = {i: r for i, r in skipped.items() if r != "no pixel has a label"}
+        if unreadable:
+            raise PartialError(f"train-classifier: trained without {len(unreadable)} images that cannot be read")
+    return folder / "model.safetensors"
+
+
+def _train(
+    dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str
+) -> dict[str, str]:
+    """Builds, trains, saves; returns what was left out, and why."""
+    import torch
+
+    from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.data import PointBatches
+    from vitp_pipeline.classifier.train import Trainer
+    from vitp_pipeline.classifier.weights import save_classifier
+    from vitp_pipeline.devices import choose_device
+
+    training, held_out = split_samples(dataset.samples, settings.hold_out)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, dataset.spec.class_names)
+    _load_weights(model, settings, weights)
+    augmentation = Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter)
+    batches = PointBatches(
+        dataset,
+        training,
+        settings.image_size,
+        settings.points_per_image,
+        settings.batch_size,
+        augmentation,
+        settings.sampling,
+        settings.seed,
+        settings.workers,
+    )
+    device = choose_device(settings.device)
+    evaluate = _held_out_accuracy(dataset, held_out, settings) if held_out else None
+    prior = _log_prior(dataset, training) * settings.class_prior if settings.class_prior else None
+    began = time.monotonic()
+    trainer = Trainer(
+        model, batches, settings, folder, device, None if prior is None else torch.from_numpy(prior), evaluate
+    )
+    trainer.run()
+    usable = len(training) - len(batches.skipped)
+    if not usable:
+        raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+    about = {
+        "fingerprint": fingerprint,
+        "manifest": dataset.spec.name,
+        "images": usable,
+        "left_out": len(batches.skipped),
+        "held_out": [sample.image_id for sample in held_out],
+        "settings": identity_of(settings),
+    }
+    save_classifier(model.cpu(), folder / "model.safetensors", about)
+    write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+    return batches.skipped
+
+
+def split_samples(samples: list[Sample], hold_out: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples. The held-out ones do not depend on the training's seed.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    if hold_out >= len(samples):
+        raise UsageError(f"hold_out = {hold_out} leaves none of {len(samples)} images to train on")
+    order = np.random.default_rng(0).permutation(len(samples))
+    held = set(order[len(samples) - hold_out :].tolist()) if hold_out else set()
+    training = [s for i, s in enumerate(samples) if i not in held]
+    return training, [s for i, s in enumerate(samples) if i in held]
+
+
+def build_model(settings: TrainSettings, classes: tuple[str, ...]) -> PointViT:
+    """The untrained model that the settings describe."""
+    from vitp_pipeline.classifier.model import ModelConfig, PointViT
+
+    return PointViT(
+        ModelConfig(
+            backbone=settings.backbone,
+            classes=classes,
+            image_size=(settings.image_size[0], settings.image_size[1]),
+            backbone_args=settings.backbone_args,
+            depth=settings.depth,
+            taps=settings.taps,
+            point_token=settings.point_token,
+            attention=settings.attention,
+            head=settings.head,
+            norm=settings.norm,
+            dropout=settings.dropout,
+            drop_path=settings.drop_path,
+        )
+    )
+
+
+def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path | str:
+    if settings.weights in ("", "hub"):
+        return settings.weights or "from scratch"
+    return recipe.find_file(settings.weights, data_root)
+
+
+def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) -> None:
+    from vitp_pipeline.classifier.model import load_backbone_weights
+    from vitp_pipeline.classifier.weights import read_backbone
+
+    if isinstance(weights, Path):
+        load_backbone_weights(model, read_backbone(weights), weights.name)
+    elif weights == "hub":
+        import timm
+
+        try:
+            hub = timm.create_model(settings.backbone, pretrained=True, num_classes=0)
+        except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
+            raise InputError(
+                f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",
+                "Give a local file as `weights`",
+            ) from error
+        load_backbone_weights(model, hub.state_dict(), settings.backbone)
+
+
+def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: TrainSettings):  # noqa: ANN202
+    """A function that scores 250 fixed class-balanced ground-truth points of every held-out image."""
+    import torch
+
+    from vitp_pipeline.classifier.data import read_pair
+    from vitp_pipeline.classifier.pixels import prepare_image
+    from vitp_pipeline.classifier.predict import point_logits
+    from vitp_pipeline.classifier.sampling import sample_points
+    from vitp_pipeline.geometry import normalise_points
+
+    fixed = []
+    for index, sample in enumerate(held_out):
+        image, labels = read_pair(dataset, sample)
+        drawn = sample_points(labels, 250, np.random.default_rng([1, index]))
+        if drawn is not None:
+            points = torch.from_numpy(normalise_points(drawn[0], labels.shape))[None]
+            fixed.append((torch.from_numpy(prepare_image(image, settings.image_size))[None], points, drawn[1]))
+
+    def evaluate(model: PointViT) -> dict[str, float]:
+        device = model.mean.device
+        truth, guess = [], []
+        for image, points, classes in fixed:
+            logits = point_logits(model, image.to(device), points.to(device), precision=settings.precision)
+            guess.append(logits[0].argmax(-1).cpu().numpy())
+            truth.append(classes)
+        right, of = np.concatenate(guess) == np.concatenate(truth), np.concatenate(truth)
+        by_class = [float(right[of == k].mean()) for k in np.unique(of)]
+        return {"held_out_accuracy": float(right.mean()), "held_out_class_accuracy": float(np.mean(by_class))}
+
+    return evaluate
+
+
+def _log_prior(dataset: Dataset, training: list[Sample]) -> np.ndarray:
+    """(K,) float32: log of each class's share of class-balanced training points, add-one smoothed, mean 0."""
+    share = np.ones(len(dataset.spec.classes))
+    for sample in training:
+        try:
+            present = np.unique(dataset.read_semantic(sample))
+        except InputError:
+            continue  # reported when training reads it
+        present = present[present != IGNORE]
+        share[present] += 250 / max(1, len(present))
+    log = np.log(share / share.sum())
+    return (log - log.mean()).astype(np.float32)
