@@ -34,7 +34,7 @@ def views(draw):
     return View(original, resized, padded, mask)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(views(), st.integers(0, 2**32 - 1), st.sampled_from(["noise", "integers", "flat"]))
 def test_max_is_the_argmax_of_the_whole_plane(view, seed, kind):
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def test_max_at_mask_resolution():
     assert normalise_points(points, view.original).tolist() == [[0, 0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(views(), st.integers(0, 2**32 - 1))
 def test_max_at_mask_resolution_against_a_loop(view, seed):
     masks = torch.randint(0, 9, (2, *view.mask), generator=torch.Generator().manual_seed(seed)).float()
@@ -188,8 +188,8 @@ def test_the_search_skips_most_of_the_image():
     coarse = torch.randn(60, 8, 10, generator=generator)
     masks = F.interpolate(coarse[None], (120, 160), mode="bicubic")[0] * 8
     view = View((480, 640), (480, 640), (480, 640), (120, 160))
-    start = time.perf_counter()
+    start = time.process_time()
     points = max_points(masks, view, "mmseg1")
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     flat = plain(masks, view).flatten(1)
     assert (flat.argmax(1).numpy() == points[:, 0] * 640 + points[:, 1]).all()

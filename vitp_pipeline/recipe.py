@@ -1,8 +1,8 @@
 """A recipe: what to run, as one TOML file with a table per stage.
 
 Every table is a frozen dataclass below; its field names are the keys of the TOML file. A key that does not exist is an
-error. Flags of the command line override keys. Paths may start with `~` or contain `{data_root}`; relative ones are looked
-for beside the recipe, then in the current directory.
+error. Flags of the command line override keys. Paths may start with `~`, or contain `{data_root}` or `{package}` (the installed
+vitp_pipeline); relative ones are looked for beside the recipe, then in the current directory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import setting
-from vitp_pipeline.paths import find_toml
+from vitp_pipeline.paths import PACKAGE, find_toml
 
 POINT_POLICIES = ("max", "centre", "random")
 
@@ -150,12 +150,12 @@ class Recipe:
         return _settings(kind, values, f"{self.path}: [{name}]")
 
     def find_file(self, text: str, data_root: Path) -> Path:
-        """A path written in the recipe: `{data_root}` filled in, relative ones beside the recipe or here.
+        """A path written in the recipe: `{data_root}` and `{package}` filled in, relative ones beside the recipe or here.
 
         Raises:
             InputError: no such file.
         """
-        path = Path(text.format(data_root=data_root)).expanduser()
+        path = Path(text.format(data_root=data_root, package=PACKAGE)).expanduser()
         for candidate in (self.path.parent / path, Path.cwd() / path):
             if candidate.exists():
                 return candidate

@@ -23,6 +23,7 @@ def example(seed: int, queries: int = 12):
     coarse = torch.randn(1, queries, 3, 3, generator=generator) * 6
     masks = torch.nn.functional.interpolate(coarse, (8, 8), mode="bilinear")[0]
     logits = torch.randn(queries, K + 1, generator=generator) * 4
+    logits[:, 3:5] += 2  # enough stuff to be merged
     return masks, logits, logits.softmax(-1)
 
 
@@ -46,7 +47,7 @@ def detectron2(masks, probs, rule):
         for col in range(width):
             weights = [np.float32(score) * masks[q, row, col].numpy() for q, _, score in taking]
             owner[row, col] = int(np.argmax(weights))
-    for index, (q, label, score) in enumerate(taking):
+    for index, (q, label, _) in enumerate(taking):
         owned = owner == index
         claimed = masks[q].numpy() >= 0.5
         both = owned & claimed

@@ -77,7 +77,7 @@ def test_scores_and_labels_against_a_loop(name, protocol):
         assert (again == labels)[clear].all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(VIEWS)), st.data())
 def test_a_band_equals_its_rows_of_the_whole(name, data):
     view = VIEWS[name]
