@@ -30,9 +30,17 @@ from mmengine.structures import InstanceData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitp_pipeline.assemble.labels import label_at_points
+from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
+from vitp_pipeline.assemble.semantic import semantic_label_maps
+from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.demo import scenes
+from vitp_pipeline.fusion import named_probs
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from vitp_pipeline.metrics.panoptic import PanopticQuality
+from vitp_pipeline.metrics.semantic import Confusion
+from vitp_pipeline.points import max_points
 
 CONFIG = Path(scenes.__file__).with_name("generator_config.py")
 
@@ -97,55 +105,44 @@ def train(model: nn.Module, samples: list[Sample], iterations: int, batch: int, 
             print(f"{step:6d}/{iterations}  {spent:5.0f} s  loss {running:6.2f}  last layer: {last}", flush=True)
 
 
-def miou(counts: Tensor) -> float:
-    """Mean IoU in per cent of a confusion matrix, rows = truth, over the classes present."""
-    hit = counts.diag().double()
-    union = counts.sum(0) + counts.sum(1) - hit
-    return 100 * (hit[union > 0] / union[union > 0]).mean().item()
-
-
-def class_map(scene: scenes.Scene) -> Tensor:
-    """Class index per pixel, -1 where unlabelled, int64 (H, W)."""
-    classes = torch.full(scene.ids.shape, -1)
+def class_map(scene: scenes.Scene) -> np.ndarray:
+    """Class index per pixel, IGNORE where unlabelled, int16 (H, W)."""
+    classes = np.full(scene.ids.shape, IGNORE, np.int16)
     for segment in scene.segments:
-        classes[torch.from_numpy(scene.ids == segment.id)] = segment.category.id - 1
+        classes[scene.ids == segment.id] = segment.category.id - 1
     return classes
 
 
-def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> dict[str, float]:
-    """How good the generator is, and how good it would be if only its names were right. Per cent.
-
-    mIoU with its own names, and with each mask named by the truth at its maximum point, both in mmsegmentation's
-    order: upsample to the network's input, sigmoid, sum over queries, resize, argmax. "names right" is the share of
-    masks, weighted by 1 - p(no object), whose best class is the truth at the maximum point.
-    """
+def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> None:
+    """Print mIoU and PQ of the generator, and of its masks named by the truth at their maximum points."""
     classes = generator.num_classes
-    counts = {name: torch.zeros(classes, classes, dtype=torch.int64) for name in ("generator", "bound")}
+    things = [category.isthing for category in scenes.CATEGORIES]
+    rule = PanopticRule(object_threshold=0.4)
+    semantic = [Confusion(classes) for _ in range(2)]
+    panoptic = [PanopticQuality(classes, things) for _ in range(2)]
     right = named = 0.0
     for scene in held_out:
         (proposals,) = generator.propose([scene.image])
+        masks, view, protocol = proposals.mask_logits, proposals.view, generator.protocol
         truth = class_map(scene)
-        large = resize(proposals.mask_logits, proposals.view.padded)
-        points = resize(large, truth.shape).flatten(1).argmax(1)
-        label = truth.flatten()[points]
+        truths = [GroundTruthSegment(s.id, s.category.id - 1, False) for s in scene.segments]
+        labels = label_at_points(truth, max_points(masks, view, protocol))
         own = proposals.class_logits.softmax(-1)
-        weight = (1 - own[:, -1]) * (label >= 0)
-        right += (weight * (own[:, :-1].argmax(1) == label)).sum().item()
-        named += weight.sum().item()
-        oracle = F.one_hot(label.clamp(min=0), classes) * weight[:, None]
-        for name, probability in (("generator", own[:, :-1]), ("bound", oracle)):
-            found = resize(torch.einsum("qk,qhw->khw", probability, large.sigmoid()), truth.shape).argmax(0)
-            pairs = (truth * classes + found)[truth >= 0]
-            counts[name] += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-    return {
-        "generator mIoU": miou(counts["generator"]),
-        "bound mIoU": miou(counts["bound"]),
-        "names right": 100 * right / named,
-    }
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False)[0]
+        sets = torch.stack([own[:, :-1], named_probs(proposals.class_logits, labels)])
+        best = own[:, :-1].argmax(1).numpy()
+        weight = (1 - own[:, -1]).numpy() * (labels != IGNORE)
+        right, named = right + (weight * (best == labels)).sum(), named + weight.sum()
+        for which, found in enumerate(semantic_label_maps(masks, sets, view, protocol)):
+            semantic[which].update(found, truth)
+            ids, segments = panoptic_map(masks, sets[which], own[:, -1], view, protocol, rule, things)
+            panoptic[which].update(ids, segments, scene.ids, truths)
+    for which, title in enumerate(("generator", "bound")):
+        scores = panoptic[which].summary()["all"]
+        print(
+            f"{title:10s} mIoU {100 * semantic[which].miou():6.2f}   PQ {100 * scores.pq:6.2f}   "
+            f"SQ {100 * scores.sq:6.2f}   RQ {100 * scores.rq:6.2f}"
+        )
+    print(f"right names, weighted by 1 - p(no object): {100 * right / named:.1f} %")
 
 
 def save(model: nn.Module, classes: list[str], path: Path) -> None:
@@ -181,10 +178,8 @@ def main() -> None:
 
     # Measured is what was written, read as a user's checkpoint would be.
     held_out = [scenes.draw_scene(options.seed, "val", i) for i in range(options.held_out)]
-    figures = evaluate(OpenMMLabGenerator(CONFIG, options.out), held_out)
     print(f"{options.out}: {options.out.stat().st_size / 2**20:.2f} MiB")
-    for name, value in figures.items():
-        print(f"{name:15s} {value:6.2f}")
+    evaluate(OpenMMLabGenerator(CONFIG, options.out), held_out)
 
 
 if __name__ == "__main__":

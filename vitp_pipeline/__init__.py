@@ -1,1 +1,36 @@
-"""Mask generators and the point classifier that names their masks."""
+"""Names the masks of a frozen segmentation model with a point-prompted ViT.
+
+    from vitp_pipeline import open_proposals, load_classifier, fuse
+
+    for record in open_proposals("runs/camvid"):          # masks, class scores and points of every image
+        ...
+    model = load_classifier("runs/camvid/classifier/default/model.safetensors")
+    logits = model(model.normalise(images), points)       # (B, N, K)
+    probs, void = fuse(class_logits, logits[0], alpha=0.4)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitp_pipeline.artifacts.proposals import open_proposals
+    from vitp_pipeline.classifier.weights import load_classifier
+    from vitp_pipeline.fusion import fuse
+
+__all__ = ["fuse", "load_classifier", "open_proposals"]
+
+_HOMES = {
+    "open_proposals": "vitp_pipeline.artifacts.proposals",
+    "load_classifier": "vitp_pipeline.classifier.weights",
+    "fuse": "vitp_pipeline.fusion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `import vitp_pipeline` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitp_pipeline' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -142,7 +142,8 @@ class ClassMaker:
         except BaseException:
             writer.abandon()
             raise
-        advance(len(images) - len(records))
+        if len(images) > len(records):
+            advance(len(images) - len(records))
         table = [
             {"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images
         ]
