@@ -24,7 +24,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= LINE_EVERY or self.done == self.total:
             self._last = now
-            rate = self.done / max(now - self._began, 1e-9)
+            rate = max(self.done, 1e-9) / max(now - self._began, 1e-9)
             left = (self.total - self.done) / rate
             tail = f", {note}" if note else ""
             say(f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left{tail}")

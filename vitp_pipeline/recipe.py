@@ -155,9 +155,11 @@ class Recipe:
         Raises:
             InputError: no such file.
         """
-        path = Path(text.format(data_root=data_root, package=PACKAGE)).expanduser()
+        for name, folder in {"data_root": data_root, "package": PACKAGE}.items():
+            text = text.replace(f"{{{name}}}", str(folder))
+        path = Path(text).expanduser()
         for candidate in (self.path.parent / path, Path.cwd() / path):
-            if candidate.exists():
+            if candidate.is_file():
                 return candidate
         raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", "Correct the recipe")
 
@@ -211,7 +213,8 @@ def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
     if field.default is dataclasses.MISSING or isinstance(field.default, str):
         good = isinstance(value, str)
     elif isinstance(field.default, tuple):
-        good, value = isinstance(value, (list, tuple)), tuple(value) if isinstance(value, (list, tuple)) else value
+        value = tuple(value) if isinstance(value, (list, tuple)) else value
+        good = isinstance(value, tuple) and _elements_fit(value, field.default)
     elif isinstance(field.default, bool):
         good = isinstance(value, bool)
     elif isinstance(field.default, float):
@@ -225,6 +228,13 @@ def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
         raise UsageError(f"{where} {field.name} = {value!r}", f"Choose one of: {', '.join(CHOICES[field.name])}")
     _in_range(field.name, value, where)
     return value
+
+
+def _elements_fit(value: tuple, default: tuple) -> bool:
+    """Pairs stay pairs; elements are of the default's type, or integers where it is empty."""
+    kind = type(default[0]) if default else int
+    kinds = (int, float) if kind is float else (kind,)
+    return all(type(v) in kinds for v in value) and (len(default) != 2 or len(value) == 2)
 
 
 def _in_range(name: str, value: Any, where: str) -> None:

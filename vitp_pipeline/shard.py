@@ -42,6 +42,14 @@ class ShardChoice:
     count: int | None = None
     source: str = ""
 
+    def for_new_run(self) -> None:
+        """Raises UsageError for an index beyond 0 without a count: the first command on a run must say N."""
+        if self.index and self.count is None:
+            raise UsageError(
+                f"shard {self.index} ({self.source}) of how many? This run is new",
+                "Say --shard I/N, or --shard /N where the scheduler gives the index",
+            )
+
     def within(self, shards: int) -> list[int]:
         """The shards to work on, of a run that has `shards`. Raises UsageError when the index is out of range."""
         if self.index is None:
@@ -70,11 +78,12 @@ def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) 
         index = int(match[1]) if match[1] else None
         count = int(match[2]) if match[2] else None
         source = "--shard"
-        if count == 0 or (index is not None and count is not None and index >= count):
-            raise UsageError(f"--shard {text}: shards count from 0, so I must be less than N", "The last is N-1/N")
     if index is None:
         index, found = _from_environment(environment)
         source = found or source
+    if count == 0 or (index is not None and count is not None and index >= count):
+        where = f" with {source}={environment[source]}" if source in environment else ""
+        raise UsageError(f"--shard {text}{where}: shards count from 0, so I must be less than N", "The last is N-1/N")
     return ShardChoice(index, count, source)
 
 
@@ -87,6 +96,6 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
         return None, ""
     scheduler = found[0]
     value = environment[scheduler.index]
-    if not value.isdigit() or int(value) < scheduler.base:
+    if not value.isdecimal() or int(value) < scheduler.base:
         raise UsageError(f"{scheduler.index}={value} ({scheduler.name}) is not a task index", "Use --shard I/N")
     return int(value) - scheduler.base, scheduler.index

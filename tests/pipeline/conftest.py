@@ -73,8 +73,11 @@ class Project:
 
 
 def snapshot(run: Path) -> dict[str, bytes]:
-    """Every result of a run by its path; not what is for people (provenance, timings) or momentary (locks, digests)."""
-    apart = ("log/", "lock", "run.json", "digests.json", "checkpoint.pt")
+    """Every result of a run by its path; not what is for people (provenance, timings) or momentary (locks, digests).
+
+    result.json holds its provenance; its figures are sums over the rows, which are compared.
+    """
+    apart = ("log/", "lock", "run.json", "result.json", "digests.json", "checkpoint.pt")
     found = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()

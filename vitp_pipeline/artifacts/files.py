@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
 
@@ -27,6 +27,11 @@ _REFUSALS = {
 }
 
 
+def temporary(path: Path) -> Path:
+    """Where this process writes what will become `path`; no other task uses the same name."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
+
+
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
     """Turns what a file system can refuse into one clear line (StorageError); other errors pass."""
@@ -39,22 +44,24 @@ def refusals(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}", mend) from error
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, forces it to disk, and renames it into place.
+
+    Several tasks may write the same file at once; the last one wins, and it is whole.
 
     Raises:
         StorageError: disk full, read-only or no permission; `path` is then as it was before.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    unfinished = temporary(path)
     with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(temporary)
-            with temporary.open("rb+") as file:
+            write(unfinished)
+            with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            unfinished.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
 
@@ -62,21 +69,21 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_whole` for JSON, with sorted keys."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: _write_text(temporary, text))
+    write_whole(path, lambda unfinished: _write_text(unfinished, text))
 
 
 def create_json(path: Path, content: Any) -> bool:
     """Writes JSON only if `path` does not exist yet; of several tasks at once exactly one gets True."""
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
+    unfinished = temporary(path)
     with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_text(temporary, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-            os.link(temporary, path)
+            _write_text(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            os.link(unfinished, path)
         except FileExistsError:
             return False
         finally:
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         _sync_folder(path.parent)
     return True
 
@@ -96,21 +103,30 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         LockedError: another task holds it; the message names its host and process.
     """
-    with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish") from error
+    with _lock_file(path) as file:
         with refusals(path):
             file.truncate(0)
             file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
             file.flush()
         yield
+
+
+def _lock_file(path: Path) -> TextIO:
+    while True:
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+            raise LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish") from error
+        # its last owner may have removed the file since it was opened: then this lock keeps nobody out
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -140,9 +141,11 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
-            "skipped": self.batches.skipped,
+            "skipped": dict(self.batches.skipped),  # reading threads may add to the original
         }
-        write_whole(self._checkpoint, lambda temporary: torch.save(state, temporary))
+        content = io.BytesIO()
+        torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
+        write_whole(self._checkpoint, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
     def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
         step, losses = 0, []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitp_pipeline.artifacts.files import write_json, write_whole
@@ -19,8 +19,10 @@ from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
     """Writes `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same bytes."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    metadata = {"format": "pt", "vitp": model.config.to_json()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    # a single key: safetensors writes several in random order
+    content = save(tensors, {"vitp": model.config.to_json()})
+    # through Python: a full disk is then an OSError, which `write_whole` knows
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
     parameters = sum(p.numel() for p in model.parameters())
     write_json(path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters})
 
@@ -47,10 +49,10 @@ def load_classifier(path: str | Path) -> PointViT:
         raise CorruptError(f"{path}: damaged ({error})", "Train it anew, or copy it again") from error
     if text is None:
         raise InputError(f"{path}: not a classifier of vitp (its metadata do not say so)")
-    model = PointViT(ModelConfig.from_json(text))
     try:
+        model = PointViT(ModelConfig.from_json(text))
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise IncompatibleError(f"{path}: its tensors do not fit its configuration ({error})") from error
     return model.eval()
 
@@ -70,5 +72,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling fails in many ways, all of them the file's
         raise InputError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
     for key in ("state_dict", "model", "teacher"):
-        state = state.get(key, state)
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no table of weights", "Give the backbone's weights, not a training state")
     return state

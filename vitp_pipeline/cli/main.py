@@ -6,6 +6,7 @@ Nothing heavy is imported here: `vitp --help` must answer at once.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -37,7 +38,7 @@ for module in (generate_proposals, train_classifier, classify, evaluate, demo, s
 def main() -> None:
     """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
     try:
-        app(standalone_mode=False)
+        app(prog_name="vitp", standalone_mode=False)
     except UserError as error:
         print(f"vitp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -50,9 +51,17 @@ def main() -> None:
         sys.exit(141)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            error.show() if hasattr(error, "show") else print(error.format_message(), file=sys.stderr)
+            _show_usage_error(error)
             sys.exit(error.exit_code)
         raise
+
+
+def _show_usage_error(error: Any) -> None:
+    if not error.format_message():
+        error.show()  # no arguments at all: the help
+        return
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
+    print(f"vitp: {error.format_message().rstrip('.')}. See `{command} --help`", file=sys.stderr)
 
 
 if __name__ == "__main__":

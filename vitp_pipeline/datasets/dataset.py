@@ -61,6 +61,14 @@ class Dataset:
     def by_id(self) -> dict[str, Sample]:
         return {sample.image_id: sample for sample in self.samples}
 
+    def sample(self, image_id: str) -> Sample:
+        """The sample of an id. Raises InputError when the split has none (any more)."""
+        try:
+            return self.by_id[image_id]
+        except KeyError:
+            where = self.root / self.spec.splits[self.split].images
+            raise InputError(f"{where}: no image with the id {image_id!r}", "Check --data-root") from None
+
     def read_image(self, sample: Sample) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         return read_rgb(sample.image)
@@ -100,6 +108,11 @@ class Dataset:
             raise InputError(f"{self.spec.name}: its labels have no segments, so there is no panoptic ground truth")
         ids = read_segment_ids(sample.label)
         listed = {s.id for s in sample.segments} | {0}
+        if len(listed) <= len(sample.segments):
+            raise InputError(
+                f"{self.spec.splits[self.split].annotations}: image {sample.image.name} lists a segment id twice, or id 0",
+                "Download the annotations again",
+            )
         if unknown := sorted(set(np.unique(ids).tolist()) - listed):
             raise InputError(
                 f"{sample.label}: segment id {unknown[0]} is not in {self.spec.splits[self.split].annotations}",
@@ -156,7 +169,7 @@ class Dataset:
         try:
             self._check_categories(path, data["categories"])
             return self._coco_samples(path, data)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a COCO panoptic file ({error!r})") from error
 
     def _coco_samples(self, path: Path, data: dict) -> list[Sample]:

@@ -111,11 +111,19 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
     ignore = tuple(int(v) for v in labels.get("ignore", ()))
     _distinct([c.name for c in classes], "class name")
     _distinct([*(c.label for c in classes), *ignore], "label value")
+    largest = 65535 if labels["kind"] == "semantic-png" else 2**31 - 1
+    if odd := [v for v in (*(c.label for c in classes), *ignore) if not 0 <= v <= largest]:
+        raise ValueError(f"the label value {odd[0]} is outside 0..{largest}")
     splits = {}
     for name, split in table["splits"].items():
         _known(split, {"images", "labels", "annotations"}, f"[splits.{name}]")
         if labels["kind"] == "coco-panoptic" and "annotations" not in split:
             raise ValueError(f"[splits.{name}] needs `annotations`, the panoptic JSON")
+        if labels["kind"] == "semantic-png":
+            try:
+                split["labels"].format(stem="", dir="", name="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"[splits.{name}] labels may hold {{stem}}, {{dir}} and {{name}}, not {error}") from error
         splits[name] = SplitSpec(split["images"], split["labels"], split.get("annotations"))
     return DatasetSpec(str(table["name"]), tuple(classes), labels["kind"], ignore, splits)
 

@@ -15,7 +15,7 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, Recipe
@@ -40,7 +40,8 @@ def classify(
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     classifier = classifier_file(recipe, settings, data_root, out)
-    run = classes_run(proposals, classifier, settings, out, create=True, shards=shard.count)
+    require_shards(proposals, shard)
+    run = classes_run(proposals, classifier, settings, out, create=True)
     shards = shard.within(run.shards)
     require_proposals(proposals, shards)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
@@ -65,9 +66,8 @@ def classes_run(
     settings: ClassifySettings,
     out: Path,
     create: bool = False,
-    shards: int | None = None,
 ) -> StageRun:
-    """The folder of the scores of this classifier for these proposals.
+    """The folder of the scores of this classifier for these proposals, in the same shards and parts.
 
     Raises:
         MissingStageError: it is not there and `create` is false.
@@ -81,7 +81,7 @@ def classes_run(
     folder = out / "classes" / fingerprint(identity)[:12]
     if not create and not (folder / "run.json").exists():
         raise MissingStageError(f"{folder}: this classifier has not scored these proposals", "Run `vitp classify` first")
-    return create_or_check(folder, identity, proposals.run.images, shards or proposals.run.shards, proposals.run.part_size)
+    return create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
 
 
 def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
@@ -90,6 +90,15 @@ def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
         raise IncompatibleError(
             f"{proposals.run.folder}: made with another manifest than {recipe.manifest.name!r} of {recipe.path.name}",
             "Use the recipe that the run was begun with",
+        )
+
+
+def require_shards(proposals: ProposalStore, shard: ShardChoice) -> None:
+    """Raises UsageError when another number of shards is asked for than the proposals have."""
+    if shard.count is not None and shard.count != proposals.run.shards:
+        raise UsageError(
+            f"{proposals.run.folder}: this run has {proposals.run.shards} shards, not {shard.count}",
+            f"Use --shard I/{proposals.run.shards}: the number is fixed by the first command on a run",
         )
 
 
@@ -152,7 +161,7 @@ class ClassMaker:
     def _picture(self, record: ProposalRecord) -> np.ndarray:
         from vitp_pipeline.classifier.pixels import prepare_image
 
-        image = self.dataset.read_image(self.dataset.by_id[record.image_id])
+        image = self.dataset.read_image(self.dataset.sample(record.image_id))
         if image.shape[:2] != record.view.original:
             raise InputError(
                 f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals, write_json
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.errors import PartialError
+from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.progress import progress, say
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ def run_parts(
     open_shards = []
     for shard in shards:
         if run.finished(shard):
-            done = read_json(run.shard_folder(shard) / "done.json")
             outcome.cached += len(run.shard_images(shard))
-            outcome.failed += [tuple(pair) for pair in done["failed"]]
+            outcome.failed += _failed(run, shard)
         else:
             open_shards.append(shard)
     if not open_shards:
@@ -93,6 +92,12 @@ def run_parts(
         for shard in open_shards:
             folder = run.shard_folder(shard)
             with locked(folder / "lock"):
+                if run.finished(shard):  # by another task, since it was looked at
+                    (folder / "lock").unlink()
+                    outcome.failed += _failed(run, shard)
+                    outcome.cached += len(run.shard_images(shard))
+                    bar.advance(len(run.shard_images(shard)))
+                    continue
                 for leaving in folder.glob(f"*{TEMPORARY}"):
                     leaving.unlink()
                 for part, images in enumerate(run.parts(shard)):
@@ -127,6 +132,15 @@ def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
     return failed
 
 
+def _failed(run: StageRun, shard: int) -> list[tuple[str, str]]:
+    """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
+    path = run.shard_folder(shard) / "done.json"
+    try:
+        return [(image_id, reason) for image_id, reason in read_json(path)["failed"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
+
+
 def _forget_failed(run: StageRun, shard: int) -> None:
     """Uncommits the parts that hold failed images, so that they are made anew."""
     folder = run.shard_folder(shard)
@@ -136,6 +150,7 @@ def _forget_failed(run: StageRun, shard: int) -> None:
             if index.exists() and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
                 (folder / "done.json").unlink(missing_ok=True)
                 index.unlink()
+        (folder / "lock").unlink()
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:

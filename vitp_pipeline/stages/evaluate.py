@@ -25,7 +25,13 @@ from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.classify import check_manifest, classes_run, classifier_file, require_proposals
+from vitp_pipeline.stages.classify import (
+    check_manifest,
+    classes_run,
+    classifier_file,
+    require_proposals,
+    require_shards,
+)
 from vitp_pipeline.stages.driver import Outcome, run_parts
 
 if TYPE_CHECKING:
@@ -52,7 +58,7 @@ class Evaluation:
 
 
 def variant_of(alpha: float) -> str:
-    return f"alpha:{alpha:g}"
+    return f"alpha:{alpha + 0.0:.12g}"  # + 0.0: there is no −0
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
@@ -62,11 +68,16 @@ def parse_alphas(text: str) -> tuple[float, ...]:
             first, last, step = (float(x) for x in text.split(":"))
             if step <= 0 or last < first:
                 raise ValueError
-            values = [round(first + i * step, 10) for i in range(int((last - first) / step + 1e-9) + 1)]
+            count = int((last - first) / step + 1e-9) + 1
+            if count > 1001:
+                raise ValueError
+            values = [round(first + i * step, 10) for i in range(count)]
         else:
             values = [float(x) for x in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--alpha {text!r} is neither a number nor first:last:step", "Like 0.4 or 0:1:0.1") from None
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--alpha {text!r} is neither a number nor first:last:step (at most 1001 values)", "Like 0.4 or 0:1:0.1"
+        ) from None
     for value in values:
         if not 0 <= value <= 1:
             raise UsageError(f"--alpha {text}: α = {value:g} is outside [0, 1]")
@@ -92,6 +103,7 @@ def prepare(
     """
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
+    require_shards(proposals, shard)
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
@@ -104,9 +116,7 @@ def prepare(
         "alphas": list(alphas),
     }
     folder = out / "evaluation" / fingerprint(identity)[:12]
-    run = create_or_check(
-        folder, identity, proposals.run.images, shard.count or proposals.run.shards, proposals.run.part_size
-    )
+    run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha)
 
 
@@ -166,8 +176,9 @@ class CountMaker:
         return counts_table(self.evaluation, [(image_id, rows[image_id]) for image_id in images])
 
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
-        dataset, sample = self.evaluation.dataset, self.evaluation.dataset.by_id[record.image_id]
+        dataset = self.evaluation.dataset
         try:
+            sample = dataset.sample(record.image_id)
             truth = dataset.read_semantic(sample)
             if truth.shape != record.view.original:
                 height, width = record.view.original

@@ -44,6 +44,8 @@ def generate_proposals(
         "generator": describe(config, checkpoint, Digests(out)),
         "settings": identity_of(settings),
     }
+    if not (out / "proposals" / "run.json").exists():
+        shard.for_new_run()
     images = tuple(sample.image_id for sample in dataset.samples)
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
     return run_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def _sharded(folder: Path) -> dict[str, Any]:
 
 def _training(folder: Path) -> dict[str, Any]:
     run = open_run(folder)
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-    last = json.loads(lines[-1]) if lines else {}
+    last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})
     finished = (folder / "done.json").exists()
     model = folder / "model.safetensors"
     return {
@@ -78,13 +78,18 @@ def _speed(run: StageRun) -> float | None:
     """Images per second over the parts in the log, of one task."""
     images, seconds = 0, 0.0
     for path in (run.folder / "log").glob("shard-*.jsonl"):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-                images, seconds = images + entry["images"], seconds + entry["seconds"]
-            except (json.JSONDecodeError, KeyError):
-                continue  # a line that a killed task left torn
+        for entry in _json_lines(path):
+            images, seconds = images + entry["images"], seconds + entry["seconds"]
     return images / seconds if seconds else None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, but for one that a killed task left torn."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def array_expression(indices: list[int]) -> str:
