@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.paths import find_toml, shipped
+from vitp_pipeline.recipe import (
+    CHOICES,
+    TABLES,
+    ClassifySettings,
+    EvaluateSettings,
+    ProposalSettings,
+    TrainSettings,
+    load_recipe,
+)
+
+MINIMAL = 'manifest = "camvid"\n[generate-proposals]\nconfig = "x.py"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "r.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_shipped_recipes_parse_in_every_stage() -> None:
+    names = {p.stem for p in shipped("stages").glob("*.toml")}
+    assert {"camvid", "coco-sample"} <= names
+    for name in names:
+        recipe = load_recipe(name)
+        assert recipe.path == shipped("stages") / f"{name}.toml" and recipe.title
+        for kind in TABLES.values():
+            recipe.stage(kind)
+        assert recipe.stage(EvaluateSettings).alpha == 0.4
+
+
+def test_flags_win_over_keys_and_keys_over_defaults(write) -> None:
+    recipe = load_recipe(write(MINIMAL + 'points = ["max", "centre"]\n[evaluate]\nalpha = 0.7\n'))
+    assert recipe.stage(EvaluateSettings).alpha == 0.7
+    assert recipe.stage(EvaluateSettings, alpha=None, formula=None).alpha == 0.7
+    assert recipe.stage(EvaluateSettings, alpha=0.1, formula="raw") == EvaluateSettings(alpha=0.1, formula="raw")
+    proposals = recipe.stage(ProposalSettings, batch_size=3)
+    assert (proposals.points, proposals.batch_size, proposals.split) == (("max", "centre"), 3, "val")
+    assert recipe.stage(TrainSettings) == TrainSettings()
+
+
+def test_integers_stand_for_floats_and_only_for_them(write) -> None:
+    recipe = load_recipe(write(MINIMAL + "[evaluate]\nalpha = 1\n[train-classifier]\ncrop_scale = [0.5, 1]\n"))
+    assert isinstance(recipe.stage(EvaluateSettings).alpha, float)
+    assert recipe.stage(TrainSettings).crop_scale == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[generate-proposals]\nconfig = 'x'\n", ["`manifest` is missing"]),
+        ("manifest = 3\n", ["`manifest` is missing"]),
+        (MINIMAL + "[evaluates]\nalpha = 1\n", ["table 'evaluates'", "'evaluate'?"]),
+        ("titel = 'x'\n" + MINIMAL, ["key 'titel'", "'title'?"]),
+        ("evaluate = 3\n" + MINIMAL, ["'evaluate'"]),
+        (MINIMAL + "[evaluate]\nalfa = 0.4\n", ["[evaluate]", "'alfa'", "'alpha'?"]),
+        (MINIMAL + "[train-classifier]\nimagesize = [2, 2]\n", ["[train-classifier]", "'imagesize'", "'image_size'?"]),
+        (MINIMAL + "[classify]\nzzzzz = 1\n", ["'zzzzz'", "Known are: name, classifier"]),
+    ],
+)
+def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
+    path = write(text)
+    with pytest.raises(UsageError) as info:
+        load_recipe(path)
+    for word in [str(path), *words]:
+        assert word in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "words"),
+    [
+        (EvaluateSettings, "alpha = '0.4'", ["alpha", "wrong type"]),
+        (EvaluateSettings, "alpha = true", ["alpha", "wrong type"]),
+        (EvaluateSettings, "alpha = 1.01", ["alpha = 1.01", "outside [0, 1]"]),
+        (EvaluateSettings, "alpha = -0.5", ["alpha = -0.5", "outside [0, 1]"]),
+        (EvaluateSettings, "alpha = nan", ["outside [0, 1]"]),
+        (EvaluateSettings, "formula = 'geometric'", ["'geometric'", "renormalised, raw"]),
+        (TrainSettings, "epochs = 3.5", ["epochs", "wrong type"]),
+        (TrainSettings, "epochs = true", ["epochs", "wrong type"]),
+        (TrainSettings, "epochs = 0", ["epochs", "positive"]),
+        (TrainSettings, "flip = 1", ["flip", "wrong type"]),
+        (TrainSettings, "image_size = 448", ["image_size", "wrong type"]),
+        (TrainSettings, "image_size = [448]", ["image_size", "wrong type"]),
+        (TrainSettings, "image_size = [448, '448']", ["image_size", "wrong type"]),
+        (TrainSettings, "taps = ['last']", ["taps", "wrong type"]),
+        (TrainSettings, "hold_out = -1", ["hold_out", "negative"]),
+        (TrainSettings, "norm = 'group'", ["'group'", "layer, batch"]),
+        (TrainSettings, "batch_size = 0", ["batch_size", "positive"]),
+        (ProposalSettings, "config = 'x'\npoints = ['max', 'mean']", ["'mean'", "max, centre, random"]),
+        (ProposalSettings, "config = 'x'\npoints = [1]", ["points", "wrong type"]),
+        (ProposalSettings, "config = 'x'\nlimit = -1", ["limit", "negative"]),
+        (ProposalSettings, "split = 'val'", ["needs the key 'config'"]),
+        (ClassifySettings, "points = 'mean'", ["'mean'"]),
+    ],
+)
+def test_values_that_cannot_be(write, kind: type, line: str, words: list[str]) -> None:
+    table = next(name for name, k in TABLES.items() if k is kind)
+    path = write(f'manifest = "camvid"\n[{table}]\n{line}\n')
+    recipe = load_recipe(path)
+    with pytest.raises(UsageError) as info:
+        recipe.stage(kind)
+    assert info.value.exit_code == 2
+    for word in [str(path), f"[{table}]", *words]:
+        assert word in str(info.value)
+
+
+def test_flags_are_checked_like_keys(write) -> None:
+    recipe = load_recipe(write(MINIMAL))
+    with pytest.raises(UsageError, match=r"alpha = 2 is outside"):
+        recipe.stage(EvaluateSettings, alpha=2.0)
+    with pytest.raises(UsageError, match="batch_size"):
+        recipe.stage(ProposalSettings, batch_size=-1)
+
+
+def test_not_toml_and_not_there(write, tmp_path: Path) -> None:
+    path = write("manifest = \n")
+    with pytest.raises(InputError, match="not a TOML file"):
+        load_recipe(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a TOML file"):
+        load_recipe(path)
+    with pytest.raises(InputError, match="camvid"):
+        load_recipe("camvit")
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(tmp_path / "absent.toml")
+
+
+def test_find_file(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, here = tmp_path / "data {x}", tmp_path / "here"
+    (root / "weights").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "data {x}"))
+    (root / "weights/a.pth").touch()
+    (tmp_path / "beside.pth").touch()
+    (here / "beside.pth").touch()
+    (here / "cwd.pth").touch()
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe.find_file("{data_root}/weights/a.pth", root) == root / "weights/a.pth"
+    assert recipe.find_file("~/weights/a.pth", root) == root / "weights/a.pth"
+    assert recipe.find_file("beside.pth", root) == tmp_path / "beside.pth"
+    assert recipe.find_file("cwd.pth", root) == here / "cwd.pth"
+    assert recipe.find_file(str(root / "weights/a.pth"), root) == root / "weights/a.pth"
+    for absent in ("{data_root}/b.pth", "{data-root}/weights/a.pth", "{", "weights", ""):
+        with pytest.raises(InputError, match="does not exist") as info:
+            recipe.find_file(absent, root)
+        assert "r.toml" in str(info.value)
+
+
+def test_find_toml_takes_names_paths_and_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_toml("camvid", "manifests") == shipped("manifests") / "camvid.toml"
+    assert find_toml("camvid.toml", "manifests") == shipped("manifests") / "camvid.toml"
+    (tmp_path / "camvid.toml").touch()
+    assert find_toml("camvid.toml", "manifests").samefile(tmp_path / "camvid.toml")  # a path wins
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/camvid.toml").touch()
+    assert find_toml("camvid.toml", "manifests", tmp_path / "sub") == tmp_path / "sub/camvid.toml"
+
+
+def test_settings_are_immutable_documented_and_hashable() -> None:
+    for kind in TABLES.values():
+        for field in dataclasses.fields(kind):
+            assert isinstance(field.metadata["identity"], bool)
+            if field.name in CHOICES:
+                assert field.default in CHOICES[field.name]
+        settings = kind(**({"config": "x"} if kind is ProposalSettings else {}))
+        hash(settings)
+        json.dumps(dataclasses.asdict(settings))
