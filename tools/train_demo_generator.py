@@ -3,13 +3,16 @@
 
     python tools/train_demo_generator.py --out vitp_pipeline/demo/generator.safetensors
 
-The paper starts from generators that draw good masks and name them badly. Here that comes about honestly: nothing is
-corrupted, the generator is simply small, and it sees the scenes at half their size (the config's test pipeline),
-where the fine textures that tell the classes of one group apart are blurred and aliased while shapes and colours
-are not. It is the trade that a real generator makes for speed.
+The paper starts from generators that draw good masks and name them badly. The scenes are drawn to be such a case: the
+textures that tell the classes of a group apart cancel when a scene is halved, as the config's test pipeline does, while
+shapes remain and shades give a hint. Nothing is done to the masks or the names of the generator: it is small and sees
+less than the classifier does, which is the trade that real generators make, too, only with a gap this wide by design.
 
 mmsegmentation trains Mask2Former with one mask per class; the targets here are one mask per segment, so that
 touching things of one class become masks of their own and the panoptic stages have something to do.
+
+About 13 minutes of one core. The weights in the repository came out of it with the defaults; on 40 held-out scenes:
+mIoU 53.8 (89.2 were every mask named rightly), PQ 57.5 (75.3), 56.8 % of the names right.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_label_modes_read_the_same(tmp_path: Path, mode: str) -> None:
 def test_images_of_any_8_bit_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     gray = np.full((6, 5, 3), 77, np.uint8)
     path = tmp_path / f"x.{'tif' if mode == 'CMYK' else 'png'}"
-    Image.fromarray(gray).convert(mode).save(path)
+    Image.fromarray(gray).convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
     from vitp_pipeline.datasets.images import read_rgb
 
     found = read_rgb(path)

@@ -24,6 +24,9 @@ _REFUSALS = {
     errno.EACCES: ("no permission to write", "Choose another --out or change the permissions"),
     errno.EPERM: ("no permission to write", "Choose another --out or change the permissions"),
     errno.ENOTDIR: ("a file is in the way of a folder", "Choose another --out"),
+    errno.EEXIST: ("a file is in the way of a folder", "Choose another --out"),
+    errno.EISDIR: ("a folder is in the way of a file", "Choose another name"),
+    errno.EFBIG: ("the file would be larger than allowed here", "Raise `ulimit -f` and run the same command again"),
 }
 
 

@@ -7,8 +7,8 @@ Two choices go beyond the paper; the defaults are the paper's:
 * `point_token`: "linear" is the paper's token, Linear(coordinates) + the CLS slot of the position embedding. "patch" starts
   from the patch embeddings (with their positions) around the point, bilinearly sampled, and adds Linear(coordinates), which begins at zero:
   the token passes through the pre-trained blocks as a patch would, so it need not learn where a coordinate lies.
-* `attention`: "full" lets all tokens see each other. With "read-only" points see the patches and themselves, and nothing sees
-  points: the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
+* `attention`: "full" lets all tokens see each other. With "read-only" every token sees the patches and none sees a point: the
+  image's features are the pre-trained ones, and a point's scores do not depend on the other points.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PointViT(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.frozen = config, False
         self.classes, self.image_size = config.classes, config.image_size
         self.backbone = _make_backbone(config)
         blocks = len(self.backbone.blocks)
@@ -117,6 +117,25 @@ class PointViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    def freeze(self) -> None:
+        """Only the head learns from now on: backbone and point layer stay as they are.
+
+        Raises:
+            UsageError: the point layer is the paper's, which starts at random and has to learn.
+        """
+        if self.config.point_token == "linear":
+            raise UsageError("a frozen backbone needs point_token = \"patch\": the paper's point layer has to learn")
+        self.frozen = True
+        for module in (self.backbone, self.point_layer):
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PointViT:
+        """As in torch, but a frozen backbone stays in eval mode (no drop-path)."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB to the floats that the backbone was trained with."""
         return (images.float() / 255 - self.mean) / self.std
@@ -131,6 +150,16 @@ class PointViT(nn.Module):
         Returns:
             (B, N, K) logits.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self._features(images, points, valid)
+        if isinstance(self.head_norm, nn.BatchNorm1d):
+            features = self.head_norm(features.flatten(0, 1)).view_as(features)
+        else:
+            features = self.head_norm(features)
+        return self.head(self.dropout(features))
+
+    def _features(self, images: Tensor, points: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, N, taps·D): the point tokens after the tapped blocks."""
         count = points.shape[1]
         tokens = self._tokens(images, points)
         mask = self._attention_mask(tokens.shape[1], count, valid, tokens.device)
@@ -139,12 +168,7 @@ class PointViT(nn.Module):
             tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
             if number in self.taps:
                 found.append(self.backbone.norm(tokens[:, :count]))
-        features = torch.cat(found, dim=-1)  # (B, N, taps·D)
-        if isinstance(self.head_norm, nn.BatchNorm1d):
-            features = self.head_norm(features.flatten(0, 1)).view_as(features)
-        else:
-            features = self.head_norm(features)
-        return self.head(self.dropout(features))
+        return torch.cat(found, dim=-1)
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         vit = self.backbone
@@ -167,11 +191,9 @@ class PointViT(nn.Module):
         seen = torch.ones(1, total, total, dtype=torch.bool, device=device)
         if self.config.attention == "read-only":
             seen[:, :, :count] = False
-        if valid is not None:
+        elif valid is not None:
             seen = seen.expand(len(valid), -1, -1).clone()
             seen[:, :, :count] &= valid[:, None, :]
-        own = torch.arange(count, device=device)
-        seen[:, own, own] = True  # a token always sees itself, so no row is empty
         return seen[:, None]
 
 
@@ -192,8 +214,8 @@ def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Ten
 
 
 def _make_backbone(config: ModelConfig) -> nn.Module:
-    options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
     try:
+        options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
         vit = timm.create_model(
             config.backbone,
             pretrained=False,
@@ -202,7 +224,7 @@ def _make_backbone(config: ModelConfig) -> nn.Module:
             drop_path_rate=config.drop_path,
             **options,
         )
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"timm cannot make the backbone {config.backbone!r} ({error})") from error
     if not isinstance(vit, timm.models.VisionTransformer):
         raise UsageError(f"{config.backbone!r} is not a plain timm ViT", "For example vit_base_patch14_dinov2")

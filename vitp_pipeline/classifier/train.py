@@ -32,13 +32,16 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict]:
-    """The new layers at `lr`, the pre-trained backbone at `backbone_lr`; biases, norms and scales without decay."""
+    """The new layers at `lr`, the pre-trained backbone at `backbone_lr` (0 freezes it); biases, norms, scales undecayed."""
     backbone_lr = settings.lr if settings.backbone_lr < 0 else settings.backbone_lr
+    if backbone_lr == 0:
+        model.freeze()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr = backbone_lr if name.startswith("backbone.") else settings.lr
-        if lr == 0 or name.endswith("cls_token"):  # points stand in its place
+        if name.endswith("cls_token"):  # points stand in its place
             parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             continue
         decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("pos_embed") else 0.0
         groups.setdefault((lr, decay), []).append(parameter)

@@ -52,7 +52,7 @@ def load_classifier(path: str | Path) -> PointViT:
     try:
         model = PointViT(ModelConfig.from_json(text))
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise IncompatibleError(f"{path}: its tensors do not fit its configuration ({error})") from error
     return model.eval()
 

@@ -1,9 +1,9 @@
 """Drawn scenes with panoptic ground truth, in the layout of COCO panoptic.
 
-Twelve classes in five groups. The classes of a group share shape and colours and differ only in a fine texture,
-printed with a period of a few pixels at random phase. So a network that sees a scene at half resolution can
-still find every region by shape and colour, but has lost most of what would tell it the name. That is the
-situation of the paper: a mask generator whose masks are good and whose names are not.
+Twelve classes in five groups. The classes of a group have the same shape and overlapping colours; what tells them
+apart for certain is a fine texture of four pixels' period, made to cancel when the scene is halved. So a network that
+sees a scene at half its size finds every region by shape and colour, and must guess names from shades. That is the
+situation of the paper, drawn: a mask generator whose masks are good and whose names are not.
 
 A scene is a function of (seed, split, index) alone.
 """
@@ -33,7 +33,7 @@ class Category:
     """One class: `group` fixes shape and range of colours, `texture` tells it from the others of its group.
 
     `tones` are the parameters of the beta distribution of where in the group's range its colours lie. Those of a
-    group overlap widely: going by colour, one is right two or three times out of four.
+    group overlap: who goes by the shade alone names 84 % of two classes and 64 % of three rightly.
     """
 
     id: int

@@ -69,7 +69,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
             f"evaluate: {measured} of {total} images are measured: {what}{first}",
             "Finish or mend them (--retry-failed), or take figures of what is there with --allow-missing",
         )
-    names = _names(evaluation)
+    names = headline_variants(evaluation)
     result = {
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in rows.failed]},
         "semantic": _semantic(evaluation, rows, names),
@@ -90,7 +90,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
     return _plain(result)
 
 
-def _names(evaluation: Evaluation) -> dict[str, int]:
+def headline_variants(evaluation: Evaluation) -> dict[str, int]:
     """Headline name → number of the variant."""
     number = {variant: i for i, variant in enumerate(evaluation.variants)}
     chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": variant_of(evaluation.alpha)}
@@ -109,16 +109,6 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
         np.add.at(counts, (e["truth"], e["predicted"]), e["pixels"])
         return Confusion(classes, counts)
 
-    def per_image(variant: int) -> np.ndarray:
-        """(images, K, 3): intersection, ground truth, predicted."""
-        e = {k: v[entries["variant"] == variant] for k, v in entries.items()}
-        out = np.zeros((len(rows.images), classes, 3), np.int64)
-        same = e["truth"] == e["predicted"]
-        np.add.at(out, (e["image"][same], e["truth"][same], 0), e["pixels"][same])
-        np.add.at(out, (e["image"], e["truth"], 1), e["pixels"])
-        np.add.at(out, (e["image"], e["predicted"], 2), e["pixels"])
-        return out
-
     figures: dict[str, Any] = {"alpha": evaluation.alpha}
     for name, variant in names.items():
         state = confusion(variant)
@@ -130,7 +120,7 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
         }
     figures["classes_present"] = int((areas(confusion(names["generator"]).counts)[:, 1] > 0).sum())
     figures["classes"] = classes
-    generator, fused = per_image(names["generator"]), per_image(names["fused"])
+    generator, fused = (image_areas(evaluation, rows, names[name]) for name in ("generator", "fused"))
     measured = generator.sum((1, 2)) > 0
     gain = paired_difference(generator[measured], fused[measured], samples=RESAMPLES)
     own = interval(fused[measured], samples=RESAMPLES)
@@ -145,6 +135,17 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
         for i, a in enumerate(evaluation.alphas)
     ]
     return figures
+
+
+def image_areas(evaluation: Evaluation, rows: Rows, variant: int) -> np.ndarray:
+    """(images, K, 3) int64 pixels of a variant: intersection, ground truth, predicted; what a bootstrap resamples."""
+    e = {k: v[rows.columns["semantic"]["variant"] == variant] for k, v in rows.columns["semantic"].items()}
+    out = np.zeros((len(rows.images), len(evaluation.dataset.spec.classes), 3), np.int64)
+    same = e["truth"] == e["predicted"]
+    np.add.at(out, (e["image"][same], e["truth"][same], 0), e["pixels"][same])
+    np.add.at(out, (e["image"], e["truth"], 1), e["pixels"])
+    np.add.at(out, (e["image"], e["predicted"], 2), e["pixels"])
+    return out
 
 
 def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[str, Any]:

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import zarr
+
+from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index, write_index
+from vitp_pipeline.errors import CorruptError, StorageError
+
+
+def some_arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "masks/000139": rng.normal(size=(3, 5, 4)).astype(np.float16),
+        "masks/a b.ü": rng.normal(size=(2, 9, 7)).astype(np.float32),
+        "masks/none": np.zeros((0, 9, 7), np.float16),
+        "class_logits/000139": np.array([[1.0, np.inf, -np.inf, np.nan]], np.float32),
+        "counts/x": rng.integers(-9, 9, (4,)).astype(np.int64),
+        "flags/x": np.array([[True, False]]),
+        "top": np.zeros((1, 1), np.uint8),
+    }
+
+
+def write_part(path: Path, arrays: dict[str, np.ndarray], **options) -> None:
+    writer = ArrayWriter(path, {"fingerprint": "f" * 64, "part": 0})
+    for name, values in arrays.items():
+        writer.add(name, values, ["axis", "y", "x"][: values.ndim], **options)
+    writer.close()
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 4, 4)])
+def test_round_trip(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
+    path, arrays = tmp_path / "s/part-0000.zarr.zip", some_arrays()
+    for name in ("masks/000139", "masks/a b.ü"):
+        if chunks:
+            write_part(path, {name: arrays[name]}, chunks=chunks)
+            with ArrayReader(path) as reader:
+                assert np.array_equal(reader.read(name), arrays[name])
+    write_part(path, arrays)
+    with ArrayReader(path) as reader:
+        for name, values in arrays.items():
+            found = reader.read(name)
+            assert found.dtype == values.dtype and found.shape == values.shape
+            assert np.array_equal(found, values, equal_nan=values.dtype.kind == "f")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_content_has_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> None:
+    write_part(tmp_path / "a.zarr.zip", some_arrays())
+    time.sleep(2.1)  # zip dates have a resolution of 2 s
+    write_part(tmp_path / "b.zarr.zip", some_arrays())
+    assert (tmp_path / "a.zarr.zip").read_bytes() == (tmp_path / "b.zarr.zip").read_bytes()
+
+
+def test_readable_with_nothing_of_ours(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "part-0000.zarr.zip", some_arrays()
+    write_part(path, arrays)
+    group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+    assert group.attrs["vitp"]["part"] == 0
+    assert set(group["masks"].array_keys()) == {"000139", "a b.ü", "none"}
+    for name, values in arrays.items():
+        array = group[name]
+        assert list(array.metadata.dimension_names) == ["axis", "y", "x"][: values.ndim]
+        assert np.array_equal(array[...], values, equal_nan=values.dtype.kind == "f")
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_nothing_appears_before_close_and_abandon_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "part-0000.zarr.zip"
+    writer = ArrayWriter(path, {})
+    writer.add("a/b", np.ones((9, 9)), ["y", "x"])
+    assert not path.exists()
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def outcome_of(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """"corrupt", or "same"; anything else is a failure of the test."""
+    try:
+        with ArrayReader(path) as reader:
+            for name, values in arrays.items():
+                found = reader.read(name)
+                assert found.dtype == values.dtype and found.shape == values.shape, name
+                assert np.array_equal(found, values, equal_nan=values.dtype.kind == "f"), name
+    except CorruptError as error:
+        assert str(path) in str(error) and "part-0000.parquet" in str(error) and "\n" not in str(error)
+        return "corrupt"
+    return "same"
+
+
+def test_a_flipped_byte_of_the_arrays_is_found_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "part-0000.zarr.zip"
+    arrays = {k: v for k, v in some_arrays().items() if k in ("masks/000139", "class_logits/000139")}
+    write_part(path, arrays)
+    good, rng = path.read_bytes(), np.random.default_rng(1)
+    directory = good.index(b"PK\x01\x02")
+    positions = [
+        *rng.integers(0, directory, 150),  # entries
+        *rng.integers(directory, len(good), 250),  # the zip's directory, which has no checksum of its own
+    ]
+    outcomes = []
+    for at in positions:
+        bad = bytearray(good)
+        bad[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(bad)
+        outcomes.append(outcome_of(path, arrays))
+    assert outcomes.count("corrupt") > len(outcomes) / 2  # the rest are dates and the like
+
+
+def test_truncated_or_missing_arrays(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "part-0000.zarr.zip", some_arrays()
+    write_part(path, arrays)
+    good = path.read_bytes()
+    for share in (0, 0.1, 0.5, 0.99):
+        path.write_bytes(good[: int(len(good) * share)])
+        assert outcome_of(path, arrays) == "corrupt"
+    path.unlink()
+    assert outcome_of(path, arrays) == "corrupt"
+
+
+@pytest.mark.parametrize("lost", ["masks/000139/zarr.json", "masks/000139/c/1/0/0"])
+def test_a_missing_entry_is_found(tmp_path: Path, lost: str) -> None:
+    path, arrays = tmp_path / "part-0000.zarr.zip", {"masks/000139": some_arrays()["masks/000139"]}
+    write_part(path, arrays, chunks=(1, 5, 4))
+    with zipfile.ZipFile(path) as file:
+        entries = {n: file.read(n) for n in file.namelist()}
+    assert lost in entries
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in entries.items():
+            if name != lost:
+                file.writestr(name, content)
+    assert outcome_of(path, arrays) == "corrupt"
+    with ArrayReader(path) as reader, pytest.raises(CorruptError, match="array nothing"):
+        reader.read("nothing")
+
+
+# ---- the index ------------------------------------------------------------------------------------------------------
+
+
+def some_table(rows: int = 40) -> pa.Table:
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "image_id": [f"i{n}" for n in range(rows)],
+            "status": ["ok"] * rows,
+            "points": [rng.integers(0, 9, (3, 2)).tolist() for _ in range(rows)],
+            "mass": rng.random(rows),
+        }
+    ).replace_schema_metadata({"vitp": json.dumps({"fingerprint": "f"})})
+
+
+def test_index_round_trip_by_ours_and_by_pyarrow(tmp_path: Path) -> None:
+    for part in range(3):
+        write_index(index_path(tmp_path, part), some_table().slice(10 * part, 10))
+        found = read_index(index_path(tmp_path, part))
+        assert found.to_pylist() == some_table().slice(10 * part, 10).to_pylist()
+        assert json.loads(found.schema.metadata[b"vitp"]) == {"fingerprint": "f"}
+    assert read_index(index_path(tmp_path, 1), ["status"]).column_names == ["status"]
+    found = pyarrow.dataset.dataset(tmp_path, format="parquet").to_table()
+    assert found["image_id"].to_pylist() == [f"i{n}" for n in range(30)]
+    one = pyarrow.dataset.dataset(index_path(tmp_path, 0))
+    assert one.to_table(filter=pyarrow.dataset.field("image_id") == "i3")["mass"][0].as_py() == some_table()["mass"][3].as_py()
+
+
+def test_index_bytes_depend_on_content_alone(tmp_path: Path) -> None:
+    write_index(tmp_path / "a.parquet", some_table())
+    write_index(tmp_path / "b.parquet", some_table())
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_flipped_byte_of_the_index_is_found_or_harmless(tmp_path: Path) -> None:
+    path = index_path(tmp_path, 0)
+    write_index(path, some_table())
+    table = read_index(path)
+    good, rng = path.read_bytes(), np.random.default_rng(2)
+    found = 0
+    for at in rng.integers(0, len(good), 1000):
+        bad = bytearray(good)
+        bad[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(bad)
+        try:
+            assert read_index(path).equals(table, check_metadata=True)
+        except CorruptError as error:
+            found += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert found > 950
+    path.write_bytes(good[:-100])
+    with pytest.raises(CorruptError):
+        read_index(path)
+    path.unlink()
+    with pytest.raises(CorruptError):
+        read_index(path)
+
+
+def test_an_index_rewritten_by_another_tool_is_read(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(some_table(), tmp_path / "x.parquet")
+    assert read_index(tmp_path / "x.parquet").to_pylist() == some_table().to_pylist()
+
+
+def test_names_of_parts(tmp_path: Path) -> None:
+    assert index_path(tmp_path, 3) == tmp_path / "part-0003.parquet"
+    assert arrays_path(tmp_path, 12345) == tmp_path / "part-12345.zarr.zip"
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.rglob("*") if p.is_file()]
+
+
+def test_full_disk_while_arrays_are_added(small_disk: Path) -> None:
+    writer, rng = ArrayWriter(small_disk / "s/part-0000.zarr.zip", {}), np.random.default_rng(0)
+    with pytest.raises(StorageError, match="disk is full") as info:
+        for n in range(40):
+            writer.add(f"masks/{n}", rng.random((16, 16, 8)), ["q", "y", "x"])
+        writer.close()
+    assert "part-0000.zarr.zip" in str(info.value)
+    writer.abandon()
+    del writer
+    assert leftovers(small_disk) == []
+    write_part(small_disk / "s/part-0000.zarr.zip", {"a": np.ones((3, 3))})  # after making room it goes on
+
+
+def test_full_disk_when_the_directory_of_the_zip_is_written(small_disk: Path) -> None:
+    path = small_disk / "part-0000.zarr.zip"
+    writer = ArrayWriter(path, {})
+    for n in range(30):
+        writer.add(f"masks/{n}", np.arange(64.0), ["q"])
+    writer._zip.fp.flush()  # type: ignore[union-attr]
+    with (small_disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    with pytest.raises(StorageError, match="disk is full"):
+        writer.close()
+    writer.abandon()
+    assert leftovers(small_disk) == ["ballast"]
+
+
+def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: Path) -> None:
+    import torch
+
+    from tests.classifier.making import tiny_model
+    from vitp_pipeline.classifier.weights import save_classifier
+
+    write_index(small_disk / "a.parquet", some_table(3))
+    with pytest.raises(StorageError, match=r"b.parquet: the disk is full"):
+        write_index(small_disk / "b.parquet", pa.table({"x": np.random.default_rng(0).random(20_000)}))
+    with pytest.raises(StorageError, match=r"model.safetensors: the disk is full"):
+        save_classifier(tiny_model(), small_disk / "model.safetensors", {})
+    assert leftovers(small_disk) == ["a.parquet"]
+
+    from vitp_pipeline.classifier.train import Trainer
+    from vitp_pipeline.recipe import TrainSettings
+
+    model = tiny_model()
+    batches = type("Batches", (), {"skipped": {}})()
+    trainer = Trainer(model, batches, TrainSettings(), small_disk, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full"):
+        trainer._save(1, [], optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    assert leftovers(small_disk) == ["a.parquet"]

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from tests.classifier.making import ARGS, tiny_model
+from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
+from vitp_pipeline.classifier.predict import point_logits
+from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.geometry import normalise_points
+
+H, W = 32, 48
+
+
+def inputs(count: int = 7, batch: int = 2, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, H, W, generator=generator)
+    return images, torch.rand(batch, count, 2, generator=generator) * 2 - 1
+
+
+VARIANTS = [
+    {},
+    {"attention": "read-only"},
+    {"point_token": "patch"},
+    {"point_token": "patch", "attention": "read-only", "depth": 2},
+    {"taps": (1, 3)},
+    {"head": "mlp", "norm": "batch"},
+    {"taps": (1, 2), "depth": 2, "norm": "batch", "head": "mlp"},
+    {"backbone": "vit_small_patch14_reg4_dinov2", "backbone_args": ARGS},
+    {"backbone_args": json.dumps({**json.loads(ARGS), "class_token": False, "global_pool": "avg"})},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@torch.no_grad()
+def test_what_holds_for_every_variant(variant: dict) -> None:
+    model = tiny_model(**variant)
+    images, points = inputs()
+    logits = model(images, points)
+    assert logits.shape == (2, 7, 3) and logits.isfinite().all()
+    assert logits.std(1).min() > 1e-4  # points do differ
+
+    order = torch.tensor([3, 0, 6, 2, 1, 5, 4])
+    torch.testing.assert_close(model(images, points[:, order]), logits[:, order], atol=1e-5, rtol=1e-5)
+
+    doubled = model(images, torch.cat([points, points[:, 2:3]], 1))
+    torch.testing.assert_close(doubled[:, 2], doubled[:, 7], atol=1e-5, rtol=1e-5)
+
+    valid = torch.ones(2, 10, dtype=torch.bool)
+    valid[0, 7:] = valid[1, 7:] = False
+    for filling in (0.0, 0.9, 50.0):  # whatever the padding says
+        padded = torch.cat([points, torch.full((2, 3, 2), filling)], 1)
+        torch.testing.assert_close(model(images, padded, valid)[:, :7], logits, atol=1e-5, rtol=1e-5)
+
+    # a point is a point of zero height and width
+    torch.testing.assert_close(model(images, torch.nn.functional.pad(points, (0, 2))), logits)
+    if variant.get("point_token") != "patch":  # there the layer of coordinates begins at zero
+        assert not torch.allclose(model(images, torch.nn.functional.pad(points, (0, 2), value=0.5)), logits)
+
+    # images of a batch do not see each other
+    torch.testing.assert_close(model(images[1:], points[1:]), logits[1:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_differs_per_image() -> None:
+    model = tiny_model()
+    images, points = inputs()
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[0, 4:] = False
+    logits = model(images, points, valid)
+    torch.testing.assert_close(logits[0, :4], model(images[:1], points[:1, :4])[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[1], model(images[1:], points[1:])[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("point_token", ["linear", "patch"])
+@torch.no_grad()
+def test_read_only_points_are_independent_and_full_ones_are_not(point_token: str) -> None:
+    images, points = inputs()
+    alone = [points[:, n : n + 1] for n in range(7)]
+    readers = tiny_model(attention="read-only", point_token=point_token)
+    torch.testing.assert_close(
+        readers(images, points), torch.cat([readers(images, p) for p in alone], 1), atol=1e-5, rtol=1e-5
+    )
+    full = tiny_model(point_token=point_token)
+    assert (full(images, points) - torch.cat([full(images, p) for p in alone], 1)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_patch_token_at_a_patch_centre_is_that_patchs_token() -> None:
+    """At initialisation the point goes through the blocks as the patch under it: same features, read out at the point."""
+    model = tiny_model(point_token="patch", attention="read-only")
+    images, _ = inputs()
+    rows, cols = torch.meshgrid(torch.arange(H // 8), torch.arange(W // 8), indexing="ij")
+    centres = torch.stack([rows, cols], -1).flatten(0, 1) * 8 + 4  # pixels of the input
+    points = torch.from_numpy(normalise_points(centres.numpy(), (H, W)))[None].expand(2, -1, -1)
+    vit = model.backbone
+    patches = vit.patch_embed(images) + vit.pos_embed[:, 1:]
+    torch.testing.assert_close(sample_tokens(patches, vit.patch_embed.grid_size, points), patches, atol=1e-5, rtol=1e-5)
+    tokens = patches
+    for block in vit.blocks:  # the plain ViT without its CLS token
+        tokens = block(tokens)
+    torch.testing.assert_close(model(images, points), model.head(vit.norm(tokens)), atol=1e-4, rtol=1e-4)
+
+
+def test_sampled_tokens_are_bilinear_and_hold_the_border() -> None:
+    patches = torch.arange(6.0)[None, :, None] * torch.tensor([1.0, 10.0])  # grid 2×3
+    at = torch.tensor([[[-0.5, -2 / 3], [-0.5, -1 / 3], [0.0, -2 / 3], [-1.0, -1.0], [1.0, 1.0]]])
+    found = sample_tokens(patches, (2, 3), at)
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([0.0, 0.5, 1.5, 0.0, 5.0]))
+    torch.testing.assert_close(found[0, :, 1], 10 * found[0, :, 0])
+
+
+@torch.no_grad()
+def test_linear_token_is_the_papers() -> None:
+    """Tokens [points; registers; patches] by hand: Linear(coordinates) + the CLS slot of the position table."""
+    model = tiny_model()
+    images, points = inputs()
+    vit = model.backbone
+    token = torch.nn.functional.pad(points, (0, 2)) @ model.point_layer.weight.T + vit.pos_embed[:, :1]
+    tokens = torch.cat([token, vit.patch_embed(images) + vit.pos_embed[:, 1:]], 1)
+    for block in vit.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(model(images, points), model.head(vit.norm(tokens)[:, :7]), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_flip_averages_the_mirrored_view() -> None:
+    model = tiny_model(point_token="patch", attention="read-only")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, H, W), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 32, (9, 2), generator=generator).numpy()
+    points = torch.from_numpy(normalise_points(pixels, (H, W)))[None]
+    mirrored = torch.from_numpy(normalise_points(np.stack([pixels[:, 0], W - 1 - pixels[:, 1]], 1), (H, W)))[None]
+    one = point_logits(model, images, points).log_softmax(-1)
+    other = point_logits(model, images.flip(-1), mirrored).log_softmax(-1)
+    torch.testing.assert_close(point_logits(model, images, points, flip=True), (one + other) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_initialisation_as_released() -> None:
+    torch.manual_seed(0)
+    from vitp_pipeline.classifier.model import ModelConfig, PointViT
+
+    model = PointViT(ModelConfig("vit_small_patch14_dinov2", tuple(map(str, range(150))), (28, 28)))
+    assert 0.018 < model.point_layer.weight.std() < 0.022 and 0.018 < model.head.weight.std() < 0.022
+    assert model.point_layer.bias is None and not model.head.bias.any()
+    patch = tiny_model(point_token="patch")
+    assert not patch.point_layer.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"backbone": "resnet18", "backbone_args": ""}, "resnet18"),
+        ({"backbone": "no_such_vit"}, "no_such_vit"),
+        ({"depth": 4}, "3 blocks"),
+        ({"taps": (3,), "depth": 2}, "taps"),
+        ({"taps": (0,)}, "taps"),
+        ({"image_size": (32, 50)}, "50"),
+        ({"backbone_args": '{"nonsense": 1}'}, "nonsense"),
+        ({"backbone_args": "{"}, "vit_tiny"),
+        ({"backbone_args": "3"}, "vit_tiny"),
+        ({"backbone_args": '{"embed_dim": 32, "num_heads": 3}'}, "vit_tiny"),
+    ],
+)
+def test_models_that_cannot_be(changes: dict, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        tiny_model(**changes)
+
+
+# ---- pre-trained weights --------------------------------------------------------------------------------------------
+
+
+def pretrained(**changes) -> torch.nn.Module:
+    torch.manual_seed(7)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=(32, 48), **{**json.loads(ARGS), **changes})
+
+
+@pytest.mark.parametrize("variant", [{}, {"depth": 2}, {"norm": "batch"}, {"taps": (1, 2)}], ids=str)
+def test_backbone_weights_arrive(variant: dict) -> None:
+    vit, model = pretrained(), tiny_model(**variant)
+    load_backbone_weights(model, vit.state_dict(), "x.pth")
+    theirs = vit.state_dict()
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, theirs[key]), key
+    assert len(model.backbone.blocks) == variant.get("depth", 3)
+
+
+def test_position_table_is_resampled_to_the_grid() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **json.loads(ARGS))
+    model = tiny_model()
+    with torch.no_grad():  # a table linear in the row keeps being so
+        rows = torch.arange(8.0).repeat_interleave(8)
+        vit.pos_embed.copy_(torch.cat([torch.zeros(1), rows])[None, :, None].expand_as(vit.pos_embed))
+    load_backbone_weights(model, vit.state_dict(), "x.pth")
+    table = model.backbone.pos_embed[0, 1:].view(4, 6, -1)
+    assert model.backbone.pos_embed.shape == (1, 25, 32)
+    torch.testing.assert_close(table, table[:, :1, :1].expand_as(table))  # the same in a row
+    assert (table.diff(dim=0) > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda s: s.pop("blocks.1.mlp.fc1.weight"), r"lacks blocks.1.mlp.fc1.weight"),
+        (lambda s: s.update({"blocks.0.extra": torch.ones(1)}), r"unknown tensor blocks.0.extra"),
+        (lambda s: s.update({"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), the backbone wants \(32,\)"),
+        (lambda s: s.update({"patch_embed.proj.weight": torch.ones(32, 3, 4, 4)}), r"patch_embed.proj.weight"),
+    ],
+)
+def test_weights_that_do_not_fit(change, word: str) -> None:
+    state = pretrained().state_dict()
+    change(state)
+    with pytest.raises(IncompatibleError, match=word) as info:
+        load_backbone_weights(tiny_model(), state, "x.pth")
+    assert str(info.value).startswith("x.pth")

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.classifier.making import tiny_model
+from tests.datasets import making
+from vitp_pipeline.classifier.augment import Augmentation
+from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.classifier.train import Trainer, learning_rate_factor, parameter_groups
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.errors import CorruptError, PartialError, UsageError, UserError
+from vitp_pipeline.recipe import TrainSettings, load_recipe
+from vitp_pipeline.stages.train import split_samples, train_classifier
+
+# ---- the schedule ---------------------------------------------------------------------------------------------------
+
+
+def test_schedule_golden_values() -> None:
+    """Factors that the official code's arithmetic gives for its configs (facts §2.5, §6.6)."""
+    assert learning_rate_factor(0, 19_200, 0) == 1.0
+    assert learning_rate_factor(18_750, 19_200, 0) == pytest.approx(0.0014, abs=5e-5)
+    assert learning_rate_factor(12_000, 20_700, 0) == pytest.approx(0.376, abs=5e-4)
+    assert learning_rate_factor(28_700, 34_500, 0) == pytest.approx(0.068, abs=5e-4)
+    assert learning_rate_factor(34_900, 37_500, 0) == pytest.approx(0.012, abs=5e-4)
+    # vitl14_ADE20k: a warm-up of 80 000 steps that never ends
+    assert learning_rate_factor(19_100, 19_200, 80_000) == pytest.approx(0.239, abs=5e-4)
+
+
+def test_schedule_shape() -> None:
+    factors = [learning_rate_factor(s, 100, 10) for s in range(101)]
+    assert factors[0] == 0.0 and factors[5] == 0.5 and factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0, abs=1e-12)
+    assert np.diff(factors[:11]) == pytest.approx(0.1) and (np.diff(factors[10:]) < 0).all()
+    assert learning_rate_factor(0, 0, 0) == 1.0
+
+
+def test_parameter_groups_cover_every_parameter_once() -> None:
+    def of(point_token: str = "linear", **changes) -> tuple[dict[str, tuple[float, float]], set[str]]:
+        model = tiny_model(point_token=point_token)
+        names = {id(p): n for n, p in model.named_parameters()}
+        groups = parameter_groups(model, TrainSettings(**changes))
+        found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+        assert len(found) == sum(len(g["params"]) for g in groups)
+        return found, {n for n, p in model.named_parameters() if not p.requires_grad}
+
+    found, frozen = of(lr=0.01, weight_decay=0.1, backbone_lr=0.001)
+    assert frozen == {"backbone.cls_token"} and "backbone.cls_token" not in found
+    assert found["head.weight"] == (0.01, 0.1) and found["head.bias"] == (0.01, 0.0)
+    assert found["point_layer.weight"] == (0.01, 0.1)
+    assert found["backbone.blocks.0.mlp.fc1.weight"] == (0.001, 0.1)
+    assert found["backbone.pos_embed"] == (0.001, 0.0) and found["backbone.norm.weight"] == (0.001, 0.0)
+    assert len(found) == len(list(tiny_model().parameters())) - 1
+
+    default, _ = of(lr=0.02)
+    assert set(default.values()) == {(0.02, 0.0)}  # the paper's: one rate, no decay
+    head_only, frozen = of("patch", backbone_lr=0.0)
+    assert set(head_only) == {"head.weight", "head.bias"}
+    assert all(n.startswith(("backbone.", "point_layer.")) for n in frozen)
+    with pytest.raises(UsageError, match="patch"):  # the paper's point layer starts at random: it has to learn
+        of(backbone_lr=0.0)
+
+
+def test_a_frozen_backbone_stays_and_the_head_learns() -> None:
+    model = tiny_model(point_token="patch", attention="read-only", drop_path=0.5)
+    parameter_groups(model, TrainSettings(backbone_lr=0.0))
+    model.train()
+    images, points = torch.randn(2, 3, 32, 48), torch.rand(2, 5, 2)
+    assert torch.equal(model(images, points), model(images, points))  # no drop-path in it
+    model(images, points).sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"head.weight", "head.bias"}
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset(making.write_semantic(tmp_path / "data", 7), tmp_path / "data", "train")
+
+
+def batches(dataset: Dataset, **changes) -> PointBatches:
+    fields = {"image_size": (32, 48), "points": 20, "batch_size": 3, "augmentation": Augmentation(flip=True), "seed": 5}
+    return PointBatches(dataset, dataset.samples, **{**fields, **changes})
+
+
+def test_batches_go_over_the_images_once_an_epoch_in_new_order(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = batches(dataset)
+    seen: list[int] = []
+    real = source._item
+    monkeypatch.setattr(source, "_item", lambda index, epoch: seen.append(index) or real(index, epoch))
+    assert source.steps_per_epoch == 3
+    found = [source._batch(step) for step in range(6)]
+    assert [len(b.images) for b in found] == [3, 3, 1, 3, 3, 1]
+    assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7)) and seen[:7] != seen[7:]
+    batch = found[0]
+    assert batch.images.shape == (3, 3, 32, 48) and batch.images.dtype == torch.uint8
+    assert batch.points.shape == (3, 20, 2) and batch.classes.shape == (3, 20) and batch.classes.dtype == torch.int64
+    assert batch.points.min() >= -1 and batch.points.max() < 1
+
+
+def test_points_lie_on_their_class_in_the_batch(dataset: Dataset) -> None:
+    right = []
+    for _, batch in batches(dataset, points=200).from_step(0, 3):
+        where = ((batch.points + 1) / 2 * torch.tensor([32, 48]) + 0.5).long().clamp(max=torch.tensor([31, 47]))
+        for image, at, classes in zip(batch.images, where, batch.classes, strict=True):
+            colors = image[:, at[:, 0], at[:, 1]].T.numpy().astype(int)
+            nearest = np.abs(colors[:, None] - making.COLORS[None].astype(int)).sum(2).argmin(1)
+            right.append((nearest == classes.numpy()).mean())
+    assert np.mean(right) > 0.93
+
+
+def test_a_batch_depends_on_its_step_alone(dataset: Dataset) -> None:
+    """Not on where one begins, nor on the number of reading threads."""
+    whole = dict(batches(dataset, workers=3).from_step(0, 9))
+    assert list(whole) == list(range(9))
+    for step, batch in batches(dataset, workers=0).from_step(4, 9):
+        for name in ("images", "points", "classes"):
+            assert torch.equal(getattr(batch, name), getattr(whole[step], name))
+    other = batches(dataset, seed=6)._batch(0)
+    assert not torch.equal(other.points, whole[0].points)
+
+
+def test_bad_images_are_left_out_and_reported(dataset: Dataset) -> None:
+    making.truncate(dataset.samples[2].image, 0.6)
+    making.write_png(dataset.samples[4].label, np.zeros((28, 36), np.uint8))  # all ignored, and of the wrong size
+    making.write_png(dataset.samples[5].label, np.full(np.asarray(dataset.read_image(dataset.samples[5])).shape[:2], 255, np.uint8))
+    source = batches(dataset)
+    found = [b for _, b in source.from_step(0, 6)]
+    assert sum(len(b.images) for b in found if b is not None) == 2 * 4
+    assert set(source.skipped) == {"a2", "a4", "a5"}
+    assert "a2.png" in source.skipped["a2"] and source.skipped["a5"] == "no pixel has a label"
+    alone = PointBatches(dataset, dataset.samples[2:3], (32, 48), 5, 1, Augmentation())
+    assert [b for _, b in alone.from_step(0, 2)] == [None, None]
+
+
+def test_held_out_images_do_not_depend_on_the_seed_and_none_is_lost(dataset: Dataset) -> None:
+    training, held = split_samples(dataset.samples, 3)
+    assert len(held) == 3 and sorted(s.image_id for s in training + held) == [s.image_id for s in dataset.samples]
+    assert split_samples(dataset.samples, 0) == (dataset.samples, [])
+    with pytest.raises(UserError, match="leaves none of 7"):
+        split_samples(dataset.samples, 7)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+manifest = "toy.toml"
+[generate-proposals]
+config = "x.py"
+[train-classifier]
+backbone = "vit_tiny_patch16_224"
+backbone_args = '{"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}'
+image_size = [32, 48]
+points_per_image = 16
+batch_size = 3
+epochs = 3
+device = "cpu"
+dropout = 0.2
+drop_path = 0.2
+norm = "batch"
+crop_scale = [0.4, 1.0]
+hold_out = 1
+"""
+MANIFEST = """
+name = "toy"
+classes = [
+  { name = "sky", label = 1, thing = false },
+  { name = "road", label = 2, thing = false },
+  { name = "car", label = 3, thing = true },
+]
+[labels]
+kind = "semantic-png"
+ignore = [0, 255]
+[splits.train]
+images = "images/*.*"
+labels = "labels/{stem}.png"
+"""
+
+
+@pytest.fixture
+def train(dataset: Dataset, tmp_path: Path):
+    (tmp_path / "toy.toml").write_text(MANIFEST)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.toml")
+
+    def train(out: str, **changes) -> Path:
+        settings = recipe.stage(TrainSettings, **changes)
+        return train_classifier(recipe, settings, dataset.root, tmp_path / out).parent
+
+    return train
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "model.json", "metrics.jsonl", "done.json")}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_interrupted_anywhere_gives_the_same_bytes(train, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 steps; stopped before each of them, after each checkpoint, and twice; checkpoints at every or every second step."""
+    expected = results(train("whole", optimizer=optimizer))
+    lines = [json.loads(x) for x in expected["metrics.jsonl"].splitlines()]
+    assert [(x["step"], x["epoch"]) for x in lines] == [(2, 1), (4, 2), (6, 3)]
+    assert all(0 <= x["held_out_accuracy"] <= 1 for x in lines)
+    step, save = Trainer._step, Trainer._save
+    often = {"optimizer": optimizer, "checkpoint_minutes": 1e-9}
+
+    def interrupted(out: str, stops: list[int], every: int, after_saving: bool) -> int:
+        """Runs until done, raising at the steps of `stops` in turn. Returns how many steps were made twice."""
+        left, made = list(stops), []
+
+        def step_(self, number, *rest):
+            if left and number == left[0] and not after_saving:
+                left.pop(0)
+                raise KeyboardInterrupt
+            made.append(number)
+            return step(self, number, *rest)
+
+        def save_(self, number, *rest):
+            if number % every == 0:
+                save(self, number, *rest)
+            if left and number == left[0] and after_saving:
+                left.pop(0)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Trainer, "_step", step_)
+        monkeypatch.setattr(Trainer, "_save", save_)
+        for _ in stops:
+            with pytest.raises(KeyboardInterrupt):
+                train(out, **often)
+            assert not (tmp_path / out / "classifier/default/done.json").exists()
+        folder = train(out, **often)
+        assert results(folder) == expected, (out, stops, every)
+        assert sorted(p.name for p in folder.iterdir()) == sorted([*expected, "run.json"])
+        return len(made) - 6
+
+    for every in (1, 2):
+        for stop in range(6) if every == 1 else (1, 3, 5):
+            # at most what was done since the checkpoint is done again
+            assert interrupted(f"before{every}-{stop}", [stop], every, False) < every
+    interrupted("saved", [2], 1, True)
+    interrupted("twice", [1, 4], 1, False)
+
+
+def test_finished_training_is_not_touched(train) -> None:
+    folder = train("a", epochs=1)
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    train("a", epochs=1, workers=0, checkpoint_minutes=7.0)
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    with pytest.raises(UserError, match="epochs: 1 → 2") as info:
+        train("a", epochs=2)
+    assert info.value.exit_code == 4
+    assert results(train("b", epochs=1, workers=3)) == results(folder)
+
+
+def test_damaged_checkpoint(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer._step
+
+    def stop(self, number, *rest):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(Trainer, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train("a", checkpoint_minutes=1e-9)
+    path = tmp_path / "a/classifier/default/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CorruptError, match=r"checkpoint.pt: damaged"):
+        train("a")
+    path.unlink()
+    monkeypatch.undo()
+    assert results(train("a")) == results(train("b"))
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_line(train) -> None:
+    with pytest.raises(UserError, match=r"loss is (nan|inf).*Lower `lr`"):
+        train("a", lr=1e30, norm="layer", epochs=4)
+
+
+def test_bad_training_images_end_as_partial(train, dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    making.truncate(dataset.samples[0].image, 0.5)
+    held = {s.image_id for s in split_samples(dataset.samples, 1)[1]}
+    assert "a0" not in held
+    with pytest.raises(PartialError, match="without 1 images"):
+        train("a", epochs=1)
+    assert "a0.png" in capsys.readouterr().err
+
+
+def test_it_learns_what_colours_mean(train) -> None:
+    """The whole path, from drawn scenes to held-out accuracy: the colour of a pixel says its class."""
+    folder = train("a", optimizer="adamw", lr=3e-3, epochs=25, point_token="patch", attention="read-only", dropout=0.0,
+                   points_per_image=64, drop_path=0.0, norm="layer")
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.5 * math.log(3) and lines[-1]["held_out_accuracy"] > 0.75
+    assert lines[0]["held_out_accuracy"] < lines[-1]["held_out_accuracy"]
