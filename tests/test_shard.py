@@ -15,7 +15,9 @@ def test_forms(text: str | None, index: int | None, count: int | None) -> None:
     assert (choice.index, choice.count) == (index, count)
 
 
-@pytest.mark.parametrize("text", ["", "/", "a", "1/", "-1/4", "1/2/3", "1.0/4", "8/8", "9/8", "0/0", "/0", "1 / 4", "٣/x"])
+@pytest.mark.parametrize(
+    "text", ["", "/", "a", "1/", "-1/4", "1/2/3", "1.0/4", "8/8", "9/8", "0/0", "/0", "1 / 4", "٣/x"]
+)
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shard") as info:
         choose_shard(text, {})

@@ -2,8 +2,8 @@
 
     python tools/measure.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --seeds 0 1 2
 
-Proposals are made once; every seed trains its own classifier (seed0, seed1, …) in the same run directory. Finished work is not
-done again. Writes docs/measured/RECIPE.json and prints the tables in Markdown.
+Proposals are made once; every seed trains its own classifier (seed0, seed1, …) in the same run directory.
+Finished work is not done again. Writes docs/measured/RECIPE.json and prints the tables in Markdown.
 """
 
 from __future__ import annotations
@@ -64,14 +64,19 @@ def tables(measured: dict) -> str:
     results = list(measured["results"].values())
     alpha, panoptic = results[0]["semantic"]["alpha"], results[0]["panoptic"] is not None
 
-    def mean(pick) -> str:  # noqa: ANN001
+    def mean(pick) -> str:
         values = [pick(r) for r in results]
         return "–" if values[0] is None else f"{100 * np.mean(values):.2f}"
 
-    lines = ["| masks named by | mIoU | pixel accuracy |" + (" PQ | SQ | RQ |" if panoptic else "") + " masks named right |"]
+    lines = [
+        "| masks named by | mIoU | pixel accuracy |" + (" PQ | SQ | RQ |" if panoptic else "") + " masks named right |"
+    ]
     lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
     for name, title in NAMES.items():
-        cells = [mean(lambda r, n=name: r["semantic"][n]["mIoU"]), mean(lambda r, n=name: r["semantic"][n]["pixel_accuracy"])]
+        cells = [
+            mean(lambda r, n=name: r["semantic"][n]["mIoU"]),
+            mean(lambda r, n=name: r["semantic"][n]["pixel_accuracy"]),
+        ]
         if panoptic:
             cells += [mean(lambda r, n=name, k=k: r["panoptic"][n]["all"][k]) for k in ("PQ", "SQ", "RQ")]
         cells.append(mean(lambda r, n=name: r["masks"]["named_right"].get(n)))

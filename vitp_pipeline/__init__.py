@@ -1,12 +1,12 @@
 """Names the masks of a frozen segmentation model with a point-prompted ViT.
 
-    from vitp_pipeline import open_proposals, load_classifier, fuse
+from vitp_pipeline import open_proposals, load_classifier, fuse
 
-    for record in open_proposals("runs/camvid"):          # masks, class scores and points of every image
-        ...
-    model = load_classifier("runs/camvid/classifier/default/model.safetensors")
-    logits = model(model.normalise(images), points)       # (B, N, K)
-    probs, void = fuse(class_logits, logits[0], alpha=0.4)
+for record in open_proposals("runs/camvid"):          # masks, class scores and points of every image
+    ...
+model = load_classifier("runs/camvid/classifier/default/model.safetensors")
+logits = model(model.normalise(images), points)       # (B, N, K)
+probs, void = fuse(class_logits, logits[0], alpha=0.4)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What decides whether a cached result still holds.
 
 A fingerprint is the SHA-256 of canonical JSON. Into it go the things that change results; fields marked
-`identity=False` (batch size, workers, device) stay out, and so do fields that have their default value, so that an option added
+`identity=False` (batch size, workers, device) stay out, and so do fields that have their default value, so
+that an option added
 later, whose default is the old behaviour, leaves old caches valid. (Hence: a default never changes.)
 """
 

@@ -1,8 +1,8 @@
 """A recipe: what to run, as one TOML file with a table per stage.
 
 Every table is a frozen dataclass below; its field names are the keys of the TOML file. A key that does not exist is an
-error. Flags of the command line override keys. Paths may start with `~`, or contain `{data_root}` or `{package}` (the installed
-vitp_pipeline); relative ones are looked for beside the recipe, then in the current directory.
+error. Flags of the command line override keys. Paths may start with `~`, or contain `{data_root}` or `{package}`
+(the installed vitp_pipeline); relative ones are looked for beside the recipe, then in the current directory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class ProposalSettings:
     limit: int = setting(0, help="only the first images of the split; 0 = all")
     points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random")
     max_at: str = setting("image", help="resolution of the max point: image or mask")
-    drop_below: float = setting(0.01, help="budget of Σ(1−v) of the masks of an image that are not stored; 0 = keep all")
+    drop_below: float = setting(
+        0.01, help="budget of Σ(1−v) of the masks of an image that are not stored; 0 = keep all"
+    )
     mask_dtype: str = setting("float16", help="float16 or float32")
     part_size: int = setting(32, help="images in a part, the unit that commits or does not exist")
     seed: int = setting(0, help="for random weights and random points")
@@ -51,7 +53,9 @@ class TrainSettings:
     backbone_args: str = setting("", help="JSON of further arguments for timm, e.g. a smaller ViT from scratch")
     depth: int = setting(0, help="use the first n blocks; 0 = all")
     taps: tuple[int, ...] = setting((), help="blocks whose point tokens enter the head (1-based); empty = the last one")
-    point_token: str = setting("linear", help="linear: the paper's; patch: starts from the patch embeddings around the point")
+    point_token: str = setting(
+        "linear", help="linear: the paper's; patch: starts from the patch embeddings around the point"
+    )
     attention: str = setting("full", help="full: the paper's; read-only: all see the patches, none sees a point")
     head: str = setting("linear", help="linear or mlp")
     norm: str = setting("layer", help="norm before the head: layer, or batch (per feature, over training points)")
@@ -64,7 +68,9 @@ class TrainSettings:
     batch_size: int = setting(8, help="images per step")
     optimizer: str = setting("sgd", help="sgd (momentum 0.9) or adamw")
     lr: float = setting(0.01, help="peak rate of the head and the point layer")
-    backbone_lr: float = setting(-1.0, help="peak rate of the backbone; negative = lr, 0 = frozen, only the head learns")
+    backbone_lr: float = setting(
+        -1.0, help="peak rate of the backbone; negative = lr, 0 = frozen, only the head learns"
+    )
     weight_decay: float = setting(0.0)
     warmup: float = setting(0.05, help="share of the steps with a linearly rising rate")
     clip: float = setting(1.0, help="largest gradient norm")
@@ -150,7 +156,7 @@ class Recipe:
         return _settings(kind, values, f"{self.path}: [{name}]")
 
     def find_file(self, text: str, data_root: Path) -> Path:
-        """A path written in the recipe: `{data_root}` and `{package}` filled in, relative ones beside the recipe or here.
+        """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.
 
         Raises:
             InputError: no such file.

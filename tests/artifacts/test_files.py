@@ -85,7 +85,7 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
     assert path.read_bytes() == first and read_json(path) == {"a": "ö", "b": [1.5, None]}
     for content in (b"", b"{", b"\xff\xfe"):
         path.write_bytes(content)
-        with pytest.raises(CorruptError, match="a.json"):
+        with pytest.raises(CorruptError, match=r"a\.json"):
             read_json(path)
 
 
@@ -146,7 +146,7 @@ def test_a_second_task_is_turned_away_and_a_killed_one_frees_the_lock(tmp_path: 
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=f"process {holder.pid}") as info, locked(path):
+        with pytest.raises(LockedError, match=rf"process {holder.pid}") as info, locked(path):
             pass
         assert str(path.parent) in str(info.value) and info.value.exit_code == 9
     finally:

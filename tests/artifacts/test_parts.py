@@ -86,7 +86,7 @@ def test_nothing_appears_before_close_and_abandon_leaves_nothing(tmp_path: Path)
 
 
 def outcome_of(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """"corrupt", or "same"; anything else is a failure of the test."""
+    """ "corrupt", or "same"; anything else is a failure of the test."""
     try:
         with ArrayReader(path) as reader:
             for name, values in arrays.items():
@@ -170,7 +170,10 @@ def test_index_round_trip_by_ours_and_by_pyarrow(tmp_path: Path) -> None:
     found = pyarrow.dataset.dataset(tmp_path, format="parquet").to_table()
     assert found["image_id"].to_pylist() == [f"i{n}" for n in range(30)]
     one = pyarrow.dataset.dataset(index_path(tmp_path, 0))
-    assert one.to_table(filter=pyarrow.dataset.field("image_id") == "i3")["mass"][0].as_py() == some_table()["mass"][3].as_py()
+    assert (
+        one.to_table(filter=pyarrow.dataset.field("image_id") == "i3")["mass"][0].as_py()
+        == some_table()["mass"][3].as_py()
+    )
 
 
 def test_index_bytes_depend_on_content_alone(tmp_path: Path) -> None:

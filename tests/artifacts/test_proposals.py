@@ -70,7 +70,10 @@ def record(image_id: str, masks: int, queries: int = 4, dtype: str = "float16") 
         "mmseg1",
         np.sort(rng.permutation(queries)[:masks]).astype(np.int32),
         0.005,
-        {"max": rng.integers(0, 30, (queries, 2)).astype(np.int32), "random": rng.integers(0, 30, (queries, 2)).astype(np.int32)},
+        {
+            "max": rng.integers(0, 30, (queries, 2)).astype(np.int32),
+            "random": rng.integers(0, 30, (queries, 2)).astype(np.int32),
+        },
         rng.normal(size=(queries, 4)).astype(np.float32),
         rng.normal(size=(masks, 16, 24)).astype(dtype),
     )
@@ -89,7 +92,9 @@ def stored(tmp_path: Path) -> tuple[Path, list[ProposalRecord]]:
         writer.close()
         import pyarrow as pa
 
-        write_index(index_path(run.shard_folder(0), part), pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")))
+        write_index(
+            index_path(run.shard_folder(0), part), pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc"))
+        )
     return tmp_path, records
 
 
@@ -102,7 +107,12 @@ def test_store_round_trip(stored: tuple[Path, list[ProposalRecord]]) -> None:
     for a, b in zip(found, records, strict=True):
         assert (a.file_name, a.view, a.protocol, a.dropped_mass) == (b.file_name, b.view, b.protocol, b.dropped_mass)
         assert set(a.points) == {"max", "random"}
-        for x, y in [(a.kept, b.kept), (a.masks, b.masks), (a.class_logits, b.class_logits), (a.points["max"], b.points["max"])]:
+        for x, y in [
+            (a.kept, b.kept),
+            (a.masks, b.masks),
+            (a.class_logits, b.class_logits),
+            (a.points["max"], b.points["max"]),
+        ]:
             assert x.dtype == y.dtype and np.array_equal(x, y)
     assert [(r["image_id"], r["status"], r["error"]) for r in store.rows(0, 0)][2] == ("3", "failed", "truncated")
 

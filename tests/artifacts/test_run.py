@@ -64,7 +64,14 @@ def test_missing_newer_and_damaged(tmp_path: Path) -> None:
     path.write_text(json.dumps({**content, "format_version": 99}))
     with pytest.raises(IncompatibleError, match="newer"):
         open_run(tmp_path)
-    for damaged in ("{", "[]", "3", "{}", json.dumps({**content, "images": None}), json.dumps({**content, "format_version": "x"})):
+    for damaged in (
+        "{",
+        "[]",
+        "3",
+        "{}",
+        json.dumps({**content, "images": None}),
+        json.dumps({**content, "format_version": "x"}),
+    ):
         path.write_text(damaged)
         with pytest.raises(CorruptError, match=r"run.json"):
             open_run(tmp_path)

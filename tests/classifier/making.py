@@ -14,7 +14,12 @@ ARGS = json.dumps({"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}
 def tiny_model(seed: int = 0, **changes) -> PointViT:
     """A random PointViT of dimension 32, depth 3, patches of 8, for 32×48 images and three classes; in eval mode."""
     torch.manual_seed(seed)
-    fields = {"backbone": "vit_tiny_patch16_224", "classes": ("sky", "road", "car"), "image_size": (32, 48), "backbone_args": ARGS}
+    fields = {
+        "backbone": "vit_tiny_patch16_224",
+        "classes": ("sky", "road", "car"),
+        "image_size": (32, 48),
+        "backbone_args": ARGS,
+    }
     model = PointViT(ModelConfig(**{**fields, **changes})).eval()
     with torch.no_grad():  # louder than at initialisation, so that differences show
         for name, parameter in model.named_parameters():

@@ -19,7 +19,7 @@ def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Of the labelled pixels, the share whose place in the picture has the colour of their class. A point is mapped as in training."""
+    """Of the labelled pixels, the share whose place in the picture has the colour of their class."""
     rows, cols = np.nonzero(labels != IGNORE)
     points = normalise_points(np.stack([rows + 0.5, cols + 0.5], 1), labels.shape)  # pixel centres
     where = ((points + 1) / 2 * np.array(SIZE)).astype(int).clip(0, np.array(SIZE) - 1)

@@ -91,7 +91,7 @@ def test_read_only_points_are_independent_and_full_ones_are_not(point_token: str
 
 @torch.no_grad()
 def test_patch_token_at_a_patch_centre_is_that_patchs_token() -> None:
-    """At initialisation the point goes through the blocks as the patch under it: same features, read out at the point."""
+    """At initialisation the point goes through the blocks as the patch under it."""
     model = tiny_model(point_token="patch", attention="read-only")
     images, _ = inputs()
     rows, cols = torch.meshgrid(torch.arange(H // 8), torch.arange(W // 8), indexing="ij")
@@ -176,7 +176,9 @@ def test_models_that_cannot_be(changes: dict, word: str) -> None:
 
 def pretrained(**changes) -> torch.nn.Module:
     torch.manual_seed(7)
-    return timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=(32, 48), **{**json.loads(ARGS), **changes})
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=5, img_size=(32, 48), **{**json.loads(ARGS), **changes}
+    )
 
 
 @pytest.mark.parametrize("variant", [{}, {"depth": 2}, {"norm": "batch"}, {"taps": (1, 2)}], ids=str)

@@ -89,7 +89,9 @@ def batches(dataset: Dataset, **changes) -> PointBatches:
     return PointBatches(dataset, dataset.samples, **{**fields, **changes})
 
 
-def test_batches_go_over_the_images_once_an_epoch_in_new_order(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_go_over_the_images_once_an_epoch_in_new_order(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = batches(dataset)
     seen: list[int] = []
     real = source._item
@@ -129,7 +131,9 @@ def test_a_batch_depends_on_its_step_alone(dataset: Dataset) -> None:
 def test_bad_images_are_left_out_and_reported(dataset: Dataset) -> None:
     making.truncate(dataset.samples[2].image, 0.6)
     making.write_png(dataset.samples[4].label, np.zeros((28, 36), np.uint8))  # all ignored, and of the wrong size
-    making.write_png(dataset.samples[5].label, np.full(np.asarray(dataset.read_image(dataset.samples[5])).shape[:2], 255, np.uint8))
+    making.write_png(
+        dataset.samples[5].label, np.full(np.asarray(dataset.read_image(dataset.samples[5])).shape[:2], 255, np.uint8)
+    )
     source = batches(dataset)
     found = [b for _, b in source.from_step(0, 6)]
     assert sum(len(b.images) for b in found if b is not None) == 2 * 4
@@ -197,12 +201,16 @@ def train(dataset: Dataset, tmp_path: Path):
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "model.json", "metrics.jsonl", "done.json")}
+    return {
+        name: (folder / name).read_bytes() for name in ("model.safetensors", "model.json", "metrics.jsonl", "done.json")
+    }
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_interrupted_anywhere_gives_the_same_bytes(train, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 steps; stopped before each of them, after each checkpoint, and twice; checkpoints at every or every second step."""
+def test_interrupted_anywhere_gives_the_same_bytes(
+    train, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before each of 6 steps, after a checkpoint, and twice; checkpoints at every or every second step."""
     expected = results(train("whole", optimizer=optimizer))
     lines = [json.loads(x) for x in expected["metrics.jsonl"].splitlines()]
     assert [(x["step"], x["epoch"]) for x in lines] == [(2, 1), (4, 2), (6, 3)]
@@ -294,8 +302,18 @@ def test_bad_training_images_end_as_partial(train, dataset: Dataset, capsys: pyt
 
 def test_it_learns_what_colours_mean(train) -> None:
     """The whole path, from drawn scenes to held-out accuracy: the colour of a pixel says its class."""
-    folder = train("a", optimizer="adamw", lr=3e-3, epochs=25, point_token="patch", attention="read-only", dropout=0.0,
-                   points_per_image=64, drop_path=0.0, norm="layer")
+    folder = train(
+        "a",
+        optimizer="adamw",
+        lr=3e-3,
+        epochs=25,
+        point_token="patch",
+        attention="read-only",
+        dropout=0.0,
+        points_per_image=64,
+        drop_path=0.0,
+        norm="layer",
+    )
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.5 * math.log(3) and lines[-1]["held_out_accuracy"] > 0.75
     assert lines[0]["held_out_accuracy"] < lines[-1]["held_out_accuracy"]

@@ -21,14 +21,18 @@ def test_saved_and_loaded_is_the_same_model(tmp_path: Path) -> None:
     save_classifier(model, path, {"images": 3, "fingerprint": "f"})
     loaded = load_classifier(path)
     assert loaded.config == model.config and not loaded.training
-    assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {k: v.tolist() for k, v in model.state_dict().items()}
+    assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {
+        k: v.tolist() for k, v in model.state_dict().items()
+    }
     images, points = torch.randn(1, 3, 32, 48), torch.rand(1, 5, 2)
     assert torch.equal(loaded(images, points), model(images, points))
 
     about = json.loads((tmp_path / "model.json").read_text())
     assert (about["images"], about["fingerprint"]) == (3, "f")
     assert about["model"]["classes"] == ["sky", "road", "car"] and about["model"]["taps"] == [1, 2]
-    assert about["parameters"] == sum(t.numel() for k, t in load_file(path).items() if "running" not in k and "num_" not in k)
+    assert about["parameters"] == sum(
+        t.numel() for k, t in load_file(path).items() if "running" not in k and "num_" not in k
+    )
     with safe_open(path, "pt") as file:
         assert ModelConfig.from_json(file.metadata()["vitp"]) == model.config
 

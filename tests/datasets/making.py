@@ -56,9 +56,7 @@ def write_semantic(root: Path, count: int = 4, seed: int = 0) -> DatasetSpec:
 
 
 def coco_spec(**changes) -> DatasetSpec:
-    classes = tuple(
-        ClassInfo(n, c, t, (0, 0, 0)) for n, c, t in zip(NAMES, CATEGORIES, THINGS, strict=True)
-    )
+    classes = tuple(ClassInfo(n, c, t, (0, 0, 0)) for n, c, t in zip(NAMES, CATEGORIES, THINGS, strict=True))
     split = SplitSpec("val", "panoptic_val", "annotations/panoptic_val.json")
     fields = {"name": "toy", "classes": classes, "kind": "coco-panoptic", "ignore": (), "splits": {"val": split}}
     return DatasetSpec(**{**fields, **changes})
@@ -89,7 +87,9 @@ def write_coco(root: Path, count: int = 4, seed: int = 0) -> tuple[DatasetSpec, 
     data = {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": c, "name": n, "isthing": int(t)} for c, n, t in zip(CATEGORIES, NAMES, THINGS, strict=True)],
+        "categories": [
+            {"id": c, "name": n, "isthing": int(t)} for c, n, t in zip(CATEGORIES, NAMES, THINGS, strict=True)
+        ],
     }
     write_annotations(root, data)
     return coco_spec(), data
@@ -101,12 +101,12 @@ def write_annotations(root: Path, data: dict) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-COCO_MANIFEST = """
+COCO_MANIFEST = f"""
 name = "toy"
 classes = [
-  {{ name = "sky", label = {0}, thing = false }},
-  {{ name = "road", label = {1}, thing = false }},
-  {{ name = "car", label = {2}, thing = true }},
+  {{ name = "sky", label = {CATEGORIES[0]}, thing = false }},
+  {{ name = "road", label = {CATEGORIES[1]}, thing = false }},
+  {{ name = "car", label = {CATEGORIES[2]}, thing = true }},
 ]
 [labels]
 kind = "coco-panoptic"
@@ -114,7 +114,7 @@ kind = "coco-panoptic"
 images = "val"
 labels = "panoptic_val"
 annotations = "annotations/panoptic_val.json"
-""".format(*CATEGORIES)
+"""
 
 
 def truncate(path: Path, share: float = 0.5) -> None:

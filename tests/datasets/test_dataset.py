@@ -217,7 +217,12 @@ def test_coco_annotation_file_missing_or_broken(tmp_path: Path) -> None:
     making.truncate(path)
     with fails(InputError, str(path), "not JSON"):
         Dataset(spec, tmp_path, "val")
-    for content in ("[]", "{}", '{"images": 3, "annotations": 3, "categories": 3}', '{"categories": [{"id": "x", "name": 1}]}'):
+    for content in (
+        "[]",
+        "{}",
+        '{"images": 3, "annotations": 3, "categories": 3}',
+        '{"categories": [{"id": "x", "name": 1}]}',
+    ):
         path.write_text(content)
         with fails(InputError, str(path), "not a COCO panoptic file"):
             Dataset(spec, tmp_path, "val")

@@ -15,9 +15,7 @@ def inputs(seed: int, batch: int = 2, heads: int = 3, channels: int = 4, queries
     total = sum(height * width for height, width in SIZES)
     value = torch.randn(batch, total, heads, channels, generator=generator, dtype=torch.float64)
     # Beyond [0, 1] on both sides, so that the zeros outside are sampled too.
-    places = torch.rand(
-        batch, queries, heads, len(SIZES), points, 2, generator=generator, dtype=torch.float64
-    )
+    places = torch.rand(batch, queries, heads, len(SIZES), points, 2, generator=generator, dtype=torch.float64)
     weights = torch.rand(batch, queries, heads, len(SIZES), points, generator=generator, dtype=torch.float64)
     return value, torch.tensor(SIZES), places * 1.6 - 0.3, weights
 

@@ -315,9 +315,7 @@ def swin() -> OpenMMLabGenerator:
     return OpenMMLabGenerator(SWIN, None, seed=1)
 
 
-def panoptic_inputs_of_mmdet(
-    generator: OpenMMLabGenerator, image: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
+def panoptic_inputs_of_mmdet(generator: OpenMMLabGenerator, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """What mmdet's detector hands to its fusion head, by its own `predict` on its own pipeline."""
     from mmcv.transforms import Compose
     from mmdet.utils import get_test_pipeline_cfg
@@ -330,9 +328,7 @@ def panoptic_inputs_of_mmdet(
         data = Compose(steps)({"img": np.ascontiguousarray(image[:, :, ::-1]), "img_id": 0})
     model = generator._model
     with torch.no_grad():
-        batch = model.data_preprocessor(
-            {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}, False
-        )
+        batch = model.data_preprocessor({"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}, False)
         features = model.extract_feat(batch["inputs"])
         class_logits, masks = model.panoptic_head.predict(features, batch["data_samples"])
     return class_logits[0], masks[0]

@@ -29,7 +29,14 @@ def server():
     """Processes forked from one that has imported the heavy packages: they start in milliseconds and die for real."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "timm", "zarr", "pyarrow.parquet", "vitp_pipeline.generators.openmmlab", "vitp_pipeline.classifier.train"]
+        [
+            "torch",
+            "timm",
+            "zarr",
+            "pyarrow.parquet",
+            "vitp_pipeline.generators.openmmlab",
+            "vitp_pipeline.classifier.train",
+        ]
     )
     return context
 

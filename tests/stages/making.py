@@ -42,7 +42,9 @@ class Project:
     def dataset(self) -> Dataset:
         return Dataset(self.recipe.manifest, self.root, "val")
 
-    def evaluate(self, out: Path, alphas: str = "0,0.4,1", shards: list[int] | None = None, retry: bool = False, **settings) -> Evaluation:
+    def evaluate(
+        self, out: Path, alphas: str = "0,0.4,1", shards: list[int] | None = None, retry: bool = False, **settings
+    ) -> Evaluation:
         measures, points = self.recipe.stage(EvaluateSettings, **settings), self.recipe.stage(ClassifySettings)
         evaluation = prepare(self.recipe, measures, points, parse_alphas(alphas), self.root, out, ShardChoice())
         evaluate_shards(evaluation, measures, points, range(evaluation.run.shards) if shards is None else shards, retry)
@@ -57,7 +59,7 @@ def make_project(folder: Path, count: int = 5) -> Project:
 
 
 def drawn(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
-    """Proposals that follow the ground truth with errors, half as large as the image; and the scores of their points."""
+    """Proposals that follow the ground truth with errors, at half resolution; and the scores of their points."""
     sample = dataset.sample(image_id)
     truth = dataset.read_semantic(sample)
     rng = np.random.default_rng(int(image_id))
@@ -87,7 +89,14 @@ def drawn(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
     return record, scores.astype(np.float32)
 
 
-def make_run(project: Project, out: Path, shards: int = 1, part_size: int = 2, failed: tuple[str, ...] = (), without: tuple[int, ...] = ()) -> None:
+def make_run(
+    project: Project,
+    out: Path,
+    shards: int = 1,
+    part_size: int = 2,
+    failed: tuple[str, ...] = (),
+    without: tuple[int, ...] = (),
+) -> None:
     """Writes proposals and class scores; `failed` images have none, the shards `without` are not classified."""
     import json
 
@@ -101,7 +110,9 @@ def make_run(project: Project, out: Path, shards: int = 1, part_size: int = 2, f
     from vitp_pipeline.artifacts.proposals import open_proposals
 
     settings = project.recipe.stage(ClassifySettings)
-    classes = classes_run(open_proposals(out), classifier_file(project.recipe, settings, project.root, out), settings, out, create=True)
+    classes = classes_run(
+        open_proposals(out), classifier_file(project.recipe, settings, project.root, out), settings, out, create=True
+    )
     text = pa.string()
     columns = pa.schema([("image_id", text), ("status", text), ("error", text)])
     for shard in range(shards):
@@ -111,7 +122,9 @@ def make_run(project: Project, out: Path, shards: int = 1, part_size: int = 2, f
             rows, states = [], []
             for image_id in ids:
                 bad = image_id in failed
-                states.append({"image_id": image_id, "status": "failed" if bad else "ok", "error": "torn" if bad else None})
+                states.append(
+                    {"image_id": image_id, "status": "failed" if bad else "ok", "error": "torn" if bad else None}
+                )
                 if bad:
                     rows.append(failed_row(image_id, f"val/{image_id}.png", "torn"))
                     continue
@@ -120,7 +133,10 @@ def make_run(project: Project, out: Path, shards: int = 1, part_size: int = 2, f
                 other.add(f"point_logits/{image_id}", scores, ("query", "class"))
             writer.close()
             other.close()
-            write_index(index_path(run.shard_folder(shard), part), pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")))
+            write_index(
+                index_path(run.shard_folder(shard), part),
+                pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")),
+            )
             write_index(index_path(classes.shard_folder(shard), part), pa.Table.from_pylist(states, schema=columns))
         for stage in (run, classes):
             if stage is run or shard not in without:

@@ -111,7 +111,7 @@ def test_stopped_anywhere_then_run_again(tmp_path: Path, error: type[BaseExcepti
         assert outcome.made + outcome.cached == 7
 
 
-def Maker_calls(run: StageRun) -> list[tuple[int, int, tuple[str, ...]]]:  # noqa: N802
+def Maker_calls(run: StageRun) -> list[tuple[int, int, tuple[str, ...]]]:
     return [(s, p, images) for s in range(run.shards) for p, images in enumerate(run.parts(s))]
 
 

@@ -14,7 +14,14 @@ from vitp_pipeline.stages.status import array_expression, print_status, run_stat
 
 @pytest.mark.parametrize(
     ("indices", "text"),
-    [([], ""), ([4], "4"), ([17, 3, 18, 19], "3,17-19"), ([0, 1], "0-1"), ([0, 2, 4], "0,2,4"), ([9, 8, 7, 0], "0,7-9")],
+    [
+        ([], ""),
+        ([4], "4"),
+        ([17, 3, 18, 19], "3,17-19"),
+        ([0, 1], "0-1"),
+        ([0, 2, 4], "0,2,4"),
+        ([9, 8, 7, 0], "0,7-9"),
+    ],
 )
 def test_array_expression(indices: list[int], text: str) -> None:
     assert array_expression(indices) == text

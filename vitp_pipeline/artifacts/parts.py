@@ -3,7 +3,8 @@
     part-0003.zarr.zip      arrays, in a Zarr v3 group inside one zip file (one inode; each entry carries a CRC)
     part-0003.parquet       one row an image; its rename into place commits the part
 
-Every byte of both is covered by a checksum. Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
+Checksums cover both. Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and
+`pyarrow.dataset`.
 The bytes depend on the content alone: entries have a fixed date and a fixed order.
 """
 
@@ -54,7 +55,9 @@ class ArrayWriter:
         self._groups: set[str] = set()
         self._group("", {"vitp": attributes})
 
-    def add(self, name: str, values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int] | None = None) -> None:
+    def add(
+        self, name: str, values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int] | None = None
+    ) -> None:
         """Stores one array, zstd-compressed with bit shuffling.
 
         Args:
@@ -192,8 +195,8 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 _SEAL = b"vitp-sha256:"
-"""Parquet's own checksums leave out page headers and the footer, where a flipped bit can change values silently. So the digest of
-the whole file stands before the footer, a place that readers of Parquet never look at."""
+"""Parquet's own checksums leave out page headers and the footer, where a flipped bit can change values silently. So the
+digest of the whole file stands before the footer, a place that readers of Parquet never look at."""
 
 
 def _footer(content: bytes) -> int:

@@ -5,8 +5,8 @@
     RUN/classes/FINGERPRINT/          that classifier's scores for the points of these proposals
     RUN/evaluation/FINGERPRINT/       metrics of these proposals, scores and settings
 
-What a person names is checked against what is there; what only follows from other results lies under its own fingerprint, so
-another classifier or another α never overwrites anything.
+What a person names is checked against what is there; what only follows from other results lies under its own
+fingerprint, so another classifier or another α never overwrites anything.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
     try:
         if content["format_version"] > FORMAT_VERSION:
             raise IncompatibleError(f"{path}: written by a newer vitp", "Update vitp")
-        return StageRun(
-            folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"]
-        )
+        return StageRun(folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"])
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove the stage's folder and run it again") from error
 

@@ -1,4 +1,6 @@
-"""Training batches. Every random choice is a function of (seed, epoch, image), so nothing but the step need be remembered."""
+"""Training batches. Every random choice is a function of (seed, epoch, image), so nothing but the step need be
+remembered.
+"""
 
 from __future__ import annotations
 

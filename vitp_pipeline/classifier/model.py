@@ -4,11 +4,12 @@
 
 Two choices go beyond the paper; the defaults are the paper's:
 
-* `point_token`: "linear" is the paper's token, Linear(coordinates) + the CLS slot of the position embedding. "patch" starts
-  from the patch embeddings (with their positions) around the point, bilinearly sampled, and adds Linear(coordinates), which begins at zero:
+* `point_token`: "linear" is the paper's token, Linear(coordinates) + the CLS slot of the position embedding.
+  "patch" starts from the patch embeddings (with their positions) around the point, bilinearly sampled, and adds
+  Linear(coordinates), which begins at zero:
   the token passes through the pre-trained blocks as a patch would, so it need not learn where a coordinate lies.
-* `attention`: "full" lets all tokens see each other. With "read-only" every token sees the patches and none sees a point: the
-  image's features are the pre-trained ones, and a point's scores do not depend on the other points.
+* `attention`: "full" lets all tokens see each other. With "read-only" every token sees the patches and none
+  sees a point: the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class ModelConfig:
         head: "linear" (released weights), or "mlp": D → D, GELU → K (the paper's words).
         norm: before the head: "layer", or "batch" (statistics over training points).
         dropout, drop_path: rates.
-        point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2: released weights.
+        point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
+        released weights.
     """
 
     backbone: str
@@ -83,7 +85,9 @@ class PointViT(nn.Module):
         self.depth = config.depth or blocks
         self.taps = config.taps or (self.depth,)
         if not (1 <= self.depth <= blocks and all(1 <= tap <= self.depth for tap in self.taps)):
-            raise UsageError(f"{config.backbone} has {blocks} blocks; depth {config.depth} or taps {config.taps} ask for others")
+            raise UsageError(
+                f"{config.backbone} has {blocks} blocks; depth {config.depth} or taps {config.taps} ask for others"
+            )
         self.backbone.blocks = self.backbone.blocks[: self.depth]
         width, count = self.backbone.embed_dim, len(config.classes)
         self.point_layer = nn.Linear(config.point_dim, width, bias=False)
@@ -107,7 +111,9 @@ class PointViT(nn.Module):
         self.register_buffer("std", torch.tensor(std or (0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
 
     def _initialise(self) -> None:
-        """The point layer and the head as released (facts §1.1: truncated normal, 0.02); zero where it only corrects."""
+        """The point layer and the head as released (facts §1.1: truncated normal, 0.02); zero where it only
+        corrects.
+        """
         if self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
         else:
@@ -124,7 +130,7 @@ class PointViT(nn.Module):
             UsageError: the point layer is the paper's, which starts at random and has to learn.
         """
         if self.config.point_token == "linear":
-            raise UsageError("a frozen backbone needs point_token = \"patch\": the paper's point layer has to learn")
+            raise UsageError('a frozen backbone needs point_token = "patch": the paper\'s point layer has to learn')
         self.frozen = True
         for module in (self.backbone, self.point_layer):
             module.requires_grad_(False)
@@ -145,7 +151,8 @@ class PointViT(nn.Module):
 
         Args:
             images: (B, 3, H, W) float, normalised (`normalise`), H, W = `image_size`.
-            points: (B, N, 2) or (B, N, 4) float: (row, col[, height, width]), row and col in [−1, 1] (`normalise_points`).
+            points: (B, N, 2) or (B, N, 4) float: (row, col[, height, width]), row and col in [−1, 1]
+            (`normalise_points`).
             valid: (B, N) bool; False marks padding, which no real token sees. None = all are real.
         Returns:
             (B, N, K) logits.
@@ -185,7 +192,9 @@ class PointViT(nn.Module):
         return vit.norm_pre(vit.patch_drop(torch.cat([token, *registers, patches], dim=1)))
 
     def _attention_mask(self, total: int, count: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
-        """(B or 1, 1, T, T) bool, True where the row's token sees the column's; None when everything sees everything."""
+        """(B or 1, 1, T, T) bool, True where the row's token sees the column's; None when everything sees
+        everything.
+        """
         if self.config.attention == "full" and valid is None:
             return None
         seen = torch.ones(1, total, total, dtype=torch.bool, device=device)
@@ -254,7 +263,9 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
     own = vit.state_dict()
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
-            raise IncompatibleError(f"{name}: {key} is {tuple(value.shape)}, the backbone wants {tuple(own[key].shape)}")
+            raise IncompatibleError(
+                f"{name}: {key} is {tuple(value.shape)}, the backbone wants {tuple(own[key].shape)}"
+            )
     missing, unexpected = vit.load_state_dict(state, strict=False)
     missing = [key for key in missing if key != "cls_token"]  # points take its place
     if missing or unexpected:

@@ -32,7 +32,9 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict]:
-    """The new layers at `lr`, the pre-trained backbone at `backbone_lr` (0 freezes it); biases, norms, scales undecayed."""
+    """The new layers at `lr`, the pre-trained backbone at `backbone_lr` (0 freezes it); biases, norms, scales
+    undecayed.
+    """
     backbone_lr = settings.lr if settings.backbone_lr < 0 else settings.backbone_lr
     if backbone_lr == 0:
         model.freeze()
@@ -53,7 +55,8 @@ class Trainer:
     """Trains a model on batches and keeps its state in a folder.
 
     Args:
-        log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits in the loss only.
+        log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits
+        in the loss only.
         evaluate: called at the end of an epoch with the model, gives figures for metrics.jsonl.
     """
 
@@ -101,7 +104,7 @@ class Trainer:
                     saved = time.monotonic()
         self.model.eval()
 
-    def _step(self, step: int, batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:  # noqa: ANN001
+    def _step(self, step: int, batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout and drop-path: a function of the step
         images = self.model.normalise(batch.images.to(self.device))
@@ -111,9 +114,7 @@ class Trainer:
         logits = logits.float()
         if self.log_prior is not None:
             logits = logits + self.log_prior.to(self.device)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), classes.flatten(), label_smoothing=self.settings.label_smoothing
-        )
+        loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), label_smoothing=self.settings.label_smoothing)
         if not torch.isfinite(loss):
             raise UserError(f"training: the loss is {loss.item()} at step {step}", "Lower `lr`, or use float32")
         optimizer.zero_grad(set_to_none=True)

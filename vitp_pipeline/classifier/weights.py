@@ -1,4 +1,6 @@
-"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and `model.json` for people."""
+"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and
+`model.json` for people.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
-    """Writes `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same bytes."""
+    """Writes `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same
+    bytes.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # a single key: safetensors writes several in random order
     content = save(tensors, {"vitp": model.config.to_json()})
     # through Python: a full disk is then an OSError, which `write_whole` knows
     write_whole(path, lambda temporary: temporary.write_bytes(content))
     parameters = sum(p.numel() for p in model.parameters())
-    write_json(path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters})
+    write_json(
+        path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters}
+    )
 
 
 def load_classifier(path: str | Path) -> PointViT:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """See all four stages at work on drawn scenes: no download, no GPU, a few minutes.
 
-            vitp demo
+        vitp demo
         """
         from vitp_pipeline.demo.run import run_demo
 

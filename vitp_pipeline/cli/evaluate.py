@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import (
+    ClassifierFile,
+    ClassifierName,
+    DataRoot,
+    Device,
+    Out,
+    RecipeName,
+    RetryFailed,
+    Shard,
+)
 
 
 def register(app: typer.Typer) -> None:

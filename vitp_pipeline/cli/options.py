@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe: its shipped name (e.g. camvid) or a .toml path.", metavar="RECIPE")]
+RecipeName = Annotated[
+    str, typer.Argument(help="A recipe: its shipped name (e.g. camvid) or a .toml path.", metavar="RECIPE")
+]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of the dataset.", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="The run directory; all stages of a run share it.", metavar="RUN")]
 Shard = Annotated[
     str | None,
     typer.Option(
         "--shard",
-        help="I/N, 0 ≤ I < N: work on one of N shards. In an array job the index comes from the scheduler's environment. "
+        help="I/N, 0 ≤ I < N: work on one of N shards. In an array job the scheduler's environment gives the index. "
         "The first command on a run fixes N; without this flag all shards are worked on.",
         metavar="I/N",
     ),

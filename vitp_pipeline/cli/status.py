@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """What of a run is done, what is missing, and which array tasks would make the rest.
 
-            vitp status runs/camvid
+        vitp status runs/camvid
         """
         from pathlib import Path
 

@@ -110,7 +110,7 @@ class Dataset:
         listed = {s.id for s in sample.segments} | {0}
         if len(listed) <= len(sample.segments):
             raise InputError(
-                f"{self.spec.splits[self.split].annotations}: image {sample.image.name} lists a segment id twice, or id 0",
+                f"{self.spec.splits[self.split].annotations}: {sample.image.name} lists a segment id twice, or id 0",
                 "Download the annotations again",
             )
         if unknown := sorted(set(np.unique(ids).tolist()) - listed):
@@ -191,9 +191,7 @@ class Dataset:
                         f"manifest {self.spec.name!r}",
                         "Use the manifest of this dataset",
                     )
-                segments.append(
-                    GroundTruthSegment(int(s["id"]), index_of[s["category_id"]], bool(s.get("iscrowd", 0)))
-                )
+                segments.append(GroundTruthSegment(int(s["id"]), index_of[s["category_id"]], bool(s.get("iscrowd", 0))))
             samples.append(
                 Sample(
                     str(image["id"]),

@@ -18,15 +18,19 @@ def _open(path: Path, what: str) -> Image.Image:
         image = Image.open(path)
         image.load()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: this {what} does not exist", "Check --data-root and the manifest's splits") from error
+        raise InputError(
+            f"{path}: this {what} does not exist", "Check --data-root and the manifest's splits"
+        ) from error
     except Exception as error:  # each format's decoder fails in its own ways on a damaged file
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again") from error
+        raise InputError(
+            f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again"
+        ) from error
     return image
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, truncated or foreign file, or one of 16 bits."""
+    """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, broken, foreign or 16-bit file."""
     image = _open(path, "image")
     if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
         raise InputError(f"{path}: an image needs 8 bits a channel, this one is {image.mode}", "Convert it to 8 bits")

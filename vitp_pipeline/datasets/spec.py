@@ -123,7 +123,7 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
             try:
                 split["labels"].format(stem="", dir="", name="")
             except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(f"[splits.{name}] labels may hold {{stem}}, {{dir}} and {{name}}, not {error}") from error
+                raise ValueError(f"[splits.{name}] labels knows {{stem}}, {{dir}} and {{name}}, not {error}") from error
         splits[name] = SplitSpec(split["images"], split["labels"], split.get("annotations"))
     return DatasetSpec(str(table["name"]), tuple(classes), labels["kind"], ignore, splits)
 

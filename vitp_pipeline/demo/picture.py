@@ -56,9 +56,7 @@ def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.nda
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
     logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
     probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in (0.0, evaluation.alpha)])[:, record.kept.tolist()]
-    generator, fused = semantic_label_maps(
-        torch.from_numpy(record.masks).float(), probs, record.view, record.protocol
-    )
+    generator, fused = semantic_label_maps(torch.from_numpy(record.masks).float(), probs, record.view, record.protocol)
     labelled = truth != IGNORE
     gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0
     return gain, [image, *(colored(image, labels, dataset.spec) for labels in (truth, generator, fused))]

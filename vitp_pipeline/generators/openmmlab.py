@@ -26,9 +26,7 @@ from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.geometry import View
 
 # What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
-OTHER_GEOMETRY = re.compile(
-    "Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale"
-)
+OTHER_GEOMETRY = re.compile("Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale")
 
 
 class OpenMMLabGenerator:
@@ -98,9 +96,7 @@ class OpenMMLabGenerator:
                 groups.setdefault(tuple(sample["inputs"].shape), []).append(index)
             for members in groups.values():
                 sizes = [images[index].shape[:2] for index in members]
-                for index, proposals in zip(
-                    members, self._forward([prepared[i] for i in members], sizes), strict=True
-                ):
+                for index, proposals in zip(members, self._forward([prepared[i] for i in members], sizes), strict=True):
                     results[index] = proposals
         return [proposals for proposals in results if proposals is not None]
 
@@ -116,9 +112,7 @@ class OpenMMLabGenerator:
         sample["data_samples"].set_metainfo({"img_shape": resized, "ori_shape": size})
         return sample
 
-    def _forward(
-        self, samples: list[dict[str, Any]], sizes: Sequence[tuple[int, int]]
-    ) -> Iterator[Proposals]:
+    def _forward(self, samples: list[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Iterator[Proposals]:
         """One forward of equally large samples; `sizes` are those of the original images."""
         resized = tuple(samples[0]["inputs"].shape[-2:])
         batch = self._model.data_preprocessor(
@@ -270,9 +264,7 @@ def _build_pipeline(path: Path, settings: Any, library: str) -> Any:
             kept.append(step)
         elif "Image" in name:
             if step.get("color_type", "color") not in ("color", "unchanged"):
-                raise UserError(
-                    f"{path}: color_type '{step['color_type']}' is not supported, only 'color' is"
-                )
+                raise UserError(f"{path}: color_type '{step['color_type']}' is not supported, only 'color' is")
             if step.get("to_float32", False):
                 kept.append(_to_float32)
     with _scope(library):

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 
 def classify(
-    recipe: Recipe, settings: ClassifySettings, data_root: Path, out: Path, shard: ShardChoice, retry_failed: bool = False
+    recipe: Recipe,
+    settings: ClassifySettings,
+    data_root: Path,
+    out: Path,
+    shard: ShardChoice,
+    retry_failed: bool = False,
 ) -> Outcome:
     """Scores the points of the proposals and writes RUN/classes/FINGERPRINT.
 
@@ -80,7 +85,9 @@ def classes_run(
     }
     folder = out / "classes" / fingerprint(identity)[:12]
     if not create and not (folder / "run.json").exists():
-        raise MissingStageError(f"{folder}: this classifier has not scored these proposals", "Run `vitp classify` first")
+        raise MissingStageError(
+            f"{folder}: this classifier has not scored these proposals", "Run `vitp classify` first"
+        )
     return create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
 
 
@@ -106,7 +113,7 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
     """Raises MissingStageError naming the shards whose proposals are not finished."""
     if missing := [shard for shard in shards if not proposals.run.finished(shard)]:
         raise MissingStageError(
-            f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is not finished",
+            f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is unfinished",
             "Run `vitp generate-proposals` for it first",
         )
 
@@ -153,9 +160,7 @@ class ClassMaker:
             raise
         if len(images) > len(records):
             advance(len(images) - len(records))
-        table = [
-            {"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images
-        ]
+        table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
     def _picture(self, record: ProposalRecord) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Stage four: fuse the scores, build the maps, measure. A pure function of what is stored and of the ground truth.
 
-Every image yields one row of counts (sparse confusion, panoptic matches, named masks) per variant; figures are sums over rows in the
-manifest's order, so no split into shards can change them. A variant is a way to name the masks:
+Every image yields one row of counts (sparse confusion, panoptic matches, named masks) per variant; figures are
+sums over rows in the manifest's order, so no split into shards can change them. A variant is a way to name the masks:
 
-    alpha:A        generator and classifier fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
+    alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
     bound_point    named by the ground truth at the mask's point (paper Table 5)
     bound_mask     named by the majority of the ground truth inside the mask
 """
@@ -191,7 +191,7 @@ class CountMaker:
             return {"error": error.message}
         return self._measure(record, point_logits, truth, segments)
 
-    def _measure(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray, segments) -> dict[str, Any]:  # noqa: ANN001
+    def _measure(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray, segments) -> dict[str, Any]:
         import torch
 
         from vitp_pipeline.assemble.labels import label_at_points, majority_label
@@ -215,12 +215,10 @@ class CountMaker:
         row: dict[str, Any] = {"semantic": [sparse_confusion(m, truth, probs.shape[2]) for m in maps]}
         row["masks"] = self._named(names, void, by_mask)
         if segments is not None:
-            row["panoptic"] = [
-                self._panoptic(masks, p, v, record, segments) for p, v in zip(probs, voids, strict=True)
-            ]
+            row["panoptic"] = [self._panoptic(masks, p, v, record, segments) for p, v in zip(probs, voids, strict=True)]
         return row
 
-    def _panoptic(self, masks: torch.Tensor, probs: torch.Tensor, void: torch.Tensor, record: ProposalRecord, segments):  # noqa: ANN001, ANN202
+    def _panoptic(self, masks: torch.Tensor, probs: torch.Tensor, void: torch.Tensor, record: ProposalRecord, segments):
         from vitp_pipeline.assemble.panoptic import panoptic_map
         from vitp_pipeline.metrics.panoptic import count
 
@@ -229,7 +227,7 @@ class CountMaker:
         return count(ids, found, truth_ids, truth_segments, probs.shape[1])
 
     def _named(self, names: np.ndarray, void: torch.Tensor, by_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """The masks that likely are something and cover labelled pixels: what each variant calls them. names: (A + 2, Q)."""
+        """What the masks that likely are something, and cover labelled pixels, are called. names: (A + 2, Q)."""
         present = 1 - void.double().cpu().numpy()
         matched = np.flatnonzero((present > 0.5) & (by_mask != IGNORE))
         at = {a: i for i, a in enumerate(self.evaluation.alphas)}
@@ -271,7 +269,10 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
             [
                 [np.full(len(a), v) for v, a in enumerate(active)],
                 active,
-                *([getattr(c, name)[a] for c, a in zip(counts, active, strict=True)] for name in ("tp", "fp", "fn", "iou")),
+                *(
+                    [getattr(c, name)[a] for c, a in zip(counts, active, strict=True)]
+                    for name in ("tp", "fp", "fn", "iou")
+                ),
             ]
         )
         masks.append([[row["masks"][name]] if "masks" in row else [] for name in MASK_FIELDS])
@@ -284,9 +285,7 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
         "panoptic": _lists(
             panoptic, {"variant": small, "class": small, "tp": big, "fp": big, "fn": big, "iou": pa.float64()}
         ),
-        "masks": _lists(
-            masks, {n: pa.float64() if n == "present" else small for n in MASK_FIELDS}
-        ),
+        "masks": _lists(masks, {n: pa.float64() if n == "present" else small for n in MASK_FIELDS}),
     }
     about = {
         "fingerprint": evaluation.run.fingerprint,

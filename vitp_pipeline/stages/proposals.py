@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def generate_proposals(
-    recipe: Recipe, settings: ProposalSettings, data_root: Path, out: Path, shard: ShardChoice, retry_failed: bool = False
+    recipe: Recipe,
+    settings: ProposalSettings,
+    data_root: Path,
+    out: Path,
+    shard: ShardChoice,
+    retry_failed: bool = False,
 ) -> Outcome:
     """Runs the generator over a split and writes RUN/proposals.
 
@@ -125,7 +130,9 @@ class ProposalMaker:
                 pictures[image_id] = self.dataset.read_image(self.dataset.by_id[image_id])
             except InputError as error:
                 reasons[image_id] = error.message
-        proposals = dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True)) if pictures else {}
+        proposals = (
+            dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True)) if pictures else {}
+        )
         rows = []
         for image_id in image_ids:
             sample = self.dataset.by_id[image_id]
@@ -149,7 +156,7 @@ class ProposalMaker:
         classes = len(self.dataset.spec.classes)
         if logits.shape[1] != classes + 1:
             raise IncompatibleError(
-                f"the generator scores {logits.shape[1] - 1} classes, manifest {self.dataset.spec.name!r} has {classes}",
+                f"the generator scores {logits.shape[1] - 1} classes, {self.dataset.spec.name!r} has {classes}",
                 "Use the manifest that the generator was trained with",
             )
         if not (bool(torch.isfinite(masks).all()) and bool(torch.isfinite(logits).all())):

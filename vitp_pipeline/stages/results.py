@@ -172,9 +172,7 @@ def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
 
     result: dict[str, Any] = {name: figures(variant) for name, variant in names.items()}
     result["alpha"] = evaluation.alpha
-    result["sweep"] = [
-        {"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)
-    ]
+    result["sweep"] = [{"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)]
     return result
 
 
@@ -223,11 +221,10 @@ def print_result(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     images, semantic, panoptic = result["images"], result["semantic"], result["panoptic"]
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
-    count = f"{images['measured']} images" if images["measured"] == images["of"] else (
-        f"only {images['measured']} of {images['of']} images"
-    )
+    complete = images["measured"] == images["of"]
+    count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
     table = Table(title=f"{where}, {count}, α = {semantic['alpha']:g}", title_justify="left")
-    table.add_column("masks named by")
+    table.add_column("masks named by", no_wrap=True)
     for column in ("mIoU", "pixel acc.", *(("PQ", "SQ", "RQ", "PQ things", "PQ stuff") if panoptic else ())):
         table.add_column(column, justify="right")
     titles = {
@@ -249,15 +246,13 @@ def print_result(result: dict[str, Any]) -> None:
     low, high = semantic["bootstrap"]["gain_mIoU"]["interval"]
     gain = semantic["bootstrap"]["gain_mIoU"]["estimate"]
     console.print(
-        f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {semantic['bootstrap']['resamples']} resamples of the images: "
+        f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {RESAMPLES} resamples of the images: "
         f"{100 * low:+.2f} to {100 * high:+.2f}); mIoU over the {semantic['classes_present']} classes present"
     )
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
-        console.print(
-            f"masks named right: generator {_percent(named['generator'])} %, classifier {_percent(named['classifier'])} %, "
-            f"fused {_percent(named['fused'])} % of {result['masks']['matched']} with 1 − v > 0.5"
-        )
+        shares = ", ".join(f"{name} {_percent(share)} %" for name, share in named.items())
+        console.print(f"masks named right: {shares} of {result['masks']['matched']} with 1 − v > 0.5")
     if len(semantic["sweep"]) > 3:
         sweep = Table(title="α sweep, on this split: not for choosing α", title_justify="left")
         pqs = [row["PQ"] for row in panoptic["sweep"]] if panoptic else []

@@ -22,7 +22,9 @@ def run_status(run: Path) -> list[dict[str, Any]]:
     folders = [run / "proposals"]
     for stage in ("classifier", "classes", "evaluation"):
         folders += sorted(p.parent for p in (run / stage).glob("*/run.json"))
-    entries = [_training(f) if f.parent.name == "classifier" else _sharded(f) for f in folders if (f / "run.json").exists()]
+    entries = [
+        _training(f) if f.parent.name == "classifier" else _sharded(f) for f in folders if (f / "run.json").exists()
+    ]
     if not entries:
         raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
     for entry in entries:

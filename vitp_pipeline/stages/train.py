@@ -18,8 +18,6 @@ from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import Recipe, TrainSettings
 
 if TYPE_CHECKING:
-    import torch
-
     from vitp_pipeline.classifier.model import PointViT
 
 
@@ -175,7 +173,7 @@ def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str)
         load_backbone_weights(model, hub.state_dict(), settings.backbone)
 
 
-def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: TrainSettings):  # noqa: ANN202
+def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: TrainSettings):
     """A function that scores 250 fixed class-balanced ground-truth points of every held-out image."""
     import torch
 

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vitp_pipeline.cli import main as cli
+from vitp_pipeline.errors import UserError
+
+COMMANDS = ("generate-proposals", "train-classifier", "classify", "evaluate", "demo", "status", "doctor")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "mmengine",
+    "mmcv",
+    "mmseg",
+    "mmdet",
+    "zarr",
+    "pyarrow",
+    "numpy",
+    "scipy",
+    "PIL",
+    "pandas",
+)
+
+
+@pytest.fixture
+def vitp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the program's entry point in this process: (exit code, stdout, stderr)."""
+
+    def vitp(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitp", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return vitp
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    if command != "doctor":
+        assert re.search(rf"^\W*vitp {command}", result.output, re.MULTILINE), result.output
+
+
+def test_help_lists_the_stages_in_order() -> None:
+    result = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    at = [result.output.index(f"  vitp {command}") for command in COMMANDS[:4]]
+    assert at == sorted(at)
+
+
+def test_no_arguments_show_the_help(vitp) -> None:
+    code, out, err = vitp()
+    assert code == 2 and "generate-proposals" in out + err
+
+
+IN = ["--data-root", "nowhere", "--out", "out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nonsense"], 2, ["nonsense", "vitp --help"]),
+        (["evaluate", "camvid", *IN, "--nonsense"], 2, ["--nonsense", "vitp evaluate --help"]),
+        (["evaluate", "camvid", "--out", "out"], 2, ["--data-root", "vitp evaluate --help"]),
+        (["evaluate", *IN], 2, ["RECIPE"]),
+        (["generate-proposals", "camvid", *IN, "--limit", "many"], 2, ["--limit", "integer"]),
+        (["evaluate", "camvit", *IN], 3, ["camvit", "camvid"]),
+        (["evaluate", "absent.toml", *IN], 3, ["absent.toml"]),
+        (["evaluate", "camvid", *IN, "--alpha", "1.5"], 2, ["1.5", "[0, 1]"]),
+        (["evaluate", "camvid", *IN, "--alpha", "half"], 2, ["half", "0:1:0.1"]),
+        (["evaluate", "camvid", *IN, "--shard", "8/8"], 2, ["8/8"]),
+        (["classify", "camvid", *IN, "--batch-size", "0"], 2, ["batch_size", "positive"]),
+        (["generate-proposals", "camvid", *IN], 3, ["nowhere", "--data-root"]),
+        (["train-classifier", "camvid", *IN], 3, ["nowhere"]),
+        (["classify", "camvid", *IN], 5, ["out/proposals", "vitp generate-proposals"]),
+        (["evaluate", "camvid", *IN], 5, ["out/proposals", "vitp generate-proposals"]),
+        (["status", "nowhere"], 3, ["nowhere"]),
+    ],
+)
+def test_bad_input_gives_one_line_and_a_code(
+    vitp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = vitp(*arguments)
+    assert found == code and out == ""
+    assert err.count("\n") == 1 and err.startswith("vitp: ") and "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert list(tmp_path.iterdir()) == []  # nothing is begun
+
+
+def test_every_kind_of_error_has_a_code_of_its_own() -> None:
+    codes = [kind.exit_code for kind in (UserError, *UserError.__subclasses__())]
+    assert len(set(codes)) == len(codes) >= 9 and 0 not in codes
+
+
+def test_an_interruption_and_a_bug(vitp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: BaseException):
+        def app(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+
+    raising(KeyboardInterrupt())
+    code, _, err = vitp("evaluate")
+    assert code == 130 and err.count("\n") == 1 and "go on" in err
+    raising(BrokenPipeError())
+    assert vitp("status")[0] == 141
+    raising(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):  # shows its traceback
+        vitp("evaluate")
+
+
+def test_a_fresh_process_shows_no_traceback(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vitp_pipeline.cli.main",
+        "evaluate",
+        "camvit",
+        "--data-root",
+        "x",
+        "--out",
+        str(tmp_path / "y"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 3 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after `code`."""
+    program = f"{code}\nimport sys; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['vitp', '--help']\nfrom vitp_pipeline.cli.main import app\napp(standalone_mode=False)"
+    )
+    assert not imported_by(code) & set(HEAVY)
+
+
+def test_reading_manifests_runs_and_recipes_needs_no_torch() -> None:
+    modules = [
+        "errors",
+        "cli.main",
+        "datasets",
+        "artifacts.run",
+        "artifacts.parts",
+        "recipe",
+        "shard",
+        "stages.status",
+        "stages.driver",
+    ]
+    code = "\n".join(f"import vitp_pipeline.{m}" for m in modules)
+    assert not imported_by(code) & {"torch", "timm", "mmengine", "mmcv", "mmseg", "mmdet", "zarr", "pyarrow", "scipy"}
+
+
+def test_evaluate_needs_no_generator() -> None:
+    """Stages two to four must run where no OpenMMLab package is installed."""
+    found = imported_by(
+        "\n".join(f"import vitp_pipeline.stages.{s}" for s in ("evaluate", "results", "classify", "train"))
+    )
+    assert not found & {"mmengine", "mmcv", "mmseg", "mmdet", "torch"}
+
+
+def test_doctor_runs(vitp) -> None:
+    code, out, _ = vitp("doctor")
+    assert code == 0 and "torch" in out and "mmseg" in out.lower()
