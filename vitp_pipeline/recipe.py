@@ -54,15 +54,17 @@ class TrainSettings:
     depth: int = setting(0, help="use the first n blocks; 0 = all")
     taps: tuple[int, ...] = setting((), help="blocks whose point tokens enter the head (1-based); empty = the last one")
     point_token: str = setting(
-        "linear", help="linear: the paper's; patch: starts from the patch embeddings around the point"
+        "linear", help="linear: the paper's; patch: starts from the patches around the point; sampled: reads them"
     )
     attention: str = setting("full", help="full: the paper's; read-only: all see the patches, none sees a point")
     head: str = setting("linear", help="linear or mlp")
-    norm: str = setting("layer", help="norm before the head: layer, or batch (per feature, over training points)")
+    norm: str = setting("layer", help="norm before the head: layer, batch (per feature, over training points), none")
     dropout: float = setting(0.0, help="on the head's input")
     drop_path: float = setting(0.0, help="stochastic depth of the backbone")
     image_size: tuple[int, int] = setting((518, 518), help="height, width of the classifier's input")
     points_per_image: int = setting(250, help="ground-truth points drawn per image and step")
+    fit: str = setting("gradient", help="gradient; or discriminant: a linear head on frozen features, in closed form")
+    shrinkage: float = setting(1.0, help="of the discriminant's covariance, in units of the features' variances")
     sampling: str = setting("class-balanced", help="class-balanced over the classes of the image, or uniform")
     epochs: int = setting(30)
     batch_size: int = setting(8, help="images per step")
@@ -124,10 +126,11 @@ Settings = TypeVar("Settings", ProposalSettings, TrainSettings, ClassifySettings
 CHOICES: dict[str, tuple[str, ...]] = {
     "max_at": ("image", "mask"),
     "mask_dtype": ("float16", "float32"),
-    "point_token": ("linear", "patch"),
+    "point_token": ("linear", "patch", "sampled"),
     "attention": ("full", "read-only"),
     "head": ("linear", "mlp"),
-    "norm": ("layer", "batch"),
+    "norm": ("layer", "batch", "none"),
+    "fit": ("gradient", "discriminant"),
     "sampling": ("class-balanced", "uniform"),
     "optimizer": ("sgd", "adamw"),
     "precision": ("auto", "float32", "bfloat16", "float16"),

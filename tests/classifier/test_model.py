@@ -219,3 +219,24 @@ def test_weights_that_do_not_fit(change, word: str) -> None:
     with pytest.raises(IncompatibleError, match=word) as info:
         load_backbone_weights(tiny_model(), state, "x.pth")
     assert str(info.value).startswith("x.pth")
+
+
+def test_sampled_points_read_the_patches() -> None:
+    """At a patch's centre the features are that patch's own after the block, on a common scale; between, a mix."""
+    model = tiny_model(point_token="sampled", taps=(1, 3), norm="none")
+    images = torch.randn(1, 3, 32, 48)
+    vit = model.backbone
+    tokens, after = vit.patch_embed(images) + vit.pos_embed[:, 1:], {}
+    for number, block in enumerate(vit.blocks, 1):
+        tokens = block(tokens)
+        after[number] = tokens
+    # patch (row 2, column 1) of the 4×6 grid, and the middle between it and its right neighbour
+    points = torch.tensor([[[2 * (2 + 0.5) / 4 - 1, 2 * 1.5 / 6 - 1], [2 * (2 + 0.5) / 4 - 1, 2 * 2.0 / 6 - 1]]])
+    found = model.features(images, points)[0]
+    own, right = 2 * 6 + 1, 2 * 6 + 2
+    for slot, number in enumerate((1, 3)):
+        piece = found[:, slot * 32 : (slot + 1) * 32]
+        expected = [after[number][0, own], (after[number][0, own] + after[number][0, right]) / 2]
+        for value, token in zip(piece, expected, strict=True):
+            z = (token - token.mean()) / (token.var(unbiased=False) + 1e-5).sqrt()
+            torch.testing.assert_close(value, z, atol=1e-4, rtol=1e-4)

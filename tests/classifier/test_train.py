@@ -317,3 +317,30 @@ def test_it_learns_what_colours_mean(train) -> None:
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.5 * math.log(3) and lines[-1]["held_out_accuracy"] > 0.75
     assert lines[0]["held_out_accuracy"] < lines[-1]["held_out_accuracy"]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_interrupted_discriminant_gives_the_same_bytes(train, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitp_pipeline.classifier.discriminant import DiscriminantStatistics
+
+    fields = {"fit": "discriminant", "norm": "none", "point_token": "sampled", "checkpoint_minutes": 1e-9}
+    expected = results(train("whole", **fields))
+    update, left = DiscriminantStatistics.update, [stop]
+
+    def update_(self, *rest):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        update(self, *rest)
+
+    monkeypatch.setattr(DiscriminantStatistics, "update", update_)
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", **fields)
+    assert results(train("stopped", **fields)) == expected
+
+
+def test_discriminant_refuses_what_it_cannot_fit(train) -> None:
+    with pytest.raises(UsageError, match="norm"):
+        train("norm", fit="discriminant", point_token="sampled")
+    with pytest.raises(UsageError, match="point_token"):
+        train("token", fit="discriminant", norm="none")

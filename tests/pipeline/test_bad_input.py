@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -198,8 +199,10 @@ def test_corrupt_chunk(where: str, project: Project, copied: Path, vitp) -> None
     arrays = _first(copied / where).parent if where == "classes" else copied / where
     part = sorted(arrays.rglob("part-0001.zarr.zip"))[0]
     good = part.read_bytes()
+    with zipfile.ZipFile(part) as file:  # in the middle of the data of the largest chunk
+        entry = max(file.infolist(), key=lambda info: info.file_size)
     spoiled = bytearray(good)
-    spoiled[len(good) // 2] ^= 0xFF
+    spoiled[entry.header_offset + 30 + len(entry.filename) + entry.file_size // 2] ^= 0xFF
     part.write_bytes(spoiled)
     code, text = vitp("evaluate", *_words(project, copied))
     assert code == 6 and part.name in text and "Traceback" not in text

@@ -1,16 +1,31 @@
 """A linear head in closed form: linear discriminant analysis of the frozen backbone's features.
 
 With few images and many classes it names points better than the same head trained by gradient: the features of a ViT
-are strongly correlated, and dividing by their covariance within the classes is what gradient descent does not get to in
-a short training. Points of one image are not independent, so the scores come out far too sure; their scale is fitted
-afterwards.
+are strongly correlated, and dividing by their covariance within the classes is what gradient descent does not get to
+in a short training. Points of one class in one image are nearly one observation: together they weigh as much as those
+of any other class in any other image. For the same reason the scores come out too sure; their scale is fitted
+afterwards, by cross-entropy on training points, as the scale of any trained head is.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from vitp_pipeline.errors import UserError
+import numpy as np
+import torch
+
+from vitp_pipeline.classifier.data import Batch, PointBatches
+from vitp_pipeline.classifier.folder import TrainingFolder
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.devices import mixed_precision
+from vitp_pipeline.errors import UsageError, UserError
+from vitp_pipeline.progress import progress
+from vitp_pipeline.recipe import TrainSettings
+
+SCALE_STEPS = 25
+"""Batches whose points the scale of the logits is fitted on: one number needs no more."""
 
 
 class DiscriminantStatistics:
@@ -27,11 +42,13 @@ class DiscriminantStatistics:
         self.square = np.zeros((width, width))
 
     def update(self, features: np.ndarray, classes: np.ndarray) -> None:
-        """Adds points: features (P, D) float, classes (P,) integers in [0, K)."""
+        """Adds the points of one image: features (N, D) float, classes (N,) integers in [0, K)."""
+        points = np.bincount(classes, minlength=len(self.count))
+        weight = 1.0 / points[classes]
         features = features.astype(np.float64)
-        np.add.at(self.count, classes, 1)
-        np.add.at(self.sum, classes, features)
-        self.square += features.T @ features
+        np.add.at(self.count, classes, weight)
+        np.add.at(self.sum, classes, features * weight[:, None])
+        self.square += features.T @ (features * weight[:, None])
 
     def head(self, shrinkage: float, class_prior: float) -> tuple[np.ndarray, np.ndarray]:
         """The discriminant: logits = features @ weight.T + bias.
@@ -41,7 +58,7 @@ class DiscriminantStatistics:
                 diagonal.
             class_prior: how much of log(class frequency) to leave out: 0 = all of it counts, 1 = classes count alike.
         Returns:
-            weight (K, D) and bias (K,) float32. A class without points has weight 0 and a bias that never wins.
+            weight (K, D) and bias (K,) float32. A class without points has weight 0 and bias −inf.
         Raises:
             UserError: no points.
         """
@@ -58,14 +75,95 @@ class DiscriminantStatistics:
         weight = np.linalg.solve(within, centred.T).T
         bias = -0.5 * (weight * centred).sum(1) - weight @ mean
         bias[seen] += (1 - class_prior) * np.log(self.count[seen] / total)
-        bias[~seen] = bias[seen].min() - 1e4
+        bias[~seen] = -np.inf
         return weight.astype(np.float32), bias.astype(np.float32)
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {"count": self.count, "sum": self.sum, "square": self.square}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self.count, self.sum, self.square = (np.asarray(state[k]).copy() for k in ("count", "sum", "square"))
+@dataclass
+class DiscriminantTrainer:
+    """Fits the head of a frozen model; the counterpart of `Trainer` for `fit = "discriminant"`.
+
+    Raises:
+        UsageError: the head is not linear, or its norm has to be learned.
+    """
+
+    model: PointViT
+    batches: PointBatches
+    settings: TrainSettings
+    folder: TrainingFolder
+    device: torch.device
+    evaluate: Callable[[PointViT], dict[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        if config.head != "linear" or config.norm != "none":
+            raise UsageError('fit = "discriminant" needs head = "linear" and norm = "none": it brings its own scaling')
+
+    def run(self) -> None:
+        """Gathers statistics from the last checkpoint, or from the start, then sets the head.
+
+        Raises:
+            UserError: no usable point.
+            StorageError: disk full; the last checkpoint stays good.
+        """
+        settings = self.settings
+        self.model.freeze()
+        self.model.to(self.device).eval()
+        statistics = DiscriminantStatistics(self.model.head.out_features, self.model.head.in_features)
+        steps = settings.epochs * self.batches.steps_per_epoch
+        first, saved = self._resume(statistics), time.monotonic()
+        scaling = min(self.batches.steps_per_epoch, SCALE_STEPS)
+        with progress("train", steps + scaling, "steps") as bar:
+            bar.advance(first)
+            for step, batch in self.batches.from_step(first, steps):
+                if batch is not None:
+                    for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
+                        statistics.update(features, classes)
+                bar.advance()
+                if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                    self._save(step + 1, statistics)
+                    saved = time.monotonic()
+            weight, bias = statistics.head(settings.shrinkage, settings.class_prior)
+            logits, classes = [], []
+            for _, batch in self.batches.from_step(steps, steps + scaling):
+                if batch is not None:
+                    logits.append(self._features(batch).reshape(-1, weight.shape[1]) @ weight.T + bias)
+                    classes.append(batch.classes.numpy().ravel())
+                bar.advance()
+        self._set_head(weight, bias, np.concatenate(logits), np.concatenate(classes))
+        figures = self.evaluate(self.model) if self.evaluate else {}
+        self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
+
+    @torch.inference_mode()
+    def _features(self, batch: Batch) -> np.ndarray:
+        """(B, N, D) float32."""
+        images = self.model.normalise(batch.images.to(self.device))
+        with mixed_precision(self.settings.precision, self.device):
+            return self.model.features(images, batch.points.to(self.device)).float().cpu().numpy()
+
+    def _set_head(self, weight: np.ndarray, bias: np.ndarray, logits: np.ndarray, classes: np.ndarray) -> None:
+        # a class that was never seen is as unlikely everywhere as the least sure winner is somewhere
+        bias = np.where(np.isfinite(bias), bias, logits.max(1).min())
+        scale = fitted_scale(np.where(np.isfinite(logits), logits, bias), classes)
+        with torch.no_grad():
+            self.model.head.weight.copy_(torch.from_numpy(weight * scale))
+            self.model.head.bias.copy_(torch.from_numpy((bias * scale).astype(np.float32)))
+
+    def _save(self, step: int, statistics: DiscriminantStatistics) -> None:
+        sums = {name: torch.from_numpy(getattr(statistics, name)) for name in ("count", "sum", "square")}
+        self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
+
+    def _resume(self, statistics: DiscriminantStatistics) -> int:
+        self.folder.cut_log(-1)
+        if (state := self.folder.load(torch.device("cpu"))) is None:
+            return 0
+        try:
+            for name in ("count", "sum", "square"):
+                setattr(statistics, name, state[name].numpy())
+            self.batches.skipped.update(state["skipped"])
+            return int(state["step"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise self.folder.damaged(error) from error
 
 
 def fitted_scale(logits: np.ndarray, classes: np.ndarray) -> float:

@@ -2,14 +2,18 @@
 
     tokens = [point 1 … point N; registers; patches]  →  blocks  →  norm  →  head on the first N
 
-Two choices go beyond the paper; the defaults are the paper's:
+Two choices go beyond the paper; the defaults are the paper's.
 
-* `point_token`: "linear" is the paper's token, Linear(coordinates) + the CLS slot of the position embedding.
-  "patch" starts from the patch embeddings (with their positions) around the point, bilinearly sampled, and adds
-  Linear(coordinates), which begins at zero:
-  the token passes through the pre-trained blocks as a patch would, so it need not learn where a coordinate lies.
-* `attention`: "full" lets all tokens see each other. With "read-only" every token sees the patches and none
-  sees a point: the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
+`point_token` says what a point starts from:
+    linear    the paper's token: Linear(coordinates) + the CLS slot of the position embedding; it has to learn where a
+              coordinate lies, which takes long training
+    patch     the patch embeddings and positions around the point, bilinearly mixed, plus Linear(coordinates), zero at
+              first: the token passes through the pre-trained blocks as a patch would
+    sampled   no token at all: the patches pass alone, and a point reads them where it lies, bilinearly mixed; the same
+              as carrying copies of its four neighbouring patches as read-only tokens and mixing them at the end
+
+`attention`: with "full" all tokens see each other. With "read-only" every token sees the patches and none sees a point:
+the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ class ModelConfig:
         taps: blocks (1-based) whose point tokens are concatenated for the head; empty = the last used one.
         point_token, attention: see the module's docstring.
         head: "linear" (released weights), or "mlp": D → D, GELU → K (the paper's words).
-        norm: before the head: "layer", or "batch" (statistics over training points).
+        norm: before the head: "layer", "batch" (statistics over training points), or "none".
         dropout, drop_path: rates.
         point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
         released weights.
@@ -90,11 +94,11 @@ class PointViT(nn.Module):
             )
         self.backbone.blocks = self.backbone.blocks[: self.depth]
         width, count = self.backbone.embed_dim, len(config.classes)
-        self.point_layer = nn.Linear(config.point_dim, width, bias=False)
+        sampled = config.point_token == "sampled"
+        self.point_layer = nn.Identity() if sampled else nn.Linear(config.point_dim, width, bias=False)
         features = width * len(self.taps)
-        if len(self.taps) > 1 or config.norm == "batch":
-            # the pre-trained norm belongs to one block's features; several, or a batch norm, get their own
-            self.backbone.norm = nn.Identity()
+        if len(self.taps) > 1 or config.norm != "layer":
+            self.backbone.norm = nn.Identity()  # see `_tap_norm`
         self.head_norm: nn.Module = nn.Identity()
         if config.norm == "batch":
             self.head_norm = nn.BatchNorm1d(features)
@@ -116,7 +120,7 @@ class PointViT(nn.Module):
         """
         if self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
-        else:
+        elif self.config.point_token == "linear":
             nn.init.trunc_normal_(self.point_layer.weight, std=0.02)
         for module in self.head.modules():
             if isinstance(module, nn.Linear):
@@ -130,7 +134,7 @@ class PointViT(nn.Module):
             UsageError: the point layer is the paper's, which starts at random and has to learn.
         """
         if self.config.point_token == "linear":
-            raise UsageError('a frozen backbone needs point_token = "patch": the paper\'s point layer has to learn')
+            raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
         self.frozen = True
         for module in (self.backbone, self.point_layer):
             module.requires_grad_(False)
@@ -157,31 +161,55 @@ class PointViT(nn.Module):
         Returns:
             (B, N, K) logits.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self._features(images, points, valid)
+        features = self.features(images, points, valid)
         if isinstance(self.head_norm, nn.BatchNorm1d):
             features = self.head_norm(features.flatten(0, 1)).view_as(features)
         else:
             features = self.head_norm(features)
         return self.head(self.dropout(features))
 
-    def _features(self, images: Tensor, points: Tensor, valid: Tensor | None) -> Tensor:
-        """(B, N, taps·D): the point tokens after the tapped blocks."""
-        count = points.shape[1]
-        tokens = self._tokens(images, points)
-        mask = self._attention_mask(tokens.shape[1], count, valid, tokens.device)
-        found = []
-        for number, block in enumerate(self.backbone.blocks, 1):
-            tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
+    def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the head reads, (B, N, taps·D); arguments as `forward`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.config.point_token == "sampled":
+                return self._sampled(images, points)
+            count = points.shape[1]
+            tokens = self._tokens(images, points)
+            mask = self._attention_mask(tokens.shape[1], count, valid, tokens.device)
+            found = []
+            for number, block in enumerate(self.backbone.blocks, 1):
+                tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
+                if number in self.taps:
+                    found.append(self._tap_norm(tokens[:, :count]))
+            return torch.cat(found, dim=-1)
+
+    def _tap_norm(self, tokens: Tensor) -> Tensor:
+        """The pre-trained norm belongs to one block's tokens; where it is not used, every tap is put on one scale."""
+        if isinstance(self.backbone.norm, nn.Identity):
+            return F.layer_norm(tokens, tokens.shape[-1:])
+        return self.backbone.norm(tokens)
+
+    def _sampled(self, images: Tensor, points: Tensor) -> Tensor:
+        vit, found = self.backbone, []
+        patches, _ = self._patches(images)
+        registers = [] if vit.reg_token is None else [vit.reg_token.expand(len(images), -1, -1).to(patches.dtype)]
+        tokens = vit.norm_pre(vit.patch_drop(torch.cat([*registers, patches], dim=1)))
+        for number, block in enumerate(vit.blocks, 1):
+            tokens = block(tokens)
             if number in self.taps:
-                found.append(self.backbone.norm(tokens[:, :count]))
+                own = tokens[:, -patches.shape[1] :]
+                found.append(self._tap_norm(sample_tokens(own, vit.patch_embed.grid_size, points[..., :2])))
         return torch.cat(found, dim=-1)
+
+    def _patches(self, images: Tensor) -> tuple[Tensor, int]:
+        """(B, P, D) patch embeddings with their positions, and the number of slots before them in the table."""
+        patches = self.backbone.patch_embed(images)
+        prefix = self.backbone.pos_embed.shape[1] - patches.shape[1]
+        return patches + self.backbone.pos_embed[:, prefix:], prefix
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         vit = self.backbone
-        patches = vit.patch_embed(images)  # (B, P, D)
-        prefix = vit.pos_embed.shape[1] - patches.shape[1]
-        patches = patches + vit.pos_embed[:, prefix:]
+        patches, prefix = self._patches(images)
         padded = F.pad(points, (0, self.config.point_dim - points.shape[2])).to(patches.dtype)
         token = self.point_layer(padded)
         if self.config.point_token == "patch":
@@ -258,7 +286,7 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         state["pos_embed"] = resample_abs_pos_embed(table, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
     state = {k: v for k, v in state.items() if not (k.startswith("blocks.") and int(k.split(".")[1]) >= model.depth)}
-    if isinstance(vit.norm, nn.Identity):
+    if isinstance(vit.norm, nn.Identity):  # see `_tap_norm`
         state = {k: v for k, v in state.items() if not k.startswith("norm.")}
     own = vit.state_dict()
     for key, value in state.items():

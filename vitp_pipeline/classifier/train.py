@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp_pipeline.artifacts.files import refusals, write_whole
-from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.classifier.data import Batch, PointBatches
+from vitp_pipeline.classifier.folder import TrainingFolder
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.devices import mixed_precision
-from vitp_pipeline.errors import CorruptError, UserError
+from vitp_pipeline.errors import UserError
 from vitp_pipeline.progress import progress
 from vitp_pipeline.recipe import TrainSettings
 
@@ -63,7 +60,7 @@ class Trainer:
     model: PointViT
     batches: PointBatches
     settings: TrainSettings
-    folder: Path
+    folder: TrainingFolder
     device: torch.device
     log_prior: Tensor | None = None
     evaluate: Callable[[PointViT], dict[str, float]] | None = None
@@ -104,7 +101,7 @@ class Trainer:
                     saved = time.monotonic()
         self.model.eval()
 
-    def _step(self, step: int, batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:
+    def _step(self, step: int, batch: Batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout and drop-path: a function of the step
         images = self.model.normalise(batch.images.to(self.device))
@@ -126,60 +123,33 @@ class Trainer:
         scaler.update()
         return loss.item()
 
-    # ---- state ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
     def _save(
         self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
-        state = {
-            "step": step,
-            "losses": losses,  # of the epoch so far
-            "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "skipped": dict(self.batches.skipped),  # reading threads may add to the original
-        }
-        content = io.BytesIO()
-        torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
-        write_whole(self._checkpoint, lambda temporary: temporary.write_bytes(content.getbuffer()))
+        self.folder.save(
+            {
+                "step": step,
+                "losses": losses,  # of the epoch so far
+                "model": self.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "skipped": dict(self.batches.skipped),  # reading threads may add to the original
+            }
+        )
 
     def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
         step, losses = 0, []
-        if self._checkpoint.exists():
+        if (state := self.folder.load(self.device)) is not None:
             try:
-                state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
                 self.model.load_state_dict(state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 scaler.load_state_dict(state["scaler"])
                 self.batches.skipped.update(state["skipped"])
                 step, losses = int(state["step"]), list(state["losses"])
-            except Exception as error:
-                raise CorruptError(
-                    f"{self._checkpoint}: damaged ({str(error).splitlines()[0]})", "Remove it to train from the start"
-                ) from error
-        self._cut_log(step)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise self.folder.damaged(error) from error
+        self.folder.cut_log(step)
         return step, losses
-
-    def _cut_log(self, step: int) -> None:
-        """Lines of epochs after the checkpoint will be written again; drop them, and a torn last one."""
-        if not self._metrics.exists():
-            return
-        kept = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue
-        write_whole(self._metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
     def _log(self, step: int, epoch: int, losses: list[float], optimizer: torch.optim.Optimizer) -> None:
         line = {
@@ -191,5 +161,4 @@ class Trainer:
         if self.evaluate is not None:
             self.model.eval()
             line |= self.evaluate(self.model)
-        with refusals(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.folder.log(line)

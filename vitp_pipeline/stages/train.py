@@ -66,6 +66,8 @@ def _train(
 
     from vitp_pipeline.classifier.augment import Augmentation
     from vitp_pipeline.classifier.data import PointBatches
+    from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
+    from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.train import Trainer
     from vitp_pipeline.classifier.weights import save_classifier
     from vitp_pipeline.devices import choose_device
@@ -88,12 +90,13 @@ def _train(
     )
     device = choose_device(settings.device)
     evaluate = _held_out_accuracy(dataset, held_out, settings) if held_out else None
-    prior = _log_prior(dataset, training) * settings.class_prior if settings.class_prior else None
+    files = TrainingFolder(folder)
     began = time.monotonic()
-    trainer = Trainer(
-        model, batches, settings, folder, device, None if prior is None else torch.from_numpy(prior), evaluate
-    )
-    trainer.run()
+    if settings.fit == "discriminant":
+        DiscriminantTrainer(model, batches, settings, files, device, evaluate).run()
+    else:
+        prior = torch.from_numpy(_log_prior(dataset, training, settings)) if settings.class_prior else None
+        Trainer(model, batches, settings, files, device, prior, evaluate).run()
     usable = len(training) - len(batches.skipped)
     if not usable:
         raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
@@ -205,8 +208,8 @@ def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: Train
     return evaluate
 
 
-def _log_prior(dataset: Dataset, training: list[Sample]) -> np.ndarray:
-    """(K,) float32: log of each class's share of class-balanced training points, add-one smoothed, mean 0."""
+def _log_prior(dataset: Dataset, training: list[Sample], settings: TrainSettings) -> np.ndarray:
+    """(K,) float32: `class_prior` · log of each class's share of class-balanced points, add-one smoothed, mean 0."""
     share = np.ones(len(dataset.spec.classes))
     for sample in training:
         try:
@@ -214,6 +217,6 @@ def _log_prior(dataset: Dataset, training: list[Sample]) -> np.ndarray:
         except InputError:
             continue  # reported when training reads it
         present = present[present != IGNORE]
-        share[present] += 250 / max(1, len(present))
+        share[present] += settings.points_per_image / max(1, len(present))
     log = np.log(share / share.sum())
-    return (log - log.mean()).astype(np.float32)
+    return (settings.class_prior * (log - log.mean())).astype(np.float32)
