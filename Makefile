@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-long lint clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -23,6 +23,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# 20 kills in every stage, and all images of the parity tests (some 20 minutes)
+test-long: install
+	VITP_KILLS=20 VITP_PARITY_IMAGES=0 $(BIN)/python -m pytest -s tests/pipeline/test_restart.py tests/pipeline/test_parity.py
 
 lint: install
 	$(BIN)/ruff check .

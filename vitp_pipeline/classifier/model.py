@@ -102,7 +102,7 @@ class PointViT(nn.Module):
         self.head_norm: nn.Module = nn.Identity()
         if config.norm == "batch":
             self.head_norm = nn.BatchNorm1d(features)
-        elif len(self.taps) > 1:
+        elif config.norm == "layer" and len(self.taps) > 1:
             self.head_norm = nn.LayerNorm(features, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
         if config.head == "mlp":
@@ -115,9 +115,7 @@ class PointViT(nn.Module):
         self.register_buffer("std", torch.tensor(std or (0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
 
     def _initialise(self) -> None:
-        """The point layer and the head as released (facts §1.1: truncated normal, 0.02); zero where it only
-        corrects.
-        """
+        """Point layer and head as released (facts §1.1: truncated normal, 0.02); zero where the layer only corrects."""
         if self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
         elif self.config.point_token == "linear":
