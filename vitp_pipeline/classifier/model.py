@@ -25,7 +25,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitp_pipeline.errors import IncompatibleError, UsageError
@@ -46,6 +46,8 @@ class ModelConfig:
         head: "linear" (released weights), or "mlp": D → D, GELU → K (the paper's words).
         norm: before the head: "layer", "batch" (statistics over training points), or "none".
         dropout, drop_path: rates.
+        pos_embed: "plain": the position table is resampled once, to the model's grid; "offset": the table of 37×37 is
+            kept and resampled at every forward by (size + 0.1)/37, also at 37×37, as the released weights need it.
         point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
         released weights.
     """
@@ -63,6 +65,7 @@ class ModelConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     point_dim: int = 4
+    pos_embed: str = "plain"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
@@ -84,7 +87,7 @@ class PointViT(nn.Module):
         super().__init__()
         self.config, self.frozen = config, False
         self.classes, self.image_size = config.classes, config.image_size
-        self.backbone = _make_backbone(config)
+        self.backbone, self.grid = _make_backbone(config)
         blocks = len(self.backbone.blocks)
         self.depth = config.depth or blocks
         self.taps = config.taps or (self.depth,)
@@ -196,14 +199,16 @@ class PointViT(nn.Module):
             tokens = block(tokens)
             if number in self.taps:
                 own = tokens[:, -patches.shape[1] :]
-                found.append(self._tap_norm(sample_tokens(own, vit.patch_embed.grid_size, points[..., :2])))
+                found.append(self._tap_norm(sample_tokens(own, self.grid, points[..., :2])))
         return torch.cat(found, dim=-1)
 
     def _patches(self, images: Tensor) -> tuple[Tensor, int]:
         """(B, P, D) patch embeddings with their positions, and the number of slots before them in the table."""
-        patches = self.backbone.patch_embed(images)
-        prefix = self.backbone.pos_embed.shape[1] - patches.shape[1]
-        return patches + self.backbone.pos_embed[:, prefix:], prefix
+        patches, table = self.backbone.patch_embed(images), self.backbone.pos_embed
+        if self.config.pos_embed == "offset":
+            return patches + offset_positions(table[:, 1:], self.grid), 1
+        prefix = table.shape[1] - patches.shape[1]
+        return patches + table[:, prefix:], prefix
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         vit = self.backbone
@@ -211,7 +216,7 @@ class PointViT(nn.Module):
         padded = F.pad(points, (0, self.config.point_dim - points.shape[2])).to(patches.dtype)
         token = self.point_layer(padded)
         if self.config.point_token == "patch":
-            token = token + sample_tokens(patches, vit.patch_embed.grid_size, points[..., :2])
+            token = token + sample_tokens(patches, self.grid, points[..., :2])
         elif prefix and vit.cls_token is not None:
             token = token + vit.pos_embed[:, :1]  # the CLS slot, the same for all points
         registers = [] if vit.reg_token is None else [vit.reg_token.expand(len(images), -1, -1).to(patches.dtype)]
@@ -248,14 +253,36 @@ def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Ten
     return values[..., 0].transpose(1, 2)
 
 
-def _make_backbone(config: ModelConfig) -> nn.Module:
+def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A square position table resampled as the released weights were trained: bicubic, scale (grid + 0.1)/side.
+
+    Even at the table's own size the 0.1 shifts what is read (facts §1.2, with golden values).
+
+    Args:
+        table: (1, side², D), row-major. grid: (h, w).
+    Returns:
+        (1, h·w, D) in the table's dtype, computed in float32.
+    """
+    side = round(table.shape[1] ** 0.5)
+    planes = table.float().transpose(1, 2).unflatten(2, (side, side))
+    factors = tuple((size + 0.1) / side for size in grid)
+    resampled = F.interpolate(planes, scale_factor=factors, mode="bicubic", antialias=False)
+    if resampled.shape[-2:] != tuple(grid):
+        raise UsageError(
+            f"a position table of {side}×{side} cannot be resampled to {grid[0]}×{grid[1]} with the offset"
+        )
+    return resampled.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def _make_backbone(config: ModelConfig) -> tuple[nn.Module, tuple[int, int]]:
+    """The timm ViT, and its grid (rows, columns) for the model's image size."""
     try:
         options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
         vit = timm.create_model(
             config.backbone,
             pretrained=False,
             num_classes=0,
-            img_size=config.image_size,
+            img_size=(518, 518) if config.pos_embed == "offset" else config.image_size,
             drop_path_rate=config.drop_path,
             **options,
         )
@@ -266,12 +293,14 @@ def _make_backbone(config: ModelConfig) -> nn.Module:
     patch = vit.patch_embed.patch_size
     if any(side % p for side, p in zip(config.image_size, patch, strict=True)):
         raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size {patch}")
-    return vit
+    vit.patch_embed.strict_img_size = config.pos_embed == "plain"
+    return vit, (config.image_size[0] // patch[0], config.image_size[1] // patch[1])
 
 
 def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
-    """Puts pre-trained backbone weights (timm's names) into a model; the position table is resampled to its grid.
+    """Puts pre-trained backbone weights into a model; the position table is resampled to its grid.
 
+    Understood are timm's names and, through timm, the original files of DINOv2, MAE, CLIP and others.
     Blocks that the model does not use and classification heads are left out.
 
     Raises:
@@ -279,10 +308,12 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
     """
     vit = model.backbone
     state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
-    table = state.get("pos_embed")
-    if table is not None and table.shape != vit.pos_embed.shape:
-        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        state["pos_embed"] = resample_abs_pos_embed(table, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+    patches = state.get("patch_embed.proj.weight", vit.patch_embed.proj.weight)
+    try:
+        if patches.shape[-2:] == vit.patch_embed.proj.weight.shape[-2:]:  # timm would resample another patch size
+            state = checkpoint_filter_fn(state, vit)
+    except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+        raise IncompatibleError(f"{name}: not weights of a ViT ({error})") from error
     state = {k: v for k, v in state.items() if not (k.startswith("blocks.") and int(k.split(".")[1]) >= model.depth)}
     if isinstance(vit.norm, nn.Identity):  # see `_tap_norm`
         state = {k: v for k, v in state.items() if not k.startswith("norm.")}

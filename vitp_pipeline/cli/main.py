@@ -10,7 +10,16 @@ from typing import Any
 
 import typer
 
-from vitp_pipeline.cli import classify, demo, doctor, evaluate, generate_proposals, status, train_classifier
+from vitp_pipeline.cli import (
+    classify,
+    demo,
+    doctor,
+    evaluate,
+    generate_proposals,
+    import_checkpoint,
+    status,
+    train_classifier,
+)
 from vitp_pipeline.errors import UserError
 
 app = typer.Typer(
@@ -31,7 +40,7 @@ The four stages, in order:
 Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
 Begin with `vitp demo`.""",
 )
-for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, doctor):
+for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, import_checkpoint, doctor):
     module.register(app)
 
 

@@ -1,0 +1,100 @@
+"""Checkpoints of the authors' released classifier, and back (facts §1.5).
+
+The released layout is flat: `pos_embed (1, 1370, D)`, `mask_token`, `patch_embed.proj.*`,
+`cls_embeddings.weight (D, 2)`, `blocks.i.*`, `norm.*`, `head.weight (K, D)`, `head.bias`. It has no `cls_token`: points
+stand in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.errors import IncompatibleError
+
+ARCHITECTURES = {
+    (384, 12): "vit_small_patch14_dinov2",
+    (768, 12): "vit_base_patch14_dinov2",
+    (1024, 24): "vit_large_patch14_dinov2",
+}
+"""timm names by (D, number of blocks)."""
+
+_POINT_LAYER = "cls_embeddings.weight"
+
+
+def from_official(
+    state: dict[str, Tensor], classes: Sequence[str] | None = None, image_size: tuple[int, int] = (518, 518)
+) -> PointViT:
+    """A classifier with the released weights; architecture, K and numbers per point are read off the tensors.
+
+    Args:
+        state: the flat state dict.
+        classes: K names in the order of the logits; None = "class 0", "class 1", …
+        image_size: (518, 518), or (518, 1036) for the Cityscapes ones.
+    Raises:
+        IncompatibleError: not that layout, an unknown architecture, or another number of classes.
+    """
+    for key in ("pos_embed", _POINT_LAYER, "head.weight", "head.bias", "patch_embed.proj.weight"):
+        if key not in state:
+            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}")
+    width = state["pos_embed"].shape[2]
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    if (width, depth) not in ARCHITECTURES:
+        raise IncompatibleError(f"a released ViT-P of width {width} and {depth} blocks is not known")
+    count = len(state["head.bias"])
+    names = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(count))
+    if len(names) != count:
+        raise IncompatibleError(f"the checkpoint names {count} classes, {len(names)} names are given")
+    model = PointViT(
+        ModelConfig(
+            backbone=ARCHITECTURES[width, depth],
+            classes=names,
+            image_size=image_size,
+            point_dim=state[_POINT_LAYER].shape[1],
+            pos_embed="offset",
+        )
+    )
+    renamed = {_renamed(key): value.float() for key, value in state.items() if key not in ("mask_token", "cls_token")}
+    renamed["backbone.cls_token"] = torch.zeros_like(model.backbone.cls_token)  # unused: points stand in its place
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise IncompatibleError(f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}") from error
+    return model.eval()
+
+
+def to_official(model: PointViT) -> dict[str, Tensor]:
+    """The flat layout of a classifier, float32, as the authors' code loads it.
+
+    Raises:
+        IncompatibleError: the model has something that the released one has not (taps, an MLP head, plain positions …).
+    """
+    config = model.config
+    fits = (
+        config.pos_embed == "offset"
+        and config.point_token == "linear"
+        and config.head == "linear"
+        and config.norm == "layer"
+        and config.point_dim == 2
+        and model.taps == (len(model.backbone.blocks),)
+        and (model.backbone.embed_dim, model.depth) in ARCHITECTURES
+    )
+    if not fits:
+        raise IncompatibleError("this classifier has parts that the released layout has no place for")
+    state = {}
+    for key, value in model.state_dict().items():
+        if key == "point_layer.weight":
+            state[_POINT_LAYER] = value
+        elif key != "backbone.cls_token":
+            state[key.removeprefix("backbone.")] = value
+    state["mask_token"] = torch.zeros(1, model.backbone.embed_dim)  # never used, but loaded strictly
+    return {key: value.float().contiguous() for key, value in state.items()}
+
+
+def _renamed(key: str) -> str:
+    if key == _POINT_LAYER:
+        return "point_layer.weight"
+    return key if key.startswith("head.") else f"backbone.{key}"
