@@ -74,41 +74,48 @@ def centre_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
         row, col = np.unravel_index(int(depth.argmax()), depth.shape)
         return top + int(row), left + int(col)
 
-    return _points_inside(mask_logits, view, protocol, deepest)
+    return _points_inside(mask_logits, view, protocol, deepest)[:, 0]
 
 
 def random_points(mask_logits: Tensor, view: View, protocol: str, image_id: str, seed: int = 0) -> np.ndarray:
-    """A pixel drawn uniformly from {logit > 0} at image resolution; where no logit is positive, the max
-    point.
+    """A pixel drawn uniformly from {logit > 0} at image resolution; where no logit is positive, the max point.
 
-    The draw depends on (seed, image_id, query index) alone, not on the order of images, batches or other
-    queries.
+    The draw depends on (seed, image_id, query index) alone, not on the order of images, batches or other queries.
 
     Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image.
     """
+    return spread_points(mask_logits, view, protocol, image_id, 1, seed)[:, 0]
 
-    def drawn(positive: np.ndarray, query: int) -> tuple[int, int]:
+
+def spread_points(
+    mask_logits: Tensor, view: View, protocol: str, image_id: str, count: int, seed: int = 0
+) -> np.ndarray:
+    """Several pixels of every mask, drawn as in `random_points` with replacement.
+
+    Returns:
+        (Q, count, 2) int32, (row, col) in the original image.
+    """
+
+    def drawn(positive: np.ndarray, query: int) -> np.ndarray:
         pixels = np.flatnonzero(positive)
-        pixel = int(pixels[_generator(seed, image_id, query).integers(len(pixels))])
-        return divmod(pixel, positive.shape[1])
+        chosen = pixels[_generator(seed, image_id, query).integers(len(pixels), size=count)]
+        return np.stack(np.divmod(chosen, positive.shape[1]), 1)
 
-    return _points_inside(mask_logits, view, protocol, drawn)
+    return _points_inside(mask_logits, view, protocol, drawn, count)
 
 
 def _points_inside(
-    mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], tuple[int, int]]
+    mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], object], count: int = 1
 ) -> np.ndarray:
-    """`choose(positive (H0, W0) bool, query)` for every mask with a positive pixel, the max point for the
-    rest.
-    """
+    """`choose(positive (H0, W0) bool, query)` for every mask with a positive pixel, the max point for the rest."""
     check_protocol(protocol)
-    points = np.zeros((len(mask_logits), 2), np.int32)
+    points = np.zeros((len(mask_logits), count, 2), np.int32)
     for query, plane in enumerate(iter_mask_logits(mask_logits.detach(), view)):
         positive = (plane > 0).cpu().numpy()
         if positive.any():
             points[query] = choose(positive, query)
         else:
-            points[query] = max_points(mask_logits[query : query + 1], view, protocol)[0]
+            points[query] = max_points(mask_logits[query : query + 1], view, protocol)
     return points
 
 

@@ -19,7 +19,7 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import setting
 from vitp_pipeline.paths import PACKAGE, find_toml
 
-POINT_POLICIES = ("max", "centre", "random")
+POINT_POLICIES = ("max", "centre", "random", "spread")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ProposalSettings:
     checkpoint: str = setting("", identity=False, help="its weights; empty = random weights, for trying out")
     split: str = setting("val", help="split of the manifest")
     limit: int = setting(0, help="only the first images of the split; 0 = all")
-    points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random")
+    points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random, spread")
+    spread: int = setting(16, help="points of a mask under the policy spread: random pixels inside it")
     max_at: str = setting("image", help="resolution of the max point: image or mask")
     drop_below: float = setting(
         0.01, help="budget of Σ(1−v) of the masks of an image that are not stored; 0 = keep all"
@@ -96,7 +97,7 @@ class ClassifySettings:
 
     name: str = setting("default", identity=False, help="a classifier trained in this run")
     classifier: str = setting("", identity=False, help="or a classifier file from elsewhere (.safetensors)")
-    points: str = setting("max", help="which of the stored points")
+    points: str = setting("max", help="which of the stored points; with spread the probabilities are averaged")
     flip: bool = setting(False, help="average the logits with those of the mirrored image")
     precision: str = setting("auto", help="auto, float32, bfloat16, float16")
     batch_size: int = setting(4, identity=False, help="images per forward")
@@ -249,7 +250,7 @@ def _elements_fit(value: tuple, default: tuple) -> bool:
 def _in_range(name: str, value: Any, where: str) -> None:
     if name == "alpha" and not 0.0 <= value <= 1.0:
         raise UsageError(f"{where} alpha = {value:g} is outside [0, 1]")
-    positive = {"part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes"}
+    positive = {"spread", "part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes"}
     if name in positive and value <= 0:
         raise UsageError(f"{where} {name} = {value:g} must be positive")
     if name in {"limit", "depth", "hold_out", "drop_below", "weight_decay", "workers", "lr"} and value < 0:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+POINT_POLICIES = ("max", "centre", "random", "spread")
+
+
 @dataclass(frozen=True)
 class ProposalRecord:
     """The proposals of one image as stored.
@@ -38,7 +41,7 @@ class ProposalRecord:
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
-        points: per policy (Q, 2) int32 (row, col) in the original image.
+        points: per policy (Q, 2) int32 (row, col) in the original image; for "spread" (Q·n, 2), n a query.
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.
     """
@@ -101,6 +104,7 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
             ("points_max", points),
             ("points_centre", points),
             ("points_random", points),
+            ("points_spread", points),
         ],
         metadata={"vitp": json.dumps(about)},
     )
@@ -121,8 +125,8 @@ def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
         "dropped_mass": record.dropped_mass,
         **{name: list(size) for name, size in record.view.as_dict().items()},
     }
-    for policy in ("max", "centre", "random"):
-        row[f"points_{policy}"] = record.points[policy].tolist() if policy in record.points else None
+    for policy in POINT_POLICIES:
+        row[f"points_{policy}"] = record.points[policy].reshape(-1, 2).tolist() if policy in record.points else None
     return row
 
 
@@ -180,8 +184,8 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
     sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
     points = {
         policy: np.asarray(row[f"points_{policy}"], np.int32).reshape(-1, 2)
-        for policy in ("max", "centre", "random")
-        if row[f"points_{policy}"] is not None
+        for policy in POINT_POLICIES
+        if row.get(f"points_{policy}") is not None
     }
     return ProposalRecord(
         image_id=row["image_id"],
@@ -197,7 +201,7 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
 
 
 def points_of(record: ProposalRecord, policy: str) -> np.ndarray:
-    """(Q, 2) int32 points of a policy. Raises InputError when stage one did not store them."""
+    """(Q, 2), or (Q·n, 2) for "spread", int32 points of a policy. Raises InputError when they are not stored."""
     if policy not in record.points:
         raise InputError(
             f"the proposals hold no {policy!r} points, only {', '.join(record.points)}",

@@ -18,7 +18,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.recipe import ClassifySettings, Recipe
+from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
 
@@ -131,6 +131,9 @@ class ClassMaker:
         self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
         self.device = choose_device(settings.device)
         self.model: PointViT = load_classifier(classifier).to(self.device)
+        made_with = proposals.run.identity["settings"]
+        spread = made_with.get("spread", ProposalSettings.spread)
+        self.points_per_mask = spread if settings.points == "spread" else 1
         check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
 
     def make(
@@ -197,6 +200,8 @@ class ClassMaker:
             flip=self.settings.flip,
             precision=self.settings.precision,
         )
+        if self.points_per_mask > 1:
+            logits = logits.softmax(-1).unflatten(1, (-1, self.points_per_mask)).mean(2).log()
         for record, values in zip(ready, logits.cpu().numpy(), strict=True):
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))

@@ -202,7 +202,8 @@ class CountMaker:
         logits = torch.from_numpy(record.class_logits).to(self.device)
         scores = torch.from_numpy(point_logits).to(self.device)
         kept = torch.from_numpy(record.kept).long().to(self.device)
-        by_point = label_at_points(truth, points_of(record, self.policy))
+        policy = "max" if self.policy == "spread" else self.policy  # the bound needs one point a mask
+        by_point = label_at_points(truth, points_of(record, policy))
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
         by_mask[record.kept] = majority_label(masks, record.view, truth)
         named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in self.evaluation.alphas]
