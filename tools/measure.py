@@ -3,7 +3,7 @@
     python tools/measure.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --seeds 0 1 2
 
 Proposals are made once; every seed trains its own classifier (seed0, seed1, …) in the same run directory.
-Finished work is not done again. Writes docs/measured/RECIPE.json and prints the tables in Markdown.
+Finished work is not done again. Writes docs/measured/RECIPE[-POINTS].json and prints the tables in Markdown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = {
 EVERYTHING = ShardChoice()
 
 
-def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], sweep: str) -> dict:
+def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], sweep: str, policy: str) -> dict:
     """Runs what is missing; returns the figures of every seed and of their mean."""
     recipe = load_recipe(recipe_name)
     generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, out, EVERYTHING)
@@ -42,7 +42,7 @@ def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], swee
     for seed in seeds:
         name = f"seed{seed}"
         train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed), data_root, out)
-        points = recipe.stage(ClassifySettings, name=name)
+        points = recipe.stage(ClassifySettings, name=name, points=policy)
         classify(recipe, points, data_root, out, EVERYTHING)
         settings = recipe.stage(EvaluateSettings)
         evaluation = prepare(recipe, settings, points, parse_alphas(sweep), data_root, out, EVERYTHING)
@@ -56,7 +56,14 @@ def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], swee
         gain = interval(stacked, lambda t, f=figure: (f(t[..., 1, :, :]) - f(t[..., 0, :, :])).mean(-1))
         bootstrap[title] = {"gain": gain.estimate, "interval": [gain.low, gain.high]}
     machine = {"processor": _processor(), "python": platform.python_version()}
-    return {"recipe": recipe_name, "seeds": seeds, "machine": machine, "bootstrap": bootstrap, "results": results}
+    return {
+        "recipe": recipe_name,
+        "points": policy,
+        "seeds": seeds,
+        "machine": machine,
+        "bootstrap": bootstrap,
+        "results": results,
+    }
 
 
 def tables(measured: dict) -> str:
@@ -117,11 +124,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", default="0:1:0.1")
+    parser.add_argument("--points", default="max", help="which of the stored points name a mask")
     parser.add_argument("--docs", type=Path, default=Path("docs/measured"))
     arguments = parser.parse_args()
-    measured = measure(arguments.recipe, arguments.data_root, arguments.out, arguments.seeds, arguments.alpha)
+    a = arguments
+    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, a.points)
     arguments.docs.mkdir(parents=True, exist_ok=True)
-    target = arguments.docs / f"{Path(arguments.recipe).stem}.json"
+    suffix = "" if a.points == "max" else f"-{a.points}"
+    target = arguments.docs / f"{Path(arguments.recipe).stem}{suffix}.json"
     target.write_text(json.dumps(measured, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     print(tables(measured))
 
