@@ -16,6 +16,7 @@ from vitp_pipeline.recipe import (
     ProposalSettings,
     TrainSettings,
     load_recipe,
+    parse_changes,
 )
 
 MINIMAL = 'manifest = "camvid"\n[generate-proposals]\nconfig = "x.py"\n'
@@ -180,3 +181,15 @@ def test_settings_are_immutable_documented_and_hashable() -> None:
         settings = kind(**({"config": "x"} if kind is ProposalSettings else {}))
         hash(settings)
         json.dumps(dataclasses.asdict(settings))
+
+
+def test_changes_of_the_command_line() -> None:
+    words = ["lr=0.003", "taps=[8, 9]", "head=mlp", 'fit = "gradient"', "flip=false"]
+    expected = {"lr": 0.003, "taps": [8, 9], "head": "mlp", "fit": "gradient", "flip": False}
+    assert parse_changes(words) == expected
+    settings = load_recipe("demo").stage(TrainSettings, **parse_changes(words))
+    assert settings.taps == (8, 9) and settings.lr == 0.003 and not settings.flip
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        parse_changes(["lr"])
+    with pytest.raises(UsageError, match="'learning_rate'"):
+        load_recipe("demo").stage(TrainSettings, **parse_changes(["learning_rate=1"]))

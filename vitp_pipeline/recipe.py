@@ -157,6 +157,10 @@ class Recipe:
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
+        fields = [field.name for field in dataclasses.fields(kind)]
+        for key in values:
+            if key not in fields:
+                raise UsageError(f"[{name}] has no key {key!r}", _meant(key, fields))
         return _settings(kind, values, f"{self.path}: [{name}]")
 
     def find_file(self, text: str, data_root: Path) -> Path:
@@ -197,6 +201,24 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             if key not in fields:
                 raise UsageError(f"{path}: [{name}] has no key {key!r}", _meant(key, fields))
     return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
+
+
+def parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    """`KEY=VALUE` words of the command line as keys of a table; VALUE is TOML, or else plain text.
+
+    Raises:
+        UsageError: a word without `=`.
+    """
+    values: dict[str, Any] = {}
+    for word in changes or []:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set {word!r} is not of the form KEY=VALUE", "For example --set lr=0.003")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
 
 
 def _entry(value: Any) -> str:

@@ -6,11 +6,13 @@ import typer
 
 from vitp_pipeline.cli.options import (
     BatchSize,
+    Changes,
     ClassifierFile,
     ClassifierName,
     DataRoot,
     Device,
     Out,
+    Points,
     RecipeName,
     RetryFailed,
     Shard,
@@ -27,7 +29,9 @@ def register(app: typer.Typer) -> None:
         name: ClassifierName = None,
         classifier: ClassifierFile = None,
         batch_size: BatchSize = None,
+        points: Points = None,
         device: Device = None,
+        changes: Changes = None,
         retry_failed: RetryFailed = False,
     ) -> None:
         """3. Name the point of every mask with the trained classifier.
@@ -38,11 +42,12 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
-        from vitp_pipeline.recipe import ClassifySettings, load_recipe
+        from vitp_pipeline.recipe import ClassifySettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.classify import classify
 
         loaded = load_recipe(recipe)
         file = classifier and str(Path(classifier).resolve())
-        settings = loaded.stage(ClassifySettings, name=name, classifier=file, batch_size=batch_size, device=device)
+        flags = {"name": name, "classifier": file, "points": points, "batch_size": batch_size, "device": device}
+        settings = loaded.stage(ClassifySettings, **flags | parse_changes(changes))
         classify(loaded, settings, data_root, out, choose_shard(shard), retry_failed).report("classify")

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.cli.options import (
+    Changes,
     ClassifierFile,
     ClassifierName,
     DataRoot,
     Device,
     Out,
+    Points,
     RecipeName,
     RetryFailed,
     Shard,
@@ -34,7 +36,9 @@ def register(app: typer.Typer) -> None:
         name: ClassifierName = None,
         classifier: ClassifierFile = None,
         allow_missing: Annotated[bool, typer.Option(help="Take figures of the images that are there.")] = False,
+        points: Points = None,
         device: Device = None,
+        changes: Changes = None,
         retry_failed: RetryFailed = False,
     ) -> None:
         """4. Fuse both scores and measure: mIoU, PQ, and the upper bounds.
@@ -48,16 +52,17 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
-        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
         from vitp_pipeline.stages.results import print_result, result_of, to_json
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         alphas = parse_alphas(alpha) if alpha else ()
-        settings = loaded.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None, device=device)
+        flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
+        settings = loaded.stage(EvaluateSettings, **flags | parse_changes(changes))
         file = classifier and str(Path(classifier).resolve())
-        classify = loaded.stage(ClassifySettings, name=name, classifier=file)
+        classify = loaded.stage(ClassifySettings, name=name, classifier=file, points=points)
         evaluation = prepare(loaded, settings, classify, alphas, data_root, out, choice)
         shards = choice.within(evaluation.run.shards)
         if choice.index is None and allow_missing:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import BatchSize, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import BatchSize, Changes, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         checkpoint: Annotated[str | None, typer.Option(help="Its weights.", metavar="FILE")] = None,
         batch_size: BatchSize = None,
         device: Device = None,
+        changes: Changes = None,
         retry_failed: RetryFailed = False,
     ) -> None:
         """1. Run the frozen generator; store mask logits, class scores and points.
@@ -34,18 +35,18 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
-        from vitp_pipeline.recipe import ProposalSettings, load_recipe
+        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.proposals import generate_proposals
 
         loaded = load_recipe(recipe)
-        settings = loaded.stage(
-            ProposalSettings,
-            split=split,
-            limit=limit,
-            config=config and str(Path(config).resolve() if Path(config).exists() else config),
-            checkpoint=checkpoint and str(Path(checkpoint).resolve()),
-            batch_size=batch_size,
-            device=device,
-        )
+        flags = {
+            "split": split,
+            "limit": limit,
+            "config": config and str(Path(config).resolve() if Path(config).exists() else config),
+            "checkpoint": checkpoint and str(Path(checkpoint).resolve()),
+            "batch_size": batch_size,
+            "device": device,
+        }
+        settings = loaded.stage(ProposalSettings, **flags | parse_changes(changes))
         generate_proposals(loaded, settings, data_root, out, choose_shard(shard), retry_failed).report("proposals")

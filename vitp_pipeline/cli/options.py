@@ -26,6 +26,13 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images at o
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Make the parts that hold failed images anew, e.g. after mending files.")
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override any key of the recipe's table, e.g. --set lr=0.003.", metavar="KEY=VALUE"),
+]
+Points = Annotated[
+    str | None, typer.Option("--points", help="Which stored points name a mask: max, centre, random, spread.")
+]
 ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classifier of the run (default: default).")]
 ClassifierFile = Annotated[
     str | None, typer.Option("--classifier", help="A classifier file from elsewhere.", metavar="FILE")

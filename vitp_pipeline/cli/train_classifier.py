@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import ClassifierName, DataRoot, Device, Out, RecipeName
+from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device, Out, RecipeName
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         weights: Annotated[str | None, typer.Option(help="Backbone weights.", metavar="FILE")] = None,
         device: Device = None,
+        changes: Changes = None,
     ) -> None:
         """2. Train the ViT-P point classifier on ground-truth points.
 
@@ -34,17 +35,16 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
-        from vitp_pipeline.recipe import TrainSettings, load_recipe
+        from vitp_pipeline.recipe import TrainSettings, load_recipe, parse_changes
         from vitp_pipeline.stages.train import train_classifier
 
         loaded = load_recipe(recipe)
-        settings = loaded.stage(
-            TrainSettings,
-            name=name,
-            epochs=epochs,
-            seed=seed,
-            hold_out=hold_out,
-            weights=weights and str(Path(weights).resolve()),
-            device=device,
-        )
-        train_classifier(loaded, settings, data_root, out)
+        flags = {
+            "name": name,
+            "epochs": epochs,
+            "seed": seed,
+            "hold_out": hold_out,
+            "weights": weights and str(Path(weights).resolve()),
+            "device": device,
+        }
+        train_classifier(loaded, loaded.stage(TrainSettings, **flags | parse_changes(changes)), data_root, out)

@@ -86,7 +86,7 @@ def classes_run(
     folder = out / "classes" / fingerprint(identity)[:12]
     if not create and not (folder / "run.json").exists():
         raise MissingStageError(
-            f"{folder}: this classifier has not scored these proposals", "Run `vitp classify` first"
+            f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
         )
     return create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
 
