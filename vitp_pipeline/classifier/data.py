@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.classifier.augment import Augmentation
-from vitp_pipeline.classifier.sampling import sample_points
+from vitp_pipeline.classifier.sampling import NO_LABEL, sample_points
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size, normalise_points
@@ -96,7 +96,7 @@ class PointBatches:
             pixels, target = Augmentation().apply(image, labels, self.image_size, rng)
             drawn = sample_points(target, self.points, rng, self.sampling)
         if drawn is None:
-            self.skipped[sample.image_id] = "no pixel has a label"
+            self.skipped[sample.image_id] = NO_LABEL
             return None
         points, classes = drawn
         return pixels, normalise_points(points, target.shape), classes

@@ -6,6 +6,9 @@ import numpy as np
 
 from vitp_pipeline.datasets import IGNORE
 
+NO_LABEL = "no pixel has a label"
+"""Why an image is left out that has nothing to learn from."""
+
 
 def sample_points(
     labels: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import TEMPORARY, locked, write_json
+from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_json
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.errors import InputError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
@@ -43,27 +44,34 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     }
     folder = out / "classifier" / settings.name
     run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
-    if (folder / "done.json").exists():
+    done = folder / "done.json"
+    if done.exists():
         say(f"train-classifier: nothing to do, {folder} is trained")
-        return folder / "model.safetensors"
-    with locked(folder / "lock"):
-        for leaving in folder.glob(f"*{TEMPORARY}"):
-            leaving.unlink()
-        skipped = _train(dataset, settings, weights, folder, run.fingerprint)
-        (folder / "lock").unlink(missing_ok=True)
-    if skipped:
-        for image_id, reason in list(skipped.items())[:10]:
-            say(f"  left out: {image_id}: {reason}")
-        unreadable = {i: r for i, r in skipped.items() if r != "no pixel has a label"}
-        if unreadable:
-            raise PartialError(f"train-classifier: trained without {len(unreadable)} images that cannot be read")
+    else:
+        with locked(folder / "lock"):
+            for leaving in folder.glob(f"*{TEMPORARY}"):
+                leaving.unlink()
+            if not done.exists():  # else another task has finished it meanwhile
+                _train(dataset, settings, weights, folder, run.fingerprint)
+            (folder / "lock").unlink(missing_ok=True)
+    _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
 
 
-def _train(
-    dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str
-) -> dict[str, str]:
-    """Builds, trains, saves; returns what was left out, and why."""
+def _report_left_out(left_out: dict[str, str]) -> None:
+    """Raises PartialError when images could not be read; those without any label are only named."""
+    for image_id, reason in list(left_out.items())[:10]:
+        say(f"  left out: {image_id}: {reason}")
+    unreadable = sum(reason != NO_LABEL for reason in left_out.values())
+    if unreadable:
+        raise PartialError(
+            f"train-classifier: trained without {unreadable} images that cannot be read",
+            "Mend them and train again under another --name",
+        )
+
+
+def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str) -> None:
+    """Builds, trains, saves; done.json says what was left out, and why."""
     import torch
 
     from vitp_pipeline.classifier.augment import Augmentation
@@ -114,7 +122,6 @@ def _train(
     write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
-    return batches.skipped
 
 
 def split_samples(samples: list[Sample], hold_out: int) -> tuple[list[Sample], list[Sample]]:
