@@ -48,6 +48,7 @@ def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], swee
         evaluation = prepare(recipe, settings, points, parse_alphas(sweep), data_root, out, EVERYTHING)
         evaluate_shards(evaluation, settings, points, range(evaluation.run.shards))
         results[name] = result_of(evaluation)
+        results[name]["provenance"].pop("command", None)  # holds paths of the machine
         variants, rows = headline_variants(evaluation), read_rows(evaluation)
         areas.append([image_areas(evaluation, rows, variants[v]) for v in ("generator", "fused")])
     stacked = np.moveaxis(np.array(areas), 2, 0)  # (images, seeds, generator | fused, K, 3)

@@ -87,7 +87,7 @@ class TrainSettings:
     seed: int = setting(0)
     hold_out: int = setting(0, help="images of the split kept out of training, to choose settings by")
     checkpoint_minutes: float = setting(2.0, identity=False, help="how much work a kill may cost")
-    workers: int = setting(1, identity=False, help="processes that read images; 0 = in this one")
+    workers: int = setting(1, identity=False, help="threads that read images ahead")
     device: str = setting("auto", identity=False)
 
 
@@ -277,6 +277,8 @@ def _in_range(name: str, value: Any, where: str) -> None:
         raise UsageError(f"{where} {name} = {value:g} must be positive")
     if name in {"limit", "depth", "hold_out", "drop_below", "weight_decay", "workers", "lr"} and value < 0:
         raise UsageError(f"{where} {name} = {value:g} must not be negative")
+    if name == "points" and isinstance(value, tuple) and "max" not in value:
+        raise UsageError(f'{where} points = {list(value)} lacks "max"', "The upper bound by point needs it")
     if name == "points":
         for policy in (value,) if isinstance(value, str) else value:
             if policy not in POINT_POLICIES:

@@ -43,8 +43,8 @@ class ShardChoice:
     source: str = ""
 
     def for_new_run(self) -> None:
-        """Raises UsageError for an index beyond 0 without a count: the first command on a run must say N."""
-        if self.index and self.count is None:
+        """Raises UsageError for an index without a count: the first command on a run must say N."""
+        if self.index is not None and self.count is None:
             raise UsageError(
                 f"shard {self.index} ({self.source}) of how many? This run is new",
                 "Say --shard I/N, or --shard /N where the scheduler gives the index",

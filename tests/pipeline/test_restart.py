@@ -28,16 +28,7 @@ def _stage(project: Project, stage: str, out: Path) -> None:
 def server():
     """Processes forked from one that has imported the heavy packages: they start in milliseconds and die for real."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "torch",
-            "timm",
-            "zarr",
-            "pyarrow.parquet",
-            "vitp_pipeline.generators.openmmlab",
-            "vitp_pipeline.classifier.train",
-        ]
-    )
+    context.set_forkserver_preload(["tests.pipeline.preload"])
     return context
 
 

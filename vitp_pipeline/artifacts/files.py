@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
+from vitp_pipeline.progress import say
 
 TEMPORARY = ".tmp"
 """Ending of files that are being written; one found without its writer is a killed task's leaving."""
@@ -82,7 +83,7 @@ def create_json(path: Path, content: Any) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write_text(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-            os.link(unfinished, path)
+            _link(unfinished, path)
         except FileExistsError:
             return False
         finally:
@@ -126,10 +127,26 @@ def _lock_file(path: Path) -> TextIO:
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
             raise LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            say(f"{path.parent}: this file system has no locks; make sure that no other task works on this shard")
+            return file
         # its last owner may have removed the file since it was opened: then this lock keeps nobody out
         if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
         file.close()
+
+
+def _link(source: Path, path: Path) -> None:
+    """Gives `source` the name `path` unless that exists: by a hard link, or by copying where there are none."""
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with path.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ Arrays of a part (`part-NNNN.zarr.zip`), for an image with id ID whose generator
     masks/ID          (kept, y, x)          mask logits of the kept queries, in the padded frame
     class_logits/ID   (query, class)        float32 (Q, K + 1), "no object" last, all queries
 
-Rows of its index (`part-NNNN.parquet`): see `SCHEMA`. Points are (row, col) pixels of the original image, chosen from
+Rows of its index (`part-NNNN.parquet`): see `schema`. Points are (row, col) pixels of the original image, chosen from
 full-precision logits before anything was rounded or dropped; every query has one.
 """
 
@@ -86,7 +86,7 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "classes": list(classes),
-        "points": "(row, col) pixels of the original image, one per query",
+        "points": "(row, col) pixels of the original image, one per query; for spread n of each query in turn",
     }
     return pa.schema(
         [

@@ -144,6 +144,6 @@ def provenance() -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "versions": versions,
-        "command": " ".join(["vitp", *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
     }

@@ -3,8 +3,8 @@
 With few images and many classes it names points better than the same head trained by gradient: the features of a ViT
 are strongly correlated, and dividing by their covariance within the classes is what gradient descent does not get to
 in a short training. Points of one class in one image are nearly one observation: together they weigh as much as those
-of any other class in any other image. For the same reason the scores come out too sure; their scale is fitted
-afterwards, by cross-entropy on training points, as the scale of any trained head is.
+of any other class in any other image. For the same reason the probabilities come out too sure. That is left so: what
+counts is the name, and unsure names spread over all masks are noise in the semantic map.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.progress import progress
 from vitp_pipeline.recipe import TrainSettings
-
-SCALE_STEPS = 25
-"""Batches whose points the scale of the logits is fitted on: one number needs no more."""
 
 
 class DiscriminantStatistics:
@@ -58,9 +55,9 @@ class DiscriminantStatistics:
                 diagonal.
             class_prior: how much of log(class frequency) to leave out: 0 = all of it counts, 1 = classes count alike.
         Returns:
-            weight (K, D) and bias (K,) float32. A class without points has weight 0 and bias −inf.
+            weight (K, D) and bias (K,) float32. A class without points has weight 0 and the lowest bias of all.
         Raises:
-            UserError: no points.
+            UserError: no points, or features that do not vary without shrinkage.
         """
         total = self.count.sum()
         if not total:
@@ -72,10 +69,13 @@ class DiscriminantStatistics:
         between = (means - mean)[seen].T @ ((means - mean)[seen] * (self.count[seen] / total)[:, None])
         within = overall - between + shrinkage * np.diag(np.maximum(np.diag(overall), 1e-8))
         centred = (means - mean) * seen[:, None]
-        weight = np.linalg.solve(within, centred.T).T
+        try:
+            weight = np.linalg.solve(within, centred.T).T
+        except np.linalg.LinAlgError as error:
+            raise UserError("training: the features' covariance is singular", "Use a larger `shrinkage`") from error
         bias = -0.5 * (weight * centred).sum(1) - weight @ mean
         bias[seen] += (1 - class_prior) * np.log(self.count[seen] / total)
-        bias[~seen] = -np.inf
+        bias[~seen] = bias[seen].min()
         return weight.astype(np.float32), bias.astype(np.float32)
 
 
@@ -112,8 +112,7 @@ class DiscriminantTrainer:
         statistics = DiscriminantStatistics(self.model.head.out_features, self.model.head.in_features)
         steps = settings.epochs * self.batches.steps_per_epoch
         first, saved = self._resume(statistics), time.monotonic()
-        scaling = min(self.batches.steps_per_epoch, SCALE_STEPS)
-        with progress("train", steps + scaling, "steps") as bar:
+        with progress("train", steps, "steps") as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
                 if batch is not None:
@@ -123,14 +122,10 @@ class DiscriminantTrainer:
                 if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                     self._save(step + 1, statistics)
                     saved = time.monotonic()
-            weight, bias = statistics.head(settings.shrinkage, settings.class_prior)
-            logits, classes = [], []
-            for _, batch in self.batches.from_step(steps, steps + scaling):
-                if batch is not None:
-                    logits.append(self._features(batch).reshape(-1, weight.shape[1]) @ weight.T + bias)
-                    classes.append(batch.classes.numpy().ravel())
-                bar.advance()
-        self._set_head(weight, bias, np.concatenate(logits), np.concatenate(classes))
+        weight, bias = statistics.head(settings.shrinkage, settings.class_prior)
+        with torch.no_grad():
+            self.model.head.weight.copy_(torch.from_numpy(weight))
+            self.model.head.bias.copy_(torch.from_numpy(bias))
         figures = self.evaluate(self.model) if self.evaluate else {}
         self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
 
@@ -140,14 +135,6 @@ class DiscriminantTrainer:
         images = self.model.normalise(batch.images.to(self.device))
         with mixed_precision(self.settings.precision, self.device):
             return self.model.features(images, batch.points.to(self.device)).float().cpu().numpy()
-
-    def _set_head(self, weight: np.ndarray, bias: np.ndarray, logits: np.ndarray, classes: np.ndarray) -> None:
-        # a class that was never seen is as unlikely everywhere as the least sure winner is somewhere
-        bias = np.where(np.isfinite(bias), bias, logits.max(1).min())
-        scale = fitted_scale(np.where(np.isfinite(logits), logits, bias), classes)
-        with torch.no_grad():
-            self.model.head.weight.copy_(torch.from_numpy(weight * scale))
-            self.model.head.bias.copy_(torch.from_numpy((bias * scale).astype(np.float32)))
 
     def _save(self, step: int, statistics: DiscriminantStatistics) -> None:
         sums = {name: torch.from_numpy(getattr(statistics, name)) for name in ("count", "sum", "square")}
@@ -164,25 +151,3 @@ class DiscriminantTrainer:
             return int(state["step"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise self.folder.damaged(error) from error
-
-
-def fitted_scale(logits: np.ndarray, classes: np.ndarray) -> float:
-    """The factor on the logits that gives the least cross-entropy, by golden-section search over its logarithm.
-
-    Args:
-        logits: (P, K) float. classes: (P,) integers.
-    Returns:
-        A factor in [1e-3, 10].
-    """
-    logits = logits - logits.max(1, keepdims=True)
-    own = logits[np.arange(len(classes)), classes]
-
-    def entropy(log_scale: float) -> float:
-        scale = np.exp(log_scale)
-        return float(np.mean(np.log(np.exp(scale * logits).sum(1)) - scale * own))
-
-    low, high, ratio = np.log(1e-3), np.log(10.0), (np.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if entropy(left) < entropy(right) else (left, high)
-    return float(np.exp((low + high) / 2))

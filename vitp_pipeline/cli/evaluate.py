@@ -60,9 +60,12 @@ def register(app: typer.Typer) -> None:
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         alphas = parse_alphas(alpha) if alpha else ()
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
-        settings = loaded.stage(EvaluateSettings, **flags | parse_changes(changes))
+        # scores are found by the settings that classify made them with, so its keys can be given here too
+        given = parse_changes(changes)
+        of_classify = {k: given.pop(k) for k in list(given) if k in ("flip", "precision")}
+        settings = loaded.stage(EvaluateSettings, **flags | given)
         file = classifier and str(Path(classifier).resolve())
-        classify = loaded.stage(ClassifySettings, name=name, classifier=file, points=points)
+        classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         evaluation = prepare(loaded, settings, classify, alphas, data_root, out, choice)
         shards = choice.within(evaluation.run.shards)
         if choice.index is None and allow_missing:

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         hold_out: Annotated[
             int | None, typer.Option(help="Training images kept out, to choose settings by; figures in metrics.jsonl.")
         ] = None,
-        weights: Annotated[str | None, typer.Option(help="Backbone weights.", metavar="FILE")] = None,
+        weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or hub.", metavar="FILE")] = None,
         device: Device = None,
         changes: Changes = None,
     ) -> None:
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
             "epochs": epochs,
             "seed": seed,
             "hold_out": hold_out,
-            "weights": weights and str(Path(weights).resolve()),
+            "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
             "device": device,
         }
         train_classifier(loaded, loaded.stage(TrainSettings, **flags | parse_changes(changes)), data_root, out)

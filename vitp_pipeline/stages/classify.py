@@ -201,7 +201,8 @@ class ClassMaker:
             precision=self.settings.precision,
         )
         if self.points_per_mask > 1:
-            logits = logits.softmax(-1).unflatten(1, (-1, self.points_per_mask)).mean(2).log()
+            # the mean probability, in log space: sure scores would underflow outside it
+            logits = logits.log_softmax(-1).unflatten(1, (-1, self.points_per_mask)).logsumexp(2)
         for record, values in zip(ready, logits.cpu().numpy(), strict=True):
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))

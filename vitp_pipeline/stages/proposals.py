@@ -100,6 +100,7 @@ class ProposalMaker:
 
     def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
         self.run, self.dataset, self.generator, self.settings = run, dataset, generator, settings
+        self.managed = False  # whether the generator has worked on any image
         self.schema = schema(run.fingerprint, dataset.spec.class_names)
 
     def make(
@@ -130,9 +131,8 @@ class ProposalMaker:
                 pictures[image_id] = self.dataset.read_image(self.dataset.by_id[image_id])
             except InputError as error:
                 reasons[image_id] = error.message
-        proposals = (
-            dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True)) if pictures else {}
-        )
+        proposals, broken = self._propose(pictures)
+        reasons |= broken
         rows = []
         for image_id in image_ids:
             sample = self.dataset.by_id[image_id]
@@ -146,6 +146,26 @@ class ProposalMaker:
             else:
                 rows.append(write_record(writer, record))
         return rows
+
+    def _propose(self, pictures: dict[str, np.ndarray]) -> tuple[dict[str, Proposals], dict[str, str]]:
+        """Proposals by image id, and reasons of the images on which the generator itself fails (too large, too thin …).
+
+        Raises:
+            Exception: the generator's own, when it has not managed a single image yet: then the fault is not the image's.
+        """
+        if not pictures:
+            return {}, {}
+        try:
+            found = dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if len(pictures) == 1:
+                if not self.managed:
+                    raise
+                return {}, {next(iter(pictures)): f"the generator fails on it ({' '.join(str(error).split())[:200]})"}
+            halves = [self._propose({image_id: picture}) for image_id, picture in pictures.items()]
+            return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
+        self.managed = True
+        return found, {}
 
     def _record(self, image_id: str, file_name: str, found: Proposals) -> ProposalRecord:
         import torch
@@ -189,7 +209,12 @@ class ProposalMaker:
 
 
 def _find_config(recipe: Recipe, text: str, data_root: Path) -> Path:
-    """A config written as a path (with a slash, `~` or placeholder), or as a name of the installed packages'."""
-    if text.endswith(".py") and any(mark in text for mark in "/~{"):
+    """A config written as a path, or as a name of the installed packages' own (with or without .py)."""
+    if not text.endswith(".py"):
+        return resolve_config(text)
+    try:
         return recipe.find_file(text, data_root)
-    return resolve_config(text)
+    except InputError:
+        if any(mark in text for mark in "/~{"):
+            raise
+        return resolve_config(text)

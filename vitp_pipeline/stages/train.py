@@ -221,6 +221,8 @@ def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: Train
         fixed.append((torch.from_numpy(prepare_image(image, settings.image_size))[None], where, drawn[1], regions))
 
     def evaluate(model: PointViT) -> dict[str, float]:
+        if not fixed:
+            return {}  # none of the held-out images has a label
         device, truth, guess, centre, spread = model.mean.device, [], [], [], []
         for image, where, classes, regions in fixed:
             logits = point_logits(model, image.to(device), where.to(device), precision=settings.precision)[0]

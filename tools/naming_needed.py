@@ -1,0 +1,70 @@
+"""How well must masks be named for a given mIoU? Mixes a classifier's names with true ones and measures.
+
+    python tools/naming_needed.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --name seed0
+
+Every mask takes the truth at its max point with probability f, else the name that the classifier gives it; scores are
+1 − v. Prints, for each f, the share of matched masks that are then named right, and the mIoU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.evaluate import prepare
+
+
+def main() -> None:
+    import torch
+
+    from vitp_pipeline.assemble.labels import label_at_points, majority_label
+    from vitp_pipeline.assemble.semantic import semantic_label_maps
+    from vitp_pipeline.fusion import named_probs
+    from vitp_pipeline.metrics.semantic import Confusion
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", default="default")
+    a = parser.parse_args()
+    recipe = load_recipe(a.recipe)
+    points = recipe.stage(ClassifySettings, name=a.name)
+    everything = ShardChoice()
+    evaluation = prepare(recipe, recipe.stage(EvaluateSettings), points, (), a.data_root, a.out, everything)
+    shares = np.arange(0, 1.01, 0.1)
+    states = [Confusion(len(recipe.manifest.classes)) for _ in shares]
+    right, matched = np.zeros(len(shares)), 0
+    for shard in range(evaluation.run.shards):
+        for part in range(len(evaluation.run.parts(shard))):
+            with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
+                for record in evaluation.proposals.read_part(shard, part):
+                    truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
+                    masks, logits = torch.from_numpy(record.masks).float(), torch.from_numpy(record.class_logits)
+                    true_name = label_at_points(truth, record.points["max"])
+                    given = scores.read(f"point_logits/{record.image_id}").argmax(1)
+                    draw = np.random.default_rng([0, matched]).random(len(given))
+                    names = np.where((draw < shares[:, None]) & (true_name != IGNORE), true_name, given)
+                    probs = torch.stack([named_probs(logits, n) for n in names])[:, record.kept.tolist()]
+                    for state, labels in zip(
+                        states, semantic_label_maps(masks, probs, record.view, record.protocol), strict=True
+                    ):
+                        state.update(labels, truth)
+                    majority = np.full(len(given), IGNORE)
+                    majority[record.kept] = majority_label(masks, record.view, truth)
+                    likely = (1 - logits.softmax(1)[:, -1].numpy() > 0.5) & (majority != IGNORE)
+                    right += (names == majority)[:, likely].sum(1)
+                    matched += int(likely.sum())
+    print("| true names mixed in | matched masks named right | mIoU |\n|---:|---:|---:|")
+    for share, count, state in zip(shares, right, states, strict=True):
+        print(f"| {share:.0%} | {100 * count / matched:.1f} | {100 * state.miou():.2f} |")
+
+
+if __name__ == "__main__":
+    main()
