@@ -85,7 +85,9 @@ def test_within() -> None:
 
 
 def test_a_new_run_needs_the_number_of_shards() -> None:
-    for fine in (ShardChoice(), ShardChoice(0), ShardChoice(3, 8), ShardChoice(None, 8)):
+    for fine in (ShardChoice(), ShardChoice(0, 1), ShardChoice(3, 8), ShardChoice(None, 8)):
         fine.for_new_run()
+    with pytest.raises(UsageError, match="shard 0"):
+        ShardChoice(0, None, "SLURM_ARRAY_TASK_ID").for_new_run()
     with pytest.raises(UsageError, match="shard 3"):
         ShardChoice(3, None, "SLURM_ARRAY_TASK_ID").for_new_run()

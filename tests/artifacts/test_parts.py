@@ -283,9 +283,11 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
     from vitp_pipeline.classifier.train import Trainer
     from vitp_pipeline.recipe import TrainSettings
 
+    from vitp_pipeline.classifier.folder import TrainingFolder
+
     model = tiny_model()
     batches = type("Batches", (), {"skipped": {}})()
-    trainer = Trainer(model, batches, TrainSettings(), small_disk, torch.device("cpu"))
+    trainer = Trainer(model, batches, TrainSettings(), TrainingFolder(small_disk), torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full"):
         trainer._save(1, [], optimizer, torch.amp.GradScaler("cpu", enabled=False))

@@ -62,7 +62,11 @@ def variant_of(alpha: float) -> str:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """`0.4`, `0,0.4,1` or `first:last:step`, ends included. Raises UsageError outside [0, 1] or for another form."""
+    """`0.4`, `0,0.4,1`, or `first:last:step` with `last` when a step meets it.
+
+    Raises:
+        UsageError: outside [0, 1], or another form.
+    """
     try:
         if ":" in text:
             first, last, step = (float(x) for x in text.split(":"))

@@ -148,10 +148,10 @@ class ProposalMaker:
         return rows
 
     def _propose(self, pictures: dict[str, np.ndarray]) -> tuple[dict[str, Proposals], dict[str, str]]:
-        """Proposals by image id, and reasons of the images on which the generator itself fails (too large, too thin …).
+        """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
-            Exception: the generator's own, when it has not managed a single image yet: then the fault is not the image's.
+            Exception: the generator's own, while it has not managed any image: the fault is then not the image's.
         """
         if not pictures:
             return {}, {}
