@@ -280,10 +280,9 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
         save_classifier(tiny_model(), small_disk / "model.safetensors", {})
     assert leftovers(small_disk) == ["a.parquet"]
 
+    from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.train import Trainer
     from vitp_pipeline.recipe import TrainSettings
-
-    from vitp_pipeline.classifier.folder import TrainingFolder
 
     model = tiny_model()
     batches = type("Batches", (), {"skipped": {}})()
