@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import setting
 from vitp_pipeline.paths import PACKAGE, find_toml
-
-POINT_POLICIES = ("max", "centre", "random", "spread")
 
 
 @dataclass(frozen=True)

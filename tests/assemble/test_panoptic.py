@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,9 +83,9 @@ def test_d2_rule(seed, view, protocol):
 @pytest.mark.parametrize("seed", range(6))
 def test_mmdet_rule_is_mmdets(seed, filter_low_score):
     """mmdetection's own code on the same masks."""
-    mmcv_ops = pytest.importorskip("vitp_pipeline.generators.mmcv_ops")
+    mmcv_ops = importlib.import_module("vitp_pipeline.generators.mmcv_ops")
     mmcv_ops.prepare_mmcv()
-    heads = pytest.importorskip("mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head")
+    heads = importlib.import_module("mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head")
     from mmdet.evaluation.functional import INSTANCE_OFFSET
 
     masks, logits, probs = example(seed)
