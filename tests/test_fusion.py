@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.fusion import FORMULAS, fuse, fuse_many, named_probs
+from vitp_pipeline.fusion import FORMULAS, fuse, named_probs
 
 GOLDEN = [  # official code, α = 0.4 (facts §3.3): y, c, renormalised, raw; void last
     (
@@ -102,22 +102,11 @@ def test_extreme_logits_do_not_vanish():
     assert p[0, 1] > p[0, 0] > 0 and void[0] == 1
 
 
-def test_many_equals_one_by_one():
-    y, c = torch.randn(7, 5), torch.randn(7, 4)
-    alphas = [0.0, 0.25, 1.0]
-    for formula in FORMULAS:
-        many = fuse_many(y, c, alphas, formula)
-        assert torch.equal(many, torch.stack([fuse(y, c, a, formula)[0] for a in alphas]))
-    assert fuse_many(y, c, []).shape == (0, 7, 4)
-
-
 def test_bad_arguments():
     y, c = torch.zeros(3, 5), torch.zeros(3, 4)
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError):
             fuse(y, c, alpha)
-    with pytest.raises(UsageError):
-        fuse_many(y, c, [0.5, 2.0])
     with pytest.raises(UsageError):
         fuse(y, c, 0.5, "paper")
     for other in (torch.zeros(3, 5), torch.zeros(2, 4), torch.zeros(4)):

@@ -51,17 +51,6 @@ def fuse(
     return _fuse(*_log_parts(class_logits, point_logits), alpha, formula)
 
 
-def fuse_many(
-    class_logits: Tensor, point_logits: Tensor, alphas: Sequence[float], formula: str = "renormalised"
-) -> Tensor:
-    """`fuse` for several α: (A, Q, K) float32 class probabilities. Raises as `fuse`."""
-    _check(class_logits, point_logits, alphas, formula)
-    parts = _log_parts(class_logits, point_logits)
-    if not len(alphas):
-        return class_logits.new_zeros((0, *point_logits.shape), dtype=torch.float32)
-    return torch.stack([_fuse(*parts, alpha, formula)[0] for alpha in alphas])
-
-
 def named_probs(class_logits: Tensor, labels: np.ndarray | Tensor, keep_void: bool = True) -> Tensor:
     """Class probabilities of masks named by an oracle, for the upper bounds: (1 − v_q)·onehot(label_q).
 
