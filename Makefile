@@ -24,9 +24,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# 20 kills in every stage, and all images of the parity tests (some 20 minutes)
+# 100 kills in every stage, and all images of the parity tests (some 20 minutes)
 test-long: install
-	VITP_KILLS=20 VITP_PARITY_IMAGES=0 $(BIN)/python -m pytest -s tests/pipeline/test_restart.py tests/pipeline/test_parity.py
+	VITP_KILLS=100 VITP_PARITY_IMAGES=0 $(BIN)/python -m pytest -s tests/pipeline/test_restart.py tests/pipeline/test_parity.py
 
 lint: install
 	$(BIN)/ruff check .

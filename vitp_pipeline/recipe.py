@@ -85,6 +85,7 @@ class TrainSettings:
     precision: str = setting("auto", help="auto, float32, bfloat16, float16")
     seed: int = setting(0)
     hold_out: int = setting(0, help="images of the split kept out of training, to choose settings by")
+    hold_out_fold: int = setting(0, help="which ones: the f-th disjoint `hold_out` of them, for cross-validation")
     checkpoint_minutes: float = setting(2.0, identity=False, help="how much work a kill may cost")
     workers: int = setting(1, identity=False, help="threads that read images ahead")
     device: str = setting("auto", identity=False)
@@ -97,7 +98,8 @@ class ClassifySettings:
     name: str = setting("default", identity=False, help="a classifier trained in this run")
     classifier: str = setting("", identity=False, help="or a classifier file from elsewhere (.safetensors)")
     points: str = setting("max", help="which of the stored points; with spread the probabilities are averaged")
-    flip: bool = setting(False, help="average the logits with those of the mirrored image")
+    flip: bool = setting(False, help="average the log-probabilities with those of the mirrored image")
+    temperature: float = setting(1.0, help="divides the log-probabilities of a mask; below 1 makes its name surer")
     precision: str = setting("auto", help="auto, float32, bfloat16, float16")
     batch_size: int = setting(4, identity=False, help="images per forward")
     device: str = setting("auto", identity=False)
@@ -271,10 +273,13 @@ def _elements_fit(value: tuple, default: tuple) -> bool:
 def _in_range(name: str, value: Any, where: str) -> None:
     if name == "alpha" and not 0.0 <= value <= 1.0:
         raise UsageError(f"{where} alpha = {value:g} is outside [0, 1]")
-    positive = {"spread", "part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes"}
+    positive = {"spread", "part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes", "temperature"}
     if name in positive and value <= 0:
         raise UsageError(f"{where} {name} = {value:g} must be positive")
-    if name in {"limit", "depth", "hold_out", "drop_below", "weight_decay", "workers", "lr"} and value < 0:
+    if (
+        name in {"limit", "depth", "hold_out", "hold_out_fold", "drop_below", "weight_decay", "workers", "lr"}
+        and value < 0
+    ):
         raise UsageError(f"{where} {name} = {value:g} must not be negative")
     if name == "points" and isinstance(value, tuple) and "max" not in value:
         raise UsageError(f'{where} points = {list(value)} lacks "max"', "The upper bound by point needs it")

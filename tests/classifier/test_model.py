@@ -9,7 +9,7 @@ import torch
 
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
-from vitp_pipeline.classifier.predict import point_logits
+from vitp_pipeline.classifier.predict import mask_logits_of_points, point_logits
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalise_points
 
@@ -240,3 +240,14 @@ def test_sampled_points_read_the_patches() -> None:
         for value, token in zip(piece, expected, strict=True):
             z = (token - token.mean()) / (token.var(unbiased=False) + 1e-5).sqrt()
             torch.testing.assert_close(value, z, atol=1e-4, rtol=1e-4)
+
+
+def test_points_of_a_mask_are_averaged_as_probabilities() -> None:
+    logits = 5 * torch.randn(2, 12, 7, generator=torch.Generator().manual_seed(0))
+    named = mask_logits_of_points(logits, 4)
+    for image in range(2):
+        for mask in range(3):
+            mean = logits[image, 4 * mask : 4 * mask + 4].double().softmax(-1).mean(0)
+            torch.testing.assert_close(named[image, mask].softmax(-1).double(), mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mask_logits_of_points(logits, 4, 0.5), 2 * named)
+    assert mask_logits_of_points(torch.tensor([[[-900.0, 0.0]]])).isfinite().all()

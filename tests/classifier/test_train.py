@@ -146,6 +146,8 @@ def test_bad_images_are_left_out_and_reported(dataset: Dataset) -> None:
 def test_held_out_images_do_not_depend_on_the_seed_and_none_is_lost(dataset: Dataset) -> None:
     training, held = split_samples(dataset.samples, 3)
     assert len(held) == 3 and sorted(s.image_id for s in training + held) == [s.image_id for s in dataset.samples]
+    folds = [{s.image_id for s in split_samples(dataset.samples, 2, fold)[1]} for fold in range(3)]
+    assert [len(f) for f in folds] == [2, 2, 2] and len(set.union(*folds)) == 6
     assert split_samples(dataset.samples, 0) == (dataset.samples, [])
     with pytest.raises(UserError, match="leaves none of 7"):
         split_samples(dataset.samples, 7)

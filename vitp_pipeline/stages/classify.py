@@ -181,7 +181,7 @@ class ClassMaker:
         """Scores and stores a batch; returns the reasons of the images that failed."""
         import torch
 
-        from vitp_pipeline.classifier.predict import point_logits
+        from vitp_pipeline.classifier.predict import mask_logits_of_points, point_logits
 
         reasons, ready, images = {}, [], []
         for record, picture in zip(batch, pictures, strict=True):
@@ -200,9 +200,7 @@ class ClassMaker:
             flip=self.settings.flip,
             precision=self.settings.precision,
         )
-        if self.points_per_mask > 1:
-            # the mean probability, in log space: sure scores would underflow outside it
-            logits = logits.log_softmax(-1).unflatten(1, (-1, self.points_per_mask)).logsumexp(2)
+        logits = mask_logits_of_points(logits, self.points_per_mask, self.settings.temperature)
         for record, values in zip(ready, logits.cpu().numpy(), strict=True):
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))

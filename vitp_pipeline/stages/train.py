@@ -82,7 +82,7 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
     from vitp_pipeline.classifier.weights import save_classifier
     from vitp_pipeline.devices import choose_device
 
-    training, held_out = split_samples(dataset.samples, settings.hold_out)
+    training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
     torch.manual_seed(settings.seed)
     model = build_model(settings, dataset.spec.class_names)
     _load_weights(model, settings, weights)
@@ -124,16 +124,19 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
     say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
 
 
-def split_samples(samples: list[Sample], hold_out: int) -> tuple[list[Sample], list[Sample]]:
-    """(training, held-out) samples. The held-out ones do not depend on the training's seed.
+def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples. The held-out ones do not depend on the training's seed; those of different folds
+    are disjoint.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        UsageError: nothing would be left to train on, or there are not so many folds.
     """
     if hold_out >= len(samples):
         raise UsageError(f"hold_out = {hold_out} leaves none of {len(samples)} images to train on")
-    order = np.random.default_rng(0).permutation(len(samples))
-    held = set(order[len(samples) - hold_out :].tolist()) if hold_out else set()
+    if fold and (fold + 1) * hold_out > len(samples):
+        raise UsageError(f"hold_out_fold = {fold}: {len(samples)} images have no {fold + 1} folds of {hold_out}")
+    order = np.random.default_rng(0).permutation(len(samples))[::-1]
+    held = set(order[fold * hold_out : (fold + 1) * hold_out].tolist())
     training = [s for i, s in enumerate(samples) if i not in held]
     return training, [s for i, s in enumerate(samples) if i in held]
 
