@@ -26,9 +26,16 @@ def results(n=40, skill=0.7, seed=0):
     return images, total
 
 
+def areas_of(images):
+    """The areas of `results`, through the flat entries that are stored."""
+    number = np.repeat(np.arange(len(images)), [len(pixels) for _, _, pixels in images])
+    columns = (np.concatenate(column) for column in zip(*images, strict=True))
+    return sparse_areas(number, *columns, len(images), K)
+
+
 def test_the_estimate_is_the_metric_itself():
     images, total = results()
-    areas = sparse_areas(images, K)
+    areas = areas_of(images)
     assert areas.shape == (40, K, 3)
     assert interval(areas).estimate == pytest.approx(total.miou())
     assert interval(areas, pixel_accuracy).estimate == pytest.approx(total.pixel_accuracy())
@@ -36,7 +43,7 @@ def test_the_estimate_is_the_metric_itself():
 
 def test_resamples_against_a_loop():
     images, _ = results(n=7)
-    areas = sparse_areas(images, K)
+    areas = areas_of(images)
     got = interval(areas, samples=50, level=0.8, seed=3)
     draws = np.random.default_rng(3).multinomial(7, np.full(7, 1 / 7), size=50)
     values = []
@@ -52,7 +59,7 @@ def test_resamples_against_a_loop():
 
 
 def test_pairing_makes_a_small_difference_visible():
-    worse, better = (sparse_areas(results(skill=s)[0], K) for s in (0.70, 0.75))
+    worse, better = (areas_of(results(skill=s)[0]) for s in (0.70, 0.75))
     difference = paired_difference(worse, better)
     assert difference.estimate == pytest.approx(miou(better.sum(0)) - miou(worse.sum(0)))
     assert 0 < difference.low < difference.estimate < difference.high
@@ -62,7 +69,7 @@ def test_pairing_makes_a_small_difference_visible():
 
 
 def test_the_interval_has_the_width_of_the_standard_error():
-    areas = sparse_areas(results(n=200)[0], K)
+    areas = areas_of(results(n=200)[0])
     got = interval(areas, pixel_accuracy, samples=4000)
     per_image, pixels = areas[..., 0].sum(1), areas[..., 1].sum(1)
     residual = per_image - got.estimate * pixels
@@ -79,10 +86,10 @@ def test_a_class_in_one_image_may_vanish_from_a_resample():
 
 
 def test_bad_arguments():
-    first = sparse_areas(results()[0], K)
+    first = areas_of(results()[0])
     with pytest.raises(IncompatibleError):
         paired_difference(first, first[:-1])
     with pytest.raises(IncompatibleError):
-        paired_difference(first, sparse_areas(results(seed=5)[0], K))
+        paired_difference(first, areas_of(results(seed=5)[0]))
     with pytest.raises(ValueError):
         interval(first[:0])

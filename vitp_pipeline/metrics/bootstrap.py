@@ -5,13 +5,13 @@ IoU needs three numbers per image and class, so resampling a data set is one mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from vitp_pipeline.errors import IncompatibleError
-from vitp_pipeline.metrics.semantic import areas, mean_iou
+from vitp_pipeline.metrics.semantic import mean_iou
 
 Metric = Callable[[np.ndarray], np.ndarray]
 """(…, K, 3) areas summed over images → (…) values."""
@@ -38,20 +38,22 @@ def pixel_accuracy(total: np.ndarray) -> np.ndarray:
     return np.divide(total[..., 0].sum(-1), pixels, out=np.full(np.shape(pixels), np.nan), where=pixels > 0)
 
 
-def sparse_areas(images: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_classes: int) -> np.ndarray:
-    """Areas of images whose confusions are stored sparsely.
+def sparse_areas(
+    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, pixels: np.ndarray, images: int, classes: int
+) -> np.ndarray:
+    """Areas of images whose confusions are stored sparsely, one entry a pair of classes that occurs in an image.
 
     Args:
-        images: per image (gt, pred, count): class indices and pixel counts of the pairs that occur.
-        num_classes: K.
+        image, truth, predicted, pixels: (E,) integers: index of the image, both classes, how many pixels.
+        images, classes: N, K.
     Returns:
         (N, K, 3) int64: intersection, ground-truth area, predicted area, as `metrics.semantic.areas`.
     """
-    out = np.zeros((len(images), num_classes, 3), np.int64)
-    for n, (gt, pred, pixels) in enumerate(images):
-        counts = np.zeros((num_classes, num_classes), np.int64)
-        np.add.at(counts, (np.asarray(gt, np.int64), np.asarray(pred, np.int64)), np.asarray(pixels, np.int64))
-        out[n] = areas(counts)
+    out = np.zeros((images, classes, 3), np.int64)
+    same = truth == predicted
+    np.add.at(out, (image[same], truth[same], 0), pixels[same])
+    np.add.at(out, (image, truth, 1), pixels)
+    np.add.at(out, (image, predicted, 2), pixels)
     return out
 
 

@@ -13,6 +13,7 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.parts import index_path, read_index
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
+from vitp_pipeline.metrics.bootstrap import sparse_areas
 from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
@@ -140,12 +141,8 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
 def image_areas(evaluation: Evaluation, rows: Rows, variant: int) -> np.ndarray:
     """(images, K, 3) int64 pixels of a variant: intersection, ground truth, predicted; what a bootstrap resamples."""
     e = {k: v[rows.columns["semantic"]["variant"] == variant] for k, v in rows.columns["semantic"].items()}
-    out = np.zeros((len(rows.images), len(evaluation.dataset.spec.classes), 3), np.int64)
-    same = e["truth"] == e["predicted"]
-    np.add.at(out, (e["image"][same], e["truth"][same], 0), e["pixels"][same])
-    np.add.at(out, (e["image"], e["truth"], 1), e["pixels"])
-    np.add.at(out, (e["image"], e["predicted"], 2), e["pixels"])
-    return out
+    entries = (e[name] for name in ("image", "truth", "predicted", "pixels"))
+    return sparse_areas(*entries, len(rows.images), len(evaluation.dataset.spec.classes))
 
 
 def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[str, Any]:
