@@ -103,6 +103,9 @@ class ClassifySettings:
     precision: str = setting("auto", help="auto, float32, bfloat16, float16")
     batch_size: int = setting(4, identity=False, help="images per forward")
     device: str = setting("auto", identity=False)
+    chunk: int = setting(
+        0, help="points in a forward: 0 = all of the image; n = the released code's chunks, filled with random points"
+    )
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,8 @@ def _in_range(name: str, value: Any, where: str) -> None:
         and value < 0
     ):
         raise UsageError(f"{where} {name} = {value:g} must not be negative")
+    if name == "chunk" and value < 0:
+        raise UsageError(f"{where} chunk = {value} must not be negative")
     if name == "points" and isinstance(value, tuple) and "max" not in value:
         raise UsageError(f'{where} points = {list(value)} lacks "max"', "The upper bound by point needs it")
     if name == "points":

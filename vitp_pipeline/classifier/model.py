@@ -6,7 +6,8 @@ Two choices go beyond the paper; the defaults are the paper's.
 
 `point_token` says what a point starts from:
     linear    the paper's token: Linear(coordinates) + the CLS slot of the position embedding; it has to learn where a
-              coordinate lies, which takes long training
+              coordinate lies, which takes long training. Where the position embedding has no such slot (no class token,
+              or one without a position, as in DINOv2 with registers) the slot is a parameter of its own, `point_slot`
     patch     the patch embeddings and positions around the point, bilinearly mixed, plus Linear(coordinates), zero at
               first: the token passes through the pre-trained blocks as a patch would
     sampled   no token at all: the patches pass alone, and a point reads them where it lies, bilinearly mixed; the same
@@ -25,6 +26,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import Format
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -36,7 +38,10 @@ class ModelConfig:
     """Everything that the weights do not say. Saved beside them.
 
     Attributes:
-        backbone: timm name of a ViT.
+        backbone: timm name of a ViT, with or without the tag of its weights: vit_base_patch14_dinov2,
+            vit_base_patch14_reg4_dinov2, vit_base_patch16_224.augreg_in21k, vit_base_patch16_224.mae,
+            vit_base_patch16_clip_quickgelu_224.openai … The tag decides `normalise`. (OpenAI's CLIP was trained with
+            the quick GELU; timm's vit_base_patch16_clip_224.openai has the plain one.)
         classes: the K class names, in the order of the logits.
         image_size: (height, width) of the input, multiples of the patch size.
         backbone_args: further arguments of timm's constructor.
@@ -99,6 +104,8 @@ class PointViT(nn.Module):
         width, count = self.backbone.embed_dim, len(config.classes)
         sampled = config.point_token == "sampled"
         self.point_layer = nn.Identity() if sampled else nn.Linear(config.point_dim, width, bias=False)
+        own_slot = config.point_token == "linear" and not self._has_class_row()
+        self.register_parameter("point_slot", nn.Parameter(torch.zeros(width)) if own_slot else None)
         features = width * len(self.taps)
         if len(self.taps) > 1 or config.norm != "layer":
             self.backbone.norm = nn.Identity()  # see `_tap_norm`
@@ -123,6 +130,10 @@ class PointViT(nn.Module):
             nn.init.zeros_(self.point_layer.weight)
         elif self.config.point_token == "linear":
             nn.init.trunc_normal_(self.point_layer.weight, std=0.02)
+        if self.point_slot is not None:
+            # not zero: the first norm of the blocks would take a token's length away, and with it how far from the
+            # image's centre the point lies
+            nn.init.trunc_normal_(self.point_slot, std=0.02)
         for module in self.head.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -164,7 +175,12 @@ class PointViT(nn.Module):
         """
         features = self.features(images, points, valid)
         if isinstance(self.head_norm, nn.BatchNorm1d):
-            features = self.head_norm(features.flatten(0, 1)).view_as(features)
+            if valid is not None and self.training:  # padding is no part of the statistics
+                normed = torch.zeros_like(features)
+                normed[valid] = self.head_norm(features[valid]).to(features.dtype)
+                features = normed
+            else:
+                features = self.head_norm(features.flatten(0, 1)).view_as(features)
         else:
             features = self.head_norm(features)
         return self.head(self.dropout(features))
@@ -192,9 +208,8 @@ class PointViT(nn.Module):
 
     def _sampled(self, images: Tensor, points: Tensor) -> Tensor:
         vit, found = self.backbone, []
-        patches, _ = self._patches(images)
-        registers = [] if vit.reg_token is None else [vit.reg_token.expand(len(images), -1, -1).to(patches.dtype)]
-        tokens = vit.norm_pre(vit.patch_drop(torch.cat([*registers, patches], dim=1)))
+        patches = self._patches(images)
+        tokens = vit.norm_pre(torch.cat([*self._registers(patches), patches], dim=1))
         for number, block in enumerate(vit.blocks, 1):
             tokens = block(tokens)
             if number in self.taps:
@@ -202,39 +217,55 @@ class PointViT(nn.Module):
                 found.append(self._tap_norm(sample_tokens(own, self.grid, points[..., :2])))
         return torch.cat(found, dim=-1)
 
-    def _patches(self, images: Tensor) -> tuple[Tensor, int]:
-        """(B, P, D) patch embeddings with their positions, and the number of slots before them in the table."""
-        patches, table = self.backbone.patch_embed(images), self.backbone.pos_embed
+    def _prefix_rows(self) -> int:
+        """Rows of the position table before the patches': of the class token (and DeiT's distillation token), then of
+        the registers. Some backbones have these tokens without a position.
+        """
+        vit = self.backbone
+        return 0 if vit.pos_embed is None or vit.no_embed_class else vit.num_prefix_tokens
+
+    def _has_class_row(self) -> bool:
+        return self.backbone.cls_token is not None and self._prefix_rows() > 0
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """(B, P, D) patch embeddings with their positions."""
+        vit = self.backbone
+        patches = vit.patch_embed(images)
+        if vit.pos_embed is None:
+            return patches
+        table = vit.pos_embed[:, self._prefix_rows() :]
         if self.config.pos_embed == "offset":
-            return patches + offset_positions(table[:, 1:], self.grid), 1
-        prefix = table.shape[1] - patches.shape[1]
-        return patches + table[:, prefix:], prefix
+            table = offset_positions(table, self.grid)
+        return vit.pos_drop(patches + table)
+
+    def _registers(self, patches: Tensor) -> list[Tensor]:
+        """The register tokens (B, R, D), with their positions where they have any; in a list, empty without them."""
+        vit, rows = self.backbone, self._prefix_rows()
+        if vit.reg_token is None:
+            return []
+        registers = vit.reg_token if not rows else vit.reg_token + vit.pos_embed[:, rows - vit.num_reg_tokens : rows]
+        return [registers.expand(patches.shape[0], -1, -1).to(patches.dtype)]
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         vit = self.backbone
-        patches, prefix = self._patches(images)
+        patches = self._patches(images)
         padded = F.pad(points, (0, self.config.point_dim - points.shape[2])).to(patches.dtype)
         token = self.point_layer(padded)
         if self.config.point_token == "patch":
             token = token + sample_tokens(patches, self.grid, points[..., :2])
-        elif prefix and vit.cls_token is not None:
+        elif self.point_slot is not None:
+            token = token + self.point_slot
+        else:
             token = token + vit.pos_embed[:, :1]  # the CLS slot, the same for all points
-        registers = [] if vit.reg_token is None else [vit.reg_token.expand(len(images), -1, -1).to(patches.dtype)]
-        return vit.norm_pre(vit.patch_drop(torch.cat([token, *registers, patches], dim=1)))
+        return vit.norm_pre(torch.cat([token, *self._registers(patches), patches], dim=1))
 
     def _attention_mask(self, total: int, count: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
-        """(B or 1, 1, T, T) bool, True where the row's token sees the column's; None when everything sees
-        everything.
-        """
-        if self.config.attention == "full" and valid is None:
-            return None
-        seen = torch.ones(1, total, total, dtype=torch.bool, device=device)
+        """(B or 1, 1, 1, T) bool, True for the tokens that are seen, by all alike; None when everything is."""
         if self.config.attention == "read-only":
-            seen[:, :, :count] = False
-        elif valid is not None:
-            seen = seen.expand(len(valid), -1, -1).clone()
-            seen[:, :, :count] &= valid[:, None, :]
-        return seen[:, None]
+            return (torch.arange(total, device=device) >= count)[None, None, None]
+        if valid is None:
+            return None
+        return F.pad(valid, (0, total - count), value=True)[:, None, None]
 
 
 def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
@@ -275,7 +306,9 @@ def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _make_backbone(config: ModelConfig) -> tuple[nn.Module, tuple[int, int]]:
-    """The timm ViT, and its grid (rows, columns) for the model's image size."""
+    """The timm ViT without what comes after its blocks but the norm, and its grid (rows, columns) for the model's
+    image size.
+    """
     try:
         options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
         vit = timm.create_model(
@@ -290,33 +323,53 @@ def _make_backbone(config: ModelConfig) -> tuple[nn.Module, tuple[int, int]]:
         raise UsageError(f"timm cannot make the backbone {config.backbone!r} ({error})") from error
     if not isinstance(vit, timm.models.VisionTransformer):
         raise UsageError(f"{config.backbone!r} is not a plain timm ViT", "For example vit_base_patch14_dinov2")
-    patch = vit.patch_embed.patch_size
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise UsageError("backbone_args: patch_drop_rate would drop points", "Leave it out")
+    patch = vit.patch_embed.feat_ratio(as_scalar=False)
     if any(side % p for side, p in zip(config.image_size, patch, strict=True)):
         raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size {patch}")
+    if vit.dynamic_img_size:  # the size is known: the table is resampled once, and patches come as a sequence
+        vit.dynamic_img_size, vit.patch_embed.flatten, vit.patch_embed.output_fmt = False, True, Format.NCHW
     vit.patch_embed.strict_img_size = config.pos_embed == "plain"
+    if isinstance(vit.norm, nn.Identity):  # a pooling ViT has its norm behind the pooling
+        vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
+    vit.attn_pool = None
+    for name in ("cls_token", "dist_token"):
+        if getattr(vit, name, None) is not None:
+            getattr(vit, name).requires_grad_(False)  # not used: points stand in their place
     return vit, (config.image_size[0] // patch[0], config.image_size[1] // patch[1])
 
 
-def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
-    """Puts pre-trained backbone weights into a model; the position table is resampled to its grid.
+_NOT_BACKBONE = ("head.", "head_dist.", "attn_pool.", "decoder_")  # the last: MAE's, in its file with the decoder
+_PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
 
-    Understood are timm's names and, through timm, the original files of DINOv2, MAE, CLIP and others.
-    Blocks that the model does not use and classification heads are left out.
+
+def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
+    """Puts pre-trained backbone weights into a model; the position table is resampled to its grid, as timm does.
+
+    Understood are timm's names and, through timm, the original files of DINOv2 (with and without registers), MAE, CLIP
+    and others. Blocks that the model does not use, classification heads, pooling and decoders are left out. A point
+    slot of the model's own (see the module) starts as the class token, which is all that such a backbone knows of it.
 
     Raises:
         IncompatibleError: a tensor is missing, unknown or of another shape.
     """
     vit = model.backbone
-    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
-    patches = state.get("patch_embed.proj.weight", vit.patch_embed.proj.weight)
+    state = {key: value.float() for key, value in state.items()}
+    size = vit.patch_embed.proj.weight.shape[-2:]
     try:
-        if patches.shape[-2:] == vit.patch_embed.proj.weight.shape[-2:]:  # timm would resample another patch size
-            state = checkpoint_filter_fn(state, vit)
+        if all(state[key].shape[-2:] == size for key in state if key.endswith(_PATCHES) and state[key].ndim == 4):
+            state = checkpoint_filter_fn(state, vit)  # timm would resample another patch size
     except (KeyError, RuntimeError, ValueError, AttributeError) as error:
         raise IncompatibleError(f"{name}: not weights of a ViT ({error})") from error
+    state = {key: value for key, value in state.items() if not key.startswith(_NOT_BACKBONE)}
+    norms = {key: value for key, value in state.items() if key.startswith(("norm.", "fc_norm."))}
+    state = {key: value for key, value in state.items() if key not in norms}
     state = {k: v for k, v in state.items() if not (k.startswith("blocks.") and int(k.split(".")[1]) >= model.depth)}
-    if isinstance(vit.norm, nn.Identity):  # see `_tap_norm`
-        state = {k: v for k, v in state.items() if not k.startswith("norm.")}
+    if not isinstance(vit.norm, nn.Identity):  # see `_tap_norm`
+        # a pooling ViT's norm lies behind the pooling; here it is the tokens' own
+        pooling = not any(key.startswith("norm.") for key in norms)
+        state |= {k.removeprefix("fc_"): v for k, v in norms.items() if pooling or k.startswith("norm.")}
     own = vit.state_dict()
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
@@ -324,7 +377,10 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
                 f"{name}: {key} is {tuple(value.shape)}, the backbone wants {tuple(own[key].shape)}"
             )
     missing, unexpected = vit.load_state_dict(state, strict=False)
-    missing = [key for key in missing if key != "cls_token"]  # points take its place
+    missing = [key for key in missing if key not in ("cls_token", "dist_token")]  # points take their place
     if missing or unexpected:
         kind, key = ("lacks", missing[0]) if missing else ("has the unknown tensor", unexpected[0])
         raise IncompatibleError(f"{name}: {kind} {key}", f"Is it a {model.config.backbone}?")
+    if model.point_slot is not None and "cls_token" in state:
+        with torch.no_grad():
+            model.point_slot.copy_(state["cls_token"].flatten())

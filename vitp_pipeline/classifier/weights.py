@@ -57,6 +57,8 @@ def load_classifier(path: str | Path) -> PointViT:
         raise InputError(f"{path}: not a classifier of vitp (its metadata do not say so)")
     try:
         model = PointViT(ModelConfig.from_json(text))
+        if model.point_slot is not None:  # without one, a file of before there were such slots
+            state.setdefault("point_slot", torch.zeros_like(model.point_slot))
         model.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise IncompatibleError(f"{path}: its tensors do not fit its configuration ({error})") from error

@@ -148,7 +148,8 @@ class ClassMaker:
         try:
             with ThreadPoolExecutor(2) as readers:
                 # two batches ahead: pictures are read while the model works
-                batches = _equal_batches(records, self.settings)
+                size = self.settings.batch_size
+                batches = [records[first : first + size] for first in range(0, len(records), size)]
                 waiting: list[tuple[list[ProposalRecord], list[Future]]] = []
                 for batch in [*batches, None, None]:
                     if batch is not None:
@@ -181,7 +182,7 @@ class ClassMaker:
         """Scores and stores a batch; returns the reasons of the images that failed."""
         import torch
 
-        from vitp_pipeline.classifier.predict import mask_logits_of_points, point_logits
+        from vitp_pipeline.classifier.predict import image_logits, mask_logits_of_points
 
         reasons, ready, images = {}, [], []
         for record, picture in zip(batch, pictures, strict=True):
@@ -193,33 +194,23 @@ class ClassMaker:
         if not ready:
             return reasons
         points = [normalise_points(points_of(r, self.settings.points), r.view.original) for r in ready]
-        logits = point_logits(
+        logits = image_logits(
             self.model,
             torch.from_numpy(np.stack(images)).to(self.device),
-            torch.from_numpy(np.stack(points)).to(self.device),
+            [torch.from_numpy(own).to(self.device) for own in points],
             flip=self.settings.flip,
             precision=self.settings.precision,
+            chunk=self.settings.chunk,
+            image_ids=[record.image_id for record in ready],
         )
-        logits = mask_logits_of_points(logits, self.points_per_mask, self.settings.temperature)
-        for record, values in zip(ready, logits.cpu().numpy(), strict=True):
+        for record, scores in zip(ready, logits, strict=True):
+            named = mask_logits_of_points(scores[None], self.points_per_mask, self.settings.temperature)
+            values = named[0].cpu().numpy()
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))
             else:
                 reasons[record.image_id] = "the classifier's output is not finite"
         return reasons
-
-
-def _equal_batches(records: list[ProposalRecord], settings: ClassifySettings) -> list[list[ProposalRecord]]:
-    """Neighbours with the same number of points, at most batch_size of them."""
-    batches: list[list[ProposalRecord]] = []
-    for record in records:
-        count = len(points_of(record, settings.points))
-        last = batches[-1] if batches else []
-        if last and len(last) < settings.batch_size and len(points_of(last[0], settings.points)) == count:
-            last.append(record)
-        else:
-            batches.append([record])
-    return batches
 
 
 def _schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
