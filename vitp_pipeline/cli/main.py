@@ -15,6 +15,7 @@ from vitp_pipeline.cli import (
     demo,
     doctor,
     evaluate,
+    export_classifier,
     generate_proposals,
     import_checkpoint,
     status,
@@ -40,7 +41,17 @@ The four stages, in order:
 Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
 Begin with `vitp demo`.""",
 )
-for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, import_checkpoint, doctor):
+for module in (
+    generate_proposals,
+    train_classifier,
+    classify,
+    evaluate,
+    demo,
+    status,
+    import_checkpoint,
+    export_classifier,
+    doctor,
+):
     module.register(app)
 
 

@@ -179,7 +179,12 @@ def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str)
         import timm
 
         try:
-            hub = timm.create_model(settings.backbone, pretrained=True, num_classes=0)
+            hub = timm.create_model(
+                settings.backbone,
+                pretrained=True,
+                num_classes=0,
+                img_size=model.backbone.patch_embed.img_size,  # timm knows how each table is to be resampled
+            )
         except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
             raise InputError(
                 f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",

@@ -1,0 +1,29 @@
+"""vitp export-classifier"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("export-classifier", rich_help_panel="Also")
+    def export_classifier(
+        file: Annotated[Path, typer.Argument(help="A classifier (.safetensors).", metavar="FILE")],
+        out: Annotated[Path, typer.Option("--out", help="The file to write: .onnx or .pt2.", metavar="FILE")],
+    ) -> None:
+        """Write a classifier as a program that runs without vitp, for any number of images and points.
+
+        Class names, image size, mean and standard deviation lie inside the file. ONNX needs the packages of
+        vitp-pipeline\\[export].
+
+            vitp export-classifier runs/camvid/classifier/default/model.safetensors --out camvid.onnx
+        """
+        from vitp_pipeline.classifier.export import export_classifier
+        from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.progress import say
+
+        difference = export_classifier(load_classifier(file), out)
+        say(f"{out}: {out.stat().st_size / 1e6:.0f} MB, within {difference:.0e} of the model's logits")
