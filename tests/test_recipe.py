@@ -105,6 +105,7 @@ def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
         (ProposalSettings, "config = 'x'\nlimit = -1", ["limit", "negative"]),
         (ProposalSettings, "split = 'val'", ["needs the key 'config'"]),
         (ClassifySettings, "points = 'mean'", ["'mean'"]),
+        (ClassifySettings, "chunk = -1", ["chunk", "negative"]),
     ],
 )
 def test_values_that_cannot_be(write, kind: type, line: str, words: list[str]) -> None:

@@ -200,7 +200,7 @@ def test_original_of_another_patch_size_is_refused() -> None:
     name = "vit_base_patch16_clip_quickgelu_224.openai"
     state = original_clip(source(name, (3, 5)).state_dict())
     state["visual.conv1.weight"] = torch.ones(32, 3, 32, 32)
-    with pytest.raises(IncompatibleError, match="vit.pth"):
+    with pytest.raises(IncompatibleError, match=r"vit\.pth: visual.conv1.weight is \(32, 3, 32, 32\)"):
         load_backbone_weights(make(name, (3, 5)), state, "vit.pth")
 
 

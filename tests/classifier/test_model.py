@@ -27,6 +27,8 @@ VARIANTS = [
     {"attention": "read-only"},
     {"point_token": "patch"},
     {"point_token": "patch", "attention": "read-only", "depth": 2},
+    {"point_token": "sampled"},
+    {"point_token": "sampled", "norm": "batch", "taps": (1, 3)},
     {"taps": (1, 3)},
     {"head": "mlp", "norm": "batch"},
     {"taps": (1, 2), "depth": 2, "norm": "batch", "head": "mlp"},
@@ -58,7 +60,7 @@ def test_what_holds_for_every_variant(variant: dict) -> None:
 
     # a point is a point of zero height and width
     torch.testing.assert_close(model(images, torch.nn.functional.pad(points, (0, 2))), logits)
-    if variant.get("point_token") != "patch":  # there the layer of coordinates begins at zero
+    if variant.get("point_token", "linear") == "linear":  # else the layer of coordinates begins at zero, or is none
         assert not torch.allclose(model(images, torch.nn.functional.pad(points, (0, 2), value=0.5)), logits)
 
     # images of a batch do not see each other

@@ -11,7 +11,16 @@ from typer.testing import CliRunner
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import UserError
 
-COMMANDS = ("generate-proposals", "train-classifier", "classify", "evaluate", "demo", "status", "doctor")
+COMMANDS = (
+    "generate-proposals",
+    "train-classifier",
+    "classify",
+    "evaluate",
+    "demo",
+    "status",
+    "export-classifier",
+    "doctor",
+)
 HEAVY = (
     "torch",
     "torchvision",

@@ -356,10 +356,12 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
     """
     vit = model.backbone
     state = {key: value.float() for key, value in state.items()}
-    size = vit.patch_embed.proj.weight.shape[-2:]
+    wanted = vit.patch_embed.proj.weight.shape
+    for key, value in state.items():  # timm would resample another patch size
+        if key.endswith(_PATCHES) and value.ndim == 4 and value.shape[-2:] != wanted[-2:]:
+            raise IncompatibleError(f"{name}: {key} is {tuple(value.shape)}, the backbone wants {tuple(wanted)}")
     try:
-        if all(state[key].shape[-2:] == size for key in state if key.endswith(_PATCHES) and state[key].ndim == 4):
-            state = checkpoint_filter_fn(state, vit)  # timm would resample another patch size
+        state = checkpoint_filter_fn(state, vit)
     except (KeyError, RuntimeError, ValueError, AttributeError) as error:
         raise IncompatibleError(f"{name}: not weights of a ViT ({error})") from error
     state = {key: value for key, value in state.items() if not key.startswith(_NOT_BACKBONE)}
