@@ -3,7 +3,7 @@
     python tools/measure.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --seeds 0 1 2
 
 Proposals are made once; every seed trains its own classifier (seed0, seed1, …) in the same run directory.
-Finished work is not done again. Writes docs/measured/RECIPE[-POINTS].json and prints the tables in Markdown.
+Finished work is not done again. Writes docs/measured/RECIPE[-LABEL].json and prints the tables in Markdown.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
+from vitp_pipeline.recipe import (
+    ClassifySettings,
+    EvaluateSettings,
+    ProposalSettings,
+    TrainSettings,
+    load_recipe,
+    parse_changes,
+)
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
@@ -34,15 +42,15 @@ NAMES = {
 EVERYTHING = ShardChoice()
 
 
-def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], sweep: str, policy: str) -> dict:
-    """Runs what is missing; returns the figures of every seed and of their mean."""
+def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], sweep: str, changes: dict) -> dict:
+    """Runs what is missing; returns the figures of every seed and of their mean. `changes`: keys of [classify]."""
     recipe = load_recipe(recipe_name)
     generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, out, EVERYTHING)
     results, areas = {}, []
     for seed in seeds:
         name = f"seed{seed}"
         train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed), data_root, out)
-        points = recipe.stage(ClassifySettings, name=name, points=policy)
+        points = recipe.stage(ClassifySettings, name=name, **changes)
         classify(recipe, points, data_root, out, EVERYTHING)
         settings = recipe.stage(EvaluateSettings)
         evaluation = prepare(recipe, settings, points, parse_alphas(sweep), data_root, out, EVERYTHING)
@@ -59,7 +67,7 @@ def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], swee
     machine = {"processor": _processor(), "python": platform.python_version()}
     return {
         "recipe": recipe_name,
-        "points": policy,
+        "classify": identity_of(recipe.stage(ClassifySettings, **changes)),
         "seeds": seeds,
         "machine": machine,
         "bootstrap": bootstrap,
@@ -125,14 +133,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", default="0:1:0.1")
-    parser.add_argument("--points", default="max", help="which of the stored points name a mask")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [classify]")
+    parser.add_argument("--label", help="distinguishes the file from that of the recipe as it stands")
     parser.add_argument("--docs", type=Path, default=Path("docs/measured"))
-    arguments = parser.parse_args()
-    a = arguments
-    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, a.points)
-    arguments.docs.mkdir(parents=True, exist_ok=True)
-    suffix = "" if a.points == "max" else f"-{a.points}"
-    target = arguments.docs / f"{Path(arguments.recipe).stem}{suffix}.json"
+    a = parser.parse_args()
+    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, parse_changes(a.set))
+    a.docs.mkdir(parents=True, exist_ok=True)
+    target = a.docs / f"{Path(a.recipe).stem}{'-' + a.label if a.label else ''}.json"
     target.write_text(json.dumps(measured, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     print(tables(measured))
 
