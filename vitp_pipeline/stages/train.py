@@ -108,7 +108,7 @@ def _train(
         settings.sampling,
         settings.seed,
         settings.workers,
-        team,
+        team=team,
     )
     about = {
         "fingerprint": fingerprint,
