@@ -27,10 +27,6 @@ PATIENCE = timedelta(hours=1)
 """How long a process may wait for the others, who may be reading a slow disk."""
 
 
-class _OtherLostError(UserError):
-    """Another process of the team has ended; if by an error, that one has told why."""
-
-
 def _collective(method: Callable) -> Callable:
     """A method that all processes call together, and that only one process can call alone."""
 
@@ -39,7 +35,7 @@ def _collective(method: Callable) -> Callable:
         try:
             return method(self, *arguments)
         except RuntimeError as error:  # a connection that closed, or nobody there for an hour
-            raise _OtherLostError(
+            raise UserError(
                 f"training: process {self.rank} has lost another",
                 "Run the same command again; it goes on from the last checkpoint",
             ) from error
