@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vitp_pipeline import fingerprint
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.paths import find_toml, shipped
 from vitp_pipeline.recipe import (
@@ -51,6 +52,33 @@ def test_flags_win_over_keys_and_keys_over_defaults(write) -> None:
     proposals = recipe.stage(ProposalSettings, batch_size=3)
     assert (proposals.points, proposals.batch_size, proposals.split) == (("max", "centre"), 3, "val")
     assert recipe.stage(TrainSettings) == TrainSettings()
+
+
+def test_presets_give_what_a_recipe_does_not_say(write) -> None:
+    names = {p.stem for p in shipped("stages/presets").glob("*.toml")}
+    assert names == {"ade20k", "cityscapes", "coco", "coco-stuff", "objects365"}
+    found = {n: load_recipe(write(MINIMAL)).stage(TrainSettings, preset=n) for n in names}
+    for settings in found.values():  # what the paper says of all (§4.2)
+        assert (settings.optimizer, settings.lr, settings.clip, settings.weight_decay) == ("sgd", 0.01, 1.0, 0.0)
+        assert (settings.warmup_steps, settings.batch_size, settings.head) == (1000, 4 * 20, "mlp")
+    assert {n: s.epochs for n, s in found.items() if n != "objects365"} == {
+        "ade20k": 60,
+        "cityscapes": 60,
+        "coco": 30,
+        "coco-stuff": 30,
+    }
+    assert {n for n, s in found.items() if s.image_size != (518, 518)} == {"cityscapes"}
+
+    recipe = load_recipe(write(MINIMAL + '[train-classifier]\npreset = "coco"\nepochs = 3\nlr = 0.1\n'))
+    settings = recipe.stage(TrainSettings, lr=0.2)
+    assert (settings.points_per_image, settings.epochs, settings.lr) == (150, 3, 0.2)
+    same = dataclasses.replace(settings, preset="")
+    assert fingerprint.identity_of(settings) == fingerprint.identity_of(same)  # the name does not count, the keys do
+    with pytest.raises(InputError, match=r"imagenet.*ade20k"):
+        recipe.stage(TrainSettings, preset="imagenet")
+    own = write("epoch = 3").rename(recipe.path.with_name("own.toml"))
+    with pytest.raises(UsageError, match=r"epoch.*Did you mean 'epochs'"):
+        recipe.stage(TrainSettings, preset=str(own))
 
 
 def test_integers_stand_for_floats_and_only_for_them(write) -> None:

@@ -41,9 +41,17 @@ class _Bar(Progress):
         self._bar.update(self._task, advance=count, note=note)  # type: ignore[attr-defined]
 
 
+class _Silent(Progress):
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+
+
 @contextmanager
-def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]:
-    """A progress display for `total` units, on standard error."""
+def progress(title: str, total: int, unit: str = "images", shown: bool = True) -> Iterator[Progress]:
+    """A progress display for `total` units, on standard error; not `shown`, it only counts."""
+    if not shown:
+        yield _Silent(title, total, unit)
+        return
     if not sys.stderr.isatty():
         yield Progress(title, total, unit)
         return

@@ -89,6 +89,14 @@ class TrainSettings:
     checkpoint_minutes: float = setting(2.0, identity=False, help="how much work a kill may cost")
     workers: int = setting(1, identity=False, help="threads that read images ahead")
     device: str = setting("auto", identity=False)
+    preset: str = setting("", identity=False, help="a table of stages/presets/ that gives the keys not said here")
+    warmup_steps: int = setting(0, help="steps with a linearly rising rate; 0 = by the share `warmup`")
+    layer_decay: float = setting(1.0, help="factor of the rate from each block of the backbone to the one below")
+    accumulate: int = setting(1, help="batches of batch_size whose gradients are summed to one step")
+    ema: float = setting(0.0, help="decay of a running mean of the weights, which becomes the model; 0 = off")
+    keep: str = setting("last", help="which becomes model.safetensors: last, or best by held_out_class_accuracy")
+    checkpointing: bool = setting(False, identity=False, help="compute activations twice to save memory")
+    compile: bool = setting(False, identity=False, help="torch.compile; rounds differently")
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fit": ("gradient", "discriminant"),
     "sampling": ("class-balanced", "uniform"),
     "optimizer": ("sgd", "adamw"),
+    "keep": ("last", "best"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "formula": ("renormalised", "raw"),
     "panoptic_rule": ("d2", "mmdet"),
@@ -154,13 +163,16 @@ class Recipe:
     tables: dict[str, dict[str, Any]]
 
     def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
-        """The settings of a stage, flags that are not None put over the file's keys.
+        """The settings of a stage: flags that are not None put over the file's keys, these over a preset's.
 
         Raises:
+            InputError: no such preset.
             UsageError: a key is missing, or a value has the wrong type or is not among its choices.
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
+        if kind is TrainSettings and isinstance(values.get("preset"), str) and values["preset"]:
+            values = {**load_preset(values["preset"]), **values}
         fields = [field.name for field in dataclasses.fields(kind)]
         for key in values:
             if key not in fields:
@@ -180,6 +192,19 @@ class Recipe:
             if candidate.is_file():
                 return candidate
         raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", "Correct the recipe")
+
+
+def load_preset(name_or_path: str) -> dict[str, Any]:
+    """Keys of [train-classifier] from a shipped preset (`ade20k`) or a user's own file (`./mine.toml`).
+
+    Raises:
+        InputError: not found, or not TOML.
+    """
+    path = find_toml(name_or_path, "stages/presets")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -286,6 +311,14 @@ def _in_range(name: str, value: Any, where: str) -> None:
         raise UsageError(f"{where} {name} = {value:g} must not be negative")
     if name == "chunk" and value < 0:
         raise UsageError(f"{where} chunk = {value} must not be negative")
+    if name == "accumulate" and value <= 0:
+        raise UsageError(f"{where} accumulate = {value} must be positive")
+    if name == "warmup_steps" and value < 0:
+        raise UsageError(f"{where} warmup_steps = {value} must not be negative")
+    if name == "layer_decay" and not 0.0 < value <= 1.0:
+        raise UsageError(f"{where} layer_decay = {value:g} is outside (0, 1]")
+    if name == "ema" and not 0.0 <= value < 1.0:
+        raise UsageError(f"{where} ema = {value:g} is outside [0, 1)")
     if name == "points" and isinstance(value, tuple) and "max" not in value:
         raise UsageError(f'{where} points = {list(value)} lacks "max"', "The upper bound by point needs it")
     if name == "points":

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import Block
+from timm.optim import param_groups_layer_decay
 
-from tests.classifier.making import tiny_model
+from tests.classifier.making import ARGS, tiny_model
 from tests.datasets import making
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.data import PointBatches
-from vitp_pipeline.classifier.train import Trainer, learning_rate_factor, parameter_groups
+from vitp_pipeline.classifier.optimise import learning_rate_factor, parameter_groups, warmup_steps
+from vitp_pipeline.classifier.train import Trainer
+from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import CorruptError, PartialError, UsageError, UserError
 from vitp_pipeline.recipe import TrainSettings, load_recipe
@@ -64,6 +69,31 @@ def test_parameter_groups_cover_every_parameter_once() -> None:
     assert all(n.startswith(("backbone.", "point_layer.")) for n in frozen)
     with pytest.raises(UsageError, match="patch"):  # the paper's point layer starts at random: it has to learn
         of(backbone_lr=0.0)
+
+
+def test_layer_decay_is_that_of_timm() -> None:
+    """timm counts the head as a layer of its own; the point layer and other heads learn at the full rate."""
+    model = tiny_model()
+    settings = TrainSettings(optimizer="adamw", lr=0.01, backbone_lr=0.002, weight_decay=0.1, layer_decay=0.6)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in parameter_groups(model, settings) for p in g["params"]}
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), num_classes=3, **json.loads(ARGS))
+    own = {id(p): n for n, p in vit.named_parameters()}
+    groups = param_groups_layer_decay(vit, 0.1, vit.no_weight_decay(), layer_decay=0.6)
+    scales = {own[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
+    for name, (lr, _) in found.items():
+        if name.startswith("backbone."):
+            assert lr == pytest.approx(0.002 * scales[name.removeprefix("backbone.")]), name
+        else:
+            assert lr == 0.01, name
+    assert found["backbone.pos_embed"] == (pytest.approx(0.002 * 0.6**4), 0.0)
+    assert found["backbone.blocks.2.mlp.fc1.weight"] == (pytest.approx(0.002 * 0.6), 0.1)
+
+
+def test_warmup_in_steps_or_as_a_share() -> None:
+    assert warmup_steps(TrainSettings(), 1000) == 50
+    assert warmup_steps(TrainSettings(warmup_steps=7), 1000) == 7
+    assert warmup_steps(TrainSettings(warmup=0.0), 1000) == 0
 
 
 def test_a_frozen_backbone_stays_and_the_head_learns() -> None:
@@ -199,26 +229,29 @@ def train(dataset: Dataset, tmp_path: Path):
         settings = recipe.stage(TrainSettings, **changes)
         return train_classifier(recipe, settings, dataset.root, tmp_path / out).parent
 
+    train.out = tmp_path
     return train
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {
-        name: (folder / name).read_bytes() for name in ("model.safetensors", "model.json", "metrics.jsonl", "done.json")
-    }
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "run.json"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+ALL_AT_ONCE = {"optimizer": "adamw", "batch_size": 2, "accumulate": 2, "ema": 0.9, "keep": "best", "hold_out": 2}
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, ALL_AT_ONCE])
 def test_interrupted_anywhere_gives_the_same_bytes(
-    train, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before each of 6 steps, after a checkpoint, and twice; checkpoints at every or every second step."""
-    expected = results(train("whole", optimizer=optimizer))
+    expected = results(train("whole", **changes))
+    assert set(expected) >= {"model.safetensors", "model.json", "metrics.jsonl", "done.json", "validation.json"}
     lines = [json.loads(x) for x in expected["metrics.jsonl"].splitlines()]
     assert [(x["step"], x["epoch"]) for x in lines] == [(2, 1), (4, 2), (6, 3)]
     assert all(0 <= x["held_out_accuracy"] <= 1 for x in lines)
     step, save = Trainer._step, Trainer._save
-    often = {"optimizer": optimizer, "checkpoint_minutes": 1e-9}
+    often = {**changes, "checkpoint_minutes": 1e-9}
 
     def interrupted(out: str, stops: list[int], every: int, after_saving: bool) -> int:
         """Runs until done, raising at the steps of `stops` in turn. Returns how many steps were made twice."""
@@ -246,11 +279,11 @@ def test_interrupted_anywhere_gives_the_same_bytes(
             assert not (tmp_path / out / "classifier/default/done.json").exists()
         folder = train(out, **often)
         assert results(folder) == expected, (out, stops, every)
-        assert sorted(p.name for p in folder.iterdir()) == sorted([*expected, "run.json"])
+        assert sorted(p.name for p in folder.iterdir() if p.name != "tensorboard") == sorted([*expected, "run.json"])
         return len(made) - 6
 
     for every in (1, 2):
-        for stop in range(6) if every == 1 else (1, 3, 5):
+        for stop in range(6) if every == 1 and "ema" not in changes else (1, 3, 5):
             # at most what was done since the checkpoint is done again
             assert interrupted(f"before{every}-{stop}", [stop], every, False) < every
     interrupted("saved", [2], 1, True)
@@ -266,6 +299,120 @@ def test_finished_training_is_not_touched(train) -> None:
         train("a", epochs=2)
     assert info.value.exit_code == 4
     assert results(train("b", epochs=1, workers=3)) == results(folder)
+
+
+def weights(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_classifier(folder / f"{name}.safetensors").state_dict()
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+PLAIN = {"dropout": 0.0, "drop_path": 0.0, "norm": "layer", "lr": 0.05, "warmup": 0.2, "epochs": 3, "hold_out": 2}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulated_batches_are_one_bigger_batch(train, dataset: Dataset, optimizer: str) -> None:
+    training, _ = split_samples(dataset.samples, PLAIN["hold_out"])
+    making.truncate(training[1].image, 0.5)  # so that the pieces differ in size
+    plain = {**PLAIN, "optimizer": optimizer, "lr": 0.05 if optimizer == "sgd" else 1e-3}
+
+    def trained(name: str, **changes) -> Path:
+        with pytest.raises(PartialError):
+            train(name, **plain, **changes)
+        return train.out / name / "classifier/default"
+
+    whole = trained("whole", batch_size=4)
+    pieces = trained("pieces", batch_size=2, accumulate=2)
+    other = trained("other", batch_size=2)
+    assert distance(weights(whole), weights(pieces)) < 1e-5
+    assert distance(weights(whole), weights(other)) > 1e-3
+    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, pieces)]
+    assert [x["loss"] for x in lines[0]] == pytest.approx([x["loss"] for x in lines[1]], abs=1e-5)
+    assert [x["step"] for x in lines[1]] == [2, 4, 6]
+
+
+def test_checkpointed_activations_change_nothing(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and drop-path, whose draws have to be repeated."""
+    twice, forward = [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *rest, **kw: twice.append(1) or forward(self, *rest, **kw))
+    changes = {"epochs": 1, "hold_out": 1, "attention": "read-only"}
+    expected, once = results(train("plain", **changes)), len(twice)
+    twice.clear()
+    assert results(train("checkpointed", **changes, checkpointing=True)) == expected
+    assert len(twice) == once + 2 * 2  # 2 blocks in 2 steps
+
+
+def test_compiled_training_agrees(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: made.append(model) or real(model, backend="eager"))
+    changes = {**PLAIN, "epochs": 1}
+    assert distance(weights(train("plain", **changes)), weights(train("compiled", **changes, compile=True))) < 1e-5
+    assert len(made) == 1
+
+
+def test_the_averaged_weights_are_evaluated_and_saved(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, step = [], Trainer._step
+
+    def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+        return {k: v.detach().double().clone() for k, v in trainer.model.state_dict().items()}
+
+    def step_(self, *rest):
+        if not seen:
+            seen.append(state(self))
+        loss = step(self, *rest)
+        seen.append(state(self))
+        return loss
+
+    monkeypatch.setattr(Trainer, "_step", step_)
+    folder = train("a", **PLAIN, ema=0.5)
+    mean = seen[0]
+    for number, own in enumerate(seen[1:]):
+        decay = min(0.5, (1 + number) / (10 + number))
+        mean = {k: decay * mean[k] + (1 - decay) * own[k] for k in mean}
+    assert len(seen) == 1 + 6 and distance(weights(folder), mean) < 1e-6 < distance(weights(folder), seen[-1])
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    validation = json.loads((folder / "validation.json").read_text())
+    assert validation["held_out_class_accuracy"] == lines[-1]["held_out_class_accuracy"]  # of the averaged weights
+
+
+def test_best_and_last(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure rises and falls: the second of four epochs is the best one."""
+    scores, states, log = [0.2, 0.7, 0.7, 0.4], [], Trainer._log
+
+    def log_(self, step, epoch, *rest):
+        self.evaluate = lambda model: {"held_out_class_accuracy": scores[epoch - 1]}
+        log(self, step, epoch, *rest)
+        states.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
+
+    monkeypatch.setattr(Trainer, "_log", log_)
+    last = train("last", epochs=4)
+    assert distance(weights(last), states[3]) == 0.0 == distance(weights(last, "best"), states[1])
+    about = json.loads((last / "best.json").read_text())
+    assert (about["epoch"], about["step"], about["held_out_class_accuracy"]) == (2, 4, 0.7)
+    best = train("best", epochs=4, keep="best")
+    assert distance(weights(best), states[1]) == 0.0 == distance(weights(best, "last"), states[3])
+    assert not (best / "best.safetensors").exists()
+    with pytest.raises(UsageError, match="needs hold_out"):
+        train("none", keep="best", hold_out=0)
+
+
+def test_tensorboard_gets_the_same_figures_where_it_is(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    scalars: list[tuple] = []
+    writer = types.SimpleNamespace(add_scalar=lambda *a: scalars.append(a), flush=lambda: None)
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda folder: writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("vitp_pipeline.classifier.folder.find_spec", lambda name: object())
+    folder = train("a", epochs=2)
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert scalars == [(k, v, x["step"]) for x in lines for k, v in x.items() if k not in ("step", "epoch")]
 
 
 def test_damaged_checkpoint(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from vitp_pipeline.classifier.sampling import NO_LABEL, sample_points
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size, normalise_points
+from vitp_pipeline.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class PointBatches:
         samples: the images to train on.
         image_size: (height, width) of the classifier's input.
         points: N per image.
+        team: of each batch every process reads its own, nearly equal part.
     Attributes:
         skipped: reason by image id, for images that could not be read or have no label.
     """
@@ -50,7 +52,9 @@ class PointBatches:
         sampling: str = "class-balanced",
         seed: int = 0,
         workers: int = 1,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.dataset, self.samples, self.image_size = dataset, list(samples), image_size
         self.points, self.batch_size, self.augmentation = points, batch_size, augmentation
         self.sampling, self.seed, self.workers = sampling, seed, workers
@@ -74,6 +78,7 @@ class PointBatches:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = np.array_split(chosen, self.team.size)[self.team.rank]
         items = [item for index in chosen if (item := self._item(int(index), epoch)) is not None]
         if not items:
             return None

@@ -23,6 +23,7 @@ from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.progress import progress
 from vitp_pipeline.recipe import TrainSettings
+from vitp_pipeline.team import ALONE, Team
 
 
 class DiscriminantStatistics:
@@ -46,6 +47,13 @@ class DiscriminantStatistics:
         np.add.at(self.count, classes, weight)
         np.add.at(self.sum, classes, features * weight[:, None])
         self.square += features.T @ (features * weight[:, None])
+
+    def of_all(self, team: Team) -> DiscriminantStatistics:
+        """The sums over the points of all processes."""
+        total = DiscriminantStatistics(*self.sum.shape)
+        for name in ("count", "sum", "square"):
+            setattr(total, name, team.add(getattr(self, name)))
+        return total
 
     def head(self, shrinkage: float, class_prior: float) -> tuple[np.ndarray, np.ndarray]:
         """The discriminant: logits = features @ weight.T + bias.
@@ -93,6 +101,7 @@ class DiscriminantTrainer:
     folder: TrainingFolder
     device: torch.device
     evaluate: Callable[[PointViT], dict[str, float]] | None = None
+    team: Team = ALONE
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -112,22 +121,24 @@ class DiscriminantTrainer:
         statistics = DiscriminantStatistics(self.model.head.out_features, self.model.head.in_features)
         steps = settings.epochs * self.batches.steps_per_epoch
         first, saved = self._resume(statistics), time.monotonic()
-        with progress("train", steps, "steps") as bar:
+        with progress("train", steps, "steps", self.team.leads) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
                 if batch is not None:
                     for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
                         statistics.update(features, classes)
                 bar.advance()
-                if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                if self.team.add(np.array([due and self.team.leads], np.int64))[0]:
                     self._save(step + 1, statistics)
                     saved = time.monotonic()
-        weight, bias = statistics.head(settings.shrinkage, settings.class_prior)
+        weight, bias = statistics.of_all(self.team).head(settings.shrinkage, settings.class_prior)
         with torch.no_grad():
             self.model.head.weight.copy_(torch.from_numpy(weight))
             self.model.head.bias.copy_(torch.from_numpy(bias))
         figures = self.evaluate(self.model) if self.evaluate else {}
-        self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
+        if self.team.leads:
+            self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
 
     @torch.inference_mode()
     def _features(self, batch: Batch) -> np.ndarray:
@@ -137,17 +148,24 @@ class DiscriminantTrainer:
             return self.model.features(images, batch.points.to(self.device)).float().cpu().numpy()
 
     def _save(self, step: int, statistics: DiscriminantStatistics) -> None:
-        sums = {name: torch.from_numpy(getattr(statistics, name)) for name in ("count", "sum", "square")}
-        self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
+        self.team.merge(self.batches.skipped)
+        total = statistics.of_all(self.team)
+        if self.team.leads:
+            sums = {name: torch.from_numpy(getattr(total, name)) for name in ("count", "sum", "square")}
+            self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
 
     def _resume(self, statistics: DiscriminantStatistics) -> int:
-        self.folder.cut_log(-1)
-        if (state := self.folder.load(torch.device("cpu"))) is None:
-            return 0
-        try:
-            for name in ("count", "sum", "square"):
-                setattr(statistics, name, state[name].numpy())
-            self.batches.skipped.update(state["skipped"])
-            return int(state["step"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise self.folder.damaged(error) from error
+        step = 0
+        if (state := self.folder.load(torch.device("cpu"))) is not None:
+            try:
+                for name in ("count", "sum", "square"):
+                    if self.team.leads:  # what is there already counts once
+                        setattr(statistics, name, state[name].numpy())
+                self.batches.skipped.update(state["skipped"])
+                step = int(state["step"])
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise self.folder.damaged(error) from error
+        self.folder.require_shared(self.team, step)
+        if self.team.leads:
+            self.folder.cut_log(-1)
+        return step

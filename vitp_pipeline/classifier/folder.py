@@ -1,24 +1,35 @@
-"""What a training keeps on disk while it runs: one checkpoint, and a line of figures an epoch."""
+"""What a training keeps on disk while it runs: a checkpoint, the best model so far, and a line of figures an epoch."""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitp_pipeline.artifacts.files import refusals, write_whole
-from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.weights import load_classifier, save_classifier
+from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.team import Team
 
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """`checkpoint.pt` and `metrics.jsonl` of a training."""
+    """`checkpoint.pt`, `metrics.jsonl` and models of a training; where the package tensorboard is installed, also
+    `tensorboard/`, with the same figures.
+
+    Attributes:
+        about: what the .json beside a model says of it.
+    """
 
     path: Path
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -43,14 +54,45 @@ class TrainingFolder:
         except Exception as error:  # unpickling fails in many ways
             raise self.damaged(error) from error
 
+    def require_shared(self, team: Team, step: int) -> None:
+        """Raises InputError when this process has found another checkpoint than process 0."""
+        if team.share(step) != step:
+            raise InputError(f"{self.path}: not the same folder for all processes", "Choose --out on a shared disk")
+
     def damaged(self, error: Exception) -> CorruptError:
         reason = (str(error).splitlines() or [repr(error)])[0]
         return CorruptError(f"{self.checkpoint}: damaged ({reason})", "Remove it to train from the start")
+
+    def save_model(self, model: PointViT, name: str, about: dict[str, Any]) -> None:
+        """Writes NAME.safetensors and NAME.json. Raises StorageError."""
+        save_classifier(model, self.path / f"{name}.safetensors", {**self.about, **about})
+
+    def load_model(self, name: str) -> PointViT | None:
+        """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
+        path = self.path / f"{name}.safetensors"
+        return load_classifier(path) if path.exists() else None
+
+    def remove_model(self, name: str) -> None:
+        for ending in (".safetensors", ".json"):
+            (self.path / f"{name}{ending}").unlink(missing_ok=True)
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it needs a key `step`."""
         with refusals(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, line["step"])
+            self._tensorboard.flush()
+
+    @cached_property
+    def _tensorboard(self) -> Any:
+        if find_spec("tensorboard") is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path / "tensorboard"))
 
     def cut_log(self, step: int) -> None:
         """Lines of epochs after the checkpoint will be written again; drops them, and a torn last one."""

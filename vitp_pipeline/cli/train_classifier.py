@@ -32,13 +32,15 @@ def register(app: typer.Typer) -> None:
             vitp train-classifier camvid --data-root data/camvid --out runs/camvid
 
             vitp train-classifier camvid --data-root data/camvid --out runs/camvid --name seed1 --seed 1
+
+            torchrun --nproc-per-node 4 --no-python vitp train-classifier camvid --data-root data/camvid --out runs/four
         """
         from pathlib import Path
 
         from vitp_pipeline.recipe import TrainSettings, load_recipe, parse_changes
         from vitp_pipeline.stages.train import train_classifier
+        from vitp_pipeline.team import torchrun_team
 
-        loaded = load_recipe(recipe)
         flags = {
             "name": name,
             "epochs": epochs,
@@ -47,4 +49,7 @@ def register(app: typer.Typer) -> None:
             "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
             "device": device,
         }
-        train_classifier(loaded, loaded.stage(TrainSettings, **flags | parse_changes(changes)), data_root, out)
+        with torchrun_team() as team:
+            loaded = load_recipe(recipe)
+            settings = loaded.stage(TrainSettings, **flags | parse_changes(changes))
+            train_classifier(loaded, settings, data_root, out, team)

@@ -17,24 +17,32 @@ from vitp_pipeline.errors import InputError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import Recipe, TrainSettings
-
-HELD_OUT_POINTS, HELD_OUT_SPREAD = 250, 16
+from vitp_pipeline.team import ALONE, Team
 
 if TYPE_CHECKING:
     from vitp_pipeline.classifier.model import PointViT
 
 
-def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) -> Path:
+def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Path:
     """Trains RUN/classifier/NAME, or carries on where it was stopped.
 
+    Args:
+        team: all its processes call this; process 0 writes and reports.
     Returns:
         The path of model.safetensors.
     Raises:
         PartialError: trained, but without images that could not be read.
         UserError: any of its other kinds.
     """
+    if settings.keep == "best" and (settings.fit == "discriminant" or not settings.hold_out):
+        raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
     dataset = Dataset(recipe.manifest, data_root, settings.split)
     weights = _weights(recipe, settings, data_root)
+    folder = out / "classifier" / settings.name
+    if not team.leads:
+        if (fingerprint := team.share(None)) is not None:
+            _train(dataset, settings, weights, folder, fingerprint, team)
+        return folder / "model.safetensors"
     digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
     identity = {
         "stage": "classifier",
@@ -42,17 +50,17 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         "weights": digest,
         "settings": identity_of(settings),
     }
-    folder = out / "classifier" / settings.name
     run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
     done = folder / "done.json"
     if done.exists():
+        team.share(None)
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
         with locked(folder / "lock"):
             for leaving in folder.glob(f"*{TEMPORARY}"):
                 leaving.unlink()
-            if not done.exists():  # else another task has finished it meanwhile
-                _train(dataset, settings, weights, folder, run.fingerprint)
+            if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
+                _train(dataset, settings, weights, folder, run.fingerprint, team)
             (folder / "lock").unlink(missing_ok=True)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
@@ -70,7 +78,9 @@ def _report_left_out(left_out: dict[str, str]) -> None:
         )
 
 
-def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str) -> None:
+def _train(
+    dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str, team: Team
+) -> None:
     """Builds, trains, saves; done.json says what was left out, and why."""
     import torch
 
@@ -79,9 +89,10 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
     from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.train import Trainer
-    from vitp_pipeline.classifier.weights import save_classifier
+    from vitp_pipeline.classifier.validation import HeldOut
     from vitp_pipeline.devices import choose_device
 
+    device = team.device(choose_device(settings.device))
     training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
     torch.manual_seed(settings.seed)
     model = build_model(settings, dataset.spec.class_names)
@@ -92,36 +103,47 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
         training,
         settings.image_size,
         settings.points_per_image,
-        settings.batch_size,
+        settings.batch_size * settings.accumulate,
         augmentation,
         settings.sampling,
         settings.seed,
         settings.workers,
+        team=team,
     )
-    device = choose_device(settings.device)
-    evaluate = _held_out_accuracy(dataset, held_out, settings) if held_out else None
-    files = TrainingFolder(folder)
-    began = time.monotonic()
-    if settings.fit == "discriminant":
-        DiscriminantTrainer(model, batches, settings, files, device, evaluate).run()
-    else:
-        prior = torch.from_numpy(_log_prior(dataset, training, settings)) if settings.class_prior else None
-        Trainer(model, batches, settings, files, device, prior, evaluate).run()
-    usable = len(training) - len(batches.skipped)
-    if not usable:
-        raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
     about = {
         "fingerprint": fingerprint,
         "manifest": dataset.spec.name,
-        "images": usable,
-        "left_out": len(batches.skipped),
         "held_out": [sample.image_id for sample in held_out],
         "settings": identity_of(settings),
     }
-    save_classifier(model.cpu(), folder / "model.safetensors", about)
-    write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+    validate = HeldOut(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
+    evaluate = (lambda model: validate(model).figures()) if validate else None
+    files = TrainingFolder(folder, about)
+    began = time.monotonic()
+    if settings.fit == "discriminant":
+        DiscriminantTrainer(model, batches, settings, files, device, evaluate, team).run()
+    else:
+        prior = torch.from_numpy(_log_prior(dataset, training, settings, team)) if settings.class_prior else None
+        Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+    team.merge(batches.skipped)
+    usable = len(training) - len(batches.skipped)
+    if not usable:
+        raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+    trained_on = {"images": usable, "left_out": len(batches.skipped)}
+    if settings.keep == "best" and (best := files.load_model("best")) is not None:
+        if team.leads:
+            files.save_model(model, "last", trained_on)
+        model = best.to(device)
+    validation = validate(model) if validate else None
+    if team.leads:
+        if validation:
+            validation.save(folder, dataset.spec.class_names)
+        files.save_model(model, "model", trained_on)
+        write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
+        files.checkpoint.unlink(missing_ok=True)
+        if settings.keep == "best":
+            files.remove_model("best")  # it is the model now
+        say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
 
 
 def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
@@ -193,73 +215,16 @@ def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str)
         load_backbone_weights(model, hub.state_dict(), settings.backbone)
 
 
-def _held_out_accuracy(dataset: Dataset, held_out: list[Sample], settings: TrainSettings):
-    """A function that names ground truth of the held-out images with a model, and gives the shares that are right.
-
-    `held_out_accuracy`, `held_out_class_accuracy`: of 250 class-balanced points an image, over points and over classes.
-    `held_out_regions_centre`, `held_out_regions_spread`: of class regions of 0.2 % of the image or more, named by their
-    innermost pixel, or by the mean probability of 16 random ones, as masks are with the points `centre` and `spread`.
-    """
-    import torch
-    from scipy.ndimage import distance_transform_edt
-
-    from vitp_pipeline.classifier.data import read_pair
-    from vitp_pipeline.classifier.pixels import prepare_image
-    from vitp_pipeline.classifier.predict import point_logits
-    from vitp_pipeline.classifier.sampling import sample_points
-    from vitp_pipeline.geometry import normalise_points
-
-    fixed = []
-    for index, sample in enumerate(held_out):
-        image, labels = read_pair(dataset, sample)
-        rng = np.random.default_rng([1, index])
-        drawn = sample_points(labels, HELD_OUT_POINTS, rng)
-        if drawn is None:
-            continue
-        points, regions = [drawn[0]], []
-        for k in np.unique(labels[labels != IGNORE]):
-            inside = labels == k
-            if inside.mean() >= 0.002:
-                depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-                chosen = rng.choice(np.flatnonzero(inside), HELD_OUT_SPREAD)
-                pixels = np.concatenate([[depth.argmax()], chosen])
-                points.append(np.stack(np.divmod(pixels, labels.shape[1]), 1))
-                regions.append(int(k))
-        where = torch.from_numpy(normalise_points(np.concatenate(points), labels.shape))[None]
-        fixed.append((torch.from_numpy(prepare_image(image, settings.image_size))[None], where, drawn[1], regions))
-
-    def evaluate(model: PointViT) -> dict[str, float]:
-        if not fixed:
-            return {}  # none of the held-out images has a label
-        device, truth, guess, centre, spread = model.mean.device, [], [], [], []
-        for image, where, classes, regions in fixed:
-            logits = point_logits(model, image.to(device), where.to(device), precision=settings.precision)[0]
-            guess.append(logits[:HELD_OUT_POINTS].argmax(-1).cpu().numpy())
-            truth.append(classes)
-            probs = logits[HELD_OUT_POINTS:].softmax(-1).view(len(regions), 1 + HELD_OUT_SPREAD, -1).cpu()
-            centre += (probs[:, 0].argmax(-1) == torch.tensor(regions)).tolist()
-            spread += (probs[:, 1:].mean(1).argmax(-1) == torch.tensor(regions)).tolist()
-        right, of = np.concatenate(guess) == np.concatenate(truth), np.concatenate(truth)
-        by_class = [float(right[of == k].mean()) for k in np.unique(of)]
-        return {
-            "held_out_accuracy": float(right.mean()),
-            "held_out_class_accuracy": float(np.mean(by_class)),
-            "held_out_regions_centre": float(np.mean(centre)),
-            "held_out_regions_spread": float(np.mean(spread)),
-        }
-
-    return evaluate
-
-
-def _log_prior(dataset: Dataset, training: list[Sample], settings: TrainSettings) -> np.ndarray:
+def _log_prior(dataset: Dataset, training: list[Sample], settings: TrainSettings, team: Team) -> np.ndarray:
     """(K,) float32: `class_prior` · log of each class's share of class-balanced points, add-one smoothed, mean 0."""
-    share = np.ones(len(dataset.spec.classes))
-    for sample in training:
+    points = np.zeros(len(dataset.spec.classes))
+    for sample in training[team.rank :: team.size]:
         try:
             present = np.unique(dataset.read_semantic(sample))
         except InputError:
             continue  # reported when training reads it
         present = present[present != IGNORE]
-        share[present] += settings.points_per_image / max(1, len(present))
+        points[present] += settings.points_per_image / max(1, len(present))
+    share = 1 + team.add(points)
     log = np.log(share / share.sum())
     return (settings.class_prior * (log - log.mean())).astype(np.float32)
