@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import UserError
 
-COMMANDS = ("generate-proposals", "train-classifier", "classify", "evaluate", "demo", "status", "doctor")
+COMMANDS = ("generate-proposals", "train-classifier", "classify", "evaluate", "demo", "status", "info", "doctor")
 HEAVY = (
     "torch",
     "torchvision",

@@ -17,6 +17,7 @@ from vitp_pipeline.cli import (
     evaluate,
     generate_proposals,
     import_checkpoint,
+    info,
     status,
     train_classifier,
 )
@@ -40,7 +41,7 @@ The four stages, in order:
 Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
 Begin with `vitp demo`.""",
 )
-for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, import_checkpoint, doctor):
+for module in (generate_proposals, train_classifier, classify, evaluate, demo, status, info, import_checkpoint, doctor):
     module.register(app)
 
 
