@@ -18,6 +18,8 @@ COMMANDS = (
     "evaluate",
     "demo",
     "status",
+    "info",
+    "import-checkpoint",
     "export-classifier",
     "doctor",
 )

@@ -18,6 +18,7 @@ from vitp_pipeline.cli import (
     export_classifier,
     generate_proposals,
     import_checkpoint,
+    info,
     status,
     train_classifier,
 )
@@ -48,6 +49,7 @@ for module in (
     evaluate,
     demo,
     status,
+    info,
     import_checkpoint,
     export_classifier,
     doctor,

@@ -23,7 +23,7 @@ from vitp_pipeline.generators.base import Proposals
 from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
 from vitp_pipeline.generators.configs import resolve_config
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
-from vitp_pipeline.geometry import View
+from vitp_pipeline.geometry import Size, View
 
 # What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
 OTHER_GEOMETRY = re.compile("Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale")
@@ -37,6 +37,7 @@ class OpenMMLabGenerator:
         classes: from the checkpoint, else the config, else the config's dataset; None when none of them says.
         protocol: "mmseg1" or "mmdet".
         num_classes: K. num_queries: Q.
+        crop_size: (height, width) that the config's training pads its crops to; None when it does not say.
         describe: one line for people: which network, which weights, which device.
     """
 
@@ -68,6 +69,7 @@ class OpenMMLabGenerator:
         self._head = _head(self.config, self._model, library)
         self.num_classes = int(self._head.num_classes)
         self.num_queries = int(self._head.num_queries)
+        self.crop_size = _crop_size(settings)
         self.classes = _classes(self.config, settings, library, weights, self.num_classes)
         origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
         self.describe = (
@@ -99,6 +101,20 @@ class OpenMMLabGenerator:
                 for index, proposals in zip(members, self._forward([prepared[i] for i in members], sizes), strict=True):
                     results[index] = proposals
         return [proposals for proposals in results if proposals is not None]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network could learn."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @torch.inference_mode()
+    def forward_blank(self, size: Size) -> Proposals:
+        """One forward of a black image of (height, width), past the test pipeline's resize: for counting its work."""
+        with _quiet():
+            sample = self._prepare(np.zeros((*size, 3), np.uint8))
+            sample["inputs"] = torch.zeros(3, *size, dtype=torch.uint8)
+            sample["data_samples"].set_metainfo({"img_shape": size, "ori_shape": size})
+            return next(self._forward([sample], [size]))
 
     def _prepare(self, image: np.ndarray) -> dict[str, Any]:
         """One image through the test pipeline, as if its loader had just read it."""
@@ -289,6 +305,14 @@ def _dataset(settings: Any) -> Any:
     while isinstance(dataset.get("dataset"), dict):
         dataset = dataset["dataset"]
     return dataset
+
+
+def _crop_size(settings: Any) -> Size | None:
+    """Where mmseg (`size`) and mmdet (a batch augmentation) say to what they pad training crops."""
+    preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
+    augments = preprocessor.get("batch_augments") or []
+    sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]
+    return next((tuple(map(int, size)) for size in sizes if size), None)
 
 
 def _classes(

@@ -41,7 +41,7 @@ def generate_proposals(
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
-    config = _find_config(recipe, settings.config, data_root)
+    config = find_config(recipe, settings.config, data_root)
     checkpoint = recipe.find_file(settings.checkpoint, data_root) if settings.checkpoint else None
     identity = {
         "stage": "proposals",
@@ -208,7 +208,7 @@ class ProposalMaker:
         )
 
 
-def _find_config(recipe: Recipe, text: str, data_root: Path) -> Path:
+def find_config(recipe: Recipe, text: str, data_root: Path) -> Path:
     """A config written as a path, or as a name of the installed packages' own (with or without .py)."""
     if not text.endswith(".py"):
         return resolve_config(text)

@@ -1,0 +1,49 @@
+"""vitp info"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("info", rich_help_panel="Also")
+    def info(
+        recipe: Annotated[
+            str | None, typer.Argument(help="A recipe; without one, name --backbone or --config.", metavar="[RECIPE]")
+        ] = None,
+        size: Annotated[
+            str | None, typer.Option(help="Input of the classifier (default: the recipe's).", metavar="HxW")
+        ] = None,
+        points: Annotated[
+            int | None, typer.Option(min=1, help="Points of a forward (default: the generator's queries).", metavar="N")
+        ] = None,
+        crop: Annotated[
+            str | None,
+            typer.Option(help="Input of the generator (default: the crop that its config trains on).", metavar="HxW"),
+        ] = None,
+        backbone: Annotated[
+            str | None, typer.Option(help="A timm ViT instead of the recipe's.", metavar="NAME")
+        ] = None,
+        classes: Annotated[
+            int | None, typer.Option(min=1, help="Number of classes, where no recipe says it.", metavar="K")
+        ] = None,
+        config: Annotated[
+            str | None, typer.Option(help="OpenMMLab config, not the recipe's: path, or name of a shipped one.")
+        ] = None,
+        data_root: Annotated[
+            Path | None, typer.Option("--data-root", help="For a recipe whose config lies there.", metavar="DIR")
+        ] = None,
+        json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    ) -> None:
+        """Parameters and operations of generator, classifier and both. Needs no weights.
+
+        vitp info camvid --data-root data/camvid
+
+        vitp info --backbone vit_base_patch14_dinov2 --classes 150 --size 518x518 --points 250
+        """
+        from vitp_pipeline.info import costs_of, print_costs
+
+        print_costs(costs_of(recipe, size, points, crop, backbone, classes, config, data_root), as_json=json)

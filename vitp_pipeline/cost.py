@@ -1,0 +1,100 @@
+"""Parameters and operations of generator and classifier, as the paper's Tables 1, 2, 3 and 4a list them.
+
+One multiply-add is one MAC and two FLOPs. What the paper calls "#FLOPs" are MACs (docs/cost.md). Counted are matrix
+products, convolutions, attention (as if every token saw every other) and bilinear sampling; elementwise operations,
+norms, softmax and resizing are not, nor are compiled operators that torch knows nothing of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.recipe import TrainSettings
+
+if TYPE_CHECKING:
+    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network needs for one image.
+
+    Attributes:
+        part: "generator" or "classifier".
+        network: its config's or its backbone's name.
+        size: (height, width) of what enters it.
+        n: queries of the generator, points in one forward of the classifier.
+        classes: K.
+        forwards: how many an image takes.
+        parameters: of all its tensors that could learn, used or not.
+        flops: of all forwards, two a multiply-add.
+    """
+
+    part: str
+    network: str
+    size: Size
+    n: int
+    classes: int
+    forwards: int
+    parameters: int
+    flops: int
+
+    @property
+    def macs(self) -> int:
+        return self.flops // 2
+
+
+def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards: int = 1) -> Cost:
+    """ViT-P with N points, built without memory or weights.
+
+    Args:
+        settings: architecture and `image_size`; nothing else of them counts.
+        classes: K.
+        points: N of one forward.
+        forwards: forwards an image, e.g. 2 with the mirrored image.
+    Raises:
+        UsageError: as for `build_model`.
+    """
+    from vitp_pipeline.stages.train import build_model
+
+    with torch.device("meta"):
+        model = build_model(settings, tuple(f"class {k}" for k in range(classes))).eval()
+        images, where = torch.empty(1, 3, *model.image_size), torch.empty(1, points, 2)
+    flops = forwards * count_flops(lambda: model(images, where))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops)
+
+
+def generator_cost(generator: OpenMMLabGenerator, size: Size) -> Cost:
+    """A built generator on a blank image of (height, width), which it may pad; runs for real."""
+    seen: list[Size] = []
+    flops = count_flops(lambda: seen.append(generator.forward_blank(size).view.padded))
+    n, classes = generator.num_queries, generator.num_classes
+    return Cost("generator", generator.config.stem, seen[0], n, classes, 1, generator.parameters, flops)
+
+
+def count_flops(forward: Callable[[], Any]) -> int:
+    """FLOPs of what `forward` does, two a multiply-add."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.grid_sampler_2d: _grid_sample_flops})
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # Fused attention hides its products from the counter where torch has no formula for the kernel, as on the CPU.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            forward()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops()
+
+
+def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
+    """Bilinear: four neighbours times their weights for every number that comes out."""
+    return 2 * 4 * math.prod(out_shape)

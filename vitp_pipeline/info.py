@@ -1,0 +1,132 @@
+"""`vitp info`: what the networks of a recipe, or any by name, cost for one image."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe, TrainSettings, load_recipe
+
+if TYPE_CHECKING:
+    from vitp_pipeline.cost import Cost
+
+
+def costs_of(
+    recipe_name: str | None = None,
+    size: str | None = None,
+    points: int | None = None,
+    crop: str | None = None,
+    backbone: str | None = None,
+    classes: int | None = None,
+    config: str | None = None,
+    data_root: Path | None = None,
+) -> list[Cost]:
+    """Costs of the generator, if there is one, and the classifier, if there is one, in this order.
+
+    Args:
+        recipe_name: its networks are the defaults; without it `backbone` or `config` names what is looked at.
+        size: "HxW" of the classifier's input.
+        points: N of a forward; default: what `classify` would give it, a point a query (with spread, n of them).
+        crop: "HxW" of the generator's input; default: the crop that its config trains on.
+        classes: K of a classifier that no recipe describes.
+    Raises:
+        UsageError: nothing to look at, a size that is none, or a size or number of classes that nothing says.
+        InputError: recipe or config is not found.
+    """
+    recipe = load_recipe(recipe_name) if recipe_name is not None else None
+    if recipe is None and backbone is None and config is None:
+        raise UsageError("info: nothing to look at", "Name a recipe, or --backbone, or --config")
+    if recipe is not None and classes is not None:
+        raise UsageError(f"--classes {classes}: the recipe's manifest says how many there are")
+    costs, queries = [], None
+    if recipe is not None or config is not None:
+        generator, queries = _generator(recipe, config, crop, data_root)
+        costs.append(generator)
+    if recipe is not None or backbone is not None:
+        costs.append(_classifier(recipe, size, points, backbone, classes, queries))
+    return costs
+
+
+def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data_root: Path | None) -> tuple[Cost, int]:
+    from vitp_pipeline.cost import generator_cost
+    from vitp_pipeline.generators.configs import resolve_config
+    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+    from vitp_pipeline.stages.proposals import find_config
+
+    if config is not None or recipe is None:
+        found = resolve_config(config or "")
+    else:
+        text = recipe.stage(ProposalSettings).config
+        if "{data_root}" in text and data_root is None:
+            raise UsageError(f"{recipe.path.name}: its generator is {text}", "Say where: --data-root DIR")
+        found = find_config(recipe, text, data_root or Path())
+    generator = OpenMMLabGenerator(found, None)
+    size = parse_size(crop, "--crop") if crop else generator.crop_size
+    if size is None:
+        raise UsageError(f"{found}: names no crop size", "Give one: --crop HxW")
+    return generator_cost(generator, size), generator.num_queries
+
+
+def _classifier(
+    recipe: Recipe | None,
+    size: str | None,
+    points: int | None,
+    backbone: str | None,
+    classes: int | None,
+    queries: int | None,
+) -> Cost:
+    from vitp_pipeline.cost import classifier_cost
+
+    flags = {"backbone": backbone, "image_size": parse_size(size, "--size") if size else None}
+    if recipe is None:
+        settings = dataclasses.replace(TrainSettings(), **{k: v for k, v in flags.items() if v is not None})
+        if classes is None:
+            raise UsageError("info: how many classes has the classifier?", "Say --classes K")
+        return classifier_cost(settings, classes, points or queries or settings.points_per_image)
+    settings, naming = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
+    a_mask = recipe.stage(ProposalSettings).spread if naming.points == "spread" else 1
+    count = points or (queries or 0) * a_mask
+    return classifier_cost(settings, len(recipe.manifest.classes), count, 2 if naming.flip else 1)
+
+
+def parse_size(text: str, flag: str) -> Size:
+    """(height, width) of "HxW". Raises UsageError naming the flag."""
+    if match := re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.strip().lower()):
+        return int(match[1]), int(match[2])
+    raise UsageError(f"{flag} {text!r} is not a size", "Write height x width, e.g. 518x518")
+
+
+def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
+    """A table, or JSON, on standard output; with more than one network also their sum."""
+    rows = [{**dataclasses.asdict(cost), "macs": cost.macs} for cost in costs]
+    if len(costs) > 1:
+        rows.append({"part": "both", **{key: sum(r[key] for r in rows) for key in ("parameters", "flops", "macs")}})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD,
+        caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs.",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    for column in ("input", "N", "params", "GMACs", "GFLOPs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        network, size = row.get("network", ""), "×".join(map(str, row.get("size", ())))
+        if row.get("forwards", 1) > 1:
+            network += f" ({row['forwards']} forwards)"
+        counts = [f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.2f}", f"{row['flops'] / 1e9:.2f}"]
+        table.add_row(row["part"], network, size, str(row.get("n", "")), *counts)
+    Console(highlight=False).print(table)
