@@ -173,6 +173,8 @@ def test_refused() -> None:
         mask_model(mask_form="maft")
     with pytest.raises(UsageError, match="taps"):
         mask_model(mask_form="maft", maft_layers=1, taps=(2,))
+    with pytest.raises(UsageError, match="position"):
+        mask_model(pos_embed="offset")
     with pytest.raises(UsageError, match="no class token"):
         mask_model(backbone_args=json.dumps({**json.loads(ARGS), "class_token": False, "global_pool": "avg"}))
     assert type(make_classifier(tiny_model().config)) is PointViT

@@ -33,12 +33,12 @@ class MaskBatches(PointBatches):
     "class-balanced" draws a class, then one of its masks; "uniform" draws among all masks.
 
     Args:
-        dataset, samples, image_size, points, …: as `PointBatches`; `points` is N.
+        others: as for `PointBatches`; `points` is N.
         grid: (rows, columns) of the model's patches.
     """
 
-    def __init__(self, dataset: Dataset, samples: list[Sample], image_size: Size, *rest: Any, grid: Size) -> None:
-        super().__init__(dataset, samples, image_size, *rest)
+    def __init__(self, *others: Any, grid: Size, **more: Any) -> None:
+        super().__init__(*others, **more)
         self.grid = grid
 
     def _item(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -75,8 +75,8 @@ class GeneratedMaskBatches(MaskBatches):
         masks: the proposals of the images; all masks must be stored.
     """
 
-    def __init__(self, *args: Any, masks: ProposalStore, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, *others: Any, masks: ProposalStore, **more: Any) -> None:
+        super().__init__(*others, **more)
         self.masks = masks
         self._labels: dict[str, np.ndarray] = {}  # a majority over full-size masks takes long
 
@@ -153,7 +153,7 @@ def held_out_accuracy(
     """A function that names ground-truth masks of held-out images with a model, and gives the shares that are right.
 
     `held_out_regions_mask`: of class regions of 0.2 % of the image or more, those that `held_out_regions_centre` counts
-    for points; `held_out_class_regions_mask`: the mean of that over classes.
+    for points; `held_out_class_accuracy`: the mean of that over classes.
     """
     import torch
 
@@ -177,7 +177,7 @@ def held_out_accuracy(
         right, of = np.concatenate(guess) == np.concatenate(truth), np.concatenate(truth)
         return {
             "held_out_regions_mask": float(right.mean()),
-            "held_out_class_regions_mask": float(np.mean([right[of == k].mean() for k in np.unique(of)])),
+            "held_out_class_accuracy": float(np.mean([right[of == k].mean() for k in np.unique(of)])),
         }
 
     return evaluate

@@ -37,7 +37,7 @@ class MaskViT(PointViT):
     Args:
         config: with `prompt = "mask"`; `point_token` and `attention` do not matter to it.
     Raises:
-        UsageError: the backbone has no class token, or `maft` comes without layers or with taps.
+        UsageError: the backbone has no class token, positions are not plain, or `maft` has no layers, or taps.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,6 +45,8 @@ class MaskViT(PointViT):
         vit = self.backbone
         if vit.cls_token is None:
             raise UsageError(f"{config.backbone} has no class token, from which mask tokens start")
+        if config.pos_embed != "plain":
+            raise UsageError('prompt = "mask" goes with plain position embeddings, not with those of released weights')
         self.mask_layers = nn.ModuleList()
         if config.mask_form == "maft":
             if config.maft_layers < 1 or config.taps:
@@ -80,11 +82,7 @@ class MaskViT(PointViT):
     def _image_tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + registers + P, D): the class token, registers and patches, as in pre-training."""
         vit = self.backbone
-        patches, prefix = self._patches(images)
-        first = vit.cls_token + vit.pos_embed[:, :1] if prefix else vit.cls_token
-        slots = [first] if vit.reg_token is None else [first, vit.reg_token]
-        tokens = torch.cat([*(s.expand(len(images), -1, -1).to(patches.dtype) for s in slots), patches], dim=1)
-        return vit.norm_pre(tokens)
+        return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
 
     def _read(self, tokens: Tensor, inside: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
         """Passes image tokens, and mask tokens copied from the first of them, through blocks; (B, N, taps·D)."""
