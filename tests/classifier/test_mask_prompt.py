@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.classifier.making import ARGS, tiny_model
+from vitp_pipeline.classifier.export import export_classifier
 from vitp_pipeline.classifier.mask_prompt import MaskViT, make_classifier, mask_logits, patches_inside
 from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
@@ -168,7 +169,7 @@ def test_frozen_backbone_leaves_the_new_layers_to_learn() -> None:
     assert learning == {"mask_layers", "head"}
 
 
-def test_refused() -> None:
+def test_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="maft_layers"):
         mask_model(mask_form="maft")
     with pytest.raises(UsageError, match="taps"):
@@ -177,4 +178,6 @@ def test_refused() -> None:
         mask_model(pos_embed="offset")
     with pytest.raises(UsageError, match="no class token"):
         mask_model(backbone_args=json.dumps({**json.loads(ARGS), "class_token": False, "global_pool": "avg"}))
+    with pytest.raises(UsageError, match="cannot be exported"):
+        export_classifier(mask_model(), tmp_path / "m.pt2")
     assert type(make_classifier(tiny_model().config)) is PointViT
