@@ -86,6 +86,14 @@ class TrainSettings:
     seed: int = setting(0)
     hold_out: int = setting(0, help="images of the split kept out of training, to choose settings by")
     hold_out_fold: int = setting(0, help="which ones: the f-th disjoint `hold_out` of them, for cross-validation")
+    prompt: str = setting("point", help="point, or mask: the comparison of Table 6, named from all patches of a mask")
+    mask_form: str = setting(
+        "attention", help="attention: masks pass the pre-trained blocks; maft: new blocks behind them"
+    )
+    maft_layers: int = setting(0, help="how many new blocks")
+    mask_proposals: str = setting(
+        "", identity=False, help="run whose proposals of this split are the masks to learn; empty = ground truth"
+    )
     checkpoint_minutes: float = setting(2.0, identity=False, help="how much work a kill may cost")
     workers: int = setting(1, identity=False, help="threads that read images ahead")
     device: str = setting("auto", identity=False)
@@ -147,6 +155,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampling": ("class-balanced", "uniform"),
     "optimizer": ("sgd", "adamw"),
     "keep": ("last", "best"),
+    "prompt": ("point", "mask"),
+    "mask_form": ("attention", "maft"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "formula": ("renormalised", "raw"),
     "panoptic_rule": ("d2", "mmdet"),
@@ -305,7 +315,8 @@ def _in_range(name: str, value: Any, where: str) -> None:
     if name in positive and value <= 0:
         raise UsageError(f"{where} {name} = {value:g} must be positive")
     if (
-        name in {"limit", "depth", "hold_out", "hold_out_fold", "drop_below", "weight_decay", "workers", "lr"}
+        name
+        in {"limit", "depth", "hold_out", "hold_out_fold", "drop_below", "weight_decay", "workers", "lr", "maft_layers"}
         and value < 0
     ):
         raise UsageError(f"{where} {name} = {value:g} must not be negative")

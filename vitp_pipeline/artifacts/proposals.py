@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.geometry import View
 
 if TYPE_CHECKING:
@@ -173,6 +174,37 @@ class ProposalStore:
         with ArrayReader(arrays_path(self.run.shard_folder(shard), part)) as arrays:
             for row in rows:
                 yield _record(row, arrays)
+
+    def read(self, image_id: str) -> ProposalRecord:
+        """The proposals of one image, with its arrays. Raises InputError when it has none."""
+        if image_id not in self._places:
+            raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
+        folder, part = self._places[image_id]
+        row = next(row for row in read_index(index_path(folder, part)).to_pylist() if row["image_id"] == image_id)
+        if row["status"] != "ok":
+            raise InputError(f"{self.run.folder}: no proposals of image {image_id!r} ({row['error']})")
+        with ArrayReader(arrays_path(folder, part)) as arrays:
+            return _record(row, arrays)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, int]]:
+        """Shard folder and part by image id."""
+        return {
+            image_id: (self.run.shard_folder(shard), part)
+            for shard in range(self.run.shards)
+            for part, images in enumerate(self.run.parts(shard))
+            for image_id in images
+        }
+
+    def require_all_masks(self) -> None:
+        """Raises IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
+        made_with = self.run.identity["settings"]
+        if made_with.get("drop_below") == 0 and made_with.get("mask_dtype") == "float32":
+            return
+        raise IncompatibleError(
+            f"{self.run.folder}: holds only the masks that matter, rounded, and masks as prompts need them all",
+            'Generate proposals with drop_below = 0 and mask_dtype = "float32" under another --out',
+        )
 
 
 def open_proposals(run: str | Path) -> ProposalStore:

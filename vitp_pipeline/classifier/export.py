@@ -60,6 +60,8 @@ def export_classifier(model: PointViT, out: Path) -> float:
     """
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: cannot tell the format from its name", f"End it with {' or '.join(SUFFIXES)}")
+    if model.config.prompt != "point":
+        raise UsageError('a classifier with prompt = "mask" is a comparison and cannot be exported')
     model = _fixed(model)
     program = _traced(model)
     about = _about(model)

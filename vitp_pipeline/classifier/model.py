@@ -55,6 +55,7 @@ class ModelConfig:
             kept and resampled at every forward by (size + 0.1)/37, also at 37×37, as the released weights need it.
         point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
         released weights.
+        prompt: "point", or "mask" (`mask_prompt.MaskViT`), then with mask_form and maft_layers.
     """
 
     backbone: str
@@ -71,6 +72,9 @@ class ModelConfig:
     drop_path: float = 0.0
     point_dim: int = 4
     pos_embed: str = "plain"
+    prompt: str = "point"
+    mask_form: str = "attention"
+    maft_layers: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)

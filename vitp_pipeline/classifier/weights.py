@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import ModelConfig, PointViT
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 
@@ -64,7 +65,7 @@ def load_classifier(path: str | Path) -> PointViT:
     if text is None:
         raise InputError(f"{path}: not a classifier of vitp (its metadata do not say so)")
     try:
-        model = PointViT(ModelConfig.from_json(text))
+        model = make_classifier(ModelConfig.from_json(text))
         if model.point_slot is not None:  # without one, a file of before there were such slots
             state.setdefault("point_slot", torch.zeros_like(model.point_slot))
         model.load_state_dict(state)

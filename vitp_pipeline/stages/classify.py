@@ -1,10 +1,14 @@
-"""Stage three: a trained classifier names the point of every mask. Reads images and points, no masks."""
+"""Stage three: a trained classifier names the point of every mask. Reads images and points, no masks.
+
+The one exception is a classifier prompted with masks (`classifier/mask_prompt.py`), which reads them all.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ from vitp_pipeline.stages.driver import Outcome, run_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
     from vitp_pipeline.classifier.model import PointViT
 
@@ -118,6 +123,16 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class PromptedImage:
+    """An image of the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "spread", or (Q, P)
+    shares of the patches that the masks cover.
+    """
+
+    record: ProposalRecord
+    prompts: np.ndarray = field(repr=False)
+
+
 class ClassMaker:
     """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image."""
 
@@ -133,7 +148,10 @@ class ClassMaker:
         self.model: PointViT = load_classifier(classifier).to(self.device)
         made_with = proposals.run.identity["settings"]
         spread = made_with.get("spread", ProposalSettings.spread)
-        self.points_per_mask = spread if settings.points == "spread" else 1
+        self.reads_masks = self.model.config.prompt == "mask"
+        self.points_per_mask = spread if settings.points == "spread" and not self.reads_masks else 1
+        if self.reads_masks:
+            proposals.require_all_masks()
         check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
 
     def make(
@@ -142,7 +160,7 @@ class ClassMaker:
         import pyarrow as pa
 
         rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
-        records = list(self.proposals.read_part(shard, part, masks=False))
+        records = [self._prompted(r) for r in self.proposals.read_part(shard, part, masks=self.reads_masks)]
         reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
@@ -150,10 +168,10 @@ class ClassMaker:
                 # two batches ahead: pictures are read while the model works
                 size = self.settings.batch_size
                 batches = [records[first : first + size] for first in range(0, len(records), size)]
-                waiting: list[tuple[list[ProposalRecord], list[Future]]] = []
+                waiting: list[tuple[list[PromptedImage], list[Future]]] = []
                 for batch in [*batches, None, None]:
                     if batch is not None:
-                        waiting.append((batch, [readers.submit(self._picture, record) for record in batch]))
+                        waiting.append((batch, [readers.submit(self._picture, image.record) for image in batch]))
                     if waiting and (batch is None or len(waiting) > 2):
                         ready, pictures = waiting.pop(0)
                         reasons |= self._score(ready, pictures, writer)
@@ -167,6 +185,15 @@ class ClassMaker:
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
+    def _prompted(self, record: ProposalRecord) -> PromptedImage:
+        from vitp_pipeline.classifier.coverage import mask_coverage
+
+        if not self.reads_masks:
+            points = points_of(record, self.settings.points)
+            return PromptedImage(record, normalise_points(points, record.view.original))
+        coverage = mask_coverage(record.masks, record.view, self.model.grid)
+        return PromptedImage(replace(record, masks=None), coverage)
+
     def _picture(self, record: ProposalRecord) -> np.ndarray:
         from vitp_pipeline.classifier.pixels import prepare_image
 
@@ -178,38 +205,48 @@ class ClassMaker:
             )
         return prepare_image(image, self.model.image_size)
 
-    def _score(self, batch: list[ProposalRecord], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
+    def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
+        """(Nᵢ, K) float32 of the prompts of each image."""
+        from vitp_pipeline.classifier.mask_prompt import mask_logits
+        from vitp_pipeline.classifier.predict import image_logits, pad_points
+
+        settings = self.settings
+        if not self.reads_masks:
+            return image_logits(
+                self.model, images, prompts, settings.flip, settings.precision, settings.chunk, image_ids=ids
+            )
+        padded, _ = pad_points(prompts)  # no mask sees another, so what is padded changes none
+        logits = mask_logits(self.model, images, padded, settings.flip, settings.precision)
+        return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]
+
+    def _score(self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
         """Scores and stores a batch; returns the reasons of the images that failed."""
         import torch
 
-        from vitp_pipeline.classifier.predict import image_logits, mask_logits_of_points
+        from vitp_pipeline.classifier.predict import mask_logits_of_points
 
         reasons, ready, images = {}, [], []
-        for record, picture in zip(batch, pictures, strict=True):
+        for prompted, picture in zip(batch, pictures, strict=True):
             try:
                 images.append(picture.result())
-                ready.append(record)
+                ready.append(prompted)
             except InputError as error:
-                reasons[record.image_id] = error.message
+                reasons[prompted.record.image_id] = error.message
         if not ready:
             return reasons
-        points = [normalise_points(points_of(r, self.settings.points), r.view.original) for r in ready]
-        logits = image_logits(
-            self.model,
+        logits = self._logits(
             torch.from_numpy(np.stack(images)).to(self.device),
-            [torch.from_numpy(own).to(self.device) for own in points],
-            flip=self.settings.flip,
-            precision=self.settings.precision,
-            chunk=self.settings.chunk,
-            image_ids=[record.image_id for record in ready],
+            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in ready],
+            [prompted.record.image_id for prompted in ready],
         )
-        for record, scores in zip(ready, logits, strict=True):
+        for prompted, scores in zip(ready, logits, strict=True):
+            image_id = prompted.record.image_id
             named = mask_logits_of_points(scores[None], self.points_per_mask, self.settings.temperature)
             values = named[0].cpu().numpy()
             if np.isfinite(values).all():
-                writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))
+                writer.add(f"point_logits/{image_id}", values, ("query", "class"))
             else:
-                reasons[record.image_id] = "the classifier's output is not finite"
+                reasons[image_id] = "the classifier's output is not finite"
         return reasons
 
 

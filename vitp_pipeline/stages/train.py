@@ -13,13 +13,14 @@ from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_js
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
-from vitp_pipeline.errors import InputError, PartialError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
-from vitp_pipeline.recipe import Recipe, TrainSettings
+from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
 from vitp_pipeline.team import ALONE, Team
 
 if TYPE_CHECKING:
+    from vitp_pipeline.artifacts.proposals import ProposalStore
     from vitp_pipeline.classifier.model import PointViT
 
 
@@ -36,12 +37,15 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     """
     if settings.keep == "best" and (settings.fit == "discriminant" or not settings.hold_out):
         raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
+    if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
+        raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
     dataset = Dataset(recipe.manifest, data_root, settings.split)
     weights = _weights(recipe, settings, data_root)
+    masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
     folder = out / "classifier" / settings.name
     if not team.leads:
         if (fingerprint := team.share(None)) is not None:
-            _train(dataset, settings, weights, folder, fingerprint, team)
+            _train(dataset, settings, weights, masks, folder, fingerprint, team)
         return folder / "model.safetensors"
     digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
     identity = {
@@ -50,6 +54,8 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         "weights": digest,
         "settings": identity_of(settings),
     }
+    if masks is not None:
+        identity["masks"] = masks.run.fingerprint
     run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
     done = folder / "done.json"
     if done.exists():
@@ -60,7 +66,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
             for leaving in folder.glob(f"*{TEMPORARY}"):
                 leaving.unlink()
             if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
-                _train(dataset, settings, weights, folder, run.fingerprint, team)
+                _train(dataset, settings, weights, masks, folder, run.fingerprint, team)
             (folder / "lock").unlink(missing_ok=True)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
@@ -79,7 +85,13 @@ def _report_left_out(left_out: dict[str, str]) -> None:
 
 
 def _train(
-    dataset: Dataset, settings: TrainSettings, weights: Path | str, folder: Path, fingerprint: str, team: Team
+    dataset: Dataset,
+    settings: TrainSettings,
+    weights: Path | str,
+    masks: ProposalStore | None,
+    folder: Path,
+    fingerprint: str,
+    team: Team,
 ) -> None:
     """Builds, trains, saves; done.json says what was left out, and why."""
     import torch
@@ -88,6 +100,7 @@ def _train(
     from vitp_pipeline.classifier.data import PointBatches
     from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
+    from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches, HeldOutMasks, MaskBatches
     from vitp_pipeline.classifier.train import Trainer
     from vitp_pipeline.classifier.validation import HeldOut
     from vitp_pipeline.devices import choose_device
@@ -98,7 +111,7 @@ def _train(
     model = build_model(settings, dataset.spec.class_names)
     _load_weights(model, settings, weights)
     augmentation = Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter)
-    batches = PointBatches(
+    source = (
         dataset,
         training,
         settings.image_size,
@@ -108,15 +121,21 @@ def _train(
         settings.sampling,
         settings.seed,
         settings.workers,
-        team=team,
     )
+    if masks is not None:
+        batches: PointBatches = GeneratedMaskBatches(*source, grid=model.grid, masks=masks, team=team)
+    elif settings.prompt == "mask":
+        batches = MaskBatches(*source, grid=model.grid, team=team)
+    else:
+        batches = PointBatches(*source, team=team)
     about = {
         "fingerprint": fingerprint,
         "manifest": dataset.spec.name,
         "held_out": [sample.image_id for sample in held_out],
         "settings": identity_of(settings),
     }
-    validate = HeldOut(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
+    held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
+    validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
     evaluate = (lambda model: validate(model).figures()) if validate else None
     files = TrainingFolder(folder, about)
     began = time.monotonic()
@@ -165,9 +184,10 @@ def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[
 
 def build_model(settings: TrainSettings, classes: tuple[str, ...]) -> PointViT:
     """The untrained model that the settings describe."""
-    from vitp_pipeline.classifier.model import ModelConfig, PointViT
+    from vitp_pipeline.classifier.mask_prompt import make_classifier
+    from vitp_pipeline.classifier.model import ModelConfig
 
-    return PointViT(
+    return make_classifier(
         ModelConfig(
             backbone=settings.backbone,
             classes=classes,
@@ -181,8 +201,43 @@ def build_model(settings: TrainSettings, classes: tuple[str, ...]) -> PointViT:
             norm=settings.norm,
             dropout=settings.dropout,
             drop_path=settings.drop_path,
+            prompt=settings.prompt,
+            mask_form=settings.mask_form,
+            maft_layers=settings.maft_layers,
         )
     )
+
+
+def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) -> ProposalStore:
+    """The proposals of the training split whose masks are to be learned.
+
+    Raises:
+        UsageError: settings that do not go with them.
+        MissingStageError: they are not there, or not finished.
+        IncompatibleError: of other images or classes, or not all masks are stored.
+    """
+    from vitp_pipeline.artifacts.proposals import open_proposals
+    from vitp_pipeline.stages.classify import check_manifest, require_proposals
+
+    if settings.prompt != "mask":
+        raise UsageError('mask_proposals goes with prompt = "mask"; point prompts need no proposals')
+    if settings.crop_scale != (1.0, 1.0) or settings.rotation:
+        raise UsageError(
+            "mask_proposals: generated masks are of whole images, so they go with neither crops nor rotation"
+        )
+    masks = open_proposals(Path(settings.mask_proposals).expanduser())
+    check_manifest(masks, recipe)
+    masks.require_all_masks()
+    split = masks.run.identity["settings"].get("split", ProposalSettings.split)
+    mend = f'Generate proposals with split = "{settings.split}" under an --out of their own'
+    if split != settings.split:
+        raise IncompatibleError(f"{masks.run.folder}: proposals of split {split!r}, not {settings.split!r}", mend)
+    if lacking := {s.image_id for s in dataset.samples} - set(masks.run.images):
+        raise IncompatibleError(
+            f"{masks.run.folder}: has no proposals of {len(lacking)} images of split {settings.split!r}", mend
+        )
+    require_proposals(masks, range(masks.run.shards))
+    return masks
 
 
 def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path | str:
