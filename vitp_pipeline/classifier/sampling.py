@@ -17,7 +17,7 @@ def sample_points(
 
     Args:
         labels: (H, W) integer class indices, or region numbers for "instance-balanced"; IGNORE where there is none.
-            With int16 it is several times as fast as with int32.
+            As int16 it is several times as fast as with int32.
         count: number of points N.
         how: "class-balanced": N classes uniformly from those present, then a uniform pixel of each (facts §2.2);
             "instance-balanced": the same with the image's regions in place of its classes;
@@ -56,9 +56,9 @@ def _uniform(values: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 
 def _balanced(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
     """Indices of values: first one of the values present but IGNORE, then one of the places that hold it."""
+    counts = np.bincount(values.astype(np.int64) - IGNORE)
     # a stable sort of small integers is a radix sort: linear, and it groups the places of each value
     order = np.argsort(values, kind="stable")
-    counts = np.bincount(values.astype(np.int64) - IGNORE)
     present = np.flatnonzero(counts[1:]) + 1
     if not len(present):
         return None

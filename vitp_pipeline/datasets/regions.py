@@ -35,12 +35,12 @@ def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[
         number[large] = len(classes) + np.arange(large.sum())
         np.copyto(numbers[box], number[pieces], where=large[pieces])
         classes += [k] * int(large.sum())
-    return compact(numbers, len(classes)), np.array(classes, np.int64)
+    return numbers.astype(number_type(len(classes))), np.array(classes, np.int64)
 
 
-def compact(numbers: np.ndarray, count: int) -> np.ndarray:
-    """As int16 when the numbers up to `count` allow it: sorting that is linear (`sample_points`)."""
-    return numbers.astype(np.int16 if count <= np.iinfo(np.int16).max else np.int32)
+def number_type(count: int) -> np.dtype:
+    """int16 where it holds the numbers below `count`: sorting them is then linear (`sample_points`)."""
+    return np.dtype(np.int16 if count <= np.iinfo(np.int16).max else np.int32)
 
 
 def boxes_of_regions(numbers: np.ndarray, count: int) -> np.ndarray:
