@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.classifier.making import tiny_model
+from tests.classifier.making import ARGS, tiny_model
 from tests.datasets import making
 from vitp_pipeline.classifier.start import start_from
 from vitp_pipeline.classifier.weights import load_classifier
@@ -22,8 +22,11 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 3, 32, 48), torch.rand(2, 5, 4) * 2 - 1
 
 
-def test_the_same_classes_keep_everything() -> None:
-    source, model = tiny_model(1), tiny_model(2)
+@pytest.mark.parametrize("extra", [{}, {"no_embed_class": True, "reg_tokens": 2}])  # the second: a slot of its own
+def test_the_same_classes_keep_everything(extra: dict) -> None:
+    changes = {"backbone_args": json.dumps({**json.loads(ARGS), **extra})}
+    source, model = tiny_model(1, **changes), tiny_model(2, **changes)
+    assert (source.point_slot is not None) == bool(extra)
     before = [model(*inputs()), source(*inputs())]
     assert start_from(model, source, "x") and not torch.allclose(before[0], before[1])
     assert torch.equal(model(*inputs()), before[1])

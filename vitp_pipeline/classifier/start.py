@@ -29,7 +29,7 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
         if ours != theirs:
             raise IncompatibleError(f"{name}: has {key} {theirs!r}, the recipe wants {ours!r}", "Make them the same")
     state = source.backbone.state_dict()
-    if source.config.pos_embed == "plain" and source.grid != model.grid:
+    if source.config.pos_embed == "plain" and source.grid != model.grid and "pos_embed" in state:
         slots = state["pos_embed"].shape[1] - source.grid[0] * source.grid[1]
         state["pos_embed"] = resample_abs_pos_embed(
             state["pos_embed"], list(model.grid), list(source.grid), num_prefix_tokens=slots
@@ -42,6 +42,8 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
             raise IncompatibleError(f"{name}: its point layer is {tuple(weight.shape)}", "Use the same backbone_args")
         with torch.no_grad():
             model.point_layer.weight.copy_(weight)
+            if model.point_slot is not None:
+                model.point_slot.copy_(source.point_slot)
     given = source.state_dict()
     last = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_norm."))}
     fits = source.classes == model.classes and all(
