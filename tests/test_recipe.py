@@ -222,3 +222,20 @@ def test_changes_of_the_command_line() -> None:
         parse_changes(["lr"])
     with pytest.raises(UsageError, match="'learning_rate'"):
         load_recipe("demo").stage(TrainSettings, **parse_changes(["learning_rate=1"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('data = ["fine", "masks"]', "'masks'"),
+        ("data = []", "nothing to train on"),
+        ("coarse_erosion = 1.0", "coarse_erosion"),
+        ("hue_jitter = 0.6", "hue_jitter"),
+        ("color_jitter = 2.0", "color_jitter"),
+        ("crop_scale = [0.8, 0.5]", "crop_scale"),
+        ("crop_scale = [0.0, 0.5]", "crop_scale"),
+    ],
+)
+def test_what_is_trained_on_is_checked(write, text: str, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        load_recipe(write(MINIMAL + f"[train-classifier]\n{text}\n")).stage(TrainSettings)

@@ -43,3 +43,17 @@ def normalise_points(points: np.ndarray, size: Size) -> np.ndarray:
         (..., 2) float32 in [−1, 1): 2·(row/H, col/W) − 1, no half pixel (facts §1.1).
     """
     return (2.0 * np.asarray(points, np.float64) / np.asarray(size, np.float64) - 1.0).astype(np.float32)
+
+
+def normalise_boxes(edges: np.ndarray, size: Size) -> np.ndarray:
+    """Boxes to classifier coordinates; a point is a box of height and width 0 (paper §3.4).
+
+    Args:
+        edges: (..., 4) (top, left, bottom, right) in pixels; the edges of pixel i are i and i + 1.
+        size: (H, W) of the frame that the boxes lie in.
+    Returns:
+        (..., 4) float32: the centre, 2·(row/H, col/W) − 1, then 2·(height/H, width/W).
+    """
+    edges, size = np.asarray(edges, np.float64), np.asarray(size, np.float64)
+    first, last = edges[..., :2], edges[..., 2:]
+    return np.concatenate([(first + last) / size - 1, 2 * (last - first) / size], axis=-1).astype(np.float32)

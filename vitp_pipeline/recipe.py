@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitp_pipeline.artifacts.proposals import POINT_POLICIES
+from vitp_pipeline.classifier.sources import parse_mixture
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import setting
@@ -65,7 +66,10 @@ class TrainSettings:
     points_per_image: int = setting(250, help="ground-truth points drawn per image and step")
     fit: str = setting("gradient", help="gradient; or discriminant: a linear head on frozen features, in closed form")
     shrinkage: float = setting(1.0, help="of the discriminant's covariance, in units of the features' variances")
-    sampling: str = setting("class-balanced", help="class-balanced over the classes of the image, or uniform")
+    sampling: str = setting(
+        "class-balanced",
+        help="class-balanced over the classes of the image, instance-balanced over its objects, or uniform over pixels",
+    )
     epochs: int = setting(30)
     batch_size: int = setting(8, help="images per step")
     optimizer: str = setting("sgd", help="sgd (momentum 0.9) or adamw")
@@ -105,6 +109,17 @@ class TrainSettings:
     keep: str = setting("last", help="which becomes model.safetensors: last, or best by held_out_class_accuracy")
     checkpointing: bool = setting(False, identity=False, help="compute activations twice to save memory")
     compile: bool = setting(False, identity=False, help="torch.compile; rounds differently")
+    # what is learnt from, and where it starts
+    data: tuple[str, ...] = setting(
+        ("fine",), help='annotations: fine, coarse, boxes, or a mixture with shares, e.g. ["fine=0.5", "coarse=0.5"]'
+    )
+    coarse_erosion: float = setting(
+        0.2, help="coarse masks are fine ones without what lies less deep than this share of an object's depth"
+    )
+    hue_jitter: float = setting(0.0, help="turns of the colour circle, up to 0.5")
+    init_from: str = setting(
+        "", identity=False, help="start from a classifier in place of `weights`: its name in this run, or its file"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("linear", "mlp"),
     "norm": ("layer", "batch", "none"),
     "fit": ("gradient", "discriminant"),
-    "sampling": ("class-balanced", "uniform"),
+    "sampling": ("class-balanced", "instance-balanced", "uniform"),
     "optimizer": ("sgd", "adamw"),
     "keep": ("last", "best"),
     "prompt": ("point", "mask"),
@@ -336,3 +351,13 @@ def _in_range(name: str, value: Any, where: str) -> None:
         for policy in (value,) if isinstance(value, str) else value:
             if policy not in POINT_POLICIES:
                 raise UsageError(f"{where} points = {policy!r}", f"Choose among: {', '.join(POINT_POLICIES)}")
+    if name == "data":
+        parse_mixture(value)
+    if name == "coarse_erosion" and not 0.0 <= value < 1.0:
+        raise UsageError(f"{where} coarse_erosion = {value:g} is outside [0, 1)")
+    if name == "hue_jitter" and not 0.0 <= value <= 0.5:
+        raise UsageError(f"{where} hue_jitter = {value:g} is outside [0, 0.5]")
+    if name == "color_jitter" and not 0.0 <= value <= 1.0:
+        raise UsageError(f"{where} color_jitter = {value:g} is outside [0, 1]")
+    if name == "crop_scale" and not 0.0 < value[0] <= value[1] <= 1.0:
+        raise UsageError(f"{where} crop_scale = {list(value)} is no range of shares in (0, 1]")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets import making
-from vitp_pipeline.classifier.augment import Augmentation
+from vitp_pipeline.classifier.augment import LEAST_VISIBLE, Augmentation, Change
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import normalise_points
@@ -96,3 +96,67 @@ def test_colour_changes_leave_the_labels_alone() -> None:
     pixels, target = Augmentation(color_jitter=0.5).apply(image, labels, SIZE, np.random.default_rng(1))
     plain, _ = Augmentation().apply(image, labels, SIZE, np.random.default_rng(1))
     assert np.array_equal(target, labels) and np.abs(pixels.astype(int) - plain).mean() > 3
+
+
+def test_hue_turns_as_torchvision_turns_it() -> None:
+    from torchvision.transforms.functional import adjust_hue
+
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    for hue in (-0.4, -0.08, 0.2):
+        ours = Change(hue=hue).picture(image, SIZE).transpose(1, 2, 0)
+        theirs = np.asarray(adjust_hue(Image.fromarray(image), hue))
+        # theirs cuts the turn off at a whole step of 255, ours rounds it
+        assert np.abs(ours.astype(int) - theirs).mean() < 3 < np.abs(ours.astype(int) - image).mean()
+    hues = [Augmentation(hue_jitter=0.1).draw(SIZE, np.random.default_rng(s)).hue for s in range(50)]
+    assert -0.1 <= min(hues) < -0.05 and 0.05 < max(hues) <= 0.1
+
+
+# ---- boxes ----------------------------------------------------------------------------------------------------------
+
+
+def painted(mask: np.ndarray) -> list[int]:
+    rows, cols = np.nonzero(mask)
+    return [int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1]
+
+
+def drawn_boxes(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
+    corners = [np.sort(rng.integers(0, side + 1, (count, 2)), axis=1) for side in size]
+    edges = np.stack([corners[0][:, 0], corners[1][:, 0], corners[0][:, 1], corners[1][:, 1]], 1).astype(float)
+    return edges[(edges[:, 2:] - edges[:, :2] >= 4).all(1)]
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_boxes_move_with_the_labels(name: str) -> None:
+    """A rectangle painted into a label map is found again inside its changed box, and touches all its sides."""
+    rng, size, kept_ones = np.random.default_rng(3), (60, 90), 0
+    for seed in range(25):
+        change = AUGMENTATIONS[name].draw(size, np.random.default_rng(seed))
+        edges = drawn_boxes(rng, 6, size)
+        changed, kept, frame = change.boxes(edges, size)
+        for before, after, keep in zip(edges.astype(int), changed, kept, strict=True):
+            mask = np.full(size, IGNORE, np.int16)
+            mask[before[0] : before[2], before[1] : before[3]] = 1
+            found = change.labels(mask)
+            assert found.shape == frame
+            assert (after >= 0).all() and (after <= [*frame, *frame]).all()
+            if not keep:
+                assert (found == 1).sum() < (mask == 1).sum() * 0.75  # what is dropped has lost much
+            elif (found == 1).any():
+                assert painted(found == 1) == pytest.approx(after, abs=1.5 if change.angle else 1e-9)
+                kept_ones += 1
+    assert kept_ones > 40
+
+
+def test_boxes_are_cut_off_and_dropped_where_most_of_them_is_lost() -> None:
+    edges = np.array([[0, 0, 10, 10], [0, 0, 10, 20], [10, 10, 20, 30], [0, 14, 4, 20]], float)
+    changed, kept, frame = Change(crop=(5, 0, 25, 15)).boxes(edges, (40, 40))
+    assert frame == (15, 20)
+    assert changed.tolist() == [[0, 0, 10, 5], [0, 0, 10, 15], [10, 5, 15, 20], [0, 9, 4, 15]]
+    assert kept.tolist() == [True, True, False, True]  # 50, 75, 37.5 and 100 % are left
+    assert LEAST_VISIBLE == 0.5
+    mirrored, kept, _ = Change(mirror=True).boxes(edges[:1], (40, 40))
+    assert mirrored.tolist() == [[0, 30, 10, 40]] and kept.all()
+    quarter, kept, _ = Change(angle=90).boxes(np.array([[0, 0, 10, 20]], float), (40, 40))
+    assert quarter == pytest.approx(np.array([[20, 0, 40, 10]])) and kept.all()
+    none, kept, _ = Change(angle=3, crop=(0, 0, 5, 5), mirror=True).boxes(np.zeros((0, 4)), (40, 40))
+    assert none.shape == (0, 4) and kept.shape == (0,)

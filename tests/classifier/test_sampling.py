@@ -50,3 +50,10 @@ def test_nothing_to_draw_from_and_the_same_draw_again(how: str) -> None:
     a = sample_points(labels(), 50, np.random.default_rng(4), how)
     b = sample_points(labels(), 50, np.random.default_rng(4), how)
     assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+
+
+def test_many_regions_are_drawn_alike(count: int = 1000) -> None:
+    numbers = np.random.default_rng(5).permutation(np.arange(-count, count).clip(min=IGNORE)).astype(np.int16)
+    points, found = sample_points(numbers.reshape(2, count), 40 * count, np.random.default_rng(6), "instance-balanced")
+    assert np.array_equal(numbers.reshape(2, count)[points[:, 0], points[:, 1]], found)
+    assert chisquare(np.bincount(found, minlength=count)).pvalue > 0.01

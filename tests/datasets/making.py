@@ -79,7 +79,11 @@ def write_coco(root: Path, count: int = 4, seed: int = 0) -> tuple[DatasetSpec, 
         for k in np.unique(labels).tolist():
             segment = 70000 + 300 * k + i
             ids[labels == k] = segment
-            segments.append({"id": segment, "category_id": CATEGORIES[k], "iscrowd": int(k == 2 and i == 1)})
+            rows, cols = np.nonzero(labels == k)
+            top, left = int(rows.min()), int(cols.min())
+            box = [left, top, int(cols.max()) + 1 - left, int(rows.max()) + 1 - top]
+            crowd = int(k == 2 and i == 1)
+            segments.append({"id": segment, "category_id": CATEGORIES[k], "iscrowd": crowd, "bbox": box})
         ids[0, 0] = 0
         write_png(root / "panoptic_val" / f"{number:06d}.png", ids_to_rgb(ids))
         images.append({"id": number, "file_name": f"{number:06d}.png", "height": ids.shape[0], "width": ids.shape[1]})

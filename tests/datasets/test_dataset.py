@@ -72,6 +72,18 @@ def test_coco_ids_segments_and_semantics_agree(coco: Dataset) -> None:
     assert [s.iscrowd for s in coco.samples[1].segments] == [False, False, True]
 
 
+def test_regions_agree_with_segments_and_classes(coco: Dataset, semantic: Dataset) -> None:
+    for dataset in (coco, semantic):
+        for sample in dataset.samples:
+            numbers, classes = dataset.read_regions(sample)
+            assert numbers.dtype == np.int16 and numbers.max() == len(classes) - 1
+            labels = np.append(classes, IGNORE)[numbers]
+            assert np.array_equal(labels, dataset.read_semantic(sample))  # these drawings have no crumbs
+    ids, segments = coco.read_panoptic(coco.samples[0])
+    numbers, _ = coco.read_regions(coco.samples[0])
+    assert all((numbers[ids == s.id] == n).all() for n, s in enumerate(segments))
+
+
 def test_limit_takes_the_first_images(tmp_path: Path) -> None:
     spec = making.write_semantic(tmp_path)
     assert [s.image_id for s in Dataset(spec, tmp_path, "train", 2).samples] == ["a0", "a1"]
@@ -335,6 +347,7 @@ labels = "labels/{stem}.png"
         ("semantic-png", "semantic", ["'semantic'", "coco-panoptic"]),
         ("semantic-png", "coco-panoptic", ["splits.val", "annotations"]),
         ("{stem}", "{stam}", ["{stem}", "stam"]),
+        ("[splits.val]", '[splits.val]\nlabels_coarse = "{stam}.png"', ["labels_coarse knows {stem}", "stam"]),
         ('kind = "semantic-png"', "kind = ", ["not a TOML file"]),
     ],
 )

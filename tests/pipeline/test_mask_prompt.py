@@ -144,3 +144,22 @@ def test_what_does_not_go_together_is_refused(project: Project, lossless: Path, 
     with pytest.raises(InputError, match="no proposals of image 'x'"):
         open_proposals(lossless).read("x")
     assert not (tmp_path / "classifier").exists()
+
+
+def test_second_stage_on_generated_masks_starts_from_the_first(
+    project: Project, lossless: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    first = project.run("train-classifier", tmp_path, name="first", **MAFT)
+    again = {**MAFT, "mask_proposals": str(lossless / "train"), "init_from": "first", "epochs": 1}
+    still = load_file(project.run("train-classifier", tmp_path, name="still", lr=0.0, **again))
+    learnt = load_file(project.run("train-classifier", tmp_path, name="second", **again))
+    for key, value in load_file(first).items():
+        assert torch.equal(still[key], value), key
+    assert {key.split(".")[0] for key, value in load_file(first).items() if not torch.equal(learnt[key], value)} == {
+        "mask_layers",
+        "head",
+    }
+    with pytest.raises(IncompatibleError, match="mask layers"):
+        project.run("train-classifier", tmp_path, name="other", **{**again, "maft_layers": 2})

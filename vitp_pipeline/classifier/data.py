@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.classifier.augment import Augmentation
-from vitp_pipeline.classifier.sampling import NO_LABEL, sample_points
+from vitp_pipeline.classifier.sampling import NO_LABEL
+from vitp_pipeline.classifier.sources import Mixture, read_truth, require_same_size
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.geometry import Size, normalise_points
+from vitp_pipeline.geometry import Size
 from vitp_pipeline.team import ALONE, Team
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, H, W) uint8, points (B, N, 2) float in [−1, 1), classes (B, N) int64."""
+    """images (B, 3, H, W) uint8, points (B, N, 2) or, where boxes may be among them, (B, N, 4) float, classes
+    (B, N) int64.
+    """
 
     images: Tensor
     points: Tensor
@@ -30,12 +33,14 @@ class Batch:
 
 
 class PointBatches:
-    """Batches of images with freshly drawn ground-truth points.
+    """Batches of images with freshly drawn ground-truth points or boxes.
 
     Args:
         samples: the images to train on.
         image_size: (height, width) of the classifier's input.
         points: N per image.
+        mixture: the kinds of annotation; which one an image is seen with is drawn anew every epoch.
+        coarse_erosion: of coarse masks made from fine ones (`coarse_regions`).
         team: of each batch every process reads its own, nearly equal part.
     Attributes:
         skipped: reason by image id, for images that could not be read or have no label.
@@ -52,12 +57,15 @@ class PointBatches:
         sampling: str = "class-balanced",
         seed: int = 0,
         workers: int = 1,
+        mixture: Mixture | None = None,
+        coarse_erosion: float = 0.2,
         team: Team = ALONE,
     ) -> None:
         self.team = team
         self.dataset, self.samples, self.image_size = dataset, list(samples), image_size
         self.points, self.batch_size, self.augmentation = points, batch_size, augmentation
         self.sampling, self.seed, self.workers = sampling, seed, workers
+        self.mixture, self.coarse_erosion = mixture or Mixture(), coarse_erosion
         self.skipped: dict[str, str] = {}
 
     @property
@@ -87,24 +95,24 @@ class PointBatches:
 
     def _item(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         sample = self.samples[index]
-        if sample.image_id in self.skipped:
-            return None
         rng = np.random.default_rng([self.seed, epoch, index])
         try:
-            image, labels = read_pair(self.dataset, sample)
+            image = self.dataset.read_image(sample)
+            for kind in self.mixture.order(rng):
+                truth = read_truth(self.dataset, sample, image, kind, self.sampling, self.coarse_erosion)
+                for augmentation in (self.augmentation, Augmentation()):  # a crop or rotation may lose every label
+                    change = augmentation.draw((image.shape[0], image.shape[1]), rng)
+                    drawn = truth.changed(change).draw(self.points, rng, self.sampling)
+                    if drawn is not None:
+                        points, classes = drawn
+                        if self.mixture.has_boxes:
+                            points = np.pad(points, ((0, 0), (0, 4 - points.shape[1])))
+                        return change.picture(image, self.image_size), points, classes
         except InputError as error:
             self.skipped[sample.image_id] = error.message
             return None
-        pixels, target = self.augmentation.apply(image, labels, self.image_size, rng)
-        drawn = sample_points(target, self.points, rng, self.sampling)
-        if drawn is None:  # the crop or rotation lost every label
-            pixels, target = Augmentation().apply(image, labels, self.image_size, rng)
-            drawn = sample_points(target, self.points, rng, self.sampling)
-        if drawn is None:
-            self.skipped[sample.image_id] = NO_LABEL
-            return None
-        points, classes = drawn
-        return pixels, normalise_points(points, target.shape), classes
+        self.skipped[sample.image_id] = NO_LABEL
+        return None
 
 
 def read_pair(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -112,13 +120,3 @@ def read_pair(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]
     image, labels = dataset.read_image(sample), dataset.read_semantic(sample)
     require_same_size(image, labels, sample)
     return image, labels
-
-
-def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample) -> None:
-    """Raises InputError when an image and its label map differ in height or width."""
-    if image.shape[:2] != labels.shape:
-        raise InputError(
-            f"{sample.label}: is {labels.shape[1]}×{labels.shape[0]}, its image {sample.image.name} is "
-            f"{image.shape[1]}×{image.shape[0]}",
-            "Image and label must have the same size",
-        )

@@ -1,4 +1,4 @@
-"""Ground-truth points to train on."""
+"""Ground-truth points and boxes to train on."""
 
 from __future__ import annotations
 
@@ -16,28 +16,52 @@ def sample_points(
     """Draws labelled pixels with replacement.
 
     Args:
-        labels: (H, W) integer class indices, IGNORE where there is none.
+        labels: (H, W) integer class indices, or region numbers for "instance-balanced"; IGNORE where there is none.
+            As int16 it is several times as fast as with int32.
         count: number of points N.
         how: "class-balanced": N classes uniformly from those present, then a uniform pixel of each (facts §2.2);
+            "instance-balanced": the same with the image's regions in place of its classes;
             "uniform": uniform over the labelled pixels.
     Returns:
-        ((N, 2) int64 (row, col), (N,) int64 classes), or None when no pixel has a label.
+        ((N, 2) int64 (row, col), (N,) int64 classes or regions), or None when no pixel has a label.
     """
     flat = labels.ravel()
-    if how == "uniform":
-        pixels = np.flatnonzero(flat != IGNORE)
-        if not len(pixels):
-            return None
-        chosen = pixels[rng.integers(len(pixels), size=count)]
-    else:
-        # a stable sort of small integers is a radix sort: linear, and it groups the pixels of each class
-        order = np.argsort(flat, kind="stable")
-        counts = np.bincount(flat.astype(np.int64) - IGNORE)
-        present = np.flatnonzero(counts[1:]) + 1
-        if not len(present):
-            return None
-        starts = np.cumsum(counts) - counts
-        classes = present[rng.integers(len(present), size=count)]
-        chosen = order[starts[classes] + rng.integers(counts[classes])]
+    chosen = _uniform(flat, count, rng) if how == "uniform" else _balanced(flat, count, rng)
+    if chosen is None:
+        return None
     points = np.stack(np.divmod(chosen, labels.shape[1]), axis=1)
     return points, flat[chosen].astype(np.int64)
+
+
+def sample_boxes(
+    classes: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced"
+) -> np.ndarray | None:
+    """Draws boxes with replacement.
+
+    Args:
+        classes: (M,) integer class of every box.
+        how: "class-balanced": a class uniformly from those present, then a uniform box of it; otherwise uniform over
+            the boxes, each being an instance.
+    Returns:
+        (count,) int64 indices of boxes, or None when there is none.
+    """
+    return _balanced(classes, count, rng) if how == "class-balanced" else _uniform(classes, count, rng)
+
+
+def _uniform(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Indices of values that are not IGNORE, each as likely as the others."""
+    known = np.flatnonzero(values != IGNORE)
+    return known[rng.integers(len(known), size=count)] if len(known) else None
+
+
+def _balanced(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Indices of values: first one of the values present but IGNORE, then one of the places that hold it."""
+    counts = np.bincount(values.astype(np.int64) - IGNORE)
+    # a stable sort of small integers is a radix sort: linear, and it groups the places of each value
+    order = np.argsort(values, kind="stable")
+    present = np.flatnonzero(counts[1:]) + 1
+    if not len(present):
+        return None
+    starts = np.cumsum(counts) - counts
+    drawn = present[rng.integers(len(present), size=count)]
+    return order[starts[drawn] + rng.integers(counts[drawn])]

@@ -10,27 +10,35 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.datasets.images import read_labels, read_rgb, read_segment_ids
+from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
 from vitp_pipeline.datasets.spec import IGNORE, DatasetSpec
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.geometry import Size
 
 
 @dataclass(frozen=True)
 class GroundTruthSegment:
-    """A segment of a panoptic ground truth: `id` in the id map, `category` a class index 0..K−1."""
+    """A segment of a panoptic ground truth: `id` in the id map, `category` a class index 0..K−1, `bbox` (left, top,
+    width, height) in pixels.
+    """
 
     id: int
     category: int
     iscrowd: bool
+    bbox: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a split. Paths are absolute; `segments` are the raw COCO segments, else None."""
+    """One image of a split. Paths are absolute; `segments` are the raw COCO segments, else None; `coarse` is its coarse
+    label file, if the manifest names such files.
+    """
 
     image_id: str
     image: Path
     label: Path
     segments: tuple[GroundTruthSegment, ...] | None = field(default=None, repr=False)
+    coarse: Path | None = None
 
 
 class Dataset:
@@ -73,19 +81,19 @@ class Dataset:
         """(H, W, 3) uint8 RGB."""
         return read_rgb(sample.image)
 
-    def read_semantic(self, sample: Sample) -> np.ndarray:
+    def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """(H, W) int16 class indices, IGNORE where there is no label; crowd segments keep their class.
 
+        Args:
+            coarse: read the coarse label file instead (`has_coarse`).
         Raises:
             InputError: missing or broken label, or a value that the manifest does not know.
         """
         if self.spec.kind == "coco-panoptic":
             ids, segments = self.read_panoptic(sample)
-            values, inverse = np.unique(ids, return_inverse=True)
-            classes = {0: IGNORE, **{s.id: s.category for s in segments}}
-            lut = np.array([classes[int(v)] for v in values], np.int16)
-            return lut[inverse].reshape(ids.shape)
-        labels = read_labels(sample.label)
+            return _replaced(ids, {0: IGNORE, **{s.id: s.category for s in segments}}, np.dtype(np.int16))
+        path = sample.coarse if coarse and sample.coarse else sample.label
+        labels = read_labels(path)
         lut = self._label_lut
         known = np.zeros(len(lut) + 1, bool)
         known[:-1] = lut != _UNKNOWN
@@ -93,7 +101,7 @@ class Dataset:
         if not known[clipped].all():
             odd = int(labels[~known[clipped]][0])
             raise InputError(
-                f"{sample.label}: the label value {odd} is neither a class nor ignored in manifest {self.spec.name!r}",
+                f"{path}: the label value {odd} is neither a class nor ignored in manifest {self.spec.name!r}",
                 "Add it to `classes` or to `labels.ignore`",
             )
         return lut[labels]
@@ -113,16 +121,66 @@ class Dataset:
                 f"{self.spec.splits[self.split].annotations}: {sample.image.name} lists a segment id twice, or id 0",
                 "Download the annotations again",
             )
-        if unknown := sorted(set(np.unique(ids).tolist()) - listed):
+        known = np.array(sorted(listed))
+        unknown = ids[known[np.searchsorted(known, ids).clip(max=len(known) - 1)] != ids]
+        if len(unknown):
             raise InputError(
-                f"{sample.label}: segment id {unknown[0]} is not in {self.spec.splits[self.split].annotations}",
+                f"{sample.label}: segment id {unknown.min()} is not in {self.spec.splits[self.split].annotations}",
                 "PNG folder and JSON must be of the same release",
             )
         return ids, list(sample.segments)
 
+    def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The objects of an image: its segments, or the connected pieces of its classes where labels have no segments
+        (`connected_regions`: pieces below 0.05 % of the image are no objects).
+
+        Returns:
+            ((H, W) integer numbers 0..S−1, IGNORE where there is none; (S,) int64 classes). A crowd is one object.
+        Raises:
+            InputError: as `read_semantic`.
+        """
+        if sample.segments is None:
+            return connected_regions(self.read_semantic(sample, coarse))
+        ids, segments = self.read_panoptic(sample)
+        numbers = _replaced(ids, {0: IGNORE, **{s.id: n for n, s in enumerate(segments)}}, number_type(len(segments)))
+        return numbers, np.array([s.category for s in segments], np.int64)
+
+    def read_boxes(self, sample: Sample, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """The boxes of an image's objects, things and stuff: those of the annotation file, without crowds and without
+        reading the label image; or around the connected pieces where labels have no segments (`read_regions`).
+
+        Args:
+            size: (H, W) of the image, at which boxes are cut off.
+        Returns:
+            ((M, 4) float64 (top, left, bottom, right) edges in pixels, (M,) int64 classes); M may be 0.
+        Raises:
+            InputError: a segment without a box, an unreadable label image, or one of another size.
+        """
+        if sample.segments is None:
+            numbers, classes = self.read_regions(sample)
+            if numbers.shape != size:
+                raise InputError(f"{sample.label}: its image {sample.image.name} has another size")
+            return boxes_of_regions(numbers, len(classes)), classes
+        wanted = [s for s in sample.segments if not s.iscrowd]
+        if without := [s for s in wanted if s.bbox is None]:
+            raise InputError(
+                f"{self.spec.splits[self.split].annotations}: segment {without[0].id} of {sample.image.name} has no "
+                "`bbox`",
+                'Train on data = ["fine"], or add the boxes',
+            )
+        left, top, width, height = np.array([s.bbox for s in wanted], float).reshape(-1, 4).T
+        edges = np.stack([top, left, top + height, left + width], axis=1).clip(0, [*size, *size])
+        some = ((edges[:, 2:] - edges[:, :2]) > 0).all(axis=1)
+        return edges[some], np.array([s.category for s in wanted], np.int64)[some]
+
     @property
     def has_segments(self) -> bool:
         return self.spec.kind == "coco-panoptic"
+
+    @property
+    def has_coarse(self) -> bool:
+        """Whether the split has coarse label files of its own."""
+        return self.spec.splits[self.split].labels_coarse is not None
 
     @cached_property
     def _label_lut(self) -> np.ndarray:
@@ -153,8 +211,9 @@ class Dataset:
         samples = []
         for image in sorted(self.root.glob(split.images)):
             relative = image.relative_to(self.root)
-            label = split.labels.format(stem=image.stem, dir=relative.parent.as_posix(), name=image.name)
-            samples.append(Sample(image.stem, image, self.root / label))
+            words = {"stem": image.stem, "dir": relative.parent.as_posix(), "name": image.name}
+            coarse = self.root / split.labels_coarse.format(**words) if split.labels_coarse else None
+            samples.append(Sample(image.stem, image, self.root / split.labels.format(**words), coarse=coarse))
         return samples
 
     def _list_coco(self) -> list[Sample]:
@@ -191,7 +250,8 @@ class Dataset:
                         f"manifest {self.spec.name!r}",
                         "Use the manifest of this dataset",
                     )
-                segments.append(GroundTruthSegment(int(s["id"]), index_of[s["category_id"]], bool(s.get("iscrowd", 0))))
+                category, crowd = index_of[s["category_id"]], bool(s.get("iscrowd", 0))
+                segments.append(GroundTruthSegment(int(s["id"]), category, crowd, _box(s)))
             samples.append(
                 Sample(
                     str(image["id"]),
@@ -211,6 +271,19 @@ class Dataset:
                     f"{self.spec.name!r}",
                     "Use the manifest of this dataset",
                 )
+
+
+def _replaced(ids: np.ndarray, table: dict[int, int], dtype: np.dtype) -> np.ndarray:
+    """The table's values in place of its keys, all ids being keys. A search in a short table beats sorting an image."""
+    keys = np.array(sorted(table))
+    return np.array([table[int(key)] for key in keys], dtype)[np.searchsorted(keys, ids)]
+
+
+def _box(segment: dict) -> tuple[float, float, float, float] | None:
+    if "bbox" not in segment:
+        return None
+    left, top, width, height = map(float, segment["bbox"])
+    return left, top, width, height
 
 
 _UNKNOWN = -2

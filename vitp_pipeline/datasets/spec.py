@@ -39,11 +39,13 @@ class SplitSpec:
         images: a glob pattern of image files (semantic-png), or their folder (coco-panoptic).
         labels: the label file of an image, with `{stem}` and `{dir}` of its path (semantic-png), or the PNG folder.
         annotations: the panoptic JSON (coco-panoptic only).
+        labels_coarse: coarse label files, named and valued as `labels` (semantic-png only).
     """
 
     images: str
     labels: str
     annotations: str | None = None
+    labels_coarse: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,20 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
         raise ValueError(f"the label value {odd[0]} is outside 0..{largest}")
     splits = {}
     for name, split in table["splits"].items():
-        _known(split, {"images", "labels", "annotations"}, f"[splits.{name}]")
+        _known(split, {"images", "labels", "annotations", "labels_coarse"}, f"[splits.{name}]")
         if labels["kind"] == "coco-panoptic" and "annotations" not in split:
             raise ValueError(f"[splits.{name}] needs `annotations`, the panoptic JSON")
+        if labels["kind"] == "coco-panoptic" and "labels_coarse" in split:
+            raise ValueError(f"[splits.{name}] labels_coarse is for semantic-png")
         if labels["kind"] == "semantic-png":
-            try:
-                split["labels"].format(stem="", dir="", name="")
-            except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(f"[splits.{name}] labels knows {{stem}}, {{dir}} and {{name}}, not {error}") from error
-        splits[name] = SplitSpec(split["images"], split["labels"], split.get("annotations"))
+            for key in ("labels", "labels_coarse"):
+                try:
+                    split.get(key, "").format(stem="", dir="", name="")
+                except (KeyError, IndexError, ValueError) as error:
+                    raise ValueError(
+                        f"[splits.{name}] {key} knows {{stem}}, {{dir}} and {{name}}, not {error}"
+                    ) from error
+        splits[name] = SplitSpec(split["images"], split["labels"], split.get("annotations"), split.get("labels_coarse"))
     return DatasetSpec(str(table["name"]), tuple(classes), labels["kind"], ignore, splits)
 
 

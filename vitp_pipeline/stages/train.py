@@ -12,8 +12,9 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_json
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
+from vitp_pipeline.classifier.sources import parse_mixture
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
-from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
@@ -40,12 +41,16 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
         raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
     dataset = Dataset(recipe.manifest, data_root, settings.split)
+    mixture = parse_mixture(settings.data)
+    if mixture.has_boxes and settings.point_token == "sampled":
+        raise UsageError('point_token = "sampled" reads a place, it cannot tell boxes apart', 'Use "linear" or "patch"')
+    start = _start(recipe, settings, data_root, out)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
     folder = out / "classifier" / settings.name
     if not team.leads:
         if (fingerprint := team.share(None)) is not None:
-            _train(dataset, settings, weights, masks, folder, fingerprint, team)
+            _train(dataset, settings, weights, start, masks, folder, fingerprint, team)
         return folder / "model.safetensors"
     digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
     identity = {
@@ -56,6 +61,10 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     }
     if masks is not None:
         identity["masks"] = masks.run.fingerprint
+    if start is not None:
+        identity["init_from"] = Digests(out).of(start)
+    if "coarse" in mixture.kinds and dataset.has_coarse:
+        identity["coarse"] = "files of the manifest"
     run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
     done = folder / "done.json"
     if done.exists():
@@ -66,7 +75,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
             for leaving in folder.glob(f"*{TEMPORARY}"):
                 leaving.unlink()
             if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
-                _train(dataset, settings, weights, masks, folder, run.fingerprint, team)
+                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team)
             (folder / "lock").unlink(missing_ok=True)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
@@ -88,6 +97,7 @@ def _train(
     dataset: Dataset,
     settings: TrainSettings,
     weights: Path | str,
+    start: Path | None,
     masks: ProposalStore | None,
     folder: Path,
     fingerprint: str,
@@ -101,16 +111,26 @@ def _train(
     from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches, HeldOutMasks, MaskBatches
+    from vitp_pipeline.classifier.start import start_from
     from vitp_pipeline.classifier.train import Trainer
     from vitp_pipeline.classifier.validation import HeldOut
+    from vitp_pipeline.classifier.weights import load_classifier
     from vitp_pipeline.devices import choose_device
 
     device = team.device(choose_device(settings.device))
     training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
+    parent = None if start is None else load_classifier(start)
     torch.manual_seed(settings.seed)
-    model = build_model(settings, dataset.spec.class_names)
-    _load_weights(model, settings, weights)
-    augmentation = Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter)
+    model = build_model(settings, dataset.spec.class_names, "plain" if parent is None else parent.config.pos_embed)
+    if parent is None:
+        _load_weights(model, settings, weights)
+    else:
+        kept = start_from(model, parent, str(start))
+        if team.leads:
+            say(f"train-classifier: starts from {start}, {'its head included' if kept else 'with a new head'}")
+    augmentation = Augmentation(
+        settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter, settings.hue_jitter
+    )
     source = (
         dataset,
         training,
@@ -121,6 +141,8 @@ def _train(
         settings.sampling,
         settings.seed,
         settings.workers,
+        parse_mixture(settings.data),
+        settings.coarse_erosion,
     )
     if masks is not None:
         batches: PointBatches = GeneratedMaskBatches(*source, grid=model.grid, masks=masks, team=team)
@@ -182,8 +204,8 @@ def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[
     return training, [s for i, s in enumerate(samples) if i in held]
 
 
-def build_model(settings: TrainSettings, classes: tuple[str, ...]) -> PointViT:
-    """The untrained model that the settings describe."""
+def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: str = "plain") -> PointViT:
+    """The untrained model that the settings describe; how positions are read belongs to the weights it starts from."""
     from vitp_pipeline.classifier.mask_prompt import make_classifier
     from vitp_pipeline.classifier.model import ModelConfig
 
@@ -204,6 +226,7 @@ def build_model(settings: TrainSettings, classes: tuple[str, ...]) -> PointViT:
             prompt=settings.prompt,
             mask_form=settings.mask_form,
             maft_layers=settings.maft_layers,
+            pos_embed=pos_embed,
         )
     )
 
@@ -244,6 +267,29 @@ def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path |
     if settings.weights in ("", "hub"):
         return settings.weights or "from scratch"
     return recipe.find_file(settings.weights, data_root)
+
+
+def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) -> Path | None:
+    """The classifier to start from.
+
+    Raises:
+        UsageError: together with `weights`, or the training itself.
+        MissingStageError: a name whose training has not finished.
+        InputError: a file that does not exist.
+    """
+    text = settings.init_from
+    if not text:
+        return None
+    if settings.weights:
+        raise UsageError("`weights` and `init_from` are both given", "Keep one: a classifier brings its backbone along")
+    if "/" in text or text.endswith(".safetensors"):
+        return recipe.find_file(text, data_root)
+    if text == settings.name:
+        raise UsageError(f"init_from = {text!r} is the classifier that is to be trained", "Give it another --name")
+    path = out / "classifier" / text / "model.safetensors"
+    if not path.exists():
+        raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")
+    return path
 
 
 def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) -> None:
