@@ -50,6 +50,7 @@ class ModelConfig:
             kept and resampled at every forward by (size + 0.1)/37, also at 37×37, as the released weights need it.
         point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
         released weights.
+        temperature_nll: divides logits to make them the likeliest probabilities of held-out points; None = not fitted.
     """
 
     backbone: str
@@ -66,9 +67,11 @@ class ModelConfig:
     drop_path: float = 0.0
     point_dim: int = 4
     pos_embed: str = "plain"
+    temperature_nll: float | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:

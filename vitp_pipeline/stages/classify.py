@@ -12,7 +12,13 @@ import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
+from vitp_pipeline.artifacts.proposals import (
+    SEVERAL_POINTS,
+    ProposalRecord,
+    ProposalStore,
+    open_proposals,
+    points_of,
+)
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
@@ -124,6 +130,7 @@ class ClassMaker:
     def __init__(
         self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
     ) -> None:
+        from vitp_pipeline.classifier.predict import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
         from vitp_pipeline.stages.proposals import check_classes
@@ -132,8 +139,11 @@ class ClassMaker:
         self.device = choose_device(settings.device)
         self.model: PointViT = load_classifier(classifier).to(self.device)
         made_with = proposals.run.identity["settings"]
-        spread = made_with.get("spread", ProposalSettings.spread)
-        self.points_per_mask = spread if settings.points == "spread" else 1
+        self.points_per_mask = 1
+        if settings.points in SEVERAL_POINTS:
+            self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
+        self.average = average_of(settings.points, settings.average)
+        self.point_temperature = fitted_temperature(self.model, classifier) if settings.calibrated else 1.0
         check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
 
     def make(
@@ -200,13 +210,25 @@ class ClassMaker:
             flip=self.settings.flip,
             precision=self.settings.precision,
         )
-        logits = mask_logits_of_points(logits, self.points_per_mask, self.settings.temperature)
+        logits = mask_logits_of_points(
+            logits / self.point_temperature, self.points_per_mask, self.settings.temperature, self.average
+        )
         for record, values in zip(ready, logits.cpu().numpy(), strict=True):
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{record.image_id}", values, ("query", "class"))
             else:
                 reasons[record.image_id] = "the classifier's output is not finite"
         return reasons
+
+
+def fitted_temperature(model: PointViT, file: Path) -> float:
+    """The temperature fitted in training. Raises UsageError when there is none."""
+    if model.config.temperature_nll is None:
+        raise UsageError(
+            f"calibrated = true, but {file} has no fitted temperature: no images were held out of its training",
+            "Train with hold_out = 20 or so, or set `temperature` instead",
+        )
+    return model.config.temperature_nll
 
 
 def _equal_batches(records: list[ProposalRecord], settings: ClassifySettings) -> list[list[ProposalRecord]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
     import torch
 
     from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.calibration import held_out_temperature
     from vitp_pipeline.classifier.data import PointBatches
     from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
@@ -110,6 +112,9 @@ def _train(dataset: Dataset, settings: TrainSettings, weights: Path | str, folde
     usable = len(training) - len(batches.skipped)
     if not usable:
         raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+    if held_out:
+        temperature = held_out_temperature(model, dataset, held_out, HELD_OUT_POINTS, settings.precision)
+        model.config = replace(model.config, temperature_nll=temperature)
     about = {
         "fingerprint": fingerprint,
         "manifest": dataset.spec.name,
