@@ -3,8 +3,8 @@
     python tools/cross_validate.py coco-sample --data-root ../shared/data/coco --out runs/choosing --set class_prior=1.0
 
 Every fold trains a classifier without a fifth of the training images, and names the generator's masks of those. Printed
-are figures over all folds together, by point policy and temperature, and the temperatures that the folds fit to ground truth
-of their own held-out images (`calibrated`; none of them enters the table). The generator has seen these images, the
+are figures over all folds together, by point policy, average and temperature, and the temperatures that the folds fit
+to ground truth of their own held-out images (none of them enters the table). The generator has seen these images, the
 classifier has not: compare the rows of a column, and read α = 1, where the generator's names do not count.
 """
 
@@ -75,7 +75,7 @@ class Tally:
 
 @dataclass
 class HeldOut:
-    """A training image that the classifier of its fold has not seen. logits: by point policy, (Q·n, K) of the points."""
+    """A training image that the classifier of its fold has not seen. logits: (Q·n, K) of its points, by policy."""
 
     fold: int
     record: ProposalRecord

@@ -2,12 +2,12 @@
 
     python tools/fit_alpha.py coco-sample --data-root ../shared/data/coco --out runs/choosing --write alphas.json
 
-A classifier is trained without each fold of the training images (as in cross_validate.py, whose runs are used where they are
-there). The masks of those images that likely are something (1 − v > 0.5) and cover labelled pixels are named by the
-majority of the ground truth inside; α is fitted to make these names likely, and pulled towards the recipe's `alpha` with
-a weight that is chosen by cross-validation over the same folds. Printed are, of masks of folds that a fit has not seen, the
-mean of −log p(name) and the share named right; the weight with the least loss is then used on all masks. When none
-beats the recipe's α alone, this is said and nothing is written.
+A classifier is trained without each fold of the training images (as in cross_validate.py, whose runs are used where
+they are there). The masks of those images that likely are something (1 − v > 0.5) and cover labelled pixels are named
+by the majority of the ground truth inside; α is fitted to make these names likely, and pulled towards the recipe's
+`alpha` with a weight that is chosen by cross-validation over the same folds. Printed are, of masks of folds that a fit
+has not seen, the mean of −log p(name) and the share named right; the weight with the least loss is then used on all
+masks. When none beats the recipe's α alone, this is said and nothing is written.
 
 The generator has seen the training images: its names are better on them than on others, so the fit trusts it too much.
 """

@@ -225,8 +225,8 @@ def fitted_temperature(model: PointViT, file: Path) -> float:
     """The temperature fitted in training. Raises UsageError when there is none."""
     if model.config.temperature_nll is None:
         raise UsageError(
-            f"calibrated = true, but {file} has no fitted temperature: no images were held out of its training",
-            "Train with hold_out = 20 or so, or set `temperature` instead",
+            f"calibrated = true, but {file} has no fitted temperature",
+            "Train one with hold_out = 20 or so, or set `temperature` instead",
         )
     return model.config.temperature_nll
 
