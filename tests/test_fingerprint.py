@@ -21,7 +21,7 @@ OUTSIDE = {
     ProposalSettings: {"config", "checkpoint", "batch_size", "device"},
     TrainSettings: {"name", "weights", "checkpoint_minutes", "workers", "device"},
     ClassifySettings: {"name", "classifier", "batch_size", "device"},
-    EvaluateSettings: {"device"},
+    EvaluateSettings: {"device", "alpha_classes"},
 }
 
 

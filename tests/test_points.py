@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View, normalise_points
-from vitp_pipeline.points import centre_points, max_points, random_points
+from vitp_pipeline.points import centre_points, max_points, peak_points, random_points
 
 
 def plain(mask_logits: torch.Tensor, view: View) -> torch.Tensor:
@@ -193,3 +194,68 @@ def test_the_search_skips_most_of_the_image():
     assert time.process_time() - start < 2.0
     flat = plain(masks, view).flatten(1)
     assert (flat.argmax(1).numpy() == points[:, 0] * 640 + points[:, 1]).all()
+
+
+def slow_peaks(mask: np.ndarray, view: View, first: list[int], count: int) -> list[list[int]]:
+    """The definition in loops: local maxima among the cells inside the image, highest first, kept when far enough."""
+    side = [view.padded[i] / view.mask[i] * view.original[i] / view.resized[i] for i in (0, 1)]
+    centres = []  # of the cells of an axis: original pixel by cell
+    for i in (0, 1):
+        at = {c: Fraction((2 * c + 1) * view.padded[i], 2 * view.mask[i]) for c in range(view.mask[i])}
+        pixels = {c: int(y * view.original[i] / view.resized[i]) for c, y in at.items() if y < view.resized[i]}
+        centres.append(pixels or {0: 0})
+    area, maxima = 0.0, []
+    for r, row in centres[0].items():
+        for c, col in centres[1].items():
+            if mask[r, c] > 0:
+                area += side[0] * side[1]
+                near = [mask[a, b] for a in centres[0] for b in centres[1] if abs(a - r) <= 1 and abs(b - c) <= 1]
+                if mask[r, c] >= max(near):
+                    maxima.append((-mask[r, c], r, c, row, col))
+    taken = [first]
+    for *_, row, col in sorted(maxima):
+        apart = max(0.25**2 * area, 1.0)
+        if len(taken) < count and all((row - a) ** 2 + (col - b) ** 2 >= apart for a, b in taken):
+            taken.append([row, col])
+    return taken + [first] * (count - len(taken))
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(views(), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["image", "mask"]), st.integers(1, 5))
+def test_peaks_against_loops(view, seed, integers, at, count):
+    masks = torch.randn(4, *view.mask, generator=torch.Generator().manual_seed(seed)) * 3
+    masks[3] = -masks[3].abs()
+    if integers:
+        masks = masks.round()  # plateaus and ties
+    points = peak_points(masks, view, "d2", count, at)
+    assert points.shape == (4, count, 2) and points.dtype == np.int32
+    first = max_points(masks, view, "d2", at)
+    for query in range(4):
+        assert points[query].tolist() == slow_peaks(masks[query].numpy(), view, first[query].tolist(), count)
+
+
+def test_peaks_of_two_hills_and_of_none():
+    view = View((64, 64), (64, 64), (64, 64), (16, 16))
+    row, col = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+
+    def hill(r, c, height):
+        return height - 0.5 * ((row - r) ** 2 + (col - c) ** 2)
+
+    masks = torch.stack(
+        [torch.maximum(hill(3, 3, 8.0), hill(11, 12, 6.0)), torch.maximum(hill(3, 3, 8.0), hill(3, 4, 8.2))]
+    )
+    masks = torch.cat([masks, -row[None] - 1])
+    points = peak_points(masks, view, "mmseg1", 3)
+    top = max_points(masks, view, "mmseg1")
+    assert points[0].tolist() == [top[0].tolist(), [46, 50], top[0].tolist()]  # the second is cell (11, 12)
+    assert (points[1] == top[1]).all()  # one hill: the maximum beside the highest one is too near
+    assert (points[2] == top[2]).all()  # no positive logit
+    assert peak_points(masks[:0], view, "d2", 3).shape == (0, 3, 2)
+
+
+def test_peaks_do_not_depend_on_other_masks():
+    masks = torch.randn(6, 20, 30, generator=torch.Generator().manual_seed(1)) * 4
+    view = View((75, 111), (80, 120), (80, 120), (20, 30))
+    whole = peak_points(masks, view, "d2", 4)
+    for query in range(6):
+        assert (peak_points(masks[query : query + 1], view, "d2", 4)[0] == whole[query]).all()

@@ -3,30 +3,43 @@
     python tools/cross_validate.py coco-sample --data-root ../shared/data/coco --out runs/choosing --set class_prior=1.0
 
 Every fold trains a classifier without a fifth of the training images, and names the generator's masks of those. Printed
-are figures over all folds together, by point policy and temperature. The generator has seen these images, the
+are figures over all folds together, by point policy, average and temperature, and the temperatures that the folds fit
+to ground truth of their own held-out images (none of them enters the table). The generator has seen these images, the
 classifier has not: compare the rows of a column, and read α = 1, where the generator's names do not count.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, points_of
+from vitp_pipeline.artifacts.proposals import POINT_POLICIES, SEVERAL_POINTS, ProposalRecord, open_proposals, points_of
 from vitp_pipeline.assemble.labels import majority_label
 from vitp_pipeline.assemble.semantic import semantic_label_maps
 from vitp_pipeline.classifier.pixels import prepare_image
-from vitp_pipeline.classifier.predict import mask_logits_of_points, point_logits
+from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.fusion import fuse
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, TrainSettings, load_recipe, parse_changes
+from vitp_pipeline.progress import say
+from vitp_pipeline.recipe import (
+    CHOICES,
+    ClassifySettings,
+    ProposalSettings,
+    Recipe,
+    TrainSettings,
+    load_recipe,
+    parse_changes,
+)
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.proposals import generate_proposals
 from vitp_pipeline.stages.train import split_samples, train_classifier
@@ -60,55 +73,91 @@ class Tally:
         return [f"{100 * state.miou():.2f} / {right:.1f}" for state, right in zip(self.maps, named, strict=True)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [train-classifier]")
-    parser.add_argument("--points", nargs="+", default=["max", "spread"])
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
-    a = parser.parse_args()
+@dataclass
+class HeldOut:
+    """A training image that the classifier of its fold has not seen. logits: (Q·n, K) of its points, by policy."""
 
-    recipe, everything = load_recipe(a.recipe), ShardChoice()
-    changes = parse_changes(a.set)
+    fold: int
+    record: ProposalRecord
+    truth: np.ndarray
+    logits: dict[str, torch.Tensor]
+
+    def scores(self, policy: str, temperature: float = 1.0, average: str = "auto") -> torch.Tensor:
+        """(Q, K) logits of the masks."""
+        points = self.logits[policy][None]
+        per_mask = points.shape[1] // len(self.record.class_logits)
+        return mask_logits_of_points(points, per_mask, temperature, average_of(policy, average))[0]
+
+
+def held_out_images(
+    recipe: Recipe, changes: dict[str, Any], policies: Sequence[str], data_root: Path, out: Path
+) -> Iterator[HeldOut]:
+    """Makes the proposals of the training split and a classifier for every fold below `out`, where they are not there
+    yet, and names the points of every image by the classifier that was trained without it.
+    """
     split = recipe.stage(TrainSettings).split
-    generate_proposals(recipe, recipe.stage(ProposalSettings, split=split), a.data_root, a.out, everything)
-    records = {record.image_id: record for record in open_proposals(a.out)}
-    dataset = Dataset(recipe.manifest, a.data_root, split)
+    stored = dict.fromkeys([*recipe.stage(ProposalSettings).points, *policies])
+    settings = recipe.stage(ProposalSettings, split=split, points=tuple(stored))
+    generate_proposals(recipe, settings, data_root, out, ShardChoice())
+    records = {record.image_id: record for record in open_proposals(out)}
+    dataset = Dataset(recipe.manifest, data_root, split)
     hold_out = -(-len(dataset.samples) // FOLDS)
-    tallies = {(p, t): Tally(len(recipe.manifest.classes)) for p in a.points for t in a.temperatures}
+    fitted = []
     for fold in range(FOLDS):
-        settings = recipe.stage(TrainSettings, **changes, hold_out=hold_out, hold_out_fold=fold)
-        name = fingerprint(identity_of(settings))[:12]
-        model = load_classifier(
-            train_classifier(
-                recipe,
-                recipe.stage(TrainSettings, **changes, hold_out=hold_out, hold_out_fold=fold, name=name),
-                a.data_root,
-                a.out,
-            )
-        )
+        folds = {"hold_out": hold_out, "hold_out_fold": fold}
+        name = fingerprint(identity_of(recipe.stage(TrainSettings, **changes, **folds)))[:12]
+        settings = recipe.stage(TrainSettings, **changes, **folds, name=name)
+        model = load_classifier(train_classifier(recipe, settings, data_root, out))
+        fitted.append(model.config.temperature_nll)
         classify = recipe.stage(ClassifySettings)
         for sample in split_samples(dataset.samples, hold_out, fold)[1]:
             if (record := records.get(sample.image_id)) is None:
                 continue  # its proposals failed; said above
-            truth = dataset.read_semantic(sample)
             image = torch.from_numpy(prepare_image(dataset.read_image(sample), model.image_size))[None]
-            for policy in a.points:
-                points = points_of(record, policy)
-                where = torch.from_numpy(normalise_points(points, record.view.original))[None]
-                logits = point_logits(model, image, where, classify.flip, classify.precision)
-                for temperature in a.temperatures:
-                    scores = mask_logits_of_points(logits, len(points) // len(record.class_logits), temperature)
-                    tallies[policy, temperature].update(record, scores[0], truth)
-    print(
-        f"mIoU / masks named right, {len(records)} images in {FOLDS} folds; {' '.join(a.set or ['as in the recipe'])}"
-    )
-    print("| points | temperature | " + " | ".join(f"α = {alpha:g}" for alpha in ALPHAS) + " |")
-    print("|---|---:|" + "---:|" * len(ALPHAS))
-    for (policy, temperature), tally in tallies.items():
-        print(f"| {policy} | {temperature:g} | " + " | ".join(tally.cells()) + " |")
+            logits = {}
+            for policy in policies:
+                where = torch.from_numpy(normalise_points(points_of(record, policy), record.view.original))[None]
+                logits[policy] = point_logits(model, image, where, classify.flip, classify.precision)[0]
+            yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
+    say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--points", nargs="+", default=["max", "spread"], choices=POINT_POLICIES)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
+    parser.add_argument("--averages", nargs="+", default=["auto"], choices=CHOICES["average"])
+    a = parser.parse_args()
+
+    recipe = load_recipe(a.recipe)
+    rows = [(p, m, t) for p in a.points for m in averages(p, a.averages) for t in a.temperatures]
+    tallies = {row: Tally(len(recipe.manifest.classes)) for row in rows}
+    images = 0
+    for image in held_out_images(recipe, parse_changes(a.set), a.points, a.data_root, a.out):
+        images += 1
+        for (policy, average, temperature), tally in tallies.items():
+            tally.update(image.record, image.scores(policy, temperature, average), image.truth)
+    print(f"mIoU / masks named right, {images} images in {FOLDS} folds; {' '.join(a.set or ['as in the recipe'])}")
+    print("| points | average | temperature | " + " | ".join(f"α = {alpha:g}" for alpha in ALPHAS) + " |")
+    print("|---|---|---:|" + "---:|" * len(ALPHAS))
+    for (policy, average, temperature), tally in tallies.items():
+        print(f"| {policy} | {average} | {temperature:g} | " + " | ".join(tally.cells()) + " |")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every tool needs that works on held-out training images."""
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [train-classifier]")
+
+
+def averages(policy: str, asked: Sequence[str]) -> list[str]:
+    """The ways to try for a policy, each once; one point is its own average."""
+    if policy not in SEVERAL_POINTS:
+        return ["–"]
+    return list(dict.fromkeys(average_of(policy, average) for average in asked))
 
 
 if __name__ == "__main__":

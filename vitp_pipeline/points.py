@@ -11,12 +11,16 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitp_pipeline.assemble.resize import Taps, resize_rectangle, taps
 from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_logits
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import View
+
+PEAK_DISTANCE = 0.25
+"""Least distance between the peaks of a mask, in units of the side of a square as large as the mask."""
 
 # Interpolated values are convex combinations of mask cells up to this relative rounding error of float64.
 _SLACK = 1e-12
@@ -102,6 +106,61 @@ def spread_points(
         return np.stack(np.divmod(chosen, positive.shape[1]), 1)
 
     return _points_inside(mask_logits, view, protocol, drawn, count)
+
+
+def peak_points(mask_logits: Tensor, view: View, protocol: str, count: int, at: str = "image") -> np.ndarray:
+    """The highest local maxima of every mask, far enough from each other; the max point comes first.
+
+    Sought among the cells of the mask, since a bilinear surface has no maximum between them: cells inside the resized
+    image with a positive logit that no neighbour (of up to 8) exceeds; those of a plateau all count. From the
+    highest down (ties to the lowest flat index), each is taken whose pixel lies at least `PEAK_DISTANCE`·√area, and at
+    least one pixel, from those taken before; area is that of {logit > 0}, in pixels of the original. Where fewer are
+    found, the max point fills the rest. A pixel that contains a cell's centre may lie just outside {logit > 0} where a
+    mask is thin.
+
+    Args, Raises: as `max_points`; `at` is the resolution of the first point alone.
+    Returns:
+        (Q, count, 2) int32, (row, col) in the original image: pixels that contain a cell's centre.
+    """
+    first = max_points(mask_logits, view, protocol, at)
+    points = np.repeat(first[:, None], count, 1)
+    rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
+    cells = mask_logits.detach().float()[:, : len(rows), : len(cols)]
+    if not len(cells):
+        return points
+    positive = cells > 0
+    candidates = (positive & (cells == _highest_around(cells))).nonzero()
+    heights = cells[tuple(candidates.T)].cpu().numpy()
+    query, row, col = candidates.cpu().numpy().T
+    order = np.lexsort((-heights, query))  # stable: equal ones stay in flat order
+    query = query[order]
+    amounts = np.bincount(query, minlength=len(cells))
+    # the candidates of a query side by side, the highest first; places beyond its last one are never free
+    rank_in_query = np.arange(len(query)) - (np.cumsum(amounts) - amounts)[query]
+    place = np.zeros((len(cells), max(1, amounts.max()), 2), np.int64)
+    place[query, rank_in_query] = np.stack([rows[row], cols[col]], 1)[order]
+    free = np.arange(place.shape[1]) < amounts[:, None]
+    area = positive.sum((1, 2)).cpu().numpy() * _cell_side(view, 0) * _cell_side(view, 1)
+    apart = np.maximum(PEAK_DISTANCE**2 * area, 1.0)
+    queries = np.arange(len(cells))
+    for rank in range(count):
+        if rank:
+            best = free.argmax(1)
+            found = free[queries, best]
+            points[found, rank] = place[queries, best][found]
+        free &= ((place - points[:, None, rank]) ** 2).sum(2) >= apart[:, None]
+    return points
+
+
+def _highest_around(cells: Tensor) -> Tensor:
+    """The largest value among each cell and its neighbours. `max_pool2d` gives the same, many times slower on a CPU."""
+    for axis in (1, 2):
+        highest, shared = cells.clone(), cells.shape[axis] - 1
+        for own, neighbour in ((1, 0), (0, 1)):
+            place = highest.narrow(axis, own, shared)
+            torch.maximum(place, cells.narrow(axis, neighbour, shared), out=place)
+        cells = highest
+    return cells
 
 
 def _points_inside(
@@ -197,6 +256,11 @@ def _max_at_mask(cells: np.ndarray, view: View) -> np.ndarray:
     rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
     flat = cells[:, : len(rows), : len(cols)].reshape(len(cells), len(rows) * len(cols)).argmax(1)
     return np.stack([rows[flat // len(cols)], cols[flat % len(cols)]], 1)
+
+
+def _cell_side(view: View, axis: int) -> float:
+    """Pixels of the original image that a mask cell spans along an axis."""
+    return view.padded[axis] / view.mask[axis] * view.original[axis] / view.resized[axis]
 
 
 def _cell_centres(view: View, axis: int) -> np.ndarray:

@@ -30,7 +30,7 @@ class ProposalSettings:
     checkpoint: str = setting("", identity=False, help="its weights; empty = random weights, for trying out")
     split: str = setting("val", help="split of the manifest")
     limit: int = setting(0, help="only the first images of the split; 0 = all")
-    points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random, spread")
+    points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random, spread, peaks")
     spread: int = setting(16, help="points of a mask under the policy spread: random pixels inside it")
     max_at: str = setting("image", help="resolution of the max point: image or mask")
     drop_below: float = setting(
@@ -41,6 +41,7 @@ class ProposalSettings:
     seed: int = setting(0, help="for random weights and random points")
     batch_size: int = setting(1, identity=False, help="images per forward")
     device: str = setting("auto", identity=False, help="auto, cpu, cuda, cuda:1")
+    peaks: int = setting(4, help="points of a mask under the policy peaks: the max point, then other local maxima")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class ClassifySettings:
 
     name: str = setting("default", identity=False, help="a classifier trained in this run")
     classifier: str = setting("", identity=False, help="or a classifier file from elsewhere (.safetensors)")
-    points: str = setting("max", help="which of the stored points; with spread the probabilities are averaged")
+    points: str = setting("max", help="which of the stored points; those of spread and peaks are averaged")
     flip: bool = setting(False, help="average the log-probabilities with those of the mirrored image")
     temperature: float = setting(1.0, help="divides the log-probabilities of a mask; below 1 makes its name surer")
     precision: str = setting("auto", help="auto, float32, bfloat16, float16")
@@ -136,6 +137,12 @@ class ClassifySettings:
     device: str = setting("auto", identity=False)
     chunk: int = setting(
         0, help="points in a forward: 0 = all of the image; n = the released code's chunks, filled with random points"
+    )
+    average: str = setting(
+        "auto", help="of a mask's points: probabilities, log-probabilities; auto = the latter for peaks alone"
+    )
+    calibrated: bool = setting(
+        False, help="divide the logits of points by the temperature that training fitted on its held-out images"
     )
 
 
@@ -149,6 +156,12 @@ class EvaluateSettings:
     object_threshold: float = setting(0.8, help="least score of a panoptic segment")
     overlap_threshold: float = setting(0.8, help="least visible share of a panoptic segment")
     device: str = setting("auto", identity=False)
+    alpha_classes: str = setting(
+        "", identity=False, help="JSON file, class name → α, for the headline; other classes have `alpha`"
+    )
+    alpha_low: float = setting(-1.0, help="for the headline: α of a mask with 1 − v = 0; negative = `alpha`")
+    alpha_high: float = setting(-1.0, help="α of a mask with 1 − v = 1, linear between; negative = `alpha`")
+    mask_quality: bool = setting(False, help="panoptic masks compete by class score × mean probability inside the mask")
 
 
 TABLES: dict[str, type] = {
@@ -173,6 +186,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompt": ("point", "mask"),
     "mask_form": ("attention", "maft"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
+    "average": ("auto", "probabilities", "log-probabilities"),
     "formula": ("renormalised", "raw"),
     "panoptic_rule": ("d2", "mmdet"),
 }
@@ -326,6 +340,10 @@ def _elements_fit(value: tuple, default: tuple) -> bool:
 def _in_range(name: str, value: Any, where: str) -> None:
     if name == "alpha" and not 0.0 <= value <= 1.0:
         raise UsageError(f"{where} alpha = {value:g} is outside [0, 1]")
+    if name in {"alpha_low", "alpha_high"} and not value <= 1.0:
+        raise UsageError(f"{where} {name} = {value:g} is outside [0, 1]", "A negative value stands for `alpha`")
+    if name == "peaks" and value <= 0:
+        raise UsageError(f"{where} peaks = {value} must be positive")
     positive = {"spread", "part_size", "batch_size", "points_per_image", "epochs", "checkpoint_minutes", "temperature"}
     if name in positive and value <= 0:
         raise UsageError(f"{where} {name} = {value:g} must be positive")

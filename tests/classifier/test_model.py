@@ -8,8 +8,9 @@ import timm
 import torch
 
 from tests.classifier.making import ARGS, tiny_model
+from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
-from vitp_pipeline.classifier.predict import mask_logits_of_points, point_logits
+from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalise_points
 
@@ -253,3 +254,21 @@ def test_points_of_a_mask_are_averaged_as_probabilities() -> None:
             torch.testing.assert_close(named[image, mask].softmax(-1).double(), mean, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(mask_logits_of_points(logits, 4, 0.5), 2 * named)
     assert mask_logits_of_points(torch.tensor([[[-900.0, 0.0]]])).isfinite().all()
+
+
+def test_points_of_a_mask_are_averaged_in_log_space() -> None:
+    logits = 5 * torch.randn(2, 12, 7, generator=torch.Generator().manual_seed(0))
+    named = mask_logits_of_points(logits, 4, average="log-probabilities")
+    for image in range(2):
+        for mask in range(3):
+            product = logits[image, 4 * mask : 4 * mask + 4].double().softmax(-1).prod(0) ** 0.25
+            torch.testing.assert_close(
+                named[image, mask].softmax(-1).double(), product / product.sum(), atol=1e-6, rtol=1e-5
+            )
+    repeated = logits[:, ::4].repeat_interleave(4, 1)  # a mask with one peak
+    alone = mask_logits_of_points(logits[:, ::4])
+    for average in ("probabilities", "log-probabilities"):
+        same = mask_logits_of_points(repeated, 4, average=average)
+        torch.testing.assert_close(same.softmax(-1), alone.softmax(-1))
+    assert [average_of(p) for p in POINT_POLICIES] == ["probabilities"] * 4 + ["log-probabilities"]
+    assert average_of("peaks", "probabilities") == "probabilities"

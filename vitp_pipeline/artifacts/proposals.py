@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-POINT_POLICIES = ("max", "centre", "random", "spread")
+POINT_POLICIES = ("max", "centre", "random", "spread", "peaks")
+SEVERAL_POINTS = ("spread", "peaks")
+"""Policies with several points a mask; how many is the key of the same name in [generate-proposals]."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ProposalRecord:
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
-        points: per policy (Q, 2) int32 (row, col) in the original image; for "spread" (Q·n, 2), n a query.
+        points: per policy (Q, 2) int32 (row, col) in the original image; for "spread" and "peaks" (Q·n, 2), n a query.
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.
     """
@@ -87,7 +89,7 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "classes": list(classes),
-        "points": "(row, col) pixels of the original image, one per query; for spread n of each query in turn",
+        "points": "(row, col) pixels of the original image, one per query; for spread and peaks n of each in turn",
     }
     return pa.schema(
         [
@@ -106,6 +108,7 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
             ("points_centre", points),
             ("points_random", points),
             ("points_spread", points),
+            ("points_peaks", points),
         ],
         metadata={"vitp": json.dumps(about)},
     )
@@ -233,7 +236,11 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
 
 
 def points_of(record: ProposalRecord, policy: str) -> np.ndarray:
-    """(Q, 2), or (Q·n, 2) for "spread", int32 points of a policy. Raises InputError when they are not stored."""
+    """(Q, 2), or (Q·n, 2) for "spread" and "peaks", int32 points of a policy.
+
+    Raises:
+        InputError: they are not stored.
+    """
     if policy not in record.points:
         raise InputError(
             f"the proposals hold no {policy!r} points, only {', '.join(record.points)}",

@@ -66,6 +66,7 @@ def panoptic_map(
     protocol: str,
     rule: PanopticRule,
     things: np.ndarray | Tensor,
+    quality: Tensor | None = None,
 ) -> tuple[np.ndarray, list[Segment]]:
     """Who owns which pixel.
 
@@ -82,6 +83,9 @@ def panoptic_map(
         protocol: where sigmoid stands: see `assemble.upsample`.
         rule: thresholds.
         things: (K,) bool, True for countable classes.
+        quality: (Q,) factors in [0, 1] of the scores by which masks compete and segments are reported (see
+            `assemble.quality`); None = 1. Which queries take part is left to the class score alone: the threshold was
+            chosen for that, and a dropped mask that could not take part cannot with a factor either (design §5).
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:
@@ -96,11 +100,15 @@ def panoptic_map(
             f"probabilities {tuple(probs.shape)} and void {tuple(void.shape)} for {len(mask_logits)} masks, "
             f"{len(things)} classes"
         )
+    if quality is not None and quality.shape != void.shape:
+        raise IncompatibleError(f"quality {tuple(quality.shape)} for {len(mask_logits)} masks")
     scores, labels = torch.cat([probs, void[:, None].to(probs)], 1).float().max(1)
     kept = ((labels < len(things)) & (scores > rule.object_threshold)).nonzero()[:, 0]
     ids = np.zeros(view.original, np.int32)
     if not len(kept):
         return ids, []
+    if quality is not None:
+        scores = scores * quality.to(scores)
     owner, claimed, areas = _compete(mask_logits[kept.to(mask_logits.device)], scores[kept], view, protocol, rule)
 
     segments: list[Segment] = []

@@ -56,6 +56,7 @@ class ModelConfig:
         point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
         released weights.
         prompt: "point", or "mask" (`mask_prompt.MaskViT`), then with mask_form and maft_layers.
+        temperature_nll: divides logits to make them the likeliest probabilities of held-out points; None = not fitted.
     """
 
     backbone: str
@@ -75,9 +76,11 @@ class ModelConfig:
     prompt: str = "point"
     mask_form: str = "attention"
     maft_layers: int = 0
+    temperature_nll: float | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:

@@ -111,18 +111,30 @@ def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
     return torch.cat([points, drawn.to(points)]).unflatten(0, (-1, chunk))
 
 
-def mask_logits_of_points(logits: Tensor, points_per_mask: int = 1, temperature: float = 1.0) -> Tensor:
+def average_of(policy: str, average: str = "auto") -> str:
+    """How a mask's points under a policy are averaged: what is asked for, or for "auto" the policy's own way."""
+    if average != "auto":
+        return average
+    return "log-probabilities" if policy == "peaks" else "probabilities"
+
+
+def mask_logits_of_points(
+    logits: Tensor, points_per_mask: int = 1, temperature: float = 1.0, average: str = "probabilities"
+) -> Tensor:
     """Logits of masks from those of their points.
 
     Args:
         logits: (B, Q·n, K) float32, the n points of each mask in turn.
-        points_per_mask: n. The probabilities of a mask's points are averaged; in log space, where sure ones do not
-            underflow.
+        points_per_mask: n.
         temperature: divides a mask's log-probabilities. It changes no mask's best class, but the fusion gives more
             weight to a surer name.
+        average: "probabilities": the mean of a mask's points (summed in log space, where sure ones do not underflow),
+            so that one sure point can name it; "log-probabilities": their geometric mean, so that every point can
+            veto. The points of "peaks" are few and chosen, those of "spread" are drawn and some of them stray.
     Returns:
         (B, Q, K) float32.
     """
     if points_per_mask > 1:
-        logits = logits.log_softmax(-1).unflatten(1, (-1, points_per_mask)).logsumexp(2)
+        log_probs = logits.log_softmax(-1).unflatten(1, (-1, points_per_mask))
+        logits = log_probs.logsumexp(2) if average == "probabilities" else log_probs.mean(2)
     return logits / temperature

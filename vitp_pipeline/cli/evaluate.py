@@ -62,7 +62,8 @@ def register(app: typer.Typer) -> None:
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
         # scores are found by the settings that classify made them with, so its keys can be given here too
         given = parse_changes(changes)
-        of_classify = {k: given.pop(k) for k in list(given) if k in ("flip", "temperature", "precision")}
+        keys = ("flip", "temperature", "precision", "average", "calibrated")
+        of_classify = {k: given.pop(k) for k in list(given) if k in keys}
         settings = loaded.stage(EvaluateSettings, **flags | given)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)

@@ -31,7 +31,7 @@ Changes = Annotated[
     typer.Option("--set", help="Override any key of the recipe's table, e.g. --set lr=0.003.", metavar="KEY=VALUE"),
 ]
 Points = Annotated[
-    str | None, typer.Option("--points", help="Which stored points name a mask: max, centre, random, spread.")
+    str | None, typer.Option("--points", help="Which stored points name a mask: max, centre, random, spread, peaks.")
 ]
 ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classifier of the run (default: default).")]
 ClassifierFile = Annotated[

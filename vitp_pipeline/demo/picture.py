@@ -55,7 +55,8 @@ def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.nda
     sample = dataset.by_id[record.image_id]
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
     logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
-    probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in (0.0, evaluation.alpha)])[:, record.kept.tolist()]
+    alphas = (0.0, evaluation.headline_alpha(logits))
+    probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in alphas])[:, record.kept.tolist()]
     generator, fused = semantic_label_maps(torch.from_numpy(record.masks).float(), probs, record.view, record.protocol)
     labelled = truth != IGNORE
     gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0

@@ -16,7 +16,13 @@ import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
+from vitp_pipeline.artifacts.proposals import (
+    SEVERAL_POINTS,
+    ProposalRecord,
+    ProposalStore,
+    open_proposals,
+    points_of,
+)
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
@@ -139,6 +145,7 @@ class ClassMaker:
     def __init__(
         self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
     ) -> None:
+        from vitp_pipeline.classifier.predict import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
         from vitp_pipeline.stages.proposals import check_classes
@@ -147,11 +154,14 @@ class ClassMaker:
         self.device = choose_device(settings.device)
         self.model: PointViT = load_classifier(classifier).to(self.device)
         made_with = proposals.run.identity["settings"]
-        spread = made_with.get("spread", ProposalSettings.spread)
         self.reads_masks = self.model.config.prompt == "mask"
-        self.points_per_mask = spread if settings.points == "spread" and not self.reads_masks else 1
+        self.points_per_mask = 1
         if self.reads_masks:
             proposals.require_all_masks()
+        elif settings.points in SEVERAL_POINTS:
+            self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
+        self.average = average_of(settings.points, settings.average)
+        self.point_temperature = fitted_temperature(self.model, classifier) if settings.calibrated else 1.0
         check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
 
     def make(
@@ -241,13 +251,25 @@ class ClassMaker:
         )
         for prompted, scores in zip(ready, logits, strict=True):
             image_id = prompted.record.image_id
-            named = mask_logits_of_points(scores[None], self.points_per_mask, self.settings.temperature)
+            named = mask_logits_of_points(
+                scores[None] / self.point_temperature, self.points_per_mask, self.settings.temperature, self.average
+            )
             values = named[0].cpu().numpy()
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{image_id}", values, ("query", "class"))
             else:
                 reasons[image_id] = "the classifier's output is not finite"
         return reasons
+
+
+def fitted_temperature(model: PointViT, file: Path) -> float:
+    """The temperature fitted in training. Raises UsageError when there is none."""
+    if model.config.temperature_nll is None:
+        raise UsageError(
+            f"calibrated = true, but {file} has no fitted temperature",
+            "Train one with hold_out = 20 or so, or set `temperature` instead",
+        )
+    return model.config.temperature_nll
 
 
 def _schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:

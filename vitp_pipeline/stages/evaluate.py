@@ -4,6 +4,7 @@ Every image yields one row of counts (sparse confusion, panoptic matches, named 
 sums over rows in the manifest's order, so no split into shards can change them. A variant is a way to name the masks:
 
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
+    alpha_by_class, alpha_by_score    the headline, where α differs between classes, or between masks by 1 − v
     bound_point    named by the ground truth at the mask's point (paper Table 5)
     bound_mask     named by the majority of the ground truth inside the mask
 """
@@ -18,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
-from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals, points_of
+from vitp_pipeline.artifacts.proposals import (
+    SEVERAL_POINTS,
+    ProposalRecord,
+    ProposalStore,
+    open_proposals,
+    points_of,
+)
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
@@ -51,10 +58,30 @@ class Evaluation:
     dataset: Dataset
     alphas: tuple[float, ...]
     alpha: float
+    alpha_classes: tuple[float, ...] = ()
+    alpha_scores: tuple[float, float] | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return (*(variant_of(a) for a in self.alphas), *BOUNDS)
+        scalars = tuple(variant_of(a) for a in self.alphas)
+        return (*scalars, *(() if self.headline in scalars else (self.headline,)), *BOUNDS)
+
+    @property
+    def headline(self) -> str:
+        """The variant that is reported as fused."""
+        if self.alpha_classes:
+            return "alpha_by_class"
+        return "alpha_by_score" if self.alpha_scores else variant_of(self.alpha)
+
+    def headline_alpha(self, class_logits: torch.Tensor) -> float | torch.Tensor:
+        """The α of the headline for the queries of an image, as `fuse` takes it."""
+        import torch
+
+        from vitp_pipeline.fusion import alpha_by_score
+
+        if self.alpha_classes:
+            return torch.tensor([self.alpha_classes], dtype=torch.float64)
+        return alpha_by_score(class_logits, *self.alpha_scores) if self.alpha_scores else self.alpha
 
 
 def variant_of(alpha: float) -> str:
@@ -111,6 +138,7 @@ def prepare(
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
+    by_class, by_score = headline_rule(recipe, settings, data_root)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,
@@ -118,10 +146,35 @@ def prepare(
         "settings": identity_of(settings),
         "points": classify.points,
         "alphas": list(alphas),
+        **({"alpha_classes": by_class} if by_class else {}),
     }
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha)
+    by_class = tuple(by_class.values())
+    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha, by_class, by_score)
+
+
+def headline_rule(
+    recipe: Recipe, settings: EvaluateSettings, data_root: Path
+) -> tuple[dict[str, float], tuple[float, float] | None]:
+    """(α of every class, or nothing; α of masks with 1 − v = 0 and with 1, or None): at most one of both.
+
+    Raises:
+        UsageError: both are asked for, or an α per class with a formula under which dropped masks could matter.
+        InputError: the file of class α cannot be read.
+    """
+    from vitp_pipeline.alphas import read_alphas
+
+    low, high = (settings.alpha if a < 0 else a for a in (settings.alpha_low, settings.alpha_high))
+    by_score = (low, high) if settings.alpha_low >= 0 or settings.alpha_high >= 0 else None
+    if not settings.alpha_classes:
+        return {}, by_score
+    if by_score:
+        raise UsageError("alpha_classes and alpha_low or alpha_high exclude each other", "Give one of them")
+    if settings.formula != "renormalised":
+        raise UsageError(f'alpha_classes does not go with formula = "{settings.formula}"', 'Use "renormalised"')
+    file = recipe.find_file(settings.alpha_classes, data_root)
+    return read_alphas(file, recipe.manifest.class_names, settings.alpha), None
 
 
 def evaluate_shards(
@@ -199,6 +252,7 @@ class CountMaker:
         import torch
 
         from vitp_pipeline.assemble.labels import label_at_points, majority_label
+        from vitp_pipeline.assemble.quality import mask_quality
         from vitp_pipeline.assemble.semantic import semantic_label_maps
         from vitp_pipeline.fusion import fuse, named_probs
 
@@ -206,43 +260,57 @@ class CountMaker:
         logits = torch.from_numpy(record.class_logits).to(self.device)
         scores = torch.from_numpy(point_logits).to(self.device)
         kept = torch.from_numpy(record.kept).long().to(self.device)
-        policy = "max" if self.policy == "spread" else self.policy  # the bound needs one point a mask
+        policy = "max" if self.policy in SEVERAL_POINTS else self.policy  # the bound needs one point a mask
         by_point = label_at_points(truth, points_of(record, policy))
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
         by_mask[record.kept] = majority_label(masks, record.view, truth)
-        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in self.evaluation.alphas]
+        alphas: list[float | torch.Tensor] = list(self.evaluation.alphas)
+        if self.evaluation.headline not in map(variant_of, self.evaluation.alphas):
+            alphas.append(self.evaluation.headline_alpha(logits))
+        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in alphas]
         void = logits.softmax(1)[:, -1]
         named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
-        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))  # (A + 2, Q, K), (A + 2, Q)
+        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))  # (V, Q, K), (V, Q)
         names = probs.argmax(2).cpu().numpy()
         probs, voids = probs[:, kept], voids[:, kept]
         maps = semantic_label_maps(masks, probs, record.view, record.protocol)
         row: dict[str, Any] = {"semantic": [sparse_confusion(m, truth, probs.shape[2]) for m in maps]}
         row["masks"] = self._named(names, void, by_mask)
         if segments is not None:
-            row["panoptic"] = [self._panoptic(masks, p, v, record, segments) for p, v in zip(probs, voids, strict=True)]
+            quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
+            row["panoptic"] = [
+                self._panoptic(masks, p, v, record, segments, quality) for p, v in zip(probs, voids, strict=True)
+            ]
         return row
 
-    def _panoptic(self, masks: torch.Tensor, probs: torch.Tensor, void: torch.Tensor, record: ProposalRecord, segments):
+    def _panoptic(
+        self,
+        masks: torch.Tensor,
+        probs: torch.Tensor,
+        void: torch.Tensor,
+        record: ProposalRecord,
+        segments,
+        quality: torch.Tensor | None,
+    ):
         from vitp_pipeline.assemble.panoptic import panoptic_map
         from vitp_pipeline.metrics.panoptic import count
 
-        ids, found = panoptic_map(masks, probs, void, record.view, record.protocol, self.rule, self.things)
+        ids, found = panoptic_map(masks, probs, void, record.view, record.protocol, self.rule, self.things, quality)
         truth_ids, truth_segments = segments
         return count(ids, found, truth_ids, truth_segments, probs.shape[1])
 
     def _named(self, names: np.ndarray, void: torch.Tensor, by_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """What the masks that likely are something, and cover labelled pixels, are called. names: (A + 2, Q)."""
+        """What the masks that likely are something, and cover labelled pixels, are called. names: (V, Q)."""
         present = 1 - void.double().cpu().numpy()
         matched = np.flatnonzero((present > 0.5) & (by_mask != IGNORE))
-        at = {a: i for i, a in enumerate(self.evaluation.alphas)}
+        at = {variant: i for i, variant in enumerate(self.evaluation.variants)}
         return {
             "query": matched,
             "present": present[matched],
             "label": by_mask[matched],
-            "generator": names[at[0.0]][matched],
-            "classifier": names[at[1.0]][matched],
-            "fused": names[at[self.evaluation.alpha]][matched],
+            "generator": names[at[variant_of(0)]][matched],
+            "classifier": names[at[variant_of(1)]][matched],
+            "fused": names[at[self.evaluation.headline]][matched],
         }
 
 

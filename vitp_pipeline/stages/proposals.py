@@ -170,7 +170,7 @@ class ProposalMaker:
     def _record(self, image_id: str, file_name: str, found: Proposals) -> ProposalRecord:
         import torch
 
-        from vitp_pipeline.points import centre_points, max_points, random_points, spread_points
+        from vitp_pipeline.points import centre_points, max_points, peak_points, random_points, spread_points
 
         masks, logits = found.mask_logits.float(), found.class_logits.float()
         classes = len(self.dataset.spec.classes)
@@ -190,6 +190,8 @@ class ProposalMaker:
             points["random"] = random_points(masks, found.view, protocol, image_id, settings.seed)
         if "spread" in settings.points:
             points["spread"] = spread_points(masks, found.view, protocol, image_id, settings.spread, settings.seed)
+        if "peaks" in settings.points:
+            points["peaks"] = peak_points(masks, found.view, protocol, settings.peaks, at=settings.max_at)
         present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
         kept, dropped = keep_queries(present, settings.drop_below)
         # float16 ends at 65504; no sigmoid can tell a larger logit from it

@@ -18,6 +18,7 @@ from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
+RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
 @dataclass
@@ -94,7 +95,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
 def headline_variants(evaluation: Evaluation) -> dict[str, int]:
     """Headline name → number of the variant."""
     number = {variant: i for i, variant in enumerate(evaluation.variants)}
-    chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": variant_of(evaluation.alpha)}
+    chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": evaluation.headline}
     return {name: number[chosen.get(name, name)] for name in HEADLINE}
 
 
@@ -111,6 +112,8 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
         return Confusion(classes, counts)
 
     figures: dict[str, Any] = {"alpha": evaluation.alpha}
+    if evaluation.headline != variant_of(evaluation.alpha):
+        figures["fused_by"] = evaluation.headline
     for name, variant in names.items():
         state = confusion(variant)
         figures[name] = {
@@ -220,14 +223,15 @@ def print_result(result: dict[str, Any]) -> None:
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
-    table = Table(title=f"{where}, {count}, α = {semantic['alpha']:g}", title_justify="left")
+    alpha = RULES.get(semantic.get("fused_by"), f"α = {semantic['alpha']:g}")
+    table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
     table.add_column("masks named by", no_wrap=True)
     for column in ("mIoU", "pixel acc.", *(("PQ", "SQ", "RQ", "PQ things", "PQ stuff") if panoptic else ())):
         table.add_column(column, justify="right")
     titles = {
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",
-        "fused": f"fused (α = {semantic['alpha']:g})",
+        "fused": f"fused ({alpha})",
         "bound_point": "truth at the point",
         "bound_mask": "truth inside the mask",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,13 +108,14 @@ def _train(
     import torch
 
     from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.calibration import held_out_temperature
     from vitp_pipeline.classifier.data import PointBatches
     from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches, HeldOutMasks, MaskBatches
     from vitp_pipeline.classifier.start import start_from
     from vitp_pipeline.classifier.train import Trainer
-    from vitp_pipeline.classifier.validation import HeldOut
+    from vitp_pipeline.classifier.validation import POINTS, HeldOut
     from vitp_pipeline.classifier.weights import load_classifier
     from vitp_pipeline.devices import choose_device
 
@@ -179,6 +181,9 @@ def _train(
     if team.leads:
         if validation:
             validation.save(folder, dataset.spec.class_names)
+        if held_out and settings.prompt == "point":
+            temperature = held_out_temperature(model, dataset, held_out, POINTS, settings.precision)
+            model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
         write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
         files.checkpoint.unlink(missing_ok=True)

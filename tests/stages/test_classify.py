@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.classifier.making import tiny_model
+from tests.stages import making
+from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from vitp_pipeline.artifacts.proposals import open_proposals
+from vitp_pipeline.classifier.pixels import prepare_image
+from vitp_pipeline.classifier.predict import point_logits
+from vitp_pipeline.classifier.weights import save_classifier
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.recipe import ClassifySettings
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.classify import classes_run, classify
+
+PEAKS = 4
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run whose proposals have peaks, and a function that classifies it and gives the first image's scores."""
+    project, plain = making.make_project(tmp_path, 2), making.drawn
+
+    def drawn(dataset, image_id):
+        record, scores = plain(dataset, image_id)
+        rng = np.random.default_rng(1)
+        peaks = [rng.integers(0, size, making.QUERIES * PEAKS) for size in record.view.original]
+        return replace(record, points={**record.points, "peaks": np.stack(peaks, 1).astype(np.int32)}), scores
+
+    monkeypatch.setattr(making, "drawn", drawn)
+    making.make_run(project, tmp_path / "run", part_size=2)
+    model = tiny_model()
+    for name, temperature in (("plain", None), ("fitted", 2.5)):
+        model.config = replace(model.config, temperature_nll=temperature)
+        save_classifier(model, tmp_path / f"{name}.safetensors", {})
+
+    def score(file: str, **changes) -> np.ndarray:
+        settings = project.recipe.stage(ClassifySettings, classifier=str(tmp_path / f"{file}.safetensors"), **changes)
+        classify(project.recipe, settings, project.root, tmp_path / "run", ShardChoice())
+        classes = classes_run(
+            open_proposals(tmp_path / "run"), tmp_path / f"{file}.safetensors", settings, tmp_path / "run"
+        )
+        with ArrayReader(arrays_path(classes.shard_folder(0), 0)) as arrays:
+            return arrays.read(f"point_logits/{project.dataset.samples[0].image_id}")
+
+    sample = project.dataset.samples[0]
+    record = drawn(project.dataset, sample.image_id)[0]
+    image = torch.from_numpy(prepare_image(project.dataset.read_image(sample), model.image_size))[None]
+    where = torch.from_numpy(normalise_points(record.points["peaks"], record.view.original))[None]
+    return score, point_logits(model, image, where)[0].double().unflatten(0, (making.QUERIES, PEAKS))
+
+
+def test_peaks_are_averaged_in_log_space_unless_told_otherwise(run) -> None:
+    score, points = run
+    geometric = points.softmax(2).prod(1) ** (1 / PEAKS)
+    found = torch.from_numpy(score("plain", points="peaks")).softmax(1).double()
+    torch.testing.assert_close(found, geometric / geometric.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+    found = torch.from_numpy(score("plain", points="peaks", average="probabilities")).softmax(1).double()
+    torch.testing.assert_close(found, points.softmax(2).mean(1), atol=1e-5, rtol=1e-4)
+
+
+def test_the_fitted_temperature_divides_the_logits_of_points(run) -> None:
+    score, points = run
+    for changes, factor in (({}, 1.0), ({"temperature": 0.5}, 2.0)):
+        found = score("fitted", points="peaks", average="probabilities", calibrated=True, **changes)
+        expected = ((points / 2.5).softmax(2).mean(1).log() * factor).softmax(1)
+        torch.testing.assert_close(torch.from_numpy(found).softmax(1).double(), expected, atol=1e-5, rtol=1e-4)
+    assert np.array_equal(score("fitted"), score("plain"))  # not unless asked for
+
+
+def test_what_is_not_there_is_refused(run) -> None:
+    score, _ = run
+    with pytest.raises(UsageError, match=r"plain.safetensors has no fitted temperature.*hold_out"):
+        score("plain", calibrated=True)
+    with pytest.raises(InputError, match="no 'spread' points, only max, peaks"):
+        score("plain", points="spread")
