@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from tests.classifier.making import ARGS, tiny_model
 from tests.datasets import making
+from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.start import start_from
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError, UserError
@@ -30,6 +32,17 @@ def test_the_same_classes_keep_everything(extra: dict) -> None:
     before = [model(*inputs()), source(*inputs())]
     assert start_from(model, source, "x") and not torch.allclose(before[0], before[1])
     assert torch.equal(model(*inputs()), before[1])
+
+
+def test_layers_for_masks_come_along() -> None:
+    """MAFT is trained on masks of the ground truth, then again on those of a generator (paper §7)."""
+    changes = {"prompt": "mask", "mask_form": "maft", "maft_layers": 2}
+    config = replace(tiny_model().config, **changes)
+    source, model, longer = (make_classifier(c) for c in (config, config, replace(config, maft_layers=3)))
+    assert start_from(model, source, "x")
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(IncompatibleError, match="mask layers"):
+        start_from(longer, source, "x")
 
 
 @pytest.mark.parametrize("changes", [{"classes": OTHER}, {"classes": ("road", "sky", "car")}, {"head": "mlp"}])
@@ -134,4 +147,6 @@ def test_starts_that_cannot_be(train, tmp_path: Path) -> None:
         train("points", init_from="gone/model.safetensors")
     with pytest.raises(UsageError, match="cannot tell boxes apart"):
         train("points", data=("boxes",), point_token="sampled")
+    with pytest.raises(UsageError, match="goes with data"):
+        train("points", data=("coarse",), prompt="mask")
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("classifier/*"))

@@ -45,6 +45,8 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     mixture = parse_mixture(settings.data)
     if mixture.has_boxes and settings.point_token == "sampled":
         raise UsageError('point_token = "sampled" reads a place, it cannot tell boxes apart', 'Use "linear" or "patch"')
+    if settings.prompt == "mask" and (settings.data != TrainSettings.data or settings.sampling == "instance-balanced"):
+        raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
     start = _start(recipe, settings, data_root, out)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
