@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +68,8 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
         if "{data_root}" in text and data_root is None:
             raise UsageError(f"{recipe.path.name}: its generator is {text}", "Say where: --data-root DIR")
         found = find_config(recipe, text, data_root or Path())
-    generator = OpenMMLabGenerator(found, None)
+    with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
+        generator = OpenMMLabGenerator(found, None)
     size = parse_size(crop, "--crop") if crop else generator.crop_size
     if size is None:
         raise UsageError(f"{found}: names no crop size", "Give one: --crop HxW")
@@ -116,6 +119,8 @@ def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
 
     table = Table(
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs.",
         caption_justify="left",
     )
