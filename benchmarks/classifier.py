@@ -231,9 +231,9 @@ class Bare:
         self.vit.train()
         optimizer = torch.optim.SGD(self.vit.parameters(), lr=1e-4, momentum=0.9)
         for _ in range(self.options.steps):
+            optimizer.zero_grad(set_to_none=True)
             with mixed_precision(self.options.precision, self.device):
                 logits = self.forward()
-            optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), self.truth).backward()
             optimizer.step()
 
