@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,12 +42,17 @@ def test_a_tiny_vit_costs_what_the_formula_says() -> None:
 def test_meta_tensors_and_a_real_forward_count_the_same(attention: str) -> None:
     model = tiny_model(attention=attention, point_token="patch")
     flops = count_flops(lambda: model(torch.rand(1, 3, 32, 48), torch.zeros(1, 5, 2)))
-    settings = TrainSettings(**{**vars(TINY), "attention": attention, "point_token": "patch"})
-    cost = classifier_cost(settings, 3, points=5)
+    cost = classifier_cost(dataclasses.replace(TINY, attention=attention, point_token="patch"), 3, points=5)
     assert cost.flops == flops
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     sampled = 5 * 32 * 4  # the token of a point is mixed from four patches
     assert cost.macs == vit_macs(width=32, blocks=3, patches=24, points=5, patch=8, classes=3) + sampled
+
+
+def test_a_mask_prompt_costs_what_the_formula_says() -> None:
+    """Tokens: a mask each, the class token, the patches; no layer for coordinates."""
+    cost = classifier_cost(dataclasses.replace(TINY, prompt="mask"), 3, points=5)
+    assert cost.macs == vit_macs(width=32, blocks=3, patches=24, points=6, patch=8, classes=3, point_dim=0) - 32 * 3
 
 
 def test_counting_leaves_attention_as_it_was() -> None:
@@ -142,6 +149,23 @@ def test_a_recipe_costs_generator_and_classifier(capsys: pytest.CaptureFixture[s
         assert rows[2][key] == rows[0][key] + rows[1][key]
     print_costs([generator, classifier], as_json=False)
     assert "both" in capsys.readouterr().out
+
+
+def test_chunks_and_flips_are_forwards(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    demo = (Path(__file__).parents[1] / "stages" / "demo.toml").read_text()
+    recipe.write_text(demo.replace("[classify]", "[classify]\nchunk = 25\nflip = true"))
+    cost = costs_of(str(recipe), crop="64x96")[1]
+    assert (cost.n, cost.forwards) == (25, 4)  # 30 queries are two chunks, each also mirrored
+    assert costs_of(str(recipe), crop="64x96", points=30)[1].forwards == 2
+
+
+def test_a_recipe_without_a_generator(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    demo = (Path(__file__).parents[1] / "stages" / "demo.toml").read_text()
+    recipe.write_text(demo[: demo.index("[generate-proposals]")] + demo[demo.index("[train-classifier]") :])
+    (cost,) = costs_of(str(recipe))
+    assert cost.part == "classifier" and cost.n == 48  # as in training
 
 
 @pytest.mark.parametrize(

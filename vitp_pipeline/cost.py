@@ -53,7 +53,7 @@ class Cost:
 
 
 def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards: int = 1) -> Cost:
-    """ViT-P with N points, built without memory or weights.
+    """ViT-P with N points, or masks where it is prompted with them, built without memory or weights.
 
     Args:
         settings: architecture and `image_size`; nothing else of them counts.
@@ -67,8 +67,10 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
 
     with torch.device("meta"):
         model = build_model(settings, tuple(f"class {k}" for k in range(classes))).eval()
-        images, where = torch.empty(1, 3, *model.image_size), torch.empty(1, points, 2)
-    flops = forwards * count_flops(lambda: model(images, where))
+        images = torch.empty(1, 3, *model.image_size)
+        # a mask is prompted by the share that it covers of each patch
+        prompts = torch.empty(1, points, math.prod(model.grid) if settings.prompt == "mask" else 2)
+    flops = forwards * count_flops(lambda: model(images, prompts))
     parameters = sum(p.numel() for p in model.parameters())
     return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops)
 

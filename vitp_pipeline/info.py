@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +35,8 @@ def costs_of(
     Args:
         recipe_name: its networks are the defaults; without it `backbone` or `config` names what is looked at.
         size: "HxW" of the classifier's input.
-        points: N of a forward; default: what `classify` would give it, a point a query (with spread, n of them).
+        points: N of the only forward; default: what `classify` would do, a point a query (with spread, n of them), in
+            chunks if the recipe says so; without a generator as many as in training.
         crop: "HxW" of the generator's input; default: the crop that its config trains on.
         classes: K of a classifier that no recipe describes.
     Raises:
@@ -45,7 +49,7 @@ def costs_of(
     if recipe is not None and classes is not None:
         raise UsageError(f"--classes {classes}: the recipe's manifest says how many there are")
     costs, queries = [], None
-    if recipe is not None or config is not None:
+    if config is not None or (recipe is not None and "generate-proposals" in recipe.tables):
         generator, queries = _generator(recipe, config, crop, data_root)
         costs.append(generator)
     if recipe is not None or backbone is not None:
@@ -66,7 +70,8 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
         if "{data_root}" in text and data_root is None:
             raise UsageError(f"{recipe.path.name}: its generator is {text}", "Say where: --data-root DIR")
         found = find_config(recipe, text, data_root or Path())
-    generator = OpenMMLabGenerator(found, None)
+    with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
+        generator = OpenMMLabGenerator(found, None)
     size = parse_size(crop, "--crop") if crop else generator.crop_size
     if size is None:
         raise UsageError(f"{found}: names no crop size", "Give one: --crop HxW")
@@ -90,9 +95,12 @@ def _classifier(
             raise UsageError("info: how many classes has the classifier?", "Say --classes K")
         return classifier_cost(settings, classes, points or queries or settings.points_per_image)
     settings, naming = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
-    a_mask = recipe.stage(ProposalSettings).spread if naming.points == "spread" else 1
-    count = points or (queries or 0) * a_mask
-    return classifier_cost(settings, len(recipe.manifest.classes), count, 2 if naming.flip else 1)
+    total = settings.points_per_image
+    if queries is not None:
+        total = queries * (recipe.stage(ProposalSettings).spread if naming.points == "spread" else 1)
+    count = points or naming.chunk or total
+    chunks = math.ceil(total / count) if count == naming.chunk else 1
+    return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if naming.flip else 1))
 
 
 def parse_size(text: str, flag: str) -> Size:
@@ -116,6 +124,8 @@ def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
 
     table = Table(
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs.",
         caption_justify="left",
     )

@@ -1,0 +1,76 @@
+"""Two ways of doing the same work, timed in turn: ours, bare, ours, bare, … so that a busy machine slows both alike."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of every repeat; `units` of work are done in each."""
+
+    units: int
+    ours: tuple[float, ...]
+    bare: tuple[float, ...]
+
+    @property
+    def ours_per_second(self) -> float:
+        return self.units / statistics.median(self.ours)
+
+    @property
+    def bare_per_second(self) -> float:
+        return self.units / statistics.median(self.bare)
+
+    @property
+    def ratio(self) -> float:
+        """Our speed over the bare one, of the medians."""
+        return self.ours_per_second / self.bare_per_second
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Lowest and highest ratio of a pair: how far to trust `ratio`."""
+        pairs = [bare / ours for ours, bare in zip(self.ours, self.bare, strict=True)]
+        return min(pairs), max(pairs)
+
+
+def compare(
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    units: int,
+    repeats: int,
+    finish: Callable[[], object] = lambda: None,
+) -> Comparison:
+    """Times both `repeats` times, alternating, after one untimed run of each.
+
+    Args:
+        units: units of work in one call of either.
+        finish: called inside the timing, e.g. to wait for a GPU.
+    """
+    seconds: dict[Callable, list[float]] = {ours: [], bare: []}
+    for repeat in range(repeats + 1):
+        for work in (ours, bare):
+            began = time.perf_counter()
+            work()
+            finish()
+            if repeat:
+                seconds[work].append(time.perf_counter() - began)
+    return Comparison(units, tuple(seconds[ours]), tuple(seconds[bare]))
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has held at once.
+
+    Linux says it in /proc; getrusage would also count the process that started this one, as large as it then was.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import paired
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pairs_alternate_and_only_timed_runs_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, clock = [], [0.0]
+    took = {"ours": [9, 2, 2, 8], "bare": [9, 1, 3, 4]}  # the first of each warms up
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: clock[0])
+
+    def work(name: str):
+        def run() -> None:
+            order.append(name)
+            clock[0] += took[name].pop(0)
+
+        return run
+
+    found = paired.compare(work("ours"), work("bare"), units=6, repeats=3)
+    assert order == ["ours", "bare"] * 4
+    assert found.ours == (2, 2, 8) and found.bare == (1, 3, 4)
+    assert found.ours_per_second == 3 and found.bare_per_second == 2 and found.ratio == 1.5
+    assert found.ratios == (0.5, 1.5)
+
+
+def test_peak_memory_sees_what_was_held_and_given_back() -> None:
+    program = (
+        "from benchmarks.paired import peak_memory as p\n"
+        "a = p(); x = bytearray(b'1') * 80_000_000; del x; print(p() - a)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 75e6 < int(done.stdout) < 100e6
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+def test_the_classifiers_benchmark_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], photographs: bool
+) -> None:
+    from benchmarks import classifier
+
+    tiny = "--backbone vit_tiny_patch16_224 --size 32 48 --points 6 --batch 2 --steps 2 --repeats 2 --device cpu"
+    file = tmp_path / "figures.json"
+    command = ["classifier", *tiny.split(), "--no-memory", "--json", str(file)]
+    if photographs:
+        (tmp_path / "photos").mkdir()
+        Image.fromarray(np.full((70, 90, 3), 99, np.uint8)).save(tmp_path / "photos/a.jpg")
+        command += ["--images", str(tmp_path / "photos")]
+    monkeypatch.setattr(sys, "argv", command)
+    classifier.main()
+    figures, table = json.loads(file.read_text()), capsys.readouterr().out
+    for task in ("train", "classify"):
+        assert figures["tasks"][task]["ratio"] > 0 and len(figures["tasks"][task]["seconds"]["ours"]) == 2
+        assert f"| {task} |" in table
+
+
+def test_both_ways_have_the_same_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a ViT with registers: N points, registers, patches."""
+    from benchmarks import classifier
+
+    command = "x --backbone vit_small_patch14_reg4_dinov2 --size 28 42 --points 5 --batch 1 --steps 1 --device cpu"
+    monkeypatch.setattr(sys, "argv", command.split())
+    options = classifier.parse()
+    data = classifier.Data(tmp_path, 1, options.points, None)
+    seen = []
+    for way, block in (
+        (ours := classifier.Ours(data, options), ours.model.backbone.blocks[0]),
+        (bare := classifier.Bare(data, options), bare.vit.blocks[0]),
+    ):
+        block.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+        way.train()
+    assert seen == [(1, 5 + 4 + 6, 384)] * 2
