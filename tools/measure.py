@@ -42,14 +42,28 @@ NAMES = {
 EVERYTHING = ShardChoice()
 
 
-def measure(recipe_name: str, data_root: Path, out: Path, seeds: list[int], sweep: str, changes: dict) -> dict:
-    """Runs what is missing; returns the figures of every seed and of their mean. `changes`: keys of [classify]."""
+def measure(
+    recipe_name: str,
+    data_root: Path,
+    out: Path,
+    seeds: list[int],
+    sweep: str,
+    changes: dict,
+    training: dict | None = None,
+    prefix: str = "",
+) -> dict:
+    """Runs what is missing; returns the figures of every seed.
+
+    Args:
+        changes, training: keys of [classify] and [train-classifier] to put over the recipe's.
+        prefix: of the classifiers' names, which end with the seed.
+    """
     recipe = load_recipe(recipe_name)
     generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, out, EVERYTHING)
     results, areas = {}, []
     for seed in seeds:
-        name = f"seed{seed}"
-        train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed), data_root, out)
+        name = f"{prefix}seed{seed}"
+        train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed, **training or {}), data_root, out)
         points = recipe.stage(ClassifySettings, name=name, **changes)
         classify(recipe, points, data_root, out, EVERYTHING)
         settings = recipe.stage(EvaluateSettings)

@@ -74,12 +74,13 @@ class PointBatches:
 
     def from_step(self, first: int, last: int) -> Iterator[tuple[int, Batch | None]]:
         """(step, batch) for first ≤ step < last, read ahead by threads; None when no image of a batch was usable."""
+        depth = max(1, self.workers) + 1
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            ahead = [(step, pool.submit(self._batch, step)) for step in range(first, min(first + 2, last))]
+            ahead = [(step, pool.submit(self._batch, step)) for step in range(first, min(first + depth, last))]
             for step in range(first, last):
                 number, future = ahead.pop(0)
-                if step + 2 < last:
-                    ahead.append((step + 2, pool.submit(self._batch, step + 2)))
+                if step + depth < last:
+                    ahead.append((step + depth, pool.submit(self._batch, step + depth)))
                 yield number, future.result()
 
     def _batch(self, step: int) -> Batch | None:

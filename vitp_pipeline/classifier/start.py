@@ -45,11 +45,13 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
             if model.point_slot is not None:
                 model.point_slot.copy_(source.point_slot)
     given = source.state_dict()
-    layers = {key for key in model.state_dict() if key.startswith("mask_layers.")}
-    if layers:
-        if any(key not in given or given[key].shape != model.state_dict()[key].shape for key in layers):
-            raise IncompatibleError(f"{name}: has not the mask layers of the recipe", "Make maft_layers the same")
-        model.load_state_dict({key: given[key] for key in layers}, strict=False)
+    ours, theirs = (
+        {key: value.shape for key, value in m.state_dict().items() if key.startswith("mask_layers.")}
+        for m in (model, source)
+    )
+    if ours != theirs:
+        raise IncompatibleError(f"{name}: has not the mask layers of the recipe", "Make maft_layers the same")
+    model.load_state_dict({key: given[key] for key in ours}, strict=False)
     last = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_norm."))}
     fits = source.classes == model.classes and all(
         key in given and given[key].shape == value.shape for key, value in last.items()
