@@ -132,13 +132,13 @@ def prepare(
         MissingStageError: proposals or scores are not there.
         UserError: any of its other kinds.
     """
+    by_class, by_score = headline_rule(recipe, settings, data_root)
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
-    by_class, by_score = headline_rule(recipe, settings, data_root)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,
