@@ -4,8 +4,9 @@
 
 Every fold trains a classifier without a fifth of the training images, and names the generator's masks of those. Printed
 are figures over all folds together, by point policy, average and temperature, and the temperatures that the folds fit
-to ground truth of their own held-out images (none of them enters the table). The generator has seen these images, the
-classifier has not: compare the rows of a column, and read α = 1, where the generator's names do not count.
+to ground truth of their own held-out images (used in the table if the recipe says `calibrated`). The generator has
+seen these images, the classifier has not: compare the rows of a column, and read α = 1, where the generator's names do
+not count.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from vitp_pipeline.recipe import (
     parse_changes,
 )
 from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.classify import fitted_temperature
 from vitp_pipeline.stages.proposals import generate_proposals
 from vitp_pipeline.stages.train import split_samples, train_classifier
 
@@ -107,7 +109,8 @@ def held_out_images(
         folds = {"hold_out": hold_out, "hold_out_fold": fold}
         name = fingerprint(identity_of(recipe.stage(TrainSettings, **changes, **folds)))[:12]
         settings = recipe.stage(TrainSettings, **changes, **folds, name=name)
-        model = load_classifier(train_classifier(recipe, settings, data_root, out))
+        path = train_classifier(recipe, settings, data_root, out)
+        model = load_classifier(path)
         fitted.append(model.config.temperature_nll)
         classify = recipe.stage(ClassifySettings)
         for sample in split_samples(dataset.samples, hold_out, fold)[1]:
@@ -117,7 +120,8 @@ def held_out_images(
             logits = {}
             for policy in policies:
                 where = torch.from_numpy(normalise_points(points_of(record, policy), record.view.original))[None]
-                logits[policy] = point_logits(model, image, where, classify.flip, classify.precision)[0]
+                found = point_logits(model, image, where, classify.flip, classify.precision)[0]
+                logits[policy] = found / (fitted_temperature(model, path) if classify.calibrated else 1.0)
             yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
     say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
 
