@@ -1,4 +1,4 @@
-"""The ablations of docs/ablations.md: one small recipe, a row for every change to it, all on the same proposals.
+"""Ablations: one small recipe, a row for every change to it, all on the same proposals.
 
     python tools/ablations.py --data-root ../shared/data/coco --out runs/ablations
 
@@ -28,16 +28,16 @@ def run_row(row: dict[str, Any], data_root: Path, out: Path, seeds: list[int]) -
             of a training that comes first, which `train` starts from by init_from.
     """
     recipe, classify = row.get("recipe", "coco-sample-ablation"), row.get("classify", {})
+    own = row["name"] if {"recipe", "before", "train"} & row.keys() else "base"  # the others share its classifier
     found = []
     for seed in seeds:
         train = dict(row.get("train", {}))
         if "before" in row:
-            first = f"{row['name']}-before-"
+            first = f"{own}-before-"
             measure(recipe, data_root, out, [seed], "0.4", {}, row["before"], first)
             train["init_from"] = f"{first}seed{seed}"
-        found += measure(recipe, data_root, out, [seed], "0:1:0.1", classify, train, f"{row['name']}-")[
-            "results"
-        ].values()
+        measured = measure(recipe, data_root, out, [seed], "0:1:0.1", classify, train, f"{own}-")
+        found += measured["results"].values()
     figures: dict[str, Any] = {
         "title": row["title"],
         "group": row["group"],
