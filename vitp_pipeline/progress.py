@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,3 +70,16 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
 def say(text: str) -> None:
     """One line for the person at the terminal or the log, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Hides warnings, and what a library's logger says below an error: a user of ours cannot act on them."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -26,3 +26,19 @@ def tiny_model(seed: int = 0, **changes) -> PointViT:
             if parameter.ndim > 1 and "point_layer" not in name:
                 parameter.mul_(3)
     return model
+
+
+TOY_MANIFEST = """
+name = "toy"
+classes = [
+  { name = "sky", label = 1, thing = false },
+  { name = "road", label = 2, thing = false },
+  { name = "car", label = 3, thing = true },
+]
+[labels]
+kind = "semantic-png"
+ignore = [0, 255]
+[splits.train]
+images = "images/*.*"
+labels = "labels/{stem}.png"
+"""

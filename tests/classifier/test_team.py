@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.classifier.making import TOY_MANIFEST
 from tests.datasets import making
 from vitp_pipeline.classifier.train import Trainer
 from vitp_pipeline.classifier.weights import load_classifier
@@ -35,20 +36,6 @@ hold_out = 3
 warmup = 0.0
 lr = 0.05
 precision = "float32"
-"""
-MANIFEST = """
-name = "toy"
-classes = [
-  { name = "sky", label = 1, thing = false },
-  { name = "road", label = 2, thing = false },
-  { name = "car", label = 3, thing = true },
-]
-[labels]
-kind = "semantic-png"
-ignore = [0, 255]
-[splits.train]
-images = "images/*.*"
-labels = "labels/{stem}.png"
 """
 TRAININGS = """
 import contextlib, json, sys
@@ -99,7 +86,7 @@ def place(tmp_path: Path) -> Path:
     # of the other data process 1 alone meets an image that it cannot do without
     dataset = Dataset(making.write_semantic(folder / "bad", 9), folder / "bad", "train")
     making.truncate(split_samples(dataset.samples, 3)[1][1].image, 0.5)
-    (folder / "toy.toml").write_text(MANIFEST)
+    (folder / "toy.toml").write_text(TOY_MANIFEST)
     (folder / "r.toml").write_text(RECIPE)
     return folder
 

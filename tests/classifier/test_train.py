@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import Block
 from timm.optim import param_groups_layer_decay
 
-from tests.classifier.making import ARGS, tiny_model
+from tests.classifier.making import ARGS, TOY_MANIFEST, tiny_model
 from tests.datasets import making
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.data import PointBatches
@@ -207,25 +207,11 @@ norm = "batch"
 crop_scale = [0.4, 1.0]
 hold_out = 1
 """
-MANIFEST = """
-name = "toy"
-classes = [
-  { name = "sky", label = 1, thing = false },
-  { name = "road", label = 2, thing = false },
-  { name = "car", label = 3, thing = true },
-]
-[labels]
-kind = "semantic-png"
-ignore = [0, 255]
-[splits.train]
-images = "images/*.*"
-labels = "labels/{stem}.png"
-"""
 
 
 @pytest.fixture
 def train(dataset: Dataset, tmp_path: Path):
-    (tmp_path / "toy.toml").write_text(MANIFEST)
+    (tmp_path / "toy.toml").write_text(TOY_MANIFEST)
     (tmp_path / "r.toml").write_text(RECIPE)
     recipe = load_recipe(tmp_path / "r.toml")
 

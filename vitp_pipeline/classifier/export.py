@@ -27,9 +27,6 @@ import dataclasses
 import io
 import json
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ from torch import Tensor, nn
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.classifier.model import PointViT, offset_positions
 from vitp_pipeline.errors import UsageError, UserError
+from vitp_pipeline.progress import quiet
 
 SUFFIXES = (".onnx", ".pt2")
 _LARGEST_ONNX = 2**31 - 2**20
@@ -108,7 +106,7 @@ def _inputs(model: PointViT, batch: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _traced(model: PointViT) -> torch.export.ExportedProgram:
-    with _quiet(), torch.no_grad():
+    with quiet(logging.getLogger("torch.onnx")), torch.no_grad():
         # sizes 0 and 1 would be taken for fixed ones
         return torch.export.export(model, _inputs(model, 2, 5), dynamic_shapes=_free_sizes())
 
@@ -127,7 +125,7 @@ def _onnx(model: PointViT, program: torch.export.ExportedProgram, about: dict[st
         raise UsageError(f"ONNX needs the package {error.name}", "pip install 'vitp-pipeline[export]'") from error
     if sum(p.numel() * p.element_size() for p in model.parameters()) > _LARGEST_ONNX:
         raise UsageError("this classifier's weights are larger than one ONNX file can be", "Export it as .pt2")
-    with _quiet():
+    with quiet(logging.getLogger("torch.onnx")):
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -161,17 +159,3 @@ def _largest_difference(model: PointViT, run) -> float:
         expected = model(*inputs)
         largest = max(largest, ((run(*inputs) - expected).abs().max() / expected.abs().max()).item())
     return largest
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' talk about their own insides."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

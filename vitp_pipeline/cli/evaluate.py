@@ -49,6 +49,8 @@ def register(app: typer.Typer) -> None:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
         """
+        from dataclasses import fields
+
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
@@ -62,8 +64,8 @@ def register(app: typer.Typer) -> None:
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
         # scores are found by the settings that classify made them with, so its keys can be given here too
         given = parse_changes(changes)
-        keys = ("flip", "temperature", "precision", "average", "calibrated")
-        of_classify = {k: given.pop(k) for k in list(given) if k in keys}
+        own, others = ({field.name for field in fields(kind)} for kind in (EvaluateSettings, ClassifySettings))
+        of_classify = {k: given.pop(k) for k in list(given) if k in others - own}
         settings = loaded.stage(EvaluateSettings, **flags | given)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)

@@ -7,9 +7,7 @@ the last decoder layer, before the library upsamples it.
 from __future__ import annotations
 
 import importlib
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_chec
 from vitp_pipeline.generators.configs import resolve_config
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.geometry import Size, View
+from vitp_pipeline.progress import quiet
 
 # What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
 OTHER_GEOMETRY = re.compile("Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale")
@@ -163,15 +162,8 @@ def _quiet() -> Iterator[None]:
     """Hide warnings and log lines of OpenMMLab about its own code: a user of ours cannot act on them."""
     from mmengine.logging import MMLogger
 
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet(MMLogger.get_current_instance()):
+        yield
 
 
 def _read_config(path: Path) -> Any:
