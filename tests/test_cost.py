@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -116,7 +117,7 @@ def test_a_mask2former_costs_what_its_layers_say() -> None:
             seen.macs += 4 * samples
 
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in generator._model.modules()]
-    found = generator.forward_blank((64, 96))
+    found = generator.forward([np.zeros((64, 96, 3), np.uint8)])[0]
     for handle in handles:
         handle.remove()
     layers, channels = generator._head.num_transformer_decoder_layers, 64

@@ -41,6 +41,7 @@ from vitp_pipeline.demo import scenes
 from vitp_pipeline.fusion import named_probs
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from vitp_pipeline.generators.views import propose
 from vitp_pipeline.metrics.panoptic import PanopticQuality
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.points import max_points
@@ -125,7 +126,7 @@ def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> Non
     panoptic = [PanopticQuality(classes, things) for _ in range(2)]
     right = named = 0.0
     for scene in held_out:
-        (proposals,) = generator.propose([scene.image])
+        (proposals,) = propose(generator, [scene.image])
         masks, view, protocol = proposals.mask_logits, proposals.view, generator.protocol
         truth = class_map(scene)
         truths = [GroundTruthSegment(s.id, s.category.id - 1, False) for s in scene.segments]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,9 +77,9 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
 
 
 def generator_cost(generator: OpenMMLabGenerator, size: Size) -> Cost:
-    """A built generator on a blank image of (height, width), which it may pad; runs for real."""
+    """A built generator on a blank frame of (height, width), which it may pad; runs for real."""
     seen: list[Size] = []
-    flops = count_flops(lambda: seen.append(generator.forward_blank(size).view.padded))
+    flops = count_flops(lambda: seen.append(generator.forward([np.zeros((*size, 3), np.uint8)])[0].padded))
     n, classes = generator.num_queries, generator.num_classes
     return Cost("generator", generator.config.stem, seen[0], n, classes, 1, generator.parameters, flops)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from vitp_pipeline.generators.views import propose
 
 MODELS = {
     "camvid": ("mask2former-efficientnet_lite0-camvid", "data/camvid/images/val", 11),
@@ -43,7 +44,7 @@ def case(request: pytest.FixtureRequest, shared: Path) -> SimpleNamespace:
         images=images,
         num_classes=num_classes,
         generator=generator,
-        singles=[generator.propose([image])[0] for image in images],
+        singles=[propose(generator, [image])[0] for image in images],
     )
 
 
@@ -108,9 +109,9 @@ def test_batch_equals_singles_in_order(case: SimpleNamespace) -> None:
     first, second, third = case.images[:3]
     second = np.ascontiguousarray(np.resize(second[::-1], first.shape))
     batch = [first, third[:200, :150], second]
-    together = case.generator.propose(batch)
+    together = propose(case.generator, batch)
     for image, got in zip(batch, together, strict=True):
-        alone = case.generator.propose([image])[0]
+        alone = propose(case.generator, [image])[0]
         assert got.view == alone.view
         torch.testing.assert_close(got.mask_logits, alone.mask_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(got.class_logits, alone.class_logits, atol=1e-4, rtol=0)
@@ -120,7 +121,7 @@ def test_quiet_about_what_nobody_can_mend(case: SimpleNamespace, capfd: pytest.C
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generator = OpenMMLabGenerator(case.config, None)
-        generator.propose([case.images[0][:64, :96]])
+        propose(generator, [case.images[0][:64, :96]])
     out, err = capfd.readouterr()
     assert out + err == ""
 
@@ -131,7 +132,7 @@ def test_safetensors_give_the_same(case: SimpleNamespace, tmp_path: Path) -> Non
     state = torch.load(case.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "a.safetensors")
     generator = OpenMMLabGenerator(case.config, tmp_path / "a.safetensors")
-    assert torch.equal(generator.propose(case.images[:1])[0].mask_logits, case.singles[0].mask_logits)
+    assert torch.equal(propose(generator, case.images[:1])[0].mask_logits, case.singles[0].mask_logits)
     # The file names no classes, the config does.
     assert generator.classes == case.generator.classes
 
@@ -196,7 +197,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_random_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     image = picture(40, 50)
-    first, again, other = (tiny(tmp_path, seed).propose([image])[0].mask_logits for seed in (1, 1, 2))
+    first, again, other = (propose(tiny(tmp_path, seed), [image])[0].mask_logits for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -205,7 +206,7 @@ def test_random_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
 
 def test_resize_is_the_configs_own(tmp_path: Path) -> None:
     """keep_ratio within 160 x 80: 60 x 100 becomes 80 x 133, and the network sees 96 x 160."""
-    view = tiny(tmp_path).propose([picture(60, 100)])[0].view
+    view = propose(tiny(tmp_path), [picture(60, 100)])[0].view
     assert (view.original, view.resized, view.padded, view.mask) == (
         (60, 100),
         (80, 133),
@@ -221,7 +222,7 @@ def test_resized_labels_equal_those_of_mmseg(tmp_path: Path) -> None:
     torch.save({"state_dict": generator._model.state_dict()}, tmp_path / "tiny.pth")
     model = mmseg_model(tmp_path / "tiny.py", tmp_path / "tiny.pth")
     result = inference_model(model, np.ascontiguousarray(image[:, :, ::-1]))
-    assert torch.equal(labels_mmseg1(generator.propose([image])[0]), result.pred_sem_seg.data[0])
+    assert torch.equal(labels_mmseg1(propose(generator, [image])[0]), result.pred_sem_seg.data[0])
 
 
 def test_colour_order(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_colour_order(tmp_path: Path) -> None:
     red[..., 0] = 201
     seen = []
     generator._model.backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    generator.propose([red])
+    propose(generator, [red])
     assert seen[0].shape == (1, 3, 96, 160)
     assert seen[0][0, :, 0, 0].tolist() == [100.0, -0.5, -0.5]
 
@@ -278,10 +279,10 @@ def test_a_model_without_queries() -> None:
 
 def test_faulty_images(tmp_path: Path) -> None:
     generator = tiny(tmp_path)
-    assert generator.propose([]) == []
+    assert propose(generator, []) == []
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(InputError, match="RGB uint8"):
-            generator.propose([image])
+            propose(generator, [image])
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
@@ -307,7 +308,7 @@ def test_maskformer_of_mmseg_equals_its_own_inference(tmp_path: Path) -> None:
     result = inference_model(
         mmseg_model(tmp_path / "small.py", tmp_path / "small.pth"), np.ascontiguousarray(image[:, :, ::-1])
     )
-    assert torch.equal(labels_mmseg1(generator.propose([image])[0]), result.pred_sem_seg.data[0])
+    assert torch.equal(labels_mmseg1(propose(generator, [image])[0]), result.pred_sem_seg.data[0])
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +342,7 @@ def test_panoptic_swin_of_mmdet(swin: OpenMMLabGenerator, shared: Path) -> None:
     assert swin.protocol == "mmdet"
     assert (swin.num_classes, swin.num_queries) == (133, 100)
     assert (swin.classes[0], swin.classes[79], swin.classes[80]) == ("person", "toothbrush", "banner")
-    proposals = swin.propose([image])[0]
+    proposals = propose(swin, [image])[0]
     view = proposals.view
     assert view.original == image.shape[:2]
     assert min(view.resized) == 800 or max(view.resized) == 1333

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from vitp_pipeline.geometry import View
+from vitp_pipeline.geometry import Size, View
 
 if TYPE_CHECKING:
     import torch
@@ -30,22 +30,47 @@ class Proposals:
     view: View
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a network says of one frame.
+
+    Attributes:
+        mask_logits: (Q, h, w) float32 on any device, before the sigmoid, over the padded frame.
+        class_logits: (Q, K + 1) float32 on the same device, before the softmax, "no object" last.
+        padded: (height, width) of the tensor that entered the network: the frame, padded right and bottom.
+    """
+
+    mask_logits: torch.Tensor
+    class_logits: torch.Tensor
+    padded: Size
+
+
 @runtime_checkable
 class Generator(Protocol):
-    """A frozen network that proposes masks.
+    """A frozen network that proposes masks. `propose` (generators/views.py) asks it for the views of an image.
 
     Attributes:
         classes: the K class names in the order of the class logits, or None when nothing names them.
-        protocol: the order of upsampling, sigmoid, crop and resize for its masks: "mmseg1" or "mmdet".
+        protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `assemble.upsample.PROTOCOLS`.
+        describe: one line for people: which network, which weights, which device.
     """
 
     classes: tuple[str, ...] | None
     protocol: str
+    describe: str
 
-    def propose(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """Proposals of every image, in order.
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image at the size at which the network wants to see it.
 
         Args:
-            images: RGB uint8 (H, W, 3), each of any size.
+            image: RGB uint8 (H, W, 3) of any size.
+        Returns:
+            A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: mirror or cut it, nothing else.
+        Raises:
+            InputError: the image is of another shape or type.
         """
+        ...
+
+    def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
+        """Normalises, pads and runs frames of any sizes; one output each, in order."""
         ...

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
-from vitp_pipeline.generators.base import Proposals
+from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
 from vitp_pipeline.generators.configs import resolve_config
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
-from vitp_pipeline.geometry import Size, View
+from vitp_pipeline.geometry import Size
 from vitp_pipeline.progress import quiet
 
 # What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
@@ -66,6 +66,7 @@ class OpenMMLabGenerator:
             self._pipeline = _build_pipeline(self.config, settings, library)
             self._model.to(self.device)
         self._head = _head(self.config, self._model, library)
+        self._sample_type = _sample_type(library)
         self.num_classes = int(self._head.num_classes)
         self.num_queries = int(self._head.num_queries)
         self.crop_size = _crop_size(settings)
@@ -77,74 +78,52 @@ class OpenMMLabGenerator:
             f"config {self.config.name}, {origin}, on {self.device}"
         )
 
-    @torch.inference_mode()
-    def propose(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """Proposals of every image, in order; images that become equally large share one forward.
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image through the config's test pipeline; see `Generator.resize`. Channels stay in mmcv's order, BGR."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        size = image.shape[:2]
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        with _quiet():
+            # as if the pipeline's loader had just read it
+            sample = self._pipeline({"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0})
+        return sample["inputs"].permute(1, 2, 0).numpy()
 
-        Args:
-            images: RGB uint8 (H, W, 3).
-        Returns:
-            Per image: mask logits (Q, h, w) and class logits (Q, K + 1), float32 on the generator's device.
-        Raises:
-            InputError: an image is of another shape or type.
-        """
-        results: list[Proposals | None] = [None] * len(images)
+    @torch.inference_mode()
+    def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
+        """What the network says of frames; equally large ones share one forward. See `Generator.forward`."""
+        results: dict[int, Output] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, frame in enumerate(frames):
+            groups.setdefault(frame.shape, []).append(index)
         # No TF32: logits must agree between batch sizes and with the CPU.
         with _quiet(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            prepared = [self._prepare(image) for image in images]
-            groups: dict[tuple[int, ...], list[int]] = {}
-            for index, sample in enumerate(prepared):
-                groups.setdefault(tuple(sample["inputs"].shape), []).append(index)
             for members in groups.values():
-                sizes = [images[index].shape[:2] for index in members]
-                for index, proposals in zip(members, self._forward([prepared[i] for i in members], sizes), strict=True):
-                    results[index] = proposals
-        return [proposals for proposals in results if proposals is not None]
+                results |= zip(members, self._forward_equal([frames[index] for index in members]), strict=True)
+        return [results[index] for index in range(len(frames))]
 
     @property
     def parameters(self) -> int:
         """How many numbers the network could learn."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
-    @torch.inference_mode()
-    def forward_blank(self, size: Size) -> Proposals:
-        """One forward of a black image of (height, width), past the test pipeline's resize: for counting its work."""
-        with _quiet():
-            sample = self._prepare(np.zeros((*size, 3), np.uint8))
-            sample["inputs"] = torch.zeros(3, *size, dtype=torch.uint8)
-            sample["data_samples"].set_metainfo({"img_shape": size, "ori_shape": size})
-            return next(self._forward([sample], [size]))
-
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """One image through the test pipeline, as if its loader had just read it."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        bgr = np.ascontiguousarray(image[:, :, ::-1])
-        size = image.shape[:2]
-        loaded = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
-        sample = self._pipeline(loaded)
-        resized = tuple(sample["inputs"].shape[-2:])
-        sample["data_samples"].set_metainfo({"img_shape": resized, "ori_shape": size})
-        return sample
-
-    def _forward(self, samples: list[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> Iterator[Proposals]:
-        """One forward of equally large samples; `sizes` are those of the original images."""
-        resized = tuple(samples[0]["inputs"].shape[-2:])
-        batch = self._model.data_preprocessor(
-            {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}, False
-        )
-        tensor, data_samples = batch["inputs"], batch["data_samples"]
+    def _forward_equal(self, frames: Sequence[np.ndarray]) -> Iterator[Output]:
+        """One forward of frames of one size."""
+        size = frames[0].shape[:2]
+        tensors = [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames]
+        samples = [self._sample_type(metainfo={"img_shape": size, "ori_shape": size}) for _ in frames]
+        batch = self._model.data_preprocessor({"inputs": tensors, "data_samples": samples}, False)
+        tensor, samples = batch["inputs"], batch["data_samples"]
         if self.protocol == "mmseg1":
-            for data_sample in data_samples:
+            for sample in samples:
                 # mmseg's MaskFormer head takes the image's size for the batch's, in training as in testing:
                 # its attention never hides the padding, and weights trained so expect it.
-                data_sample.set_metainfo({"batch_input_shape": resized})
-        class_logits, mask_logits = self._head(self._model.extract_feat(tensor), data_samples)
-        for classes, masks, original in zip(class_logits[-1], mask_logits[-1], sizes, strict=True):
+                sample.set_metainfo({"batch_input_shape": size})
+        class_logits, mask_logits = self._head(self._model.extract_feat(tensor), samples)
+        for classes, masks in zip(class_logits[-1], mask_logits[-1], strict=True):
             # The masks span the tensor that entered. `pad_shape` in the metainfo is not always its size:
             # mmseg sets none without a test_cfg, mmdet gives what the image alone would have needed.
-            view = View(tuple(original), resized, tuple(tensor.shape[-2:]), tuple(masks.shape[-2:]))
-            yield Proposals(masks.float(), classes.float(), view)
+            yield Output(masks.float(), classes.float(), tuple(tensor.shape[-2:]))
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -254,6 +233,14 @@ def _head(path: Path, model: Any, library: str) -> Any:
             mend="Use a MaskFormer or Mask2Former of mmsegmentation or mmdetection",
         )
     return head
+
+
+def _sample_type(library: str) -> type:
+    if library == "mmseg":
+        from mmseg.structures import SegDataSample as SampleType
+    else:
+        from mmdet.structures import DetDataSample as SampleType
+    return SampleType
 
 
 def _build_pipeline(path: Path, settings: Any, library: str) -> Any:

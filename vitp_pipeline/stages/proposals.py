@@ -153,10 +153,12 @@ class ProposalMaker:
         Raises:
             Exception: the generator's own, while it has not managed any image: the fault is then not the image's.
         """
+        from vitp_pipeline.generators.views import propose
+
         if not pictures:
             return {}, {}
         try:
-            found = dict(zip(pictures, self.generator.propose(list(pictures.values())), strict=True))
+            found = dict(zip(pictures, propose(self.generator, list(pictures.values())), strict=True))
         except (RuntimeError, ValueError, MemoryError) as error:
             if len(pictures) == 1:
                 if not self.managed:
