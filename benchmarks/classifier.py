@@ -140,16 +140,16 @@ class Ours:
 
     @cached_property
     def model(self):
-        from vitp_pipeline.stages.train import build_model
+        from vitp_pipeline.classifier.build import build_model
 
         return build_model(self.settings, self.data.recipe.manifest.class_names).to(self.device)
 
     @cached_property
     def maker(self):
         from vitp_pipeline.artifacts.proposals import open_proposals
+        from vitp_pipeline.classifier.build import build_model
         from vitp_pipeline.classifier.weights import save_classifier
         from vitp_pipeline.stages.classify import ClassMaker, classes_run
-        from vitp_pipeline.stages.train import build_model
 
         out = self.data.root / "run"
         file, proposals = out / "classifier.safetensors", open_proposals(out)

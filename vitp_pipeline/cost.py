@@ -64,7 +64,7 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
     Raises:
         UsageError: as for `build_model`.
     """
-    from vitp_pipeline.stages.train import build_model
+    from vitp_pipeline.classifier.build import build_model
 
     with torch.device("meta"):
         model = build_model(settings, tuple(f"class {k}" for k in range(classes))).eval()

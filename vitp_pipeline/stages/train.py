@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_js
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.classifier.sources import parse_mixture
-from vitp_pipeline.datasets import IGNORE, Dataset, Sample
+from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
@@ -22,7 +23,11 @@ from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
 from vitp_pipeline.team import ALONE, Team
 
 if TYPE_CHECKING:
+    import torch
+
     from vitp_pipeline.artifacts.proposals import ProposalStore
+    from vitp_pipeline.classifier.data import PointBatches
+    from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.model import PointViT
 
 
@@ -107,69 +112,31 @@ def _train(
     team: Team,
 ) -> None:
     """Builds, trains, saves; done.json says what was left out, and why."""
-    import torch
-
-    from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.build import starting_model
     from vitp_pipeline.classifier.calibration import held_out_temperature
-    from vitp_pipeline.classifier.data import PointBatches
-    from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
     from vitp_pipeline.classifier.folder import TrainingFolder
-    from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches, HeldOutMasks, MaskBatches
-    from vitp_pipeline.classifier.start import start_from
-    from vitp_pipeline.classifier.train import Trainer
+    from vitp_pipeline.classifier.mask_data import HeldOutMasks
     from vitp_pipeline.classifier.validation import POINTS, HeldOut
-    from vitp_pipeline.classifier.weights import load_classifier
     from vitp_pipeline.devices import choose_device
 
     device = team.device(choose_device(settings.device))
     training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
-    parent = None if start is None else load_classifier(start)
-    torch.manual_seed(settings.seed)
-    model = build_model(settings, dataset.spec.class_names, "plain" if parent is None else parent.config.pos_embed)
-    if parent is None:
-        _load_weights(model, settings, weights)
-    else:
-        kept = start_from(model, parent, str(start))
-        if team.leads:
-            say(f"train-classifier: starts from {start}, {'its head included' if kept else 'with a new head'}")
-    augmentation = Augmentation(
-        settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter, settings.hue_jitter
-    )
-    source = (
-        dataset,
-        training,
-        settings.image_size,
-        settings.points_per_image,
-        settings.batch_size * settings.accumulate,
-        augmentation,
-        settings.sampling,
-        settings.seed,
-        settings.workers,
-        parse_mixture(settings.data),
-        settings.coarse_erosion,
-    )
-    if masks is not None:
-        batches: PointBatches = GeneratedMaskBatches(*source, grid=model.grid, masks=masks, team=team)
-    elif settings.prompt == "mask":
-        batches = MaskBatches(*source, grid=model.grid, team=team)
-    else:
-        batches = PointBatches(*source, team=team)
+    model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
+    batches = _batches(dataset, training, settings, masks, model.grid, team)
     about = {
         "fingerprint": fingerprint,
         "manifest": dataset.spec.name,
         "held_out": [sample.image_id for sample in held_out],
         "settings": identity_of(settings),
     }
+    files = TrainingFolder(folder, about)
     held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
     validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
     evaluate = (lambda model: validate(model).figures()) if validate else None
-    files = TrainingFolder(folder, about)
+    if team.leads:
+        say(f"train-classifier: starts {origin}")
     began = time.monotonic()
-    if settings.fit == "discriminant":
-        DiscriminantTrainer(model, batches, settings, files, device, evaluate, team).run()
-    else:
-        prior = torch.from_numpy(_log_prior(dataset, training, settings, team)) if settings.class_prior else None
-        Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+    _fit(model, batches, settings, files, device, evaluate, team)
     team.merge(batches.skipped)
     usable = len(training) - len(batches.skipped)
     if not usable:
@@ -194,6 +161,64 @@ def _train(
         say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
 
 
+def _batches(
+    dataset: Dataset,
+    training: list[Sample],
+    settings: TrainSettings,
+    masks: ProposalStore | None,
+    grid: tuple[int, int],
+    team: Team,
+) -> PointBatches:
+    """What the model is shown: points or boxes, the masks of the ground truth, or generated ones."""
+    from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.data import PointBatches
+    from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches, MaskBatches
+
+    source = (
+        dataset,
+        training,
+        settings.image_size,
+        settings.points_per_image,
+        settings.batch_size * settings.accumulate,
+        Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter, settings.hue_jitter),
+        settings.sampling,
+        settings.seed,
+        settings.workers,
+        parse_mixture(settings.data),
+        settings.coarse_erosion,
+    )
+    if masks is not None:
+        return GeneratedMaskBatches(*source, grid=grid, masks=masks, team=team)
+    if settings.prompt == "mask":
+        return MaskBatches(*source, grid=grid, team=team)
+    return PointBatches(*source, team=team)
+
+
+def _fit(
+    model: PointViT,
+    batches: PointBatches,
+    settings: TrainSettings,
+    files: TrainingFolder,
+    device: torch.device,
+    evaluate: Callable[[PointViT], dict[str, float]] | None,
+    team: Team,
+) -> None:
+    """Trains `model` by gradients, or fits its head in closed form."""
+    import torch
+
+    from vitp_pipeline.classifier.discriminant import DiscriminantTrainer
+    from vitp_pipeline.classifier.prior import log_prior
+    from vitp_pipeline.classifier.train import Trainer
+
+    if settings.fit == "discriminant":
+        DiscriminantTrainer(model, batches, settings, files, device, evaluate, team).run()
+        return
+    prior = None
+    if settings.class_prior:
+        prior = settings.class_prior * torch.from_numpy(log_prior(batches, team))
+    Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+
+
 def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
     """(training, held-out) samples. The held-out ones do not depend on the training's seed; those of different folds
     are disjoint.
@@ -209,33 +234,6 @@ def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[
     held = set(order[fold * hold_out : (fold + 1) * hold_out].tolist())
     training = [s for i, s in enumerate(samples) if i not in held]
     return training, [s for i, s in enumerate(samples) if i in held]
-
-
-def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: str = "plain") -> PointViT:
-    """The untrained model that the settings describe; how positions are read belongs to the weights it starts from."""
-    from vitp_pipeline.classifier.mask_prompt import make_classifier
-    from vitp_pipeline.classifier.model import ModelConfig
-
-    return make_classifier(
-        ModelConfig(
-            backbone=settings.backbone,
-            classes=classes,
-            image_size=(settings.image_size[0], settings.image_size[1]),
-            backbone_args=settings.backbone_args,
-            depth=settings.depth,
-            taps=settings.taps,
-            point_token=settings.point_token,
-            attention=settings.attention,
-            head=settings.head,
-            norm=settings.norm,
-            dropout=settings.dropout,
-            drop_path=settings.drop_path,
-            prompt=settings.prompt,
-            mask_form=settings.mask_form,
-            maft_layers=settings.maft_layers,
-            pos_embed=pos_embed,
-        )
-    )
 
 
 def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) -> ProposalStore:
@@ -297,42 +295,3 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) 
     if not path.exists():
         raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")
     return path
-
-
-def _load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) -> None:
-    from vitp_pipeline.classifier.model import load_backbone_weights
-    from vitp_pipeline.classifier.weights import read_backbone
-
-    if isinstance(weights, Path):
-        load_backbone_weights(model, read_backbone(weights), weights.name)
-    elif weights == "hub":
-        import timm
-
-        try:
-            hub = timm.create_model(
-                settings.backbone,
-                pretrained=True,
-                num_classes=0,
-                img_size=model.backbone.patch_embed.img_size,  # timm knows how each table is to be resampled
-            )
-        except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
-            raise InputError(
-                f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",
-                "Give a local file as `weights`",
-            ) from error
-        load_backbone_weights(model, hub.state_dict(), settings.backbone)
-
-
-def _log_prior(dataset: Dataset, training: list[Sample], settings: TrainSettings, team: Team) -> np.ndarray:
-    """(K,) float32: `class_prior` · log of each class's share of class-balanced points, add-one smoothed, mean 0."""
-    points = np.zeros(len(dataset.spec.classes))
-    for sample in training[team.rank :: team.size]:
-        try:
-            present = np.unique(dataset.read_semantic(sample))
-        except InputError:
-            continue  # reported when training reads it
-        present = present[present != IGNORE]
-        points[present] += settings.points_per_image / max(1, len(present))
-    share = 1 + team.add(points)
-    log = np.log(share / share.sum())
-    return (settings.class_prior * (log - log.mean())).astype(np.float32)

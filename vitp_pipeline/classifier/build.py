@@ -1,0 +1,86 @@
+"""The classifier that settings describe, and the weights with which its training begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+
+from vitp_pipeline.classifier.mask_prompt import make_classifier
+from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
+from vitp_pipeline.classifier.start import start_from
+from vitp_pipeline.classifier.weights import load_classifier, read_backbone
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.recipe import TrainSettings
+
+
+def starting_model(
+    settings: TrainSettings, classes: tuple[str, ...], weights: Path | str, start: Path | None
+) -> tuple[PointViT, str]:
+    """The model that training begins with: drawn from the seed, then its backbone from `weights`, or all that fits
+    from another classifier; and a few words for people on where it starts.
+
+    Args:
+        weights: file of a backbone, "hub" or "from scratch".
+        start: file of the classifier to start from, which comes before `weights`.
+    Raises:
+        InputError, CorruptError, IncompatibleError: a file that is unreadable, or of another kind of model.
+    """
+    parent = None if start is None else load_classifier(start)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, classes, "plain" if parent is None else parent.config.pos_embed)
+    if parent is None:
+        load_weights(model, settings, weights)
+        return model, f"from {weights.name if isinstance(weights, Path) else weights}"
+    kept = start_from(model, parent, str(start))
+    return model, f"from {start}, {'its head included' if kept else 'with a new head'}"
+
+
+def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: str = "plain") -> PointViT:
+    """The untrained model that the settings describe; how positions are read belongs to the weights it starts from."""
+    return make_classifier(
+        ModelConfig(
+            backbone=settings.backbone,
+            classes=classes,
+            image_size=(settings.image_size[0], settings.image_size[1]),
+            backbone_args=settings.backbone_args,
+            depth=settings.depth,
+            taps=settings.taps,
+            point_token=settings.point_token,
+            attention=settings.attention,
+            head=settings.head,
+            norm=settings.norm,
+            dropout=settings.dropout,
+            drop_path=settings.drop_path,
+            prompt=settings.prompt,
+            mask_form=settings.mask_form,
+            maft_layers=settings.maft_layers,
+            pos_embed=pos_embed,
+        )
+    )
+
+
+def load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) -> None:
+    """Puts pre-trained weights into the backbone: a file's, timm's own ("hub"), or none ("from scratch").
+
+    Raises:
+        InputError: unreadable, or not to be fetched.
+        IncompatibleError: of another backbone.
+    """
+    if isinstance(weights, Path):
+        load_backbone_weights(model, read_backbone(weights), weights.name)
+    elif weights == "hub":
+        try:
+            hub = timm.create_model(
+                settings.backbone,
+                pretrained=True,
+                num_classes=0,
+                img_size=model.backbone.patch_embed.img_size,  # timm knows how each table is to be resampled
+            )
+        except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
+            raise InputError(
+                f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",
+                "Give a local file as `weights`",
+            ) from error
+        load_backbone_weights(model, hub.state_dict(), settings.backbone)
