@@ -10,6 +10,7 @@ from tests.classifier.making import tiny_model
 from tests.datasets import making
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.classifier.prior import log_prior
 from vitp_pipeline.classifier.sources import Boxes, Mixture, parse_mixture, read_truth
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.datasets.spec import SplitSpec
@@ -192,3 +193,20 @@ def test_boxes_in_classifier_coordinates() -> None:
     assert normalise_boxes(np.array(edges), (10, 40)) == pytest.approx(np.array(golden), abs=1e-6)
     # the centre is where the point between the two middle pixels would be
     assert normalise_boxes(np.array([4, 6, 8, 10]), (10, 40))[:2] == pytest.approx(normalise_points([6, 8], (10, 40)))
+
+
+# ---- how often classes are drawn ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [("fine",), ("boxes",), ("fine=3", "boxes=1"), ("coarse",)])
+def test_the_prior_is_the_share_of_drawn_points(coco: Dataset, data: tuple[str, ...]) -> None:
+    """Beside a count of what 100 epochs of batches really draw."""
+    source = batches(coco, *data, batch_size=6)
+    prior = log_prior(source)
+    drawn = np.zeros(len(coco.spec.classes))
+    for epoch in range(100):
+        drawn += np.bincount(source._batch(epoch).classes.flatten(), minlength=len(drawn))
+    expected = np.exp(prior) / np.exp(prior).sum()
+    counted = (1 + drawn / 100) / (1 + drawn / 100).sum()
+    np.testing.assert_allclose(expected, counted, atol=0.01)
+    assert abs(prior.mean()) < 1e-6

@@ -366,6 +366,16 @@ def test_compiled_training_agrees(train, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(made) == 1
 
 
+def test_a_missing_compiler_is_one_line(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: object, inputs: object) -> None:
+        raise RuntimeError("no compiler here\nmore")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=refuse))
+    with pytest.raises(UserError, match=r"torch.compile fails \(no compiler here\)"):
+        train("compiled", compile=True)
+
+
 def test_the_averaged_weights_are_evaluated_and_saved(train, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, step = [], Trainer._step
 

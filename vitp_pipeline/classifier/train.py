@@ -74,7 +74,7 @@ class Trainer:
         averaged ones, with `ema`) and the best in best.safetensors.
 
         Raises:
-            UserError: the loss stopped being finite.
+            UserError: the loss stopped being finite, or torch.compile finds no working compiler.
             StorageError: disk full; the last checkpoint stays good.
         """
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
@@ -147,9 +147,12 @@ class Trainer:
     def _summed_loss(self, batch: Batch) -> Tensor:
         images = self.model.normalise(batch.images.to(self.device))
         points, classes = batch.points.to(self.device), batch.classes.to(self.device)
-        with mixed_precision(self.settings.precision, self.device):
-            logits = self._forward(images, points)
-        logits = logits.float()
+        try:
+            with mixed_precision(self.settings.precision, self.device):
+                logits = self._forward(images, points).float()
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            raise UserError(f"compile = true: torch.compile fails ({reason})", "Set compile = false") from error
         if self.log_prior is not None:
             logits = logits + self.log_prior.to(self.device)
         return F.cross_entropy(
