@@ -136,6 +136,16 @@ def test_boxes_then_points(train, tmp_path: Path) -> None:
     assert info.value.exit_code == 4
 
 
+def test_a_trained_point_layer_may_be_frozen(train) -> None:
+    """At random, as training otherwise begins, the paper's cannot."""
+    with pytest.raises(UsageError, match="has to learn"):
+        train("frozen", backbone_lr=0.0)
+    source = load_classifier(train("boxes", data=("boxes",))).state_dict()
+    frozen = load_classifier(train("frozen", init_from="boxes", backbone_lr=0.0)).state_dict()
+    changed = {key for key, value in frozen.items() if not torch.equal(value, source[key])}
+    assert changed == {"head.weight", "head.bias"}
+
+
 def test_starts_that_cannot_be(train, tmp_path: Path) -> None:
     with pytest.raises(MissingStageError, match=r"boxes/model.safetensors"):
         train("points", init_from="boxes")

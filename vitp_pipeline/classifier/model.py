@@ -147,13 +147,7 @@ class PointViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def freeze(self) -> None:
-        """Only the head learns from now on: backbone and point layer stay as they are.
-
-        Raises:
-            UsageError: the point layer is the paper's, which starts at random and has to learn.
-        """
-        if self.config.point_token == "linear":
-            raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
+        """Only the head learns from now on: backbone and point layer stay as they are."""
         self.frozen = True
         for module in (self.backbone, self.point_layer):
             module.requires_grad_(False)

@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_json
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
-from vitp_pipeline.classifier.sources import parse_mixture
+from vitp_pipeline.classifier.sources import Mixture, parse_mixture
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.fingerprint import identity_of
@@ -42,16 +42,8 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         PartialError: trained, but without images that could not be read.
         UserError: any of its other kinds.
     """
-    if settings.keep == "best" and (settings.fit == "discriminant" or not settings.hold_out):
-        raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
-    if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
-        raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
+    mixture = check_settings(settings)
     dataset = Dataset(recipe.manifest, data_root, settings.split)
-    mixture = parse_mixture(settings.data)
-    if mixture.has_boxes and settings.point_token == "sampled":
-        raise UsageError('point_token = "sampled" reads a place, it cannot tell boxes apart', 'Use "linear" or "patch"')
-    if settings.prompt == "mask" and (settings.data != TrainSettings.data or settings.sampling == "instance-balanced"):
-        raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
     start = _start(recipe, settings, data_root, out)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
@@ -87,6 +79,23 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
             (folder / "lock").unlink(missing_ok=True)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
+
+
+def check_settings(settings: TrainSettings) -> Mixture:
+    """What `data` says, when the settings go together. Raises UsageError when they do not."""
+    if settings.keep == "best" and (settings.fit == "discriminant" or not settings.hold_out):
+        raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
+    if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
+        raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
+    frozen = settings.backbone_lr == 0 or settings.fit == "discriminant"
+    if frozen and settings.point_token == "linear" and not settings.init_from:
+        raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
+    mixture = parse_mixture(settings.data)
+    if mixture.has_boxes and settings.point_token == "sampled":
+        raise UsageError('point_token = "sampled" reads a place, it cannot tell boxes apart', 'Use "linear" or "patch"')
+    if settings.prompt == "mask" and (settings.data != TrainSettings.data or settings.sampling == "instance-balanced"):
+        raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
+    return mixture
 
 
 def _report_left_out(left_out: dict[str, str]) -> None:
