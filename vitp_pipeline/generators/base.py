@@ -59,11 +59,12 @@ class Generator(Protocol):
     protocol: str
     describe: str
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """The image at the size at which the network wants to see it.
+    def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The image at the size at which the network wants to see it, times `scale`.
 
         Args:
             image: RGB uint8 (H, W, 3) of any size.
+            scale: > 0, a factor on the family's own test sizes, shorter and longer edge alike, not on the image's.
         Returns:
             A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: mirror or cut it, nothing else.
         Raises:
