@@ -281,7 +281,7 @@ def test_classes_of_the_configs_dataset(tmp_path: Path, num_classes: int, expect
 @pytest.mark.parametrize(
     ("head", "fault"),
     [
-        ({"mode": "slide"}, "not supported yet"),
+        ({"mode": "slide"}, "without crop_size and stride"),
         ({"step": 'dict(type="RandomFlip", prob=1.0)'}, "RandomFlip"),
         ({"step": 'dict(type="mmdet.Pad", size=(9, 9))'}, "Pad"),
     ],

@@ -53,6 +53,9 @@ class Generator(Protocol):
         classes: the K class names in the order of the class logits, or None when nothing names them.
         protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `assemble.upsample.PROTOCOLS`.
         describe: one line for people: which network, which weights, which device.
+
+    An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, where the model's own
+    settings want sliding windows; None or no such attribute means that it sees images whole.
     """
 
     classes: tuple[str, ...] | None

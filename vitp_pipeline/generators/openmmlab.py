@@ -37,6 +37,7 @@ class OpenMMLabGenerator:
         protocol: "mmseg1" or "mmdet".
         num_classes: K. num_queries: Q.
         crop_size: (height, width) that the config's training pads its crops to; None when it does not say.
+        slide: ((height, width) of mmseg's windows, their stride) where its test_cfg has mode "slide", else None.
         describe: one line for people: which network, which weights, which device.
     """
 
@@ -71,6 +72,7 @@ class OpenMMLabGenerator:
         self.num_classes = int(self._head.num_classes)
         self.num_queries = int(self._head.num_queries)
         self.crop_size = _crop_size(settings)
+        self.slide = _slide(self.config, settings) if library == "mmseg" else None
         self.classes = _classes(self.config, settings, library, weights, self.num_classes)
         origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
         self.describe = (
@@ -174,11 +176,6 @@ def _library(path: Path, settings: Any) -> str:
     """The package that the model is of, by its outermost type."""
     kind = _type_name(settings.model)
     library = "mmseg" if kind.endswith("EncoderDecoder") else "mmdet"
-    if library == "mmseg" and (settings.model.get("test_cfg") or {}).get("mode", "whole") == "slide":
-        raise UserError(
-            f"{path}: sliding-window inference (test_cfg mode 'slide') is not supported yet",
-            mend="Set model.test_cfg = dict(mode='whole') if the model was trained for whole images",
-        )
     try:
         for package in dict.fromkeys(("mmdet", library)):  # mmseg's mask heads derive from mmdet's
             for module in ("registry", "models", "datasets"):
@@ -325,6 +322,16 @@ def _crop_size(settings: Any) -> Size | None:
     augments = preprocessor.get("batch_augments") or []
     sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]
     return next((tuple(map(int, size)) for size in sizes if size), None)
+
+
+def _slide(path: Path, settings: Any) -> tuple[Size, Size] | None:
+    test = settings.model.get("test_cfg") or {}
+    if test.get("mode", "whole") != "slide":
+        return None
+    window, stride = (tuple(test.get(key) or ()) for key in ("crop_size", "stride"))
+    if len(window) != 2 or len(stride) != 2:
+        raise InputError(f"{path}: test_cfg has mode 'slide' without crop_size and stride of two numbers each")
+    return window, stride
 
 
 def _classes(
