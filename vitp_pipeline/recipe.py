@@ -26,8 +26,11 @@ from vitp_pipeline.paths import PACKAGE, find_toml
 class ProposalSettings:
     """[generate-proposals]: which generator draws the masks, and what of them is kept."""
 
-    config: str = setting(identity=False, help="OpenMMLab config: a path, or a name from mmseg's or mmdet's own")
-    checkpoint: str = setting("", identity=False, help="its weights; empty = random weights, for trying out")
+    config: str = setting(
+        identity=False,
+        help="the generator: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or python:FILE.py:CLASS",
+    )
+    checkpoint: str = setting("", identity=False, help="its weights; empty = random ones, or those of the folder")
     split: str = setting("val", help="split of the manifest")
     limit: int = setting(0, help="only the first images of the split; 0 = all")
     points: tuple[str, ...] = setting(("max",), help="policies to store: max, centre, random, spread, peaks")
@@ -42,6 +45,10 @@ class ProposalSettings:
     batch_size: int = setting(1, identity=False, help="images per forward")
     device: str = setting("auto", identity=False, help="auto, cpu, cuda, cuda:1")
     peaks: int = setting(4, help="points of a mask under the policy peaks: the max point, then other local maxima")
+    task: str = setting("panoptic", help="what OneFormer is asked for: semantic, instance or panoptic")
+    test_size: tuple[int, ...] = setting(
+        (), help="shortest and longest edge of the image in transformers' models; empty = what the model's folder says"
+    )
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,7 @@ Settings = TypeVar("Settings", ProposalSettings, TrainSettings, ClassifySettings
 CHOICES: dict[str, tuple[str, ...]] = {
     "max_at": ("image", "mask"),
     "mask_dtype": ("float16", "float32"),
+    "task": ("semantic", "instance", "panoptic"),
     "point_token": ("linear", "patch", "sampled"),
     "attention": ("full", "read-only"),
     "head": ("linear", "mlp"),
@@ -369,6 +377,8 @@ def _in_range(name: str, value: Any, where: str) -> None:
         for policy in (value,) if isinstance(value, str) else value:
             if policy not in POINT_POLICIES:
                 raise UsageError(f"{where} points = {policy!r}", f"Choose among: {', '.join(POINT_POLICIES)}")
+    if name == "test_size" and value and (len(value) != 2 or not 0 < value[0] <= value[1]):
+        raise UsageError(f"{where} test_size = {list(value)}", "Give shortest and longest edge, e.g. [640, 2560]")
     if name == "data":
         parse_mixture(value)
     if name == "coarse_erosion" and not 0.0 <= value < 1.0:

@@ -32,7 +32,7 @@ class OpenMMLabGenerator:
     """A frozen mask transformer of mmseg or mmdet.
 
     Attributes:
-        config: the config file that was read.
+        config: the config file that was read. name: its name without the suffix.
         classes: from the checkpoint, else the config, else the config's dataset; None when none of them says.
         protocol: "mmseg1" or "mmdet".
         num_classes: K. num_queries: Q.
@@ -56,6 +56,7 @@ class OpenMMLabGenerator:
             UserError: the model is of a kind that this adapter does not run, or a package is missing.
         """
         self.config = resolve_config(config)
+        self.name = self.config.stem
         self.device = _device(device)
         prepare_mmcv()
         weights = read_checkpoint(checkpoint) if checkpoint is not None else None

@@ -15,8 +15,7 @@ from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.fingerprint import identity_of
-from vitp_pipeline.generators.configs import resolve_config
-from vitp_pipeline.generators.identity import describe
+from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
@@ -41,12 +40,11 @@ def generate_proposals(
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
-    config = find_config(recipe, settings.config, data_root)
-    checkpoint = recipe.find_file(settings.checkpoint, data_root) if settings.checkpoint else None
+    source = find_source(settings, lambda text: recipe.find_file(text, data_root))
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": describe(config, checkpoint, Digests(out)),
+        "generator": source.identity(Digests(out)),
         "settings": identity_of(settings),
     }
     if not (out / "proposals" / "run.json").exists():
@@ -56,26 +54,23 @@ def generate_proposals(
     return run_parts(
         run,
         shard.within(run.shards),
-        lambda: ProposalMaker(run, dataset, load_generator(config, checkpoint, settings, recipe.manifest), settings),
+        lambda: ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings),
         "proposals",
         retry_failed,
     )
 
 
-def load_generator(
-    config: Path, checkpoint: Path | None, settings: ProposalSettings, manifest: DatasetSpec
-) -> Generator:
+def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:
     """Builds the generator and holds its class list against the manifest's.
 
     Raises:
         IncompatibleError: names, order or number of classes differ.
     """
     from vitp_pipeline.devices import choose_device
-    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
 
-    generator = OpenMMLabGenerator(config, checkpoint, choose_device(settings.device), settings.seed)
+    generator = source.build(choose_device(settings.device))
     if generator.classes is not None:
-        check_classes(generator.classes, f"generator {config.name}", manifest)
+        check_classes(generator.classes, f"generator {source.name}", manifest)
     return generator
 
 
@@ -210,15 +205,3 @@ class ProposalMaker:
             logits.cpu().numpy(),
             stored.cpu().numpy().astype(settings.mask_dtype),
         )
-
-
-def find_config(recipe: Recipe, text: str, data_root: Path) -> Path:
-    """A config written as a path, or as a name of the installed packages' own (with or without .py)."""
-    if not text.endswith(".py"):
-        return resolve_config(text)
-    try:
-        return recipe.find_file(text, data_root)
-    except InputError:
-        if any(mark in text for mark in "/~{"):
-            raise
-        return resolve_config(text)
