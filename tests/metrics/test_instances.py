@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.metrics.making import Scene, coco_files, scenes
-from vitp_pipeline.assemble.instance import encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import (
@@ -29,6 +28,7 @@ from vitp_pipeline.metrics.instances import (
     overlaps,
     true_counts,
 )
+from vitp_pipeline.metrics.runlengths import encode_mask
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
@@ -132,7 +132,9 @@ def test_by_hand() -> None:
     result = ours([image], 2)
     # the sure detection has IoU 0.75: right at six thresholds; else the next one is right with precision 1/2
     np.testing.assert_allclose(result.figures()["AP"], (6 * 1 + 4 * 0.5) / 10)
-    assert result.figures()["AP50"] == pytest.approx(1, abs=1e-12) and np.isnan(result.per_class()[1])  # only a crowd: nothing to find
+    assert result.figures()["AP50"] == pytest.approx(1, abs=1e-12) and np.isnan(
+        result.per_class()[1]
+    )  # only a crowd: nothing to find
     assert math.isnan(result.figures()["AP_large"]) and result.figures()["AP_small"] == result.figures()["AP"]
 
 

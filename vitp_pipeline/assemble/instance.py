@@ -2,7 +2,7 @@
 
 Mask2Former's and OneFormer's `instance_inference` (facts §3.4) and mmdetection's `MaskFormerFusionHead` do the same:
 take the best `limit` of all (query, class) pairs by class probability, then leave out stuff; a mask is {logit > 0} at
-image resolution, its score the class probability times the mean mask probability inside. One mask may get several names.
+image resolution, its score the class probability times the mean mask probability inside. A mask may have several names.
 They differ in `limit` alone: 100 in Mask2Former and mmdetection, the number of queries in OneFormer.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 from vitp_pipeline.assemble.upsample import check_frame, check_protocol, mask_logits_at_resized, resize_planes
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
-
-Rle = dict[str, Any]
-"""A mask as pycocotools' run lengths: {"size": [height, width], "counts": bytes}."""
+from vitp_pipeline.metrics.runlengths import Rle, encode_mask
 
 _EPSILON = 1e-6  # in the mean mask probability's denominator, as in both code bases
 
@@ -107,17 +104,3 @@ def _planes(mask_logits: Tensor, view: View, protocol: str) -> Iterator[tuple[np
         else:
             plane = resize_planes(plane, view.original)[0]
             yield (plane > 0).cpu().numpy(), plane.sigmoid().cpu().numpy()
-
-
-def encode_mask(mask: np.ndarray) -> Rle:
-    """(H, W) bool → run lengths."""
-    from pycocotools import mask as coco
-
-    return coco.encode(np.asfortranarray(mask, np.uint8))
-
-
-def decode_mask(rle: Rle) -> np.ndarray:
-    """Run lengths → (H, W) bool."""
-    from pycocotools import mask as coco
-
-    return coco.decode(rle).astype(bool)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitp_pipeline.assemble.instance import Rle, decode_mask, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import mask_boundary
+from vitp_pipeline.metrics.runlengths import Rle, decode_mask, encode_mask
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -131,40 +131,32 @@ def _ratio(inter: np.ndarray, areas: np.ndarray, true_areas: np.ndarray, crowd: 
 
 def match(found: Detections, at: Overlaps, truth: TrueInstances) -> Matches:
     """Matches one image's detections with its ground truth, at all thresholds and areas at once."""
-    pieces = []
-    for category in np.unique(found.categories):
-        mine = np.flatnonzero(found.categories == category)
-        mine = mine[np.argsort(-found.scores[mine].astype(np.float64), kind="stable")][:MOST]
-        theirs = np.flatnonzero(truth.categories == category)
-        rows = found.mask[mine]
-        hit, ignored = _match_class(
-            at.iou[np.ix_(rows, theirs)], at.areas[rows], at.true_areas[theirs], truth.crowd[theirs]
-        )
-        pieces.append((found.categories[mine], found.scores[mine], hit, ignored))
-    if not pieces:
-        return Matches(np.zeros(0, np.int64), np.zeros(0, np.float32), *(np.zeros(0, np.int64) for _ in range(2)))
-    return Matches(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+    order = np.lexsort((-found.scores.astype(np.float64), found.categories))
+    categories = found.categories[order]
+    rank = np.arange(len(order)) - np.searchsorted(categories, categories)  # within its class
+    order, categories = order[rank < MOST], categories[rank < MOST]
+    rows, shape = found.mask[order], (len(order), len(AREAS), len(THRESHOLDS))
+    hit, ignored = np.zeros(shape, bool), np.broadcast_to(_outside(at.areas[rows])[:, :, None], shape).copy()
+    for category in np.intersect1d(categories, truth.categories):
+        mine, theirs = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
+        spare = _outside(at.true_areas[theirs]).T | truth.crowd[theirs]  # (A, G): taken only when nothing else is
+        _match_class(mine, at.iou[np.ix_(rows[mine], theirs)], spare, truth.crowd[theirs], hit, ignored)
+    return Matches(categories, found.scores[order], pack(hit), pack(ignored))
 
 
 def _match_class(
-    iou: np.ndarray, areas: np.ndarray, true_areas: np.ndarray, crowd: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) int64 bits hit and ignored of the detections of one class in order. iou: (D, G)."""
-    count, shape = len(iou), (len(AREAS), len(THRESHOLDS))
-    outside = _outside(areas)[:, :, None]  # (D, A, 1)
-    hit, ignored = np.zeros((count, *shape), bool), np.broadcast_to(outside, (count, *shape)).copy()
-    if iou.shape[1]:
-        spare = _outside(true_areas).T | crowd  # (A, G): taken only when nothing else is
-        free = np.ones((*shape, iou.shape[1]), bool)
-        needed = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
-        for d in np.flatnonzero(iou.max(1) >= needed[0, 0]):
-            able = (free | crowd) & (iou[d] >= needed)  # (A, T, G)
-            real, other = able & ~spare[:, None], able & spare[:, None]
-            taken = np.where(real.any(2), _last_best(real, iou[d]), _last_best(other, iou[d]))
-            a, t = np.nonzero(able.any(2))
-            free[a, t, taken[a, t]] = False
-            hit[d, a, t], ignored[d, a, t] = True, spare[a, taken[a, t]]
-    return pack(hit), pack(ignored)
+    rows: np.ndarray, iou: np.ndarray, spare: np.ndarray, crowd: np.ndarray, hit: np.ndarray, ignored: np.ndarray
+) -> None:
+    """Sets `hit` and `ignored` (all, A, T) at the `rows` of one class's detections, best first. iou: (rows, G)."""
+    needed = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    free = np.ones((len(AREAS), len(THRESHOLDS), iou.shape[1]), bool)
+    for d in np.flatnonzero(iou.max(1) >= needed[0]):
+        able = (free | crowd) & (iou[d] >= needed)  # (A, T, G)
+        real, other = able & ~spare[:, None], able & spare[:, None]
+        taken = np.where(real.any(2), _last_best(real, iou[d]), _last_best(other, iou[d]))
+        a, t = np.nonzero(able.any(2))
+        free[a, t, taken[a, t]] = False
+        hit[rows[d], a, t], ignored[rows[d], a, t] = True, spare[a, taken[a, t]]
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:
