@@ -22,6 +22,7 @@ HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
 SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
+AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
 RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
@@ -304,8 +305,7 @@ def columns_shown(result: dict[str, Any], name: str) -> dict[str, float | None]:
         cells |= {key: p["all"][key] for key in ("PQ", "SQ", "RQ")}
         cells |= {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]}
     for measure, figures in (result["instance"][name] if result.get("instance") else {}).items():
-        title = "" if measure == "coco" else f"{measure} "
-        cells |= {f"{title}AP": figures["AP"], f"{title}AP50": figures["AP50"]}
+        cells |= {f"{AP_SHOWN[measure]}": figures["AP"], f"{AP_SHOWN[measure]}50": figures["AP50"]}
     return cells
 
 
