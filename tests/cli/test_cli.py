@@ -21,6 +21,7 @@ COMMANDS = (
     "info",
     "import-checkpoint",
     "export-classifier",
+    "export-results",
     "doctor",
 )
 HEAVY = (

@@ -16,6 +16,7 @@ from vitp_pipeline.cli import (
     doctor,
     evaluate,
     export_classifier,
+    export_results,
     generate_proposals,
     import_checkpoint,
     info,
@@ -52,6 +53,7 @@ for module in (
     info,
     import_checkpoint,
     export_classifier,
+    export_results,
     doctor,
 ):
     module.register(app)
