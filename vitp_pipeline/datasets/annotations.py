@@ -29,8 +29,8 @@ class GroundTruthSegment:
 
 @dataclass(frozen=True)
 class Shape:
-    """An object of an instances file: `outline` is its COCO `segmentation` (polygons or run lengths), or None where it has
-    only a box; `area` as the file says it, or None.
+    """An object of an instances file: `outline` is its COCO `segmentation` (polygons or run lengths), or None where
+    it has only a box; `area` as the file says it, or None.
     """
 
     id: int

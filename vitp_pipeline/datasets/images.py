@@ -36,7 +36,11 @@ def open_image(path: Path, what: str = "image") -> Image.Image:
 
 def read_rgb(path: Path) -> np.ndarray:
     """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, broken, foreign or 16-bit file."""
-    image = open_image(path, "image")
+    return rgb_of(open_image(path), path)
+
+
+def rgb_of(image: Image.Image, path: Path) -> np.ndarray:
+    """A decoded image as (H, W, 3) uint8 RGB. Raises InputError, which names `path`, for a 16-bit one."""
     if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
         raise InputError(f"{path}: an image needs 8 bits a channel, this one is {image.mode}", "Convert it to 8 bits")
     return np.asarray(image.convert("RGB"))
@@ -48,7 +52,11 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         InputError: missing or unreadable, or a colour image where ids are expected.
     """
-    image = open_image(path, "label image")
+    return labels_of(open_image(path, "label image"), path)
+
+
+def labels_of(image: Image.Image, path: Path) -> np.ndarray:
+    """A decoded label image as (H, W) int32 pixel values. Raises InputError, which names `path`, for a colour image."""
     if image.mode not in ("L", "P", "I", "I;16", "1"):
         raise InputError(
             f"{path}: a label image needs one channel of class ids, this one is {image.mode}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -60,8 +60,9 @@ class Places:
         return Beside([self.expected("")], templates[0])
 
     def expected(self, path: str) -> Path:
-        """Where a file that is nowhere would be: in the first of the folders that exists."""
-        return next((folder for folder in self.folders if folder.is_dir()), self.root) / path
+        """Where a file that is nowhere would be: where its folder is, or else in what looks like the dataset's."""
+        there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
+        return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
     def nothing_there(self, patterns: tuple[str, ...], mend: str) -> InputError:
         """The error for a pattern that no file matches; compressed archives, which cannot be read, are named."""
@@ -85,7 +86,7 @@ class Places:
 
 
 class Beside:
-    """Files that lie beside images, under names made from theirs."""
+    """Files that lie beside images, under names made from theirs: `template` in each of `bases`."""
 
     def __init__(self, bases: list[Path], template: str) -> None:
         self.bases, self.template = bases, template
@@ -97,6 +98,10 @@ class Beside:
                 if is_file(base / relative):
                     return base / relative
         return self.bases[0] / relative
+
+    def all(self) -> Iterator[Path]:
+        """The files that are there, whether or not an image belongs to them."""
+        return (base / relative for base in self.bases for relative in listing(base, _any_word(self.template)))
 
 
 def filled(template: str, words: Mapping[str, str]) -> str:

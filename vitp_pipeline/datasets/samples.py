@@ -101,6 +101,16 @@ def _by_annotations(spec: DatasetSpec, places: Places, split: SplitSpec) -> list
     ]
 
 
+def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: list[Sample]) -> list[Path]:
+    """Label files of a split that belong to none of its images (semantic-png; else there are none)."""
+    if spec.kind != "semantic-png":
+        return []
+    places, used = Places(root, spec.roots), {sample.label for sample in samples}
+    parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
+    found = {path for split in parts for path in places.beside(alternatives(split.labels)).all()}
+    return sorted(found - used)
+
+
 class _ImageFinder:
     """The image files of an annotation file: a folder and its `file_name`, or a pattern with words in braces.
 

@@ -1,7 +1,8 @@
 """A manifest: what a dataset is, without its files.
 
 One TOML file names the classes (in order), which are things, how label values map to them, and where the images and
-labels of every split lie below the data root, in folders or archives. Label values are mapped explicitly; no switch shifts them.
+labels of every split lie below the data root, in folders or archives. Label values are mapped explicitly; no
+switch shifts them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ LEFT_OUT = -1
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class. `label` is its value in the annotation: a pixel value, or a COCO category id. `aliases` are other names
-    that annotation files and generators have for it.
+    """One class. `label` is its value in the annotation: a pixel value, or a COCO category id. `aliases` are other
+    names that annotation files and generators have for it.
     """
 
     name: str
