@@ -37,7 +37,7 @@ class Places:
                     fits = compiled(pattern)
                     return [
                         (found[relative], relative, fits.fullmatch(relative).groupdict())  # type: ignore[union-attr]
-                        for relative in sorted(found, key=lambda path: path.split("/"))
+                        for relative in sorted(found, key=_by_folder)
                     ]
         return []
 
@@ -116,6 +116,11 @@ def words_of_file(relative: str) -> dict[str, str]:
     folder, _, name = relative.rpartition("/")
     stem = name[: name.rindex(".")] if "." in name[1:] else name
     return {"stem": stem, "dir": folder or ".", "name": name}
+
+
+def _by_folder(path: str) -> str:
+    """Sorts as the parts of a path do, only faster."""
+    return path.replace("/", "\0")
 
 
 def _any_word(template: str) -> str:

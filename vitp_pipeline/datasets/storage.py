@@ -181,7 +181,9 @@ def _below(folder: Path, start: str, components: list[str]) -> Iterator[str]:
         )
         return
     if not re.search(r"[*?\[{]", first):
-        if rest:
+        if rest and is_archive(folder / first):
+            yield from (f"{start}{first}/{name}" for name in listing(folder / first, "/".join(rest)))
+        elif rest:
             yield from _below(folder / first, f"{start}{first}/", rest)
         elif (folder / first).is_file():
             yield start + first
