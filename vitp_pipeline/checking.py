@@ -60,7 +60,6 @@ def check_dataset(
             dataset = Dataset(spec, data_root, key)
         except InputError as error:
             absent.append((key, error))
-            say(f"{key}: {error}")
             continue
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
@@ -75,6 +74,8 @@ def check_dataset(
             print_report(report)
     if not reports:
         raise absent[0][1]
+    for key, error in absent:
+        say(f"{key}: {error}")
     if as_json:
         print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
