@@ -293,3 +293,15 @@ def test_real_samples(shared: Path) -> None:
         for split in splits:
             labels = split.read_semantic(split.samples[0])
             assert labels.shape == split.read_image(split.samples[0]).shape[:2] and (labels != IGNORE).mean() > 0.8
+
+
+def test_real_coco_stuff_and_coco_panoptic_agree_on_things(shared: Path) -> None:
+    """The four val images that are in both: two annotations of the same pixels, read by two manifests."""
+    stuff = Dataset(load_manifest("coco-stuff"), shared / "data/coco_stuff164k", "val")
+    panoptic = Dataset(load_manifest("coco-panoptic"), shared / "data/coco", "val")
+    assert stuff.spec.class_names[:80] == panoptic.spec.class_names[:80]
+    for sample in stuff.samples:
+        one = stuff.read_semantic(sample)
+        other = panoptic.read_semantic(panoptic.sample(str(int(sample.image_id))))
+        both = (one != IGNORE) & (other != IGNORE) & ((one < 80) | (other < 80))
+        assert one.shape == other.shape and both.any() and (one[both] == other[both]).mean() > 0.98

@@ -44,10 +44,11 @@ def _tile(dataset: Dataset, sample: Sample) -> Image.Image:
         overlay, areas = _overlay(dataset, sample, image)
     except InputError as error:
         return _failure(sample, error)
-    height, width = max(1, round(TILE * image.shape[0] / image.shape[1])), TILE
-    tile = Image.new("RGB", (2 * width + 4, height + 4 * LINE), "white")
+    scale = TILE / max(image.shape[:2])
+    height, width = max(1, round(scale * image.shape[0])), max(1, round(scale * image.shape[1]))
+    tile = Image.new("RGB", (2 * TILE + 4, height + 4 * LINE), "white")
     tile.paste(Image.fromarray(image).resize((width, height)), (0, LINE))
-    tile.paste(overlay.resize((width, height)), (width + 4, LINE))
+    tile.paste(overlay.resize((width, height)), (TILE + 4, LINE))
     pen = ImageDraw.Draw(tile)
     _write(pen, (0, 0), f"{sample.image_id}  {image.shape[1]}x{image.shape[0]}")
     largest = sorted(areas, key=lambda k: -areas[k])[:NAMED]
