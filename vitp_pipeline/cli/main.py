@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from vitp_pipeline.cli import (
+    check_dataset,
     classify,
     demo,
     doctor,
@@ -20,6 +21,7 @@ from vitp_pipeline.cli import (
     generate_proposals,
     import_checkpoint,
     info,
+    prepare,
     status,
     train_classifier,
 )
@@ -49,6 +51,8 @@ for module in (
     classify,
     evaluate,
     demo,
+    check_dataset,
+    prepare,
     status,
     info,
     import_checkpoint,
