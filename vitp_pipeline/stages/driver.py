@@ -13,10 +13,15 @@ from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, PartialError
+from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import progress, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+ARRAYS_DIGEST = b"vitp_arrays_sha256"
+"""Key of the index's metadata; runs of before it existed are checked by the CRCs inside their zip files alone."""
 
 
 class PartMaker(Protocol):
@@ -109,13 +114,21 @@ def run_parts(
                     if maker is None:
                         maker = build()
                     started = time.monotonic()
-                    write_index(index, maker.make(shard, part, images, arrays_path(folder, part), bar.advance))
+                    arrays = arrays_path(folder, part)
+                    write_index(index, _sealed(maker.make(shard, part, images, arrays, bar.advance), arrays))
                     outcome.made += len(images)
                     _log(run, shard, part, len(images), time.monotonic() - started)
                 outcome.failed += _finish(run, shard)
                 (folder / "lock").unlink(missing_ok=True)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
+    """The rows with the digest of the part's arrays in their metadata: the index vouches for both files."""
+    if not arrays.exists():
+        return rows
+    return rows.replace_schema_metadata({**(rows.schema.metadata or {}), ARRAYS_DIGEST: file_digest(arrays)})
 
 
 def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
