@@ -44,7 +44,7 @@ FLAG = "--shard"
 
 @dataclass(frozen=True)
 class ShardChoice:
-    """`index` None = all shards; `count` None = as many as the run has; `planned` = none of them, only fix their number."""
+    """`index` None = all shards; `count` None = as many as the run has; `planned`: only their number is to be fixed."""
 
     index: int | None = None
     count: int | None = None
@@ -122,7 +122,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
 
 
 def parse_shards(text: str) -> list[int]:
-    """"3,17-19" → [3, 17, 18, 19]. Raises UsageError when it is not of that form."""
+    """ "3,17-19" → [3, 17, 18, 19]. Raises UsageError when it is not of that form."""
     shards: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", piece.strip())

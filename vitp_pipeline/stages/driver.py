@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals, write_json
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
@@ -87,7 +87,7 @@ def run_parts(
     for shard in shards:
         if run.finished(shard):
             outcome.cached += len(run.shard_images(shard))
-            outcome.failed += _failed(run, shard)
+            outcome.failed += failed_images(run, shard)
         else:
             open_shards.append(shard)
     if not open_shards:
@@ -99,7 +99,7 @@ def run_parts(
             with locked(folder / "lock"):
                 if run.finished(shard):  # by another task, since it was looked at
                     (folder / "lock").unlink()
-                    outcome.failed += _failed(run, shard)
+                    outcome.failed += failed_images(run, shard)
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
@@ -133,6 +133,13 @@ def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
 
 def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """Writes done.json from what the parts say, so that it does not depend on interruptions."""
+    stats = shard_stats(run, shard)
+    write_json(run.shard_folder(shard) / "done.json", stats)
+    return stats["failed"]
+
+
+def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
+    """What done.json says of a shard whose parts are all there. Raises CorruptError when one cannot be read."""
     folder, failed, size = run.shard_folder(shard), [], 0
     for part in range(len(run.parts(shard))):
         rows = read_index(index_path(folder, part), ["image_id", "status", "error"]).to_pylist()
@@ -140,12 +147,10 @@ def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
         size += index_path(folder, part).stat().st_size
         if (arrays := arrays_path(folder, part)).exists():
             size += arrays.stat().st_size
-    stats = {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
-    write_json(folder / "done.json", stats)
-    return failed
+    return {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
 
 
-def _failed(run: StageRun, shard: int) -> list[tuple[str, str]]:
+def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
     path = run.shard_folder(shard) / "done.json"
     try:
