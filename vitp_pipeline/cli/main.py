@@ -95,7 +95,8 @@ def _show_usage_error(error: Any) -> None:
         error.show()  # no arguments at all: the help
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
-    print(f"vitp: {error.format_message().rstrip('.')}. See `{command} --help`", file=sys.stderr)
+    message = " ".join(error.format_message().split())
+    print(f"vitp: {message.rstrip('.')}. See `{command} --help`", file=sys.stderr)
 
 
 if __name__ == "__main__":

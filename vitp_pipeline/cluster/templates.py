@@ -156,7 +156,7 @@ def _variables(job: Job, resources: Resources) -> dict[str, str]:
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:
-    """Mappings, lists, strings and numbers as block YAML; strings are JSON's, which are YAML's too."""
+    """Mappings, lists, printable strings and numbers as block YAML; strings are JSON's, which are YAML's too."""
     space = "  " * indent
     if isinstance(value, dict):
         pieces = [(f"{space}{_key(k)}:", v) for k, v in value.items()]
@@ -172,4 +172,8 @@ def to_yaml(value: Any, indent: int = 0) -> str:
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z][A-Za-z-]*", key) else json.dumps(key)
+    return (
+        key
+        if re.fullmatch(r"[A-Za-z-]{4,}", key) and key.lower() not in ("true", "false", "null")
+        else json.dumps(key, ensure_ascii=False)
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import locked, read_json
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
@@ -151,6 +151,8 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
         rows = read_index(index)
     except CorruptError as error:
         return index, error.message.removeprefix(f"{index}: ")
+    if not is_sealed(index):
+        return index, "has no checksum"
     found = rows["image_id"].to_pylist()
     if tuple(found) != images:
         return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
