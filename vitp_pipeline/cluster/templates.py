@@ -171,9 +171,13 @@ def to_yaml(value: Any, indent: int = 0) -> str:
     return text
 
 
+WORDS = ("true", "false", "null", "yes", "off")
+"""What YAML would not take for a string."""
+
+
 def _key(key: str) -> str:
     return (
         key
-        if re.fullmatch(r"[A-Za-z-]{4,}", key) and key.lower() not in ("true", "false", "null")
+        if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS
         else json.dumps(key, ensure_ascii=False)
     )
