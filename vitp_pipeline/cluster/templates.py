@@ -177,7 +177,5 @@ WORDS = ("true", "false", "null", "yes", "off")
 
 def _key(key: str) -> str:
     return (
-        key
-        if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS
-        else json.dumps(key, ensure_ascii=False)
+        key if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS else json.dumps(key, ensure_ascii=False)
     )
