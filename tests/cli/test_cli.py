@@ -16,8 +16,11 @@ COMMANDS = (
     "train-classifier",
     "classify",
     "evaluate",
-    "demo",
+    "submit",
     "status",
+    "verify",
+    "gc",
+    "demo",
     "info",
     "import-checkpoint",
     "export-classifier",
@@ -108,6 +111,16 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["check-dataset", "camvid", "--data-root", ".", "--mask-size", "9"], 2, ["--mask-size", "HxW"]),
         (["prepare", "camvid", "--data-root", "."], 2, ["'camvid'", "cityscapes"]),
         (["prepare", "coco", "--data-root", "nowhere"], 3, ["nowhere", "--data-root"]),
+        (["verify", "nowhere"], 3, ["nowhere"]),
+        (["gc", "nowhere"], 3, ["nowhere"]),
+        (["submit", "camvid", *IN], 2, ["--engine", "vitp submit --help"]),
+        (["submit", "camvid", *IN, "--engine", "moab"], 2, ["moab", "slurm"]),
+        (["submit", "camvid", *IN, "--engine", "slurm"], 2, ["how many shards", "--shards N"]),
+        (["submit", "camvid", *IN, "--engine", "slurm", "--shards", "0"], 2, ["--shards"]),
+        (["submit", "camvid", *IN, "--engine", "slurm", "--shards", "4"], 3, ["nowhere", "--data-root"]),
+        (["submit", "camvid", *IN, "--engine", "slurm", "-j", "4"], 2, ["--engine local"]),
+        (["submit", "camvid", *IN, "--engine", "k8s", "--shards", "4"], 2, ["image"]),
+        (["submit", "camvid", *IN, "--engine", "aws", "--profile", "absent.toml"], 3, ["absent.toml", "example"]),
     ],
 )
 def test_bad_input_gives_one_line_and_a_code(
@@ -187,6 +200,11 @@ def test_reading_manifests_runs_and_recipes_needs_no_torch() -> None:
         "shard",
         "stages.status",
         "stages.driver",
+        "cluster.slurm",
+        "cluster.templates",
+        "cluster.local",
+        "cluster.verify",
+        "cluster.gc",
     ]
     code = "\n".join(f"import vitp_pipeline.{m}" for m in modules)
     assert not imported_by(code) & {"torch", "timm", "mmengine", "mmcv", "mmseg", "mmdet", "zarr", "pyarrow", "scipy"}

@@ -18,12 +18,15 @@ from vitp_pipeline.cli import (
     evaluate,
     export_classifier,
     export_results,
+    gc,
     generate_proposals,
     import_checkpoint,
     info,
     prepare,
     status,
+    submit,
     train_classifier,
+    verify,
 )
 from vitp_pipeline.errors import UserError
 
@@ -50,10 +53,13 @@ for module in (
     train_classifier,
     classify,
     evaluate,
+    submit,
+    status,
+    verify,
+    gc,
     demo,
     check_dataset,
     prepare,
-    status,
     info,
     import_checkpoint,
     export_classifier,
@@ -89,7 +95,8 @@ def _show_usage_error(error: Any) -> None:
         error.show()  # no arguments at all: the help
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
-    print(f"vitp: {error.format_message().rstrip('.')}. See `{command} --help`", file=sys.stderr)
+    message = " ".join(error.format_message().split())
+    print(f"vitp: {message.rstrip('.')}. See `{command} --help`", file=sys.stderr)
 
 
 if __name__ == "__main__":
