@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vitp_pipeline.errors import UsageError
+
 
 class Layout(StrEnum):
     vitp = "vitp"
     official = "official"
+    oneformer_d2 = "oneformer-d2"
+    mask2former_d2 = "mask2former-d2"
 
 
 def register(app: typer.Typer) -> None:
     @app.command("import-checkpoint", rich_help_panel="Also")
     def import_checkpoint(
         file: Annotated[Path, typer.Argument(help="The checkpoint to convert.", metavar="FILE")],
-        out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")],
+        out: Annotated[Path, typer.Option("--out", help="The file or folder to write.", metavar="PATH")],
         layout: Annotated[
             Layout,
             typer.Option(
-                "--as", help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse."
+                "--as",
+                help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse. oneformer-d2, "
+                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads.",
             ),
         ] = Layout.vitp,
         manifest: Annotated[str | None, typer.Option(help="Dataset whose class names the classifier has.")] = None,
         image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of its input.")] = (518, 518),
+        dilations: Annotated[
+            str | None,
+            typer.Option(
+                help="Of a DiNAT whose file has another name than its authors gave it: dinat-l, dinat-l-1280, …"
+            ),
+        ] = None,
     ) -> None:
-        """Convert a released ViT-P checkpoint into a classifier, or back.
+        """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
 
         Architecture, number of classes and of point coordinates are read off the tensors; nothing in the file is run.
 
             vitp import-checkpoint model_coco_base793_150points.pth --manifest coco-panoptic --out coco-b.safetensors
 
             vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
+
+            vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
         from vitp_pipeline.datasets import load_manifest
         from vitp_pipeline.progress import say
 
-        if layout is Layout.vitp:
+        if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
+            classes = load_manifest(manifest).class_names if manifest else None
+            say(f"{out}: {import_generator(file, out, layout, classes, dilations)}")
+        elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
             config = model.config
@@ -48,3 +66,26 @@ def register(app: typer.Typer) -> None:
         else:
             export_official(file, out)
             say(f"{out}: the released layout")
+
+
+def import_generator(
+    file: Path, out: Path, layout: Layout, classes: Sequence[str] | None, dilations: str | None
+) -> str:
+    """Makes the folder `out` of a detectron2 file; returns a line on what it holds."""
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        mend = "pip install 'vitp-pipeline[hf]'"
+        raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
+    from vitp_pipeline.generators.detectron2 import import_detectron2
+    from vitp_pipeline.generators.detectron2_names import Layout as Detectron2Layout
+    from vitp_pipeline.generators.dilations import parse_dilations
+
+    levels = parse_dilations(dilations) if dilations is not None else None
+    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels)
+    backbone = config.backbone_config
+    told = f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries"
+    told += f", {config.num_labels} classes"
+    if backbone.model_type == "dinat":
+        told += f", dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}"
+    return told
