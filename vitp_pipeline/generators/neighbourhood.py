@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 8
-"""Longest side of a tile of queries, in cells: among 4 to 16 the fastest (benchmarks/neighbourhood.py)."""
+"""Longest side of a tile of queries, in cells. 6 is as fast; 4 and 12 are not (benchmarks/neighbourhood.py)."""
 
 _NUMBERS_AT_ONCE = 1 << 22
 """Most numbers in the gathered keys, and in the scores should a kernel keep them."""
