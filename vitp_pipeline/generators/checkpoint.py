@@ -105,7 +105,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_data_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|Unsupported class|function|module) ([\w.]+)", str(error))
         if wanted is None:
@@ -116,6 +116,7 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+    return content
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]:
