@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vitp_pipeline.errors import UsageError
+
 
 class Layout(StrEnum):
     vitp = "vitp"
     official = "official"
+    oneformer_d2 = "oneformer-d2"
+    mask2former_d2 = "mask2former-d2"
 
 
 def register(app: typer.Typer) -> None:
     @app.command("import-checkpoint", rich_help_panel="Also")
     def import_checkpoint(
         file: Annotated[Path, typer.Argument(help="The checkpoint to convert.", metavar="FILE")],
-        out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")],
+        out: Annotated[Path, typer.Option("--out", help="The file or folder to write.", metavar="PATH")],
         layout: Annotated[
             Layout,
             typer.Option(
-                "--as", help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse."
+                "--as",
+                help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse. oneformer-d2, "
+                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads.",
             ),
         ] = Layout.vitp,
-        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names the classifier has.")] = None,
+        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
         image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of its input.")] = (518, 518),
+        dilations: Annotated[
+            str | None,
+            typer.Option(
+                help="Of a DiNAT whose file has another name than its authors gave it: dinat-l, dinat-l-1280, …"
+            ),
+        ] = None,
+        test_size: Annotated[
+            tuple[int, int] | None,
+            typer.Option(help="Shortest and longest edge that a generator's images get, likewise.", show_default=False),
+        ] = None,
     ) -> None:
-        """Convert a released ViT-P checkpoint into a classifier, or back.
+        """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
 
         Architecture, number of classes and of point coordinates are read off the tensors; nothing in the file is run.
 
             vitp import-checkpoint model_coco_base793_150points.pth --manifest coco-panoptic --out coco-b.safetensors
 
             vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
+
+            vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
         from vitp_pipeline.datasets import load_manifest
         from vitp_pipeline.progress import say
 
-        if layout is Layout.vitp:
+        if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
+            classes = load_manifest(manifest).class_names if manifest else None
+            say(f"{out}: {import_generator(file, out, layout, classes, dilations, test_size)}")
+        elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
             config = model.config
@@ -48,3 +70,35 @@ def register(app: typer.Typer) -> None:
         else:
             export_official(file, out)
             say(f"{out}: the released layout")
+
+
+def import_generator(
+    file: Path,
+    out: Path,
+    layout: Layout,
+    classes: Sequence[str] | None,
+    dilations: str | None,
+    test_size: tuple[int, int] | None,
+) -> str:
+    """Makes the folder `out` of a detectron2 file; returns a line on what it holds."""
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        mend = "pip install 'vitp-pipeline[hf]'"
+        raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
+    from vitp_pipeline.generators.detectron2 import import_detectron2
+    from vitp_pipeline.generators.detectron2_names import Layout as Detectron2Layout
+    from vitp_pipeline.generators.published import edges_of, parse_dilations
+
+    levels = parse_dilations(dilations) if dilations is not None else None
+    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels, test_size)
+    backbone = config.backbone_config
+    edges = test_size or edges_of(file)
+    told = [
+        f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries",
+        f"{config.num_labels} classes",
+        f"test size {edges[0]}/{edges[1]}" if edges else "test size unknown: say it with --test-size, or in the recipe",
+    ]
+    if backbone.model_type == "dinat":
+        told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}")
+    return ", ".join(told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.generators.numpy_pickle import read_numpy_pickle
 
 SHOWN = 5
 
@@ -32,7 +33,9 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read `.pth` (`{"state_dict": ..., "meta": ...}` or flat) or `.safetensors`, tensors on the CPU.
+    """Read `.pth`, `.safetensors`, or `.pkl` as the model zoo of detectron2 has it; tensors on the CPU.
+
+    A pickle holds `{"state_dict": ..., "meta": ...}`, or `{"model": ...}` as detectron2 writes, or is flat.
 
     Raises:
         InputError: the file is missing, damaged, holds no weights, or is a pickle that wants more than data.
@@ -40,7 +43,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: checkpoint not found")
-    content, meta = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if path.suffix == ".safetensors":
+        content, meta = _read_safetensors(path)
+    else:
+        content, meta = _weights_of(read_numpy_pickle(path) if path.suffix == ".pkl" else _read_pickle(path), path)
     if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
         shown = ", ".join(map(str, list(content)[:SHOWN])) or "nothing"
         raise InputError(f"{path}: holds no state_dict (it has {shown})")
@@ -62,18 +68,19 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     ]
     mend = "Config and checkpoint must be of the same model"
     if wrong:
-        raise IncompatibleError(f"{checkpoint.path}: other shapes: {_first(wrong, '; ')}", mend=mend)
+        raise IncompatibleError(f"{checkpoint.path}: other shapes: {first_of(wrong, '; ')}", mend=mend)
     try:
         missing, unexpected = model.load_state_dict(given, strict=False)
     except RuntimeError as error:
         raise IncompatibleError(f"{checkpoint.path}: {error}", mend=mend) from error
-    faults = [f"missing {_first(missing)}"] if missing else []
-    faults += [f"not in the model {_first(unexpected)}"] if unexpected else []
+    faults = [f"missing {first_of(missing)}"] if missing else []
+    faults += [f"not in the model {first_of(unexpected)}"] if unexpected else []
     if faults:
         raise IncompatibleError(f"{checkpoint.path}: tensors {', and '.join(faults)}", mend=mend)
 
 
-def _first(names: list[str], separator: str = ", ") -> str:
+def first_of(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few names, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return separator.join(names[:SHOWN]) + rest
 
@@ -95,7 +102,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     return tensors, {"dataset_meta": meta}
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_data_types()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -109,11 +116,16 @@ def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+    return content
+
+
+def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no state_dict (it is a {type(content).__name__})")
-    inner = content.get("state_dict")
-    if isinstance(inner, dict):
-        return inner, content.get("meta")
+    for key in ("state_dict", "model"):
+        inner = content.get(key)
+        if isinstance(inner, dict):
+            return inner, content.get("meta")
     return content, None
 
 
