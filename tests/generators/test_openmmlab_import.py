@@ -15,6 +15,8 @@ import torch
 from tests.generators.filling import filled
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.generators import openmmlab
+from vitp_pipeline.generators.configs import resolve_config
 from vitp_pipeline.generators.internimage import InternImage
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator, empty_model
 from vitp_pipeline.generators.openmmlab_import import import_openmmlab
@@ -103,6 +105,26 @@ def test_published_models_have_all_names_and_shapes(config: str, head: tuple[int
     assert {name: tuple(tensor.shape) for name, tensor in renamed.items()} == expected
     assert len(old) == 292 and len(renamed) == 1627 and not unused
     assert sum(tensor.numel() for tensor in renamed.values()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "image", "resized"),
+    [
+        (ADE, 150, (512, 683), (896, 1216)),  # 896×1195, then up to multiples of 32
+        (COCO_STUFF, 171, (640, 427), (1344, 896)),  # 1343×896
+        (CITYSCAPES, 19, (1024, 2048), (1024, 2048)),
+    ],
+)
+def test_published_configs_name_the_classes_and_resize_as_published(name: str, classes: int, image, resized) -> None:
+    """Facts §6.4. Without padding: what enters the network is the resized image."""
+    path = resolve_config(f"vitp::{name}")
+    settings = openmmlab._read_config(path)
+    assert len(openmmlab._classes(path, settings, "mmseg", None, classes)) == classes
+    assert settings.model.data_preprocessor.test_cfg is None
+    assert settings.model.test_cfg.mode == ("slide" if name == CITYSCAPES else "whole")
+    pipeline = openmmlab._build_pipeline(path, settings, "mmseg")
+    sample = pipeline({"img": np.zeros((*image, 3), np.uint8), "img_shape": image, "ori_shape": image})
+    assert tuple(sample["inputs"].shape) == (3, *resized)
 
 
 # Facts §1, written out once more: what the shipped configs say is held against it.
