@@ -23,7 +23,7 @@ def weighted_samples(
 ) -> torch.Tensor:
     """Sum of bilinear samples of every level, by weight; zero outside of the maps.
 
-    Memory beyond arguments, result and one padded copy of `value` is bounded, in the backward pass as well.
+    Beyond a padded copy of `value` and twice the result, the memory taken is bounded, in the backward pass as well.
 
     Args:
         value: (B, S, M, D) features of M heads, the levels one after the other, each in row-major order.
