@@ -17,6 +17,7 @@ class Layout(StrEnum):
     official = "official"
     oneformer_d2 = "oneformer-d2"
     mask2former_d2 = "mask2former-d2"
+    mm = "mm"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +30,8 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--as",
                 help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse. oneformer-d2, "
-                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads.",
+                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads. mm: a generator "
+                "of mmsegmentation 0.x or mmdetection 2.x becomes one of 1.x or 3.x.",
             ),
         ] = Layout.vitp,
         manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
@@ -44,6 +46,13 @@ def register(app: typer.Typer) -> None:
             tuple[int, int] | None,
             typer.Option(help="Shortest and longest edge that a generator's images get, likewise.", show_default=False),
         ] = None,
+        config: Annotated[
+            str | None,
+            typer.Option(
+                help="With --as mm: the model's config for mmsegmentation 1.x or mmdetection 3.x, a path or the name "
+                "of a shipped one (default: the one that is called as the file is)."
+            ),
+        ] = None,
     ) -> None:
         """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
 
@@ -54,6 +63,7 @@ def register(app: typer.Typer) -> None:
             vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
 
             vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
+            vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
         from vitp_pipeline.datasets import load_manifest
@@ -62,6 +72,12 @@ def register(app: typer.Typer) -> None:
         if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
             classes = load_manifest(manifest).class_names if manifest else None
             say(f"{out}: {import_generator(file, out, layout, classes, dilations, test_size)}")
+        elif layout is Layout.mm:
+            from vitp_pipeline.generators.openmmlab_import import import_openmmlab
+
+            found = import_openmmlab(file, config or file.stem, out)
+            say(f"{out}: {found.tensors} tensors, {found.parameters:,} parameters, all in their place")
+            say(f"{found.renamed} have a new name" + (f", left out: {', '.join(found.unused)}" if found.unused else ""))
         elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
