@@ -63,6 +63,7 @@ def register(app: typer.Typer) -> None:
             vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
 
             vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
+
             vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
@@ -81,8 +82,8 @@ def register(app: typer.Typer) -> None:
         elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
-            config = model.config
-            say(f"{out}: {config.backbone}, {len(config.classes)} classes, {config.point_dim} numbers a point")
+            made = model.config
+            say(f"{out}: {made.backbone}, {len(made.classes)} classes, {made.point_dim} numbers a point")
         else:
             export_official(file, out)
             say(f"{out}: the released layout")
