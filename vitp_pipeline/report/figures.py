@@ -22,8 +22,12 @@ WORDS = {
     "boundary_mIoU": "boundary mIoU",
     "boundary_IoU": "boundary IoU",
     "per_class": "AP",
+    **{f"AP_{size}": f"AP {size}" for size in ("small", "medium", "large")},
 }
-ORDER = ("mIoU", "PQ", "AP", "SQ", "RQ", "pixel accuracy", "mAcc", "boundary mIoU", "mIoU (union)")
+ORDER = (
+    *("mIoU", "PQ", "AP", "SQ", "RQ", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("pixel accuracy", "mAcc", "boundary mIoU", "mIoU (union)"),
+)
 GROUPS = ("", "coco", "things", "stuff")
 """Which figures come first in a table, and which groups of them; all others follow as the result has them."""
 
