@@ -17,6 +17,8 @@ COMMANDS = (
     "classify",
     "evaluate",
     "submit",
+    "report",
+    "compare",
     "status",
     "verify",
     "gc",
@@ -122,6 +124,9 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["submit", "camvid", *IN, "--engine", "slurm", "-j", "4"], 2, ["--engine local"]),
         (["submit", "camvid", *IN, "--engine", "k8s", "--shards", "4"], 2, ["image"]),
         (["submit", "camvid", *IN, "--engine", "aws", "--profile", "absent.toml"], 3, ["absent.toml", "example"]),
+        (["report", "nowhere"], 3, ["nowhere", "--out"]),
+        (["report", "."], 5, ["vitp evaluate"]),
+        (["compare", "nowhere", "elsewhere"], 3, ["nowhere"]),
     ],
 )
 def test_bad_input_gives_one_line_and_a_code(

@@ -152,7 +152,7 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
     classes = []
     for index, entry in enumerate(table["classes"]):
         _known(entry, {"name", "label", "thing", "color", "aliases"}, f"class {index}")
-        color = tuple(entry.get("color", _color(index)))
+        color = tuple(entry.get("color", default_color(index)))
         thing, aliases = bool(entry["thing"]), tuple(entry.get("aliases", ()))
         classes.append(ClassInfo(str(entry["name"]), int(entry["label"]), thing, color, aliases))
     if not classes:
@@ -236,7 +236,7 @@ def _distinct(values: list[Any], what: str) -> None:
         seen.add(value)
 
 
-def _color(index: int) -> tuple[int, int, int]:
+def default_color(index: int) -> tuple[int, int, int]:
     """Neighbouring classes get far-apart hues: steps of the golden angle, lightness in turn."""
     hue, lightness = (index * 0.61803398875) % 1.0, (0.45, 0.6, 0.35)[index % 3]
     r, g, b = colorsys.hls_to_rgb(hue, lightness, 0.65)
