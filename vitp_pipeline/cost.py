@@ -22,6 +22,7 @@ from vitp_pipeline.recipe import TrainSettings
 
 if TYPE_CHECKING:
     from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+    from vitp_pipeline.generators.transformers import TransformersGenerator
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
     return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops)
 
 
-def generator_cost(generator: OpenMMLabGenerator, size: Size) -> Cost:
+def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: Size) -> Cost:
     """A built generator on a blank frame of (height, width), which it may pad; runs for real."""
     seen: list[Size] = []
     flops = count_flops(lambda: seen.append(generator.forward([np.zeros((*size, 3), np.uint8)])[0].padded))
     n, classes = generator.num_queries, generator.num_classes
-    return Cost("generator", generator.config.stem, seen[0], n, classes, 1, generator.parameters, flops)
+    return Cost("generator", generator.name, seen[0], n, classes, 1, generator.parameters, flops)
 
 
 def count_flops(forward: Callable[[], Any]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitp_pipeline.errors import UsageError
+from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe, TrainSettings, load_recipe
 
@@ -59,22 +59,27 @@ def costs_of(
 
 def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data_root: Path | None) -> tuple[Cost, int]:
     from vitp_pipeline.cost import generator_cost
-    from vitp_pipeline.generators.configs import resolve_config
-    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
-    from vitp_pipeline.stages.proposals import find_config
+    from vitp_pipeline.generators.registry import OwnSource, find_source
 
-    if config is not None or recipe is None:
-        found = resolve_config(config or "")
-    else:
-        text = recipe.stage(ProposalSettings).config
-        if "{data_root}" in text and data_root is None:
-            raise UsageError(f"{recipe.path.name}: its generator is {text}", "Say where: --data-root DIR")
-        found = find_config(recipe, text, data_root or Path())
+    def locate(text: str) -> Path:
+        if recipe is not None:
+            return recipe.find_file(text, data_root or Path())
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        return path
+
+    settings = ProposalSettings(config or "") if recipe is None else recipe.stage(ProposalSettings, config=config)
+    if "{data_root}" in settings.config and data_root is None:
+        raise UsageError(f"{recipe.path.name}: its generator is {settings.config}", "Say where: --data-root DIR")
+    source = find_source(settings, locate, with_weights=False)
+    if isinstance(source, OwnSource):
+        raise UsageError(f"info: what {source.name} costs is not known", "Name a generator of a library")
     with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
-        generator = OpenMMLabGenerator(found, None)
+        generator = source.build("cpu")
     size = parse_size(crop, "--crop") if crop else generator.crop_size
     if size is None:
-        raise UsageError(f"{found}: names no crop size", "Give one: --crop HxW")
+        raise UsageError(f"{source.name}: names no crop size", "Give one: --crop HxW")
     return generator_cost(generator, size), generator.num_queries
 
 

@@ -18,8 +18,16 @@ def register(app: typer.Typer) -> None:
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
         limit: Annotated[int | None, typer.Option(help="Only the first images of the split.")] = None,
-        config: Annotated[str | None, typer.Option(help="OpenMMLab config: path, or name of a shipped one.")] = None,
-        checkpoint: Annotated[str | None, typer.Option(help="Its weights.", metavar="FILE")] = None,
+        config: Annotated[
+            str | None,
+            typer.Option(
+                help="The generator: an OpenMMLab config (path, or name of a packaged one), hf:OWNER/NAME, "
+                "a folder of transformers, or python:FILE.py:CLASS. See `vitp generators`."
+            ),
+        ] = None,
+        checkpoint: Annotated[
+            str | None, typer.Option(help="Its weights; a folder of transformers has its own.", metavar="FILE")
+        ] = None,
         batch_size: BatchSize = None,
         device: Device = None,
         changes: Changes = None,
@@ -32,6 +40,8 @@ def register(app: typer.Typer) -> None:
             vitp generate-proposals camvid --data-root data/camvid --out runs/camvid
 
             vitp generate-proposals camvid --data-root data/camvid --out runs/camvid --shard 3/8
+
+            vitp generate-proposals my-ade20k --data-root data/ade --out runs/ade --config models/oneformer_dinat_large
         """
         from pathlib import Path
 

@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
         classes: Annotated[
             int | None, typer.Option(min=1, help="Number of classes, where no recipe says it.", metavar="K")
         ] = None,
-        config: Annotated[
-            str | None, typer.Option(help="OpenMMLab config, not the recipe's: path, or name of a shipped one.")
-        ] = None,
+        config: Annotated[str | None, typer.Option(help="A generator, not the recipe's: named as in a recipe.")] = None,
         data_root: Annotated[
             Path | None, typer.Option("--data-root", help="For a recipe whose config lies there.", metavar="DIR")
         ] = None,

@@ -1,0 +1,68 @@
+"""`vitp generators`: which families of generators can run in this installation, and what the others lack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from vitp_pipeline.generators.registry import FAMILIES, Family
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What of a family is here.
+
+    Attributes:
+        packages: version by module; "" where the module is there and nobody says which, None where it is not.
+    """
+
+    family: str
+    networks: str
+    config: str
+    ready: bool
+    packages: dict[str, str | None]
+    install: str
+
+
+def availability() -> list[Availability]:
+    """Every family, without importing any."""
+    return [_of(family) for family in reversed(FAMILIES)]
+
+
+def _of(family: Family) -> Availability:
+    packages = {module: _version(module, family.needs[module]) for module in family.needs}
+    ready = None not in packages.values()
+    return Availability(family.name, family.networks, family.named, ready, packages, "" if ready else family.install)
+
+
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
+    if find_spec(module) is None:
+        return None
+    for distribution in distributions:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def print_availability(found: list[Availability], as_json: bool) -> None:
+    """A table, or JSON, on standard output."""
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in found], indent=2))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "networks", "config =", "here"):
+        table.add_column(column, overflow="fold")
+    for entry in found:
+        here = ", ".join(f"{name} {number}" for name, number in entry.packages.items() if number is not None)
+        lacking = ", ".join(name for name, number in entry.packages.items() if number is None)
+        state = f"yes{f': {here}' if here else ''}" if entry.ready else f"no, lacks {lacking}: {entry.install}"
+        table.add_row(entry.family, entry.networks, entry.config, state)
+    Console(highlight=False, markup=False).print(table)

@@ -1,0 +1,245 @@
+"""Which mask generators there are, and which of them a recipe means.
+
+To add a family, write its source and add a line to `FAMILIES`. A source is a generator that was found and can be told
+from others, but was not built: a run's identity is checked before anything heavy is imported, so nothing here imports
+torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.generators import hf_folder
+from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.hf_folder import Pretrained
+from vitp_pipeline.generators.identity import describe
+from vitp_pipeline.recipe import ProposalSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitp_pipeline.generators.base import Generator
+
+HUB, OWN = "hf:", "python:"
+Locate = Callable[[str], Path]
+"""The file that a text of the recipe names; raises InputError where there is none."""
+
+
+class Source(Protocol):
+    """A generator that was found but not built."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        """What changes its results besides the settings that have an identity of their own; JSON types."""
+        ...
+
+    def build(self, device: str | torch.device) -> Generator:
+        """Raises a UserError of any kind when it cannot be built."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenMMLabSource:
+    """A config of mmseg or mmdet and its checkpoint; None = random weights."""
+
+    config: Path
+    checkpoint: Path | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        return describe(self.config, self.checkpoint, digests)
+
+    def build(self, device: str | torch.device) -> Generator:
+        from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+
+        return OpenMMLabGenerator(self.config, self.checkpoint, device, self.seed)
+
+
+@dataclass(frozen=True)
+class TransformersSource:
+    """A model of transformers, OneFormer's task, and the size of the resized image."""
+
+    model: Pretrained
+    seed: int
+    task: str
+    test_size: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.model.folder.name
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        return self.model.identity(digests)
+
+    def build(self, device: str | torch.device) -> Generator:
+        from vitp_pipeline.generators.transformers import TransformersGenerator
+
+        return TransformersGenerator(self.model, device, self.seed, self.task, self.test_size)
+
+
+@dataclass(frozen=True)
+class OwnSource:
+    """A class of the user's; called with `checkpoint` (a path or None), `device` and `seed` it gives a generator."""
+
+    file: Path
+    kind: str
+    checkpoint: Path | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.name}:{self.kind}"
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        return {
+            "library": "own",
+            "class": self.kind,
+            "config": hashlib.sha256(self.file.read_bytes()).hexdigest(),
+            "checkpoint": digests.of(self.checkpoint) if self.checkpoint else "random weights",
+        }
+
+    def build(self, device: str | torch.device) -> Generator:
+        from vitp_pipeline.generators.base import Generator
+
+        spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, self.kind):
+            raise InputError(f"{self.file}: defines no {self.kind}")
+        generator = getattr(module, self.kind)(checkpoint=self.checkpoint, device=device, seed=self.seed)
+        if not isinstance(generator, Generator):
+            raise InputError(
+                f"{self.name} is no generator", "It needs classes, protocol, describe, resize() and forward()"
+            )
+        return generator
+
+
+def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:
+    if not settings.config.startswith(OWN):
+        return None
+    file, _, kind = settings.config.removeprefix(OWN).rpartition(":")
+    if not file:
+        raise UsageError(f"config = {settings.config!r} names no class", f"Write {OWN}FILE.py:CLASS")
+    checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
+    return OwnSource(locate(file), kind, checkpoint, settings.seed)
+
+
+def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:
+    text = settings.config
+    if text.startswith(HUB):
+        path = hf_folder.download(text.removeprefix(HUB), with_weights)
+    else:
+        config = _located(f"{text}/config.json", locate)
+        path = config.parent if config else _located(text, locate)
+        if path is None or (path.is_file() and not hf_folder.is_config(path)):
+            return None
+    if settings.checkpoint:
+        raise UsageError(
+            f"checkpoint = {settings.checkpoint!r}: a model of transformers has its weights in its folder",
+            "Leave `checkpoint` empty",
+        )
+    if path.is_dir() and not with_weights:
+        path = path / "config.json"
+    return TransformersSource(hf_folder.open_pretrained(path), settings.seed, settings.task, settings.test_size)
+
+
+def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source:
+    text = settings.config
+    if text.endswith(".py") and any(mark in text for mark in "/~{"):
+        config = locate(text)  # a path, not a name
+    else:
+        config = (_located(text, locate) if text.endswith(".py") else None) or resolve_config(text)
+    checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
+    return OpenMMLabSource(config, checkpoint, settings.seed)
+
+
+def _located(text: str, locate: Locate) -> Path | None:
+    try:
+        return locate(text)
+    except InputError:
+        return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Generators of one library.
+
+    Attributes:
+        name: of the library. networks: what it offers, for people.
+        named: how `config` names one.
+        needs: modules that must be importable, each with the distributions that may bring it.
+        install: the line that installs them.
+        find: the source that the settings mean, or None when they mean none of this family's.
+    """
+
+    name: str
+    networks: str
+    named: str
+    needs: dict[str, tuple[str, ...]]
+    install: str
+    find: Callable[[ProposalSettings, Locate, bool], Source | None]
+
+
+FAMILIES = (  # asked in this order; the last one takes what is left
+    Family(
+        "own",
+        "any class with resize() and forward()",
+        f"{OWN}FILE.py:CLASS",
+        {},
+        "",
+        _own,
+    ),
+    Family(
+        "transformers",
+        ", ".join(hf_folder.NETWORKS.values()),
+        f"{HUB}OWNER/NAME, a folder, or a config.json",
+        {"transformers": ("transformers",)},
+        hf_folder.INSTALL,
+        _transformers,
+    ),
+    Family(
+        "OpenMMLab",
+        "MaskFormer and Mask2Former of mmsegmentation 1.x and mmdetection 3.x",
+        "a config file, or the name of a packaged one",
+        {
+            "mmengine": ("mmengine", "onedl-mmengine"),
+            "mmcv": ("mmcv-lite", "mmcv", "onedl-mmcv"),
+            "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
+            "mmdet": ("mmdet", "onedl-mmdetection"),
+        },
+        "pip install vitp-pipeline",
+        _openmmlab,
+    ),
+)
+
+
+def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool = True) -> Source:
+    """The generator that [generate-proposals] means.
+
+    Args:
+        settings: `config`, `checkpoint`, `seed`, `task` and `test_size` are read.
+        locate: finds a file that the recipe names.
+        with_weights: False: with random weights in place of its own.
+    Raises:
+        InputError: nothing has that name.
+        UsageError: settings that this kind of generator does not have.
+    """
+    found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
+    if not isinstance(found, TransformersSource) and (settings.test_size or settings.task != ProposalSettings.task):
+        raise UsageError(f"{found.name}: `task` and `test_size` are of transformers' models", "Leave them out")
+    return found
