@@ -27,6 +27,17 @@ SWIN = {
     "window_size": 4,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
+DINAT = {
+    "model_type": "dinat",
+    "embed_dim": 8,
+    "depths": [2, 1, 1, 1],
+    "num_heads": [1, 2, 2, 2],
+    "kernel_size": 3,
+    "dilations": [[1, 4], [1], [2], [1]],
+    "mlp_ratio": 2.0,
+    "layer_scale_init_value": 0.0,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 DECODER = {
     "backbone_config": SWIN,
     "num_queries": 6,
@@ -61,7 +72,13 @@ TINY: dict[str, dict[str, Any]] = {
     # what the published configurations of the older library ask for, and what must not come into effect
     "oneformer": {**DECODER, "conv_dim": 32, "mask_dim": 32, "use_auxiliary_loss": True, "output_hidden_states": True},
     "mask2former": {**DECODER, "feature_size": 32, "mask_feature_size": 32, "use_auxiliary_loss": True},
-    "maskformer": {"backbone_config": SWIN, "fpn_feature_size": 32, "mask_feature_size": 32, "decoder_config": DETR},
+    "maskformer": {
+        "backbone_config": SWIN,
+        "fpn_feature_size": 32,
+        "mask_feature_size": 32,
+        "decoder_config": DETR,
+        "use_auxiliary_loss": True,
+    },
     "eomt": VIT,
     "eomt_dinov3": {**VIT, "intermediate_size": 32},
 }
@@ -93,6 +110,13 @@ class OfTransformers(GeneratorConformance):
 
 class TestOneFormer(OfTransformers):
     kind = "oneformer"
+
+
+class TestOneFormerOnDinat(GeneratorConformance):
+    """The paper's generator, without natten."""
+
+    def make(self, folder: Path, seed: int = 0) -> TransformersGenerator:
+        return TransformersGenerator(write_config(folder, "oneformer", backbone_config=DINAT), seed=seed)
 
 
 class TestMask2Former(OfTransformers):
