@@ -1,25 +1,41 @@
 from __future__ import annotations
 
+import math
 import time
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from vitp_pipeline.assemble.upsample import mask_logits_at_image
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View, normalise_points
 from vitp_pipeline.points import centre_points, max_points, peak_points, random_points
 
 
 def plain(mask_logits: torch.Tensor, view: View) -> torch.Tensor:
-    """Upsample, crop, resize, all queries at once, in float64 by torch."""
+    """All queries on the whole upright image, in float64: upsampled by torch and cropped; then every pixel whose centre
+    lies in what was seen is interpolated there, beyond the outermost samples constantly.
+    """
     up = F.interpolate(mask_logits[None].double(), view.padded, mode="bilinear")[0]
-    up = up[:, : view.resized[0], : view.resized[1]]
-    return F.interpolate(up[None], view.original, mode="bilinear")[0]
+    planes = up[:, : view.seen[2], : view.seen[3]].numpy()
+    seen = []
+    for axis in (0, 1):
+        start, length = view.seen[axis], view.seen[axis + 2]
+        ratio = Fraction(view.resized[axis], view.original[axis])
+        centres = [(i + Fraction(1, 2)) * ratio for i in range(view.original[axis])]
+        inside = [i for i, c in enumerate(centres) if start <= c < start + length]
+        places = np.array([float(centres[i] - start) - 0.5 for i in inside])
+        weights = [np.interp(places, np.arange(length), row) for row in np.eye(length)]
+        planes = np.moveaxis(np.tensordot(np.stack(weights, 1), planes, (1, axis + 1)), 0, axis + 1)
+        seen.append(inside)
+    whole = np.full((len(planes), *view.original), -np.inf)
+    whole[:, seen[0][0] : seen[0][-1] + 1, seen[1][0] : seen[1][-1] + 1] = planes
+    return torch.from_numpy(whole[:, :, ::-1].copy() if view.flip else whole)
 
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -27,12 +43,24 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 @st.composite
 def views(draw):
+    """Whole images, mirrored ones and windows; a window shows the centre of at least one pixel."""
     mask = draw(sizes)
     scale = draw(st.sampled_from([1, 2, 4, 3]))
     padded = mask[0] * scale, mask[1] * scale
     resized = draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1]))
     original = draw(st.one_of(st.just(resized), st.tuples(st.integers(1, 60), st.integers(1, 60))))
-    return View(original, resized, padded, mask)
+    flip = draw(st.booleans())
+    if draw(st.booleans()):
+        return View(original, resized, padded, mask, flip=flip)
+    # what was resized is the window now: let it lie somewhere in something larger
+    around = [draw(st.tuples(st.integers(0, 9), st.integers(0, 9))) for _ in range(2)]
+    whole = tuple(a + r + b for r, (a, b) in zip(resized, around, strict=True))
+    original = draw(st.one_of(st.just(whole), st.tuples(st.integers(1, 60), st.integers(1, 60))))
+    view = View(original, whole, padded, mask, (around[0][0], around[1][0], *resized), flip)
+    for axis, (before, _) in enumerate(around):
+        ratio = Fraction(whole[axis], original[axis])
+        assume(any(before <= (i + Fraction(1, 2)) * ratio < before + resized[axis] for i in range(original[axis])))
+    return view
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -104,8 +132,10 @@ def test_max_at_mask_resolution_against_a_loop(view, seed):
             for col in range(view.mask[1]):
                 y = (row + 0.5) * view.padded[0] / view.mask[0]
                 x = (col + 0.5) * view.padded[1] / view.mask[1]
-                inside = y < view.resized[0] and x < view.resized[1]
+                inside = y < view.seen[2] and x < view.seen[3]
                 if inside and (best is None or mask[row, col] > best[0]):
+                    y, x = y + view.seen[0], x + view.seen[1]
+                    x = view.resized[1] - x if view.flip else x
                     y, x = y * view.original[0] / view.resized[0], x * view.original[1] / view.resized[1]
                     best = mask[row, col], y, x
         if best is not None:  # the pixel [point, point + 1) contains the centre
@@ -127,6 +157,21 @@ def blob_view():
     masks[1, :, :] = 5.0
     masks[2] = -torch.arange(128.0).view(8, 16) - 1
     return masks, view
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(views(), st.integers(0, 2**32 - 1))
+def test_planes_and_points_inside_of_any_view(view, seed):
+    """Where the logits lie on the upright image, and that every policy stays where they are positive."""
+    masks = torch.randn(3, *view.mask, generator=torch.Generator().manual_seed(seed)) * 5
+    whole = plain(masks, view)
+    planes = mask_logits_at_image(masks, view)
+    assert torch.equal(planes.isneginf(), whole.isneginf())
+    seen = whole.isfinite()
+    torch.testing.assert_close(planes[seen].double(), whole[seen], atol=1e-4, rtol=0)
+    for points in (centre_points(masks, view, "d2"), random_points(masks, view, "d2", "a", seed)):
+        for query, (row, col) in enumerate(points):
+            assert whole[query, row, col] > (-1e-4 if (whole[query] > 1e-4).any() else -math.inf)
 
 
 def test_centre_is_farthest_from_the_outside():
@@ -202,8 +247,14 @@ def slow_peaks(mask: np.ndarray, view: View, first: list[int], count: int) -> li
     centres = []  # of the cells of an axis: original pixel by cell
     for i in (0, 1):
         at = {c: Fraction((2 * c + 1) * view.padded[i], 2 * view.mask[i]) for c in range(view.mask[i])}
-        pixels = {c: int(y * view.original[i] / view.resized[i]) for c, y in at.items() if y < view.resized[i]}
-        centres.append(pixels or {0: 0})
+        at = {c: y + view.seen[i] for c, y in at.items() if y < view.seen[i + 2]}
+        if i == 1 and view.flip:
+            at = {c: view.resized[1] - x for c, x in at.items()}
+        pixels = {c: int(y * view.original[i] / view.resized[i]) for c, y in at.items()}
+        if not pixels:  # the first pixel that is seen
+            shown = np.flatnonzero(np.isfinite(plain(torch.zeros(1, *view.mask), view)[0].numpy()).any(1 - i))
+            pixels = {0: int(shown[-1 if i == 1 and view.flip else 0])}
+        centres.append(pixels)
     area, maxima = 0.0, []
     for r, row in centres[0].items():
         for c, col in centres[1].items():

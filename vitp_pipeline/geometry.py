@@ -7,29 +7,64 @@ A pixel index names the pixel's cell; `pixel centre = index + 0.5`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 Size = tuple[int, int]
+Window = tuple[int, int, int, int]
+"""(top, left, height, width)."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How a generator saw an image: original → resized → padded right and bottom → mask resolution.
+    """How a generator saw an image: original → resized → mirrored → a window of it → padded right and bottom → masks.
+
+    A view without window and flip is the whole image, upright.
 
     Attributes:
         original: (H0, W0) of the image file.
-        resized: (Hr, Wr) after the generator's resize, before padding.
-        padded: (Hp, Wp), what entered the network; Hp ≥ Hr, Wp ≥ Wr.
+        resized: (Hr, Wr) of the whole image after the generator's resize.
+        padded: (Hp, Wp), what entered the network; at least as large as what is seen.
         mask: (h, w) of the mask logits, which span the padded frame.
+        window: the part of the resized, mirrored image that was seen; None = all of it.
+        flip: whether left and right were exchanged before the window was cut.
     """
 
     original: Size
     resized: Size
     padded: Size
     mask: Size
+    window: Window | None = None
+    flip: bool = False
 
-    def as_dict(self) -> dict[str, Size]:
+    @property
+    def whole(self) -> bool:
+        """Whether it shows the whole image upright."""
+        return self.window is None and not self.flip
+
+    @property
+    def seen(self) -> Window:
+        """The window, also when it is all of the resized image."""
+        return self.window or (0, 0, *self.resized)
+
+    def pixels(self, axis: int) -> tuple[int, int]:
+        """The half-open range of original rows (axis 0) or columns (1) whose centres are seen; never empty.
+
+        Columns are those of the mirrored image when the view is: see `upright`.
+        """
+        start, length = self.seen[axis], self.seen[axis + 2]
+        original, resized = self.original[axis], self.resized[axis]
+        # pixel i's centre lies at (2i + 1)·resized / (2·original): the first at or beyond an edge, in integers
+        first, stop = (-((resized - 2 * edge * original) // (2 * resized)) for edge in (start, start + length))
+        first = min(max(first, 0), original - 1)
+        return first, max(first + 1, min(stop, original))
+
+    def upright(self, columns: np.ndarray) -> np.ndarray:
+        """Columns of the original image from those of the image as it was mirrored, or not."""
+        return self.original[1] - 1 - columns if self.flip else columns
+
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

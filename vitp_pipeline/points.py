@@ -1,8 +1,8 @@
 """Which pixel stands for a mask (design §4; facts §3.1.4, §3.2.2).
 
-Every function returns (Q, 2) int32, (row, col), pixels of the original image. The logits at image resolution
-are those of `assemble.upsample`: upsampled to the padded frame, padding cropped, resized to the original
-size.
+Every function returns (Q, 2) int32, (row, col), pixels of the original, upright image, also of a view that shows a
+window of it or mirrors it; no point lies outside the window. The logits at image resolution are those of
+`assemble.upsample`: upsampled to the padded frame, padding cropped, resized to the original size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.assemble.resize import Taps, resize_rectangle, taps
-from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_logits
+from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_logits, seen_taps
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import View
 
@@ -39,7 +39,8 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
         protocol: the generator's protocol. At image resolution all protocols move *logits* by the same chain.
         at: "image" = argmax of the logits on the original pixel grid (official OneFormer path, facts §3.1.4);
             "mask" = argmax over the mask cells whose centre lies inside the resized image (official
-            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's centre.
+            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's centre; ties go to
+            the lowest cell of the mask as the network gave it.
     Returns:
         (Q, 2) int32. "image" evaluates the bilinear surface in float64, so a plateau (every image border is
         one) is an exact tie; float32 `interpolate` + argmax may pick another pixel only where the best two
@@ -52,8 +53,10 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
     check_frame(mask_logits, view)
     cells = mask_logits.detach().float().cpu().numpy()
     if at == "image":
-        chain = [_Axis.of(view, 0), _Axis.of(view, 1)]
-        points = [_max_at_image(plane, *chain) for plane in cells]
+        rows, cols = _Axis.of(view, 0), _Axis.of(view, 1)
+        points = np.array([_max_at_image(plane, rows, cols, view.flip) for plane in cells], np.int64).reshape(-1, 2)
+        points += view.pixels(0)[0], view.pixels(1)[0]
+        points[:, 1] = view.upright(points[:, 1])
     elif at == "mask":
         points = _max_at_mask(cells, view)
     else:
@@ -195,20 +198,19 @@ def _bounding_box(positive: np.ndarray) -> tuple[int, int, np.ndarray]:
 
 
 class _Axis:
-    """One axis of mask → padded → (crop) → original: for every original index, the range of cells it
-    reads.
+    """One axis of mask → padded → (crop) → original: for every original index that is seen, the range of cells it
+    reads. Indices count from the first one seen; columns run as in the mask, mirrored or not.
     """
 
-    def __init__(self, mask: int, padded: int, resized: int, original: int) -> None:
-        self.up: Taps = taps(mask, padded)
-        self.down: Taps = taps(resized, original)
-        self.same = resized == original
+    def __init__(self, up: Taps, down: Taps, same: bool) -> None:
+        self.up, self.down, self.same = up, down, same
         self.low, self.high = self.up.low[self.down.low], self.up.high[self.down.high]
         self.cells = int(self.low[0]), int(self.high[-1]) + 1
 
     @classmethod
     def of(cls, view: View, axis: int) -> _Axis:
-        return cls(view.mask[axis], view.padded[axis], view.resized[axis], view.original[axis])
+        same = view.resized[axis] == view.original[axis]
+        return cls(taps(view.mask[axis], view.padded[axis]), seen_taps(view, axis), same)
 
     def readers(self, first: int, last: int) -> tuple[int, int]:
         """The half-open range of original indices that read any of the cells first … last; never empty.
@@ -220,7 +222,7 @@ class _Axis:
         return start, max(int(np.searchsorted(self.low, last, side="right")), start + 1)
 
 
-def _max_at_image(plane: np.ndarray, rows: _Axis, cols: _Axis) -> tuple[int, int]:
+def _max_at_image(plane: np.ndarray, rows: _Axis, cols: _Axis, flip: bool) -> tuple[int, int]:
     (r0, r1), (c0, c1) = rows.cells, cols.cells
     cells = plane[r0:r1, c0:c1]
     row, col = divmod(int(cells.argmax()), cells.shape[1])
@@ -234,8 +236,10 @@ def _max_at_image(plane: np.ndarray, rows: _Axis, cols: _Axis) -> tuple[int, int
             *cols.readers(c0 + int(near_cols[0]), c0 + int(near_cols[-1])),
         )
     values = _rectangle(plane, rows, cols, box)
-    row, col = divmod(int(values.argmax()), values.shape[1])
-    return box[0] + row, box[2] + col
+    width = values.shape[1]
+    # of equal pixels the first in the upright image
+    row, col = divmod(int((values[:, ::-1] if flip else values).argmax()), width)
+    return box[0] + row, box[2] + (width - 1 - col if flip else col)
 
 
 def _rectangle(plane: np.ndarray, rows: _Axis, cols: _Axis, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -264,13 +268,18 @@ def _cell_side(view: View, axis: int) -> float:
 
 
 def _cell_centres(view: View, axis: int) -> np.ndarray:
-    """For the cells of an axis whose centre lies inside the resized image: the original index containing the
-    centre.
+    """For the cells of an axis whose centre lies inside what is seen of the resized image: the original index
+    containing the centre.
 
     The centre (2i + 1)·padded / (2·mask) is compared and scaled in integers, so no cell is lost to rounding.
     """
-    twice = (2 * np.arange(view.mask[axis], dtype=np.int64) + 1) * view.padded[axis]
-    inside = twice[twice < 2 * view.mask[axis] * view.resized[axis]]
-    if not len(inside):  # an image smaller than half a cell
-        return np.zeros(1, np.int64)
-    return inside * view.original[axis] // (2 * view.mask[axis] * view.resized[axis])
+    start, length = view.seen[axis], view.seen[axis + 2]
+    unit = 2 * view.mask[axis]
+    centre = (2 * np.arange(view.mask[axis], dtype=np.int64) + 1) * view.padded[axis]
+    centre = centre[centre < unit * length] + unit * start
+    if not len(centre):  # smaller than half a cell
+        first = np.array(view.pixels(axis)[:1], np.int64)
+        return view.upright(first) if axis == 1 else first
+    if axis == 1 and view.flip:
+        centre = unit * view.resized[1] - centre
+    return centre * view.original[axis] // (unit * view.resized[axis])

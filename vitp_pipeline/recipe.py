@@ -169,7 +169,21 @@ class EvaluateSettings:
     alpha_low: float = setting(-1.0, help="for the headline: α of a mask with 1 − v = 0; negative = `alpha`")
     alpha_high: float = setting(-1.0, help="α of a mask with 1 − v = 1, linear between; negative = `alpha`")
     mask_quality: bool = setting(False, help="panoptic masks compete by class score × mean probability inside the mask")
+    # what is measured
+    tasks: tuple[str, ...] = setting(
+        ("semantic", "panoptic"), help="maps to measure: semantic, panoptic (if there are segments), instance"
+    )
+    detections: int = setting(100, help="instances: the best (mask, class) pairs of an image; 0 = as many as queries")
+    instance_ap: tuple[str, ...] = setting(("coco",), help="AP of instances by: coco, boundary, cityscapes")
+    boundary_iou: bool = setting(False, help="also the mean boundary IoU of the semantic maps")
+    boundary_ratio: float = setting(0.02, help="width of a boundary, as a share of the image's diagonal")
+    components: bool = setting(
+        False, help="where labels have no segments: take connected pieces of a thing's class for its instances"
+    )
 
+
+TASKS = ("semantic", "panoptic", "instance")
+INSTANCE_MEASURES = ("coco", "boundary", "cityscapes")
 
 TABLES: dict[str, type] = {
     "generate-proposals": ProposalSettings,
@@ -339,10 +353,10 @@ def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
 
 
 def _elements_fit(value: tuple, default: tuple) -> bool:
-    """Pairs stay pairs; elements are of the default's type, or integers where it is empty."""
+    """Pairs of numbers stay pairs; elements are of the default's type, or integers where it is empty."""
     kind = type(default[0]) if default else int
     kinds = (int, float) if kind is float else (kind,)
-    return all(type(v) in kinds for v in value) and (len(default) != 2 or len(value) == 2)
+    return all(type(v) in kinds for v in value) and (len(default) != 2 or kind is str or len(value) == 2)
 
 
 def _in_range(name: str, value: Any, where: str) -> None:
@@ -389,3 +403,10 @@ def _in_range(name: str, value: Any, where: str) -> None:
         raise UsageError(f"{where} color_jitter = {value:g} is outside [0, 1]")
     if name == "crop_scale" and not 0.0 < value[0] <= value[1] <= 1.0:
         raise UsageError(f"{where} crop_scale = {list(value)} is no range of shares in (0, 1]")
+    if name == "detections" and value < 0:
+        raise UsageError(f"{where} detections = {value} must not be negative")
+    if name == "boundary_ratio" and not 0.0 < value < 1.0:
+        raise UsageError(f"{where} boundary_ratio = {value:g} is outside (0, 1)")
+    for key, known in {"tasks": TASKS, "instance_ap": INSTANCE_MEASURES}.items():
+        if name == key and (not value or len(set(value)) < len(value) or not set(value) <= set(known)):
+            raise UsageError(f"{where} {name} = {list(value)}", f"Choose some of: {', '.join(known)}, each once")

@@ -22,6 +22,7 @@ COMMANDS = (
     "generators",
     "import-checkpoint",
     "export-classifier",
+    "export-results",
     "doctor",
 )
 HEAVY = (

@@ -215,6 +215,40 @@ def test_resize_is_the_configs_own(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("step", "scale", "resized"),
+    [
+        ("dict(type='Resize', scale=(160, 80), keep_ratio=True)", 0.5, (40, 67)),
+        ("dict(type='Resize', scale=(160, 80), keep_ratio=True)", 1.75, (140, 233)),
+        ("dict(type='Resize', scale=(64, 48), keep_ratio=False)", 1.5, (72, 96)),
+        ("dict(type='ResizeShortestEdge', scale=896, max_size=3584)", 678 / 896, (678, 1130)),
+        ("dict(type='mmdet.Resize', scale=(1333, 800), keep_ratio=True)", 0.25, (200, 333)),
+        ("dict(type='LoadAnnotations')", 1.25, (75, 125)),  # no test size: the image's own
+        ("dict(type='ResizeToMultiple', size_divisor=32)", 1.25, (96, 128)),
+    ],
+)
+def test_scaled_test_sizes(step: str, scale: float, resized: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "sized.py").write_text(
+        "_base_ = ['tiny.py']\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'),\n"
+        f"                 {step}, dict(type='PackSegInputs')]\n"
+    )
+    (tmp_path / "tiny.py").write_text(tiny_config())
+    frame = OpenMMLabGenerator(tmp_path / "sized.py", None).resize(picture(60, 100), scale)
+    assert frame.shape == (*resized, 3)
+
+
+def test_scales_without_a_test_size_are_those_of_mmsegs_own_augmentation(tmp_path: Path) -> None:
+    """mmseg 1's tta_pipeline scales the image; so do we where the config has no test size."""
+    from mmcv.transforms import Resize
+
+    image = picture(61, 103)
+    generator = tiny(tmp_path, step='dict(type="LoadAnnotations")')
+    for ratio in (0.5, 0.75, 1.25, 1.75):
+        theirs = Resize(scale_factor=ratio, keep_ratio=True)({"img": image[:, :, ::-1], "img_shape": image.shape[:2]})
+        assert np.array_equal(generator.resize(image, ratio), theirs["img"])
+
+
 def test_resized_labels_equal_those_of_mmseg(tmp_path: Path) -> None:
     from mmseg.apis import inference_model
 
@@ -247,7 +281,7 @@ def test_classes_of_the_configs_dataset(tmp_path: Path, num_classes: int, expect
 @pytest.mark.parametrize(
     ("head", "fault"),
     [
-        ({"mode": "slide"}, "not supported yet"),
+        ({"mode": "slide"}, "without crop_size and stride"),
         ({"step": 'dict(type="RandomFlip", prob=1.0)'}, "RandomFlip"),
         ({"step": 'dict(type="mmdet.Pad", size=(9, 9))'}, "Pad"),
     ],

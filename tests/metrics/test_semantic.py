@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.metrics.semantic import Confusion, areas, mean_iou
@@ -62,6 +64,32 @@ def test_union_is_mmsegs_iou_metric():
     assert round(100 * state.miou("union"), 2) == pytest.approx(theirs["mIoU"], abs=0.011)
     assert round(100 * state.pixel_accuracy(), 2) == pytest.approx(theirs["aAcc"], abs=0.011)
     assert abs(100 * state.miou("present") - theirs["mIoU"]) > 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1))
+def test_random_maps_against_mmseg(seed):
+    """Counts equal, ratios to 1e-9, with classes that are empty on either side, void, and maps of one pixel."""
+    importlib.import_module("vitp_pipeline.generators.mmcv_ops").prepare_mmcv()
+    IoUMetric = importlib.import_module("mmseg.evaluation.metrics").IoUMetric
+    rng, state, results = np.random.default_rng(seed), Confusion(6), []
+    for _ in range(int(rng.integers(1, 4))):
+        size = tuple(rng.integers(1, 9, 2))
+        gt, pred = rng.choice(rng.integers(-1, 6, 4), size), rng.choice(rng.integers(0, 6, 4), size)
+        pred = np.where(rng.random(size) < 0.5, gt.clip(0), pred)
+        state.update(pred, gt)
+        truth = torch.tensor(np.where(gt == -1, 255, gt))
+        results.append(IoUMetric.intersect_and_union(torch.tensor(pred), truth, 6, 255))
+    inter, union, predicted, labelled = (sum(x.double() for x in column) for column in zip(*results, strict=True))
+    assert np.array_equal(state.areas(), torch.stack([inter, labelled, predicted], 1).numpy())
+    if not labelled.sum():
+        return
+    figures = IoUMetric.total_area_to_metrics(inter, union, predicted, labelled)
+    np.testing.assert_allclose(state.ious(), figures["IoU"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(state.class_accuracies(), figures["Acc"], rtol=0, atol=1e-9)
+    assert state.miou("union") == pytest.approx(np.nanmean(figures["IoU"]), abs=1e-9)
+    assert state.mean_accuracy() == pytest.approx(np.nanmean(figures["Acc"]), abs=1e-9)
+    assert state.pixel_accuracy() == pytest.approx(float(figures["aAcc"]), abs=1e-9)
 
 
 def test_states_add_up():

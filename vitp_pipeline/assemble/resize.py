@@ -71,6 +71,16 @@ def resize_band(band: Tensor, first: int, rows: Taps, start: int, stop: int, wid
     return out
 
 
+def resize_by_taps(planes: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """(C, H, W) → (C, n_out rows, n_out columns): what the taps read, of which the two ends may be left out."""
+    for axis, own in ((1, rows), (2, columns)):
+        low, high = (torch.tensor(t, device=planes.device) for t in (own.low, own.high))
+        weight = torch.tensor(own.weight, dtype=planes.dtype, device=planes.device)
+        first = planes.index_select(axis, low)
+        planes = first + (weight[:, None] if axis == 1 else weight) * (planes.index_select(axis, high) - first)
+    return planes
+
+
 def resize_rectangle(
     block: np.ndarray, first: tuple[int, int], rows: Taps, columns: Taps, box: tuple[int, int, int, int]
 ) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Semantic maps: S_k(x) = Σ_q p_qk · sigmoid(M_q(x)) over all queries, unfiltered, and its argmax (facts
-§3.4).
+"""Semantic maps of one view: S_k(x) = Σ_q p_qk · sigmoid(M_q(x)) over all queries, unfiltered, and its argmax (facts
+§3.4). `average` makes them from several views.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitp_pipeline.assemble.upsample import (
     mask_logits_at_image,
     mask_logits_at_resized,
     resize_planes,
-    resized_logit_band,
+    resized_band,
 )
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
@@ -30,13 +30,14 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
     """Class scores on the original image, in the protocol's order of operations.
 
     `mmseg1` (mmsegmentation's Mask2FormerHead.predict and postprocess_result): sigmoid in the padded frame,
-    sum over queries, crop, then resize the K score maps. `mmdet`, `d2`: resize the logits, sigmoid, sum.
+    sum over queries, crop, then resize the K score maps. `mmseg0` (mmsegmentation 0.x as InternImage has it, facts
+    §3.4): sigmoid and sum at mask resolution, then resize. `mmdet`, `d2`: resize the logits, sigmoid, sum.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
         probs: (A, Q, K) class probabilities of the queries, one set per α.
-        view: how the generator saw the image.
-        protocol: "mmseg1", "mmdet" or "d2".
+        view: how the generator saw the image: whole and upright.
+        protocol: one of `assemble.upsample.PROTOCOLS`.
     Returns:
         (A, K, H0, W0) float32. Holds everything whole; `semantic_label_maps` does not.
     Raises:
@@ -44,12 +45,17 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
         IncompatibleError: shapes disagree.
     """
     _check(mask_logits, probs, view, protocol)
-    early = protocol == "mmseg1"  # sigmoid is pointwise, so cropping may come before it
-    masks = (mask_logits_at_resized if early else mask_logits_at_image)(mask_logits, view).sigmoid()
+    if protocol == "mmseg0":
+        masks = mask_logits.float().sigmoid()
+    else:  # sigmoid is pointwise, so cropping may come before it
+        early = protocol == "mmseg1"
+        masks = (mask_logits_at_resized if early else mask_logits_at_image)(mask_logits, view).sigmoid()
     alphas, queries, classes = probs.shape
     weights = probs.to(masks).transpose(1, 2).reshape(alphas * classes, queries)
-    scores = resize_planes((weights @ masks.flatten(1)).reshape(-1, *masks.shape[1:]), view.original)
-    return scores.reshape(alphas, classes, *view.original)
+    scores = (weights @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
+    if protocol == "mmseg0":
+        scores = resize_planes(scores, view.padded)[:, : view.resized[0], : view.resized[1]]
+    return resize_planes(scores, view.original).reshape(alphas, classes, *view.original)
 
 
 def semantic_label_maps(
@@ -60,7 +66,7 @@ def semantic_label_maps(
     Equal to the argmax of the whole scores except where two classes differ by float rounding.
 
     Args:
-        mask_logits, probs, view, protocol: as `semantic_scores`.
+        mask_logits, probs, view, protocol: as `semantic_scores`; masks may be float16.
         budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made
             at a time.
     Returns:
@@ -75,39 +81,62 @@ def semantic_label_maps(
         labels[:] = 0
         return labels
     probs = probs.to(mask_logits.device, torch.float32)
-    rows = _band_rows(mask_logits, probs, view, budget_bytes)
-    resize_scores = protocol == "mmseg1" and view.resized != view.original
+    rows = band_rows(mask_logits, probs, view, budget_bytes)
+    resize_scores = protocol == "mmseg0" or (protocol == "mmseg1" and view.resized != view.original)
     for start in range(0, height, rows):
         stop = min(start + rows, height)
         if resize_scores:
-            band = _resized_score_labels(mask_logits, probs, view, start, stop)
+            band = _resized_score_labels(mask_logits, probs, view, protocol, start, stop)
         else:
             masks = image_logit_band(mask_logits, view, start, stop).sigmoid_().flatten(1).T
-            band = (_argmax(masks @ p) for p in probs)
+            band = (argmax(masks @ p) for p in probs)
         for alpha, label in enumerate(band):
             labels[alpha, start:stop] = label.reshape(stop - start, width)
     return labels
 
 
 def _resized_score_labels(
-    mask_logits: Tensor, probs: Tensor, view: View, start: int, stop: int
+    mask_logits: Tensor, probs: Tensor, view: View, protocol: str, start: int, stop: int
 ) -> Iterator[np.ndarray]:
-    """The band's labels, α by α, where score maps are resized (`mmseg1`)."""
+    """The band's labels, α by α, where score maps are resized (`mmseg0`, `mmseg1`)."""
     taps_down = taps(view.resized[0], view.original[0])
     first, last = taps_down.source(start, stop)
-    masks = resized_logit_band(mask_logits, view, first, last).sigmoid_()
+    for scores in seen_scores(mask_logits, probs, view, protocol, first, last):
+        scores = resize_band(scores, first, taps_down, start, stop, view.original[1])
+        yield argmax(scores.flatten(1).T.contiguous())
+
+
+def seen_scores(
+    mask_logits: Tensor, probs: Tensor, view: View, protocol: str, start: int, stop: int
+) -> Iterator[Tensor]:
+    """Class scores of rows of what a view sees of the resized image, for the protocols that make scores there.
+
+    Args:
+        probs: (A, Q, K) float32 on the device of the masks.
+        protocol: "mmseg0" has the sigmoid at mask resolution; all others are taken as `mmseg1`.
+        start, stop: rows of the window, or of the resized image.
+    Yields:
+        for each α (K, stop − start, width) float32.
+    """
+    if protocol != "mmseg0":
+        masks = resized_band(mask_logits, view, start, stop).sigmoid_()
+        for p in probs:
+            yield (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
+        return
+    rows = taps(view.mask[0], view.padded[0])
+    first, last = rows.source(start, stop)
+    masks = mask_logits[:, first:last].float().sigmoid()
     for p in probs:
         scores = (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
-        scores = resize_band(scores, first, taps_down, start, stop, view.original[1])
-        yield _argmax(scores.flatten(1).T.contiguous())
+        yield resize_band(scores, first, rows, start, stop, view.padded[1])[..., : view.seen[3]]
 
 
-def _argmax(scores: Tensor) -> np.ndarray:
+def argmax(scores: Tensor) -> np.ndarray:
     """(P, K) → (P,) first largest; on a CPU numpy is several times faster than torch for contiguous rows."""
     return scores.numpy().argmax(1) if scores.device.type == "cpu" else scores.argmax(1).cpu().numpy()
 
 
-def _band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int) -> int:
+def band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int) -> int:
     """Rows of the original per band, so that the stacks alive at once stay within the budget."""
     queries, classes = probs.shape[1:]
     wide = max(view.padded[1], view.original[1])
@@ -121,6 +150,13 @@ def _band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int
 
 
 def _check(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
+    check_scored(mask_logits, probs, view, protocol)
+    if not view.whole:
+        raise IncompatibleError("a window or a mirrored view is not an image", "Use assemble.average for views")
+
+
+def check_scored(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
+    """Raises UsageError for an unknown protocol, IncompatibleError when masks, probabilities and view disagree."""
     check_protocol(protocol)
     check_frame(mask_logits, view)
     if probs.ndim != 3 or probs.shape[1] != len(mask_logits):

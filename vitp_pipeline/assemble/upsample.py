@@ -4,23 +4,26 @@
 |---|---|
 | `d2`, `mmdet` | logits → padded frame → crop padding → original size → sigmoid |
 | `mmseg1` | logits → padded frame → sigmoid → crop padding → original size (of class scores, or of masks) |
+| `mmseg0` | logits → sigmoid (→ class scores) → padded frame → crop padding → original size |
 
-The logits themselves reach the image by the same chain everywhere; where sigmoid stands makes the difference,
-and only when resized ≠ original.
+The logits themselves reach the image by the same chain everywhere; where sigmoid stands makes the difference. Between
+cropping and resizing, a window takes its place in the resized image; mirrored planes are turned back at the end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitp_pipeline.assemble.resize import resize_band, taps
+from vitp_pipeline.assemble.resize import Taps, resize_band, resize_by_taps, taps
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import Size, View
 
-PROTOCOLS = ("mmseg1", "mmdet", "d2")
+PROTOCOLS = ("mmseg0", "mmseg1", "mmdet", "d2")
 
 
 def check_protocol(protocol: str) -> None:
@@ -38,25 +41,64 @@ def check_frame(mask_logits: Tensor, view: View) -> None:
 
 
 def mask_logits_at_image(mask_logits: Tensor, view: View) -> Tensor:
-    """All mask logits on the original image's pixel grid.
+    """All mask logits on the pixel grid of the original, upright image.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
     Returns:
-        (Q, H0, W0) float32. Holds Q whole planes: see `iter_mask_logits` and `image_logit_band` for less.
+        (Q, H0, W0) float32, −∞ where the view's window does not reach. Holds Q whole planes: see `iter_mask_logits`
+        and `image_logit_band` for less.
     Raises:
         IncompatibleError: shape and view disagree.
     """
-    return resize_planes(mask_logits_at_resized(mask_logits, view), view.original)
+    return seen_to_image(mask_logits_at_resized(mask_logits, view), view, -math.inf)
 
 
 def mask_logits_at_resized(mask_logits: Tensor, view: View) -> Tensor:
-    """(Q, Hr, Wr) float32: upsampled to the padded frame, padding cropped. Raises like
-    `mask_logits_at_image`.
+    """(Q, height, width) float32 of what is seen of the resized image: upsampled to the padded frame, padding cropped.
+
+    Raises like `mask_logits_at_image`.
     """
     check_frame(mask_logits, view)
-    return resize_planes(mask_logits.float(), view.padded)[:, : view.resized[0], : view.resized[1]]
+    return _without_padding(resize_planes(mask_logits.float(), view.padded), view)
+
+
+def _without_padding(planes: Tensor, view: View) -> Tensor:
+    height, width = view.seen[2:]
+    return planes[:, :height, :width]
+
+
+def seen_to_image(planes: Tensor, view: View, outside: float) -> Tensor:
+    """Planes of what is seen of the resized image, on the pixel grid of the original.
+
+    A pixel belongs to a window when its centre does, and reads nothing outside the window.
+
+    Args:
+        planes: (C, height, width) of `view.seen`.
+        outside: the value of pixels that are not seen.
+    Returns:
+        (C, H0, W0).
+    """
+    if view.window is None:
+        planes = resize_planes(planes, view.original)
+    else:
+        part = resize_by_taps(planes, seen_taps(view, 0), seen_taps(view, 1))
+        (top, bottom), (left, right) = view.pixels(0), view.pixels(1)
+        planes = planes.new_full((len(planes), *view.original), outside)
+        planes[:, top:bottom, left:right] = part
+    return planes.flip(-1) if view.flip else planes
+
+
+def seen_taps(view: View, axis: int) -> Taps:
+    """What the pixels `view.pixels(axis)` of the original read along an axis of what is seen of the resized image."""
+    whole = taps(view.resized[axis], view.original[axis])
+    if view.window is None:
+        return whole
+    start, length = view.seen[axis], view.seen[axis + 2]
+    own = slice(*view.pixels(axis))
+    low, high = (np.clip(t[own] - start, 0, length - 1) for t in (whole.low, whole.high))
+    return Taps(low, high, whole.weight[own])
 
 
 def iter_mask_logits(mask_logits: Tensor, view: View) -> Iterator[Tensor]:
@@ -69,7 +111,8 @@ def iter_mask_logits(mask_logits: Tensor, view: View) -> Iterator[Tensor]:
 def iter_mask_probabilities(mask_logits: Tensor, view: View, protocol: str) -> Iterator[Tensor]:
     """Mask probabilities on the original image one query at a time: Q tensors (H0, W0) float32 in [0, 1].
 
-    `mmseg1` takes the sigmoid before the resize to the original, the others after it.
+    `mmseg0` takes the sigmoid at the masks' own resolution, `mmseg1` before the resize to the original, the others
+    after it. Outside the view's window they are 0.
 
     Raises:
         UsageError: unknown protocol.
@@ -78,29 +121,40 @@ def iter_mask_probabilities(mask_logits: Tensor, view: View, protocol: str) -> I
     check_protocol(protocol)
     check_frame(mask_logits, view)
     for query in range(len(mask_logits)):
-        plane = mask_logits_at_resized(mask_logits[query : query + 1], view)
-        if protocol == "mmseg1":
-            yield resize_planes(plane.sigmoid(), view.original)[0]
+        mask = mask_logits[query : query + 1].float()
+        if protocol == "mmseg0":
+            plane = _without_padding(resize_planes(mask.sigmoid(), view.padded), view)
+            yield seen_to_image(plane, view, 0.0)[0]
+        elif protocol == "mmseg1":
+            yield seen_to_image(mask_logits_at_resized(mask, view).sigmoid(), view, 0.0)[0]
         else:
-            yield resize_planes(plane, view.original)[0].sigmoid()
+            yield mask_logits_at_image(mask, view)[0].sigmoid()
 
 
-def resized_logit_band(mask_logits: Tensor, view: View, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of `mask_logits_at_resized`: (Q, stop − start, Wr) float32, equal up to rounding."""
+def resized_band(planes: Tensor, view: View, start: int, stop: int) -> Tensor:
+    """Rows [start, stop), of what is seen of the resized image, of planes at mask resolution.
+
+    Args:
+        planes: (C, h, w) floats in the padded frame.
+    Returns:
+        (C, stop − start, width) float32.
+    """
     rows = taps(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
-    band = resize_band(mask_logits[:, first:last].float(), first, rows, start, stop, view.padded[1])
-    return band[..., : view.resized[1]]
+    band = resize_band(planes[:, first:last].float(), first, rows, start, stop, view.padded[1])
+    return band[..., : view.seen[3]]
 
 
 def image_logit_band(mask_logits: Tensor, view: View, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of `mask_logits_at_image`: (Q, stop − start, W0) float32, equal up to rounding."""
-    if view.resized == view.original:
-        return resized_logit_band(mask_logits, view, start, stop)
+    """Rows [start, stop) of `mask_logits_at_image` of a view without window: (Q, stop − start, W0) float32, equal up
+    to rounding.
+    """
     rows = taps(view.resized[0], view.original[0])
     first, last = rows.source(start, stop)
-    band = resized_logit_band(mask_logits, view, first, last)
-    return resize_band(band, first, rows, start, stop, view.original[1])
+    band = resized_band(mask_logits, view, first, last)
+    if view.resized != view.original:
+        band = resize_band(band, first, rows, start, stop, view.original[1])
+    return band.flip(-1) if view.flip else band
 
 
 def resize_planes(planes: Tensor, size: Size) -> Tensor:

@@ -16,6 +16,7 @@ from vitp_pipeline.cli import (
     doctor,
     evaluate,
     export_classifier,
+    export_results,
     generate_proposals,
     generators,
     import_checkpoint,
@@ -54,6 +55,7 @@ for module in (
     generators,
     import_checkpoint,
     export_classifier,
+    export_results,
     doctor,
 ):
     module.register(app)

@@ -53,17 +53,21 @@ class Generator(Protocol):
         classes: the K class names in the order of the class logits, or None when nothing names them.
         protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `assemble.upsample.PROTOCOLS`.
         describe: one line for people: which network, which weights, which device.
+
+    An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, where the model's own
+    settings want sliding windows; None or no such attribute means that it sees images whole.
     """
 
     classes: tuple[str, ...] | None
     protocol: str
     describe: str
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """The image at the size at which the network wants to see it.
+    def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The image at the size at which the network wants to see it, times `scale`.
 
         Args:
             image: RGB uint8 (H, W, 3) of any size.
+            scale: > 0, a factor on the family's own test sizes, shorter and longer edge alike, not on the image's.
         Returns:
             A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: mirror or cut it, nothing else.
         Raises:

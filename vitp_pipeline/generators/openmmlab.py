@@ -37,6 +37,7 @@ class OpenMMLabGenerator:
         protocol: "mmseg1" or "mmdet".
         num_classes: K. num_queries: Q.
         crop_size: (height, width) that the config's training pads its crops to; None when it does not say.
+        slide: ((height, width) of mmseg's windows, their stride) where its test_cfg has mode "slide", else None.
         describe: one line for people: which network, which weights, which device.
     """
 
@@ -64,13 +65,15 @@ class OpenMMLabGenerator:
             library = _library(self.config, settings)
             self.protocol = {"mmseg": "mmseg1", "mmdet": "mmdet"}[library]
             self._model = _build_model(self.config, settings, library, weights, seed)
-            self._pipeline = _build_pipeline(self.config, settings, library)
+            self._steps = _test_steps(self.config, settings, library)
+            self._pipelines = {1.0: _build_pipeline(self._steps, library, 1.0)}
             self._model.to(self.device)
         self._head = _head(self.config, self._model, library)
-        self._sample_type = _sample_type(library)
+        self._library, self._sample_type = library, _sample_type(library)
         self.num_classes = int(self._head.num_classes)
         self.num_queries = int(self._head.num_queries)
         self.crop_size = _crop_size(settings)
+        self.slide = _slide(self.config, settings) if library == "mmseg" else None
         self.classes = _classes(self.config, settings, library, weights, self.num_classes)
         origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
         self.describe = (
@@ -79,15 +82,21 @@ class OpenMMLabGenerator:
             f"config {self.config.name}, {origin}, on {self.device}"
         )
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """The image through the config's test pipeline; see `Generator.resize`. Channels stay in mmcv's order, BGR."""
+    def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The image through the config's test pipeline, its test sizes times `scale`; see `Generator.resize`.
+
+        Channels stay in mmcv's order, BGR. Where the pipeline resizes to no fixed size, the image is scaled first.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
         size = image.shape[:2]
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         with _quiet():
+            if scale not in self._pipelines:
+                self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
             # as if the pipeline's loader had just read it
-            sample = self._pipeline({"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0})
+            given = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
+            sample = self._pipelines[scale](given)
         return sample["inputs"].permute(1, 2, 0).numpy()
 
     @torch.inference_mode()
@@ -168,11 +177,6 @@ def _library(path: Path, settings: Any) -> str:
     """The package that the model is of, by its outermost type."""
     kind = _type_name(settings.model)
     library = "mmseg" if kind.endswith("EncoderDecoder") else "mmdet"
-    if library == "mmseg" and (settings.model.get("test_cfg") or {}).get("mode", "whole") == "slide":
-        raise UserError(
-            f"{path}: sliding-window inference (test_cfg mode 'slide') is not supported yet",
-            mend="Set model.test_cfg = dict(mode='whole') if the model was trained for whole images",
-        )
     try:
         for package in dict.fromkeys(("mmdet", library)):  # mmseg's mask heads derive from mmdet's
             for module in ("registry", "models", "datasets"):
@@ -244,10 +248,8 @@ def _sample_type(library: str) -> type:
     return SampleType
 
 
-def _build_pipeline(path: Path, settings: Any, library: str) -> Any:
-    """The config's test pipeline without what reads files."""
-    from mmengine.dataset import Compose
-
+def _test_steps(path: Path, settings: Any, library: str) -> list[Any]:
+    """The steps of the config's test pipeline without those that read files."""
     steps = _test_pipeline(settings, library)
     if not steps:
         raise InputError(f"{path}: the config has no test_pipeline")
@@ -263,10 +265,38 @@ def _build_pipeline(path: Path, settings: Any, library: str) -> Any:
                 raise UserError(f"{path}: color_type '{step['color_type']}' is not supported, only 'color' is")
             if step.get("to_float32", False):
                 kept.append(_to_float32)
+    return kept
+
+
+def _build_pipeline(steps: list[Any], library: str, scale: float) -> Any:
+    from mmengine.dataset import Compose
+
     with _scope(library):
         transforms = importlib.import_module(f"{library}.registry").TRANSFORMS
-        built = [transforms.build(step) if isinstance(step, dict) else step for step in kept]
-    return Compose(built)
+        steps = _scaled(steps, scale)
+        return Compose([transforms.build(step) if isinstance(step, dict) else step for step in steps])
+
+
+def _scaled(steps: list[Any], scale: float) -> list[Any]:
+    """Steps with every fixed size times `scale`; where none has one, the image itself is scaled before them.
+
+    mmseg 0.x scales so (`img_ratios`). mmseg 1's `tta_pipeline` scales the image in place of the test size, which is
+    the same only where the config resizes to no fixed size.
+    """
+    if scale == 1.0:
+        return steps
+    sized = [isinstance(step, dict) and "Resize" in _type_name(step) and bool(step.get("scale")) for step in steps]
+    if not any(sized):
+        loaded = steps[:1] if steps[:1] == [_to_float32] else []
+        return [*loaded, dict(type="Resize", scale_factor=float(scale), keep_ratio=True), *steps[len(loaded) :]]
+    return [_scaled_step(step, scale) if fixed else step for step, fixed in zip(steps, sized, strict=True)]
+
+
+def _scaled_step(step: Any, scale: float) -> Any:
+    def times(size: Any) -> Any:
+        return tuple(map(times, size)) if isinstance(size, list | tuple) else int(size * scale + 0.5)
+
+    return {**step, **{key: times(step[key]) for key in ("scale", "max_size") if step.get(key)}}
 
 
 def _to_float32(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -293,6 +323,16 @@ def _crop_size(settings: Any) -> Size | None:
     augments = preprocessor.get("batch_augments") or []
     sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]
     return next((tuple(map(int, size)) for size in sizes if size), None)
+
+
+def _slide(path: Path, settings: Any) -> tuple[Size, Size] | None:
+    test = settings.model.get("test_cfg") or {}
+    if test.get("mode", "whole") != "slide":
+        return None
+    window, stride = (tuple(test.get(key) or ()) for key in ("crop_size", "stride"))
+    if len(window) != 2 or len(stride) != 2:
+        raise InputError(f"{path}: test_cfg has mode 'slide' without crop_size and stride of two numbers each")
+    return window, stride
 
 
 def _classes(

@@ -1,13 +1,57 @@
-"""Asks a generator for the proposals of images."""
+"""Asks a generator for the proposals of images: seen whole, or by a plan of scales, mirroring and sliding windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.base import Generator, Proposals
-from vitp_pipeline.geometry import View
+from vitp_pipeline.geometry import Size, View, Window
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of every image a generator sees: scale by scale, plain then mirrored, windows in rows.
+
+    Attributes:
+        scales: factors on the generator's own test size.
+        mirror: whether every frame is seen mirrored, too.
+        window, stride: (height, width) of the windows in the resized image and of the step from one to the next; the
+            last one of a row or column ends at the image's edge. None = the frame is seen whole.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    mirror: bool = False
+    window: Size | None = None
+    stride: Size | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise UsageError(f"scales = {list(self.scales)} are not one or more positive factors")
+        if self.window is None:
+            return
+        if self.stride is None or not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True)):
+            raise UsageError(
+                f"windows of {self.window} with a stride of {self.stride}",
+                "Strides lie between 1 and the window's own height and width",
+            )
+
+
+WHOLE = ViewPlan()
+"""One view: the image whole, upright, at the generator's own size."""
+
+
+def slide(size: Size, window: Size, stride: Size) -> list[Window]:
+    """The windows of an image of `size`, as mmsegmentation slides them: row by row, the last ones moved back inside."""
+    places = []
+    for length, extent, step in zip(size, window, stride, strict=True):
+        extent = min(extent, length)
+        count = -(-(length - extent) // step) + 1
+        places.append([(min(i * step, length - extent), extent) for i in range(count)])
+    return [(top, left, height, width) for top, height in places[0] for left, width in places[1]]
 
 
 def propose(generator: Generator, images: Sequence[np.ndarray]) -> list[Proposals]:
@@ -18,12 +62,56 @@ def propose(generator: Generator, images: Sequence[np.ndarray]) -> list[Proposal
     Raises:
         InputError: an image is of another shape or type.
     """
-    frames = [generator.resize(image) for image in images]
-    return [
-        Proposals(
-            found.mask_logits,
-            found.class_logits,
-            View(image.shape[:2], frame.shape[:2], found.padded, tuple(found.mask_logits.shape[-2:])),
-        )
-        for image, frame, found in zip(images, frames, generator.forward(frames), strict=True)
-    ]
+    return list(_forward(generator, [frame for image in images for frame in _frames(generator, image, WHOLE)]))
+
+
+def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch_size: int = 1) -> Iterator[Proposals]:
+    """Proposals of all views of an image, in the order of the plan.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        batch_size: views in a forward; so many views' masks are alive at once.
+    Raises:
+        InputError: the image is of another shape or type.
+    """
+    waiting: list[_Frame] = []
+    for frame in _frames(generator, image, plan):
+        waiting.append(frame)
+        if len(waiting) == batch_size:
+            yield from _forward(generator, waiting)
+            waiting = []
+    yield from _forward(generator, waiting)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the generator is shown of an image, and where it lies."""
+
+    original: Size
+    resized: Size
+    pixels: np.ndarray
+    window: Window | None = None
+    flip: bool = False
+
+
+def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator[_Frame]:
+    for scale in plan.scales:
+        upright = generator.resize(image, scale)
+        size = upright.shape[:2]
+        windows = slide(size, plan.window, plan.stride) if plan.window else []
+        for flip in (False, True) if plan.mirror else (False,):
+            pixels = np.ascontiguousarray(upright[:, ::-1]) if flip else upright
+            if len(windows) < 2:
+                yield _Frame(image.shape[:2], size, pixels, None, flip)
+                continue
+            for top, left, height, width in windows:
+                part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+                yield _Frame(image.shape[:2], size, part, (top, left, height, width), flip)
+
+
+def _forward(generator: Generator, frames: Sequence[_Frame]) -> Iterator[Proposals]:
+    found = generator.forward([frame.pixels for frame in frames]) if frames else []
+    for frame, output in zip(frames, found, strict=True):
+        mask = tuple(output.mask_logits.shape[-2:])
+        view = View(frame.original, frame.resized, output.padded, mask, frame.window, frame.flip)
+        yield Proposals(output.mask_logits, output.class_logits, view)

@@ -99,6 +99,11 @@ class Confusion:
         """(K,) float64 recall per class; nan where the ground truth lacks the class."""
         return _ratio(np.diag(self.counts), self.counts.sum(1))
 
+    def mean_accuracy(self) -> float:
+        """Mean of `class_accuracies` over the classes that the ground truth holds; nan when there is none."""
+        values = self.class_accuracies()
+        return float(values[~np.isnan(values)].mean()) if self.num_present() else float("nan")
+
 
 def areas(counts: np.ndarray) -> np.ndarray:
     """(…, K, K) counts → (…, K, 3): intersection, ground-truth area, predicted area."""

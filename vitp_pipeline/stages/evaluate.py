@@ -12,7 +12,7 @@ sums over rows in the manifest's order, so no split into shards can change them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from vitp_pipeline.artifacts.proposals import (
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import IGNORE, Dataset
+from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
@@ -39,6 +40,7 @@ from vitp_pipeline.stages.classify import (
     require_proposals,
     require_shards,
 )
+from vitp_pipeline.stages.counts import counts_table, sparse_confusion
 from vitp_pipeline.stages.driver import Outcome, run_parts
 
 if TYPE_CHECKING:
@@ -60,6 +62,13 @@ class Evaluation:
     alpha: float
     alpha_classes: tuple[float, ...] = ()
     alpha_scores: tuple[float, float] | None = None
+    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What is measured: without segments in the ground truth, no panoptic maps."""
+        segments = self.dataset.has_segments or self.settings.components
+        return tuple(t for t in self.settings.tasks if segments or t != "panoptic")
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -138,6 +147,7 @@ def prepare(
     require_shards(proposals, shard)
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
+    check_tasks(settings, dataset)
     alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
     identity = {
         "stage": "evaluation",
@@ -151,7 +161,18 @@ def prepare(
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     by_class = tuple(by_class.values())
-    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha, by_class, by_score)
+    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha, by_class, by_score, settings)
+
+
+def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
+    """Raises UsageError when the dataset has no ground truth for a task that was asked for."""
+    if dataset.has_segments or settings.components:
+        return
+    if "instance" in settings.tasks or "semantic" not in settings.tasks:
+        raise UsageError(
+            f"tasks = {list(settings.tasks)}: the labels of {dataset.spec.name!r} have no segments",
+            "components = true takes connected pieces of the things' classes for instances",
+        )
 
 
 def headline_rule(
@@ -243,7 +264,10 @@ class CountMaker:
                     f"{sample.label}: is {truth.shape[1]}×{truth.shape[0]}, its image {width}×{height}",
                     "Image and label must have the same size",
                 )
-            segments = dataset.read_panoptic(sample) if dataset.has_segments else None
+            if dataset.has_segments:
+                segments = dataset.read_panoptic(sample)
+            else:
+                segments = component_segments(truth, self.things) if self.settings.components else None
         except InputError as error:
             return {"error": error.message}
         return self._measure(record, point_logits, truth, segments)
@@ -255,6 +279,7 @@ class CountMaker:
         from vitp_pipeline.assemble.quality import mask_quality
         from vitp_pipeline.assemble.semantic import semantic_label_maps
         from vitp_pipeline.fusion import fuse, named_probs
+        from vitp_pipeline.stages.instances import image_row
 
         masks = torch.from_numpy(record.masks).float().to(self.device)
         logits = torch.from_numpy(record.class_logits).to(self.device)
@@ -272,11 +297,17 @@ class CountMaker:
         named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
         probs, voids = (torch.stack(values) for values in zip(*named, strict=True))  # (V, Q, K), (V, Q)
         names = probs.argmax(2).cpu().numpy()
+        every, tasks = probs, self.evaluation.tasks
         probs, voids = probs[:, kept], voids[:, kept]
-        maps = semantic_label_maps(masks, probs, record.view, record.protocol)
-        row: dict[str, Any] = {"semantic": [sparse_confusion(m, truth, probs.shape[2]) for m in maps]}
-        row["masks"] = self._named(names, void, by_mask)
-        if segments is not None:
+        row: dict[str, Any] = {"masks": self._named(names, void, by_mask)}
+        if "semantic" in tasks:
+            maps = semantic_label_maps(masks, probs, record.view, record.protocol)
+            row["semantic"] = [sparse_confusion(m, truth, probs.shape[2]) for m in maps]
+            if self.settings.boundary_iou:
+                row["boundary"] = self._boundaries(maps, truth)
+        if "instance" in tasks:
+            row |= image_row(record, masks, every, segments, truth, self.things, self.settings)
+        if "panoptic" in tasks and segments is not None:
             quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
             row["panoptic"] = [
                 self._panoptic(masks, p, v, record, segments, quality) for p, v in zip(probs, voids, strict=True)
@@ -299,6 +330,13 @@ class CountMaker:
         truth_ids, truth_segments = segments
         return count(ids, found, truth_ids, truth_segments, probs.shape[1])
 
+    def _boundaries(self, maps: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+        """(K, 3) pixels of boundaries of every variant, see `metrics.boundary.boundary_areas`."""
+        from vitp_pipeline.metrics.boundary import boundary_areas, boundary_width
+
+        width = boundary_width(truth.shape, self.settings.boundary_ratio)
+        return [boundary_areas(m, truth, width, len(self.things)) for m in maps]
+
     def _named(self, names: np.ndarray, void: torch.Tensor, by_mask: np.ndarray) -> dict[str, np.ndarray]:
         """What the masks that likely are something, and cover labelled pixels, are called. names: (V, Q)."""
         present = 1 - void.double().cpu().numpy()
@@ -312,71 +350,3 @@ class CountMaker:
             "classifier": names[at[variant_of(1)]][matched],
             "fused": names[at[self.evaluation.headline]][matched],
         }
-
-
-def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(truth class, predicted class, pixels) of every pair that occurs; pixels without ground truth do not count."""
-    valid = truth != IGNORE
-    pairs = np.bincount(truth[valid].astype(np.int64) * classes + labels[valid], minlength=classes * classes)
-    occurring = np.flatnonzero(pairs)
-    return occurring // classes, occurring % classes, pairs[occurring]
-
-
-MASK_FIELDS = ("query", "present", "label", "generator", "classifier", "fused")
-
-
-def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any]]]) -> pa.Table:
-    """The rows of a part as a table: image_id, status, error and three list columns of counts."""
-    import json
-
-    import pyarrow as pa
-
-    semantic, panoptic, masks = [], [], []
-    for _, row in rows:
-        found = row.get("semantic", [])
-        variants = [np.full(len(c[2]), v) for v, c in enumerate(found)]
-        semantic.append([variants, *([c[i] for c in found] for i in range(3))])
-        counts = row.get("panoptic", [])
-        active = [np.flatnonzero(c.tp + c.fp + c.fn) for c in counts]
-        panoptic.append(
-            [
-                [np.full(len(a), v) for v, a in enumerate(active)],
-                active,
-                *(
-                    [getattr(c, name)[a] for c, a in zip(counts, active, strict=True)]
-                    for name in ("tp", "fp", "fn", "iou")
-                ),
-            ]
-        )
-        masks.append([[row["masks"][name]] if "masks" in row else [] for name in MASK_FIELDS])
-    small, big = pa.int32(), pa.int64()
-    columns = {
-        "image_id": pa.array([image_id for image_id, _ in rows], pa.string()),
-        "status": pa.array(["failed" if "error" in row else "ok" for _, row in rows], pa.string()),
-        "error": pa.array([row.get("error") for _, row in rows], pa.string()),
-        "semantic": _lists(semantic, {"variant": small, "truth": small, "predicted": small, "pixels": big}),
-        "panoptic": _lists(
-            panoptic, {"variant": small, "class": small, "tp": big, "fp": big, "fn": big, "iou": pa.float64()}
-        ),
-        "masks": _lists(masks, {n: pa.float64() if n == "present" else small for n in MASK_FIELDS}),
-    }
-    about = {
-        "fingerprint": evaluation.run.fingerprint,
-        "variants": list(evaluation.variants),
-        "classes": list(evaluation.dataset.spec.class_names),
-    }
-    return pa.table(columns, metadata={"vitp": json.dumps(about)})
-
-
-def _lists(rows: list[list[list[np.ndarray]]], fields: dict[str, pa.DataType]) -> pa.Array:
-    """A list<struct> column: `rows[i][f]` are the pieces of field f in row i."""
-    import pyarrow as pa
-
-    lengths = [sum(len(piece) for piece in row[0]) for row in rows]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    arrays = []
-    for number, kind in enumerate(fields.values()):
-        pieces = [piece for row in rows for piece in row[number]]
-        flat = np.concatenate(pieces) if pieces else np.zeros(0)
-        arrays.append(pa.array(flat.astype(kind.to_pandas_dtype()), kind))
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, names=list(fields)))

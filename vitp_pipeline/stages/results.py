@@ -14,10 +14,15 @@ from vitp_pipeline.artifacts.parts import index_path, read_index
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.metrics.bootstrap import sparse_areas
+from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
+from vitp_pipeline.stages.notes import notes
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
+SEMANTIC = ("mIoU", "pixel_accuracy")
+SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
+AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
 RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
@@ -33,7 +38,7 @@ class Rows:
 
 def read_rows(evaluation: Evaluation) -> Rows:
     """Reads all parts; shards that are not finished are listed, not read."""
-    rows, pieces = Rows(), {"semantic": [], "panoptic": [], "masks": []}
+    rows, pieces = Rows(), {}
     for shard in range(evaluation.run.shards):
         if not evaluation.run.finished(shard):
             rows.missing.append(shard)
@@ -44,14 +49,16 @@ def read_rows(evaluation: Evaluation) -> Rows:
             rows.images += table["image_id"].to_pylist()
             states = zip(*(table[c].to_pylist() for c in ("image_id", "status", "error")), strict=True)
             rows.failed += [(i, error) for i, status, error in states if status != "ok"]
-            for name, found in pieces.items():
+            for name in table.column_names[3:]:
                 column = table[name].combine_chunks()
                 flat = column.flatten()
                 entry = {f.name: flat.field(f.name).to_numpy(zero_copy_only=False) for f in flat.type}
                 lengths = np.diff(column.offsets.to_numpy())
-                found.append({**entry, "image": first + np.repeat(np.arange(len(lengths)), lengths)})
+                pieces.setdefault(name, []).append(
+                    {**entry, "image": first + np.repeat(np.arange(len(lengths)), lengths)}
+                )
     for name, found in pieces.items():
-        rows.columns[name] = {k: np.concatenate([f[k] for f in found]) for k in found[0]} if found else {}
+        rows.columns[name] = {k: np.concatenate([f[k] for f in found]) for k in found[0]}
     return rows
 
 
@@ -71,12 +78,15 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
             f"evaluate: {measured} of {total} images are measured: {what}{first}",
             "Finish or mend them (--retry-failed), or take figures of what is there with --allow-missing",
         )
-    names = headline_variants(evaluation)
+    names, tasks = headline_variants(evaluation), evaluation.tasks
     result = {
+        "alpha": evaluation.alpha,
+        "headline": evaluation.headline,
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in rows.failed]},
-        "semantic": _semantic(evaluation, rows, names),
-        "panoptic": _panoptic(evaluation, rows, names) if evaluation.dataset.has_segments else None,
-        "masks": _masks(rows),
+        "semantic": _semantic(evaluation, rows, names) if "semantic" in tasks else None,
+        "panoptic": _panoptic(evaluation, rows, names) if "panoptic" in tasks else None,
+        **({"instance": instances.figures(evaluation, rows, names)} if "instance" in tasks else {}),
+        "masks": _masks(evaluation, rows),
         "provenance": {
             "dataset": evaluation.dataset.spec.name,
             "split": evaluation.dataset.split,
@@ -89,6 +99,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
             **provenance(),
         },
     }
+    result["notes"] = notes(evaluation, rows, result)
     return _plain(result)
 
 
@@ -120,8 +131,11 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
             "mIoU": state.miou("present"),
             "mIoU_union": state.miou("union"),
             "pixel_accuracy": state.pixel_accuracy(),
+            "mAcc": state.mean_accuracy(),
             "IoU": dict(zip(evaluation.dataset.spec.class_names, state.ious(), strict=True)),
         }
+        if "boundary" in rows.columns:
+            figures[name] |= _boundary(evaluation, rows, variant)
     figures["classes_present"] = int((areas(confusion(names["generator"]).counts)[:, 1] > 0).sum())
     figures["classes"] = classes
     generator, fused = (image_areas(evaluation, rows, names[name]) for name in ("generator", "fused"))
@@ -139,6 +153,17 @@ def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
         for i, a in enumerate(evaluation.alphas)
     ]
     return figures
+
+
+def _boundary(evaluation: Evaluation, rows: Rows, variant: int) -> dict[str, Any]:
+    """Boundary IoU of a variant, averaged over the classes of which the ground truth has a boundary."""
+    from vitp_pipeline.metrics.semantic import ious, mean_iou
+
+    e, names = rows.columns["boundary"], evaluation.dataset.spec.class_names
+    chosen, total = e["variant"] == variant, np.zeros((len(names), 3), np.int64)
+    np.add.at(total, e["class"][chosen], np.stack([e[f][chosen] for f in ("both", "truth", "predicted")], 1))
+    per_class = dict(zip(names, ious(total), strict=True))
+    return {"boundary_mIoU": float(mean_iou(total)), "boundary_IoU": per_class}
 
 
 def image_areas(evaluation: Evaluation, rows: Rows, variant: int) -> np.ndarray:
@@ -176,15 +201,18 @@ def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
     return result
 
 
-def _masks(rows: Rows) -> dict[str, Any]:
-    """Of the masks that likely are something (1 − v > 0.5) and cover labelled pixels: the share named right."""
-    entries = rows.columns["masks"]
+def _masks(evaluation: Evaluation, rows: Rows) -> dict[str, Any]:
+    """Of the masks that likely are something (1 − v > 0.5) and cover labelled pixels: the share named right, and which
+    class (the majority inside) was called what.
+    """
+    entries, names = rows.columns["masks"], evaluation.dataset.spec.class_names
     count = len(entries["label"])
-    share = {
-        name: float((entries[name] == entries["label"]).mean()) if count else None
-        for name in ("generator", "classifier", "fused")
-    }
-    return {"matched": count, "named_right": share}
+    share, confusion = {}, {}
+    for by in ("generator", "classifier", "fused"):
+        share[by] = float((entries[by] == entries["label"]).mean()) if count else None
+        pairs, masks = np.unique(np.stack([entries["label"], entries[by]], 1), axis=0, return_counts=True)
+        confusion[by] = [[names[t], names[p], int(n)] for (t, p), n in zip(pairs, masks, strict=True)]
+    return {"matched": count, "named_right": share, "confusion": confusion}
 
 
 def _plain(value: Any) -> Any:
@@ -205,8 +233,8 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
         PartialError: as `summarise`.
     """
     path = evaluation.run.folder / "result.json"
-    if path.exists():
-        return read_json(path)
+    if path.exists() and "notes" in (known := read_json(path)):  # older versions wrote less
+        return known
     result = summarise(evaluation, read_rows(evaluation), allow_missing)
     if result["images"]["measured"] == result["images"]["of"]:
         write_json(path, result)
@@ -220,13 +248,14 @@ def print_result(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     images, semantic, panoptic = result["images"], result["semantic"], result["panoptic"]
+    instance = result.get("instance")
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
-    alpha = RULES.get(semantic.get("fused_by"), f"α = {semantic['alpha']:g}")
+    alpha = RULES.get(result["headline"], f"α = {result['alpha']:g}")
     table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
     table.add_column("masks named by", no_wrap=True)
-    for column in ("mIoU", "pixel acc.", *(("PQ", "SQ", "RQ", "PQ things", "PQ stuff") if panoptic else ())):
+    for column in columns_shown(result, "generator"):
         table.add_column(column, justify="right")
     titles = {
         "generator": "generator (α = 0)",
@@ -236,33 +265,48 @@ def print_result(result: dict[str, Any]) -> None:
         "bound_mask": "truth inside the mask",
     }
     for name, title in titles.items():
-        cells = [semantic[name]["mIoU"], semantic[name]["pixel_accuracy"]]
-        if panoptic:
-            p = panoptic[name]
-            cells += [p["all"]["PQ"], p["all"]["SQ"], p["all"]["RQ"], p["things"]["PQ"], p["stuff"]["PQ"]]
+        cells = columns_shown(result, name).values()
         table.add_row(title, *map(_percent, cells), style="bold" if name == "fused" else None)
         if name == "fused":
             table.add_section()
     console.print(table)
-    low, high = semantic["bootstrap"]["gain_mIoU"]["interval"]
-    gain = semantic["bootstrap"]["gain_mIoU"]["estimate"]
-    console.print(
-        f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {RESAMPLES} resamples of the images: "
-        f"{100 * low:+.2f} to {100 * high:+.2f}); mIoU over the {semantic['classes_present']} classes present"
-    )
+    if semantic:
+        low, high = semantic["bootstrap"]["gain_mIoU"]["interval"]
+        gain = semantic["bootstrap"]["gain_mIoU"]["estimate"]
+        console.print(
+            f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {RESAMPLES} resamples of the images: "
+            f"{100 * low:+.2f} to {100 * high:+.2f}); mIoU over the {semantic['classes_present']} classes present"
+        )
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
         shares = ", ".join(f"{name} {_percent(share)} %" for name, share in named.items())
         console.print(f"masks named right: {shares} of {result['masks']['matched']} with 1 − v > 0.5")
-    if len(semantic["sweep"]) > 3:
+    for note in result["notes"]:
+        console.print(f"note: {note}")
+    swept = [(s["sweep"], keys) for s, keys in ((semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))) if s]
+    if len(swept[0][0]) > 3:
         sweep = Table(title="α sweep, on this split: not for choosing α", title_justify="left")
-        pqs = [row["PQ"] for row in panoptic["sweep"]] if panoptic else []
-        for column in ("α", "mIoU", "pixel acc.", *(("PQ",) if pqs else ())):
+        for column in ("α", *(SHOWN.get(key, key) for _, keys in swept for key in keys)):
             sweep.add_column(column, justify="right")
-        for i, row in enumerate(semantic["sweep"]):
-            cells = [row["mIoU"], row["pixel_accuracy"], *([pqs[i]] if pqs else [])]
-            sweep.add_row(f"{row['alpha']:g}", *map(_percent, cells))
+        for rows in zip(*(rows for rows, _ in swept), strict=True):
+            cells = [row[key] for row, (_, keys) in zip(rows, swept, strict=True) for key in keys]
+            sweep.add_row(f"{rows[0]['alpha']:g}", *map(_percent, cells))
         console.print(sweep)
+
+
+def columns_shown(result: dict[str, Any], name: str) -> dict[str, float | None]:
+    """The figures of a row of the table by their headings."""
+    cells: dict[str, float | None] = {}
+    if result["semantic"]:
+        s = result["semantic"][name]
+        cells = {SHOWN.get(key, key): s[key] for key in (*SEMANTIC, "boundary_mIoU") if key in s}
+    if result["panoptic"]:
+        p = result["panoptic"][name]
+        cells |= {key: p["all"][key] for key in ("PQ", "SQ", "RQ")}
+        cells |= {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]}
+    for measure, figures in (result["instance"][name] if result.get("instance") else {}).items():
+        cells |= {f"{AP_SHOWN[measure]}": figures["AP"], f"{AP_SHOWN[measure]}50": figures["AP50"]}
+    return cells
 
 
 def _percent(value: float | None) -> str:

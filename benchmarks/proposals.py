@@ -1,0 +1,119 @@
+"""Speed of stage one beside its limit: the bare forward of the same generator on the same images.
+
+    python -m benchmarks.proposals camvid --data-root ../shared/data/camvid --images 16
+
+`ours` is the stage's part maker: reads and resizes images, forward, chooses points, compresses and writes. `bare` runs
+the network on frames that were read and resized before. Both in one process, alternating, with the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from benchmarks.paired import Comparison, compare
+
+
+class StageOne:
+    """The first images of a recipe's split, through the stage and through the network alone."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        from vitp_pipeline.artifacts.run import create_or_check
+        from vitp_pipeline.datasets import Dataset
+        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
+        from vitp_pipeline.stages.proposals import ProposalMaker, find_config, load_generator
+
+        recipe = load_recipe(options.recipe)
+        flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
+        settings = recipe.stage(ProposalSettings, **flags)
+        dataset = Dataset(recipe.manifest, options.data_root, settings.split, settings.limit)
+        config = find_config(recipe, settings.config, options.data_root)
+        checkpoint = recipe.find_file(settings.checkpoint, options.data_root) if settings.checkpoint else None
+        self.generator = load_generator(config, checkpoint, settings, recipe.manifest)
+        self.images = [sample.image_id for sample in dataset.samples]
+        run = create_or_check(work / "proposals", {"stage": "proposals"}, tuple(self.images), 1, len(self.images))
+        self.maker = ProposalMaker(run, dataset, self.generator, settings)
+        self.arrays = work / "part.zarr.zip"
+        self.frames = [self.generator.resize(dataset.read_image(sample)) for sample in dataset.samples]
+        self.batch = settings.batch_size
+
+    def ours(self) -> None:
+        self.maker.make(0, 0, self.images, self.arrays, lambda images: None)
+
+    def bare(self) -> None:
+        for first in range(0, len(self.frames), self.batch):
+            self.generator.forward(self.frames[first : first + self.batch])
+
+
+def results_of(found: Comparison, stage: StageOne, options: argparse.Namespace) -> dict:
+    import torch
+
+    return {
+        "ours": found.ours_per_second,
+        "bare": found.bare_per_second,
+        "ratio": found.ratio,
+        "ratios": found.ratios,
+        "seconds": {"ours": found.ours, "bare": found.bare},
+        "bytes_per_image": stage.arrays.stat().st_size / len(stage.images),
+        "settings": {
+            "generator": stage.generator.describe,
+            "images": len(stage.images),
+            "batch_size": stage.batch,
+            "repeats": options.repeats,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def report(results: dict) -> str:
+    """The figures as a Markdown table."""
+    low, high = results["ratios"]
+    cells = [
+        f"{results['ours']:.2f}",
+        f"{results['bare']:.2f}",
+        f"{results['ratio']:.3f} ({low:.3f}, {high:.3f})",
+        f"{results['bytes_per_image'] / 1000:.0f} kB",
+    ]
+    return "\n".join(
+        [
+            "| ours, images/s | bare, images/s | ratio (lowest, highest of a pair) | on disk an image |",
+            "|---:|---:|---:|---:|",
+            "| " + " | ".join(cells) + " |",
+            "",
+            json.dumps(results["settings"]),
+        ]
+    )
+
+
+def main() -> None:
+    options = parse()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
+    with tempfile.TemporaryDirectory() as work:
+        stage = StageOne(options, Path(work))
+        found = compare(stage.ours, stage.bare, len(stage.images), options.repeats)
+        results = results_of(found, stage, options)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(report(results))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=16, help="the first of the split")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="keys of [generate-proposals]")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

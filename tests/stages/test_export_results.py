@@ -1,0 +1,282 @@
+"""Exported results, read back by the tools they are meant for: the figures must be those of `evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.datasets import making
+from tests.stages.making import Project, make_project, make_run
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.errors import PartialError, UsageError
+from vitp_pipeline.export.formats import CITYSCAPES, check_format
+from vitp_pipeline.metrics.runlengths import encode_mask
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.export_results import Export, export_shards, prepare
+from vitp_pipeline.stages.results import result_of
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path)
+
+
+def export(project: Project, out: Path, format: str, variant: str = "fused", shards=None, **settings) -> Export:
+    measures, points = project.recipe.stage(EvaluateSettings, **settings), project.recipe.stage(ClassifySettings)
+    made = prepare(project.recipe, measures, points, format, variant, project.root, out, ShardChoice())
+    export_shards(made, range(made.run.shards) if shards is None else shards)
+    return made
+
+
+def renamed(project: Project, names: tuple[str, ...], labels: tuple[int, ...] | None = None) -> Project:
+    """The project with other names or label values of the classes, before its run is made."""
+    infos = zip(project.recipe.manifest.classes, names, labels or making.CATEGORIES, strict=True)
+    classes = tuple(dataclasses.replace(c, name=n, label=v) for c, n, v in infos)
+    manifest = dataclasses.replace(project.recipe.manifest, classes=classes)
+    path = project.root / "annotations" / "panoptic_val.json"
+    data = json.loads(path.read_text())
+    new = dict(zip(making.CATEGORIES, classes, strict=True))
+    for category in data["categories"]:
+        category["name"], category["id"] = new[category["id"]].name, new[category["id"]].label
+    for annotation in data["annotations"]:
+        for s in annotation["segments_info"]:
+            s["category_id"] = new[s["category_id"]].label
+    path.write_text(json.dumps(data))
+    return Project(project.root, dataclasses.replace(project.recipe, manifest=manifest))
+
+
+def quietly():
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def test_coco_panoptic(project: Project, tmp_path: Path) -> None:
+    from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as tool  # carries panopticapi's function
+
+    make_run(project, tmp_path / "run", 2, 2)
+    figures = result_of(project.evaluate(tmp_path / "run"))["panoptic"]
+    truth = json.loads((project.root / "annotations" / "panoptic_val.json").read_text())
+    categories = {c["id"]: c for c in truth["categories"]}
+    for variant in ("fused", "generator", "classifier"):
+        results = export(project, tmp_path / "run", "coco-panoptic", variant).results
+        found = json.loads((results / "panoptic.json").read_text())
+        assert {c["id"]: c["name"] for c in found["categories"]} == {k: c["name"] for k, c in categories.items()}
+        by_image = {a["image_id"]: a for a in found["annotations"]}
+        pairs = []
+        for annotation in truth["annotations"]:
+            ids = np.asarray(Image.open(project.root / "panoptic_val" / annotation["file_name"])).astype(int)
+            ids = ids[..., 0] + 256 * ids[..., 1] + 65536 * ids[..., 2]
+            for s in annotation["segments_info"]:
+                s["area"] = int((ids == s["id"]).sum())
+            pairs.append((annotation, by_image[annotation["image_id"]]))
+        with quietly():
+            stat = tool.pq_compute_single_core(
+                0, pairs, str(project.root / "panoptic_val"), str(results / "panoptic"), categories
+            )
+        expected, _ = stat.pq_average(categories, isthing=None)
+        for key in ("PQ", "SQ", "RQ"):
+            assert figures[variant]["all"][key] == pytest.approx(expected[key.lower()], abs=1e-12)
+    # and it is a dataset that vitp reads
+    split = dataclasses.replace(
+        project.recipe.manifest.splits["val"], labels="panoptic", annotations="panoptic.json", images="."
+    )
+    again = Dataset(dataclasses.replace(project.recipe.manifest, splits={"val": split}), results, "val")
+    ids, segments = again.read_panoptic(again.samples[0])
+    assert len(again) == 5 and set(np.unique(ids)) - {0} == {s.id for s in segments}
+
+
+def test_coco_results(project: Project, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    make_run(project, tmp_path / "run", 2, 2)
+    figures = result_of(project.evaluate(tmp_path / "run", tasks=("instance",)))["instance"]
+    annotations, images = [], []
+    for sample in project.dataset.samples:
+        ids, segments = project.dataset.read_panoptic(sample)
+        images.append({"id": int(sample.image_id), "height": ids.shape[0], "width": ids.shape[1]})
+        for s in segments:
+            if making.THINGS[s.category]:
+                rle = encode_mask(ids == s.id)
+                rle["counts"] = rle["counts"].decode()
+                about = {"id": len(annotations) + 1, "image_id": int(sample.image_id), "iscrowd": int(s.iscrowd)}
+                area = {"area": int((ids == s.id).sum()), "bbox": list(s.bbox)}
+                annotations.append({**about, **area, "category_id": making.CATEGORIES[s.category], "segmentation": rle})
+    for variant in ("fused", "generator"):
+        results = export(project, tmp_path / "run", "coco-results", variant).results
+        with quietly():
+            coco = COCO()
+            coco.dataset = {
+                "info": {},
+                "images": images,
+                "annotations": annotations,
+                "categories": [{"id": making.CATEGORIES[2], "name": "car"}],
+            }
+            coco.createIndex()
+            evaluation = COCOeval(coco, coco.loadRes(str(results / "results.json")), "segm")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        ours = [figures[variant]["coco"][k] for k in ("AP", "AP50", "AP75")]
+        assert ours == evaluation.stats[:3].tolist()  # every bit
+        ids = {i["id"] for i in json.loads((results / "images.json").read_text())}
+        assert ids == {i["id"] for i in images}
+
+
+def test_cityscapes(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as instance
+    import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as pixel
+
+    # the tools find predictions by "city_sequence_frame"
+    path = project.root / "annotations" / "panoptic_val.json"
+    data = json.loads(path.read_text())
+    for image in data["images"]:
+        name = f"aachen_000000_{image['id']:06d}_leftImg8bit.png"
+        (project.root / "val" / image["file_name"]).rename(project.root / "val" / name)
+        image["file_name"] = name
+    path.write_text(json.dumps(data))
+    project = renamed(project, ("sky", "road", "car"))
+    make_run(project, tmp_path / "run", 1, 2)
+    settings = {"tasks": ("semantic", "instance"), "instance_ap": ("cityscapes",)}
+    figures = result_of(project.evaluate(tmp_path / "run", **settings))
+    results = export(project, tmp_path / "run", "cityscapes").results
+    truths, semantic, instances = [], [], []
+    for sample in project.dataset.samples:
+        ids, segments = project.dataset.read_panoptic(sample)
+        labels = np.zeros(ids.shape, np.uint16)  # 0: unlabelled, ignored
+        for place, s in enumerate(segments):
+            label = CITYSCAPES[project.recipe.manifest.classes[s.category].name]
+            thing = making.THINGS[s.category] and not s.iscrowd
+            labels[ids == s.id] = 1000 * label + place if thing else label
+        stem = sample.image.stem.removesuffix("_leftImg8bit")
+        truth = tmp_path / "gt" / f"{stem}_gtFine_instanceIds.png"
+        making.write_png(truth, labels)
+        making.write_png(
+            tmp_path / "gt" / f"{stem}_gtFine_labelIds.png",
+            np.where(labels >= 1000, labels // 1000, labels).astype(np.uint8),
+        )
+        truths.append(truth)
+        semantic.append(results / "semantic" / f"{sample.image.stem}.png")
+        instances.append(results / "instance" / f"{sample.image.stem}.txt")
+
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # gone since numpy 2.4
+    monkeypatch.setattr(instance, "writeDict2JSON", lambda *_: None)  # does not know numpy's numbers
+    for name, value in {
+        "predictionPath": str(results / "instance"),
+        "gtInstancesFile": str(tmp_path / "gtInstances.json"),
+        "JSONOutput": False,
+        "quiet": True,
+    }.items():
+        monkeypatch.setattr(instance.args, name, value)
+    with quietly(), np.errstate(all="ignore"):
+        found = instance.evaluateImgLists([str(p) for p in instances], [str(p) for p in truths], instance.args)
+    expected = found["averages"]["classes"]["car"]
+    ours = figures["instance"]["fused"]["cityscapes"]
+    assert ours["AP"] == pytest.approx(float(expected["ap"]), abs=1e-12) and ours["AP"] > 0
+    assert ours["AP50"] == pytest.approx(float(np.squeeze(expected["ap50%"])), abs=1e-12)
+
+    for name, value in {"evalInstLevelScore": False, "JSONOutput": False, "quiet": True}.items():
+        monkeypatch.setattr(pixel.args, name, value)
+    labels = [str(p).replace("instanceIds", "labelIds") for p in truths]
+    with quietly():
+        found = pixel.evaluateImgLists([str(p) for p in semantic], labels, pixel.args)
+    for name, iou in figures["semantic"]["fused"]["IoU"].items():
+        assert iou == pytest.approx(found["classScores"][name], abs=1e-9)
+
+
+@pytest.mark.parametrize("format", ["ade20k", "label-png"])
+def test_label_images(project: Project, tmp_path: Path, format: str) -> None:
+    """Read back as a label folder, their mIoU is that of `evaluate`."""
+    from vitp_pipeline.datasets.images import read_labels
+    from vitp_pipeline.metrics.semantic import Confusion
+
+    make_run(project, tmp_path / "run", 2, 2)
+    figures = result_of(project.evaluate(tmp_path / "run"))["semantic"]["fused"]
+    results, confusion = export(project, tmp_path / "run", format).results, Confusion(3)
+    index = {label: k for k, label in enumerate(making.CATEGORIES)}
+    for sample in project.dataset.samples:
+        labels = read_labels(results / f"{sample.image.stem}.png")
+        confusion.update(np.vectorize(index.__getitem__)(labels), project.dataset.read_semantic(sample))
+        with Image.open(results / f"{sample.image.stem}.png") as image:
+            assert image.mode == ("P" if format == "label-png" else "L")
+            if format == "label-png":
+                colors = np.asarray(image.convert("RGB"))
+                for k, info in enumerate(project.recipe.manifest.classes):
+                    assert (colors[labels == making.CATEGORIES[k]] == info.color).all()
+    assert confusion.miou() == figures["mIoU"] and confusion.mean_accuracy() == figures["mAcc"]
+    assert len(list(results.iterdir())) == 5
+
+
+def test_label_values_above_255_need_16_bits(project: Project, tmp_path: Path) -> None:
+    project = renamed(project, making.NAMES, (1, 300, 65535))
+    make_run(project, tmp_path / "run")
+    results = export(project, tmp_path / "run", "label-png").results
+    values = {int(v) for file in results.glob("*.png") for v in np.unique(np.asarray(Image.open(file)))}
+    assert values <= {1, 300, 65535} and max(values) > 255
+
+
+def test_shards_and_restarts_give_the_same_bytes(project: Project, tmp_path: Path) -> None:
+    def contents(made: Export) -> dict[str, bytes]:
+        return {p.relative_to(made.results).as_posix(): p.read_bytes() for p in made.results.rglob("*") if p.is_file()}
+
+    make_run(project, tmp_path / "one", 1, 5)
+    make_run(project, tmp_path / "many", 3, 1)
+    for format in ("coco-panoptic", "coco-results"):
+        whole = export(project, tmp_path / "one", format)
+        for shard in (2, 0):
+            parts = export(project, tmp_path / "many", format, shards=[shard])
+            assert not list(parts.results.glob("*.json"))  # only when all are there
+        parts = export(project, tmp_path / "many", format)
+        assert contents(parts) == contents(whole)
+        before = {p: p.stat().st_mtime_ns for p in parts.run.folder.rglob("*.png")}
+        (parts.results / ("panoptic.json" if format == "coco-panoptic" else "results.json")).unlink()
+        parts.run.shard_folder(1).joinpath("done.json").unlink()
+        parts.run.shard_folder(1).joinpath("part-0000.parquet").unlink()  # as if killed in the second shard
+        assert contents(export(project, tmp_path / "many", format)) == contents(whole)
+        assert sum(p.stat().st_mtime_ns != t for p, t in before.items()) <= 1
+
+
+def test_another_alpha_or_rule_lies_beside(project: Project, tmp_path: Path) -> None:
+    make_run(project, tmp_path / "run")
+    first = export(project, tmp_path / "run", "coco-panoptic")
+    assert export(project, tmp_path / "run", "coco-panoptic", alpha=0.9).results != first.results
+    assert export(project, tmp_path / "run", "coco-panoptic", tasks=("instance",)).results == first.results
+
+
+def test_failed_images_are_left_out_and_told(project: Project, tmp_path: Path) -> None:
+    make_run(project, tmp_path / "run", failed=("146",))
+    measures, points = project.recipe.stage(EvaluateSettings), project.recipe.stage(ClassifySettings)
+    arguments = (project.recipe, measures, points, "coco-panoptic", "fused", project.root, tmp_path / "run")
+    made = prepare(*arguments, ShardChoice())
+    with pytest.raises(PartialError, match="1 images failed"):
+        export_shards(made, [0]).report("export-results")
+    assert len(json.loads((made.results / "panoptic.json").read_text())["annotations"]) == 4
+
+
+def test_what_a_manifest_lacks_is_said_in_one_line(project: Project) -> None:
+    spec = project.recipe.manifest
+    with pytest.raises(UsageError, match="'submarine' of manifest 'toy' is none of Cityscapes' 19 classes"):
+        names = ("sky", "road", "submarine")
+        classes = tuple(dataclasses.replace(c, name=n) for c, n in zip(spec.classes, names, strict=True))
+        check_format("cityscapes", dataclasses.replace(spec, classes=classes))
+    zero = tuple(dataclasses.replace(c, label=k) for k, c in enumerate(spec.classes))
+    with pytest.raises(UsageError, match="1 to 255, those of manifest 'toy' are 0 to 2"):
+        check_format("ade20k", dataclasses.replace(spec, classes=zero))
+    stuff = tuple(dataclasses.replace(c, thing=False) for c in spec.classes)
+    with pytest.raises(UsageError, match="has no things"):
+        check_format("coco-results", dataclasses.replace(spec, classes=stuff))
+    with pytest.raises(UsageError, match="Choose one of"):
+        check_format("voc", spec)
+
+
+def test_cityscapes_ids_are_the_benchmarks() -> None:
+    from cityscapesscripts.helpers.labels import labels
+
+    assert {label.name: label.id for label in labels if not label.ignoreInEval} == CITYSCAPES

@@ -1,0 +1,68 @@
+"""vitp export-results"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import (
+    Changes,
+    ClassifierFile,
+    ClassifierName,
+    DataRoot,
+    Device,
+    Out,
+    Points,
+    RecipeName,
+    RetryFailed,
+    Shard,
+)
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("export-results", rich_help_panel="Also")
+    def export_results(
+        recipe: RecipeName,
+        data_root: DataRoot,
+        out: Out,
+        format: Annotated[
+            str,
+            typer.Option(help="coco-panoptic, coco-results, cityscapes, ade20k or label-png.", metavar="FORMAT"),
+        ],
+        variant: Annotated[str, typer.Option(help="Who names the masks: fused, generator or classifier.")] = "fused",
+        alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
+        shard: Shard = None,
+        name: ClassifierName = None,
+        classifier: ClassifierFile = None,
+        points: Points = None,
+        device: Device = None,
+        changes: Changes = None,
+        retry_failed: RetryFailed = False,
+    ) -> None:
+        """Write results as files that the benchmarks' own tools and servers read.
+
+        Give what `vitp evaluate` was given; no ground truth is needed. The files lie in RUN/exports/FORMAT-…/results.
+
+            vitp export-results coco-sample --data-root data/coco --out runs/coco --format coco-panoptic
+
+            vitp export-results camvid --data-root data/camvid --out runs/camvid --format label-png --alpha 0.5
+        """
+        from dataclasses import fields
+        from pathlib import Path
+
+        from vitp_pipeline.progress import say
+        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe, parse_changes
+        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.stages.export_results import export_shards, prepare
+
+        loaded, choice, given = load_recipe(recipe), choose_shard(shard), parse_changes(changes)
+        own, others = ({field.name for field in fields(kind)} for kind in (EvaluateSettings, ClassifySettings))
+        of_classify = {k: given.pop(k) for k in list(given) if k in others - own}
+        settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | given)
+        file = classifier and str(Path(classifier).resolve())
+        classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
+        export = prepare(loaded, settings, classify, format, variant, data_root, out, choice)
+        outcome = export_shards(export, choice.within(export.run.shards), retry_failed)
+        say(f"{format} files are in {export.results}")
+        outcome.report("export-results")

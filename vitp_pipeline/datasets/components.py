@@ -1,0 +1,33 @@
+"""Segments for labels that know none: what stands in for instances, and is reported as such."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitp_pipeline.datasets.dataset import GroundTruthSegment
+from vitp_pipeline.datasets.regions import connected_regions
+
+
+def component_segments(labels: np.ndarray, things: np.ndarray) -> tuple[np.ndarray, list[GroundTruthSegment]]:
+    """A panoptic ground truth from class labels: a connected piece of a thing's class is an instance.
+
+    Pieces below 0.05 % of the image (`connected_regions`) become void; objects that touch become one, and one that is
+    partly hidden becomes several.
+
+    Args:
+        labels: (H, W) class indices or IGNORE.
+        things: (K,) bool.
+    Returns:
+        ((H, W) int32 segment ids with 0 = void, the segments): as `Dataset.read_panoptic` returns them.
+    """
+    things = np.asarray(things, bool)
+    numbers, classes = connected_regions(labels)
+    ids, segments = np.zeros(labels.shape, np.int32), []
+    for number in np.flatnonzero(things[classes]):
+        segments.append(GroundTruthSegment(len(segments) + 1, int(classes[number]), False))
+        ids[numbers == number] = segments[-1].id
+    for k in np.unique(labels[labels >= 0]):
+        if not things[k]:
+            segments.append(GroundTruthSegment(len(segments) + 1, int(k), False))
+            ids[labels == k] = segments[-1].id
+    return ids, segments

@@ -1,0 +1,238 @@
+"""Results as files that other tools read: restartable, in shards, like a stage.
+
+    RUN/exports/FORMAT-FINGERPRINT/results/     what is handed to the other tool
+    RUN/exports/FORMAT-FINGERPRINT/shards/      which images are done, and their entries of the JSON files
+
+It needs proposals and class scores, neither images nor ground truth, so that a test split can be handed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.files import write_json
+from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.errors import InputError, MissingStageError, UsageError
+from vitp_pipeline.export.formats import ImageResult, check_format, json_files, write_image
+from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.classify import (
+    check_manifest,
+    classes_run,
+    classifier_file,
+    require_proposals,
+    require_shards,
+)
+from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.evaluate import headline_rule
+from vitp_pipeline.stages.instances import image_numbers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+VARIANTS = ("fused", "generator", "classifier")
+MEASURED = {"tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components"}
+"""Keys of [evaluate] that say what is measured, not what is predicted."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export's folder and what it is made of."""
+
+    run: StageRun
+    proposals: ProposalStore
+    classes: StageRun
+    spec: DatasetSpec
+    settings: EvaluateSettings
+    format: str
+    alpha: Callable[[torch.Tensor], float | torch.Tensor]
+
+    @property
+    def results(self) -> Path:
+        return self.run.folder / "results"
+
+
+def prepare(
+    recipe: Recipe,
+    settings: EvaluateSettings,
+    classify: ClassifySettings,
+    format: str,
+    variant: str,
+    data_root: Path,
+    out: Path,
+    shard: ShardChoice,
+) -> Export:
+    """Finds what is to be exported and makes the export's folder.
+
+    Args:
+        format: one of `export.formats.FORMATS`.
+        variant: who names the masks: fused (as `evaluate` reports it), generator or classifier.
+    Raises:
+        UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
+        MissingStageError: proposals or scores are not there.
+    """
+    check_format(format, recipe.manifest)
+    if variant not in VARIANTS:
+        raise UsageError(f"--variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}")
+    by_class, by_score = headline_rule(recipe, settings, data_root) if variant == "fused" else ({}, None)
+    proposals = open_proposals(out)
+    check_manifest(proposals, recipe)
+    require_shards(proposals, shard)
+    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    identity = {
+        "stage": "export",
+        "format": format,
+        "variant": variant,
+        "proposals": proposals.run.fingerprint,
+        "classes": classes.fingerprint,
+        "settings": {k: v for k, v in identity_of(settings).items() if k not in MEASURED},
+        **({"alpha_classes": by_class} if by_class else {}),
+        **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
+    }
+    folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
+    run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
+
+    def alpha(class_logits: torch.Tensor) -> float | torch.Tensor:
+        import torch
+
+        from vitp_pipeline.fusion import alpha_by_score
+
+        if variant != "fused":
+            return 0.0 if variant == "generator" else 1.0
+        if by_class:
+            return torch.tensor([list(by_class.values())], dtype=torch.float64)
+        return alpha_by_score(class_logits, *by_score) if by_score else settings.alpha
+
+    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha)
+
+
+def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
+    """Writes the files of some shards' images; the JSON files when all shards are done.
+
+    Raises:
+        MissingStageError: a shard's proposals or scores are not finished.
+    """
+    require_proposals(export.proposals, shards)
+    if missing := [s for s in shards if not export.classes.finished(s)]:
+        raise MissingStageError(
+            f"{export.classes.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
+        )
+    outcome = run_parts(export.run, shards, lambda: ResultMaker(export), "export-results", retry_failed)
+    if all(export.run.finished(s) for s in range(export.run.shards)):
+        _write_json_files(export)
+    return outcome
+
+
+def _write_json_files(export: Export) -> None:
+    images, entries, files = [], [], set()
+    for shard in range(export.run.shards):
+        for part in range(len(export.run.parts(shard))):
+            for row in read_index(index_path(export.run.shard_folder(shard), part)).to_pylist():
+                if row["status"] != "ok":
+                    continue
+                stem = Path(row["file_name"]).stem
+                if stem in files:
+                    raise InputError(f"{export.results}: two images are called {stem}", "Names must differ")
+                files.add(stem)
+                height, width = row["size"]
+                about = {"id": row["number"], "file_name": row["file_name"], "height": height, "width": width}
+                images.append(about)
+                entries.append(json.loads(row["entry"]))
+    if export.format == "coco-panoptic":  # an image's id must be the one that its annotation names
+        images = [{**image, "id": entry["image_id"]} for image, entry in zip(images, entries, strict=True)]
+    for name, content in json_files(export.format, export.spec, images, entries).items():
+        write_json(export.results / name, content)
+
+
+class ResultMaker:
+    """Writes the files of parts; their rows carry what enters the JSON files."""
+
+    def __init__(self, export: Export) -> None:
+        from vitp_pipeline.assemble.panoptic import PanopticRule
+        from vitp_pipeline.devices import choose_device
+
+        self.export, self.settings = export, export.settings
+        self.device = choose_device(self.settings.device)
+        self.things = np.asarray(export.spec.things)
+        s = self.settings
+        self.rule = PanopticRule(s.panoptic_rule, s.object_threshold, s.overlap_threshold)
+        numbers = image_numbers(export.run.images)
+        self.numbers = {image_id: int(n) for image_id, n in zip(export.run.images, numbers, strict=True)}
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        import pyarrow as pa
+
+        folder = self.export.classes.shard_folder(shard)
+        states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
+        rows: dict[str, dict[str, Any]] = {}
+        with ArrayReader(arrays_path(folder, part)) as scores:
+            for record in self.export.proposals.read_part(shard, part):
+                if states[record.image_id]["status"] == "ok":
+                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
+                    advance(1)
+        text = pa.string()
+        fields = [("image_id", text), ("status", text), ("error", text), ("number", pa.int64()), ("file_name", text)]
+        schema = pa.schema([*fields, ("size", pa.list_(pa.int32(), 2)), ("entry", text)])
+        failed = {"status": "failed"}
+        table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
+        advance(len(images) - len(rows))
+        return pa.Table.from_pylist(table, schema=schema)
+
+    def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
+        image = self._result(record, point_logits)
+        entry = write_image(self.export.format, self.export.spec, image, self.export.results)
+        about = {"number": image.number, "file_name": image.file_name, "size": list(image.size)}
+        return {"status": "ok", "error": None, **about, "entry": json.dumps(entry)}
+
+    def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
+        import torch
+
+        from vitp_pipeline.assemble.instance import best_pairs, instance_masks
+        from vitp_pipeline.assemble.panoptic import panoptic_map
+        from vitp_pipeline.assemble.quality import mask_quality
+        from vitp_pipeline.assemble.semantic import semantic_label_maps
+        from vitp_pipeline.fusion import fuse
+
+        masks = torch.from_numpy(record.masks).float().to(self.device)
+        logits = torch.from_numpy(record.class_logits).to(self.device)
+        scores = torch.from_numpy(point_logits).to(self.device)
+        probs, void = fuse(logits, scores, self.export.alpha(logits), self.settings.formula)
+        kept = torch.from_numpy(record.kept).long().to(self.device)
+        frame = (record.view, record.protocol)
+
+        def panoptic():
+            quality = mask_quality(masks, *frame) if self.settings.mask_quality else None
+            return panoptic_map(masks, probs[kept], void[kept], *frame, self.rule, self.things, quality)
+
+        def instances():
+            place = np.full(len(probs), -1)
+            place[record.kept] = np.arange(len(record.kept))
+            pairs = best_pairs(probs, self.things, self.settings.detections)
+            pairs = pairs.of(place[pairs.queries] >= 0)
+            used, mask = np.unique(place[pairs.queries], return_inverse=True)
+            drawn = instance_masks(masks[used], *frame)
+            found = pairs.probs * np.array([m.quality for m in drawn], np.float32)[mask]
+            return [drawn[m].rle for m in mask], pairs.categories, found
+
+        return ImageResult(
+            self.numbers[record.image_id],
+            record.image_id,
+            record.file_name,
+            record.view.original,
+            lambda: semantic_label_maps(masks, probs[kept][None], *frame)[0],
+            panoptic,
+            instances,
+        )

@@ -1,0 +1,103 @@
+"""What a person must know beside the figures: why one is exactly zero, and what is only approximate.
+
+A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
+it 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.stages.instances import columns_where
+
+if TYPE_CHECKING:
+    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.results import Rows
+
+SHOWN = ("generator", "fused")
+"""Variants whose zero is explained: the bounds' follow from the same cause."""
+
+
+def notes(evaluation: Evaluation, rows: Rows, result: dict[str, Any]) -> list[str]:
+    """One line each. Reads the headline figures of `result`, before nan became null."""
+    lines = []
+    if evaluation.settings.components and not evaluation.dataset.has_segments:
+        lines.append("instances are connected pieces of the labels' classes: the labels know no objects")
+    for name in SHOWN:
+        variant = _number(evaluation, name)
+        if result["semantic"]:
+            lines += _of(
+                name, "mIoU", result["semantic"][name]["mIoU"], lambda v=variant: _semantic(v, evaluation, rows)
+            )
+        if result["panoptic"]:
+            pq = result["panoptic"][name]["all"]["PQ"]
+            lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, rows))
+        if result.get("instance"):
+            ap = next(iter(result["instance"][name].values()))["AP"]
+            lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, rows))
+    if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
+        lines.append(
+            f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
+            "(generate proposals with drop_below = 0 for the exact figure)"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def _number(evaluation: Evaluation, name: str) -> int:
+    from vitp_pipeline.stages.results import headline_variants
+
+    return headline_variants(evaluation)[name]
+
+
+def _of(name: str, metric: str, value: float, reason) -> list[str]:
+    if np.isnan(value):
+        return [f"{metric} does not exist: {NOTHING[metric]}"]
+    return [f"{metric} of {name} is exactly 0: {reason()}"] if value == 0 else []
+
+
+NOTHING = {
+    "mIoU": "the ground truth has no labelled pixel (all ignored)",
+    "PQ": "the ground truth has no segment",
+    "AP": "the ground truth has no instance of a thing (only crowds, or only stuff)",
+}
+
+
+def _semantic(variant: int, evaluation: Evaluation, rows: Rows) -> str:
+    e = columns_where(rows.columns["semantic"], variant=variant)
+    return _classes(evaluation, e["truth"], e["predicted"], "no pixel of a class is called by its name")
+
+
+def _panoptic(variant: int, evaluation: Evaluation, rows: Rows) -> str:
+    e = columns_where(rows.columns["panoptic"], variant=variant)
+    predicted = e["class"][e["fp"] + e["tp"] > 0]
+    if not len(predicted):
+        threshold = evaluation.settings.object_threshold
+        return f"no segment was predicted (or only over void): is object_threshold = {threshold:g} too high?"
+    return _classes(evaluation, e["class"][e["fn"] > 0], predicted, "no segment has IoU > 0.5 with one of its class")
+
+
+def _instance(variant: int, evaluation: Evaluation, rows: Rows) -> str:
+    e = columns_where(rows.columns["instances"], variant=variant)
+    if not len(e["class"]):
+        return "nothing was detected: no thing is among the best (mask, class) pairs, or their masks were not stored"
+    truth = rows.columns["instance_truth"]["class"]
+    return _classes(evaluation, truth, e["class"], "no detection has IoU ≥ 0.5 with an instance of its class")
+
+
+def _classes(evaluation: Evaluation, truth: np.ndarray, predicted: np.ndarray, otherwise: str) -> str:
+    shared = np.intersect1d(truth, predicted)
+    if len(shared):
+        return otherwise
+    names = evaluation.dataset.spec.class_names
+    return (
+        f"the ground truth has only {_some(names[k] for k in np.unique(truth))}, the predictions have only "
+        f"{_some(names[k] for k in np.unique(predicted))}: do manifest, generator and classifier order them alike?"
+    )
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
