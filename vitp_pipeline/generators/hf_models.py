@@ -33,7 +33,7 @@ def build_model(source: str | Path) -> PreTrainedModel:
     config = load_config(source)
     with quietly(), _as_user_errors(source):
         model, found = AutoModelForUniversalSegmentation.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _check_loaded(source, model, found)
     return model.eval().requires_grad_(False)
@@ -62,9 +62,11 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         if part is not None:
             part.output_attentions = False
             part.output_hidden_states = False
-    for name in ("is_training", "use_auxiliary_loss", "output_auxiliary_logits"):
-        if hasattr(config, name):
-            setattr(config, name, False)
+    if hasattr(config, "output_auxiliary_logits"):
+        config.output_auxiliary_logits = False
+    if config.model_type == "oneformer":
+        config.is_training = False
+        config.use_auxiliary_loss = False  # Mask2Former of transformers 5.23 cannot be run without
     return config
 
 
