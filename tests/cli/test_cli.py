@@ -36,6 +36,7 @@ HEAVY = (
     "numpy",
     "scipy",
     "PIL",
+    "transformers",
     "pandas",
 )
 

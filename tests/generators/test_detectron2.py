@@ -350,6 +350,9 @@ def test_a_folder_that_does_not_fit_its_configuration_is_refused(tmp_path: Path)
         save_file(wrong, out / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises((IncompatibleError, InputError), match=words):
             build_model(out)
+    (out / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="cannot be read as a model"):
+        build_model(out)
     (out / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read as a model"):
         build_model(out)
@@ -379,7 +382,9 @@ def test_published_configurations_lose_what_costs_memory_or_is_for_training(tmp_
     assert not (config.is_training or config.output_hidden_states or config.output_auxiliary_logits)
 
 
-@pytest.mark.parametrize("content", [{}, {"model_type": "vit"}, None])
+@pytest.mark.parametrize(
+    "content", [{}, {"model_type": "vit"}, {"model_type": "oneformer", "num_queries": "many"}, None]
+)
 def test_what_is_no_mask_generator_is_refused(tmp_path: Path, content: dict | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(json.dumps(content))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -54,7 +56,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     """
     register_backbones()
     with quietly(), _as_user_errors(source):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
         raise InputError(f"{source}: a {config.model_type} does not propose masks")
     backbone = getattr(config, "backbone_config", None)
@@ -88,8 +90,8 @@ def quietly() -> Iterator[None]:
 def _as_user_errors(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{source}: cannot be read as a model of transformers ({why})") from error
 
 
