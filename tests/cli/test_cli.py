@@ -39,6 +39,7 @@ HEAVY = (
     "numpy",
     "scipy",
     "PIL",
+    "transformers",
     "pandas",
 )
 

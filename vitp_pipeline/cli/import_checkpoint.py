@@ -40,6 +40,10 @@ def register(app: typer.Typer) -> None:
                 help="Of a DiNAT whose file has another name than its authors gave it: dinat-l, dinat-l-1280, …"
             ),
         ] = None,
+        test_size: Annotated[
+            tuple[int, int] | None,
+            typer.Option(help="Shortest and longest edge that a generator's images get, likewise.", show_default=False),
+        ] = None,
     ) -> None:
         """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
 
@@ -57,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
         if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
             classes = load_manifest(manifest).class_names if manifest else None
-            say(f"{out}: {import_generator(file, out, layout, classes, dilations)}")
+            say(f"{out}: {import_generator(file, out, layout, classes, dilations, test_size)}")
         elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
@@ -69,7 +73,12 @@ def register(app: typer.Typer) -> None:
 
 
 def import_generator(
-    file: Path, out: Path, layout: Layout, classes: Sequence[str] | None, dilations: str | None
+    file: Path,
+    out: Path,
+    layout: Layout,
+    classes: Sequence[str] | None,
+    dilations: str | None,
+    test_size: tuple[int, int] | None,
 ) -> str:
     """Makes the folder `out` of a detectron2 file; returns a line on what it holds."""
     try:
@@ -79,13 +88,17 @@ def import_generator(
         raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
     from vitp_pipeline.generators.detectron2 import import_detectron2
     from vitp_pipeline.generators.detectron2_names import Layout as Detectron2Layout
-    from vitp_pipeline.generators.dilations import parse_dilations
+    from vitp_pipeline.generators.published import edges_of, parse_dilations
 
     levels = parse_dilations(dilations) if dilations is not None else None
-    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels)
+    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels, test_size)
     backbone = config.backbone_config
-    told = f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries"
-    told += f", {config.num_labels} classes"
+    edges = test_size or edges_of(file)
+    told = [
+        f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries",
+        f"{config.num_labels} classes",
+        f"test size {edges[0]}/{edges[1]}" if edges else "test size unknown: say it with --test-size, or in the recipe",
+    ]
     if backbone.model_type == "dinat":
-        told += f", dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}"
-    return told
+        told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}")
+    return ", ".join(told)
