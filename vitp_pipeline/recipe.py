@@ -49,6 +49,16 @@ class ProposalSettings:
     test_size: tuple[int, ...] = setting(
         (), help="shortest and longest edge of the image in transformers' models; empty = what the model's folder says"
     )
+    # the views of every image (docs/views.md)
+    preset: str = setting("", identity=False, help="a table of stages/presets/ that gives the keys not said here")
+    scales: tuple[float, ...] = setting((1.0,), help="factors on the generator's own test size: one frame for each")
+    mirror: bool = setting(False, help="every frame is seen mirrored, too")
+    window: tuple[int, ...] = setting(
+        (), help="height, width of sliding windows in the frame; empty = as the generator's config says, [0, 0] = none"
+    )
+    stride: tuple[int, ...] = setting(
+        (), help="step from one window to the next; empty = the config's, or half a window"
+    )
 
 
 @dataclass(frozen=True)
@@ -232,7 +242,7 @@ class Recipe:
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
-        if kind is TrainSettings and isinstance(values.get("preset"), str) and values["preset"]:
+        if kind in (ProposalSettings, TrainSettings) and isinstance(values.get("preset"), str) and values["preset"]:
             values = {**load_preset(values["preset"]), **values}
         fields = [field.name for field in dataclasses.fields(kind)]
         for key in values:
@@ -256,7 +266,9 @@ class Recipe:
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Keys of [train-classifier] from a shipped preset (`ade20k`) or a user's own file (`./mine.toml`).
+    """Keys of a table from a shipped preset or a user's own file (`./mine.toml`).
+
+    Those called views-… are for [generate-proposals], the others for [train-classifier].
 
     Raises:
         InputError: not found, or not TOML.
@@ -393,6 +405,10 @@ def _in_range(name: str, value: Any, where: str) -> None:
                 raise UsageError(f"{where} points = {policy!r}", f"Choose among: {', '.join(POINT_POLICIES)}")
     if name == "test_size" and value and (len(value) != 2 or not 0 < value[0] <= value[1]):
         raise UsageError(f"{where} test_size = {list(value)}", "Give shortest and longest edge, e.g. [640, 2560]")
+    if name == "scales" and not (value and all(0 < scale < 100 for scale in value)):
+        raise UsageError(f"{where} scales = {list(value)}", "Give one or more factors, e.g. [0.5, 1.0, 1.5]")
+    if name in {"window", "stride"} and len(value) not in (0, 2):
+        raise UsageError(f"{where} {name} = {list(value)}", "Give height and width, e.g. [1024, 1024]")
     if name == "data":
         parse_mixture(value)
     if name == "coarse_erosion" and not 0.0 <= value < 1.0:

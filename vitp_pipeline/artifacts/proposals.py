@@ -5,6 +5,7 @@ Arrays of a part (`part-NNNN.zarr.zip`), for an image with id ID whose generator
     masks/ID          (kept, y, x)          mask logits of the kept queries, in the padded frame
     class_logits/ID   (query, class)        float32 (Q, K + 1), "no object" last, all queries
 
+Where images were seen in several views (docs/views.md), those of view n ≥ 1 are called ID@n.
 Rows of its index (`part-NNNN.parquet`): see `schema`. Points are (row, col) pixels of the original image, chosen from
 full-precision logits before anything was rounded or dropped; every query has one.
 """
@@ -12,9 +13,10 @@ full-precision logits before anything was rounded or dropped; every query has on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +38,18 @@ SEVERAL_POINTS = ("spread", "peaks")
 
 @dataclass(frozen=True)
 class ProposalRecord:
-    """The proposals of one image as stored.
+    """The proposals of one view of an image as stored.
 
     Attributes:
         image_id, file_name: the latter relative to the data root.
-        view: original, resized, padded and mask sizes.
+        view: original, resized, padded and mask sizes; window and whether mirrored.
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
         points: per policy (Q, 2) int32 (row, col) in the original image; for "spread" and "peaks" (Q·n, 2), n a query.
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.
+        number: which of the image's views this is, from 0.
     """
 
     image_id: str
@@ -58,6 +61,18 @@ class ProposalRecord:
     points: dict[str, np.ndarray]
     class_logits: np.ndarray | None = field(default=None, repr=False)
     masks: np.ndarray | None = field(default=None, repr=False)
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        """What its arrays are called."""
+        return f"{self.image_id}@{self.number}" if self.number else self.image_id
+
+
+def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]]:
+    """Consecutive records of one image together."""
+    for _, views in groupby(records, lambda record: record.image_id):
+        yield list(views)
 
 
 def keep_queries(present: np.ndarray, budget: float) -> tuple[np.ndarray, float]:
@@ -79,8 +94,12 @@ def keep_queries(present: np.ndarray, budget: float) -> tuple[np.ndarray, float]
     return np.sort(order[:count]).astype(np.int32), dropped
 
 
-def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
-    """Columns of the index. Sizes are [height, width]; points are [row, col] per query."""
+def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None) -> pa.Schema:
+    """Columns of the index. Sizes are [height, width]; points are [row, col] per query.
+
+    Args:
+        views: the plan of views, for people; None when every image is seen once and whole.
+    """
     import pyarrow as pa
 
     size = pa.list_(pa.int32(), 2)
@@ -90,6 +109,7 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
         "fingerprint": fingerprint,
         "classes": list(classes),
         "points": "(row, col) pixels of the original image, one per query; for spread and peaks n of each in turn",
+        **({"views": views} if views else {}),
     }
     return pa.schema(
         [
@@ -109,16 +129,19 @@ def schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:
             ("points_random", points),
             ("points_spread", points),
             ("points_peaks", points),
+            ("view", pa.int32()),
+            ("window", pa.list_(pa.int32(), 4)),
+            ("flip", pa.bool_()),
         ],
         metadata={"vitp": json.dumps(about)},
     )
 
 
 def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
-    """Stores the arrays of one image and returns its index row."""
+    """Stores the arrays of one view of an image and returns its index row."""
     assert record.masks is not None and record.class_logits is not None
-    arrays.add(f"masks/{record.image_id}", record.masks, ("kept", "y", "x"))
-    arrays.add(f"class_logits/{record.image_id}", record.class_logits, ("query", "class"))
+    arrays.add(f"masks/{record.key}", record.masks, ("kept", "y", "x"))
+    arrays.add(f"class_logits/{record.key}", record.class_logits, ("query", "class"))
     row: dict[str, Any] = {
         "image_id": record.image_id,
         "file_name": record.file_name,
@@ -127,7 +150,8 @@ def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
         "protocol": record.protocol,
         "kept": record.kept.tolist(),
         "dropped_mass": record.dropped_mass,
-        **{name: list(size) for name, size in record.view.as_dict().items()},
+        "view": record.number,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in record.view.as_dict().items()},
     }
     for policy in POINT_POLICIES:
         row[f"points_{policy}"] = record.points[policy].reshape(-1, 2).tolist() if policy in record.points else None
@@ -169,7 +193,7 @@ class ProposalStore:
         return read_index(index_path(self.run.shard_folder(shard), part)).to_pylist()
 
     def read_part(self, shard: int, part: int, masks: bool = True) -> Iterator[ProposalRecord]:
-        """The images of a part that have proposals; `masks=False` reads no array at all."""
+        """The images of a part that have proposals, view by view; `masks=False` reads no array at all."""
         rows = [row for row in self.rows(shard, part) if row["status"] == "ok"]
         if not masks:
             yield from (_record(row) for row in rows)
@@ -179,7 +203,7 @@ class ProposalStore:
                 yield _record(row, arrays)
 
     def read(self, image_id: str) -> ProposalRecord:
-        """The proposals of one image, with its arrays. Raises InputError when it has none."""
+        """The proposals of one image, with its arrays; the first view's. Raises InputError when it has none."""
         if image_id not in self._places:
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
         folder, part = self._places[image_id]
@@ -199,6 +223,24 @@ class ProposalStore:
             for image_id in images
         }
 
+    @cached_property
+    def several_views(self) -> bool:
+        """Whether images were seen in parts, mirrored or more than once: what the first part says that is there."""
+        for shard in range(self.run.shards):
+            for part in range(len(self.run.parts(shard))):
+                if (path := index_path(self.run.shard_folder(shard), part)).exists():
+                    about = (read_index(path, ["image_id"]).schema.metadata or {}).get(b"vitp", b"{}")
+                    return "views" in json.loads(about)
+        return False
+
+    def require_one_view(self, what: str) -> None:
+        """Raises IncompatibleError when images were seen in several views, which `what` cannot put together."""
+        if self.several_views:
+            raise IncompatibleError(
+                f"{self.run.folder}: holds several views of an image, and {what} need one that shows all of it",
+                "Generate proposals without scales, mirror and window under another --out",
+            )
+
     def require_all_masks(self) -> None:
         """Raises IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
         made_with = self.run.identity["settings"]
@@ -216,22 +258,29 @@ def open_proposals(run: str | Path) -> ProposalStore:
 
 
 def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalRecord:
+    """A row and its arrays; in rows that older versions wrote, no view has a number, window or flip."""
     sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
     points = {
         policy: np.asarray(row[f"points_{policy}"], np.int32).reshape(-1, 2)
         for policy in POINT_POLICIES
         if row.get(f"points_{policy}") is not None
     }
-    return ProposalRecord(
+    record = ProposalRecord(
         image_id=row["image_id"],
         file_name=row["file_name"],
-        view=View(**sizes),
+        view=View(**sizes, window=tuple(row["window"]) if row.get("window") else None, flip=bool(row.get("flip"))),
         protocol=row["protocol"],
         kept=np.asarray(row["kept"], np.int32),
         dropped_mass=row["dropped_mass"],
         points=points,
-        class_logits=arrays.read(f"class_logits/{row['image_id']}") if arrays else None,
-        masks=arrays.read(f"masks/{row['image_id']}") if arrays else None,
+        number=row.get("view") or 0,
+    )
+    if arrays is None:
+        return record
+    return replace(
+        record,
+        class_logits=arrays.read(f"class_logits/{record.key}"),
+        masks=arrays.read(f"masks/{record.key}"),
     )
 
 

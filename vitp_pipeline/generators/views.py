@@ -39,6 +39,11 @@ class ViewPlan:
                 "Strides lie between 1 and the window's own height and width",
             )
 
+    @property
+    def one_whole(self) -> bool:
+        """Whether it is one view, of the whole upright image."""
+        return len(self.scales) == 1 and not self.mirror and self.window is None
+
 
 WHOLE = ViewPlan()
 """One view: the image whole, upright, at the generator's own size."""
@@ -54,15 +59,17 @@ def slide(size: Size, window: Size, stride: Size) -> list[Window]:
     return [(top, left, height, width) for top, height in places[0] for left, width in places[1]]
 
 
-def propose(generator: Generator, images: Sequence[np.ndarray]) -> list[Proposals]:
+def propose(generator: Generator, images: Sequence[np.ndarray], scale: float = 1.0) -> list[Proposals]:
     """Proposals of every image, seen whole, in order.
 
     Args:
         images: RGB uint8 (H, W, 3), each of any size.
+        scale: factor on the generator's own test size.
     Raises:
         InputError: an image is of another shape or type.
     """
-    return list(_forward(generator, [frame for image in images for frame in _frames(generator, image, WHOLE)]))
+    plan = ViewPlan((scale,))
+    return list(_forward(generator, [frame for image in images for frame in _frames(generator, image, plan)]))
 
 
 def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch_size: int = 1) -> Iterator[Proposals]:

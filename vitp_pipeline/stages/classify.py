@@ -20,11 +20,12 @@ from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
     ProposalStore,
+    by_image,
     open_proposals,
     points_of,
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.geometry import normalise_points
@@ -131,71 +132,39 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class PromptedImage:
-    """An image of the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "spread", or (Q, P)
-    shares of the patches that the masks cover.
+    """A view of an image in the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "spread", or
+    (Q, P) shares of the patches that the masks cover.
     """
 
     record: ProposalRecord
     prompts: np.ndarray = field(repr=False)
 
 
-class ClassMaker:
-    """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image."""
+class Namer:
+    """A classifier that names the masks of proposals, each view's by its points on the whole upright image.
 
-    def __init__(
-        self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
-    ) -> None:
+    Args:
+        made_with: what the settings of the proposals have in their identity.
+    """
+
+    def __init__(self, classifier: Path, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec):
         from vitp_pipeline.classifier.predict import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
         from vitp_pipeline.stages.proposals import check_classes
 
-        self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
+        self.settings = settings
         self.device = choose_device(settings.device)
         self.model: PointViT = load_classifier(classifier).to(self.device)
-        made_with = proposals.run.identity["settings"]
         self.reads_masks = self.model.config.prompt == "mask"
         self.points_per_mask = 1
-        if self.reads_masks:
-            proposals.require_all_masks()
-        elif settings.points in SEVERAL_POINTS:
+        if not self.reads_masks and settings.points in SEVERAL_POINTS:
             self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
         self.average = average_of(settings.points, settings.average)
         self.point_temperature = fitted_temperature(self.model, classifier) if settings.calibrated else 1.0
-        check_classes(self.model.classes, f"classifier {classifier.name}", dataset.spec)
+        check_classes(self.model.classes, f"classifier {classifier.name}", spec)
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
-        import pyarrow as pa
-
-        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
-        records = [self._prompted(r) for r in self.proposals.read_part(shard, part, masks=self.reads_masks)]
-        reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
-        writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
-        try:
-            with ThreadPoolExecutor(2) as readers:
-                # two batches ahead: pictures are read while the model works
-                size = self.settings.batch_size
-                batches = [records[first : first + size] for first in range(0, len(records), size)]
-                waiting: list[tuple[list[PromptedImage], list[Future]]] = []
-                for batch in [*batches, None, None]:
-                    if batch is not None:
-                        waiting.append((batch, [readers.submit(self._picture, image.record) for image in batch]))
-                    if waiting and (batch is None or len(waiting) > 2):
-                        ready, pictures = waiting.pop(0)
-                        reasons |= self._score(ready, pictures, writer)
-                        advance(len(ready))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-        if len(images) > len(records):
-            advance(len(images) - len(records))
-        table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
-        return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
-
-    def _prompted(self, record: ProposalRecord) -> PromptedImage:
+    def prompted(self, record: ProposalRecord) -> PromptedImage:
         from vitp_pipeline.classifier.coverage import mask_coverage
 
         if not self.reads_masks:
@@ -204,16 +173,32 @@ class ClassMaker:
         coverage = mask_coverage(record.masks, record.view, self.model.grid)
         return PromptedImage(replace(record, masks=None), coverage)
 
-    def _picture(self, record: ProposalRecord) -> np.ndarray:
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) RGB uint8 as the model takes it."""
         from vitp_pipeline.classifier.pixels import prepare_image
 
-        image = self.dataset.read_image(self.dataset.sample(record.image_id))
-        if image.shape[:2] != record.view.original:
-            raise InputError(
-                f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
-                f"{record.view.original[0]} when its proposals were made"
-            )
         return prepare_image(image, self.model.image_size)
+
+    def scores(self, batch: Sequence[PromptedImage], pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Logits of the masks of each view, (Q, K) float32; they may be not finite."""
+        import torch
+
+        from vitp_pipeline.classifier.predict import mask_logits_of_points
+
+        logits = self._logits(
+            torch.from_numpy(np.stack(pixels)).to(self.device),
+            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in batch],
+            [prompted.record.key for prompted in batch],
+        )
+        settings = self.settings
+        return [
+            mask_logits_of_points(
+                own[None] / self.point_temperature, self.points_per_mask, settings.temperature, self.average
+            )[0]
+            .cpu()
+            .numpy()
+            for own in logits
+        ]
 
     def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
         """(Nᵢ, K) float32 of the prompts of each image."""
@@ -229,12 +214,72 @@ class ClassMaker:
         logits = mask_logits(self.model, images, padded, settings.flip, settings.precision)
         return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]
 
+
+class ClassMaker:
+    """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image.
+
+    Arrays of further views of an image are called like those of the proposals.
+    """
+
+    def __init__(
+        self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
+    ) -> None:
+        self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
+        self.namer = Namer(classifier, settings, proposals.run.identity["settings"], dataset.spec)
+        if self.namer.reads_masks:
+            proposals.require_all_masks()
+            proposals.require_one_view("masks as prompts")
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        import pyarrow as pa
+
+        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
+        masks = self.namer.reads_masks
+        records = [self.namer.prompted(r) for r in self.proposals.read_part(shard, part, masks=masks)]
+        last_views = {id(views[-1]) for views in by_image(image.record for image in records)}
+        reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
+        writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
+        try:
+            with ThreadPoolExecutor(2) as readers:
+                # two batches ahead: pictures are read while the model works
+                size = self.settings.batch_size
+                batches = [records[first : first + size] for first in range(0, len(records), size)]
+                waiting: list[tuple[list[PromptedImage], list[Future]]] = []
+                read: dict[str, Future] = {}  # of the images of the batch before: all views of one read it once
+                for batch in [*batches, None, None]:
+                    if batch is not None:
+                        before, read = read, {}
+                        for image in batch:
+                            image_id = image.record.image_id
+                            if image_id not in read:
+                                read[image_id] = before.get(image_id) or readers.submit(self._picture, image.record)
+                        waiting.append((batch, [read[image.record.image_id] for image in batch]))
+                    if waiting and (batch is None or len(waiting) > 2):
+                        ready, pictures = waiting.pop(0)
+                        reasons |= self._score(ready, pictures, writer)
+                        advance(sum(id(image.record) in last_views for image in ready))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        if len(images) > len(last_views):
+            advance(len(images) - len(last_views))
+        table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
+        return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
+
+    def _picture(self, record: ProposalRecord) -> np.ndarray:
+        image = self.dataset.read_image(self.dataset.sample(record.image_id))
+        if image.shape[:2] != record.view.original:
+            raise InputError(
+                f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
+                f"{record.view.original[0]} when its proposals were made"
+            )
+        return self.namer.pixels(image)
+
     def _score(self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
         """Scores and stores a batch; returns the reasons of the images that failed."""
-        import torch
-
-        from vitp_pipeline.classifier.predict import mask_logits_of_points
-
         reasons, ready, images = {}, [], []
         for prompted, picture in zip(batch, pictures, strict=True):
             try:
@@ -244,22 +289,15 @@ class ClassMaker:
                 reasons[prompted.record.image_id] = error.message
         if not ready:
             return reasons
-        logits = self._logits(
-            torch.from_numpy(np.stack(images)).to(self.device),
-            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in ready],
-            [prompted.record.image_id for prompted in ready],
-        )
-        for prompted, scores in zip(ready, logits, strict=True):
-            image_id = prompted.record.image_id
-            named = mask_logits_of_points(
-                scores[None] / self.point_temperature, self.points_per_mask, self.settings.temperature, self.average
-            )
-            values = named[0].cpu().numpy()
+        for prompted, values in zip(ready, self.namer.scores(ready, images), strict=True):
             if np.isfinite(values).all():
-                writer.add(f"point_logits/{image_id}", values, ("query", "class"))
+                writer.add(f"point_logits/{prompted.record.key}", values, ("query", "class"))
             else:
-                reasons[image_id] = "the classifier's output is not finite"
+                reasons[prompted.record.image_id] = NOT_FINITE
         return reasons
+
+
+NOT_FINITE = "the classifier's output is not finite"
 
 
 def fitted_temperature(model: PointViT, file: Path) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
-from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vitp_pipeline.generators.base import Generator, Proposals
+    from vitp_pipeline.generators.views import ViewPlan
 
 
 def generate_proposals(
@@ -90,13 +92,35 @@ def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec) -> 
     )
 
 
+def view_plan(settings: ProposalSettings, generator: Generator) -> ViewPlan:
+    """The views that the settings mean; what they leave open about windows is the generator's own `slide`.
+
+    Raises:
+        UsageError: there are no such views.
+    """
+    from vitp_pipeline.generators.views import ViewPlan
+
+    window, stride = settings.window, settings.stride
+    own = getattr(generator, "slide", None)
+    if not window and own:
+        window, stride = own[0], stride or own[1]
+    if stride and not window:
+        raise UsageError("a stride without a window", "Give window, too, in [generate-proposals]")
+    if not any(window):
+        return ViewPlan(settings.scales, settings.mirror)
+    stride = stride or tuple(max(1, length // 2) for length in window)
+    return ViewPlan(settings.scales, settings.mirror, tuple(window), tuple(stride))
+
+
 class ProposalMaker:
     """Makes parts of proposals: reads images, runs the generator, chooses points, stores."""
 
     def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
         self.run, self.dataset, self.generator, self.settings = run, dataset, generator, settings
         self.managed = False  # whether the generator has worked on any image
-        self.schema = schema(run.fingerprint, dataset.spec.class_names)
+        self.plan = view_plan(settings, generator)
+        plan = None if self.plan.one_whole else asdict(self.plan)
+        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan)
 
     def make(
         self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
@@ -118,7 +142,10 @@ class ProposalMaker:
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def _batch(self, image_ids: Sequence[str], writer: ArrayWriter) -> list[dict[str, Any]]:
-        """Rows of a batch, in order; an image that cannot be read, or whose logits are not finite, fails alone."""
+        """Rows of a batch, in order; an image that cannot be read, or whose logits are not finite, fails alone.
+
+        One view of each is made in one forward; several views are made and stored image by image.
+        """
         pictures: dict[str, np.ndarray] = {}
         reasons: dict[str, str] = {}
         for image_id in image_ids:
@@ -126,8 +153,10 @@ class ProposalMaker:
                 pictures[image_id] = self.dataset.read_image(self.dataset.by_id[image_id])
             except InputError as error:
                 reasons[image_id] = error.message
-        proposals, broken = self._propose(pictures)
-        reasons |= broken
+        proposals: dict[str, Proposals] = {}
+        if self.plan.one_whole:
+            proposals, broken = self._propose(pictures)
+            reasons |= broken
         rows = []
         for image_id in image_ids:
             sample = self.dataset.by_id[image_id]
@@ -135,12 +164,40 @@ class ProposalMaker:
             try:
                 if image_id in reasons:
                     raise InputError(reasons[image_id])
-                record = self._record(image_id, file_name, proposals[image_id])
+                if self.plan.one_whole:
+                    records = [self._record(image_id, file_name, proposals[image_id])]
+                else:
+                    records = list(self.records(image_id, pictures[image_id]))
             except InputError as error:
                 rows.append(failed_row(image_id, file_name, error.message))
             else:
-                rows.append(write_record(writer, record))
+                rows += [write_record(writer, record) for record in records]
         return rows
+
+    def records(self, image_id: str, picture: np.ndarray) -> Iterator[ProposalRecord]:
+        """The proposals of every view of an image, made as they are asked for.
+
+        Raises:
+            InputError: the generator fails on the image, or what it gives is not finite.
+            Exception: the generator's own, while it has not managed any image.
+        """
+        from vitp_pipeline.generators.views import propose_views
+
+        file_name = self.dataset.by_id[image_id].image.relative_to(self.dataset.root).as_posix()
+        views = propose_views(self.generator, picture, self.plan, self.settings.batch_size)
+        number = 0
+        while True:
+            try:
+                found = next(views)
+            except StopIteration:
+                break
+            except (RuntimeError, ValueError, MemoryError) as error:
+                if not self.managed:
+                    raise
+                raise InputError(_failure(error)) from error
+            yield self._record(image_id, file_name, found, number)
+            number += 1
+        self.managed = True
 
     def _propose(self, pictures: dict[str, np.ndarray]) -> tuple[dict[str, Proposals], dict[str, str]]:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
@@ -153,18 +210,19 @@ class ProposalMaker:
         if not pictures:
             return {}, {}
         try:
-            found = dict(zip(pictures, propose(self.generator, list(pictures.values())), strict=True))
+            (scale,) = self.plan.scales
+            found = dict(zip(pictures, propose(self.generator, list(pictures.values()), scale), strict=True))
         except (RuntimeError, ValueError, MemoryError) as error:
             if len(pictures) == 1:
                 if not self.managed:
                     raise
-                return {}, {next(iter(pictures)): f"the generator fails on it ({' '.join(str(error).split())[:200]})"}
+                return {}, {next(iter(pictures)): _failure(error)}
             halves = [self._propose({image_id: picture}) for image_id, picture in pictures.items()]
             return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
         self.managed = True
         return found, {}
 
-    def _record(self, image_id: str, file_name: str, found: Proposals) -> ProposalRecord:
+    def _record(self, image_id: str, file_name: str, found: Proposals, number: int = 0) -> ProposalRecord:
         import torch
 
         from vitp_pipeline.points import centre_points, max_points, peak_points, random_points, spread_points
@@ -179,14 +237,15 @@ class ProposalMaker:
         if not (bool(torch.isfinite(masks).all()) and bool(torch.isfinite(logits).all())):
             raise InputError(f"{file_name}: the generator's output is not finite")
         protocol, settings, points = self.generator.protocol, self.settings, {}
+        name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
         if "max" in settings.points:
             points["max"] = max_points(masks, found.view, protocol, at=settings.max_at)
         if "centre" in settings.points:
             points["centre"] = centre_points(masks, found.view, protocol)
         if "random" in settings.points:
-            points["random"] = random_points(masks, found.view, protocol, image_id, settings.seed)
+            points["random"] = random_points(masks, found.view, protocol, name, settings.seed)
         if "spread" in settings.points:
-            points["spread"] = spread_points(masks, found.view, protocol, image_id, settings.spread, settings.seed)
+            points["spread"] = spread_points(masks, found.view, protocol, name, settings.spread, settings.seed)
         if "peaks" in settings.points:
             points["peaks"] = peak_points(masks, found.view, protocol, settings.peaks, at=settings.max_at)
         present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
@@ -204,4 +263,9 @@ class ProposalMaker:
             points,
             logits.cpu().numpy(),
             stored.cpu().numpy().astype(settings.mask_dtype),
+            number,
         )
+
+
+def _failure(error: Exception) -> str:
+    return f"the generator fails on it ({' '.join(str(error).split())[:200]})"
