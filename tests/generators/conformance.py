@@ -21,7 +21,7 @@ from vitp_pipeline.assemble.upsample import PROTOCOLS
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.base import Generator, Proposals
-from vitp_pipeline.generators.views import propose
+from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
 from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.stages.proposals import ProposalMaker
 
@@ -94,6 +94,19 @@ class GeneratorConformance:
             centre = (weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum()
             back = centre * view.original[axis] / view.resized[axis]
             assert abs(back - (start + 4.5)) <= 0.5 * max(1, view.original[axis] / view.resized[axis])
+
+    def test_the_scale_multiplies_the_generators_own_size(self, generator: Generator) -> None:
+        whole, half = (generator.resize(picture(60, 90), scale).shape[:2] for scale in (1.0, 0.5))
+        assert all(abs(h - w / 2) <= 1 for h, w in zip(half, whole, strict=True))
+
+    def test_several_views_of_an_image(self, generator: Generator) -> None:
+        """Two sizes, each plain and mirrored; the first is what `propose` gives."""
+        image = picture(60, 90)
+        views = list(propose_views(generator, image, ViewPlan((1.0, 0.5), mirror=True), batch_size=2))
+        assert [v.view.flip for v in views] == [False, True, False, True]
+        assert [v.view.resized for v in views] == [generator.resize(image, s).shape[:2] for s in (1.0, 1.0, 0.5, 0.5)]
+        torch.testing.assert_close(views[0].mask_logits, propose(generator, [image])[0].mask_logits, atol=1e-4, rtol=0)
+        assert not torch.equal(views[0].mask_logits, views[1].mask_logits)
 
     def test_frames_may_be_mirrored_and_cut(self, generator: Generator) -> None:
         frame = generator.resize(picture(64, 96))

@@ -143,7 +143,7 @@ class TransformersGenerator:
         if max(height, width) > self._side:
             raise UserError(
                 f"{self.name}: this EoMT sees squares of {self._side} pixels, a frame has {height} × {width}",
-                f"Cut views of {self._side} × {self._side} pixels" if self._windows else "Use scales of at most 1",
+                f"Set window = [{self._side}, {self._side}]" if self._windows else "Use scales of at most 1",
             )
         pixels = F.pad(pixels, (0, self._side - width, 0, self._side - height))
         return (pixels - self._mean) / self._std
