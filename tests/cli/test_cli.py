@@ -23,6 +23,8 @@ COMMANDS = (
     "import-checkpoint",
     "export-classifier",
     "export-results",
+    "check-dataset",
+    "prepare",
     "doctor",
 )
 HEAVY = (
@@ -102,6 +104,13 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["classify", "camvid", *IN], 5, ["out/proposals", "vitp generate-proposals"]),
         (["evaluate", "camvid", *IN], 5, ["out/proposals", "vitp generate-proposals"]),
         (["status", "nowhere"], 3, ["nowhere"]),
+        (["check-dataset", "camvid", "--data-root", "nowhere"], 3, ["nowhere", "--data-root"]),
+        (["check-dataset", "camvit", "--data-root", "."], 3, ["camvit", "camvid"]),
+        (["check-dataset", "camvid", "--data-root", ".", "--out", "x.html"], 2, ["x.html", ".png"]),
+        (["check-dataset", "camvid", "--data-root", ".", "--split", "tost"], 2, ["'tost'", "val"]),
+        (["check-dataset", "camvid", "--data-root", ".", "--mask-size", "9"], 2, ["--mask-size", "HxW"]),
+        (["prepare", "camvid", "--data-root", "."], 2, ["'camvid'", "cityscapes"]),
+        (["prepare", "coco", "--data-root", "nowhere"], 3, ["nowhere", "--data-root"]),
     ],
 )
 def test_bad_input_gives_one_line_and_a_code(

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
                 "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads.",
             ),
         ] = Layout.vitp,
-        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names the classifier has.")] = None,
+        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
         image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of its input.")] = (518, 518),
         dilations: Annotated[
             str | None,

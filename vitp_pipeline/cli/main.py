@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from vitp_pipeline.cli import (
+    check_dataset,
     classify,
     demo,
     doctor,
@@ -21,6 +22,7 @@ from vitp_pipeline.cli import (
     generators,
     import_checkpoint,
     info,
+    prepare,
     status,
     train_classifier,
 )
@@ -50,6 +52,8 @@ for module in (
     classify,
     evaluate,
     demo,
+    check_dataset,
+    prepare,
     status,
     info,
     generators,

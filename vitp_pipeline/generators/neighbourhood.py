@@ -38,7 +38,7 @@ def neighbourhood_attention(
         kernel_size: K, odd.
         dilation: d, in cells.
     Returns:
-        (B, H, W, heads, c). Beside it lives a bounded amount of memory, whatever the size of the map.
+        (B, H, W, heads, c). Beside it live the tiles' indices, and the keys of a bounded number of tiles.
     Raises:
         ValueError: an even kernel, another shape of bias, or a map smaller than the window.
     """
