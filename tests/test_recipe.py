@@ -55,7 +55,9 @@ def test_flags_win_over_keys_and_keys_over_defaults(write) -> None:
 
 
 def test_presets_give_what_a_recipe_does_not_say(write) -> None:
-    names = {p.stem for p in shipped("stages/presets").glob("*.toml")}
+    every = {p.stem for p in shipped("stages/presets").glob("*.toml")}
+    names = {n for n in every if not n.startswith("views-")}
+    assert every - names == {"views-multiscale", "views-ade20k-896", "views-slide-1024"}
     assert names == {"ade20k", "cityscapes", "coco", "coco-stuff", "objects365"}
     found = {n: load_recipe(write(MINIMAL)).stage(TrainSettings, preset=n) for n in names}
     for settings in found.values():  # what the paper says of all (§4.2)
@@ -79,6 +81,26 @@ def test_presets_give_what_a_recipe_does_not_say(write) -> None:
     own = write("epoch = 3").rename(recipe.path.with_name("own.toml"))
     with pytest.raises(UsageError, match=r"epoch.*Did you mean 'epochs'"):
         recipe.stage(TrainSettings, preset=str(own))
+
+
+def test_presets_of_views_give_the_official_frames(write) -> None:
+    recipe = load_recipe(write(MINIMAL))
+    found = {n: recipe.stage(ProposalSettings, preset=f"views-{n}") for n in ("multiscale", "ade20k-896", "slide-1024")}
+    for size, shorter_sides in {  # facts §4.1
+        640: [320, 480, 640, 800, 960, 1120],
+        1280: [640, 960, 1280, 1600, 1920, 2240],
+        1024: [512, 768, 1024, 1280, 1536, 1792],
+    }.items():
+        assert [int(size * scale + 0.5) for scale in found["multiscale"].scales] == shorter_sides
+    assert [int(896 * scale + 0.5) for scale in found["ade20k-896"].scales] == [768, 832, 896, 960, 1024]
+    assert [s.mirror for s in found.values()] == [True, True, False]
+    assert (found["slide-1024"].window, found["slide-1024"].stride) == ((1024, 1024), (512, 512))
+    assert recipe.stage(ProposalSettings, preset="views-multiscale", scales=[1]).scales == (1,)
+    with pytest.raises(UsageError, match="no key 'backbone'"):
+        recipe.stage(ProposalSettings, preset="ade20k")
+    for faulty in ({"scales": []}, {"scales": [0]}, {"window": [4]}, {"stride": [1, 2, 3]}):
+        with pytest.raises(UsageError, match="Give"):
+            recipe.stage(ProposalSettings, **faulty)
 
 
 def test_integers_stand_for_floats_and_only_for_them(write) -> None:

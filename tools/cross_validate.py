@@ -101,7 +101,9 @@ def held_out_images(
     stored = dict.fromkeys([*recipe.stage(ProposalSettings).points, *policies])
     settings = recipe.stage(ProposalSettings, split=split, points=tuple(stored))
     generate_proposals(recipe, settings, data_root, out, ShardChoice())
-    records = {record.image_id: record for record in open_proposals(out)}
+    proposals = open_proposals(out)
+    proposals.require_one_view("cross-validated settings")
+    records = {record.image_id: record for record in proposals}
     dataset = Dataset(recipe.manifest, data_root, split)
     hold_out = -(-len(dataset.samples) // FOLDS)
     fitted = []

@@ -43,6 +43,7 @@ def main() -> None:
     right, matched = np.zeros(len(shares)), 0
     for shard in range(evaluation.run.shards):
         for part in range(len(evaluation.run.parts(shard))):
+            evaluation.proposals.require_one_view("these figures")
             with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
                 for record in evaluation.proposals.read_part(shard, part):
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))

@@ -40,6 +40,12 @@ def register(app: typer.Typer) -> None:
         device: Device = None,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
+        stream: Annotated[
+            bool,
+            typer.Option(
+                "--stream", help="Run generator and classifier, too, image by image; store neither masks nor scores."
+            ),
+        ] = False,
     ) -> None:
         """4. Fuse both scores and measure: mIoU, PQ, AP if asked for, and the upper bounds.
 
@@ -48,13 +54,24 @@ def register(app: typer.Typer) -> None:
             vitp evaluate camvid --data-root data/camvid --out runs/camvid
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
+
+        Many views of an image (scales, mirrored, windows) can take a gigabyte of masks. --stream needs the classifier
+        alone and keeps no masks:
+
+            vitp evaluate camvid --data-root data/camvid --out runs/camvid --stream --set preset=views-multiscale
         """
-        from dataclasses import fields
+        from dataclasses import fields, replace
 
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
-        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe, parse_changes
+        from vitp_pipeline.recipe import (
+            ClassifySettings,
+            EvaluateSettings,
+            ProposalSettings,
+            load_recipe,
+            parse_changes,
+        )
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
         from vitp_pipeline.stages.results import print_result, result_of, to_json
@@ -64,17 +81,28 @@ def register(app: typer.Typer) -> None:
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
         # scores are found by the settings that classify made them with, so its keys can be given here too
         given = parse_changes(changes)
-        own, others = ({field.name for field in fields(kind)} for kind in (EvaluateSettings, ClassifySettings))
+        kinds = EvaluateSettings, ClassifySettings, ProposalSettings
+        own, others, first = ({field.name for field in fields(kind)} for kind in kinds)
         of_classify = {k: given.pop(k) for k in list(given) if k in others - own}
+        of_proposals = {k: given.pop(k) for k in list(given) if stream and k in first - own}
         settings = loaded.stage(EvaluateSettings, **flags | given)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
-        evaluation = prepare(loaded, settings, classify, alphas, data_root, out, choice)
-        shards = choice.within(evaluation.run.shards)
-        if choice.index is None and allow_missing:
-            # take what is there; what is not finished is reported below
-            shards = [s for s in shards if evaluation.classes.finished(s)]
-        outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
+        if stream:
+            from vitp_pipeline.stages.stream import Stream
+
+            generate = loaded.stage(ProposalSettings, **{"device": device} | of_proposals)
+            classify = replace(classify, device=device or classify.device)
+            streamed = Stream(loaded, generate, classify, settings, alphas, data_root, out, choice)
+            evaluation = streamed.evaluation
+            outcome = streamed.shards(choice.within(evaluation.run.shards), retry_failed)
+        else:
+            evaluation = prepare(loaded, settings, classify, alphas, data_root, out, choice)
+            shards = choice.within(evaluation.run.shards)
+            if choice.index is None and allow_missing:
+                # take what is there; what is not finished is reported below
+                shards = [s for s in shards if evaluation.classes.finished(s)]
+            outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
         if choice.index is not None:
             outcome.report("evaluate")
             return

@@ -25,6 +25,7 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     Returns:
         `path`.
     """
+    evaluation.proposals.require_one_view("pictures")
     panels = []
     folder = evaluation.classes.shard_folder(0)
     with ArrayReader(arrays_path(folder, 0)) as scores:

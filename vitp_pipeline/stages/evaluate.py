@@ -7,11 +7,13 @@ sums over rows in the manifest's order, so no split into shards can change them.
     alpha_by_class, alpha_by_score    the headline, where α differs between classes, or between masks by 1 − v
     bound_point    named by the ground truth at the mask's point (paper Table 5)
     bound_mask     named by the majority of the ground truth inside the mask
+
+Several views of an image (docs/views.md) are fused one by one, then their class scores are averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
     ProposalStore,
+    by_image,
     open_proposals,
     points_of,
 )
@@ -31,6 +34,7 @@ from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.geometry import Size
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import (
@@ -47,22 +51,33 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from vitp_pipeline.assemble.average import ScoredView
+
 BOUNDS = ("bound_point", "bound_mask")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α."""
+    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α.
+
+    `proposals` and `classes` are None for one that keeps neither (`stages.stream`).
+    """
 
     run: StageRun
-    proposals: ProposalStore
-    classes: StageRun
+    proposals: ProposalStore | None
+    classes: StageRun | None
     dataset: Dataset
     alphas: tuple[float, ...]
     alpha: float
     alpha_classes: tuple[float, ...] = ()
     alpha_scores: tuple[float, float] | None = None
     settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what there is of the stages."""
+        kept = {"proposals": self.proposals.run, "classes": self.classes} if self.proposals else {}
+        return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -141,27 +156,75 @@ def prepare(
         MissingStageError: proposals or scores are not there.
         UserError: any of its other kinds.
     """
-    by_class, by_score = headline_rule(recipe, settings, data_root)
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
-    alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
+    measured = Measured.of(recipe, settings, classify, sweep, data_root)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,
         "classes": classes.fingerprint,
-        "settings": identity_of(settings),
-        "points": classify.points,
-        "alphas": list(alphas),
-        **({"alpha_classes": by_class} if by_class else {}),
+        **measured.identity,
     }
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    by_class = tuple(by_class.values())
-    return Evaluation(run, proposals, classes, dataset, alphas, settings.alpha, by_class, by_score, settings)
+    evaluation = measured.evaluation(run, proposals, classes, dataset)
+    if proposals.several_views:
+        check_views(evaluation)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures, wherever the scores come from."""
+
+    settings: EvaluateSettings
+    points: str
+    alphas: tuple[float, ...]
+    by_class: dict[str, float]
+    by_score: tuple[float, float] | None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        settings: EvaluateSettings,
+        classify: ClassifySettings,
+        sweep: Sequence[float],
+        data_root: Path,
+    ) -> Measured:
+        """Raises what `headline_rule` raises."""
+        by_class, by_score = headline_rule(recipe, settings, data_root)
+        alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
+        return cls(settings, classify.points, alphas, by_class, by_score)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "settings": identity_of(self.settings),
+            "points": self.points,
+            "alphas": list(self.alphas),
+            **({"alpha_classes": self.by_class} if self.by_class else {}),
+        }
+
+    def evaluation(
+        self, run: StageRun, proposals: ProposalStore | None, classes: StageRun | None, dataset: Dataset
+    ) -> Evaluation:
+        by_class = tuple(self.by_class.values())
+        alpha, settings = self.settings.alpha, self.settings
+        return Evaluation(run, proposals, classes, dataset, self.alphas, alpha, by_class, self.by_score, settings)
+
+
+def check_views(evaluation: Evaluation) -> None:
+    """Raises UsageError when figures are asked for that several views of an image have not."""
+    if others := [task for task in evaluation.tasks if task != "semantic"]:
+        raise UsageError(
+            f"{' and '.join(others)} figures need one view of an image: only semantic scores are averaged",
+            'Set tasks = ["semantic"] in [evaluate], or generate proposals without scales, mirror and window',
+        )
 
 
 def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
@@ -224,6 +287,26 @@ def evaluate_shards(
     )
 
 
+@dataclass(frozen=True)
+class NamedView:
+    """A view's masks (M, h, w) on the device, which queries they are (M,), and under every variant probabilities of all
+    queries (V, Q, K) and of no object (V, Q); the likely masks and what they are called.
+    """
+
+    record: ProposalRecord
+    masks: torch.Tensor
+    kept: torch.Tensor
+    probs: torch.Tensor
+    voids: torch.Tensor
+    masks_named: dict[str, np.ndarray]
+
+    @property
+    def scored(self) -> ScoredView:
+        from vitp_pipeline.assemble.average import ScoredView
+
+        return ScoredView(self.masks, self.probs[:, self.kept], self.record.view)
+
+
 class CountMaker:
     """Makes parts of an evaluation: one row of counts an image, no arrays."""
 
@@ -243,9 +326,11 @@ class CountMaker:
         states = {r["image_id"]: r for r in read_index(index_path(classes_folder, part)).to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
         with ArrayReader(arrays_path(classes_folder, part)) as scores:
-            for record in self.evaluation.proposals.read_part(shard, part):
-                if states[record.image_id]["status"] == "ok":
-                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
+            for views in by_image(self.evaluation.proposals.read_part(shard, part)):
+                image_id = views[0].image_id
+                if states[image_id]["status"] == "ok":
+                    named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
+                    rows[image_id] = self.row(image_id, views[0].view.original, named)
                     advance(1)
         for image_id in images:
             if image_id not in rows:
@@ -253,13 +338,22 @@ class CountMaker:
                 advance(1)
         return counts_table(self.evaluation, [(image_id, rows[image_id]) for image_id in images])
 
-    def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
+    def row(
+        self, image_id: str, size: Size, views: Iterable[tuple[ProposalRecord, np.ndarray]], keep_views: bool = True
+    ) -> dict[str, Any]:
+        """The counts of an image, or the error in its ground truth.
+
+        Args:
+            size: (H0, W0) of the image.
+            views: proposals and (Q, K) point logits of its views.
+            keep_views: False: only the running average of class scores is held, no view longer than its turn.
+        """
         dataset = self.evaluation.dataset
         try:
-            sample = dataset.sample(record.image_id)
+            sample = dataset.sample(image_id)
             truth = dataset.read_semantic(sample)
-            if truth.shape != record.view.original:
-                height, width = record.view.original
+            if truth.shape != size:
+                height, width = size
                 raise InputError(
                     f"{sample.label}: is {truth.shape[1]}×{truth.shape[0]}, its image {width}×{height}",
                     "Image and label must have the same size",
@@ -270,18 +364,64 @@ class CountMaker:
                 segments = component_segments(truth, self.things) if self.settings.components else None
         except InputError as error:
             return {"error": error.message}
-        return self._measure(record, point_logits, truth, segments)
+        return self._measure(views, truth, segments, keep_views)
 
-    def _measure(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray, segments) -> dict[str, Any]:
+    def _measure(
+        self, views: Iterable[tuple[ProposalRecord, np.ndarray]], truth: np.ndarray, segments, keep_views: bool
+    ) -> dict[str, Any]:
+        from vitp_pipeline.assemble.average import ScoreAverage, averaged_label_maps
+
+        tasks, average = self.evaluation.tasks, None
+        kept: list[NamedView] = []
+        masks: list[dict[str, np.ndarray]] = []
+        for record, point_logits in views:
+            named = self._name(record, point_logits, truth)
+            masks.append(named.masks_named)
+            if keep_views:
+                kept.append(named)
+                continue
+            average = average or ScoreAverage(record.protocol, record.view.original)
+            average.add(*named.scored)
+        row: dict[str, Any] = {"masks": {name: np.concatenate([m[name] for m in masks]) for name in masks[0]}}
+        if "semantic" in tasks:
+            scored = [named.scored for named in kept]
+            maps = average.labels() if average else averaged_label_maps(scored, kept[0].record.protocol)
+            row["semantic"] = [sparse_confusion(m, truth, len(self.things)) for m in maps]
+            if self.settings.boundary_iou:
+                row["boundary"] = self._boundaries(maps, truth)
+        return row | self._one_view_tasks(kept, truth, segments)
+
+    def _one_view_tasks(self, views: Sequence[NamedView], truth: np.ndarray, segments) -> dict[str, Any]:
+        """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
+        from vitp_pipeline.assemble.quality import mask_quality
+        from vitp_pipeline.stages.instances import image_row
+
+        row: dict[str, Any] = {}
+        tasks = self.evaluation.tasks
+        if not {"instance", "panoptic"} & set(tasks):
+            return row
+        (view,) = views
+        record, masks = view.record, view.masks
+        if "instance" in tasks:
+            row |= image_row(record, masks, view.probs, segments, truth, self.things, self.settings)
+        if "panoptic" in tasks and segments is not None:
+            quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
+            probs, voids = view.probs[:, view.kept], view.voids[:, view.kept]
+            row["panoptic"] = [
+                self._panoptic(masks, p, v, record, segments, quality) for p, v in zip(probs, voids, strict=True)
+            ]
+        return row
+
+    def _name(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray) -> NamedView:
+        """Names the masks of a view under every variant."""
         import torch
 
         from vitp_pipeline.assemble.labels import label_at_points, majority_label
-        from vitp_pipeline.assemble.quality import mask_quality
-        from vitp_pipeline.assemble.semantic import semantic_label_maps
         from vitp_pipeline.fusion import fuse, named_probs
-        from vitp_pipeline.stages.instances import image_row
 
-        masks = torch.from_numpy(record.masks).float().to(self.device)
+        masks = torch.from_numpy(record.masks).to(self.device)
+        if record.view.whole:
+            masks = masks.float()
         logits = torch.from_numpy(record.class_logits).to(self.device)
         scores = torch.from_numpy(point_logits).to(self.device)
         kept = torch.from_numpy(record.kept).long().to(self.device)
@@ -295,24 +435,10 @@ class CountMaker:
         named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in alphas]
         void = logits.softmax(1)[:, -1]
         named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
-        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))  # (V, Q, K), (V, Q)
-        names = probs.argmax(2).cpu().numpy()
-        every, tasks = probs, self.evaluation.tasks
-        probs, voids = probs[:, kept], voids[:, kept]
-        row: dict[str, Any] = {"masks": self._named(names, void, by_mask)}
-        if "semantic" in tasks:
-            maps = semantic_label_maps(masks, probs, record.view, record.protocol)
-            row["semantic"] = [sparse_confusion(m, truth, probs.shape[2]) for m in maps]
-            if self.settings.boundary_iou:
-                row["boundary"] = self._boundaries(maps, truth)
-        if "instance" in tasks:
-            row |= image_row(record, masks, every, segments, truth, self.things, self.settings)
-        if "panoptic" in tasks and segments is not None:
-            quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
-            row["panoptic"] = [
-                self._panoptic(masks, p, v, record, segments, quality) for p, v in zip(probs, voids, strict=True)
-            ]
-        return row
+        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))
+        found = self._named(probs.argmax(2).cpu().numpy(), void, by_mask)
+        found["query"] = found["query"] + record.number * len(void)  # numbered on from view to view
+        return NamedView(record, masks, kept, probs, voids, found)
 
     def _panoptic(
         self,

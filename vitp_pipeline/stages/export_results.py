@@ -89,6 +89,7 @@ def prepare(
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
+    proposals.require_one_view("exported files")
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     identity = {
         "stage": "export",

@@ -93,11 +93,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
             "dataset": evaluation.dataset.spec.name,
             "split": evaluation.dataset.split,
             "evaluation": evaluation.run.identity,
-            "fingerprints": {
-                "proposals": evaluation.proposals.run.fingerprint,
-                "classes": evaluation.classes.fingerprint,
-                "evaluation": evaluation.run.fingerprint,
-            },
+            "fingerprints": evaluation.fingerprints,
             **provenance(),
         },
     }

@@ -270,6 +270,7 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
     masks = open_proposals(Path(settings.mask_proposals).expanduser())
     check_manifest(masks, recipe)
     masks.require_all_masks()
+    masks.require_one_view("masks to learn from")
     split = masks.run.identity["settings"].get("split", ProposalSettings.split)
     mend = f'Generate proposals with split = "{settings.split}" under an --out of their own'
     if split != settings.split:

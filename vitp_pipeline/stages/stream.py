@@ -1,0 +1,127 @@
+"""`evaluate --stream`: generator, classifier and fusion image by image, keeping nothing of an image but its counts.
+
+What it measures is what the four stages would: every view's masks are left out and rounded as they would be on disk.
+With several views only one's masks are in memory at a time, beside the running average of class scores, which takes
+4 bytes × variants × classes × pixels of the image. Its results are an evaluation's, in RUN/evaluation/FINGERPRINT, with
+the same shards, parts and restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.generators.registry import find_source
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, Recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
+from vitp_pipeline.stages.counts import counts_table
+from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.evaluate import CountMaker, Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.stages.proposals import ProposalMaker, load_generator
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Stream:
+    """An evaluation that makes its proposals and scores itself."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        generate: ProposalSettings,
+        classify: ClassifySettings,
+        settings: EvaluateSettings,
+        sweep: Sequence[float],
+        data_root: Path,
+        out: Path,
+        shard: ShardChoice,
+    ) -> None:
+        """Makes the evaluation's folder.
+
+        Raises:
+            MissingStageError: the run has no classifier.
+            UserError: any of its other kinds.
+        """
+        self.recipe, self.generate, self.classify, self.settings = recipe, generate, classify, settings
+        dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
+        check_tasks(settings, dataset)
+        self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
+        self.classifier = classifier_file(recipe, classify, data_root, out)
+        measured = Measured.of(recipe, settings, classify, sweep, data_root)
+        identity = {
+            "stage": "evaluation",
+            "stream": {
+                "manifest": recipe.manifest.identity(),
+                "generator": self.source.identity(Digests(out)),
+                "generate-proposals": identity_of(generate),
+                "classifier": Digests(out).of(self.classifier),
+                "classify": identity_of(classify),
+            },
+            **measured.identity,
+        }
+        folder = out / "evaluation" / fingerprint(identity)[:12]
+        if not (folder / "run.json").exists():
+            shard.for_new_run()
+        images = tuple(sample.image_id for sample in dataset.samples)
+        run = create_or_check(folder, identity, images, shard.count, generate.part_size)
+        self.evaluation: Evaluation = measured.evaluation(run, None, None, dataset)
+
+    def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
+        """Measures the images of some shards."""
+        return run_parts(self.evaluation.run, shards, lambda: StreamMaker(self), "evaluate --stream", retry_failed)
+
+
+class StreamMaker:
+    """Makes parts of an evaluation: one row of counts an image, no arrays."""
+
+    def __init__(self, stream: Stream) -> None:
+        evaluation, manifest = stream.evaluation, stream.recipe.manifest
+        self.dataset = evaluation.dataset
+        self.namer = Namer(stream.classifier, stream.classify, identity_of(stream.generate), manifest)
+        if self.namer.reads_masks:
+            raise UsageError(
+                f"{stream.classifier}: is prompted with masks, and --stream names points",
+                "Run generate-proposals, classify and evaluate for it",
+            )
+        generator = load_generator(stream.source, stream.generate, manifest)
+        self.proposer = ProposalMaker(evaluation.run, self.dataset, generator, stream.generate)
+        self.one_view = self.proposer.plan.one_whole
+        if not self.one_view:
+            check_views(evaluation)
+        self.counter = CountMaker(evaluation, stream.settings, stream.classify.points)
+
+    def make(
+        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
+    ) -> pa.Table:
+        rows = []
+        for image_id in images:
+            rows.append((image_id, self._row(image_id)))
+            advance(1)
+        return counts_table(self.counter.evaluation, rows)
+
+    def _row(self, image_id: str) -> dict[str, Any]:
+        try:
+            picture = self.dataset.read_image(self.dataset.by_id[image_id])
+            views = self._views(image_id, picture)
+            return self.counter.row(image_id, picture.shape[:2], views, keep_views=self.one_view)
+        except InputError as error:
+            return {"error": error.message}
+
+    def _views(self, image_id: str, picture: np.ndarray) -> Iterator[tuple[ProposalRecord, np.ndarray]]:
+        pixels = self.namer.pixels(picture)
+        for record in self.proposer.records(image_id, picture):
+            (scores,) = self.namer.scores([self.namer.prompted(record)], [pixels])
+            if not np.isfinite(scores).all():
+                raise InputError(NOT_FINITE)
+            yield record, scores
