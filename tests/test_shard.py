@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.shard import SCHEDULERS, ShardChoice, choose_shard
+from vitp_pipeline.shard import SCHEDULERS, ShardChoice, array_expression, choose_shard, parse_shards
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,50 @@ def test_within() -> None:
     assert ShardChoice(2).within(3) == [2]
     with pytest.raises(UsageError, match="this run has 3 shards"):
         ShardChoice(3, source="HQ_TASK_ID").within(3)
+
+
+def test_the_shard_is_said_when_a_scheduler_chose_it(capsys: pytest.CaptureFixture[str]) -> None:
+    choose_shard("2/3", {}).within(3)
+    choose_shard(None, {}).within(3)
+    choose_shard("/3", {}).within(3)
+    assert capsys.readouterr().err == ""
+    choose_shard(None, {"SLURM_ARRAY_TASK_ID": "2"}).within(3)
+    assert capsys.readouterr().err == "shard 2 of 3 (SLURM_ARRAY_TASK_ID)\n"
+
+
+@pytest.mark.parametrize("variable", TASKS)
+def test_an_array_that_stands_for_other_shards(variable: str) -> None:
+    base = next(int(value) - index for value, index in TASKS[variable].items())
+    first, last = str(base), str(base + 3)
+    mapped = {"VITP_SHARDS": "7,1000-1002"}
+    assert choose_shard(None, {variable: first, **mapped}).index == 7
+    found = choose_shard("/2000", {variable: last, **mapped})
+    assert (found.index, found.count) == (1002, 2000) and f"{variable}={last} of VITP_SHARDS=7,1000" in found.source
+    with pytest.raises(UsageError, match="shard 1002"):
+        choose_shard("/1002", {variable: last, **mapped})
+    with pytest.raises(UsageError, match="4 shards"):
+        choose_shard(None, {variable: str(int(last) + 1), **mapped})
+    with pytest.raises(UsageError, match="no list of shards"):
+        choose_shard(None, {variable: first, "VITP_SHARDS": "7-"})
+    assert choose_shard("3/8", {variable: first, **mapped}).index == 3  # the flag wins
+    assert choose_shard(None, mapped) == ShardChoice()  # no array job: it says nothing
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "3-1", "1--2", "-1", "1.5", "²"])
+def test_no_list_of_shards(text: str) -> None:
+    with pytest.raises(UsageError, match="no list"):
+        parse_shards(text)
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_lists_of_shards_and_array_expressions_are_one(shards: set[int]) -> None:
+    assert parse_shards(array_expression(shards)) == sorted(shards)
+
+
+def test_planning_fixes_the_number_and_works_on_nothing() -> None:
+    planned = ShardChoice(count=8, planned=True)
+    planned.for_new_run()
+    assert planned.within(8) == []
 
 
 def test_a_new_run_needs_the_number_of_shards() -> None:

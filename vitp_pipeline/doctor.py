@@ -23,6 +23,7 @@ PACKAGES = (
     "mmcv-lite",
     "mmsegmentation",
     "mmdet",
+    "transformers",
 )
 
 

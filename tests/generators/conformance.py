@@ -21,7 +21,7 @@ from vitp_pipeline.assemble.upsample import PROTOCOLS
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.base import Generator, Proposals
-from vitp_pipeline.generators.views import propose
+from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
 from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.stages.proposals import ProposalMaker
 
@@ -64,7 +64,8 @@ class GeneratorConformance:
         assert generator.classes is None or columns == len(generator.classes) + 1
         for size, proposals in zip(SIZES, found, strict=True):
             view = proposals.view
-            assert view.original == size
+            assert view.original == size and view.whole
+            assert view.resized == generator.resize(picture(*size)).shape[:2]
             assert all(0 < r <= p for r, p in zip(view.resized, view.padded, strict=True))
             assert proposals.mask_logits.shape == (queries, *view.mask)
             assert proposals.class_logits.shape == (queries, columns)
@@ -81,19 +82,30 @@ class GeneratorConformance:
     def test_a_point_finds_its_way_into_the_frame_and_back(
         self, generator: Generator, size: tuple[int, int], at: tuple[float, float]
     ) -> None:
-        """A bright square in the dark lies in the frame where the view says, to half a pixel of the coarser grid."""
+        """A bright square in the dark lies in the frame where the sizes say, to half a pixel of the coarser grid."""
         image = np.zeros((*size, 3), np.uint8)
         top, left = (round(share * (length - 9)) for share, length in zip(at, size, strict=True))
         image[top : top + 9, left : left + 9] = 200
-        view = propose(generator, [image])[0].view
         frame = np.asarray(generator.resize(image), np.float64).mean(2)
         frame = np.abs(frame - frame[-1, -1])
-        assert frame.shape == view.resized
         for axis, start in enumerate((top, left)):
             weights = frame.sum(1 - axis)
             centre = (weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum()
-            back = centre * view.original[axis] / view.resized[axis]
-            assert abs(back - (start + 4.5)) <= 0.5 * max(1, view.original[axis] / view.resized[axis])
+            coarser = size[axis] / frame.shape[axis]
+            assert abs(centre * coarser - (start + 4.5)) <= 0.5 * max(1, coarser)
+
+    def test_the_scale_multiplies_the_generators_own_size(self, generator: Generator) -> None:
+        whole, half = (generator.resize(picture(60, 90), scale).shape[:2] for scale in (1.0, 0.5))
+        assert all(abs(h - w / 2) <= 1 for h, w in zip(half, whole, strict=True))
+
+    def test_several_views_of_an_image(self, generator: Generator) -> None:
+        """Two sizes, each plain and mirrored; the first is what `propose` gives."""
+        image = picture(60, 90)
+        views = list(propose_views(generator, image, ViewPlan((1.0, 0.5), mirror=True), batch_size=2))
+        assert [v.view.flip for v in views] == [False, True, False, True]
+        assert [v.view.resized for v in views] == [generator.resize(image, s).shape[:2] for s in (1.0, 1.0, 0.5, 0.5)]
+        torch.testing.assert_close(views[0].mask_logits, propose(generator, [image])[0].mask_logits, atol=1e-4, rtol=0)
+        assert not torch.equal(views[0].mask_logits, views[1].mask_logits)
 
     def test_frames_may_be_mirrored_and_cut(self, generator: Generator) -> None:
         frame = generator.resize(picture(64, 96))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from vitp_pipeline.generators import bilinear
 from vitp_pipeline.generators.deformable_attention import multi_scale_deformable_attn
 
 SIZES = [(3, 5), (2, 2), (4, 1)]
@@ -86,3 +87,25 @@ def test_keeps_the_dtype_of_the_features() -> None:
     out = multi_scale_deformable_attn(value.float(), sizes, places, weights)
     assert out.dtype == torch.float32
     assert out.shape == (2, 6, 12)
+
+
+def test_chunks_change_neither_result_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> list[torch.Tensor]:
+        value, sizes, places, weights = inputs(5)
+        given = [tensor.clone().requires_grad_() for tensor in (value, places, weights)]
+        out = multi_scale_deformable_attn(given[0], sizes, given[1], given[2])
+        out.square().sum().backward()
+        return [out.detach(), *(tensor.grad for tensor in given)]
+
+    whole = run()
+    monkeypatch.setattr(bilinear, "SAMPLES_AT_ONCE", 40)
+    for expected, got in zip(whole, run(), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_places_of_half_precision_features_are_float32() -> None:
+    """In bf16 alone a place at 400 of 512 pixels would be off by up to a whole one."""
+    value = torch.arange(512.0).reshape(1, 512, 1, 1).bfloat16()
+    place = torch.tensor([400.5 / 512, 0.5]).reshape(1, 1, 1, 1, 1, 2)
+    out = multi_scale_deformable_attn(value, torch.tensor([[1, 512]]), place, torch.ones(1, 1, 1, 1, 1).bfloat16())
+    assert out.dtype == torch.bfloat16 and out.item() == value[0, 400].item()

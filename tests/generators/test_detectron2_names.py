@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from importlib.util import find_spec
+from pathlib import PurePath
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
 
 from tests.generators.detectron2_making import BACKBONES, TINY_HEAD, Head, on_meta, shapes_of, text_tensors
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.generators.detectron2 import converted
 from vitp_pipeline.generators.detectron2_names import Layout, modern, renamed, rules
 from vitp_pipeline.generators.detectron2_sizes import backbone_of
-from vitp_pipeline.generators.dilations import PUBLISHED, dilations_of, parse_dilations
+from vitp_pipeline.generators.published import DILATIONS, dilations_of, edges_of, parse_dilations
 
 TINY = ((1, 2), (1,), (2, 1), (1,))
 HUGE = Head(dim=1024, heads=32, encoder_ffn=4096, decoder_ffn=4096)
@@ -54,7 +53,7 @@ def test_counts_of_the_published_models(model, backbone, head, in_file, after, i
     assert sum(not targets_of(name, layout, backbone_of(state)) for name in state) == dropped
     names = renamed(state, layout, backbone_of(state))
     assert len(names) == after
-    built = converted(state, layout, PUBLISHED["dinat-l"])
+    built = converted(state, layout, DILATIONS["dinat-l"])
     places = built.state_dict()
     assert len(places) == in_model
     added = set() if in_model == after else {f"swin.layernorm.{part}" for part in ("weight", "bias")}
@@ -172,9 +171,9 @@ def test_what_only_the_loss_reads_may_be_missing() -> None:
 
 def test_the_other_model_and_other_backbones_are_named() -> None:
     state = on_meta(shapes_of("mask2former", "tiny-swin", TINY_HEAD))
-    with pytest.raises(IncompatibleError, match="holds no oneformer of detectron2. Use --as mask2former-d2"):
+    with pytest.raises(IncompatibleError, match=r"holds no oneformer of detectron2. Use --as mask2former-d2"):
         converted(state, Layout.oneformer)
-    with pytest.raises(IncompatibleError, match="not one that can be converted. These can: convnext, dinat, inter"):
+    with pytest.raises(IncompatibleError, match=r"not one that can be converted. These can: convnext, dinat, inter"):
         converted({n.replace("backbone.layers", "backbone.res2"): v for n, v in state.items()}, Layout.mask2former)
     with pytest.raises(IncompatibleError, match="holds no mask2former of detectron2"):
         converted({"fc.weight": torch.zeros(1)}, Layout.mask2former)
@@ -194,14 +193,29 @@ def test_dilations_must_be_said_and_fit() -> None:
             converted(state, Layout.oneformer, wrong)
 
 
-def test_dilations_by_name() -> None:
-    from pathlib import PurePath
-
-    for levels in PUBLISHED.values():
+def test_dilations_and_sizes_by_name() -> None:
+    for levels in DILATIONS.values():
         assert [len(level) for level in levels] == [3, 4, 18, 5]
-    file = PurePath("x/1280x1280_250_16_dinat_l_oneformer_ade20k_160k.pth")
-    assert dilations_of(file) == PUBLISHED["dinat-l-1280"]
-    assert dilations_of(PurePath("my-dinat.pth")) is None
+    of_files = {
+        "250_16_dinat_l_oneformer_ade20k_160k": ("dinat-l", (640, 2560)),
+        "896x896_250_16_dinat_l_oneformer_ade20k_160k": ("dinat-l", (896, 3584)),
+        "1280x1280_250_16_dinat_l_oneformer_ade20k_160k": ("dinat-l-1280", (1280, 5120)),
+        "coco_pretrain_1280x1280_150_16_dinat_l_oneformer_ade20k_160k": ("dinat-l-1280", (1280, 5120)),
+        "250_16_dinat_l_oneformer_cityscapes_90k": ("dinat-l-cityscapes", (1024, 2048)),
+        "150_16_dinat_l_oneformer_coco_100ep": ("dinat-l", (800, 1333)),
+        "250_16_dinat_l_oneformer_mapillary_300k": ("dinat-l", (2048, 2048)),
+        "250_16_swin_l_oneformer_ade20k_160k": (None, (640, 2560)),
+        "model_final_5274a6": (None, (512, 2048)),
+        "model_final_f07440": (None, (800, 1333)),
+        "my_dinat_l": (None, None),
+        "model_final": (None, None),
+    }
+    for name, (dilations, edges) in of_files.items():
+        file = PurePath(f"1280x1280/{name}.pth")
+        assert dilations_of(file) == DILATIONS.get(dilations) and edges_of(file) == edges
+
+
+def test_dilations_as_text() -> None:
     assert parse_dilations("dinat-l-cityscapes")[0] == (1, 18, 1)
     assert parse_dilations("1,2/3/1,1/1") == ((1, 2), (3,), (1, 1), (1,))
     for wrong in ("", "dinat", "1,0/2", "1,,2"):

@@ -183,8 +183,8 @@ def test_float32_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, numb
 
 
 def test_gradients_reach_all_inputs() -> None:
-    given = [x.requires_grad_() for x in random_case(2, 7, 8, 1, 2, 3)]
-    assert torch.autograd.gradcheck(lambda *x: tiled_attention(*x, 3, 2, 3), given)
+    given = [x.requires_grad_() for x in random_case(2, 4, 6, 1, 1, 3)]
+    assert torch.autograd.gradcheck(lambda *x: tiled_attention(*x, 3, 1, 2), given)
 
 
 def test_padding_is_zeros_right_and_below() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import transformers
 from tests.generators.conformance import GeneratorConformance, picture
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.generators.transformers import TASK_IDS, TransformersGenerator
-from vitp_pipeline.generators.views import propose
+from vitp_pipeline.generators.views import propose, slide
 
 SWIN = {
     "model_type": "swin",
@@ -25,6 +26,17 @@ SWIN = {
     "depths": [1, 1, 1, 1],
     "num_heads": [1, 2, 2, 2],
     "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+DINAT = {
+    "model_type": "dinat",
+    "embed_dim": 8,
+    "depths": [2, 1, 1, 1],
+    "num_heads": [1, 2, 2, 2],
+    "kernel_size": 3,
+    "dilations": [[1, 4], [1], [2], [1]],
+    "mlp_ratio": 2.0,
+    "layer_scale_init_value": 0.0,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
 DECODER = {
@@ -61,7 +73,13 @@ TINY: dict[str, dict[str, Any]] = {
     # what the published configurations of the older library ask for, and what must not come into effect
     "oneformer": {**DECODER, "conv_dim": 32, "mask_dim": 32, "use_auxiliary_loss": True, "output_hidden_states": True},
     "mask2former": {**DECODER, "feature_size": 32, "mask_feature_size": 32, "use_auxiliary_loss": True},
-    "maskformer": {"backbone_config": SWIN, "fpn_feature_size": 32, "mask_feature_size": 32, "decoder_config": DETR},
+    "maskformer": {
+        "backbone_config": SWIN,
+        "fpn_feature_size": 32,
+        "mask_feature_size": 32,
+        "decoder_config": DETR,
+        "use_auxiliary_loss": True,
+    },
     "eomt": VIT,
     "eomt_dinov3": {**VIT, "intermediate_size": 32},
 }
@@ -93,6 +111,13 @@ class OfTransformers(GeneratorConformance):
 
 class TestOneFormer(OfTransformers):
     kind = "oneformer"
+
+
+class TestOneFormerOnDinat(GeneratorConformance):
+    """The paper's generator, without natten."""
+
+    def make(self, folder: Path, seed: int = 0) -> TransformersGenerator:
+        return TransformersGenerator(write_config(folder, "oneformer", backbone_config=DINAT), seed=seed)
 
 
 class TestMask2Former(OfTransformers):
@@ -246,8 +271,19 @@ def test_semantic_eomt_sees_squares_of_the_image(tmp_path: Path) -> None:
     assert frame.shape[:2] == (64, 96)
     outputs = generator.forward([frame[:, :64], frame[:, 32:]])
     assert all(output.mask_logits.shape == (6, 16, 16) and output.padded == (64, 64) for output in outputs)
-    with pytest.raises(UserError, match=r"squares of 64 pixels, a frame has 64 × 96.*views"):
+    with pytest.raises(UserError, match=r"squares of 64 pixels, a frame has 64 × 96.*window = \[64, 64\]"):
         generator.forward([frame])
+
+
+def test_windows_of_semantic_eomt_are_its_authors(tmp_path: Path) -> None:
+    """Spread evenly, says their code; up to twice as long as wide that is what mmseg's sliding gives."""
+    window, stride = make(tmp_path, "eomt", {"do_split_image": True}).slide
+    for long in range(64, 129):
+        count = math.ceil(long / 64)
+        overlap = (count * 64 - long) / (count - 1) if count > 1 else 0
+        starts = [int(number * (64 - overlap)) for number in range(count)]
+        assert [place[1] for place in slide((64, long), window, stride)] == starts
+        assert [place[0] for place in slide((long, 64), window, stride)] == starts
 
 
 def test_whole_image_eomt_cannot_be_enlarged(tmp_path: Path) -> None:

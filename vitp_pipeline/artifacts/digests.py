@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.errors import UserError
@@ -17,14 +18,24 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """SHA-256 of a file, 64 hex digits. A file whose size and time are as remembered is not read again."""
-        status = path.stat()
-        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+        if (known := self.remembered(path)) is not None:
+            return known
+        entry = {"stamp": _stamp(path), "sha256": file_digest(path)}
+        write_json(self._path, {**self._known(), str(path.resolve()): entry})
+        return entry["sha256"]
+
+    def remembered(self, path: Path) -> str | None:
+        """The digest that the file had when it was last read, if its size and time are as they were then."""
+        entry = self._known().get(str(path.resolve()), {})
+        return entry["sha256"] if entry.get("stamp") == _stamp(path) else None
+
+    def _known(self) -> dict[str, dict[str, Any]]:
         try:
-            known = read_json(self._path) if self._path.exists() else {}
+            return read_json(self._path) if self._path.exists() else {}
         except UserError:
-            known = {}  # only a memory: a damaged one is made anew
-        if known.get(key, {}).get("stamp") == stamp:
-            return known[key]["sha256"]
-        digest = file_digest(path)
-        write_json(self._path, {**known, key: {"stamp": stamp, "sha256": digest}})
-        return digest
+            return {}  # only a memory: a damaged one is made anew
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

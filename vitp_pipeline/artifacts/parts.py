@@ -204,11 +204,20 @@ def _footer(content: bytes) -> int:
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether an index holds its own digest, as every one does that `write_index` wrote."""
+    return _seal_start(path.read_bytes()) is not None
+
+
+def _seal_start(content: bytes) -> int | None:
+    start = _footer(content) - len(_SEAL) - hashlib.sha256().digest_size
+    return start if start > 0 and content[start:].startswith(_SEAL) else None
+
+
 def _check_seal(content: bytes) -> None:
     """Raises ValueError when the file is not as it was written; one that another tool wrote has no seal."""
-    cut = _footer(content)
-    start = cut - len(_SEAL) - hashlib.sha256().digest_size
-    if start > 0 and content[start:].startswith(_SEAL):
+    start, cut = _seal_start(content), _footer(content)
+    if start is not None:
         digest = content[start + len(_SEAL) : cut]
         if hashlib.sha256(content[:start] + content[cut:]).digest() != digest:
             raise ValueError("its checksum does not fit")

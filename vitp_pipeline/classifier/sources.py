@@ -143,7 +143,7 @@ def read_truth(
 def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:
     """Raises InputError when an image and its (coarse) label map differ in height or width."""
     if image.shape[:2] != labels.shape:
-        (rows, cols), path = labels.shape, sample.coarse if coarse else sample.label
+        (rows, cols), path = labels.shape, (coarse and sample.coarse) or sample.label
         raise InputError(
             f"{path}: is {cols}×{rows}, its image {sample.image.name} is {image.shape[1]}×{image.shape[0]}",
             "Image and label must have the same size",

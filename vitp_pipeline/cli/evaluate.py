@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = False,
     ) -> None:
-        """4. Fuse both scores and measure: mIoU, PQ, and the upper bounds.
+        """4. Fuse both scores and measure: mIoU, PQ, AP if asked for, and the upper bounds.
 
         With --shard it measures one shard and prints no figures; the last call without it adds up all of them.
 

@@ -17,6 +17,7 @@ class Layout(StrEnum):
     official = "official"
     oneformer_d2 = "oneformer-d2"
     mask2former_d2 = "mask2former-d2"
+    mm = "mm"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,15 +30,27 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--as",
                 help="vitp: a released ViT-P .pth becomes a classifier of vitp; official: the reverse. oneformer-d2, "
-                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads.",
+                "mask2former-d2: a detectron2 .pth or .pkl becomes a folder that transformers reads. mm: a generator "
+                "of mmsegmentation 0.x or mmdetection 2.x becomes one of 1.x or 3.x.",
             ),
         ] = Layout.vitp,
-        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names the classifier has.")] = None,
+        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
         image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of its input.")] = (518, 518),
         dilations: Annotated[
             str | None,
             typer.Option(
                 help="Of a DiNAT whose file has another name than its authors gave it: dinat-l, dinat-l-1280, …"
+            ),
+        ] = None,
+        test_size: Annotated[
+            tuple[int, int] | None,
+            typer.Option(help="Shortest and longest edge that a generator's images get, likewise.", show_default=False),
+        ] = None,
+        config: Annotated[
+            str | None,
+            typer.Option(
+                help="With --as mm: the model's config for mmsegmentation 1.x or mmdetection 3.x, a path or the name "
+                "of a shipped one (default: the one that is called as the file is)."
             ),
         ] = None,
     ) -> None:
@@ -50,6 +63,8 @@ def register(app: typer.Typer) -> None:
             vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
 
             vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
+
+            vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
         from vitp_pipeline.datasets import load_manifest
@@ -57,19 +72,30 @@ def register(app: typer.Typer) -> None:
 
         if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
             classes = load_manifest(manifest).class_names if manifest else None
-            say(f"{out}: {import_generator(file, out, layout, classes, dilations)}")
+            say(f"{out}: {import_generator(file, out, layout, classes, dilations, test_size)}")
+        elif layout is Layout.mm:
+            from vitp_pipeline.generators.openmmlab_import import import_openmmlab
+
+            found = import_openmmlab(file, config or file.stem, out)
+            say(f"{out}: {found.tensors} tensors, {found.parameters:,} parameters, all in their place")
+            say(f"{found.renamed} have a new name" + (f", left out: {', '.join(found.unused)}" if found.unused else ""))
         elif layout is Layout.vitp:
             classes = load_manifest(manifest).class_names if manifest else None
             model = import_official(file, out, classes, image_size)
-            config = model.config
-            say(f"{out}: {config.backbone}, {len(config.classes)} classes, {config.point_dim} numbers a point")
+            made = model.config
+            say(f"{out}: {made.backbone}, {len(made.classes)} classes, {made.point_dim} numbers a point")
         else:
             export_official(file, out)
             say(f"{out}: the released layout")
 
 
 def import_generator(
-    file: Path, out: Path, layout: Layout, classes: Sequence[str] | None, dilations: str | None
+    file: Path,
+    out: Path,
+    layout: Layout,
+    classes: Sequence[str] | None,
+    dilations: str | None,
+    test_size: tuple[int, int] | None,
 ) -> str:
     """Makes the folder `out` of a detectron2 file; returns a line on what it holds."""
     try:
@@ -79,13 +105,17 @@ def import_generator(
         raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
     from vitp_pipeline.generators.detectron2 import import_detectron2
     from vitp_pipeline.generators.detectron2_names import Layout as Detectron2Layout
-    from vitp_pipeline.generators.dilations import parse_dilations
+    from vitp_pipeline.generators.published import edges_of, parse_dilations
 
     levels = parse_dilations(dilations) if dilations is not None else None
-    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels)
+    config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels, test_size)
     backbone = config.backbone_config
-    told = f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries"
-    told += f", {config.num_labels} classes"
+    edges = test_size or edges_of(file)
+    told = [
+        f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries",
+        f"{config.num_labels} classes",
+        f"test size {edges[0]}/{edges[1]}" if edges else "test size unknown: say it with --test-size, or in the recipe",
+    ]
     if backbone.model_type == "dinat":
-        told += f", dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}"
-    return told
+        told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}")
+    return ", ".join(told)

@@ -11,18 +11,25 @@ from typing import Any
 import typer
 
 from vitp_pipeline.cli import (
+    check_dataset,
     classify,
+    compare,
     demo,
     doctor,
     evaluate,
     export_classifier,
     export_results,
+    gc,
     generate_proposals,
     generators,
     import_checkpoint,
     info,
+    prepare,
+    report,
     status,
+    submit,
     train_classifier,
+    verify,
 )
 from vitp_pipeline.errors import UserError
 
@@ -49,8 +56,15 @@ for module in (
     train_classifier,
     classify,
     evaluate,
-    demo,
+    submit,
     status,
+    verify,
+    gc,
+    report,
+    compare,
+    demo,
+    check_dataset,
+    prepare,
     info,
     generators,
     import_checkpoint,
@@ -87,7 +101,8 @@ def _show_usage_error(error: Any) -> None:
         error.show()  # no arguments at all: the help
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
-    print(f"vitp: {error.format_message().rstrip('.')}. See `{command} --help`", file=sys.stderr)
+    message = " ".join(error.format_message().split())
+    print(f"vitp: {message.rstrip('.')}. See `{command} --help`", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,3 +37,4 @@ ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classi
 ClassifierFile = Annotated[
     str | None, typer.Option("--classifier", help="A classifier file from elsewhere.", metavar="FILE")
 ]
+Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]

@@ -6,19 +6,23 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.cli.options import Run
+
 
 def register(app: typer.Typer) -> None:
-    @app.command("status", rich_help_panel="Also")
+    @app.command("status", rich_help_panel="Clusters")
     def status(
-        run: Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")],
+        run: Run,
         json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+        watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds, until all is done.")] = False,
     ) -> None:
-        """What of a run is done, what is missing, and which array tasks would make the rest.
+        """What of a run is done, running, stopped or missing, and which array tasks would make the rest.
 
         vitp status runs/camvid
         """
-        from pathlib import Path
+        from vitp_pipeline.stages.status import print_status, run_status, watch_status
 
-        from vitp_pipeline.stages.status import print_status, run_status
-
-        print_status(run_status(Path(run)), as_json=json)
+        if watch:
+            watch_status(run, as_json=json)
+        else:
+            print_status(run_status(run), as_json=json)

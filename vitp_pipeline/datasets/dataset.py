@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.datasets.images import read_labels, read_rgb, read_segment_ids
+from vitp_pipeline.datasets.annotations import GroundTruthSegment
+from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids
+from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
-from vitp_pipeline.datasets.spec import IGNORE, DatasetSpec
+from vitp_pipeline.datasets.samples import Sample, list_samples
+from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
+from vitp_pipeline.datasets.storage import is_archive
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 
 
 @dataclass(frozen=True)
-class GroundTruthSegment:
-    """A segment of a panoptic ground truth: `id` in the id map, `category` a class index 0..K−1, `bbox` (left, top,
-    width, height) in pixels.
+class GroundTruthInstance:
+    """An object of an image.
+
+    Attributes:
+        id: as in the annotation; unique in the image.
+        category: class index 0..K−1.
+        iscrowd: it stands for several objects.
+        mask: (H, W) bool.
+        area: as the annotation file says it, else the mask's pixels.
     """
 
     id: int
     category: int
     iscrowd: bool
-    bbox: tuple[float, float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a split. Paths are absolute; `segments` are the raw COCO segments, else None; `coarse` is its coarse
-    label file, if the manifest names such files.
-    """
-
-    image_id: str
-    image: Path
-    label: Path
-    segments: tuple[GroundTruthSegment, ...] | None = field(default=None, repr=False)
-    coarse: Path | None = None
+    mask: np.ndarray = field(repr=False)
+    area: float
 
 
 class Dataset:
@@ -46,7 +43,7 @@ class Dataset:
 
     Args:
         spec: the manifest.
-        root: the data root.
+        root: the data root: a folder, or an archive.
         split: a split that the manifest names.
         limit: keep only the first `limit` images.
     Raises:
@@ -57,10 +54,10 @@ class Dataset:
     def __init__(self, spec: DatasetSpec, root: Path, split: str, limit: int | None = None) -> None:
         if split not in spec.splits:
             raise UsageError(f"{spec.name} has no split {split!r}", f"It has: {', '.join(spec.splits)}")
-        if not root.is_dir():
+        if not root.is_dir() and not is_archive(root):
             raise InputError(f"{root}: this data root is not a folder", "Give the dataset's folder as --data-root")
         self.spec, self.root, self.split = spec, root, split
-        self.samples = self._list()[:limit]
+        self.samples = list_samples(spec, root, split)[:limit]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,37 +71,51 @@ class Dataset:
         try:
             return self.by_id[image_id]
         except KeyError:
-            where = self.root / self.spec.splits[self.split].images
-            raise InputError(f"{where}: no image with the id {image_id!r}", "Check --data-root") from None
+            raise InputError(
+                f"{self.root}: split {self.split!r} has no image with the id {image_id!r}", "Check --data-root"
+            ) from None
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         return read_rgb(sample.image)
 
+    def read_values(self, sample: Sample, coarse: bool = False) -> np.ndarray:
+        """(H, W) int32 label values as the label file has them, known or not. Only for semantic-png.
+
+        Args:
+            coarse: read the coarse label file instead, where the sample has one.
+        Raises:
+            InputError: missing or broken.
+        """
+        path = sample.coarse if coarse and sample.coarse else sample.label
+        return read_polygons(path, self.spec) if path.suffix == ".json" else read_labels(path)
+
     def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """(H, W) int16 class indices, IGNORE where there is no label; crowd segments keep their class.
 
         Args:
-            coarse: read the coarse label file instead (`has_coarse`).
+            coarse: read the coarse label file instead, where the sample has one (`has_coarse`).
         Raises:
             InputError: missing or broken label, or a value that the manifest does not know.
         """
         if self.spec.kind == "coco-panoptic":
             ids, segments = self.read_panoptic(sample)
             return _replaced(ids, {0: IGNORE, **{s.id: s.category for s in segments}}, np.dtype(np.int16))
-        path = sample.coarse if coarse and sample.coarse else sample.label
-        labels = read_labels(path)
-        lut = self._label_lut
-        known = np.zeros(len(lut) + 1, bool)
-        known[:-1] = lut != _UNKNOWN
-        clipped = np.where((labels >= 0) & (labels < len(lut)), labels, len(lut))
+        if self.spec.kind == "coco-instances":
+            numbers, classes = self.read_regions(sample)
+            return np.append(classes, IGNORE).astype(np.int16)[numbers]  # −1 reads the last
+        values = self.read_values(sample, coarse)
+        lut = self.spec.label_lut
+        known = np.append(lut != UNKNOWN, False)
+        clipped = np.where((values >= 0) & (values < len(lut)), values, len(lut))
         if not known[clipped].all():
-            odd = int(labels[~known[clipped]][0])
+            path = sample.coarse if coarse and sample.coarse else sample.label
+            odd = int(values[~known[clipped]][0])
             raise InputError(
                 f"{path}: the label value {odd} is neither a class nor ignored in manifest {self.spec.name!r}",
                 "Add it to `classes` or to `labels.ignore`",
             )
-        return lut[labels]
+        return lut[values]
 
     def read_panoptic(self, sample: Sample) -> tuple[np.ndarray, list[GroundTruthSegment]]:
         """((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.
@@ -112,33 +123,58 @@ class Dataset:
         Raises:
             InputError: missing or broken PNG, or ids that the annotation file does not list.
         """
-        if sample.segments is None:
+        segments = sample.segments
+        if segments is None:
             raise InputError(f"{self.spec.name}: its labels have no segments, so there is no panoptic ground truth")
         ids = read_segment_ids(sample.label)
-        listed = {s.id for s in sample.segments} | {0}
-        if len(listed) <= len(sample.segments):
+        listed = {s.id for s in segments} | {0}
+        if len(listed) <= len(segments):
             raise InputError(
-                f"{self.spec.splits[self.split].annotations}: {sample.image.name} lists a segment id twice, or id 0",
+                f"{_annotation_file(sample)}: {sample.image.name} lists a segment id twice, or id 0",
                 "Download the annotations again",
             )
         known = np.array(sorted(listed))
         unknown = ids[known[np.searchsorted(known, ids).clip(max=len(known) - 1)] != ids]
         if len(unknown):
             raise InputError(
-                f"{sample.label}: segment id {unknown.min()} is not in {self.spec.splits[self.split].annotations}",
+                f"{sample.label}: segment id {unknown.min()} is not in {_annotation_file(sample)}",
                 "PNG folder and JSON must be of the same release",
             )
-        return ids, list(sample.segments)
+        return ids, list(segments)
+
+    def read_instances(self, sample: Sample) -> list[GroundTruthInstance]:
+        """The objects of an image that can be counted: the thing segments of a panoptic ground truth, the objects of an
+        instances file, or else the connected pieces of thing classes (`connected_regions`), which is not the same.
+
+        Raises:
+            InputError: as `read_semantic`; or objects that are boxes only.
+        """
+        if self.spec.kind == "coco-instances":
+            return self._shapes(sample)
+        if sample.segments is not None:
+            ids, segments = self.read_panoptic(sample)
+            found = [(s.id, s.category, s.iscrowd, ids == s.id) for s in segments if self.spec.things[s.category]]
+        else:
+            numbers, classes = self.read_regions(sample)
+            found = [(n + 1, k, False, numbers == n) for n, k in enumerate(classes.tolist()) if self.spec.things[k]]
+        return [GroundTruthInstance(i, k, crowd, mask, float(mask.sum())) for i, k, crowd, mask in found]
 
     def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The objects of an image: its segments, or the connected pieces of its classes where labels have no segments
-        (`connected_regions`: pieces below 0.05 % of the image are no objects).
+        (`connected_regions`: pieces below 0.05 % of the image are no objects). Where the objects of an instances file
+        overlap, the smaller one is seen.
 
         Returns:
             ((H, W) integer numbers 0..S−1, IGNORE where there is none; (S,) int64 classes). A crowd is one object.
         Raises:
             InputError: as `read_semantic`.
         """
+        if self.spec.kind == "coco-instances":
+            objects = self._shapes(sample)
+            numbers = np.full(self.image_size(sample), IGNORE, number_type(len(objects)))
+            for n in sorted(range(len(objects)), key=lambda n: (not objects[n].iscrowd, -objects[n].area)):
+                numbers[objects[n].mask] = n
+            return numbers, np.array([o.category for o in objects], np.int64)
         if sample.segments is None:
             return connected_regions(self.read_semantic(sample, coarse))
         ids, segments = self.read_panoptic(sample)
@@ -156,16 +192,15 @@ class Dataset:
         Raises:
             InputError: a segment without a box, an unreadable label image, or one of another size.
         """
-        if sample.segments is None:
+        if sample.annotation is None:
             numbers, classes = self.read_regions(sample)
             if numbers.shape != size:
                 raise InputError(f"{sample.label}: its image {sample.image.name} has another size")
             return boxes_of_regions(numbers, len(classes)), classes
-        wanted = [s for s in sample.segments if not s.iscrowd]
+        wanted = [s for s in sample.annotation.segments if not s.iscrowd]
         if without := [s for s in wanted if s.bbox is None]:
             raise InputError(
-                f"{self.spec.splits[self.split].annotations}: segment {without[0].id} of {sample.image.name} has no "
-                "`bbox`",
+                f"{_annotation_file(sample)}: segment {without[0].id} of {sample.image.name} has no `bbox`",
                 'Train on data = ["fine"], or add the boxes',
             )
         left, top, width, height = np.array([s.bbox for s in wanted], float).reshape(-1, 4).T
@@ -173,117 +208,50 @@ class Dataset:
         some = ((edges[:, 2:] - edges[:, :2]) > 0).all(axis=1)
         return edges[some], np.array([s.category for s in wanted], np.int64)[some]
 
+    def image_size(self, sample: Sample) -> Size:
+        """(H, W) of an image: as its annotation file says it, or by reading it."""
+        if sample.annotation is not None and all(sample.annotation.size):
+            return sample.annotation.size
+        width, height = open_image(sample.image).size
+        return height, width
+
     @property
     def has_segments(self) -> bool:
         return self.spec.kind == "coco-panoptic"
 
     @property
+    def has_masks(self) -> bool:
+        """Whether any object of the split has more than a box."""
+        annotation = self.samples[0].annotation
+        return self.spec.kind != "coco-instances" or annotation is None or annotation.file.has_outlines
+
+    @property
     def has_coarse(self) -> bool:
         """Whether the split has coarse label files of its own."""
-        return self.spec.splits[self.split].labels_coarse is not None
-
-    @cached_property
-    def _label_lut(self) -> np.ndarray:
-        lut = np.full(max([c.label for c in self.spec.classes] + list(self.spec.ignore)) + 1, _UNKNOWN, np.int16)
-        for value in self.spec.ignore:
-            lut[value] = IGNORE
-        for index, info in enumerate(self.spec.classes):
-            lut[info.label] = index
-        return lut
-
-    def _list(self) -> list[Sample]:
-        samples = self._list_coco() if self.spec.kind == "coco-panoptic" else self._list_folder()
-        if not samples:
-            where = self.root / self.spec.splits[self.split].images
-            raise InputError(f"{where}: no images there", "Check --data-root and the manifest's split")
-        seen: dict[str, Path] = {}
-        for sample in samples:
-            if sample.image_id in seen:
-                raise InputError(
-                    f"image id {sample.image_id!r} occurs twice: {seen[sample.image_id]} and {sample.image}",
-                    "Ids must be unique in a split",
-                )
-            seen[sample.image_id] = sample.image
-        return samples
-
-    def _list_folder(self) -> list[Sample]:
         split = self.spec.splits[self.split]
-        samples = []
-        for image in sorted(self.root.glob(split.images)):
-            relative = image.relative_to(self.root)
-            words = {"stem": image.stem, "dir": relative.parent.as_posix(), "name": image.name}
-            coarse = self.root / split.labels_coarse.format(**words) if split.labels_coarse else None
-            samples.append(Sample(image.stem, image, self.root / split.labels.format(**words), coarse=coarse))
-        return samples
+        return any(self.spec.splits[part].labels_coarse for part in split.of or (self.split,))
 
-    def _list_coco(self) -> list[Sample]:
-        split = self.spec.splits[self.split]
-        path = self.root / str(split.annotations)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: the annotation file does not exist", "Check --data-root") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not JSON ({error})", "Download the annotations again") from error
-        try:
-            self._check_categories(path, data["categories"])
-            return self._coco_samples(path, data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a COCO panoptic file ({error!r})") from error
+    def _shapes(self, sample: Sample) -> list[GroundTruthInstance]:
+        if not self.has_masks:
+            raise InputError(f"{sample.label}: its objects are boxes, without masks", 'Train on data = ["boxes"]')
+        assert sample.annotation is not None
+        size, found = self.image_size(sample), []
+        for shape in sample.annotation.shapes:
+            where = f"{sample.label}: annotation {shape.id} of {sample.image.name}"
+            if not shape.outline:
+                raise InputError(f"{where} has no `segmentation`", 'Train on data = ["boxes"], or leave it out')
+            mask = outline_mask(shape.outline, size, where)
+            area = float(mask.sum()) if shape.area is None else shape.area
+            found.append(GroundTruthInstance(shape.id, shape.category, shape.iscrowd, mask, area))
+        return found
 
-    def _coco_samples(self, path: Path, data: dict) -> list[Sample]:
-        split = self.spec.splits[self.split]
-        index_of = {info.label: k for k, info in enumerate(self.spec.classes)}
-        annotations = {a["image_id"]: a for a in data["annotations"]}
-        if len(annotations) < len(data["annotations"]):
-            raise InputError(f"{path}: an image has two annotations", "Image ids must be unique")
-        samples = []
-        for image in data["images"]:
-            annotation = annotations.get(image["id"])
-            if annotation is None:
-                raise InputError(f"{path}: image {image['file_name']} has no annotation", "Remove it or annotate it")
-            segments = []
-            for s in annotation["segments_info"]:
-                if s["category_id"] not in index_of:
-                    raise InputError(
-                        f"{path}: category id {s['category_id']} (image {image['file_name']}) is not a class of "
-                        f"manifest {self.spec.name!r}",
-                        "Use the manifest of this dataset",
-                    )
-                category, crowd = index_of[s["category_id"]], bool(s.get("iscrowd", 0))
-                segments.append(GroundTruthSegment(int(s["id"]), category, crowd, _box(s)))
-            samples.append(
-                Sample(
-                    str(image["id"]),
-                    self.root / split.images / image["file_name"],
-                    self.root / split.labels / annotation["file_name"],
-                    tuple(segments),
-                )
-            )
-        return samples
 
-    def _check_categories(self, path: Path, categories: list[dict]) -> None:
-        names = {int(c["id"]): c["name"] for c in categories}
-        for info in self.spec.classes:
-            if names.get(info.label, info.name) != info.name:
-                raise InputError(
-                    f"{path}: category {info.label} is {names[info.label]!r} there and {info.name!r} in manifest "
-                    f"{self.spec.name!r}",
-                    "Use the manifest of this dataset",
-                )
+def _annotation_file(sample: Sample) -> Path:
+    assert sample.annotation is not None
+    return sample.annotation.file.path
 
 
 def _replaced(ids: np.ndarray, table: dict[int, int], dtype: np.dtype) -> np.ndarray:
     """The table's values in place of its keys, all ids being keys. A search in a short table beats sorting an image."""
     keys = np.array(sorted(table))
     return np.array([table[int(key)] for key in keys], dtype)[np.searchsorted(keys, ids)]
-
-
-def _box(segment: dict) -> tuple[float, float, float, float] | None:
-    if "bbox" not in segment:
-        return None
-    left, top, width, height = map(float, segment["bbox"])
-    return left, top, width, height
-
-
-_UNKNOWN = -2

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitp_pipeline.datasets.storage import read_bytes
 from vitp_pipeline.errors import InputError
 
 # PIL guards against decompression bombs by raising above twice this number of pixels.
 Image.MAX_IMAGE_PIXELS = 250_000_000
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def open_image(path: Path, what: str = "image") -> Image.Image:
+    """A decoded image file, on disk or in an archive. Raises InputError when it is missing or cannot be decoded."""
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(read_bytes(path)))
         image.load()
-    except FileNotFoundError as error:
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{path}: this {what} does not exist", "Check --data-root and the manifest's splits"
         ) from error
@@ -31,7 +36,11 @@ def _open(path: Path, what: str) -> Image.Image:
 
 def read_rgb(path: Path) -> np.ndarray:
     """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, broken, foreign or 16-bit file."""
-    image = _open(path, "image")
+    return rgb_of(open_image(path), path)
+
+
+def rgb_of(image: Image.Image, path: Path) -> np.ndarray:
+    """A decoded image as (H, W, 3) uint8 RGB. Raises InputError, which names `path`, for a 16-bit one."""
     if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
         raise InputError(f"{path}: an image needs 8 bits a channel, this one is {image.mode}", "Convert it to 8 bits")
     return np.asarray(image.convert("RGB"))
@@ -43,7 +52,11 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         InputError: missing or unreadable, or a colour image where ids are expected.
     """
-    image = _open(path, "label image")
+    return labels_of(open_image(path, "label image"), path)
+
+
+def labels_of(image: Image.Image, path: Path) -> np.ndarray:
+    """A decoded label image as (H, W) int32 pixel values. Raises InputError, which names `path`, for a colour image."""
     if image.mode not in ("L", "P", "I", "I;16", "1"):
         raise InputError(
             f"{path}: a label image needs one channel of class ids, this one is {image.mode}",
@@ -54,7 +67,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 def read_segment_ids(path: Path) -> np.ndarray:
     """A COCO panoptic PNG as (H, W) int32 ids, R + 256·G + 65536·B; 0 is void. Raises InputError as above."""
-    image = _open(path, "panoptic image")
+    image = open_image(path, "panoptic image")
     if image.mode not in ("RGB", "RGBA"):
         raise InputError(f"{path}: a panoptic PNG needs three channels, this one is {image.mode}")
     rgb = np.asarray(image)[..., :3].astype(np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_data_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, what is not used (an optimizer's state, say) is not even read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|Unsupported class|function|module) ([\w.]+)", str(error))
         if wanted is None:
@@ -116,6 +118,7 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+    return content
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]:

@@ -1,7 +1,7 @@
 """Find OpenMMLab config files and what they inherit from, without importing torch or OpenMMLab.
 
-A config is a file, or the name of one that comes with an installed package: `mask2former_swin-t_...`,
-`mask2former/mask2former_swin-t_...` or `mmdet::mask2former/mask2former_swin-t_....py`.
+A config is a file, or the name of one that comes with vitp (`stages/generators/`) or an installed package:
+`mask2former_swin-t_...`, `mask2former/mask2former_swin-t_...` or `mmdet::mask2former/mask2former_swin-t_....py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.paths import shipped
 
-PACKAGES = ("mmseg", "mmdet")
+OURS = "vitp"
+PACKAGES = (OURS, "mmseg", "mmdet")
 
 
 def resolve_config(name_or_path: str | Path) -> Path:
@@ -22,7 +24,7 @@ def resolve_config(name_or_path: str | Path) -> Path:
 
     Args:
         name_or_path: a path, or a name with or without `.py`, with or without leading folders, with or
-            without `mmseg::` or `mmdet::` before it.
+            without `vitp::`, `mmseg::` or `mmdet::` before it.
     Returns:
         An absolute path.
     Raises:
@@ -76,11 +78,15 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _packaged_configs(package: str) -> list[Path]:
+    if package == OURS:
+        return sorted(file.resolve() for file in (shipped("stages") / "generators").glob("*.py"))
     folder = _package_folder(package)
     return sorted((folder / ".mim" / "configs").rglob("*.py")) if folder else []
 
 
 def _display_name(file: Path) -> str:
+    if ".mim" not in file.parts:
+        return f"{OURS}::{file.name}"
     marker = file.parts.index(".mim")
     return f"{file.parts[marker - 1]}::{Path(*file.parts[marker + 2 :]).as_posix()}"
 

@@ -7,7 +7,8 @@ every level of a feature pyramid, and its answer is the weighted sum of the bili
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from vitp_pipeline.generators.bilinear import weighted_samples
 
 
 def multi_scale_deformable_attn(
@@ -28,25 +29,8 @@ def multi_scale_deformable_attn(
     Returns:
         (B, N, M * D) in the dtype of `value`.
     """
-    batch, _, heads, channels = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    sizes = [(int(height), int(width)) for height, width in value_spatial_shapes.tolist()]
-
-    # Heads join the batch: grid_sample wants one grid per image, and every head has its own.
-    planes = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
-    grids = (sampling_locations.to(value.dtype) * 2 - 1).transpose(1, 2).flatten(0, 1)
-    weights = attention_weights.to(value.dtype).transpose(1, 2).flatten(0, 1)
-
-    # Level by level, so that only one level's (B·M, D, N, P) samples are alive.
-    total = value.new_zeros(batch * heads, channels, queries)
-    plane_per_level = planes.split([height * width for height, width in sizes], dim=-1)
-    for level, (plane, size) in enumerate(zip(plane_per_level, sizes, strict=True)):
-        samples = F.grid_sample(
-            plane.unflatten(-1, size),
-            grids[:, :, level].reshape(batch * heads, queries, points, 2),
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
-        total = total + (samples * weights[:, None, :, level]).sum(-1)
-    return total.reshape(batch, heads * channels, queries).transpose(1, 2).contiguous()
+    sizes = [(height, width) for height, width in value_spatial_shapes.tolist()]
+    exact = torch.promote_types(sampling_locations.dtype, torch.float32)
+    lengths = value_spatial_shapes.flip(-1).to(sampling_locations.device, exact)[:, None]  # (L, 1, 2) as (x, y)
+    places = sampling_locations.to(exact) * lengths - 0.5
+    return weighted_samples(value, sizes, places, attention_weights).flatten(2)

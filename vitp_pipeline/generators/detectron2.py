@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
-from vitp_pipeline.artifacts.files import refusals, temporary
+from vitp_pipeline.artifacts.files import refusals, temporary, write_json
 from vitp_pipeline.errors import IncompatibleError, StorageError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.generators.checkpoint import first_of, read_checkpoint
 from vitp_pipeline.generators.detectron2_names import Layout, modern, renamed
 from vitp_pipeline.generators.detectron2_sizes import backbone_of, check_layout, config_of
-from vitp_pipeline.generators.dilations import Dilations, dilations_of
 from vitp_pipeline.generators.hf_backbones import register_backbones
 from vitp_pipeline.generators.hf_models import quietly
+from vitp_pipeline.generators.published import Dilations, dilations_of, edges_of
+
+_NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+"""Of every published model, for RGB values 0 … 1 (facts §1.1)."""
 
 
 def import_detectron2(
@@ -27,12 +30,16 @@ def import_detectron2(
     layout: Layout,
     classes: Sequence[str] | None = None,
     dilations: Dilations | None = None,
+    test_size: tuple[int, int] | None = None,
 ) -> PreTrainedConfig:
-    """Makes of `file` (.pth, .pkl) the folder `out` with config.json and model.safetensors; returns the configuration.
+    """Makes of `file` (.pth, .pkl) the folder `out`, as `save_pretrained` would; returns its configuration.
+
+    It holds config.json, model.safetensors and, where the test size is known, preprocessor_config.json.
 
     Args:
         classes: K names in the order of the class logits, for the configuration; None = transformers' "LABEL_0", …
         dilations: of DiNAT; None = those of the published file of this name.
+        test_size: shortest and longest edge of the images that it is to see; None = of the published file of this name.
     Raises:
         InputError: missing, damaged, or a pickle that wants more than data.
         IncompatibleError: not every tensor has a place, or not every place a tensor; the message names the file.
@@ -46,7 +53,7 @@ def import_detectron2(
     except IncompatibleError as error:
         raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
     model.config.vitp = {"imported_from": file.name, "sha256": file_digest(file), "layout": str(layout)}
-    _write_folder(model, out)
+    _write_folder(model, out, test_size or edges_of(file))
     return model.config
 
 
@@ -114,7 +121,7 @@ def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         raise IncompatibleError(f"tensors {', and '.join(faults)}", mend="The file may be of another model")
 
 
-def _write_folder(model: PreTrainedModel, out: Path) -> None:
+def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] | None) -> None:
     """The folder appears whole or not at all."""
     unfinished = temporary(out)
     with refusals(out):
@@ -122,6 +129,9 @@ def _write_folder(model: PreTrainedModel, out: Path) -> None:
         try:
             with quietly():
                 model.save_pretrained(unfinished)
+            if test_size is not None:
+                edges = {"shortest_edge": test_size[0], "longest_edge": test_size[1]}
+                write_json(unfinished / "preprocessor_config.json", {"size": edges, **_NORMALISATION})
             unfinished.rename(out)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

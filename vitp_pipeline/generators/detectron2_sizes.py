@@ -12,8 +12,8 @@ from transformers import ConvNextConfig, DinatConfig, Mask2FormerConfig, OneForm
 
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.generators.detectron2_names import Layout
-from vitp_pipeline.generators.dilations import MEND
 from vitp_pipeline.generators.hf_backbones import STAGES, InternImageConfig
+from vitp_pipeline.generators.published import SAY_DILATIONS
 
 _SIGNS = {  # a tensor that only this backbone has
     "swin": "backbone.layers.0.blocks.0.attn.relative_position_bias_table",
@@ -76,8 +76,6 @@ def config_of(
         # one more than there are layers: the prediction before the first counts
         "decoder_layers": 1 + sizes.count(f"{_PREDICTOR}transformer_ffn_layers.#.norm.weight"),
         "dim_feedforward": sizes.rows(f"{_PREDICTOR}transformer_ffn_layers.0.linear1.weight"),
-        "use_auxiliary_loss": False,
-        "output_auxiliary_logits": False,
         "dropout": 0.0,
     }
     mask_width = sizes.rows(f"{_PIXEL_DECODER}mask_features.weight")
@@ -150,7 +148,7 @@ def _dinat(sizes: _Sizes, dilations: Sequence[Sequence[int]] | None) -> DinatCon
     depths = sizes.depths("backbone.levels.#.blocks.#.norm1.weight")
     if dilations is None or [len(level) for level in dilations] != depths:
         given = "" if dilations is None else f", not {[len(level) for level in dilations]}"
-        raise IncompatibleError(f"its DiNAT needs dilations for {depths} blocks a level{given}", mend=MEND)
+        raise IncompatibleError(f"its DiNAT needs dilations for {depths} blocks a level{given}", mend=SAY_DILATIONS)
     width = sizes.rows("backbone.patch_embed.norm.weight")
     return DinatConfig(
         embed_dim=width,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -33,7 +35,7 @@ def build_model(source: str | Path) -> PreTrainedModel:
     config = load_config(source)
     with quietly(), _as_user_errors(source):
         model, found = AutoModelForUniversalSegmentation.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _check_loaded(source, model, found)
     return model.eval().requires_grad_(False)
@@ -54,7 +56,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     """
     register_backbones()
     with quietly(), _as_user_errors(source):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
         raise InputError(f"{source}: a {config.model_type} does not propose masks")
     backbone = getattr(config, "backbone_config", None)
@@ -62,9 +64,11 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         if part is not None:
             part.output_attentions = False
             part.output_hidden_states = False
-    for name in ("is_training", "use_auxiliary_loss", "output_auxiliary_logits"):
-        if hasattr(config, name):
-            setattr(config, name, False)
+    if hasattr(config, "output_auxiliary_logits"):
+        config.output_auxiliary_logits = False
+    if config.model_type == "oneformer":
+        config.is_training = False
+        config.use_auxiliary_loss = False  # Mask2Former of transformers 5.23 cannot be run without
     return config
 
 
@@ -86,8 +90,8 @@ def quietly() -> Iterator[None]:
 def _as_user_errors(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{source}: cannot be read as a model of transformers ({why})") from error
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 8
-"""Longest side of a tile of queries, in cells: among 4 to 16 the fastest (benchmarks/neighbourhood.py)."""
+"""Longest side of a tile of queries, in cells. 6 is as fast; 4 and 12 are not (benchmarks/neighbourhood.py)."""
 
 _NUMBERS_AT_ONCE = 1 << 22
 """Most numbers in the gathered keys, and in the scores should a kernel keep them."""
@@ -38,7 +38,7 @@ def neighbourhood_attention(
         kernel_size: K, odd.
         dilation: d, in cells.
     Returns:
-        (B, H, W, heads, c). Beside it lives a bounded amount of memory, whatever the size of the map.
+        (B, H, W, heads, c). Beside it live the tiles' indices, and the keys of a bounded number of tiles.
     Raises:
         ValueError: an even kernel, another shape of bias, or a map smaller than the window.
     """

@@ -20,7 +20,9 @@ from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, User
 from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
 from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.internimage import register_backbone
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+from vitp_pipeline.generators.openmmlab_names import has_old_names
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.progress import quiet
 
@@ -146,6 +148,28 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
+def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
+    """The network of a config and its mask head, for the names and shapes of their tensors; the numbers mean nothing.
+
+    They lie on the meta device and take no memory, unless the network asks for values while it is built.
+
+    Raises: as `OpenMMLabGenerator` does.
+    """
+    path = resolve_config(config)
+    prepare_mmcv()
+    with _quiet():
+        settings = _read_config(path)
+        if (settings.model.get("test_cfg") or {}).get("mode") == "slide":
+            settings.model.test_cfg.mode = "whole"  # how an image is cut does not matter here
+        library = _library(path, settings)
+        try:
+            with torch.device("meta"):
+                model = _construct(path, settings, library)
+        except InputError:
+            model = _construct(path, settings, library)
+        return model, _head(path, model, library)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide warnings and log lines of OpenMMLab about its own code: a user of ours cannot act on them."""
@@ -184,26 +208,38 @@ def _library(path: Path, settings: Any) -> str:
     except ModuleNotFoundError as error:
         mend = "Install mmsegmentation 1.2 and mmdet 3.3"
         raise UserError(f"{path}: needs {error.name}, which is not installed", mend=mend) from error
+    register_backbone()
     return library
 
 
 def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | None, seed: int) -> Any:
+    if weights is not None and has_old_names(weights.state_dict):
+        raise IncompatibleError(
+            f"{weights.path}: has the names of mmsegmentation 0.x or mmdetection 2.x",
+            mend=f"Run: vitp import-checkpoint {weights.path} --as mm --config {path} --out NEW.safetensors",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _construct(path, settings, library)
+        if weights is None:
+            with _scope(library):
+                model.init_weights()
+    if weights is not None:
+        load_into(model, weights)
+    return model.float().eval().requires_grad_(False)
+
+
+def _construct(path: Path, settings: Any, library: str) -> Any:
     registry = importlib.import_module(f"{library}.registry").MODELS
     model_settings = _without_downloads(settings.model)
-    with _scope(library), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _scope(library):
         try:
-            model = registry.build(model_settings)
+            return registry.build(model_settings)
         except UserError:
             raise
         except Exception as error:  # the constructors check their arguments in many ways
             why = f"{type(error).__name__}: {error}"
             raise InputError(f"{path}: the model cannot be built ({why})") from error
-        if weights is None:
-            model.init_weights()
-    if weights is not None:
-        load_into(model, weights)
-    return model.float().eval().requires_grad_(False)
 
 
 def _without_downloads(settings: Any) -> Any:

@@ -143,7 +143,7 @@ class TransformersGenerator:
         if max(height, width) > self._side:
             raise UserError(
                 f"{self.name}: this EoMT sees squares of {self._side} pixels, a frame has {height} × {width}",
-                f"Cut views of {self._side} × {self._side} pixels" if self._windows else "Use scales of at most 1",
+                f"Set window = [{self._side}, {self._side}]" if self._windows else "Use scales of at most 1",
             )
         pixels = F.pad(pixels, (0, self._side - width, 0, self._side - height))
         return (pixels - self._mean) / self._std
@@ -154,7 +154,7 @@ class TransformersGenerator:
         if self._task is not None:
             arguments["task_inputs"] = self._task.to(self.device).expand(len(pixels), -1)
         if self._model.config.model_type == "mask2former":
-            arguments["output_hidden_states"] = True  # it takes the classes from them and fails without
+            arguments["output_hidden_states"] = True  # that of transformers 5.23 raises without
         found = self._model(**arguments)
         return found.masks_queries_logits, found.class_queries_logits
 
@@ -165,10 +165,14 @@ def _build(found: Pretrained, seed: int) -> PreTrainedModel:
     except ModuleNotFoundError as error:
         raise UserError(f"{found.config}: needs {error.name}, which is not installed", INSTALL) from error
     if found.weights:
-        return build_model(found.folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_random_model(found.config)
+        model = build_model(found.folder)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_random_model(found.config)
+    if found.model_type == "maskformer":
+        model.config.use_auxiliary_loss = False  # that of transformers 5.23 raises with it
+    return model
 
 
 def _class_names(config: PreTrainedConfig) -> tuple[str, ...] | None:

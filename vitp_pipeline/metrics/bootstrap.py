@@ -89,10 +89,42 @@ def paired_difference(
     Raises:
         IncompatibleError: shapes or ground truths differ.
     """
-    if first.shape != second.shape or not np.array_equal(first[..., 1], second[..., 1]):
-        raise IncompatibleError("a paired comparison needs the same images, in the same order, for both results")
+    _check_paired(first, second)
     values = metric(_resample(second, samples, seed)) - metric(_resample(first, samples, seed))
     return _interval(float(metric(second.sum(0)) - metric(first.sum(0))), values, level)
+
+
+def paired_intervals(
+    first: np.ndarray,
+    second: np.ndarray,
+    metric: Metric,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`paired_difference` of several figures in one resampling, e.g. the IoU of every class.
+
+    Args:
+        first, second, samples, level, seed: as `paired_difference`.
+        metric: (…, K, 3) summed areas → (…, M) values, nan where one does not exist.
+    Returns:
+        (M,) estimates, lows and highs; of a figure that a resample lacks, over the other resamples.
+    Raises:
+        IncompatibleError: as `paired_difference`.
+    """
+    _check_paired(first, second)
+    values = metric(_resample(second, samples, seed)) - metric(_resample(first, samples, seed))
+    tail = 50.0 * (1.0 - level)
+    estimate = metric(second.sum(0)) - metric(first.sum(0))
+    low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+    some = ~np.isnan(values).all(0)
+    low[some], high[some] = np.nanpercentile(values[:, some], [tail, 100.0 - tail], axis=0)
+    return estimate, low, high
+
+
+def _check_paired(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape != second.shape or not np.array_equal(first[..., 1], second[..., 1]):
+        raise IncompatibleError("a paired comparison needs the same images, in the same order, for both results")
 
 
 def _resample(image_areas: np.ndarray, samples: int, seed: int) -> np.ndarray:

@@ -7,16 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals, write_json
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, PartialError
+from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import progress, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+ARRAYS_DIGEST = b"vitp_arrays_sha256"
+"""Key of the index's metadata; runs of before it existed are checked by the CRCs inside their zip files alone."""
 
 
 class PartMaker(Protocol):
@@ -82,7 +87,7 @@ def run_parts(
     for shard in shards:
         if run.finished(shard):
             outcome.cached += len(run.shard_images(shard))
-            outcome.failed += _failed(run, shard)
+            outcome.failed += failed_images(run, shard)
         else:
             open_shards.append(shard)
     if not open_shards:
@@ -94,7 +99,7 @@ def run_parts(
             with locked(folder / "lock"):
                 if run.finished(shard):  # by another task, since it was looked at
                     (folder / "lock").unlink()
-                    outcome.failed += _failed(run, shard)
+                    outcome.failed += failed_images(run, shard)
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
@@ -109,7 +114,8 @@ def run_parts(
                     if maker is None:
                         maker = build()
                     started = time.monotonic()
-                    write_index(index, maker.make(shard, part, images, arrays_path(folder, part), bar.advance))
+                    arrays = arrays_path(folder, part)
+                    write_index(index, _sealed(maker.make(shard, part, images, arrays, bar.advance), arrays))
                     outcome.made += len(images)
                     _log(run, shard, part, len(images), time.monotonic() - started)
                 outcome.failed += _finish(run, shard)
@@ -118,8 +124,22 @@ def run_parts(
     return outcome
 
 
+def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
+    """The rows with the digest of the part's arrays in their metadata: the index vouches for both files."""
+    if not arrays.exists():
+        return rows
+    return rows.replace_schema_metadata({**(rows.schema.metadata or {}), ARRAYS_DIGEST: file_digest(arrays)})
+
+
 def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """Writes done.json from what the parts say, so that it does not depend on interruptions."""
+    stats = shard_stats(run, shard)
+    write_json(run.shard_folder(shard) / "done.json", stats)
+    return stats["failed"]
+
+
+def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
+    """What done.json says of a shard whose parts are all there. Raises CorruptError when one cannot be read."""
     folder, failed, size = run.shard_folder(shard), [], 0
     for part in range(len(run.parts(shard))):
         rows = read_index(index_path(folder, part), ["image_id", "status", "error"]).to_pylist()
@@ -127,12 +147,10 @@ def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
         size += index_path(folder, part).stat().st_size
         if (arrays := arrays_path(folder, part)).exists():
             size += arrays.stat().st_size
-    stats = {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
-    write_json(folder / "done.json", stats)
-    return failed
+    return {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
 
 
-def _failed(run: StageRun, shard: int) -> list[tuple[str, str]]:
+def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
     path = run.shard_folder(shard) / "done.json"
     try:

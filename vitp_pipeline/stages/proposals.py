@@ -77,15 +77,18 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
 
 
 def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec) -> None:
-    """Raises IncompatibleError when a model's class names are not the manifest's, in the manifest's order."""
-    ours, theirs = manifest.class_names, tuple(classes)
-    if ours == theirs:
-        return
+    """Raises IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
+    its name or one of its aliases.
+    """
+    ours, theirs = manifest.classes, tuple(classes)
     if len(ours) != len(theirs):
         what = f"{len(theirs)} classes, the manifest {len(ours)}"
     else:
-        k = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        what = f"class {k} is {theirs[k]!r}, in the manifest {ours[k]!r}"
+        different = [k for k, (info, name) in enumerate(zip(ours, theirs, strict=True)) if not info.is_called(name)]
+        if not different:
+            return
+        k = different[0]
+        what = f"class {k} is {theirs[k]!r}, in the manifest {ours[k].name!r}"
     raise IncompatibleError(
         f"{whose} and manifest {manifest.name!r} do not agree: {what}",
         "Use the manifest whose classes, in this order, the model was trained with",

@@ -23,6 +23,8 @@ RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
 SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
 AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
+WIDEST = 7
+"""Columns of figures that a table of 80 characters holds."""
 RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
@@ -249,10 +251,6 @@ def print_result(result: dict[str, Any]) -> None:
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
     alpha = RULES.get(result["headline"], f"α = {result['alpha']:g}")
-    table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
-    table.add_column("masks named by", no_wrap=True)
-    for column in columns_shown(result, "generator"):
-        table.add_column(column, justify="right")
     titles = {
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",
@@ -260,12 +258,20 @@ def print_result(result: dict[str, Any]) -> None:
         "bound_point": "truth at the point",
         "bound_mask": "truth inside the mask",
     }
-    for name, title in titles.items():
-        cells = columns_shown(result, name).values()
-        table.add_row(title, *map(_percent, cells), style="bold" if name == "fused" else None)
-        if name == "fused":
-            table.add_section()
-    console.print(table)
+    widths = [len(figures) for figures in figures_shown(result, "generator")]
+    together = sum(widths) <= WIDEST  # in one table, else in one for each task
+    tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
+    for tasks in tables:
+        table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
+        table.add_column("masks named by", no_wrap=True)
+        for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
+            table.add_column(column, justify="right")
+        for name, title in titles.items():
+            cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
+            table.add_row(title, *map(_percent, cells), style="bold" if name == "fused" else None)
+            if name == "fused":
+                table.add_section()
+        console.print(table)
     if semantic:
         low, high = semantic["bootstrap"]["gain_mIoU"]["interval"]
         gain = semantic["bootstrap"]["gain_mIoU"]["estimate"]
@@ -290,19 +296,21 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(sweep)
 
 
-def columns_shown(result: dict[str, Any], name: str) -> dict[str, float | None]:
-    """The figures of a row of the table by their headings."""
-    cells: dict[str, float | None] = {}
+def figures_shown(result: dict[str, Any], name: str) -> list[dict[str, float | None]]:
+    """The figures of a row of the tables by their headings, task by task."""
+    tasks: list[dict[str, float | None]] = []
     if result["semantic"]:
         s = result["semantic"][name]
-        cells = {SHOWN.get(key, key): s[key] for key in (*SEMANTIC, "boundary_mIoU") if key in s}
+        tasks.append({SHOWN.get(key, key): s[key] for key in (*SEMANTIC, "boundary_mIoU") if key in s})
     if result["panoptic"]:
         p = result["panoptic"][name]
-        cells |= {key: p["all"][key] for key in ("PQ", "SQ", "RQ")}
-        cells |= {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]}
-    for measure, figures in (result["instance"][name] if result.get("instance") else {}).items():
-        cells |= {f"{AP_SHOWN[measure]}": figures["AP"], f"{AP_SHOWN[measure]}50": figures["AP50"]}
-    return cells
+        figures = {key: p["all"][key] for key in ("PQ", "SQ", "RQ")}
+        tasks.append(figures | {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]})
+    if result.get("instance"):
+        measures = result["instance"][name]
+        titles = [(m, title) for m, title in AP_SHOWN.items() if m in measures]
+        tasks.append({f"{title}{at}": measures[m][f"AP{at}"] for m, title in titles for at in ("", "50")})
+    return tasks
 
 
 def _percent(value: float | None) -> str:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import read_json
-from vitp_pipeline.artifacts.parts import index_path
+from vitp_pipeline.artifacts.files import is_locked, read_json
+from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.shard import array_expression
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WATCH_EVERY = 5.0
+"""Seconds between two looks of `vitp status --watch`."""
 
 
-def run_status(run: Path) -> list[dict[str, Any]]:
-    """One entry per stage folder of a run, in the order of the stages.
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run that hold a stage's results, in the order of the stages.
 
     Raises:
         InputError: no run lies there.
@@ -22,11 +32,22 @@ def run_status(run: Path) -> list[dict[str, Any]]:
     folders = [run / "proposals"]
     for stage in ("classifier", "classes", "evaluation"):
         folders += sorted(p.parent for p in (run / stage).glob("*/run.json"))
-    entries = [
-        _training(f) if f.parent.name == "classifier" else _sharded(f) for f in folders if (f / "run.json").exists()
-    ]
-    if not entries:
+    folders = [folder for folder in folders if (folder / "run.json").exists()]
+    if not folders:
         raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
+    return folders
+
+
+def run_status(run: Path) -> list[dict[str, Any]]:
+    """One entry per stage folder of a run.
+
+    `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (begun, and nobody is at work:
+    a task failed or was killed), or not begun. `missing` is the array expression of the latter two.
+
+    Raises:
+        InputError: no run lies there.
+    """
+    entries = [_training(f) if f.parent.name == "classifier" else _sharded(f) for f in stage_folders(run)]
     for entry in entries:
         entry["stage"] = Path(entry["folder"]).relative_to(run).as_posix()
     return entries
@@ -34,45 +55,91 @@ def run_status(run: Path) -> list[dict[str, Any]]:
 
 def _sharded(folder: Path) -> dict[str, Any]:
     run = open_run(folder)
-    done = [s for s in range(run.shards) if run.finished(s)]
-    images, failed, size = 0, 0, 0
+    done, running, stopped, missing = 0, [], [], []
+    images, failed, size = 0, [], 0
     for shard in range(run.shards):
-        if run.finished(shard):
-            stats = read_json(run.shard_folder(shard) / "done.json")
-            images, failed, size = images + stats["images"], failed + len(stats["failed"]), size + stats["bytes"]
-        else:
-            parts = enumerate(run.parts(shard))
-            images += sum(len(p) for k, p in parts if index_path(run.shard_folder(shard), k).exists())
+        stats = _done(run, shard)
+        if stats is not None:
+            done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
+            failed += stats["failed"]
+            continue
+        files = _files(run.shard_folder(shard))
+        for part, ids in enumerate(run.parts(shard)) if files else ():
+            if (index := index_path(folder, part).name) in files:
+                images += len(ids)
+                size += files[index] + files.get(arrays_path(folder, part).name, 0)
+        if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
+            running.append(shard)
+            continue
+        missing.append(shard)
+        if files:
+            stopped.append(shard)
+    speed = _speed(run)
     return {
         "folder": str(folder),
         "images": images,
         "of": len(run.images),
-        "failed": failed,
-        "shards_done": len(done),
+        "failed": len(failed),
+        "failed_images": failed,
+        "shards_done": done,
         "shards": run.shards,
+        "running": running,
+        "stopped": stopped,
         "bytes": size,
-        "missing": array_expression([s for s in range(run.shards) if s not in done]),
-        "images_per_second": _speed(run),
+        "missing": array_expression(missing),
+        "images_per_second": speed,
+        "seconds_left": (len(run.images) - images) / (speed * len(running)) if speed and running else None,
     }
 
 
+def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
+    """The stats of a finished shard."""
+    path = run.shard_folder(shard) / "done.json"
+    try:
+        stats = read_json(path)
+        return {key: stats[key] for key in ("images", "bytes", "failed")}
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Sizes of a folder's files by name; one look for all parts, for a cluster's file system is slow to ask."""
+    files = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                files[entry.name] = entry.stat().st_size
+    return files
+
+
 def _training(folder: Path) -> dict[str, Any]:
+    from vitp_pipeline.recipe import TrainSettings
+
     run = open_run(folder)
     last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})
     finished = (folder / "done.json").exists()
+    running = not finished and is_locked(folder / "lock")
+    begun = (folder / "lock").exists() or (folder / "checkpoint.pt").exists()
     model = folder / "model.safetensors"
     return {
         "folder": str(folder),
         "images": len(run.images),
         "of": len(run.images),
         "failed": 0,
+        "failed_images": [],
         "shards_done": int(finished),
         "shards": 1,
+        "running": [0] if running else [],
+        "stopped": [0] if begun and not finished and not running else [],
         "bytes": model.stat().st_size if model.exists() else 0,
-        "missing": "" if finished else "0",
+        "missing": "" if finished or running else "0",
         "epoch": last.get("epoch"),
+        "epochs": run.identity.get("settings", {}).get("epochs", TrainSettings.epochs),
         "loss": last.get("loss"),
         "images_per_second": None,
+        "seconds_left": None,
     }
 
 
@@ -94,35 +161,83 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def array_expression(indices: list[int]) -> str:
-    """Array task indices as schedulers write them: [3, 17, 18, 19] → "3,17-19"."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
-    """A table, or JSON, on standard output."""
+    """A table and what to do, or JSON, on standard output."""
     if as_json:
         print(json.dumps(entries, indent=2))
         return
     from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a log has no margin
+    console.print(_table(entries))
+    for line in _remarks(entries):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+FAILURES_SHOWN = 5
+
+
+def _remarks(entries: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for e in entries:
+        lines += [f"{e['stage']}: image {i} failed: {reason}" for i, reason in e["failed_images"][:FAILURES_SHOWN]]
+        if (more := e["failed"] - FAILURES_SHOWN) > 0:
+            lines.append(f"{e['stage']}: {more} more images failed (--json lists them)")
+        if e["stopped"]:
+            lines.append(f"{e['stage']}: a task failed or was killed on shard {array_expression(e['stopped'])}")
+        if e["missing"] and e["shards"] > 1:
+            lines.append(f"{e['stage']}: missing, and nobody is at work on them: --array={e['missing']}")
+    return lines
+
+
+def _table(entries: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table()
-    for column in ("stage", "images", "failed", "shards", "size", "images/s", "missing (--array=…)"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table.add_column("stage", no_wrap=True)
+    for column in ("images", "failed", "shards", "running", "size", "images/s", "left"):
+        table.add_column(column, justify="right")
     for e in entries:
         images = f"{e['images']}/{e['of']}"
         if e["stage"].startswith("classifier"):
-            images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}"
-        speed = f"{e['images_per_second']:.2f}" if e["images_per_second"] else ""
-        size = f"{e['bytes'] / 1e6:.1f} MB"
+            images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}/{e['epochs']}"
         table.add_row(
-            e["stage"], images, str(e["failed"]), f"{e['shards_done']}/{e['shards']}", size, speed, e["missing"]
+            e["stage"],
+            images,
+            str(e["failed"]),
+            f"{e['shards_done']}/{e['shards']}",
+            str(len(e["running"])),
+            f"{e['bytes'] / 1e6:.1f} MB",
+            f"{e['images_per_second']:.2f}" if e["images_per_second"] else "",
+            _duration(e["seconds_left"]),
         )
-    Console(highlight=False).print(table)
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
+
+
+def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
+    """Prints the status every few seconds until every stage that was begun is done; as JSON, one line each time.
+
+    Args:
+        wait: sleeps.
+    """
+    from rich.console import Console
+
+    while True:
+        entries = run_status(run)
+        if as_json:
+            print(json.dumps(entries), flush=True)
+        else:
+            Console().clear()  # does nothing where the output is no terminal
+            print_status(entries, as_json=False)
+        if all(e["shards_done"] == e["shards"] for e in entries):
+            return
+        wait(WATCH_EVERY)

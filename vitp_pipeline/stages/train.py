@@ -44,6 +44,11 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     """
     mixture = check_settings(settings)
     dataset = Dataset(recipe.manifest, data_root, settings.split)
+    if not dataset.has_masks and (mixture.kinds != ("boxes",) or settings.hold_out or settings.prompt == "mask"):
+        raise UsageError(
+            f"split {settings.split!r} of {dataset.spec.name} has boxes only, no masks",
+            'Set data = ["boxes"], prompt = "point" and hold_out = 0',
+        )
     start = _start(recipe, settings, data_root, out)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None

@@ -1,0 +1,209 @@
+"""Chains as Slurm jobs, without Slurm: what sbatch would be told is read back and followed by hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cluster.making import make_chain
+from vitp_pipeline.cluster import slurm
+from vitp_pipeline.cluster.plan import Chain, Job
+from vitp_pipeline.cluster.profile import STAGES, Profile, Resources, load_profile
+from vitp_pipeline.cluster.slurm import print_scripts, script, submissions, submit_chain
+from vitp_pipeline.errors import LockedError, UserError
+from vitp_pipeline.shard import choose_shard, parse_shards
+
+PLAIN = Profile(dict.fromkeys(STAGES, Resources()))
+
+
+def tasks_of(words: list[str], shards: int) -> dict[int | None, int | None]:
+    """Array index → shard that a task with this environment would work on; {None: None} of a job without an array."""
+    option = {w.partition("=")[0]: w.partition("=")[2] for w in words if w.startswith("--")}
+    if "--array" not in option:
+        return {None: None}
+    environment = {}
+    if "--export" in option:
+        environment = dict(pair.split("=") for pair in option["--export"].split(",") if "=" in pair)
+    found = {}
+    for index in parse_shards(option["--array"].partition("%")[0]):
+        choice = choose_shard(f"/{shards}", {**environment, "SLURM_ARRAY_TASK_ID": str(index)})
+        found[index] = choice.within(shards)[0]
+    return found
+
+
+def dependencies(words: list[str]) -> list[tuple[str, str]]:
+    text = next((w.partition("=")[2] for w in words if w.startswith("--dependency=")), "")
+    return [(kind, i) for kind, *ids in (piece.split(":") for piece in filter(None, text.split(","))) for i in ids]
+
+
+some = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), *[st.sets(st.integers(0, n - 1))] * 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(some, st.booleans(), st.integers(1, 45), st.integers(0, 3))
+def test_every_missing_shard_is_one_task_after_what_it_needs(some, training: bool, largest: int, throttle: int) -> None:
+    shards, proposals, scores, counts = some
+    chain = make_chain(shards, proposals, scores, counts, training)
+    calls = submissions(chain, largest)
+    ids = [str(1000 + n) for n in range(len(calls))]
+    words = [call.arguments(Path("x.sh"), throttle, ids[:n]) for n, call in enumerate(calls)]
+    tasks = [tasks_of(w, shards) for w in words]
+    for w in words:
+        text = next((x for x in w if x.startswith("--array=")), "")
+        assert not text or text.endswith(f"%{throttle}") == bool(throttle)
+    for stage, wanted in (("generate-proposals", proposals), ("classify", scores), ("evaluate", counts)):
+        made = [s for call, found in zip(calls, tasks, strict=True) if call.job.stage == stage for s in found.values()]
+        assert sorted(made) == sorted(wanted)
+    place = {ids[n]: n for n in range(len(calls))}
+    for call, w, found in zip(calls, words, tasks, strict=True):
+        assert all(index is None or index < largest for index in found)
+        for index, shard in found.items():
+            waits = dependencies(w)
+            partners = {(calls[place[i]].job.stage, tasks[place[i]][index]) for kind, i in waits if kind == "aftercorr"}
+            before = {"classify": ("generate-proposals", proposals), "evaluate": ("classify", scores)}
+            if call.job.stage in before:
+                stage, there = before[call.job.stage]
+                assert partners == ({(stage, shard)} if shard in there else set())
+            else:
+                assert not partners
+            ended = [i for kind, i in waits if kind == "afterok"]
+            if call.job.stage == "classify":
+                assert [calls[place[i]].job.stage for i in ended] == ["train-classifier"] * training
+            elif call.job.stage == "merge":
+                assert ended == [i for i, c in zip(ids, calls, strict=True) if c.job.stage == "evaluate"]
+            else:
+                assert ended == []
+
+
+def test_a_new_run_is_five_jobs() -> None:
+    words = [
+        call.arguments(Path(f"{call.job.stage}.sh"), 0, ["1", "2", "3", "4", "5"])
+        for call in submissions(make_chain(64), 1001)
+    ]
+    assert [" ".join(w) for w in words] == [
+        "sbatch --parsable --array=0-63 generate-proposals.sh",
+        "sbatch --parsable train-classifier.sh",
+        "sbatch --parsable --array=0-63 --dependency=aftercorr:1,afterok:2 classify.sh",
+        "sbatch --parsable --array=0-63 --dependency=aftercorr:3 evaluate.sh",
+        "sbatch --parsable --dependency=afterok:4 merge.sh",
+    ]
+
+
+def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = load_profile("example")
+    chain = make_chain(8)
+    for job in chain.jobs:
+        text = script(job, profile[job.stage], 8, tmp_path / "a b")
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+        assert text.startswith("#!/bin/bash\n#SBATCH ")
+        assert ("--array" in text) is False  # it stands on the command line, so that a script serves every retry
+        assert (" --shard /8" in text) == (job.shards is not None)
+        assert f'--output="{tmp_path}/a b/jobs/log/{job.stage}-%' in text
+    training, merge = script(chain.jobs[1], profile["train-classifier"], 8, tmp_path), text
+    assert "--gres=gpu:4" in training and "torchrun --standalone --nproc-per-node 4 --no-python vitp train" in training
+    assert "--partition=cpu" in merge and "gres" not in merge and "--time=30" in merge
+    assert "module load cuda/12.4\nsource " in merge
+    print_scripts(chain, profile, tmp_path)
+    out = capsys.readouterr().out
+    assert "JOB2=$(sbatch --parsable --array=0-7%16 --dependency=aftercorr:$JOB0,afterok:$JOB1 " in out
+    assert list(tmp_path.iterdir()) == []  # a dry run writes nothing
+
+
+@pytest.mark.parametrize(("code", "of_array", "of_merge"), [(0, 0, 0), (7, 0, 7), (5, 5, 5)])
+def test_images_that_failed_do_not_end_a_chain_but_its_last_job(
+    tmp_path: Path, code: int, of_array: int, of_merge: int
+) -> None:
+    program = tmp_path / "bin/vitp"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    resources = Resources(venv=str(tmp_path))
+    (tmp_path / "bin/activate").write_text(f"PATH={tmp_path}/bin:$PATH\n")
+    for job, expected in ((make_chain(2).jobs[0], of_array), (make_chain(2).jobs[-1], of_merge)):
+        done = subprocess.run(["bash"], input=script(job, resources, 2, tmp_path), text=True)
+        assert done.returncode == expected
+
+
+def test_a_container_and_awkward_words(tmp_path: Path) -> None:
+    job = Job("classify", ("classify", "it's.toml", "--out", "/a b"), (0,))
+    text = script(job, Resources(image="vitp.sif", binds=("/data", "/scratch"), gpus=1), 1, tmp_path)
+    assert "apptainer exec --nv --bind /data,/scratch vitp.sif vitp classify 'it'\"'\"'s.toml' --out '/a b'" in text
+
+
+class Slurm:
+    """Answers as Slurm's programs do; refuses the job `refuses`."""
+
+    def __init__(self, refuses: int | None = None, queue: str = "") -> None:
+        self.calls: list[list[str]] = []
+        self.refuses, self.queue, self.last = refuses, queue, 40
+
+    def __call__(self, words: list[str]) -> str:
+        self.calls.append(words)
+        if words[0] == "squeue":
+            return self.queue
+        if words[0] == "scancel":
+            return ""
+        self.last += 1
+        if self.refuses == self.last:
+            raise UserError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+        return f"{self.last};cluster\n"
+
+
+def test_submitting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain, first = make_chain(4), Slurm()
+    profile = Profile(dict.fromkeys(STAGES, Resources(max_array_size=3)))
+    ids = submit_chain(chain, profile, tmp_path, first)
+    assert ids == [str(n) for n in range(41, 49)] and all(c[0] == "sbatch" for c in first.calls)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "job 41: generate-proposals, shards 0-2" and said[1] == "job 42: generate-proposals, shards 3"
+    assert said[3] == "job 44: classify, shards 0-2, after 41 (aftercorr) and 43 (afterok)"
+    assert {p.name for p in (tmp_path / "jobs").iterdir()} == {*(f"{s}.sh" for s in STAGES), "log", "submitted.json"}
+    # while one of them is in the queue, nothing is submitted
+    with pytest.raises(LockedError, match=r"jobs 44, 47 .* still in the queue") as info:
+        submit_chain(chain, profile, tmp_path, Slurm(queue="7\n44\n47\n44\n"))
+    assert "scancel 44 47" in str(info.value)
+    submit_chain(chain, profile, tmp_path, again := Slurm(queue="7\n"))
+    assert again.calls[0][0] == "squeue" and len(again.calls) == 9
+
+
+def test_all_or_nothing(tmp_path: Path) -> None:
+    cluster = Slurm(refuses=43)
+    with pytest.raises(UserError, match="QOSMax"):
+        submit_chain(make_chain(4), PLAIN, tmp_path, cluster)
+    assert cluster.calls[-1] == ["scancel", "41", "42"]
+    assert not (tmp_path / "jobs/submitted.json").exists()
+
+
+def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.max_array_size(PLAIN) == slurm.DEFAULT_MAX_ARRAY_SIZE
+    with pytest.raises(UserError, match="sbatch: cannot be run") as info:
+        submit_chain(make_chain(2), PLAIN, tmp_path / "run")
+    assert "\n" not in str(info.value)
+
+
+def test_what_slurm_says_is_passed_on_and_a_job_around_us_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "MaxArraySize            = 77"\n')
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nenv > {tmp_path}/env\necho no such partition >&2; exit 1\n")
+    for name in ("scontrol", "sbatch"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    inherited = ("SLURM_ARRAY_TASK_ID", "SBATCH_PARTITION", "VITP_SHARDS", "JOB_COMPLETION_INDEX")
+    for name in (*inherited, "SLURM_CONF"):
+        monkeypatch.setenv(name, "1")
+    assert slurm.max_array_size(PLAIN) == 77
+    with pytest.raises(UserError, match=r"sbatch .*: no such partition"):
+        submit_chain(make_chain(2), PLAIN, tmp_path / "run")
+    seen = re.findall(r"^(\w+)=", (tmp_path / "env").read_text(), re.MULTILINE)
+    assert "SLURM_CONF" in seen and not set(inherited) & set(seen)
+
+
+def test_nothing_to_do_is_no_chain() -> None:
+    assert submissions(Chain(4, ()), 1001) == []

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.datasets import making
+from tests.datasets.test_dataset import GOOD, fails
+from tests.datasets.test_objects import instances_spec, write_instances
+from vitp_pipeline.checking import check_dataset, estimate, manifest_of
+from vitp_pipeline.cli import main as cli
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.datasets.check import as_dict, check_split, spread
+from vitp_pipeline.datasets.sheet import draw_sheet
+from vitp_pipeline.errors import InputError
+
+SEMANTIC = """
+name = "toy"
+classes = [
+  { name = "sky", label = 1, thing = false, color = [1, 2, 255] },
+  { name = "road", label = 2, thing = false, color = [1, 250, 3] },
+  { name = "car", label = 3, thing = true, color = [240, 2, 3] },
+  { name = "tram", label = 9, thing = true },
+]
+[labels]
+kind = "semantic-png"
+ignore = [0, 255]
+[splits.train]
+images = "images/*.*"
+labels = "labels/{stem}.png"
+[splits.test]
+images = "test/*.*"
+labels = "test_labels/{stem}.png"
+"""
+
+
+def checked(dataset: Dataset, **options: Any) -> dict[str, Any]:
+    return as_dict(check_split(dataset, **options), dataset)
+
+
+def test_counts_are_those_of_a_slow_loop(tmp_path: Path) -> None:
+    spec = making.write_semantic(tmp_path, 7)
+    found = checked(Dataset(spec, tmp_path, "train"), workers=3)
+    pixels, images, sizes = Counter(), Counter(), Counter()
+    for path in sorted((tmp_path / "labels").iterdir()):
+        labels = np.asarray(Image.open(path))
+        sizes[f"{labels.shape[1]}x{labels.shape[0]}"] += 1
+        images.update(set(labels.ravel().tolist()))
+        pixels.update(labels.ravel().tolist())
+    assert {c["label"]: c["pixels"] for c in found["classes"]} == {k: pixels[k] for k in (1, 2, 3)}
+    assert {c["label"]: c["images"] for c in found["classes"]} == {k: images[k] for k in (1, 2, 3)}
+    assert found["sizes"] == dict(sizes) and found["image_modes"] == {"RGB": 7} and found["label_modes"] == {"L": 7}
+    assert math.isclose(found["ignored_share"], pixels[255] / sum(pixels.values()))
+    assert found["broken"] == found["odd"] == found["unlabelled"] == found["missing"] == []
+    json.dumps(found)
+
+
+def test_everything_that_is_wrong_is_named(tmp_path: Path) -> None:
+    spec = making.write_semantic(tmp_path, 10)
+    data = Dataset(spec, tmp_path, "train")
+    labels = tmp_path / "labels"
+    (labels / "a0.png").unlink()
+    making.truncate(tmp_path / "images/a1.png", 0.5)
+    making.truncate(labels / "a2.png", 0.5)
+    raw = np.asarray(Image.open(labels / "a3.png")).copy()
+    raw[2, 3:6] = 77
+    making.write_png(labels / "a3.png", raw)
+    making.write_png(labels / "a4.png", np.ones((5, 6), np.uint8))
+    making.write_png(labels / "a5.png", np.zeros((28, 36, 3), np.uint8))
+    Image.fromarray(np.full((28, 36), 4000, np.uint16)).save(tmp_path / "images/a6.png")
+    shape = np.asarray(Image.open(labels / "a7.png")).shape
+    making.write_png(labels / "a7.png", np.full(shape, 255, np.uint8))
+    making.write_png(labels / "z.png", np.ones((5, 6), np.uint8))
+    found = checked(data)
+    reasons = {entry["image_id"]: entry["reason"] for entry in found["broken"]}
+    assert set(reasons) == {f"a{i}" for i in range(7)}
+    words = ["labels/a0.png", "images/a1.png", "labels/a2.png", "77", "6×5", "RGB", "8 bits"]
+    for i, word in enumerate(words):
+        assert word in reasons[f"a{i}"] and f"a{i}.png" in reasons[f"a{i}"]
+    assert found["unknown"] == {"77": {"images": 1, "pixels": 3}}
+    assert found["unlabelled"] == ["a7"] and found["labels_without_image"] == [str(labels / "z.png")]
+    assert found["images"] == found["checked"] == 10
+
+
+def test_panoptic_counts_and_faults(tmp_path: Path) -> None:
+    spec, annotation = making.write_coco(tmp_path)
+    data = Dataset(spec, tmp_path, "val")
+    found = checked(data)
+    segments = [s for a in annotation["annotations"] for s in a["segments_info"]]
+    assert {c["label"]: c["objects"] for c in found["classes"]} == Counter(s["category_id"] for s in segments)
+    total = sum(
+        np.asarray(Image.open(s.label)).shape[0] * np.asarray(Image.open(s.label)).shape[1] for s in data.samples
+    )
+    assert math.isclose(found["ignored_share"], 4 / total) and found["broken"] == []
+    ids, _ = data.read_panoptic(data.samples[2])
+    ids[3, 3] = 123456
+    making.write_png(tmp_path / "panoptic_val/000153.png", making.ids_to_rgb(ids))
+    annotation["annotations"][3]["segments_info"].append({"id": 9, "category_id": 3, "bbox": [0, 0, 1, 1]})
+    annotation["images"][0]["height"] += 1
+    making.write_annotations(tmp_path, annotation)
+    found = checked(Dataset(spec, tmp_path, "val"))
+    reasons = {entry["image_id"]: entry["reason"] for entry in found["broken"]}
+    assert set(reasons) == {"139", "153"} and "123456" in reasons["153"] and "annotation file says" in reasons["139"]
+    (odd,) = found["odd"]
+    assert odd["image_id"] == "160" and "no pixel" in odd["reason"]
+
+
+def test_instances_and_boxes(tmp_path: Path) -> None:
+    annotation = write_instances(tmp_path)
+    found = checked(Dataset(instances_spec(), tmp_path, "val"))
+    assert [c["objects"] for c in found["classes"]] == [1, 1, 1] and found["label_modes"] == {"masks": 2}
+    assert found["unlabelled"] == ["8"] and found["broken"] == []
+    annotation["annotations"][0]["bbox"] = [5, 5, 0, 3]
+    annotation["annotations"][1]["bbox"] = [70, 5, 2, 3]
+    for entry in annotation["annotations"]:
+        del entry["segmentation"]
+    (tmp_path / "instances.json").write_text(json.dumps(annotation))
+    found = checked(Dataset(instances_spec(), tmp_path, "val"))
+    assert [entry["reason"].split(" of ")[0][-2:] for entry in found["odd"]] == ["50", "51"]
+    assert "empty box" in found["odd"][0]["reason"] and "outside" in found["odd"][1]["reason"]
+    assert found["label_modes"] == {"boxes": 2} and found["ignored_share"] is None
+
+
+def test_a_limit_is_spread_evenly(tmp_path: Path) -> None:
+    data = Dataset(making.write_semantic(tmp_path, 9), tmp_path, "train")
+    assert [s.image_id for s in spread(data.samples, 3)] == ["a0", "a3", "a6"]
+    assert spread(data.samples, 0) == spread(data.samples, 99) == data.samples
+    assert checked(data, limit=4)["checked"] == 4
+
+
+def test_sheet_lays_the_class_colours_over_what_is_labelled(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text(SEMANTIC)
+    making.write_semantic(tmp_path, 1)
+    making.write_png(tmp_path / "images/a0.png", np.full((28, 36, 3), 200, np.uint8))
+    labels = np.full((28, 36), 255, np.uint8)
+    labels[:, 18:] = 3
+    making.write_png(tmp_path / "labels/a0.png", labels)
+    data = Dataset(manifest_of(str(tmp_path / "m.toml"))[0], tmp_path, "train")
+    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy train"))).convert("RGB")).astype(int)
+    color = 200 + 0.6 * (np.array([240, 2, 3]) - 200)
+    laid = np.abs(sheet - color).max(2) <= 1
+    plain = np.abs(sheet - 200).max(2) <= 1
+    area = 320 * round(320 * 28 / 36)
+    assert abs(laid.sum() - area / 2) < 0.05 * area and abs(plain.sum() - 1.5 * area) < 0.05 * area
+    (tmp_path / "labels/a0.png").unlink()
+    failed = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy train"))))
+    assert (failed == (255, 225, 225)).all(2).sum() > 10_000
+
+
+def test_estimate_is_the_formula(tmp_path: Path) -> None:
+    report = {"images": 2000, "sizes": {"683x512": 3, "100x40": 1}}
+    # Mask2Former with InternImage-H on ADE20K: 200 masks of 224×299, about 26.8 MB an image
+    found = estimate(report, 150, 200, (224, 299), "float16")
+    assert (
+        found["bytes_per_image"] == 200 * 224 * 299 * 2 + 200 * 151 * 4
+        and found["bytes"] == 2000 * found["bytes_per_image"]
+    )
+    found = estimate(report, 150, 100, None, "float32")
+    assert found["bytes_per_image"] == 100 * 4 * (3 * 171 * 128 + 25 * 10) / 4 + 100 * 151 * 4
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    making.write_semantic(tmp_path)
+    (tmp_path / "m.toml").write_text(SEMANTIC)
+    arguments = ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path)]
+    result = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "out/sheet.png")])
+    assert result.exit_code == 0
+    assert "train: 4 images" in result.output and "missing: tram" in result.output
+    assert (tmp_path / "out/sheet.train.png").is_file() and "Q = 100" in result.output
+    result = CliRunner().invoke(cli.app, [*arguments, "--split", "train", "--json"])
+    report = json.loads(result.stdout[: result.stdout.rindex("}") + 1])
+    assert report["splits"][0]["classes"][3] == {"name": "tram", "label": 9, "pixels": 0, "objects": None, "images": 0}
+    (tmp_path / "labels/a1.png").unlink()
+    with fails(InputError, "1 of 4"):
+        check_dataset(str(tmp_path / "m.toml"), tmp_path)
+    assert "BROKEN: " in (shown := capsys.readouterr().out) and "labels/a1.png" in shown
+    with fails(InputError, "no images"):
+        check_dataset(str(tmp_path / "m.toml"), tmp_path, "test")
+
+
+def test_a_recipe_or_a_manifest(tmp_path: Path) -> None:
+    spec, recipe = manifest_of("camvid")
+    assert recipe is not None and spec.name == "camvid" and "generate-proposals" in recipe.tables
+    assert manifest_of("ade20k")[1] is None and len(manifest_of("ade20k")[0].classes) == 150
+    (tmp_path / "m.toml").write_text(GOOD)
+    assert manifest_of(str(tmp_path / "m.toml"))[0].name == "x"
+    with fails(InputError, "nope", "ade20k"):
+        manifest_of("nope")

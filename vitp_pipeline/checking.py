@@ -1,0 +1,209 @@
+"""`vitp check-dataset`: whether a dataset is what its manifest says, and what stage one will need for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.check import as_dict, check_split, spread
+from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.paths import find_toml
+from vitp_pipeline.progress import progress, say
+from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
+
+SHOWN = 20
+"""Lines of a kind that are printed; --json has all."""
+
+SHEET_SAMPLES = 12
+
+
+def check_dataset(
+    name: str,
+    data_root: Path,
+    split: str | None = None,
+    out: Path | None = None,
+    limit: int = 0,
+    workers: int = 1,
+    queries: int = 100,
+    mask_size: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Examines splits, prints what is found and draws a sheet.
+
+    Args:
+        name: a recipe or a manifest.
+        split: only this one; default: every split that has files of its own.
+        out: where the sheet goes; with several splits the split's name is put before its ending.
+        limit: images that are looked at, evenly spread; 0 = all.
+        queries, mask_size: of the generator, "HxW", for the estimate; a recipe gives the type of the masks.
+    Raises:
+        InputError: a split is not there, or some of its files are broken or have unknown labels.
+        UsageError: no such split, `out` is no PNG, or a size that is none.
+    """
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
+    size = _size(mask_size)
+    spec, recipe = manifest_of(name)
+    settings = ProposalSettings("")
+    if recipe is not None and "generate-proposals" in recipe.tables:
+        settings = recipe.stage(ProposalSettings)
+    splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
+    reports, absent = [], []
+    for key in splits:
+        try:
+            dataset = Dataset(spec, data_root, key)
+        except InputError as error:
+            absent.append((key, error))
+            continue
+        checked = min(limit, len(dataset)) if limit else len(dataset)
+        with progress(f"check-dataset {key}", checked) as bar:
+            report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
+        report["stage_one"] = estimate(report, len(spec.classes), queries, size, settings.mask_dtype)
+        if out is not None:
+            path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
+            save_sheet(path, draw_sheet(dataset, spread(dataset.samples, SHEET_SAMPLES), f"{spec.name} {key}"))
+            report["sheet"] = str(path)
+        reports.append(report)
+        if not as_json:
+            print_report(report)
+    if not reports:
+        raise absent[0][1]
+    for key, error in absent:
+        say(f"{key}: {error}")
+    if as_json:
+        print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
+    if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
+        total = sum(report["checked"] for report in reports)
+        raise InputError(f"{spec.name}: {broken} of {total} images cannot be used", "Mend the files named above")
+
+
+def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
+    """The manifest that a recipe names, with the recipe; or a manifest itself.
+
+    Raises:
+        InputError: neither is found, or it cannot be read.
+    """
+    try:
+        path = find_toml(name, "stages")
+    except InputError:
+        return load_manifest(name), None
+    try:
+        is_manifest = "classes" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
+    if is_manifest:
+        return load_manifest(path), None
+    recipe = load_recipe(path)
+    return recipe.manifest, recipe
+
+
+def estimate(
+    report: dict[str, Any], classes: int, queries: int, mask_size: Size | None, mask_dtype: str
+) -> dict[str, Any]:
+    """What stage one stores at most, before compression and with no mask left out.
+
+    bytes = images · (Q·h·w·b + Q·(K+1)·4): Q masks of h×w logits with b = 2 (float16) or 4 bytes, and K+1 class
+    logits in float32. Without a mask size, h×w is a quarter of the mean image's height and width.
+    """
+    width_of_type = 4 if mask_dtype == "float32" else 2
+    if mask_size is None:
+        pixels = count = 0
+        for size, number in report["sizes"].items():
+            width, height = map(int, size.split("x"))
+            pixels, count = pixels + number * -(-height // 4) * -(-width // 4), count + number
+        cells = pixels / count if count else 0.0
+    else:
+        cells = float(mask_size[0] * mask_size[1])
+    each = queries * cells * width_of_type + queries * (classes + 1) * 4
+    return {
+        "images": report["images"],
+        "queries": queries,
+        "mask_cells": round(cells),
+        "mask_dtype": mask_dtype,
+        "bytes_per_image": round(each),
+        "bytes": round(each * report["images"]),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """For people, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True, file=sys.stdout)
+    some = "" if report["checked"] == report["images"] else f", {report['checked']} of them looked at"
+    console.print(f"{report['split']}: {report['images']} images{some}")
+    sizes = list(report["sizes"].items())
+    shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
+    console.print(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
+    console.print(f"  modes: images {_counts(report['image_modes'])}; labels {_counts(report['label_modes'])}")
+    if report["ignored_share"] is not None:
+        console.print(f"  pixels without a class: {report['ignored_share']:.1%}")
+    counted = report["classes"][0]["objects"] is not None
+    columns = ("label", "class", "images", *(("objects",) if counted else ()), "share of pixels")
+    table = Table(*columns, box=None, padding=(0, 2))
+    pixels = sum(entry["pixels"] for entry in report["classes"])
+    for entry in report["classes"]:
+        if entry["images"]:
+            share = f"{entry['pixels'] / pixels:.3%}" if pixels else "–"
+            objects = (str(entry["objects"]),) if counted else ()
+            table.add_row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
+    console.print(table)
+    missing, total = report["missing"], len(report["classes"])
+    console.print(
+        f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else "")
+    )
+    for value, where in report["unknown"].items():
+        console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+    _list(console, "BROKEN", [entry["reason"] for entry in report["broken"]])
+    _list(console, "odd", [entry["reason"] for entry in report["odd"]])
+    if report["unlabelled"]:
+        console.print(f"  images without any class: {_some(report['unlabelled'])}")
+    if report["labels_without_image"]:
+        console.print(f"  label files without an image: {_some(report['labels_without_image'])}")
+    need = report["stage_one"]
+    console.print(
+        f"  stage one stores at most {_bytes(need['bytes'])} ({_bytes(need['bytes_per_image'])} an image): "
+        f"images · (Q·h·w·{4 if need['mask_dtype'] == 'float32' else 2} + Q·(K+1)·4), Q = {need['queries']}, "
+        f"h·w = {need['mask_cells']}, K = {total}; before compression, no mask dropped"
+    )
+    if "sheet" in report:
+        console.print(f"  sheet: {report['sheet']}")
+
+
+def _list(console: Any, kind: str, lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        console.print(f"  {kind}: {line}")
+    if len(lines) > SHOWN:
+        console.print(f"  {kind}: {len(lines) - SHOWN} more (--json names all)")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _size(text: str | None) -> Size | None:
+    if text is None:
+        return None
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UsageError(f"--mask-size {text} is not of the form HxW", "For example --mask-size 128x256")
+    return int(height), int(width)

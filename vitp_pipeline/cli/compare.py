@@ -1,0 +1,44 @@
+"""vitp compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("compare", rich_help_panel="Also")
+    def compare(
+        runs: Annotated[
+            list[Path],
+            typer.Argument(
+                help="Run directories or their evaluation/ folders; the first is the base.", metavar="RUN..."
+            ),
+        ],
+        out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")] = Path("compare.html"),
+        json: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.", metavar="FILE")] = None,
+    ) -> None:
+        """Several evaluations of the same images on one HTML page: differences with intervals over the images.
+
+        Classifiers, α, points or generators: whatever differs. Needs the packages of vitp-pipeline\\[report].
+
+            vitp compare runs/camvid runs/camvid-large --out compare.html
+
+            vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
+        """
+        from vitp_pipeline.artifacts.files import write_json
+        from vitp_pipeline.progress import say
+        from vitp_pipeline.report.compare import compare, print_comparison, write_comparison
+        from vitp_pipeline.report.page import require_libraries
+        from vitp_pipeline.report.stored import open_evaluation
+
+        require_libraries()
+        evaluations = [open_evaluation(run) for run in runs]
+        result = compare(evaluations)
+        print_comparison(result)
+        write_comparison(evaluations, result, out)
+        if json is not None:
+            write_json(json, result)
+        say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

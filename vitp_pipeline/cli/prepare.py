@@ -1,0 +1,34 @@
+"""vitp prepare"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import DataRoot
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("prepare", rich_help_panel="Datasets")
+    def prepare(
+        dataset: Annotated[str, typer.Argument(help="ade20k, cityscapes, coco or coco-stuff.", metavar="DATASET")],
+        data_root: DataRoot,
+        only: Annotated[
+            list[str] | None, typer.Option("--only", help="Only these products; without it all.", metavar="WHAT")
+        ] = None,
+        split: Annotated[str | None, typer.Option(help="Only this split.", metavar="S")] = None,
+        workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    ) -> None:
+        """Makes the files that other tools' scripts derive from a download, where they are missing.
+
+        vitp prepare cityscapes --data-root data/cityscapes --only panoptic
+
+        vitp prepare ade20k --data-root data/ade/ADEChallengeData2016 --split val --workers 8
+
+        Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; coco semantic,
+        instances; coco-stuff train-ids. Stop it and start it again as you like: a file that is there is left as it is.
+        """
+        from vitp_pipeline.datasets.prepare import prepare
+
+        prepare(dataset, data_root, only or [], split, workers)

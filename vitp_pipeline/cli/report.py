@@ -1,0 +1,47 @@
+"""vitp report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("report", rich_help_panel="Also")
+    def report(
+        run: Annotated[Path, typer.Argument(help="A run directory, or one of its evaluation/ folders.", metavar="RUN")],
+        data_root: Annotated[
+            Path | None,
+            typer.Option("--data-root", help="Folder of the dataset; without it no photographs.", metavar="DIR"),
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option("--out", help="The file to write (default: RUN/report.html).", metavar="FILE")
+        ] = None,
+        recipe: Annotated[
+            str | None,
+            typer.Option(help="The run's recipe, where its manifest is not a shipped one.", metavar="RECIPE"),
+        ] = None,
+    ) -> None:
+        """Everything about an evaluation on one HTML page that opens from disk: figures, charts, and a gallery.
+
+        Of a run with several evaluations it takes the newest. Needs the packages of vitp-pipeline\\[report].
+
+            vitp report runs/camvid --data-root data/camvid
+
+            vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
+        """
+        from vitp_pipeline.progress import say
+        from vitp_pipeline.report.page import require_libraries
+        from vitp_pipeline.report.report import write_report
+        from vitp_pipeline.report.stored import count_evaluations, open_evaluation
+
+        require_libraries()
+        stored = open_evaluation(run, data_root, recipe)
+        folder = stored.evaluation.run.folder
+        if folder != run.resolve() and (count := count_evaluations(run)) > 1:
+            say(f"{run} holds {count} evaluations; this is the newest, {folder.name}")
+        path = out or run / "report.html"
+        write_report(stored, path)
+        say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,240 @@
+"""A chain on this machine: a process per GPU, or per group of cores.
+
+A task starts when what it waits for has ended well; when one fails, those that need it are left out and the others go
+on. Nothing is kept but the run itself: the same command makes what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.cluster.commands import MAIN
+from vitp_pipeline.cluster.plan import Chain, Job
+from vitp_pipeline.errors import PartialError, UserError
+from vitp_pipeline.progress import progress, say
+from vitp_pipeline.shard import SCHEDULERS, SHARDS
+
+GOOD_ENDS = (0, PartialError.exit_code)
+"""Exit codes after which the chain goes on; images that failed are on record."""
+POLL = 0.05
+ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merge")
+"""Which of several tasks that could start does: the long one, then those that finish shards."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a process may use: GPUs, or cores where there are none."""
+
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with the slot's devices, and without any scheduler's index."""
+        indices = {scheduler.index for scheduler in SCHEDULERS} | {SHARDS}
+        environment = {name: value for name, value in os.environ.items() if name not in indices}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(self.cores))))
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+        return environment
+
+
+def make_slots(workers: int | None, gpus: Sequence[str], cores: Sequence[int]) -> list[Slot]:
+    """`workers` slots (None: one per GPU, or one), each with its share of the cores and a GPU of its own or shared.
+
+    More workers than cores share them.
+    """
+    count = workers or max(1, len(gpus))
+    slots = []
+    for number in range(count):
+        share = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
+        slots.append(
+            Slot(
+                (gpus[number % len(gpus)],) if gpus else (),
+                tuple(share) or (cores[number % len(cores)],),
+            )
+        )
+    return slots
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a process started here could use, as CUDA_VISIBLE_DEVICES names them; torch is not imported."""
+    if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in said.split(",") if name.strip() not in ("", "-1")]
+    try:
+        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    except OSError:
+        return []
+    return [str(n) for n, line in enumerate(done.stdout.splitlines())] if done.returncode == 0 else []
+
+
+@dataclass(eq=False)
+class Task:
+    """A task of a job, from waiting to its end.
+
+    Attributes:
+        shard: None = of a job without shards.
+        before: the tasks that must have ended well.
+        code: exit code, once it has ended; LEFT_OUT where one of `before` has not ended well.
+    """
+
+    job: Job
+    shard: int | None
+    before: list[Task] = field(default_factory=list, repr=False)
+    code: int | None = None
+    slot: Slot | None = None
+    process: subprocess.Popen | None = None
+    log: IO[str] | None = field(default=None, repr=False)
+    began: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.job.stage if self.shard is None else f"{self.job.stage} {self.shard}"
+
+    @property
+    def good(self) -> bool:
+        return self.code in GOOD_ENDS
+
+
+LEFT_OUT = 1000
+"""No exit code."""
+
+
+def make_tasks(chain: Chain) -> list[Task]:
+    """The tasks of a chain, each after those that it waits for."""
+    tasks: list[Task] = []
+    of_stage: dict[str, dict[int | None, Task]] = defaultdict(dict)
+    for job in chain.jobs:
+        for shard in job.shards or (None,):
+            before = list(of_stage[job.all_of].values())
+            if shard in of_stage[job.same_shard]:
+                before.append(of_stage[job.same_shard][shard])
+            of_stage[job.stage][shard] = Task(job, shard, before)
+        tasks += of_stage[job.stage].values()
+    return tasks
+
+
+def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot]) -> None:
+    """Runs what is left of a chain, a process a slot; the figures of its last job go to standard output.
+
+    Raises:
+        UserError: tasks failed. The exit code is theirs where they agree.
+    """
+    tasks, free, running = make_tasks(chain), list(slots), []
+    with refusals(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    try:
+        with progress("submit", len(tasks), "tasks") as bar:
+            while any(task.code is None for task in tasks):
+                for task in _ready(tasks, bar.advance)[: len(free)]:
+                    _start(task, free.pop(0), chain.shards, logs)
+                    running.append(task)
+                for task in [t for t in running if t.process.poll() is not None]:
+                    running.remove(task)
+                    free.append(task.slot)
+                    _end(task, logs)
+                    bar.advance()
+                if running:
+                    time.sleep(POLL)
+    finally:
+        _stop(running)
+    _report(tasks, logs)
+
+
+def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
+    """The tasks that can start, in the order in which they should; those that never can are ended."""
+    ready = []
+    for task in tasks:
+        if task.code is not None or task.process is not None:
+            continue
+        if any(before.code is not None and not before.good for before in task.before):
+            task.code = LEFT_OUT
+            advance()
+        elif all(before.good for before in task.before):
+            ready.append(task)
+    return sorted(ready, key=lambda task: ORDER.index(task.job.stage))
+
+
+def _start(task: Task, slot: Slot, shards: int, logs: Path) -> None:
+    words = [sys.executable, "-m", MAIN, *task.job.command]
+    if task.shard is not None:
+        words += ["--shard", f"{task.shard}/{shards}"]
+    path = _log(task, logs)
+    with refusals(path):
+        task.log = path.open("a", encoding="utf-8")
+    task.slot, task.began = slot, time.monotonic()
+    figures = None if task.job.stage == "merge" else task.log
+    task.process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=figures, stderr=task.log, env=slot.environment()
+    )
+    if not slot.gpus:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(task.process.pid, slot.cores)
+
+
+def _end(task: Task, logs: Path) -> None:
+    task.code = task.process.returncode
+    task.log.close()
+    seconds = f"{time.monotonic() - task.began:.0f} s"
+    if task.good:
+        say(f"{task.name}: done in {seconds}")
+    else:
+        say(f"{task.name}: failed after {seconds} ({_reason(task, logs)})")
+
+
+def _log(task: Task, logs: Path) -> Path:
+    return logs / ("-".join(task.name.split()) + ".log")
+
+
+def _reason(task: Task, logs: Path) -> str:
+    if task.code < 0:
+        return f"killed by signal {-task.code}"
+    lines = _log(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else f"code {task.code}"
+
+
+def _stop(running: Sequence[Task]) -> None:
+    """Ends what still runs, when this process is interrupted itself."""
+    for task in running:
+        task.process.terminate()
+    for task in running:
+        try:
+            task.process.wait(10)
+        except subprocess.TimeoutExpired:
+            task.process.kill()
+            task.process.wait()
+        task.log.close()
+
+
+def _report(tasks: Sequence[Task], logs: Path) -> None:
+    failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]
+    if failed:
+        left_out = sum(t.code == LEFT_OUT for t in tasks)
+        after = f", {left_out} that need them were left out" if left_out else ""
+        error = UserError(
+            f"submit: {_names(failed)} failed{after}",
+            f"The logs are in {logs}; after mending, the same command makes what is missing",
+        )
+        codes = {t.code for t in failed}
+        if len(codes) == 1 and min(codes) > 0:
+            error.exit_code = codes.pop()
+        raise error
+    if partial := [t for t in tasks if t.code == PartialError.exit_code]:
+        raise PartialError(
+            f"submit: all is done, but images failed in {_names(partial)}",
+            f"The logs in {logs} name them; mend them and run again with --retry-failed",
+        )
+
+
+def _names(tasks: Sequence[Task]) -> str:
+    more = f" and {len(tasks) - 8} more" if len(tasks) > 8 else ""
+    return ", ".join(task.name for task in tasks[:8]) + more

@@ -1,0 +1,186 @@
+"""What is left to do of a recipe on a run: jobs that wait for one another.
+
+generate-proposals  one task a shard
+train-classifier    one task; none when the recipe or a flag names a classifier file
+classify            one task a shard: after its shard's proposals and the training
+evaluate            one task a shard: after its shard's scores
+merge               one task: the last `vitp evaluate`, after all of evaluate
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
+from vitp_pipeline.recipe import (
+    ClassifySettings,
+    EvaluateSettings,
+    ProposalSettings,
+    Recipe,
+    TrainSettings,
+    load_recipe,
+)
+from vitp_pipeline.shard import ShardChoice
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for: the words of the commands.
+
+    Attributes:
+        recipe: shipped name, or path.
+        shards: None = as the run has it.
+        name, classifier, alpha: as the flags of `vitp classify` and `vitp evaluate`.
+        retry_failed: shards with failed images count as not done.
+    """
+
+    recipe: str
+    data_root: Path
+    out: Path
+    shards: int | None = None
+    name: str | None = None
+    classifier: str | None = None
+    alpha: str | None = None
+    retry_failed: bool = False
+
+    def command(self, stage: str) -> list[str]:
+        """Arguments of vitp for a stage; those for its shard are not among them."""
+        words = ["evaluate" if stage == "merge" else stage, self.recipe]
+        words += ["--data-root", str(self.data_root), "--out", str(self.out)]
+        if stage in ("train-classifier", "classify", "evaluate", "merge") and self.name:
+            words += ["--name", self.name]
+        if stage in ("classify", "evaluate", "merge") and self.classifier:
+            words += ["--classifier", self.classifier]
+        if stage in ("evaluate", "merge") and self.alpha:
+            words += ["--alpha", self.alpha]
+        if self.retry_failed and stage in ("generate-proposals", "classify", "evaluate"):
+            words += ["--retry-failed"]
+        return words
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's tasks that are to run.
+
+    Attributes:
+        shards: of an array, ascending; None = a single task.
+        same_shard: the stage whose task of the same shard must have ended before a task starts.
+        all_of: the stage all whose tasks must have ended.
+    """
+
+    stage: str
+    command: tuple[str, ...]
+    shards: tuple[int, ...] | None = None
+    same_shard: str = ""
+    all_of: str = ""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Jobs in an order in which none comes before one that it waits for.
+
+    Attributes:
+        shards: how many the run has.
+    """
+
+    shards: int
+    jobs: tuple[Job, ...]
+
+
+def plan_chain(request: Request, begin: bool) -> Chain:
+    """Finds out what is left to do.
+
+    Args:
+        begin: makes RUN/proposals/run.json, which fixes the number of shards, or checks that recipe, data and run
+            agree. False writes nothing: what a run on this machine has finished is left out, the rest is not checked.
+    Raises:
+        UsageError: a new run without a number of shards, or another number than the run has.
+        UserError: any of its kinds that the stages raise before they begin.
+    """
+    recipe = load_recipe(request.recipe)
+    settings = recipe.stage(ProposalSettings)
+    classify = recipe.stage(ClassifySettings, name=request.name, classifier=request.classifier)
+    run = _proposals(recipe, settings, request, begin)
+    count = request.shards if run is None else run.shards
+    if not count:
+        raise UsageError(f"{request.out}: of how many shards? This run is new", "Say --shards N")
+    if run is not None and request.shards not in (None, count):
+        raise UsageError(
+            f"{run.folder}: this run has {count} shards, not {request.shards}", "The number is fixed when a run begins"
+        )
+    every = tuple(range(count))
+    proposals = every if run is None else _unfinished(run, request.retry_failed)
+    training = not classify.classifier and not _trained(recipe, request, classify.name, begin)
+    scored = None if run is None or training else _scores(recipe, classify, request)
+    scores = every if scored is None else _unfinished(scored, request.retry_failed)
+    counts, measured = every, False
+    if begin and scored is not None:
+        counts, measured = _unmeasured(recipe, classify, request)
+    jobs = [
+        Job("generate-proposals", (), proposals),
+        Job("train-classifier", ()) if training else None,
+        Job("classify", (), scores, same_shard="generate-proposals", all_of="train-classifier"),
+        Job("evaluate", (), counts, same_shard="classify"),
+        Job("merge", (), all_of="evaluate") if not measured else None,
+    ]
+    return Chain(count, tuple(_with_command(j, request) for j in jobs if j is not None and j.shards != ()))
+
+
+def _with_command(job: Job, request: Request) -> Job:
+    return Job(job.stage, tuple(request.command(job.stage)), job.shards, job.same_shard, job.all_of)
+
+
+def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, begin: bool) -> StageRun | None:
+    folder = request.out / "proposals"
+    if begin and (request.shards is not None or (folder / "run.json").exists()):
+        from vitp_pipeline.stages.proposals import generate_proposals
+
+        choice = ShardChoice(count=request.shards, planned=True)
+        generate_proposals(recipe, settings, request.data_root, request.out, choice)
+    return open_run(folder) if (folder / "run.json").exists() else None
+
+
+def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
+    """Whether the classifier is there. With `begin` its settings are held against the recipe's."""
+    settings = recipe.stage(TrainSettings, name=name)
+    if not (request.out / "classifier" / name / "done.json").exists():
+        return False
+    if begin:
+        from vitp_pipeline.stages.train import train_classifier
+
+        with contextlib.suppress(PartialError):  # trained, without images that could not be read
+            train_classifier(recipe, settings, request.data_root, request.out)
+    return True
+
+
+def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> StageRun | None:
+    """The scores of the classifier that is there, if it has begun to score these proposals."""
+    from vitp_pipeline.artifacts.proposals import open_proposals
+    from vitp_pipeline.stages.classify import classes_run, classifier_file
+
+    file = classifier_file(recipe, settings, request.data_root, request.out)
+    try:
+        return classes_run(open_proposals(request.out), file, settings, request.out)
+    except MissingStageError:
+        return None
+
+
+def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) -> tuple[tuple[int, ...], bool]:
+    """(shards of evaluate, whether the figures are there)."""
+    from vitp_pipeline.stages.evaluate import parse_alphas, prepare
+
+    alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()
+    settings = recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None)
+    evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.out, ShardChoice())
+    shards = _unfinished(evaluation.run, request.retry_failed)
+    return shards, not shards and (evaluation.run.folder / "result.json").exists()
+
+
+def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:
+    from vitp_pipeline.stages.driver import failed_images
+
+    return tuple(s for s in range(run.shards) if not run.finished(s) or (retry_failed and failed_images(run, s)))

@@ -1,0 +1,225 @@
+"""A chain as Slurm jobs.
+
+What this answers to: MaxArraySize limits the highest index, not the count, so later shards go into further arrays whose
+tasks start at 0 again and are told by VITP_SHARDS which shards they stand for. `aftercorr` pairs tasks of equal index,
+so the arrays of two stages are cut at the same shards. A dependency that can no longer be met removes a job
+(`--kill-on-invalid-dep`), so nothing waits for ever. Variables of a job that submits from within another one
+(SLURM_ARRAY_TASK_ID, SBATCH_…) are kept from the new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.cluster.commands import task_script
+from vitp_pipeline.cluster.plan import Chain, Job
+from vitp_pipeline.cluster.profile import Profile, Resources
+from vitp_pipeline.errors import LockedError, UserError
+from vitp_pipeline.progress import say
+from vitp_pipeline.shard import SCHEDULERS, SHARDS, array_expression
+
+DEFAULT_MAX_ARRAY_SIZE = 1001
+
+
+def jobs_folder(out: Path) -> Path:
+    """Where the scripts, logs and job ids of a run's chain lie."""
+    return out / "jobs"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of sbatch.
+
+    Attributes:
+        number: its place in the chain, from 0.
+        shards: the tasks; None = a job without an array.
+        first: shard of array index 0.
+        after: (kind, number) of what it waits for.
+    """
+
+    number: int
+    job: Job
+    shards: tuple[int, ...] | None
+    first: int = 0
+    last: int = 0
+    after: tuple[tuple[str, int], ...] = ()
+
+    def arguments(self, script: Path, throttle: int, ids: Sequence[str]) -> list[str]:
+        """The words of sbatch; `ids` are the job ids of the submissions before it."""
+        words = ["sbatch", "--parsable"]
+        if self.shards is not None:
+            indices = array_expression(shard - self.first for shard in self.shards)
+            words.append(f"--array={indices}{f'%{throttle}' if throttle else ''}")
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for kind, number in self.after:
+            kinds[kind].append(ids[number])
+        if kinds:
+            words.append("--dependency=" + ",".join(f"{kind}:{':'.join(found)}" for kind, found in kinds.items()))
+        if self.first:
+            words.append(f"--export=ALL,{SHARDS}={self.first}-{self.last}")
+        return [*words, str(script)]
+
+
+def submissions(chain: Chain, max_array_size: int) -> list[Submission]:
+    """The chain as calls of sbatch: the tasks of a stage by array, and by what they wait for."""
+    made: list[Submission] = []
+    of_stage: dict[str, list[Submission]] = defaultdict(list)
+    for job in chain.jobs:
+        whole = tuple(("afterok", s.number) for s in of_stage[job.all_of])
+        if job.shards is None:
+            groups = {(0, whole): None}
+        else:
+            groups = defaultdict(list)
+            for shard in job.shards:
+                before = (s for s in of_stage[job.same_shard] if shard in (s.shards or ()))
+                after = tuple(("aftercorr", s.number) for s in before) + whole
+                groups[shard // max_array_size * max_array_size, after].append(shard)
+        for (first, after), shards in groups.items():
+            last = min(first + max_array_size, chain.shards) - 1
+            tasks = None if shards is None else tuple(shards)
+            submission = Submission(len(made), job, tasks, first, last, after)
+            made.append(submission)
+            of_stage[job.stage].append(submission)
+    return made
+
+
+def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
+    """The batch script of a stage; without --array on the command line it makes the tasks that were missing."""
+    pattern = "%A_%a" if job.shards is not None else "%j"
+    log = str(jobs_folder(out) / "log" / job.stage).replace("%", "%%")
+    options = [
+        f"--job-name=vitp-{job.stage}",
+        f'--output="{log}-{pattern}.log"',
+        "--open-mode=append",
+        "--requeue",
+        "--kill-on-invalid-dep=yes",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={resources.cpus}",
+    ]
+    options += [f"--partition={resources.partition}"] if resources.partition else []
+    options += [f"--account={resources.account}"] if resources.account else []
+    options += [f"--gres=gpu:{resources.gpus}"] if resources.gpus else []
+    options += [f"--mem={resources.memory_gb}G"] if resources.memory_gb else []
+    options += [f"--time={resources.minutes}"] if resources.minutes else []
+    options += resources.options
+    header = "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in options)])
+    return f"{header}\n{task_script(job, resources, shards)}"
+
+
+def max_array_size(profile: Profile) -> int:
+    """The profile's, or what scontrol says; Slurm's default where there is none to ask."""
+    if profile["generate-proposals"].max_array_size:
+        return profile["generate-proposals"].max_array_size
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, env=_environment())
+    except OSError:
+        return DEFAULT_MAX_ARRAY_SIZE
+    match = re.search(r"^MaxArraySize\s*=\s*([1-9][0-9]*)", done.stdout, re.MULTILINE)
+    return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
+
+
+def print_scripts(chain: Chain, profile: Profile, out: Path) -> None:
+    """What would be submitted, on standard output: a script for each stage, then the calls."""
+    for job in chain.jobs:
+        print(f"# ---- {_script_path(out, job)}\n{script(job, profile[job.stage], chain.shards, out)}")
+    calls = submissions(chain, max_array_size(profile))
+    print("# ---- submitted with")
+    for call in calls:
+        ids = [f"$JOB{n}" for n in range(len(calls))]
+        words = call.arguments(_script_path(out, call.job), profile[call.job.stage].throttle, ids)
+        print(f"JOB{call.number}=$({' '.join(words)})")
+
+
+def submit_chain(
+    chain: Chain, profile: Profile, out: Path, call: Callable[[list[str]], str] | None = None
+) -> list[str]:
+    """Writes the scripts and submits the chain: all of it or, when sbatch refuses one job, nothing.
+
+    Args:
+        call: runs one of Slurm's programs and returns what it prints.
+    Returns:
+        The job ids.
+    Raises:
+        LockedError: jobs of the last submission are still in the queue.
+        UserError: Slurm is not there, or refuses.
+    """
+    call = call or _call
+    _require_no_jobs(out, call)
+    folder = jobs_folder(out)
+    for job in chain.jobs:
+        text = script(job, profile[job.stage], chain.shards, out)
+        write_whole(_script_path(out, job), lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    (folder / "log").mkdir(parents=True, exist_ok=True)
+    ids: list[str] = []
+    calls = submissions(chain, max_array_size(profile))
+    try:
+        for submission in calls:
+            words = submission.arguments(_script_path(out, submission.job), profile[submission.job.stage].throttle, ids)
+            ids.append(call(words).strip().partition(";")[0])
+    except BaseException:
+        if ids:
+            call(["scancel", *ids])
+        raise
+    stages = [submission.job.stage for submission in calls]
+    write_json(folder / "submitted.json", [{"id": i, "stage": s} for i, s in zip(ids, stages, strict=True)])
+    for submission, job_id in zip(calls, ids, strict=True):
+        say(f"job {job_id}: {submission.job.stage}{_tasks(submission)}{_waits(submission, ids)}")
+    return ids
+
+
+def _script_path(out: Path, job: Job) -> Path:
+    return jobs_folder(out) / f"{job.stage}.sh"
+
+
+def _tasks(submission: Submission) -> str:
+    return "" if submission.shards is None else f", shards {array_expression(submission.shards)}"
+
+
+def _waits(submission: Submission, ids: Sequence[str]) -> str:
+    waits = [f"{ids[number]} ({kind})" for kind, number in submission.after]
+    return f", after {' and '.join(waits)}" if waits else ""
+
+
+def _require_no_jobs(out: Path, call: Callable[[list[str]], str]) -> None:
+    """Two chains on one run would meet at its locks: jobs of the last one must have left the queue."""
+    record = jobs_folder(out) / "submitted.json"
+    if not record.exists():
+        return
+    ids = {entry["id"] for entry in read_json(record)}
+    left = sorted(ids & set(call(["squeue", "--noheader", "--format=%F"]).split()), key=int)
+    if left:
+        raise LockedError(
+            f"{out}: jobs {', '.join(left)} of the last submission are still in the queue",
+            f"Let them end, or `scancel {' '.join(left)}`",
+        )
+
+
+def _call(words: list[str]) -> str:
+    """The standard output of one of Slurm's programs."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, env=_environment())
+    except OSError as error:
+        raise UserError(f"{words[0]}: cannot be run ({error.strerror})", "Submit where Slurm's programs are") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"code {done.returncode}"
+        raise UserError(f"{shlex.join(words)}: {said}", "Nothing is submitted; correct the profile")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what a surrounding job has put there; SLURM_CONF says where the cluster is."""
+    indices = {scheduler.index for scheduler in SCHEDULERS} | {SHARDS}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not (name.startswith(("SLURM_", "SBATCH_")) or name in indices)
+    }

@@ -1,0 +1,274 @@
+"""Looks at every file of a split: what can be read, which label values occur, which classes are covered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.datasets.annotations import Shape
+from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.datasets.images import labels_of, open_image, read_segment_ids, rgb_of
+from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
+from vitp_pipeline.datasets.samples import Sample, stray_labels
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
+
+
+@dataclass
+class Finding:
+    """What one image and its labels are like.
+
+    Attributes:
+        size: (H, W), or None when the image cannot be read.
+        values: pixels by label value (semantic-png), or by category id.
+        objects: objects by category id (COCO kinds).
+        void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
+        broken: (file, reason) for what stops the image from being used.
+        odd: what does not stop it.
+    """
+
+    image_id: str
+    size: Size | None = None
+    image_mode: str = ""
+    label_mode: str = ""
+    values: Counter[int] = field(default_factory=Counter)
+    objects: Counter[int] = field(default_factory=Counter)
+    void: int = 0
+    broken: list[tuple[Path, str]] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SplitCheck:
+    """What a split is like. Values are label values or category ids, as `Finding` has them.
+
+    Attributes:
+        listed: images of the split.
+        checked: those looked at.
+        unknown: images by label value that is neither a class nor ignored.
+        value_images: images by label value.
+        unlabelled: ids of images in which nothing has a class.
+        stray: label files without an image.
+    """
+
+    name: str
+    listed: int
+    checked: int = 0
+    sizes: Counter[Size] = field(default_factory=Counter)
+    image_modes: Counter[str] = field(default_factory=Counter)
+    label_modes: Counter[str] = field(default_factory=Counter)
+    values: Counter[int] = field(default_factory=Counter)
+    value_images: Counter[int] = field(default_factory=Counter)
+    objects: Counter[int] = field(default_factory=Counter)
+    void: int = 0
+    unknown: Counter[int] = field(default_factory=Counter)
+    broken: list[tuple[str, Path, str]] = field(default_factory=list)
+    odd: list[tuple[str, str]] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
+    stray: list[Path] = field(default_factory=list)
+
+    def add(self, found: Finding, classes: set[int], ignored: set[int]) -> None:
+        self.checked += 1
+        if found.size is not None:
+            self.sizes[found.size] += 1
+            self.image_modes[found.image_mode] += 1
+        if found.label_mode:
+            self.label_modes[found.label_mode] += 1
+        self.values += found.values
+        self.value_images.update(found.values.keys() | found.objects.keys())
+        self.objects += found.objects
+        self.void += found.void
+        self.unknown.update(set(found.values) - classes - ignored)
+        self.broken += [(found.image_id, path, reason) for path, reason in found.broken]
+        self.odd += [(found.image_id, reason) for reason in found.odd]
+        if not found.broken and not classes & (set(found.values) | set(found.objects)):
+            self.unlabelled.append(found.image_id)
+
+
+def check_split(
+    dataset: Dataset, limit: int = 0, workers: int = 1, advance: Callable[[], None] = lambda: None
+) -> SplitCheck:
+    """Examines the images of a split; memory does not grow with their number.
+
+    Args:
+        limit: look at so many images only, evenly spread; 0 = all.
+        workers: threads.
+        advance: is called after every image.
+    """
+    chosen = spread(dataset.samples, limit)
+    check = SplitCheck(dataset.split, len(dataset))
+    classes, ignored = {info.label for info in dataset.spec.classes}, set(dataset.spec.ignore)
+    ahead = 4 * workers
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(chosen), ahead):
+            for found in pool.map(lambda sample: examine(dataset, sample), chosen[start : start + ahead]):
+                check.add(found, classes, ignored)
+                advance()
+    check.stray = stray_labels(dataset.spec, dataset.root, dataset.split, dataset.samples)
+    return check
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples at even distances, the first one included; all of them for 0."""
+    if not count or count >= len(samples):
+        return list(samples)
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def examine(dataset: Dataset, sample: Sample) -> Finding:
+    """Reads an image and its labels. What is wrong with them is in the finding; nothing is raised for it."""
+    found = Finding(sample.image_id)
+    try:
+        image = open_image(sample.image)
+        found.size, found.image_mode = (image.height, image.width), image.mode
+        rgb_of(image, sample.image)
+    except InputError as error:
+        found.broken.append((sample.image, error.message))
+    look = {"semantic-png": _look_at_values, "coco-panoptic": _look_at_segments, "coco-instances": _look_at_shapes}
+    try:
+        look[dataset.spec.kind](dataset, sample, found)
+    except InputError as error:
+        found.broken.append((sample.label, error.message))
+    return found
+
+
+def _look_at_values(dataset: Dataset, sample: Sample, found: Finding) -> None:
+    values, found.label_mode = _values(dataset, sample.label)
+    _require_size(found, sample.label, values)
+    numbers, counts = np.unique(values, return_counts=True)
+    found.values.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+    _require_known(dataset, found, sample.label, found.values)
+    if sample.coarse is not None and sample.coarse != sample.label:
+        try:
+            coarse, _ = _values(dataset, sample.coarse)
+        except InputError as error:
+            found.odd.append(error.message)
+        else:
+            _require_size(found, sample.coarse, coarse)
+            _require_known(dataset, found, sample.coarse, Counter(np.unique(coarse).tolist()))
+
+
+def _values(dataset: Dataset, path: Path) -> tuple[np.ndarray, str]:
+    if path.suffix == ".json":
+        return read_polygons(path, dataset.spec), "polygons"
+    image = open_image(path, "label image")
+    return labels_of(image, path), image.mode
+
+
+def _require_known(dataset: Dataset, found: Finding, path: Path, values: Counter[int]) -> None:
+    known = {info.label for info in dataset.spec.classes} | set(dataset.spec.ignore)
+    if unknown := sorted(set(values) - known):
+        shown = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
+        found.broken.append((path, f"{path}: label values that the manifest does not know: {shown}"))
+
+
+def _require_size(found: Finding, path: Path, labels: np.ndarray) -> None:
+    if found.size is not None and found.size != labels.shape:
+        (rows, cols), (height, width) = labels.shape, found.size
+        found.broken.append((path, f"{path}: is {cols}×{rows}, its image is {width}×{height}"))
+
+
+def _look_at_segments(dataset: Dataset, sample: Sample, found: Finding) -> None:
+    _require_listed_size(sample, found)
+    ids = read_segment_ids(sample.label)
+    found.label_mode = "RGB ids"
+    _require_size(found, sample.label, ids)
+    numbers, counts = np.unique(ids, return_counts=True)
+    pixels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    found.void = pixels.pop(0, 0)
+    segments = sample.segments or ()
+    for segment in segments:
+        label = dataset.spec.classes[segment.category].label
+        found.objects[label] += 1
+        found.values[label] += pixels.pop(segment.id, 0)
+    if empty := [s.id for s in segments if s.id not in set(numbers.tolist())]:
+        found.odd.append(f"{sample.label}: {len(empty)} listed segments have no pixel (first: {empty[0]})")
+    if pixels:
+        reason = f"{len(pixels)} segment ids are not in the annotation file (first: {min(pixels)})"
+        found.broken.append((sample.label, f"{sample.label}: {reason}"))
+    if len({s.id for s in segments} | {0}) <= len(segments):
+        found.broken.append(
+            (sample.label, f"{sample.image.name}: the annotation file lists a segment id twice, or id 0")
+        )
+
+
+def _look_at_shapes(dataset: Dataset, sample: Sample, found: Finding) -> None:
+    _require_listed_size(sample, found)
+    size = found.size or dataset.image_size(sample)
+    covered = np.zeros(size, bool)
+    for shape in sample.annotation.shapes if sample.annotation is not None else ():
+        where = f"{sample.label}: annotation {shape.id} of {sample.image.name}"
+        label = dataset.spec.classes[shape.category].label
+        found.objects[label] += 1
+        if reason := _box_trouble(shape, size):
+            found.odd.append(f"{where} {reason}")
+        if shape.outline:
+            mask = outline_mask(shape.outline, size, where)
+            found.values[label] += int(mask.sum())
+            covered |= mask
+        elif dataset.has_masks:
+            found.broken.append((sample.label, f"{where} has no `segmentation`"))
+    found.label_mode = "masks" if dataset.has_masks else "boxes"
+    if dataset.has_masks:
+        found.void = int((~covered).sum())
+
+
+def _require_listed_size(sample: Sample, found: Finding) -> None:
+    listed = sample.annotation.size if sample.annotation is not None else (0, 0)
+    if found.size is not None and all(listed) and listed != found.size:
+        (rows, cols), (height, width) = listed, found.size
+        reason = f"{sample.image}: is {width}×{height}, the annotation file says {cols}×{rows}"
+        found.broken.append((sample.image, reason))
+
+
+def _box_trouble(shape: Shape, size: Size) -> str:
+    if shape.bbox is None:
+        return "has no box"
+    left, top, width, height = shape.bbox
+    if min(width, height) <= 0:
+        return "has an empty box"
+    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
+        return "has a box outside the image"
+    return ""
+
+
+def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
+    """A split's check with JSON types only. `classes` are all of the manifest's; `missing` those that no image has."""
+    spec = dataset.spec
+    classes = [
+        {
+            "name": info.name,
+            "label": info.label,
+            "pixels": check.values[info.label],
+            "objects": check.objects[info.label] if spec.kind != "semantic-png" else None,
+            "images": check.value_images[info.label],
+        }
+        for info in spec.classes
+    ]
+    pixels = sum(check.values.values()) + check.void
+    ignored = sum(check.values[value] for value in spec.ignore) + check.void
+    return {
+        "split": check.name,
+        "images": check.listed,
+        "checked": check.checked,
+        "sizes": {f"{width}x{height}": count for (height, width), count in check.sizes.most_common()},
+        "image_modes": dict(check.image_modes),
+        "label_modes": dict(check.label_modes),
+        "classes": classes,
+        "missing": [c["name"] for c in classes if not c["images"]],
+        "ignored_share": ignored / pixels if pixels else None,
+        "unknown": {
+            str(value): {"images": count, "pixels": check.values[value]}
+            for value, count in sorted(check.unknown.items())
+        },
+        "broken": [{"image_id": i, "file": str(path), "reason": reason} for i, path, reason in check.broken],
+        "odd": [{"image_id": i, "reason": reason} for i, reason in check.odd],
+        "unlabelled": check.unlabelled,
+        "labels_without_image": [str(path) for path in check.stray],
+    }

@@ -1,0 +1,131 @@
+"""Where the files of a manifest lie below a data root: in folders, one level deeper, or in archives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from vitp_pipeline.datasets.spec import words_of
+from vitp_pipeline.datasets.storage import archives_in, compiled, compressed_in, is_archive, is_file, listing
+from vitp_pipeline.errors import InputError
+
+
+class Places:
+    """Finds files by the relative paths and patterns of a manifest.
+
+    Looked at first are the folders `root/r` for r in `roots`; then, as if unpacked there, the archives in them. What is
+    found in a folder hides what archives hold.
+    """
+
+    def __init__(self, root: Path, roots: tuple[str, ...]) -> None:
+        self.root, self.roots = root, roots
+
+    def images(self, patterns: tuple[str, ...]) -> list[tuple[Path, str, dict[str, str]]]:
+        """(base, relative path, words) of all files that match the first pattern that any file matches, in the order of
+        their paths; words are what the pattern's braces stand for.
+        """
+        for bases in (self.folders, self.archives):
+            for pattern in patterns:
+                found = {}
+                for base in bases:
+                    for relative in listing(base, pattern):
+                        found.setdefault(relative, base)
+                    if found and bases is self.folders:
+                        break
+                if found:
+                    fits = compiled(pattern)
+                    return [
+                        (found[relative], relative, fits.fullmatch(relative).groupdict())  # type: ignore[union-attr]
+                        for relative in sorted(found, key=_by_folder)
+                    ]
+        return []
+
+    def file(self, paths: tuple[str, ...]) -> Path:
+        """The first of these relative paths that exists; if none does, where the first one would be expected."""
+        for bases in (self.folders, self.archives):
+            for base in bases:
+                for path in paths:
+                    if is_file(base / path):
+                        return base / path
+        return self.expected(paths[0])
+
+    def beside(self, templates: tuple[str, ...]) -> Beside:
+        """The files that a path with words in braces names, one for each image."""
+        for bases in (self.folders, self.archives):
+            for template in templates:
+                having = [base for base in bases if next(listing(base, _any_word(template)), None) is not None]
+                if having:
+                    return Beside(having, template)
+        return Beside([self.expected("")], templates[0])
+
+    def expected(self, path: str) -> Path:
+        """Where a file that is nowhere would be: where its folder is, or else in what looks like the dataset's."""
+        there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
+        return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
+
+    def nothing_there(self, patterns: tuple[str, ...], mend: str) -> InputError:
+        """The error for a pattern that no file matches; compressed archives, which cannot be read, are named."""
+        if compressed := [path for folder in self.folders for path in compressed_in(folder)]:
+            mend = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
+            mend += "plain .tar or .zip of it"
+        return InputError(f"{self.expected(patterns[0])}: no images there", mend)
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        return [self.root / prefix if prefix else self.root for prefix in self.roots]
+
+    @cached_property
+    def archives(self) -> list[Path]:
+        """The places in archives. An archive may hold a root's folder, or what lies in it."""
+        if is_archive(self.root):
+            return []
+        folders = dict.fromkeys([self.root, *self.folders])
+        found = [archive for folder in folders for archive in archives_in(folder)]
+        return list(dict.fromkeys(a / prefix if prefix else a for a in found for prefix in ("", *self.roots)))
+
+
+class Beside:
+    """Files that lie beside images, under names made from theirs: `template` in each of `bases`."""
+
+    def __init__(self, bases: list[Path], template: str) -> None:
+        self.bases, self.template = bases, template
+
+    def of(self, words: Mapping[str, str]) -> Path:
+        relative = filled(self.template, words)
+        if len(self.bases) > 1:
+            for base in self.bases:
+                if is_file(base / relative):
+                    return base / relative
+        return self.bases[0] / relative
+
+    def all(self) -> Iterator[Path]:
+        """The files that are there, whether or not an image belongs to them."""
+        return (base / relative for base in self.bases for relative in listing(base, _any_word(self.template)))
+
+
+def filled(template: str, words: Mapping[str, str]) -> str:
+    """A path with its words in braces replaced."""
+    for word in words_of(template):
+        template = template.replace(f"{{{word}}}", words[word])
+    return template
+
+
+def words_of_file(relative: str) -> dict[str, str]:
+    """What every label path may name of an image: `stem`, `dir` and `name`."""
+    folder, _, name = relative.rpartition("/")
+    stem = name[: name.rindex(".")] if "." in name[1:] else name
+    return {"stem": stem, "dir": folder or ".", "name": name}
+
+
+def _by_folder(path: str) -> str:
+    """Sorts as the parts of a path do, only faster."""
+    return path.replace("/", "\0")
+
+
+def _any_word(template: str) -> str:
+    """The pattern of all files that a template can name."""
+    pattern = template.replace("{dir}", "**/") if "{dir}" in template else template
+    for word in words_of(pattern):
+        pattern = pattern.replace(f"{{{word}}}", "*")
+    return pattern.replace("**//", "**/")

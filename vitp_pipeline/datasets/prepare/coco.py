@@ -1,0 +1,101 @@
+"""COCO and COCO-Stuff: what detectron2 and mmseg derive from the panoptic annotation and the stuffthingmaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.datasets.images import read_labels
+from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
+from vitp_pipeline.datasets.samples import Sample
+from vitp_pipeline.datasets.spec import IGNORE
+from vitp_pipeline.datasets.storage import is_file
+
+
+def semantic(work: Work) -> None:
+    """`panoptic_semseg_SPLIT2017/*.png`: class numbers 0..132, 255 where there is no label."""
+    dataset, sources = _panoptic(work)
+
+    def make(source: Source) -> None:
+        sample = dataset.sample(source.words["id"])
+
+        def labels() -> bytes:
+            found = dataset.read_semantic(sample)
+            return png(np.where(found == IGNORE, 255, found).astype(np.uint8))
+
+        work.write(source, f"panoptic_semseg_{work.split}2017/{sample.label.name}", labels)
+
+    work.each(sources, make)
+
+
+def instances(work: Work) -> None:
+    """`annotations/panoptic2instances_SPLIT2017.json`: the thing segments as run lengths, crowds included."""
+    dataset, sources = _panoptic(work)
+    if not sources:
+        return
+
+    def make(source: Source) -> dict[str, Any]:
+        sample = dataset.sample(source.words["id"])
+        height, width = dataset.image_size(sample)
+        image_id = int(sample.image_id)
+        image = {"id": image_id, "file_name": sample.image.name, "height": height, "width": width}
+        return {"image": image, "annotations": _entries(dataset, sample, image_id)}
+
+    def whole(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        annotations = [annotation for entry in entries for annotation in entry["annotations"]]
+        return {
+            "images": [entry["image"] for entry in entries],
+            # from 1: COCOeval takes a match with the object 0 for none
+            "annotations": [{"id": n, **annotation} for n, annotation in enumerate(annotations, start=1)],
+            "categories": [{"id": info.label, "name": info.name} for info in work.spec.classes if info.thing],
+        }
+
+    work.annotation_file(f"annotations/panoptic2instances_{work.split}2017.json", sources, make, whole)
+
+
+def stuff_train_ids(work: Work) -> None:
+    """`*_labelTrainIds.png` beside the stuffthingmaps: class numbers 0..170, 255 where there is no label."""
+    folders = (f"stuffthingmaps/{work.split}2017", f"annotations/{work.split}2017", f"{work.split}2017")
+    sources = work.sources(*(f"{folder}/{{id}}.png" for folder in folders))
+    made_here = "_labelTrainIds"
+
+    def make(source: Source) -> None:
+        relative = source.relative.replace(".png", f"{made_here}.png")
+        work.write(source, relative, lambda: png(class_numbers(read_labels(source.path), work.spec, source.path)))
+
+    work.each([s for s in sources if not s.words["id"].endswith(made_here)], make)
+
+
+def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:
+    """The split, and a source for each of its images."""
+    annotations = work.file(f"annotations/panoptic_{work.split}2017.json")
+    work.needs = work.needs or "annotations/panoptic_*2017.json"
+    if not is_file(annotations):
+        return None, []  # type: ignore[return-value]
+    work.found = True
+    dataset = Dataset(work.spec, work.root, work.split)
+    base = annotations.parent.parent
+    return dataset, [Source(base, s.label.name, {"id": s.image_id}) for s in dataset.samples]
+
+
+def _entries(dataset: Dataset, sample: Sample, image_id: int) -> list[dict[str, Any]]:
+    from pycocotools import mask
+
+    boxes = {s.id: s.bbox for s in sample.segments or ()}
+    entries = []
+    for found in dataset.read_instances(sample):
+        runs = mask.encode(np.asfortranarray(found.mask, np.uint8))
+        box = boxes[found.id] or mask.toBbox(runs).tolist()
+        entries.append(
+            {
+                "image_id": image_id,
+                "category_id": dataset.spec.classes[found.category].label,
+                "iscrowd": int(found.iscrowd),
+                "area": int(found.area),
+                "bbox": [int(v) for v in box],
+                "segmentation": {"size": list(runs["size"]), "counts": runs["counts"].decode()},
+            }
+        )
+    return entries

@@ -1,0 +1,187 @@
+"""What all preparations share: list the sources, make what is missing, keep what is there, survive a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.datasets.places import Places
+from vitp_pipeline.datasets.spec import DatasetSpec, load_manifest
+from vitp_pipeline.datasets.storage import is_file
+from vitp_pipeline.errors import InputError, PartialError
+from vitp_pipeline.progress import progress, say
+
+PART = 500
+"""Images whose entries of an annotation file are kept together until it is whole."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to make others from: `base / relative`; `words` are those of the pattern that found it."""
+
+    base: Path
+    relative: str
+    words: dict[str, str]
+
+    @property
+    def path(self) -> Path:
+        return self.base / self.relative
+
+
+class Work:
+    """One product of one split.
+
+    Attributes:
+        made, kept: files.
+        found: whether there was anything to make it from.
+        needs: what that would be.
+    """
+
+    def __init__(self, dataset: str, product: str, split: str, root: Path, workers: int) -> None:
+        self.title, self.split, self.root, self.workers = f"prepare {dataset} {product} {split}", split, root, workers
+        self.manifest = "coco-panoptic" if dataset == "coco" else dataset
+        self.spec = load_manifest(self.manifest)
+        self.places = Places(root, self.spec.roots)
+        self.made = self.kept = 0
+        self.found, self.needs = False, ""
+        self._counting = threading.Lock()
+
+    def sources(self, *patterns: str) -> list[Source]:
+        """The files of the first pattern that any matches."""
+        found = [Source(base, relative, words) for base, relative, words in self.places.images(patterns)]
+        self.found = self.found or bool(found)
+        self.needs = self.needs or patterns[0]
+        return found
+
+    def target(self, source: Source, relative: str) -> Path:
+        """Where a product goes: beside its source, or where that would lie if its archive were unpacked."""
+        return source.base / relative if source.base.is_dir() else self.places.expected(relative)
+
+    def file(self, relative: str) -> Path:
+        return self.places.file((relative,))
+
+    def write(self, source: Source, relative: str, content: Callable[[], bytes]) -> None:
+        """Makes a file unless it exists, be it in the source's archive."""
+        path = self.target(source, relative)
+        there = path.is_file() or is_file(source.base / relative)
+        if not there:
+            made = content()
+            write_whole(path, lambda unfinished: unfinished.write_bytes(made))
+        with self._counting:
+            self.kept += there
+            self.made += not there
+
+    def each(self, items: list[Source], make: Callable[[Source], Any]) -> list[Any]:
+        """`make` of every item, in order, in threads.
+
+        Raises:
+            PartialError: it raised InputError for some, which are named; the others are made.
+        """
+        broken: list[str] = []
+
+        def attempt(item: Source) -> Any:
+            try:
+                return make(item)
+            except InputError as error:
+                broken.append(error.message)
+                return None
+
+        results = []
+        with progress(self.title, len(items)) as bar, ThreadPoolExecutor(self.workers) as pool:
+            for start in range(0, len(items), 4 * self.workers):
+                for result in pool.map(attempt, items[start : start + 4 * self.workers]):
+                    results.append(result)
+                    bar.advance()
+        if broken:
+            for reason in sorted(broken)[:10]:
+                say(f"  broken: {reason}")
+            raise PartialError(
+                f"{self.title}: {len(broken)} of {len(items)} images failed", "Mend them, then run again"
+            )
+        return results
+
+    def annotation_file(
+        self,
+        relative: str,
+        items: list[Source],
+        make: Callable[[Source], Any],
+        whole: Callable[[list[Any]], dict[str, Any]],
+    ) -> None:
+        """Makes a JSON file out of what `make` says of every item. That is kept in pieces until all are there, so
+        that a killed run goes on where it was.
+        """
+        path = self.target(items[0], relative)
+        if path.is_file():
+            self.kept += 1
+            return
+        results: list[Any] = []
+        pieces = []
+        for start in range(0, len(items), PART):
+            some = items[start : start + PART]
+            piece = path.with_name(f"{path.name}.piece-{start // PART:04d}")
+            key = [item.relative for item in some]
+            content = _piece(piece)
+            if content is None or content["of"] != key:
+                content = {"of": key, "entries": self.each(some, make)}
+                _write_json(piece, content)
+            pieces.append(piece)
+            results += content["entries"]
+        self.write(items[0], relative, lambda: json.dumps(whole(results)).encode())
+        for piece in pieces:
+            piece.unlink(missing_ok=True)
+
+
+def png(array: np.ndarray) -> bytes:
+    """An array as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    return content.getvalue()
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids as (H, W, 3) uint8: R + 256·G + 65536·B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def measured(numbers: np.ndarray, count: int) -> list[tuple[int, list[int]] | None]:
+    """(area, [left, top, width, height]) of each region 1..count of a map; None of one without a pixel."""
+    from scipy import ndimage
+
+    areas = np.bincount(numbers.ravel(), minlength=count + 1)
+    found: list[tuple[int, list[int]] | None] = []
+    for n, box in enumerate(ndimage.find_objects(numbers, count), start=1):
+        if box is None:
+            found.append(None)
+            continue
+        rows, cols = box
+        found.append((int(areas[n]), [cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start]))
+    return found
+
+
+def class_numbers(values: np.ndarray, spec: DatasetSpec, path: Path) -> np.ndarray:
+    """(H, W) uint8 class numbers of label values, 255 where there is none. Raises InputError for an unknown value."""
+    lut = spec.label_lut
+    if values.size and (values.max() >= len(lut) or (lut[values] < -1).any()):
+        raise InputError(f"{path}: it has label values that manifest {spec.name!r} does not know")
+    return np.where(lut < 0, 255, lut).astype(np.uint8)[values]
+
+
+def _piece(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(content), encoding="utf-8"))

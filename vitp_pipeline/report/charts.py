@@ -1,0 +1,269 @@
+"""Charts as Plotly figures: plain JSON. Colours are the page's (`var(--…)`), so that light and dark need one set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Chart = dict[str, Any]
+
+INK = {
+    "generator": "var(--generator)",
+    "classifier": "var(--classifier)",
+    "fused": "var(--fused)",
+    "bound": "var(--bound)",
+    "gain": "var(--gain)",
+    "harm": "var(--harm)",
+}
+SERIES = (
+    "var(--fused)",
+    "var(--classifier)",
+    "var(--series-3)",
+    "var(--series-4)",
+    "var(--series-5)",
+    "var(--series-6)",
+)
+LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
+
+
+def percent(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(100 * value, 4)
+
+
+def percents(values: Sequence[float | None]) -> list[float | None]:
+    return [percent(v) for v in values]
+
+
+def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float | None) -> dict[str, Chart]:
+    """A chart per figure that was swept; `alpha` marks the headline."""
+    return {
+        name: alpha_curve(name, [("fused", curve["alpha"], curve["value"])], curve["bound"], alpha)
+        for name, curve in curves.items()
+    }
+
+
+def alpha_curve(
+    name: str, curves: Sequence[tuple[str, Sequence[float], Sequence[Any]]], bound: float | None, alpha: float | None
+) -> Chart:
+    """One figure over α, one line a run: (label, α, values)."""
+    data: list[dict[str, Any]] = []
+    for (label, xs, ys), color in zip(curves, _cycle(len(curves)), strict=True):
+        line = {"type": "scatter", "mode": "lines+markers", "name": label, "x": list(xs), "y": percents(ys)}
+        data.append(line | {"line": {"color": color}, "hovertemplate": f"α = %{{x}}: %{{y:.2f}} {name}<extra></extra>"})
+    if len(curves) == 1:
+        _, xs, ys = curves[0]
+        if bound is not None:
+            data.append(_level("bound: truth inside the mask", xs, percent(bound), INK["bound"], "dash"))
+        if 0.0 in xs:
+            data.append(_level("generator alone", xs, percent(ys[list(xs).index(0.0)]), INK["generator"], "dot"))
+        if alpha is not None and alpha in xs:
+            mark = {"color": INK["fused"], "size": 13, "symbol": "circle-open", "line": {"width": 3}}
+            at = {"x": [alpha], "y": [percent(ys[list(xs).index(alpha)])]}
+            data.append({"type": "scatter", "mode": "markers", "name": "headline", "marker": mark} | at)
+    layout = _layout("α, weight of the classifier", f"{name} [%]", height=360)
+    layout["xaxis"] |= {"range": [-0.03, 1.03], "zeroline": False}
+    return {"data": data, "layout": layout}
+
+
+def class_bars(classes: Sequence[str], values: dict[str, Sequence[Any]], name: str) -> Chart:
+    """A row per class: grey up to the generator, coloured from there to the fused figure, pale up to the bound."""
+    generator, fused = (percents(values[k]) for k in ("generator", "fused"))
+    bound = percents(values.get("bound_mask", [None] * len(classes)))
+    both = [(g or 0.0, f or 0.0) for g, f in zip(generator, fused, strict=True)]
+    text = [
+        f"<b>{c}</b><br>generator {_number(g)}<br>fused {_number(f)} ({f or 0:+.2f} − {g or 0:.2f} = "
+        f"{(f or 0) - (g or 0):+.2f})<br>bound {_number(b)}"
+        for c, g, f, b in zip(classes, generator, fused, bound, strict=True)
+    ]
+
+    def bars(title: str, x: list, color: str, width: float, base: list | float = 0.0, hover: bool = False) -> dict:
+        shown = {"hovertext": text, "hoverinfo": "text"} if hover else {"hoverinfo": "skip"}
+        bar = {"type": "bar", "orientation": "h", "name": title, "y": list(classes), "x": x, "base": base}
+        return bar | {"width": width, "marker": {"color": color}} | shown
+
+    gain = [max(0.0, f - g) for g, f in both]
+    harm = [max(0.0, g - f) for g, f in both]
+    data = [
+        bars("bound", [b or 0.0 for b in bound], INK["bound"], 0.8, hover=True),
+        bars("generator", [min(g, f) for g, f in both], INK["generator"], 0.8),
+        bars("gained by fusion", gain, INK["gain"], 0.8, [g for g, _ in both]),
+        bars("lost by fusion", harm, INK["harm"], 0.8, [f for _, f in both]),
+    ]
+    layout = _layout("", "", height=50 + 19 * len(classes))
+    layout |= {"barmode": "overlay", "hovermode": "y", "bargap": 0.15, "showlegend": False}
+    layout["margin"] = {"l": 56, "r": 12, "t": 34, "b": 8}
+    layout["yaxis"] |= {"automargin": True, "type": "category", "autorange": "reversed", "dtick": 1, "showgrid": False}
+    layout["xaxis"] |= {"side": "top", "ticksuffix": " %", "zeroline": False}
+    return {"data": data, "layout": layout}
+
+
+def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
+    """Shares of every true class's pixels. counts: (C, C) [truth, called]."""
+    total = counts.sum(1, keepdims=True)
+    share = np.divide(100.0 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    z = [[None if np.isnan(v) else round(float(v), 2) for v in row] for row in share]
+    heat = {
+        "type": "heatmap",
+        "x": list(names),
+        "y": list(names),
+        "z": z,
+        "zmin": 0,
+        "zmax": 100,
+        "colorscale": [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {"ticksuffix": " %", "thickness": 10, "outlinewidth": 0},
+        "hovertemplate": "truth %{y}<br>called %{x}<br>%{z:.1f} % of its pixels<extra></extra>",
+    }
+    layout = _layout("", "", height=170 + 18 * len(names))
+    layout["margin"] = {"l": 56, "r": 4, "t": 8, "b": 48}
+    common = {"automargin": True, "type": "category", "dtick": 1, "showgrid": False, "ticks": ""}
+    layout["yaxis"] |= common | {"autorange": "reversed"}
+    layout["xaxis"] |= common | {"tickangle": -90}
+    return {"data": [heat], "layout": layout}
+
+
+def reliability(found: dict[str, dict[str, Any]]) -> Chart:
+    """How often names of a sureness are right; on the diagonal a namer is as sure as it may be."""
+    diagonal = {"type": "scatter", "mode": "lines", "name": "as sure as right", "x": [0, 100], "y": [0, 100]}
+    data: list[dict[str, Any]] = [diagonal | {"line": {"color": INK["bound"], "dash": "dash"}, "hoverinfo": "skip"}]
+    for name, bins in found.items():
+        ece = "" if bins["ece"] is None else f" (ECE {100 * bins['ece']:.1f})"
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"{name}{ece}",
+                "x": percents(bins["sureness"]),
+                "y": percents(bins["right"]),
+                "customdata": bins["count"],
+                "line": {"color": INK[name]},
+                "marker": {"size": [6 + 14 * (n / max(1, *bins["count"])) ** 0.5 for n in bins["count"]]},
+                "hovertemplate": f"{name}: %{{customdata}} masks, sure %{{x:.1f}} %, right %{{y:.1f}} %<extra></extra>",
+            }
+        )
+    layout = _layout("sureness [%]", "named right [%]", height=420)
+    layout["xaxis"]["range"] = layout["yaxis"]["range"] = [-2, 102]
+    return {"data": data, "layout": layout}
+
+
+def help_and_harm(bins: Sequence[dict[str, Any]], title: str) -> Chart:
+    """Per bin the share of its masks that fusion put right (up) and wrong (down)."""
+    names = [b["bin"] for b in bins]
+
+    def share(key: str, sign: int = 1) -> list[float | None]:
+        return [percent(sign * b[key] / b["masks"]) if b["masks"] else None for b in bins]
+
+    counts = [[b["masks"], b["righted"], b["wronged"], b["before"], b["after"]] for b in bins]
+    hover = (
+        "%{x}: %{customdata[0]} masks<br>put right %{customdata[1]}, put wrong %{customdata[2]}<br>"
+        "right before %{customdata[3]}, after %{customdata[4]}<extra></extra>"
+    )
+    common = {"type": "bar", "x": names, "customdata": counts, "hovertemplate": hover}
+    net = [percent((b["righted"] - b["wronged"]) / b["masks"]) if b["masks"] else None for b in bins]
+    marker = {"color": "var(--ink)", "size": 9, "symbol": "diamond"}
+    data = [
+        common | {"name": "put right", "y": share("righted"), "marker": {"color": INK["gain"]}},
+        common | {"name": "put wrong", "y": share("wronged", -1), "marker": {"color": INK["harm"]}},
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "net",
+            "x": names,
+            "y": net,
+            "marker": marker,
+            "hoverinfo": "skip",
+        },
+    ]
+    layout = _layout(title, "of the masks [%]", height=340)
+    layout |= {"barmode": "relative", "bargap": 0.25}
+    layout["xaxis"] |= {"type": "category", "automargin": True}
+    return {"data": data, "layout": layout}
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> Chart:
+    """Points with intervals, one row each: {label, metric, estimate, low, high}, the figures in [−1, 1]."""
+    names = [f"{row['label'].split(':')[0]} · {row['metric']}" for row in rows]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    data = []
+    for metric, color in zip(metrics, _cycle(len(metrics)), strict=True):
+        own = [(name, row) for name, row in zip(names, rows, strict=True) if row["metric"] == metric]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": metric,
+                "x": percents([row["estimate"] for _, row in own]),
+                "y": [name for name, _ in own],
+                "error_x": _interval([row for _, row in own], color, 2, 6),
+                "customdata": [[row["label"], percent(row["low"]), percent(row["high"])] for _, row in own],
+                "marker": {"color": color, "size": 11},
+                "hovertemplate": f"%{{customdata[0]}}<br>{metric}: %{{x:+.2f}}, %{{customdata[1]:+.2f}} to "
+                "%{customdata[2]:+.2f}<extra></extra>",
+            }
+        )
+    layout = _layout("points", "", height=80 + 30 * len(rows))
+    layout |= {"showlegend": False}
+    category = {"automargin": True, "type": "category", "categoryorder": "array", "categoryarray": names}
+    layout["yaxis"] |= category | {"autorange": "reversed", "dtick": 1}
+    layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 2}
+    return {"data": data, "layout": layout}
+
+
+def class_differences(rows: Sequence[dict[str, Any]]) -> Chart:
+    """Per class the difference with its interval: {name, estimate, low, high}."""
+    x = percents([r["estimate"] for r in rows])
+    color = [INK["gain"] if (v or 0) >= 0 else INK["harm"] for v in x]
+    bar = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [r["name"] for r in rows],
+        "x": x,
+        "marker": {"color": color},
+        "error_x": _interval(rows, "var(--muted)", 1.5, 3),
+        "customdata": [[percent(r["low"]), percent(r["high"])] for r in rows],
+        "hovertemplate": "%{y}: %{x:+.2f}, %{customdata[0]:+.2f} to %{customdata[1]:+.2f}<extra></extra>",
+    }
+    layout = _layout("points", "", height=80 + 22 * len(rows))
+    layout["yaxis"] |= {"automargin": True, "type": "category", "autorange": "reversed", "dtick": 1}
+    return {"data": [bar], "layout": layout}
+
+
+def _interval(rows: Sequence[dict[str, Any]], color: str, thickness: float, width: int) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [percent(max(0.0, row["high"] - row["estimate"])) for row in rows],
+        "arrayminus": [percent(max(0.0, row["estimate"] - row["low"])) for row in rows],
+        "color": color,
+        "thickness": thickness,
+        "width": width,
+    }
+
+
+def _level(name: str, xs: Sequence[float], y: float | None, color: str, dash: str) -> dict[str, Any]:
+    ends = [min(xs), max(xs)]
+    line = {"color": color, "dash": dash}
+    shown = {"hovertemplate": f"{name}: %{{y:.2f}}<extra></extra>"}
+    return {"type": "scatter", "mode": "lines", "name": name, "x": ends, "y": [y, y], "line": line} | shown
+
+
+def _layout(x: str, y: str, height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 48},
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}},
+        "legend": dict(LEGEND),
+        "hoverlabel": {"align": "left"},
+    }
+
+
+def _cycle(count: int) -> list[str]:
+    return [SERIES[i % len(SERIES)] for i in range(count)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,295 @@
+"""`vitp compare`: several evaluations of the same images, each against the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.fingerprint import difference
+from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
+from vitp_pipeline.metrics.semantic import ious
+from vitp_pipeline.report import charts, figures
+from vitp_pipeline.report.page import require_libraries, write_page
+from vitp_pipeline.report.stored import StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.stages.results import RESAMPLES, headline_variants, image_areas
+
+SHOWN_CLASSES, SHOWN_IMAGES = 30, 10
+SECTIONS = {
+    "summary": "Differences",
+    "figures": "Figures",
+    "alpha": "α",
+    "classes": "Classes",
+    "images": "Images",
+    "settings": "Settings",
+    "provenance": "Provenance",
+}
+Sums = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
+"""(images, K, 3) numbers that add up, and the figure of their sum."""
+
+
+def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
+    """The numbers of a comparison: every evaluation against the first, on the images that all have measured.
+
+    Returns:
+        labels: of the evaluations, in order; images: how many are compared; resamples, level.
+        differences: [{label, variant, metric, estimate, low, high}], figures in [−1, 1].
+        classes: per label [{name, first, other, estimate, low, high}] of the IoU of fused maps.
+        image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
+        settings: per label what differs, as lines.
+    Raises:
+        UsageError: fewer than two evaluations.
+        IncompatibleError: other classes, no common image, or another ground truth.
+    """
+    if len(runs) < 2:
+        raise UsageError("a comparison needs at least two evaluations", "Name two run directories or more")
+    first = runs[0]
+    for other in runs[1:]:
+        if other.classes != first.classes:
+            raise IncompatibleError(
+                f"{other.evaluation.run.folder}: has other classes than {first.evaluation.run.folder}",
+                "Compare evaluations of one dataset",
+            )
+    places = _common(runs)
+    labels = labels_of(runs)
+    result: dict[str, Any] = {
+        "labels": labels,
+        "images": len(places[0]),
+        "resamples": RESAMPLES,
+        "level": 0.95,
+        "differences": [],
+        "classes": {},
+        "image_changes": {},
+        "settings": {},
+    }
+    for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
+        same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
+        for variant in ("fused",) if same_masks else ("fused", "generator"):
+            ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
+            for metric in [m for m in ours if m in theirs and (same_masks or m != "masks named right")]:
+                gain = paired_difference(ours[metric][0], theirs[metric][0], ours[metric][1], RESAMPLES)
+                entry = {"label": label, "variant": variant, "metric": metric}
+                result["differences"].append(entry | {"estimate": gain.estimate, "low": gain.low, "high": gain.high})
+        result["classes"][label] = _class_changes(first, other, places[0], place)
+        result["image_changes"][label] = _image_changes(first, other, places[0], place)
+        result["settings"][label] = _settings_changes(first, other)
+    return result
+
+
+def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
+    """A letter, and of run, classifier, points and α what tells the evaluations apart."""
+    parts = [
+        [
+            run.run.name,
+            classifier_name(run),
+            f"{run.evaluation.run.identity['points']} point",
+            figures.alpha_text(run),
+            run.evaluation.settings.formula,
+        ]
+        for run in runs
+    ]
+    telling = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
+    if len({tuple(p[i] for i in telling) for p in parts}) < len(runs):
+        for run, part in zip(runs, parts, strict=True):
+            part.append(run.evaluation.run.fingerprint[:8])
+        telling.append(len(parts[0]) - 1)
+    letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
+    return [f"{letter}: {', '.join(p[i] for i in telling)}" for letter, p in zip(letters, parts, strict=True)]
+
+
+def panoptic_areas(stored: StoredEvaluation, variant: str) -> np.ndarray:
+    """What a paired bootstrap of PQ resamples.
+
+    Returns:
+        (images, K, 3) float64: summed IoU of the matches, segments of the ground truth (the same whatever was
+        predicted), predicted segments without those that are forgiven.
+    """
+    e = stored.rows.columns["panoptic"]
+    chosen = e["variant"] == headline_variants(stored.evaluation)[variant]
+    out = np.zeros((len(stored.rows.images), len(stored.classes), 3))
+    at = e["image"][chosen], e["class"][chosen]
+    for column, values in enumerate((e["iou"], e["tp"] + e["fn"], e["tp"] + e["fp"])):
+        np.add.at(out[..., column], at, values[chosen])
+    return out
+
+
+def panoptic_quality(total: np.ndarray) -> np.ndarray:
+    """(…, K, 3) sums of `panoptic_areas` → (…) PQ over the classes that occur."""
+    segments = total[..., 1] + total[..., 2]  # 2 TP + FN + FP
+    seen = segments > 0
+    quality = np.divide(2 * total[..., 0], segments, out=np.zeros_like(segments), where=seen)
+    count = seen.sum(-1)
+    return np.divide(quality.sum(-1), count, out=np.full(np.shape(count), np.nan), where=count > 0)
+
+
+def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
+    """Per run the numbers of the images that all have measured, in the first run's order."""
+    measured = []
+    for run in runs:
+        failed = {image for image, _ in run.rows.failed}
+        measured.append({image: i for i, image in enumerate(run.rows.images) if image not in failed})
+    shared = [image for image in measured[0] if all(image in other for other in measured[1:])]
+    if not shared:
+        raise IncompatibleError("the evaluations have no image in common", "Compare evaluations of one split")
+    return [np.array([own[image] for image in shared]) for own in measured]
+
+
+def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[str, Sums]:
+    found: dict[str, Sums] = {}
+    tasks = figures.tasks_of(stored)
+    if "semantic" in tasks:
+        areas = image_areas(stored.evaluation, stored.rows, headline_variants(stored.evaluation)[variant])[images]
+        found |= {"mIoU": (areas, miou), "pixel accuracy": (areas, pixel_accuracy)}
+    if "panoptic" in tasks:
+        found["PQ"] = (panoptic_areas(stored, variant)[images], panoptic_quality)
+    masks = stored.rows.columns["masks"]
+    named = np.zeros((len(stored.rows.images), 1, 3), np.int64)
+    np.add.at(named[:, 0, 0], masks["image"], masks[variant] == masks["label"])
+    np.add.at(named[:, 0, 1], masks["image"], 1)
+    if len(masks["image"]):
+        found["masks named right"] = (named[images], pixel_accuracy)
+    return found
+
+
+def _class_changes(
+    first: StoredEvaluation, other: StoredEvaluation, ours: np.ndarray, theirs: np.ndarray
+) -> list[dict[str, Any]]:
+    if not all("semantic" in figures.tasks_of(run) for run in (first, other)):
+        return []
+    a, b = (
+        image_areas(run.evaluation, run.rows, headline_variants(run.evaluation)["fused"])[places]
+        for run, places in ((first, ours), (other, theirs))
+    )
+    estimate, low, high = paired_intervals(a, b, ious, RESAMPLES)
+    before, after, present = ious(a.sum(0)), ious(b.sum(0)), a[..., 1].sum(0) > 0
+    columns = {"first": before, "other": after, "estimate": estimate, "low": low, "high": high}
+    return [
+        {"name": name, **{column: float(values[k]) for column, values in columns.items()}}
+        for k, name in enumerate(first.classes)
+        if present[k]
+    ]
+
+
+def _image_changes(
+    first: StoredEvaluation, other: StoredEvaluation, ours: np.ndarray, theirs: np.ndarray
+) -> list[dict[str, Any]]:
+    a, b = figures.image_accuracies(first)["fused"][ours], figures.image_accuracies(other)["fused"][theirs]
+    order = [i for i in np.argsort(a - b, kind="stable").tolist() if np.isfinite(a[i] - b[i])]
+    return [
+        {
+            "image": first.rows.images[ours[i]],
+            "first": float(a[i]),
+            "other": float(b[i]),
+            "change": float(b[i] - a[i]),
+        }
+        for i in order
+    ]
+
+
+def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[str]:
+    def identities(run: StoredEvaluation) -> dict[str, Any]:
+        e = run.evaluation
+        proposals = {k: v for k, v in e.proposals.run.identity.items() if k != "manifest"}
+        classes = {k: v for k, v in e.classes.identity.items() if k != "proposals"}
+        own = {k: v for k, v in e.run.identity.items() if k not in ("proposals", "classes")}
+        return {"proposals": proposals, "classes": classes, "evaluation": own}
+
+    return difference(identities(other), identities(first))
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """A table for people, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for label in result["labels"]:
+        console.print(label, markup=False)
+    base = result["labels"][0].split(":")[0]
+    table = Table(title=f"against {base}, {result['images']} images", title_justify="left")
+    for column in ("", "named by", "figure"):
+        table.add_column(column, no_wrap=True)
+    for column in ("difference", f"{100 * result['level']:g} % of resamples"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in result["differences"]:
+        span = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
+        letter = row["label"].split(":")[0]
+        table.add_row(letter, row["variant"], row["metric"], f"{100 * row['estimate']:+.2f}", span)
+    console.print(table)
+
+
+def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], path: Path) -> None:
+    """Writes the page of `compare`'s result.
+
+    Raises:
+        UsageError: the extra `report` is not installed.
+        StorageError: no room.
+    """
+    require_libraries()
+    labels, base = result["labels"], result["labels"][0]
+    sweeps = [figures.sweep(run) for run in runs]
+    curves = [name for name in sweeps[0] if any(len(s.get(name, {}).get("alpha", ())) > 1 for s in sweeps)]
+    drawn: dict[str, charts.Chart] = {}
+    variants = list(dict.fromkeys(row["variant"] for row in result["differences"]))
+    for variant in variants:
+        rows = [row for row in result["differences"] if row["variant"] == variant]
+        drawn[f"differences:{variant}"] = charts.differences(rows)
+    for name in curves:
+        lines = [
+            (label, s[name]["alpha"], s[name]["value"]) for label, s in zip(labels, sweeps, strict=True) if name in s
+        ]
+        drawn[f"alpha:{name}"] = charts.alpha_curve(name, lines, None, None)
+    for label, rows in result["classes"].items():
+        if rows:
+            largest = sorted(rows, key=lambda row: -abs(row["estimate"]))[:SHOWN_CLASSES]
+            chart = charts.class_differences(sorted(largest, key=lambda row: -row["estimate"]))
+            drawn[f"classes:{label}"] = chart
+    tasks = figures.tasks_of(runs[0])
+    there = {"alpha": bool(curves), "classes": any(result["classes"].values())}
+    provenance = runs[0].result["provenance"]
+    write_page(
+        path,
+        "compare.html",
+        {"charts": drawn},
+        ("page.js",),
+        title=f"{provenance['dataset']} {provenance['split']}: {len(runs)} evaluations compared",
+        about=f"{result['images']:,} images that all have measured · base: {base}",
+        sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
+        base=base,
+        labels=labels,
+        others=labels[1:],
+        variants=variants,
+        differences=result["differences"],
+        resamples=result["resamples"],
+        tables={task: _side_by_side(runs, labels, task) for task in tasks},
+        curves=curves,
+        heights={name: chart["layout"]["height"] for name, chart in drawn.items()},
+        classes=result["classes"],
+        shown_classes=SHOWN_CLASSES,
+        images={
+            label: {"up": rows[:SHOWN_IMAGES], "down": rows[: -SHOWN_IMAGES - 1 : -1]}
+            for label, rows in result["image_changes"].items()
+        },
+        settings=result["settings"],
+        runs=[
+            {"label": label, "run": str(run.run), "stages": provenance_of(run)}
+            for label, run in zip(labels, runs, strict=True)
+        ],
+    )
+
+
+def _side_by_side(runs: Sequence[StoredEvaluation], labels: Sequence[str], task: str) -> dict[str, Any]:
+    """{columns, rows: [{label, title, values}]} of generator, fused and bound of every evaluation."""
+    tables = [figures.headline_table(run, task) if task in figures.tasks_of(run) else None for run in runs]
+    columns = list(dict.fromkeys(c for table in tables if table for c in table["columns"]))
+    rows = []
+    for variant in ("generator", "classifier", "fused", "bound_mask"):
+        for label, table in zip(labels, tables, strict=True):
+            found = next((r for r in table["rows"] if r["variant"] == variant), None) if table else None
+            if found:
+                known = dict(zip(table["columns"], found["values"], strict=True))
+                rows.append({"label": label, "title": found["title"], "values": [known.get(c) for c in columns]})
+    return {"columns": columns, "rows": rows}

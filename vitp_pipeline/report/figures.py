@@ -1,0 +1,197 @@
+"""Numbers of a report: from the result of an evaluation and its rows, of whatever tasks these hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.report.stored import StoredEvaluation
+from vitp_pipeline.stages.results import HEADLINE, RULES, Rows, headline_variants, image_areas
+
+TASKS = ("semantic", "panoptic", "instance")
+TITLES = {
+    "generator": "generator alone (α = 0)",
+    "classifier": "classifier alone (α = 1)",
+    "bound_point": "bound: truth at the point",
+    "bound_mask": "bound: truth inside the mask",
+}
+WORDS = {
+    "pixel_accuracy": "pixel accuracy",
+    "mIoU_union": "mIoU (union)",
+    "boundary_mIoU": "boundary mIoU",
+    "boundary_IoU": "boundary IoU",
+    "per_class": "AP",
+    **{f"AP_{size}": f"AP {size}" for size in ("small", "medium", "large")},
+}
+ORDER = (
+    *("mIoU", "PQ", "AP", "SQ", "RQ", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("pixel accuracy", "mAcc", "boundary mIoU", "mIoU (union)"),
+)
+GROUPS = ("", "coco", "things", "stuff")
+"""Which figures come first in a table, and which groups of them; all others follow as the result has them."""
+
+
+def alpha_text(stored: StoredEvaluation) -> str:
+    """What decides the weight of the classifier in the headline."""
+    return RULES.get(stored.evaluation.headline, f"α = {stored.evaluation.alpha:g}")
+
+
+def title_of(variant: str, stored: StoredEvaluation) -> str:
+    return f"fused ({alpha_text(stored)})" if variant == "fused" else TITLES[variant]
+
+
+def tasks_of(stored: StoredEvaluation) -> tuple[str, ...]:
+    """The tasks that were measured."""
+    return tuple(task for task in TASKS if stored.result.get(task))
+
+
+def task_figures(stored: StoredEvaluation, task: str, variant: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The figures of one way to name the masks.
+
+    Returns:
+        (figure by its name, in [0, 1] or None; per-class figures by name, each class name → value or None)
+    """
+    totals: dict[str, Any] = {}
+    per_class: dict[str, dict[str, Any]] = {}
+    _collect(stored.result[task].get(variant, {}), set(stored.classes), (), totals, per_class)
+    return totals, per_class
+
+
+def _collect(value: dict[str, Any], classes: set[str], path: tuple[str, ...], totals: dict, per_class: dict) -> None:
+    for key, entry in value.items():
+        group = [p for p in path if p != "all"]
+        name = " ".join([WORDS.get(key, key), *group])
+        if isinstance(entry, dict) and entry and set(entry) <= classes:
+            per_class[name] = entry
+        elif isinstance(entry, dict):
+            _collect(entry, classes, (*path, key), totals, per_class)
+        elif entry is None or isinstance(entry, float):  # an integer is a count
+            totals[name] = entry
+
+
+def headline_table(stored: StoredEvaluation, task: str) -> dict[str, Any]:
+    """{columns, rows: [{variant, title, values, gains}]}; gains are against the generator alone."""
+    found = {v: task_figures(stored, task, v)[0] for v in HEADLINE if stored.result[task].get(v)}
+    columns = sorted(dict.fromkeys(name for figures in found.values() for name in figures), key=_place)
+    base, rows = found.get("generator", {}), []
+    for variant, figures in found.items():
+        values = [figures.get(name) for name in columns]
+        gains = [
+            None if value is None or base.get(name) is None or variant == "generator" else value - base[name]
+            for name, value in zip(columns, values, strict=True)
+        ]
+        rows.append({"variant": variant, "title": title_of(variant, stored), "values": values, "gains": gains})
+    return {"columns": columns, "rows": rows}
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a figure stands in a table: by its group, then by itself."""
+    known = (f for f in sorted(ORDER, key=len, reverse=True) if name == f or name.startswith(f"{f} "))
+    figure = next(known, name.partition(" ")[0])
+    group = name.removeprefix(figure).strip()
+    return tuple(all_.index(x) if x in all_ else len(all_) for x, all_ in ((group, GROUPS), (figure, ORDER)))
+
+
+def sweep(stored: StoredEvaluation) -> dict[str, dict[str, Any]]:
+    """Per figure that was swept: {task, alpha: [...], value: [...], bound: of the mask's truth, or None}."""
+    curves: dict[str, dict[str, Any]] = {}
+    for task in tasks_of(stored):
+        points = stored.result[task].get("sweep", [])
+        bound, _ = task_figures(stored, task, "bound_mask")
+        for key in [k for k in (points[0] if points else ()) if k != "alpha"]:
+            name = WORDS.get(key, key)
+            curves[name] = {
+                "task": task,
+                "alpha": [point["alpha"] for point in points],
+                "value": [point[key] for point in points],
+                "bound": bound.get(name, bound.get(f"{name} coco")),
+            }
+    return curves
+
+
+def class_measures(stored: StoredEvaluation) -> dict[str, dict[str, list[Any]]]:
+    """Per-class figure → per variant its values in the order of the classes."""
+    measures: dict[str, dict[str, list[Any]]] = {}
+    for task in tasks_of(stored):
+        for variant in HEADLINE:
+            for name, values in task_figures(stored, task, variant)[1].items():
+                measures.setdefault(name, {})[variant] = [values.get(c) for c in stored.classes]
+    return measures
+
+
+def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
+    """(K, K) int64 pixels [truth, called] before and after; empty where no semantic maps were measured."""
+    entries, size = stored.rows.columns.get("semantic", {}), len(stored.classes)
+    if not len(entries.get("pixels", ())):
+        return {}
+    numbers, found = headline_variants(stored.evaluation), {}
+    for name in ("generator", "fused"):
+        chosen = entries["variant"] == numbers[name]
+        found[name] = np.zeros((size, size), np.int64)
+        np.add.at(found[name], (entries["truth"][chosen], entries["predicted"][chosen]), entries["pixels"][chosen])
+    return found
+
+
+def most_confused(found: dict[str, np.ndarray], most: int = 24) -> np.ndarray:
+    """Indices of the classes, ascending, that a matrix of limited size should show: of most pixels called wrongly."""
+    wrong = sum(m.sum(0) + m.sum(1) - 2 * np.diag(m) for m in found.values())
+    seen = sum(m.sum(0) + m.sum(1) for m in found.values())
+    order = np.lexsort((-seen, -wrong))
+    return np.sort(order[seen[order] > 0][:most])
+
+
+def folded(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(C + 1, C + 1): the chosen classes, all others together last."""
+    place = np.full(len(counts), len(chosen))
+    place[chosen] = np.arange(len(chosen))
+    out = np.zeros((len(chosen) + 1,) * 2, np.int64)
+    np.add.at(out, (place[:, None], place[None]), counts)
+    return out
+
+
+def changed_confusions(found: dict[str, np.ndarray], classes: tuple[str, ...], most: int = 12) -> list[dict[str, Any]]:
+    """The pairs of classes whose confusion changed by most pixels, as shares of the true class's pixels."""
+    before, after = found["generator"], found["fused"]
+    change = after - before
+    np.fill_diagonal(change, 0)
+    pairs = np.argsort(-np.abs(change), axis=None, kind="stable")[:most]
+    total = before.sum(1)
+    return [
+        {
+            "truth": classes[t],
+            "called": classes[c],
+            "before": float(before[t, c] / total[t]),
+            "after": float(after[t, c] / total[t]),
+            "pixels": int(change[t, c]),
+        }
+        for t, c in zip(*np.unravel_index(pairs, change.shape), strict=True)
+        if change[t, c]
+    ]
+
+
+def class_pixels(rows: Rows, classes: int) -> np.ndarray:
+    """(K,) ground-truth pixels of every class; without semantic maps, how many masks it has."""
+    entries = rows.columns.get("semantic", {})
+    if len(entries.get("pixels", ())):
+        first = entries["variant"] == entries["variant"].min()
+        return np.bincount(entries["truth"][first], entries["pixels"][first], minlength=classes).astype(np.int64)
+    return np.bincount(rows.columns["masks"]["label"], minlength=classes)
+
+
+def image_accuracies(stored: StoredEvaluation) -> dict[str, np.ndarray]:
+    """(images,) share of the labelled pixels that generator and fused name rightly, nan without any; without semantic
+    maps the share of the masks.
+    """
+    numbers, found = headline_variants(stored.evaluation), {}
+    count = len(stored.rows.images)
+    for name in ("generator", "fused"):
+        if len(stored.rows.columns.get("semantic", {}).get("pixels", ())):
+            areas = image_areas(stored.evaluation, stored.rows, numbers[name])
+            right, of = areas[..., 0].sum(1), areas[..., 1].sum(1)
+        else:
+            masks = stored.rows.columns["masks"]
+            right = np.bincount(masks["image"], masks[name] == masks["label"], minlength=count)
+            of = np.bincount(masks["image"], minlength=count)
+        found[name] = np.divide(right, of, out=np.full(count, np.nan), where=of > 0)
+    return found

@@ -1,0 +1,230 @@
+"""`vitp report`: everything about one evaluation on one page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.progress import progress
+from vitp_pipeline.report import charts, figures, masks
+from vitp_pipeline.report.gallery import choose
+from vitp_pipeline.report.page import require_libraries, write_page
+from vitp_pipeline.report.pictures import card_content
+from vitp_pipeline.report.stored import StoredEvaluation, provenance_of
+
+HELP_TITLES = {
+    "area": "area of the mask, share of the image",
+    "sureness": "sureness of the generator's name",
+    "frequency": "frequency of the true class, share of the pixels",
+}
+SECTIONS = {
+    "summary": "Figures",
+    "alpha": "α",
+    "classes": "Classes",
+    "confusion": "Confusion",
+    "masks": "Help and harm",
+    "gallery": "Images",
+    "provenance": "Provenance",
+}
+
+
+def write_report(stored: StoredEvaluation, path: Path) -> None:
+    """Writes the page.
+
+    Raises:
+        UsageError: the extra `report` is not installed.
+        InputError: an image or label of the gallery cannot be read.
+        CorruptError: a stored part is damaged.
+        StorageError: no room.
+    """
+    require_libraries()
+    facts = masks.read_masks(stored)
+    pixels = figures.class_pixels(stored.rows, len(stored.classes))
+    measures, confusion = figures.class_measures(stored), figures.confusions(stored)
+    curves = figures.sweep(stored)
+    cards = _cards(stored, facts)
+    helped, reliable = masks.help_and_harm(facts, pixels), masks.reliability(facts)
+    drawn = _charts(stored, measures, confusion, curves, helped, reliable)
+    data = {
+        "charts": drawn,
+        "classes": {
+            "names": list(stored.classes),
+            "colors": [list(c.color) for c in stored.evaluation.dataset.spec.classes],
+            "pixels": pixels.tolist(),
+            "measures": measures,
+        },
+        "gallery": cards,
+        "has_data": stored.has_data,
+        "accuracy_word": _accuracy_word(stored),
+    }
+    there = {"alpha": bool(curves), "classes": bool(measures), "confusion": bool(confusion)}
+    provenance = stored.result["provenance"]
+    images = stored.result["images"]
+    write_page(
+        path,
+        "report.html",
+        data,
+        ("page.js", "gallery.js"),
+        title=f"{provenance['dataset']} {provenance['split']}: what fusion changed",
+        about=f"{_count(images)} · {figures.alpha_text(stored)} · {stored.evaluation.settings.formula} · "
+        f"evaluation {stored.evaluation.run.fingerprint[:12]}",
+        sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
+        notes=_notes(stored),
+        tiles=_tiles(stored),
+        tables={task: figures.headline_table(stored, task) for task in figures.tasks_of(stored)},
+        curves=curves,
+        alphas=sorted({a for curve in curves.values() for a in curve["alpha"]}),
+        measures={name: _class_rows(values) for name, values in measures.items()},
+        first_measure=next(iter(measures), ""),
+        class_names=stored.classes,
+        shares=(pixels / max(1, pixels.sum())).tolist(),
+        confusion=_confusion_text(stored, confusion, drawn),
+        help=helped,
+        help_titles=HELP_TITLES,
+        reliability=reliable,
+        matched=int(facts.known.sum()),
+        images=images["measured"],
+        has_data=stored.has_data,
+        accuracy_word=_accuracy_word(stored),
+        kinds={"all": len(cards)}
+        | {kind: sum(c["kind"] == kind for c in cards) for kind in ("improved", "harmed", "uncertain")},
+        gallery_classes=sorted(
+            ((k, stored.classes[k]) for k in {k for card in cards for k in card["classes"]}), key=lambda pair: pair[1]
+        ),
+        run=str(stored.run),
+        stages=provenance_of(stored),
+    )
+
+
+def _charts(
+    stored: StoredEvaluation,
+    measures: dict[str, dict[str, list[Any]]],
+    confusion: dict[str, np.ndarray],
+    curves: dict[str, dict[str, Any]],
+    helped: dict[str, list[dict[str, Any]]],
+    reliable: dict[str, dict[str, Any]],
+) -> dict[str, charts.Chart]:
+    headline = stored.evaluation.alpha if stored.evaluation.headline.startswith("alpha:") else None
+    drawn = {f"alpha:{name}": chart for name, chart in charts.alpha_curves(curves, headline).items()}
+    for name, values in measures.items():
+        shown = [k for k in range(len(stored.classes)) if any(values[v][k] is not None for v in ("generator", "fused"))]
+        own = {variant: [column[k] for k in shown] for variant, column in values.items()}
+        drawn[f"classes:{name}"] = charts.class_bars([stored.classes[k] for k in shown], own, name)
+    if confusion:
+        chosen = figures.most_confused(confusion)
+        names = [stored.classes[k] for k in chosen] + ["all others"]
+        folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
+        for variant, counts in confusion.items():
+            folded = figures.folded(counts, chosen)
+            last = len(names) if folds else -1
+            drawn[f"confusion:{variant}"] = charts.confusion(folded[:last, :last], names[:last])
+    for question, bins in helped.items():
+        drawn[f"help:{question}"] = charts.help_and_harm(bins, HELP_TITLES[question])
+    drawn["reliability"] = charts.reliability(reliable)
+    return drawn
+
+
+def _cards(stored: StoredEvaluation, facts: masks.MaskFacts) -> list[dict[str, Any]]:
+    accuracy = figures.image_accuracies(stored)
+    gains = accuracy["fused"] - accuracy["generator"]
+    chosen, cards = choose(gains, facts.uncertainty), []
+    with progress("drawing the gallery", len(chosen)) as shown:
+        for choice in chosen:
+            image_id = stored.rows.images[choice.image]
+            content = card_content(stored, image_id)
+            changed = [m for m in content["masks"] if m["generator"][0][0] != m["fused"][0][0]]
+            involved = {m[by][0][0] for m in changed for by in ("generator", "fused")}
+            involved |= {m["label"] for m in changed if m["label"] is not None}
+            uncertainty = facts.uncertainty[choice.image]
+            cards.append(
+                {
+                    "name": image_id,
+                    "kind": choice.kind,
+                    "before": _finite(accuracy["generator"][choice.image]),
+                    "after": _finite(accuracy["fused"][choice.image]),
+                    "uncertainty": None if math.isnan(uncertainty) else float(uncertainty),
+                    "changed": sorted(involved),
+                    **content,
+                    "classes": sorted({*content["classes"], *involved}),
+                }
+            )
+            shown.advance()
+    return cards
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def _confusion_text(
+    stored: StoredEvaluation, confusion: dict[str, np.ndarray], drawn: dict[str, charts.Chart]
+) -> dict[str, Any]:
+    if not confusion:
+        return {}
+    shown = len(figures.most_confused(confusion))
+    seen = sum(m.sum(0) + m.sum(1) for m in confusion.values()) > 0
+    return {
+        "shown": shown,
+        "folded": int(seen.sum()) - shown,
+        "height": drawn["confusion:generator"]["layout"]["height"],
+        "changes": figures.changed_confusions(confusion, stored.classes),
+    }
+
+
+def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns of the table of classes; a variant that lacks the figure has none."""
+    count = len(next(iter(values.values())))
+    columns = {v: values.get(v, [None] * count) for v in figures.HEADLINE}
+    columns["change"] = [
+        None if f is None else f - (g or 0.0) for g, f in zip(columns["generator"], columns["fused"], strict=True)
+    ]
+    return columns
+
+
+def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
+    """The few numbers to begin with: the first figure of every task, and the masks named right."""
+    tiles = []
+    for task in figures.tasks_of(stored):
+        table = figures.headline_table(stored, task)
+        rows = {row["variant"]: row for row in table["rows"]}
+        value, gain = rows["fused"]["values"][0], rows["fused"]["gains"][0]
+        more = "" if gain is None else f"{signed(gain)} to the generator"
+        interval = stored.result[task].get("bootstrap", {}).get("gain_mIoU", {}).get("interval")
+        if interval:
+            more += f" (95 %: {signed(interval[0])} to {signed(interval[1])})"
+        tiles.append({"name": f"{table['columns'][0]}, fused", "value": _percent(value), "more": more})
+    named = stored.result["masks"]
+    if named["matched"]:
+        share, before = named["named_right"]["fused"], named["named_right"]["generator"]
+        more = f"{signed(share - before)} to the generator, of {named['matched']:,}"
+        tiles.append({"name": "masks named right, fused", "value": _percent(share), "more": more})
+    return tiles
+
+
+def _notes(stored: StoredEvaluation) -> list[str]:
+    notes, images = [], stored.result["images"]
+    if images["measured"] < images["of"]:
+        failed = ", ".join(f"{image} ({reason})" for image, reason in images["failed"][:3])
+        notes.append(
+            f"Only {images['measured']} of {images['of']} images are measured{f'; failed: {failed}' if failed else ''}."
+        )
+    return notes + list(stored.result.get("notes", []))
+
+
+def _accuracy_word(stored: StoredEvaluation) -> str:
+    return "pixel accuracy" if "semantic" in figures.tasks_of(stored) else "masks named right"
+
+
+def _count(images: dict[str, Any]) -> str:
+    return f"{images['measured']:,} images"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def signed(value: float) -> str:
+    return f"{100 * value:+.2f}".replace("-", "−")

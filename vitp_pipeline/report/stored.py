@@ -1,0 +1,186 @@
+"""An evaluation as it lies in a run directory: found again without its recipe, from the identities alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
+from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.datasets import Dataset, DatasetSpec
+from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
+from vitp_pipeline.paths import shipped
+from vitp_pipeline.recipe import EvaluateSettings, load_recipe
+from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.results import Rows, read_rows, summarise
+
+
+@dataclass(frozen=True)
+class NoData:
+    """What of a `Dataset` is known without its files."""
+
+    spec: DatasetSpec
+    split: str
+
+    @property
+    def has_segments(self) -> bool:
+        return self.spec.kind == "coco-panoptic"
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """A finished evaluation, its rows and figures.
+
+    Attributes:
+        run: the run directory.
+        evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
+        rows: of the images.
+        result: the figures, as in result.json.
+        has_data: whether images and ground truth can be read.
+    """
+
+    run: Path
+    evaluation: Evaluation
+    rows: Rows
+    result: dict[str, Any]
+    has_data: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.evaluation.dataset.spec.class_names
+
+
+def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | None = None) -> StoredEvaluation:
+    """The evaluation in a folder.
+
+    Args:
+        path: a run directory, of which the newest evaluation is taken, or RUN/evaluation/FINGERPRINT.
+        data_root: where images and ground truth lie; None does without them.
+        recipe: names the manifest where it is none of the shipped ones.
+    Raises:
+        InputError: no such folder; no manifest is known for a data root.
+        MissingStageError: nothing is evaluated there.
+        IncompatibleError: the recipe's manifest is another than the run's.
+        CorruptError: a stored file is damaged.
+    """
+    folder = evaluation_folder(path)
+    run, rebuilt = folder.parents[1], open_run(folder)
+    proposals = open_proposals(run)
+    classes = open_run(run / "classes" / rebuilt.identity["classes"][:12], "classify")
+    for name, stage in {"proposals": proposals.run, "classes": classes}.items():
+        if stage.fingerprint != rebuilt.identity[name]:
+            raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
+    settings = _settings(rebuilt)
+    spec = _spec(proposals, recipe, data_root is not None)
+    split = proposals.run.identity["settings"].get("split", "val")
+    dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
+    by_class = rebuilt.identity.get("alpha_classes", {})
+    low, high = (settings.alpha if a < 0 else a for a in (settings.alpha_low, settings.alpha_high))
+    evaluation = Evaluation(
+        rebuilt,
+        proposals,
+        classes,
+        dataset,  # type: ignore[arg-type]
+        tuple(rebuilt.identity["alphas"]),
+        settings.alpha,
+        tuple(by_class[name] for name in spec.class_names) if by_class else (),
+        (low, high) if settings.alpha_low >= 0 or settings.alpha_high >= 0 else None,
+        settings,
+    )
+    rows, stored = read_rows(evaluation), folder / "result.json"
+    result = read_json(stored) if stored.exists() else summarise(evaluation, rows, allow_missing=True)
+    return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
+
+
+def evaluation_folder(path: Path) -> Path:
+    """RUN/evaluation/FINGERPRINT: `path` itself, or the newest of the run that measured something."""
+    if path.parent.name == "evaluation" and (path / "run.json").exists():
+        return path.resolve()
+    if not path.is_dir():
+        raise InputError(f"{path}: no run lies there", "A run directory is what you gave as --out")
+    found = [f.parent for f in path.glob("evaluation/*/run.json") if any(f.parent.glob("shards/*/done.json"))]
+    if not found:
+        raise MissingStageError(f"{path}: nothing is evaluated there yet", "Run `vitp evaluate` first")
+    return max(found, key=lambda f: (read_json(f / "run.json")["provenance"]["created"], f.name)).resolve()
+
+
+def count_evaluations(run: Path) -> int:
+    """How many evaluations of a run hold something."""
+    return sum(any(f.parent.glob("shards/*/done.json")) for f in run.glob("evaluation/*/run.json"))
+
+
+def _settings(run: StageRun) -> EvaluateSettings:
+    """The identity's settings: it holds those that are not the default."""
+    given, known = run.identity["settings"], {field.name for field in fields(EvaluateSettings)}
+    if unknown := sorted(set(given) - known):
+        raise IncompatibleError(f"{run.folder}: made with the setting {unknown[0]!r}, unknown here", "Update vitp")
+    return EvaluateSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> DatasetSpec:
+    """The run's manifest: the recipe's, else a shipped one that says the same, else classes without files."""
+    identity = proposals.run.identity["manifest"]
+
+    def fits(spec: DatasetSpec) -> bool:
+        return json.loads(json.dumps(spec.identity())) == identity
+
+    if recipe is not None:
+        spec = load_recipe(recipe).manifest
+        if not fits(spec):
+            raise IncompatibleError(
+                f"{proposals.run.folder}: made with another manifest than {spec.name!r} of {recipe}",
+                "Use the recipe that the run was begun with",
+            )
+        return spec
+    for file in sorted(shipped("manifests").glob("*.toml")):
+        if fits(spec := load_manifest(file)):
+            return spec
+    if needed:
+        raise UsageError(
+            f"{proposals.run.folder}: its manifest {identity['name']!r} is none of the shipped ones",
+            "Name the run's recipe with --recipe, so that its images can be found",
+        )
+    classes = tuple(ClassInfo(*c, default_color(i)) for i, c in enumerate(identity["classes"]))
+    return DatasetSpec(identity["name"], classes, identity["kind"], tuple(identity["ignore"]), {})
+
+
+def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
+    """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
+    folders = [stored.evaluation.proposals.run.folder]
+    folders += [f for f in [_classifier_folder(stored)] if f is not None]
+    folders += [stored.evaluation.classes.folder, stored.evaluation.run.folder]
+    entries = []
+    for folder in folders:
+        content = read_json(folder / "run.json")
+        identity = {k: v for k, v in content["identity"].items() if k not in ("manifest", "stage")}
+        entries.append(
+            {
+                "folder": folder.relative_to(stored.run).as_posix(),
+                "fingerprint": content["fingerprint"],
+                "identity": json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True),
+                **content["provenance"],
+            }
+        )
+    return entries
+
+
+def _classifier_folder(stored: StoredEvaluation) -> Path | None:
+    """The folder in the run of the classifier that scored, by the digest of its weights; None when it is elsewhere."""
+    path = stored.run / "digests.json"
+    digests = read_json(path) if path.exists() else {}
+    wanted = stored.evaluation.classes.identity["classifier"]
+    for file, entry in digests.items():
+        folder = stored.run / "classifier" / Path(file).parent.name
+        if entry["sha256"] == wanted and (folder / "run.json").exists():
+            return folder
+    return None
+
+
+def classifier_name(stored: StoredEvaluation) -> str:
+    """The name of the classifier in its run, or the beginning of its digest."""
+    folder = _classifier_folder(stored)
+    return folder.name if folder else stored.evaluation.classes.identity["classifier"][:8]
