@@ -123,7 +123,7 @@ def test_published_configs_name_the_classes_and_resize_as_published(name: str, c
     assert len(openmmlab._classes(path, settings, "mmseg", None, classes)) == classes
     assert settings.model.data_preprocessor.test_cfg is None
     assert settings.model.test_cfg.mode == ("slide" if name == CITYSCAPES else "whole")
-    pipeline = openmmlab._build_pipeline(path, settings, "mmseg")
+    pipeline = openmmlab._build_pipeline(openmmlab._test_steps(path, settings, "mmseg"), "mmseg", 1.0)
     sample = pipeline({"img": np.zeros((*image, 3), np.uint8), "img_shape": image, "ori_shape": image})
     assert tuple(sample["inputs"].shape) == (3, *resized)
 

@@ -159,8 +159,6 @@ def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
     prepare_mmcv()
     with _quiet():
         settings = _read_config(path)
-        if (settings.model.get("test_cfg") or {}).get("mode") == "slide":
-            settings.model.test_cfg.mode = "whole"  # how an image is cut does not matter here
         library = _library(path, settings)
         try:
             with torch.device("meta"):
