@@ -109,7 +109,7 @@ def _kill_owner(lock: Path) -> None:
     while not (lock.exists() and "process " in lock.read_text()):
         assert time.monotonic() < limit, "the task never began"
         time.sleep(0.02)
-    os.kill(int(lock.read_text().split("process ")[1]), signal.SIGKILL)
+    os.kill(int(lock.read_text().split("process ")[1].split()[0]), signal.SIGKILL)
 
 
 def _wait(slurm: dict[str, str], ids: list[str]) -> dict[str, str]:

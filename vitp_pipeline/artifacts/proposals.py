@@ -192,9 +192,18 @@ class ProposalStore:
         """Index rows of a part, failed images included."""
         return read_index(index_path(self.run.shard_folder(shard), part)).to_pylist()
 
-    def read_part(self, shard: int, part: int, masks: bool = True) -> Iterator[ProposalRecord]:
-        """The images of a part that have proposals, view by view; `masks=False` reads no array at all."""
+    def read_part(
+        self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None
+    ) -> Iterator[ProposalRecord]:
+        """The images of a part that have proposals, view by view; `masks=False` reads no array at all.
+
+        Args:
+            images: only these; None = all.
+        """
         rows = [row for row in self.rows(shard, part) if row["status"] == "ok"]
+        if images is not None:
+            wanted = set(images)
+            rows = [row for row in rows if row["image_id"] in wanted]
         if not masks:
             yield from (_record(row) for row in rows)
             return

@@ -20,6 +20,7 @@ from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,6 +139,8 @@ class ProposalMaker:
                 batch = images[start : start + self.settings.batch_size]
                 rows += self._batch(batch, writer)
                 advance(len(batch))
+                if stop_wanted():
+                    break
             writer.close()
         except BaseException:
             writer.abandon()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import is_locked, read_json
+from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.locks import is_locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, InputError
