@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
     """Raises CorruptError when the file is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: damaged ({error})", "Remove this file, then run the stage again") from error
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
-from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 from vitp_pipeline.geometry import View
 
 if TYPE_CHECKING:
@@ -177,7 +177,13 @@ class ProposalStore:
 
     def __init__(self, folder: Path) -> None:
         self.run: StageRun = open_run(folder, "generate-proposals")
-        self.classes = tuple(c[0] for c in self.run.identity["manifest"]["classes"])
+        try:
+            self.classes = tuple(str(c[0]) for c in self.run.identity["manifest"]["classes"])
+            self.run.identity["settings"].get("split")
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise CorruptError(
+                f"{folder / 'run.json'}: damaged ({error!r})", "Remove the stage's folder and run it again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.run.images)

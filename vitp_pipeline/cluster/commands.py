@@ -64,8 +64,8 @@ def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = ()) -> lis
         "warned=",
         f"{shlex.join(words)} &",
         "task=$!",
-        'trap \'again=1; kill -TERM "$task" 2>/dev/null\' TERM',
-        'trap \'again=1 warned=1; kill -TERM "$task" 2>/dev/null\' USR1',
+        "trap 'again=1; kill -TERM \"$task\" 2>/dev/null' TERM",
+        "trap 'again=1 warned=1; kill -TERM \"$task\" 2>/dev/null' USR1",
         # a signal ends `wait` before the task has ended
         'while :; do again= code=0; wait "$task" || code=$?; [ "$again" ] || break; done',
     ]

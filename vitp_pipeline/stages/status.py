@@ -98,10 +98,11 @@ def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
     path = run.shard_folder(shard) / "done.json"
     try:
         stats = read_json(path)
-        return {key: stats[key] for key in ("images", "bytes", "failed")}
+        failed = [(str(image_id), str(reason)) for image_id, reason in stats["failed"]]
+        return {"images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
 
 
@@ -157,7 +158,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, but for one that a killed task left torn."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return entries
 
