@@ -99,7 +99,11 @@ def create_json(path: Path, content: Any) -> bool:
 def read_json(path: Path) -> Any:
     """Raises CorruptError when the file is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:  # halves of surrogate pairs are no text, and cannot be printed or written
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: damaged ({error})", "Remove this file, then run the stage again") from error
 

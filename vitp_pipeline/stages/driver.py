@@ -134,7 +134,8 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     """
     folder, images = run.shard_folder(shard), run.parts(shard)[part]
     arrays, spool = arrays_path(folder, part), Spool(folder, part, run.fingerprint, images)
-    bar.advance(len(spool.images))
+    if spool.images:
+        bar.advance(len(spool.images))
     if stop_wanted():
         raise stopped(f"{bar.done} of {bar.total} images are done")
     rows = spool.joined(maker.make(shard, part, images[len(spool.images) :], arrays, bar.advance), arrays)

@@ -150,7 +150,8 @@ def _speed(run: StageRun) -> float | None:
     images, seconds = 0, 0.0
     for path in (run.folder / "log").glob("shard-*.jsonl"):
         for entry in _json_lines(path):
-            images, seconds = images + entry["images"], seconds + entry["seconds"]
+            with contextlib.suppress(KeyError, TypeError):
+                images, seconds = images + entry["images"], seconds + entry["seconds"]
     return images / seconds if seconds else None
 
 
@@ -160,7 +161,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
