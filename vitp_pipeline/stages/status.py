@@ -98,7 +98,7 @@ def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
     path = run.shard_folder(shard) / "done.json"
     try:
         stats = read_json(path)
-        failed = [(str(image_id), str(reason)) for image_id, reason in stats["failed"]]
+        failed = [[image_id, reason] for image_id, reason in stats["failed"]]
         return {"images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
     except FileNotFoundError:
         return None
