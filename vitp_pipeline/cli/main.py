@@ -32,6 +32,7 @@ from vitp_pipeline.cli import (
     verify,
 )
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.stopping import noticing_signals
 
 app = typer.Typer(
     name="vitp",
@@ -78,7 +79,8 @@ for module in (
 def main() -> None:
     """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
     try:
-        app(prog_name="vitp", standalone_mode=False)
+        with noticing_signals():
+            app(prog_name="vitp", standalone_mode=False)
     except UserError as error:
         print(f"vitp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

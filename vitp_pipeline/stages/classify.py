@@ -32,6 +32,7 @@ from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -238,7 +239,8 @@ class ClassMaker:
         rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
         masks = self.namer.reads_masks
         records = [self.namer.prompted(r) for r in self.proposals.read_part(shard, part, masks=masks)]
-        last_views = {id(views[-1]) for views in by_image(image.record for image in records)}
+        wanted = set(images)
+        last_views = {id(v[-1]): v[-1].image_id for v in by_image(r.record for r in records)}
         reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
@@ -246,6 +248,9 @@ class ClassMaker:
                 # two batches ahead: pictures are read while the model works
                 size = self.settings.batch_size
                 batches = [records[first : first + size] for first in range(0, len(records), size)]
+                # cut over the whole part: what goes through the model together does not depend on an earlier stop
+                batches = [batch for batch in batches if any(image.record.image_id in wanted for image in batch)]
+                left = [image.record.image_id for batch in batches for image in batch]
                 waiting: list[tuple[list[PromptedImage], list[Future]]] = []
                 read: dict[str, Future] = {}  # of the images of the batch before: all views of one read it once
                 for batch in [*batches, None, None]:
@@ -258,14 +263,18 @@ class ClassMaker:
                         waiting.append((batch, [read[image.record.image_id] for image in batch]))
                     if waiting and (batch is None or len(waiting) > 2):
                         ready, pictures = waiting.pop(0)
-                        reasons |= self._score(ready, pictures, writer)
-                        advance(sum(id(image.record) in last_views for image in ready))
+                        reasons |= self._score(ready, pictures, writer, wanted)
+                        advance(sum(last_views.get(id(image.record)) in wanted for image in ready))
+                        del left[: len(ready)]
+                        if stop_wanted() and left and left[0] != ready[-1].record.image_id:
+                            readers.shutdown(wait=False, cancel_futures=True)
+                            images = images[: images.index(left[0])]
+                            break
             writer.close()
         except BaseException:
             writer.abandon()
             raise
-        if len(images) > len(last_views):
-            advance(len(images) - len(last_views))
+        advance(len(wanted.difference(last_views.values()).intersection(images)))
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
@@ -278,8 +287,10 @@ class ClassMaker:
             )
         return self.namer.pixels(image)
 
-    def _score(self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
-        """Scores and stores a batch; returns the reasons of the images that failed."""
+    def _score(
+        self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter, wanted: set[str]
+    ) -> dict[str, str]:
+        """Scores a batch and stores those that are wanted; returns the reasons of the images that failed."""
         reasons, ready, images = {}, [], []
         for prompted, picture in zip(batch, pictures, strict=True):
             try:
@@ -290,6 +301,8 @@ class ClassMaker:
         if not ready:
             return reasons
         for prompted, values in zip(ready, self.namer.scores(ready, images), strict=True):
+            if prompted.record.image_id not in wanted:
+                continue
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{prompted.record.key}", values, ("query", "class"))
             else:

@@ -36,6 +36,7 @@ from vitp_pipeline.stages.classify import (
 from vitp_pipeline.stages.driver import Outcome, run_parts
 from vitp_pipeline.stages.evaluate import headline_rule
 from vitp_pipeline.stages.instances import image_numbers
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,7 +181,10 @@ class ResultMaker:
         states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
         with ArrayReader(arrays_path(folder, part)) as scores:
-            for record in self.export.proposals.read_part(shard, part):
+            for record in self.export.proposals.read_part(shard, part, images=images):
+                if rows and stop_wanted():
+                    images = images[: images.index(record.image_id)]
+                    break
                 if states[record.image_id]["status"] == "ok":
                     rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
                     advance(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,13 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
-from vitp_pipeline.errors import IncompatibleError, InputError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,6 +142,8 @@ class ProposalMaker:
                 batch = images[start : start + self.settings.batch_size]
                 rows += self._batch(batch, writer)
                 advance(len(batch))
+                if stop_wanted():
+                    break
             writer.close()
         except BaseException:
             writer.abandon()
@@ -184,7 +188,7 @@ class ProposalMaker:
 
         Raises:
             InputError: the generator fails on the image, or what it gives is not finite.
-            Exception: the generator's own, while it has not managed any image.
+            Exception: the generator's own, where it manages no image at all.
         """
         from vitp_pipeline.generators.views import propose_views
 
@@ -196,8 +200,10 @@ class ProposalMaker:
                 found = next(views)
             except StopIteration:
                 break
-            except (RuntimeError, ValueError, MemoryError) as error:
-                if not self.managed:
+            except UserError:
+                raise
+            except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+                if not self._works():
                     raise
                 raise InputError(_failure(error)) from error
             yield self._record(image_id, file_name, found, number)
@@ -208,7 +214,7 @@ class ProposalMaker:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
-            Exception: the generator's own, while it has not managed any image: the fault is then not the image's.
+            Exception: the generator's own, where it manages no image at all.
         """
         from vitp_pipeline.generators.views import propose
 
@@ -217,15 +223,27 @@ class ProposalMaker:
         try:
             (scale,) = self.plan.scales
             found = dict(zip(pictures, propose(self.generator, list(pictures.values()), scale), strict=True))
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             if len(pictures) == 1:
-                if not self.managed:
+                if not self._works():
                     raise
                 return {}, {next(iter(pictures)): _failure(error)}
             halves = [self._propose({image_id: picture}) for image_id, picture in pictures.items()]
             return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
         self.managed = True
         return found, {}
+
+    def _works(self) -> bool:
+        """Whether it manages any image, a grey one if need be: then a failure is that of its image."""
+        from vitp_pipeline.generators.views import propose
+
+        if not self.managed:
+            with contextlib.suppress(Exception):
+                propose(self.generator, [np.full((240, 320, 3), 127, np.uint8)], self.plan.scales[0])
+                self.managed = True
+        return self.managed
 
     def _record(self, image_id: str, file_name: str, found: Proposals, number: int = 0) -> ProposalRecord:
         import torch
