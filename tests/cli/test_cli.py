@@ -19,6 +19,7 @@ COMMANDS = (
     "submit",
     "report",
     "compare",
+    "predict",
     "status",
     "verify",
     "gc",

@@ -83,12 +83,17 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
     labels = np.array([c.label for c in spec.classes])[image.semantic()]
-    palette = [(0, 0, 0)] * 256
+    write_labels(folder / f"{image.stem}.png", labels, palette(spec) if name == "label-png" else None)
+    return {}
+
+
+def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
+    """256 colours by label value."""
+    colors = [(0, 0, 0)] * 256
     for info in spec.classes:
         if info.label < 256:
-            palette[info.label] = info.color
-    write_labels(folder / f"{image.stem}.png", labels, palette if name == "label-png" else None)
-    return {}
+            colors[info.label] = info.color
+    return colors
 
 
 def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entries: list[Any]) -> dict[str, Any]:
@@ -108,12 +113,16 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
 
 def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
     ids, segments = image.panoptic()
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
-    write_png(folder / "panoptic" / f"{image.stem}.png", rgb)
+    write_png(folder / "panoptic" / f"{image.stem}.png", rgb_of_ids(ids))
     listed = [{"id": s.id, "category_id": spec.classes[s.category].label} for s in segments]
     # panopticapi pairs images by their id as the annotations have it: a number, or Cityscapes' text
     key = int(image.image_id) if image.image_id == str(image.number) else image.image_id
     return {"image_id": key, "file_name": f"{image.stem}.png", "segments_info": listed}
+
+
+def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids → (H, W, 3) uint8, R + 256·G + 65536·B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
 
 
 def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
