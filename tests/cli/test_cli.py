@@ -26,6 +26,7 @@ COMMANDS = (
     "demo",
     "info",
     "import-checkpoint",
+    "import-proposals",
     "export-classifier",
     "export-results",
     "check-dataset",
