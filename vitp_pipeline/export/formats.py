@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `coco-panoptic` | panoptic/NAME.png (R + 256·G + 65536·B), panoptic.json | the manifest's label values | panopticapi |
 | `coco-results` | results.json (run lengths), images.json | the manifest's label values | pycocotools |
+| `coco-instances` | instances.json, a data set with scores | the manifest's label values | FiftyOne, supervision |
 | `cityscapes` | semantic/NAME.png, instance/NAME.txt and masks/ | Cityscapes' label ids | cityscapesScripts |
 | `ade20k` | NAME.png | the manifest's label values, from 1 | the ADE20K server |
 | `label-png` | NAME.png, with the manifest's colours as its palette | the manifest's label values | mmsegmentation |
@@ -24,7 +25,7 @@ from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.metrics.runlengths import Rle, decode_mask
 
-FORMATS = ("coco-panoptic", "coco-results", "cityscapes", "ade20k", "label-png")
+FORMATS = ("coco-panoptic", "coco-results", "coco-instances", "cityscapes", "ade20k", "label-png")
 
 # label ids of the benchmark by name (cityscapesScripts, helpers/labels.py); those from 24 on have instances
 CITYSCAPES = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19}
@@ -70,7 +71,7 @@ def check_format(name: str, spec: DatasetSpec) -> None:
             f"format ade20k: label values must be 1 to 255, those of manifest {spec.name!r} are "
             f"{min(labels)} to {max(labels)}"
         )
-    if name in ("coco-results", "cityscapes") and not any(spec.things):
+    if name in ("coco-results", "coco-instances", "cityscapes") and not any(spec.things):
         raise UsageError(f"format {name}: manifest {spec.name!r} has no things, so there are no instances")
 
 
@@ -80,6 +81,8 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
         return _coco_panoptic(spec, image, folder)
     if name == "coco-results":
         return _coco_results(spec, image)
+    if name == "coco-instances":
+        return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
     labels = np.array([c.label for c in spec.classes])[image.semantic()]
@@ -106,6 +109,10 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
     if name == "coco-panoptic":
         categories = [{"id": c.label, "name": c.name, "isthing": int(c.thing)} for c in spec.classes]
         return {"panoptic.json": {"images": images, "annotations": entries, "categories": categories}}
+    if name == "coco-instances":
+        found = [{"id": n, "iscrowd": 0, **e} for n, e in enumerate((e for own in entries for e in own), 1)]
+        categories = [{"id": c.label, "name": c.name} for c in spec.classes]
+        return {"instances.json": {"images": images, "annotations": found, "categories": categories}}
     if name == "coco-results":
         return {"results.json": [entry for of_image in entries for entry in of_image], "images.json": images}
     return {}
@@ -135,6 +142,13 @@ def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]
         }
         for rle, category, score in zip(*image.instances(), strict=True)
     ]
+
+
+def _extent(rle: Rle) -> dict[str, Any]:
+    """Box [x, y, width, height] and area of a mask."""
+    from pycocotools import mask as coco
+
+    return {"bbox": coco.toBbox(rle).tolist(), "area": int(coco.area(rle))}
 
 
 def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:

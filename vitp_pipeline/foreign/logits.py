@@ -1,7 +1,8 @@
 """What a generator would have said, from what a tool's results say: logits from masks and from scores.
 
-Results know less than a generator does (docs/import-proposals.md). What is not known is chosen so that the tool's own answer
-stays as it is when nothing is fused: a mask covers what it covered, its best class and that class's score are the tool's.
+Results know less than a generator does (docs/import-proposals.md). What is not known is chosen so that the tool's own
+answer stays as it is when nothing is fused: a mask covers what it covered, its best class and that class's score are
+the tool's.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
 def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_share: float) -> np.ndarray:
     """Class logits of masks of which a label and its score are known.
 
-    The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `void_share`, the other classes
-    the remainder, evenly; but no class more than s/2, so that the label stays the likeliest class, and "no object" what
-    is over.
+    The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `void_share`, the other
+    classes the remainder, evenly; but no class more than s/2, so that the label stays the likeliest class, and "no
+    object" what is over.
 
     Args:
         labels: (Q,) class indices. scores: (Q,) in [0, 1].

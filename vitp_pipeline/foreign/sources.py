@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from vitp_pipeline.foreign.logits import (
     logits_of_scores,
 )
 from vitp_pipeline.geometry import Size
+from vitp_pipeline.progress import say
 
 VOID_SHARE = 0.5
 
@@ -32,6 +32,10 @@ class MaskSource(Protocol):
 
     def identity(self, digests: Digests) -> dict[str, Any]:
         """What they are, by content."""
+        ...
+
+    def open(self) -> None:
+        """Reads what belongs to all images. Raises InputError when that cannot be read."""
         ...
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
@@ -56,6 +60,9 @@ class NpzFolder:
         for file in sorted(self.folder.glob("*.npz")):
             content.update(f"{file.name}\0{file_digest(file)}\n".encode())
         return {"format": "npz", "masks": content.hexdigest()}
+
+    def open(self) -> None:
+        pass  # every image has its own file
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
         candidates = [self.folder / f"{name}.npz" for name in (sample.image_id, sample.image.stem)]
@@ -107,7 +114,6 @@ class Detections:
     Args:
         path: the file, for messages and identity.
         read: gives, per image as the file names it, lists of (class index, score, mask as COCO writes it).
-        names: the names by which the file may call an image of the data set.
     """
 
     def __init__(
@@ -122,25 +128,30 @@ class Detections:
             raise InputError(f"{path}: no such file")
         self.path, self.format, self.dataset, self.void_share = path, format, dataset, void_share
         self._read = read
+        self._by_image: dict[str, list[tuple[int, float, Any]]] = {}  # by image id of the data set
 
     def identity(self, digests: Digests) -> dict[str, Any]:
         return {"format": self.format, "masks": digests.of(self.path)}
 
-    @cached_property
-    def _by_image(self) -> dict[str, list[tuple[int, float, Any]]]:
-        """By image id of the data set. Raises InputError when the file speaks of none of its images."""
+    def open(self) -> None:
+        """Raises InputError when the file cannot be read, or speaks of none of the images."""
         found, ids = self._read(), {}
         for sample in self.dataset.samples:
             for name in names_of(sample):
                 ids.setdefault(name, sample.image_id)
         known = {ids[name]: masks for name, masks in found.items() if name in ids}
-        if found and not known:
+        if not known:
+            there = f", like {next(iter(found))!r}" if found else ""
             raise InputError(
-                f"{self.path}: none of its {len(found)} images is in the split {self.dataset.split!r}; the first one is "
-                f"{next(iter(found))!r}, the split's {self.dataset.samples[0].image_id!r}",
+                f"{self.path}: none of its {len(found)} images{there}, is in the split {self.dataset.split!r}, where "
+                f"one is {self.dataset.samples[0].image_id!r}",
                 "Images are told by their id, by its number or by their file's name",
             )
-        return known
+        if strangers := len(found) - len(known):
+            say(f"{self.path}: {strangers} of its {len(found)} images are not in the split {self.dataset.split!r}")
+        if empty := len(self.dataset) - len(known):
+            say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals")
+        self._by_image = known
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
         entries = self._by_image.get(sample.image_id, [])
@@ -235,23 +246,17 @@ def read_mmdet(path: Path, dataset: Dataset) -> dict[str, list[tuple[int, float,
             f"{path}: not what mmdetection 3.x writes; files of 2.x do not say which image is which",
             "Write COCO's results with it (--format-only) and import those with --from coco",
         )
-    found = {}
+    found, known = {}, {name for sample in dataset.samples for name in names_of(sample)}
     for entry in content:
         if "masks" not in entry.get("pred_instances", {}) or "img_id" not in entry:
-            raise InputError(
-                f"{path}: an image has no pred_instances.masks or no img_id", "Test a model that has masks"
-            )
+            raise InputError(f"{path}: an image has no pred_instances.masks or img_id", "Test a model that has masks")
         instances = entry["pred_instances"]
         labels, scores = (np.asarray(instances[key]).tolist() for key in ("labels", "scores"))
         name = str(entry["img_id"])
-        if (file := Path(entry.get("img_path") or "").stem) and name not in _names(dataset):
-            name = file
+        if name not in known:
+            name = Path(entry.get("img_path") or name).stem
         found[name] = list(zip(labels, scores, instances["masks"], strict=True))
     return found
-
-
-def _names(dataset: Dataset) -> set[str]:
-    return {name for sample in dataset.samples for name in names_of(sample)}
 
 
 FORMATS = ("npz", "coco", "mmdet")

@@ -46,7 +46,8 @@ def _read(path: Path, unpickler: type[pickle.Unpickler], mend: str) -> Any:
     except _Refused as error:
         raise InputError(f"{path}: refused: its pickle asks for {error}, which is not data", mend) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {reason})") from error
 
 
 class _Refused(pickle.UnpicklingError):

@@ -68,6 +68,7 @@ class ImportMaker:
 
     def __init__(self, run: StageRun, dataset: Dataset, source: MaskSource, settings: ProposalSettings) -> None:
         self.run, self.dataset, self.source, self.settings = run, dataset, source, settings
+        source.open()
         self.schema = schema(run.fingerprint, dataset.spec.class_names)
 
     def make(
