@@ -81,6 +81,9 @@ def write_coco(file: Path, truth, labels: list[int]) -> Path:
 
 def write_mmdet(file: Path, truth) -> Path:
     """As mmdetection's own test script does."""
+    from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+
+    prepare_mmcv()
     from mmdet.evaluation import DumpDetResults
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData

@@ -33,6 +33,7 @@ from vitp_pipeline.cli import (
     train_classifier,
     verify,
 )
+from vitp_pipeline.cli.options import with_global_options
 from vitp_pipeline.errors import UserError
 
 app = typer.Typer(
@@ -77,6 +78,8 @@ for module in (
     doctor,
 ):
     module.register(app)
+for command in app.registered_commands:
+    command.callback = with_global_options(command.callback)
 
 
 def main() -> None:

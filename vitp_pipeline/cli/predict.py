@@ -57,8 +57,9 @@ def register(app: typer.Typer) -> None:
 
             vitp predict photos --recipe demo --run runs/demo/run --out found
 
-            vitp predict street.jpg --recipe coco-panoptic --generator hf:facebook/mask2former-swin-tiny-coco-panoptic
-            --classifier coco-b.safetensors --task panoptic --out found
+            vitp predict street.jpg --recipe camvid --data-root data/camvid --run runs/camvid --out found
+
+            vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
         """
         from vitp_pipeline.stages.predict import find_pictures, predict
         from vitp_pipeline.stages.predict_setup import prepare
