@@ -20,6 +20,7 @@ from vitp_pipeline.datasets.spec import default_color
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.metrics.runlengths import Rle
+from vitp_pipeline.paths import PACKAGE
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def segment(
 
 def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto") -> Generator:
     """A mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or
-    python:FILE.py:CLASS.
+    python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
 
     Args:
         checkpoint: its weights; empty = random ones, or those of the folder.
@@ -138,7 +139,7 @@ def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto
 
 
 def _located(text: str) -> Path:
-    path = Path(text).expanduser()
+    path = Path(text.replace("{package}", str(PACKAGE))).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path
