@@ -16,7 +16,7 @@ from vitp_pipeline.demo.scenes import draw_scenes
 from vitp_pipeline.stages.predict import find_pictures, predict
 from vitp_pipeline.stages.predict_setup import prepare
 
-SCENES, SEED, SHOWN, WIDTH, GAP, COLORS = 12, 2026, 2, 440, 6, 160
+SCENES, SEED, SHOWN, WIDTH, GAP, COLORS = 12, 2026, 2, 384, 6, 128
 
 
 def main() -> None:
