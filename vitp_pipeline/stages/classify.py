@@ -145,10 +145,13 @@ class Namer:
     """A classifier that names the masks of proposals, each view's by its points on the whole upright image.
 
     Args:
+        classifier: its file, or a loaded one.
         made_with: what the settings of the proposals have in their identity.
     """
 
-    def __init__(self, classifier: Path, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec):
+    def __init__(
+        self, classifier: Path | PointViT, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec
+    ) -> None:
         from vitp_pipeline.classifier.predict import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
@@ -156,14 +159,16 @@ class Namer:
 
         self.settings = settings
         self.device = choose_device(settings.device)
-        self.model: PointViT = load_classifier(classifier).to(self.device)
+        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
+        name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
+        self.model: PointViT = model.to(self.device)
         self.reads_masks = self.model.config.prompt == "mask"
         self.points_per_mask = 1
         if not self.reads_masks and settings.points in SEVERAL_POINTS:
             self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
         self.average = average_of(settings.points, settings.average)
-        self.point_temperature = fitted_temperature(self.model, classifier) if settings.calibrated else 1.0
-        check_classes(self.model.classes, f"classifier {classifier.name}", spec)
+        self.point_temperature = fitted_temperature(self.model, name) if settings.calibrated else 1.0
+        check_classes(self.model.classes, name, spec)
 
     def prompted(self, record: ProposalRecord) -> PromptedImage:
         from vitp_pipeline.classifier.coverage import mask_coverage
@@ -313,11 +318,11 @@ class ClassMaker:
 NOT_FINITE = "the classifier's output is not finite"
 
 
-def fitted_temperature(model: PointViT, file: Path) -> float:
+def fitted_temperature(model: PointViT, name: str) -> float:
     """The temperature fitted in training. Raises UsageError when there is none."""
     if model.config.temperature_nll is None:
         raise UsageError(
-            f"calibrated = true, but {file} has no fitted temperature",
+            f"calibrated = true, but {name} has no fitted temperature",
             "Train one with hold_out = 20 or so, or set `temperature` instead",
         )
     return model.config.temperature_nll
