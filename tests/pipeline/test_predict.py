@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
@@ -77,8 +78,6 @@ def test_it_gives_what_the_four_stages_give(project, finished, predicted: Path) 
 
 
 def test_what_the_json_says_of_masks(project, predicted: Path, finished) -> None:
-    from vitp_pipeline import open_proposals
-
     spec = load_recipe(project.recipe).manifest
     for record in open_proposals(finished):
         result = json.loads((predicted / "results" / f"{Path(record.file_name).stem}.json").read_text())
@@ -121,6 +120,31 @@ def test_the_library_gives_the_same(project, finished, images: Path, predicted: 
         segment(path, generator=generator, classifier=classifier, tasks=("instance",))
     with pytest.raises(IncompatibleError, match="camvid"):
         segment(path, generator=generator, classifier=classifier, manifest="camvid")
+
+
+@pytest.mark.parametrize("policy", ["spread", "peaks"])
+def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, policy: str) -> None:
+    """The classifier's score of a mask is the mean of those of its points, as `classify` has it."""
+    out, run = tmp_path / "out", tmp_path / "run"
+    picture = sorted(images.iterdir())[0]
+    predict(find_pictures([picture]), *setup(project, finished, out, ("semantic",), [f"points={policy}"]))
+    masks = {m["query"]: m for m in json.loads((out / f"results/{picture.stem}.json").read_text())["masks"]}
+    project.run("generate-proposals", run, limit=1, points=["max", policy])
+    project.run("classify", run, points=policy, classifier=str(finished / "classifier/default/model.safetensors"))
+    from vitp_pipeline.artifacts.parts import ArrayReader
+
+    (arrays,) = (run / "classes").glob("*/shards/00000/part-0000.zarr.zip")
+    with ArrayReader(arrays) as reader:
+        logits = reader.read(f"point_logits/{next(iter(open_proposals(run))).image_id}")
+    names = load_recipe(project.recipe).manifest.class_names
+    assert len(masks) > 2
+    for query, mask in masks.items():
+        if policy == "peaks":  # random pixels follow from the image's name, which differs here
+            assert mask["classifier"]["class"] == names[logits[query].argmax()]
+        share = np.exp(logits[query].max()) / np.exp(logits[query]).sum()
+        assert mask["classifier"]["score"] == pytest.approx(
+            mask["present"] * share, rel=1e-3 if policy == "peaks" else 0.3
+        )
 
 
 def test_restarts_pass_over_what_is_done(project, finished, images: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def _settings(
         UsageError: no table has it, or no generator is named.
     """
     known = {kind: {field.name for field in fields(kind)} for kind in KINDS}
+    known[ProposalSettings] -= NOT_PREDICTED
     for key in changes:
         if not any(key in names for names in known.values()):
             raise UsageError(f"--set {key}: no stage of predict has such a key", "See vitp_pipeline/recipe.py")

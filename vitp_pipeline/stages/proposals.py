@@ -321,9 +321,11 @@ def choose_points(
     if "random" in settings.points:
         points["random"] = random_points(masks, view, protocol, name, settings.seed)
     if "spread" in settings.points:
-        points["spread"] = spread_points(masks, view, protocol, name, settings.spread, settings.seed)
+        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed)
+        points["spread"] = spread.reshape(-1, 2)
     if "peaks" in settings.points:
-        points["peaks"] = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
+        peaks = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
+        points["peaks"] = peaks.reshape(-1, 2)
     return points
 
 
