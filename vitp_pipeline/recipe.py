@@ -190,6 +190,9 @@ class EvaluateSettings:
     components: bool = setting(
         False, help="where labels have no segments: take connected pieces of a thing's class for its instances"
     )
+    protocol: str = setting(
+        "", help="order of upsampling, sigmoid, crop and resize: mmseg0, mmseg1, mmdet, d2; empty = the generator's own"
+    )
 
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -221,6 +224,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "average": ("auto", "probabilities", "log-probabilities"),
     "formula": ("renormalised", "raw"),
     "panoptic_rule": ("d2", "mmdet"),
+    "protocol": ("", "mmseg0", "mmseg1", "mmdet", "d2"),
 }
 
 

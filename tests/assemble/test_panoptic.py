@@ -102,6 +102,35 @@ def test_mmdet_rule_is_mmdets(seed, filter_low_score):
     assert len(pairs) == len(np.unique(ids)) == len(np.unique(theirs))  # the same partition
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_operations_is_mmdets(seed):
+    """Its fusion head's own way from the padded frame to the original image, where that is of another size."""
+    mmcv_ops = importlib.import_module("vitp_pipeline.generators.mmcv_ops")
+    mmcv_ops.prepare_mmcv()
+    heads = importlib.import_module("mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head")
+    from mmdet.evaluation.functional import INSTANCE_OFFSET
+
+    masks, logits, probs = example(seed)
+    config = {"object_mask_thr": 0.4, "iou_thr": 0.3}
+    head = SimpleNamespace(test_cfg=config, num_classes=K, num_things_classes=3)
+    seen = []
+
+    def panoptic(classes, at_image):
+        seen.append(at_image)
+        return heads.MaskFormerFusionHead.panoptic_postprocess(head, classes, at_image)
+
+    head.panoptic_postprocess = panoptic
+    upsampled = torch.nn.functional.interpolate(masks[None], RESIZED.padded, mode="bilinear")
+    sample = SimpleNamespace(metainfo={"img_shape": RESIZED.resized, "ori_shape": RESIZED.original})
+    found = heads.MaskFormerFusionHead.predict(head, logits[None], upsampled, [sample], rescale=True)[0]
+    theirs = found["pan_results"].sem_seg[0].numpy()
+    at_image = torch.stack(list(iter_mask_probabilities(masks, RESIZED, "mmdet")))
+    torch.testing.assert_close(at_image, seen[0].sigmoid(), atol=1e-6, rtol=0)
+    ids, segments = run(masks, probs, RESIZED, PanopticRule("mmdet", 0.4, 0.3), "mmdet")
+    category = np.array([K] + [s.category for s in segments])
+    assert (category[ids] == theirs % INSTANCE_OFFSET).all()
+
+
 def test_stuff_merges_with_the_best_score_and_things_do_not():
     masks = torch.full((4, 8, 8), -8.0)
     for q, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))):

@@ -19,6 +19,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, load_recipe
+from vitp_pipeline.report.stored import open_evaluation
 from vitp_pipeline.shard import choose_shard
 from vitp_pipeline.stages.evaluate import parse_alphas
 from vitp_pipeline.stages.results import result_of
@@ -180,6 +181,10 @@ def test_what_views_cannot_give_is_refused(project: Project, viewed: Path, tmp_p
         project.run("generate-proposals", tmp_path / "other", stride=(4, 4))
     with pytest.raises(IncompatibleError, match="several views of an image, and masks as prompts need one"):
         open_proposals(viewed).require_one_view("masks as prompts")
+    with pytest.raises(IncompatibleError, match="several views of an image, and reports need one"):
+        open_evaluation(viewed)
+    with pytest.raises(IncompatibleError, match="was streamed, so there are no masks"):
+        open_evaluation(stream(project, tmp_path / "run", limit=1).evaluation.run.folder)
 
 
 def test_an_image_has_one_row_and_its_masks_are_numbered_through_all_views(project: Project, viewed: Path) -> None:

@@ -366,6 +366,17 @@ def test_mask_quality_touches_panoptic_figures_alone(project: Project, tmp_path:
     assert ranked["panoptic"] != plain["panoptic"]
 
 
+def test_another_protocol_by_name(project: Project, tmp_path: Path) -> None:
+    """The masks lie at half resolution, so the place of the sigmoid makes a difference."""
+    make_run(project, tmp_path / "run")
+    plain = result_of(evaluation := project.evaluate(tmp_path / "run"))
+    same = project.evaluate(tmp_path / "run", protocol="mmseg1")
+    other = project.evaluate(tmp_path / "run", protocol="mmseg0")
+    assert len({e.run.folder for e in (evaluation, same, other)}) == 3
+    assert result_of(same)["semantic"] == plain["semantic"]
+    assert result_of(other)["semantic"]["fused"] != plain["semantic"]["fused"]
+
+
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ meet where mmsegmentation's do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class ScoreAverage:
     """The running average of class scores over views, for some rows of an image.
 
     Views come in the order of `generators.views`: the windows of a frame one after the other, its top left one first.
-    Beside the average it holds the sum of the windows of one frame, and temporaries within a budget.
+    Beside the average it holds the sum of the windows of one frame, if there are any, and temporaries within a budget.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class ScoreAverage:
         """
         self.protocol, self.original, self.budget = protocol, original, budget_bytes
         self.start, self.stop = rows or (0, original[0])
+        self._averages_softmax = protocol in ("mmseg0", "mmseg1")
         self.frames = 0  # that are part of the sum
         self._sum: Tensor | None = None  # (A, K, rows, W0) over frames
         self._frame: View | None = None  # the first window of the open frame
@@ -78,14 +79,13 @@ class ScoreAverage:
             shape = len(probs), probs.shape[2], self.stop - self.start, self.original[1]
             self._sum = torch.zeros(shape, device=mask_logits.device)
         tile = band_rows(mask_logits, probs, view, self.budget)
-        if view.window is None and self.protocol in ("d2", "mmdet"):
+        if view.window is None:
             self._close()
+            self._begin_frame()
             for start in range(self.start, self.stop, tile):
                 stop = min(start + tile, self.stop)
-                masks = image_logit_band(mask_logits, view, start, stop).sigmoid_()
-                for alpha, p in enumerate(probs):
-                    scores = (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
-                    self._sum[alpha, :, start - self.start : stop - self.start] += scores
+                for alpha, scores in enumerate(self._whole(mask_logits, probs, view, start, stop)):
+                    self._put(alpha, scores, start, stop)
             self.frames += 1
             return
         if view.seen[:2] == (0, 0):
@@ -127,32 +127,54 @@ class ScoreAverage:
                 self._scores[alpha, :, rows, columns] += scores
             self._counts[rows, columns] += 1
 
+    def _whole(self, mask_logits: Tensor, probs: Tensor, view: View, start: int, stop: int) -> Iterator[Tensor]:
+        """(K, stop − start, W0) of each α, of a view without window."""
+        if self.protocol in ("d2", "mmdet"):
+            masks = image_logit_band(mask_logits, view, start, stop).sigmoid_()
+            for p in probs:
+                yield (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
+            return
+        first, last = taps(view.resized[0], view.original[0]).source(start, stop)
+        for scores in seen_scores(mask_logits, probs, view, self.protocol, first, last):
+            yield _at_image(scores, view, first, start, stop)
+
     def _close(self) -> None:
-        """Adds the open frame to the sum."""
+        """Adds the frame whose windows are open to the sum."""
         if self._frame is None:
             return
-        softmax = self.protocol in ("mmseg0", "mmseg1") and self.frames > 0
-        if softmax and self.frames == 1:
-            for scores in self._sum:
-                scores.copy_(scores.softmax(0))
+        self._begin_frame()
         view, rows = self._frame, taps(self._frame.resized[0], self._frame.original[0])
-        first, _ = rows.source(self.start, self.stop)
-        wide = max(view.resized[1], view.original[1])
-        tile = max(
-            1, int(self.budget / (16 * self._sum.shape[1] * wide * max(1.0, view.resized[0] / view.original[0])))
-        )
+        begin, _ = rows.source(self.start, self.stop)
+        read = max(view.resized[1], view.original[1]) * max(1.0, view.resized[0] / view.original[0])
+        tile = max(1, int(self.budget / (16 * self._sum.shape[1] * read)))
         for start in range(self.start, self.stop, tile):
             stop = min(start + tile, self.stop)
-            low, high = rows.source(start, stop)
+            first, last = rows.source(start, stop)
             for alpha, frame in enumerate(self._scores):
-                scores = frame[:, low - first : high - first] / self._counts[low - first : high - first]
-                scores = scores.flip(-1) if view.flip else scores
-                if view.resized != view.original:
-                    scores = resize_band(scores, low, rows, start, stop, view.original[1])
-                scores = scores.softmax(0) if softmax else scores
-                self._sum[alpha, :, start - self.start : stop - self.start] += scores
+                scores = frame[:, first - begin : last - begin] / self._counts[first - begin : last - begin]
+                self._put(alpha, _at_image(scores, view, first, start, stop), start, stop)
         self.frames += 1
         self._frame = self._scores = self._counts = None
+
+    def _begin_frame(self) -> None:
+        """A single frame stays as it is; with a second one the first, too, counts by its softmax."""
+        if self._averages_softmax and self.frames == 1:
+            for scores in self._sum:
+                scores.copy_(scores.softmax(0))
+
+    def _put(self, alpha: int, scores: Tensor, start: int, stop: int) -> None:
+        if self._averages_softmax and self.frames:
+            scores = scores.softmax(0)
+        self._sum[alpha, :, start - self.start : stop - self.start] += scores
+
+
+def _at_image(scores: Tensor, view: View, first: int, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of the original image from the rows `first` … of the resized one that they read."""
+    scores = scores.flip(-1) if view.flip else scores
+    if view.resized == view.original:
+        return scores
+    rows = taps(view.resized[0], view.original[0])
+    return resize_band(scores, first, rows, start, stop, view.original[1])
 
 
 def averaged_label_maps(views: Sequence[ScoredView], protocol: str, budget_bytes: int = BUDGET) -> np.ndarray:
@@ -188,6 +210,6 @@ def _average_rows(scored: ScoredView, budget_bytes: int) -> int:
     """
     alphas, _, classes = scored.probs.shape
     view = scored.view
-    read = view.resized[1] * max(1.0, view.resized[0] / view.original[0])
-    rows = int(budget_bytes / 2 / (4 * alphas * classes * (view.original[1] + read)))
+    frame = view.resized[1] * max(1.0, view.resized[0] / view.original[0]) if view.window else 0
+    rows = int(budget_bytes / 2 / (4 * alphas * classes * (view.original[1] + frame)))
     return max(1, min(rows, band_rows(scored.mask_logits, scored.probs, view, budget_bytes // 2)))

@@ -64,12 +64,19 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     Raises:
         InputError: no such folder; no manifest is known for a data root.
         MissingStageError: nothing is evaluated there.
-        IncompatibleError: the recipe's manifest is another than the run's.
+        IncompatibleError: the recipe's manifest is another than the run's; the evaluation was streamed, or of several
+            views.
         CorruptError: a stored file is damaged.
     """
     folder = evaluation_folder(path)
     run, rebuilt = folder.parents[1], open_run(folder)
+    if "stream" in rebuilt.identity:
+        raise IncompatibleError(
+            f"{folder}: was streamed, so there are no masks and scores to show",
+            "Name another evaluation, or run generate-proposals, classify and evaluate without --stream",
+        )
     proposals = open_proposals(run)
+    proposals.require_one_view("reports")
     classes = open_run(run / "classes" / rebuilt.identity["classes"][:12], "classify")
     for name, stage in {"proposals": proposals.run, "classes": classes}.items():
         if stage.fingerprint != rebuilt.identity[name]:

@@ -14,7 +14,7 @@ Several views of an image (docs/views.md) are fused one by one, then their class
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -375,6 +375,8 @@ class CountMaker:
         kept: list[NamedView] = []
         masks: list[dict[str, np.ndarray]] = []
         for record, point_logits in views:
+            if self.settings.protocol:
+                record = replace(record, protocol=self.settings.protocol)
             named = self._name(record, point_logits, truth)
             masks.append(named.masks_named)
             if keep_views:

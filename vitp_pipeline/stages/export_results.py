@@ -212,7 +212,7 @@ class ResultMaker:
         scores = torch.from_numpy(point_logits).to(self.device)
         probs, void = fuse(logits, scores, self.export.alpha(logits), self.settings.formula)
         kept = torch.from_numpy(record.kept).long().to(self.device)
-        frame = (record.view, record.protocol)
+        frame = (record.view, self.settings.protocol or record.protocol)
 
         def panoptic():
             quality = mask_quality(masks, *frame) if self.settings.mask_quality else None
