@@ -25,7 +25,7 @@ from vitp_pipeline.shard import choose_shard
 from vitp_pipeline.stages.proposals import generate_proposals
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "generators-own.md"
+PAGE = ROOT / "docs" / "generators" / "own.md"
 SWIN = "mask2former_swin-t_8xb2-160k_ade20k-512x512"
 
 

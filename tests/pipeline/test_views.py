@@ -177,6 +177,9 @@ def test_what_views_cannot_give_is_refused(project: Project, viewed: Path, tmp_p
     shutil.copytree(viewed / "classifier", tmp_path / "run/classifier")
     with pytest.raises(UsageError, match="panoptic figures need one view"):
         stream(project, tmp_path / "run", **VIEWS)
+    with pytest.raises(UsageError, match="Strides lie between"):
+        project.run("generate-proposals", tmp_path / "none", window=(4, 4), stride=(5, 5))
+    assert not (tmp_path / "none").exists()
     with pytest.raises(UsageError, match="a stride without a window"):
         project.run("generate-proposals", tmp_path / "other", stride=(4, 4))
     with pytest.raises(IncompatibleError, match="several views of an image, and masks as prompts need one"):

@@ -42,6 +42,8 @@ def generate_proposals(
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
+    if settings.window:
+        view_plan(settings, None)  # refused before the run is made
     source = find_source(settings, lambda text: recipe.find_file(text, data_root))
     identity = {
         "stage": "proposals",
@@ -95,8 +97,8 @@ def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec) -> 
     )
 
 
-def view_plan(settings: ProposalSettings, generator: Generator) -> ViewPlan:
-    """The views that the settings mean; what they leave open about windows is the generator's own `slide`.
+def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:
+    """The views that the settings mean; what they leave open about windows is the generator's own `slide`, if any.
 
     Raises:
         UsageError: there are no such views.

@@ -27,7 +27,7 @@ from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
 from vitp_pipeline.stages.counts import counts_table
 from vitp_pipeline.stages.driver import Outcome, run_parts
 from vitp_pipeline.stages.evaluate import CountMaker, Evaluation, Measured, check_tasks, check_views
-from vitp_pipeline.stages.proposals import ProposalMaker, load_generator
+from vitp_pipeline.stages.proposals import ProposalMaker, load_generator, view_plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +55,8 @@ class Stream:
         """
         self.recipe, self.generate, self.classify, self.settings = recipe, generate, classify, settings
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
+        if generate.window:
+            view_plan(generate, None)  # refused before the folder is made
         check_tasks(settings, dataset)
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
         self.classifier = classifier_file(recipe, classify, data_root, out)
