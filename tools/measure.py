@@ -29,7 +29,8 @@ from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
 from vitp_pipeline.stages.proposals import generate_proposals
-from vitp_pipeline.stages.results import headline_variants, image_areas, read_rows, result_of
+from vitp_pipeline.stages.results import headline_variants, result_of
+from vitp_pipeline.stages.rows import image_areas, read_rows
 from vitp_pipeline.stages.train import train_classifier
 
 NAMES = {

@@ -22,7 +22,8 @@ from vitp_pipeline.metrics.runlengths import decode_mask
 from vitp_pipeline.recipe import EvaluateSettings
 from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.instances import image_numbers
-from vitp_pipeline.stages.results import print_result, read_rows, result_of
+from vitp_pipeline.stages.results import print_result, read_result_totals, result_of
+from vitp_pipeline.stages.rows import read_rows
 
 ALL = {"tasks": ("semantic", "panoptic", "instance"), "instance_ap": ("coco", "boundary", "cityscapes")}
 
@@ -197,12 +198,13 @@ def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureF
             s["category_id"] = making.CATEGORIES[2]
     path.write_text(json.dumps(data))
     evaluation = project.evaluate(tmp_path / "run", object_threshold=1.0, **ALL)
-    rows = read_rows(evaluation)
-    rows.columns["semantic"]["predicted"][:] = 0
-    rows.columns["instances"]["hit"][:] = 0
+    totals = read_result_totals(evaluation)
+    totals.areas[..., 0] = 0
+    totals.areas[..., 2] = [5, 0, 0]
+    totals.detections.columns["instances"]["hit"][:] = 0
     from vitp_pipeline.stages.results import summarise
 
-    result = summarise(evaluation, rows, False)
+    result = summarise(evaluation, totals, False)
     notes = "\n".join(result["notes"])
     assert "mIoU of fused is exactly 0: the ground truth has only car, the predictions have only sky" in notes
     assert "PQ of fused is exactly 0: no segment was predicted" in notes and "object_threshold = 1" in notes
