@@ -29,7 +29,8 @@ from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
 from vitp_pipeline.stages.proposals import generate_proposals
-from vitp_pipeline.stages.results import headline_variants, image_areas, read_rows, result_of
+from vitp_pipeline.stages.results import headline_variants, result_of
+from vitp_pipeline.stages.rows import image_areas, read_rows
 from vitp_pipeline.stages.train import train_classifier
 
 NAMES = {
@@ -51,11 +52,12 @@ def measure(
     changes: dict,
     training: dict | None = None,
     prefix: str = "",
+    measuring: dict | None = None,
 ) -> dict:
     """Runs what is missing; returns the figures of every seed.
 
     Args:
-        changes, training: keys of [classify] and [train-classifier] to put over the recipe's.
+        changes, training, measuring: keys of [classify], [train-classifier] and [evaluate] to put over the recipe's.
         prefix: of the classifiers' names, which end with the seed.
     """
     recipe = load_recipe(recipe_name)
@@ -66,7 +68,7 @@ def measure(
         train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed, **training or {}), data_root, out)
         points = recipe.stage(ClassifySettings, name=name, **changes)
         classify(recipe, points, data_root, out, EVERYTHING)
-        settings = recipe.stage(EvaluateSettings)
+        settings = recipe.stage(EvaluateSettings, **measuring or {})
         evaluation = prepare(recipe, settings, points, parse_alphas(sweep), data_root, out, EVERYTHING)
         evaluate_shards(evaluation, settings, points, range(evaluation.run.shards))
         results[name] = result_of(evaluation)
@@ -82,6 +84,7 @@ def measure(
     return {
         "recipe": recipe_name,
         "classify": identity_of(recipe.stage(ClassifySettings, **changes)),
+        **({"evaluate": measuring} if measuring else {}),
         "seeds": seeds,
         "machine": machine,
         "bootstrap": bootstrap,
@@ -93,13 +96,17 @@ def tables(measured: dict) -> str:
     """Markdown: the headline, each seed, and the α curve."""
     results = list(measured["results"].values())
     alpha, panoptic = results[0]["semantic"]["alpha"], results[0]["panoptic"] is not None
+    instance = results[0].get("instance") is not None
 
     def mean(pick) -> str:
         values = [pick(r) for r in results]
         return "–" if values[0] is None else f"{100 * np.mean(values):.2f}"
 
     lines = [
-        "| masks named by | mIoU | pixel accuracy |" + (" PQ | SQ | RQ |" if panoptic else "") + " masks named right |"
+        "| masks named by | mIoU | pixel accuracy |"
+        + (" PQ | SQ | RQ |" if panoptic else "")
+        + (" AP | AP50 |" if instance else "")
+        + " masks named right |"
     ]
     lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
     for name, title in NAMES.items():
@@ -109,6 +116,8 @@ def tables(measured: dict) -> str:
         ]
         if panoptic:
             cells += [mean(lambda r, n=name, k=k: r["panoptic"][n]["all"][k]) for k in ("PQ", "SQ", "RQ")]
+        if instance:
+            cells += [mean(lambda r, n=name, k=k: r["instance"][n]["coco"][k]) for k in ("AP", "AP50")]
         cells.append(mean(lambda r, n=name: r["masks"]["named_right"].get(n)))
         lines.append(f"| {title.format(alpha=alpha)} | " + " | ".join(cells) + " |")
     gain = measured["bootstrap"]["mIoU"]
@@ -126,9 +135,9 @@ def tables(measured: dict) -> str:
         "| α (looked at on val) | " + " | ".join(f"{row['alpha']:g}" for row in results[0]["semantic"]["sweep"]) + " |",
         "|---|" + "---:|" * len(results[0]["semantic"]["sweep"]),
     ]
-    for title, task, key in (("mIoU", "semantic", "mIoU"), ("PQ", "panoptic", "PQ")):
-        if results[0][task]:
-            rows = [[r[task]["sweep"][i][key] for r in results] for i in range(len(results[0][task]["sweep"]))]
+    for title, task in (("mIoU", "semantic"), ("PQ", "panoptic"), ("AP", "instance")):
+        if results[0].get(task):
+            rows = [[r[task]["sweep"][i][title] for r in results] for i in range(len(results[0][task]["sweep"]))]
             lines.append(f"| {title} | " + " | ".join(f"{100 * np.mean(row):.2f}" for row in rows) + " |")
     return "\n".join(lines)
 
@@ -148,10 +157,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", default="0:1:0.1")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [classify]")
+    parser.add_argument("--evaluate", action="append", metavar="KEY=VALUE", help="key of [evaluate]")
     parser.add_argument("--label", help="distinguishes the file from that of the recipe as it stands")
     parser.add_argument("--docs", type=Path, default=Path("docs/measured"))
     a = parser.parse_args()
-    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, parse_changes(a.set))
+    changes, measuring = parse_changes(a.set), parse_changes(a.evaluate)
+    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, changes, measuring=measuring)
     a.docs.mkdir(parents=True, exist_ok=True)
     target = a.docs / f"{Path(a.recipe).stem}{'-' + a.label if a.label else ''}.json"
     target.write_text(json.dumps(measured, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

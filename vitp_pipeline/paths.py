@@ -16,7 +16,7 @@ def shipped(kind: str) -> Path:
 
 
 def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -> Path:
-    """A TOML file by path (also relative to the folder `beside`), or a shipped one by its bare name.
+    """A TOML file by path (also relative to the folder `beside`), or a shipped one by its name: `camvid`, `paper/NAME`.
 
     Raises:
         InputError: nothing of that name; the message lists the shipped ones.
@@ -25,10 +25,12 @@ def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -
     candidates = [given] if given.suffix == ".toml" else []
     if beside is not None and given.suffix == ".toml" and not given.is_absolute():
         candidates.insert(0, beside / given)
-    if len(given.parts) == 1:
-        candidates.append(shipped(kind) / f"{given.name.removesuffix('.toml')}.toml")
+    folder = shipped(kind)
+    if len(given.parts) <= 2 and not {"..", given.anchor} & set(given.parts) and (folder / given.parent).is_dir():
+        folder = folder / given.parent
+        candidates.append(folder / f"{given.name.removesuffix('.toml')}.toml")
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    names = ", ".join(sorted(p.stem for p in shipped(kind).glob("*.toml")))
+    names = ", ".join(sorted(p.relative_to(shipped(kind)).with_suffix("").as_posix() for p in folder.glob("*.toml")))
     raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")

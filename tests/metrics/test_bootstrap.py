@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from vitp_pipeline.errors import IncompatibleError
-from vitp_pipeline.metrics.bootstrap import interval, miou, paired_difference, pixel_accuracy, sparse_areas
+from vitp_pipeline.metrics import bootstrap
+from vitp_pipeline.metrics.bootstrap import (
+    SparseAreas,
+    interval,
+    miou,
+    paired_difference,
+    percentile_interval,
+    pixel_accuracy,
+    sparse_areas,
+)
 from vitp_pipeline.metrics.semantic import Confusion
 
 K = 4
@@ -93,3 +102,29 @@ def test_bad_arguments():
         paired_difference(first, areas_of(results(seed=5)[0]))
     with pytest.raises(ValueError):
         interval(first[:0])
+
+
+@pytest.mark.parametrize(("drawn_at_once", "group", "part"), [(1 << 19, 1024, 7), (100, 1024, 40), (1, 8, 3)])
+def test_sparse_images_resample_as_dense_ones(monkeypatch, drawn_at_once, group, part):
+    """Whatever is held at a time: the same images are drawn, and the intervals are equal to the last bit."""
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", drawn_at_once)
+    monkeypatch.setattr(bootstrap, "_GROUP", group)
+    first, second = (areas_of(results(skill=skill)[0]) for skill in (0.6, 0.7))
+    sparse = SparseAreas(K, 2)
+    empty = np.zeros((2, 2, K, 3), np.int64)
+    for start in range(0, 40, part):
+        sparse.add(empty)  # images without a labelled pixel do not count
+        sparse.add(np.stack([first, second])[:, start : start + part])
+    values = miou(sparse.resampled(200))
+    assert sparse.images == 40
+    assert percentile_interval(miou(second.sum(0)), values[:, 1]) == interval(second, samples=200)
+    gain = percentile_interval(miou(second.sum(0)) - miou(first.sum(0)), values[:, 1] - values[:, 0])
+    assert gain == paired_difference(first, second, samples=200)
+
+
+def test_sparse_images_say_what_is_wrong():
+    with pytest.raises(ValueError, match="at least one image"):
+        SparseAreas(K, 2).resampled(5)
+    areas = areas_of(results()[0])
+    with pytest.raises(IncompatibleError, match="paired"):
+        SparseAreas(K, 2).add(np.stack([areas, areas[::-1]]))

@@ -13,7 +13,8 @@ from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.metrics.bootstrap import paired_difference
 from vitp_pipeline.report.compare import compare, labels_of, panoptic_areas, panoptic_quality, write_comparison
 from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
-from vitp_pipeline.stages.results import headline_variants, image_areas
+from vitp_pipeline.stages.results import headline_variants
+from vitp_pipeline.stages.rows import image_areas
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,15 @@ from vitp_pipeline.errors import CorruptError, InputError, MissingStageError, Pa
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.evaluate import parse_alphas, prepare, sparse_confusion, variant_of
-from vitp_pipeline.stages.results import print_result, read_rows, result_of, summarise, to_json
+from vitp_pipeline.stages.results import (
+    headline_variants,
+    print_result,
+    read_result_totals,
+    result_of,
+    summarise,
+    to_json,
+)
+from vitp_pipeline.stages.rows import image_areas, read_rows
 
 
 @pytest.fixture
@@ -194,6 +202,43 @@ def test_failed_images_are_counted_out(project: Project, tmp_path: Path) -> None
     rows = read_rows(evaluation)
     assert set(np.unique(rows.columns["semantic"]["image"])) == {0, 4}
     assert "000139" not in to_json(result)
+
+
+def test_figures_of_the_sums_are_those_of_all_rows_at_once(project: Project, tmp_path: Path) -> None:
+    """Figures that are added up part by part against the metrics' own way: everything in memory, one array an image."""
+    from vitp_pipeline.metrics.bootstrap import interval, paired_difference
+    from vitp_pipeline.metrics.panoptic import PanopticCounts, PanopticQuality
+    from vitp_pipeline.metrics.semantic import Confusion
+
+    make_run(project, tmp_path / "run", 2, 1, failed=("153",))
+    evaluation = project.evaluate(tmp_path / "run")
+    result, rows = summarise(evaluation, read_result_totals(evaluation), True), read_rows(evaluation)
+    areas = {}
+    for name, variant in headline_variants(evaluation).items():
+        e = {k: v[rows.columns["semantic"]["variant"] == variant] for k, v in rows.columns["semantic"].items()}
+        state = Confusion(3)
+        np.add.at(state.counts, (e["truth"], e["predicted"]), e["pixels"])
+        found = result["semantic"][name]
+        assert found["mIoU"] == state.miou() and found["mIoU_union"] == state.miou("union")
+        assert found["mAcc"] == state.mean_accuracy() and found["pixel_accuracy"] == state.pixel_accuracy()
+        areas[name] = image_areas(evaluation, rows, variant)[[0, 1, 3, 4]]
+        e = {k: v[rows.columns["panoptic"]["variant"] == variant] for k, v in rows.columns["panoptic"].items()}
+        columns = [[e[c][e["class"] == k] for k in range(3)] for c in ("tp", "fp", "fn", "iou")]
+        counts = [np.array([c.sum() for c in column]) for column in columns[:3]]
+        counts = PanopticCounts(*counts, np.array([math.fsum(c) for c in columns[3]]))
+        quality = PanopticQuality(3, evaluation.dataset.spec.things, counts).summary()["all"]
+        found = result["panoptic"][name]["all"]
+        assert [found[k] for k in ("PQ", "SQ", "RQ")] == [quality.pq, quality.sq, quality.rq]
+    gain = paired_difference(areas["generator"], areas["fused"])
+    own = interval(areas["fused"])
+    assert result["semantic"]["bootstrap"]["gain_mIoU"] == {
+        "estimate": gain.estimate,
+        "interval": [gain.low, gain.high],
+    }
+    assert result["semantic"]["bootstrap"]["fused_mIoU"] == [own.low, own.high]
+    masks = rows.columns["masks"]
+    for name in ("generator", "classifier", "fused"):
+        assert result["masks"]["named_right"][name] == (masks[name] == masks["label"]).mean()
 
 
 def test_mended_images_are_measured_on_retry(project: Project, tmp_path: Path) -> None:
@@ -410,7 +455,7 @@ def test_a_class_that_never_occurs_is_null_not_nan(
             s["category_id"] = making.CATEGORIES[0]
     making.write_annotations(project.root, data)
     make_run(project, tmp_path / "run")
-    result = summarise(evaluation := project.evaluate(tmp_path / "run"), read_rows(evaluation), False)
+    result = summarise(evaluation := project.evaluate(tmp_path / "run"), read_result_totals(evaluation), False)
     assert result["semantic"]["classes_present"] == 1
     assert not any(isinstance(v, float) and math.isnan(v) for v in result["semantic"]["bound_mask"]["IoU"].values())
     assert result["semantic"]["bound_mask"]["IoU"]["car"] is None

@@ -20,9 +20,11 @@ from vitp_pipeline.fusion import fuse
 from vitp_pipeline.metrics.instances import Detections
 from vitp_pipeline.metrics.runlengths import decode_mask
 from vitp_pipeline.recipe import EvaluateSettings
+from vitp_pipeline.stages.by_class import by_class, print_by_class
 from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.instances import image_numbers
-from vitp_pipeline.stages.results import print_result, read_rows, result_of
+from vitp_pipeline.stages.results import print_result, read_result_totals, result_of
+from vitp_pipeline.stages.rows import read_rows
 
 ALL = {"tasks": ("semantic", "panoptic", "instance"), "instance_ap": ("coco", "boundary", "cityscapes")}
 
@@ -185,6 +187,27 @@ def test_components_stand_in_for_segments(tmp_path: Path) -> None:
 # ---- zeros ----------------------------------------------------------------------------------------------------------
 
 
+def test_every_class_has_its_row(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(project, tmp_path / "run")
+    result = result_of(project.evaluate(tmp_path / "run", **ALL))
+    found = by_class(result)
+    assert list(found) == ["IoU", "PQ", "AP"]
+    assert list(found["IoU"]) == ["sky", "road", "car"] and list(found["AP"]) == ["car"]  # a thing
+    for figure, where in (("IoU", "semantic"), ("PQ", "panoptic")):
+        for name, values in found[figure].items():
+            for variant in ("generator", "fused", "bound_point", "bound_mask"):
+                assert values[variant] == result[where][variant][figure][name]
+            assert values["gain"] == values["fused"] - values["generator"]
+    print_by_class(result)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "car" in line]
+    assert len(lines) == 3 and lines[0][3] == f"{100 * found['IoU']['car']['generator']:.2f}"
+    result["semantic"]["fused"]["IoU"]["car"] = None
+    assert by_class(result)["IoU"]["car"]["gain"] is None
+    for variant in ("generator", "bound_point", "bound_mask"):
+        result["semantic"][variant]["IoU"]["car"] = None
+    assert "car" not in by_class(result)["IoU"]
+
+
 def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ground truth of other classes than the predictions have: 0 everywhere, and the reason."""
     import json
@@ -197,12 +220,13 @@ def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureF
             s["category_id"] = making.CATEGORIES[2]
     path.write_text(json.dumps(data))
     evaluation = project.evaluate(tmp_path / "run", object_threshold=1.0, **ALL)
-    rows = read_rows(evaluation)
-    rows.columns["semantic"]["predicted"][:] = 0
-    rows.columns["instances"]["hit"][:] = 0
+    totals = read_result_totals(evaluation)
+    totals.areas[..., 0] = 0
+    totals.areas[..., 2] = [5, 0, 0]
+    totals.detections.columns["instances"]["hit"][:] = 0
     from vitp_pipeline.stages.results import summarise
 
-    result = summarise(evaluation, rows, False)
+    result = summarise(evaluation, totals, False)
     notes = "\n".join(result["notes"])
     assert "mIoU of fused is exactly 0: the ground truth has only car, the predictions have only sky" in notes
     assert "PQ of fused is exactly 0: no segment was predicted" in notes and "object_threshold = 1" in notes

@@ -47,6 +47,9 @@ def register(app: typer.Typer) -> None:
                 "--stream", help="Run generator and classifier, too, image by image; store neither masks nor scores."
             ),
         ] = False,
+        by_class: Annotated[
+            bool, typer.Option("--by-class", help="Also a table of every class: generator, fused, bounds.")
+        ] = False,
     ) -> None:
         """4. Fuse both scores and measure: mIoU, PQ, AP if asked for, and the upper bounds.
 
@@ -55,6 +58,8 @@ def register(app: typer.Typer) -> None:
             vitp evaluate camvid --data-root data/camvid --out runs/camvid
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
+
+            vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
 
         Many views of an image (scales, mirrored, windows) can take a gigabyte of masks. --stream needs the classifier
         alone and keeps no masks:
@@ -74,6 +79,7 @@ def register(app: typer.Typer) -> None:
             parse_changes,
         )
         from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.stages.by_class import print_by_class
         from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
         from vitp_pipeline.stages.results import print_result, result_of, to_json
 
@@ -112,6 +118,8 @@ def register(app: typer.Typer) -> None:
             print(to_json(result), end="")
         else:
             print_result(result)
+            if by_class:
+                print_by_class(result)
         if json not in (None, Path("-")):
             write_whole(json, lambda temporary: temporary.write_text(to_json(result), encoding="utf-8"))
             say(f"figures written to {json}")

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.semantic import mean_iou
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+_UNPAIRED = "a paired comparison needs the same images, in the same order, for both results"
+_NO_IMAGE = "a bootstrap needs at least one image"
+_DRAWN_AT_ONCE = 1 << 19
+"""How many numbers of the resampling are held: 4 MiB."""
+_GROUP = 1024
+"""Images whose areas are multiplied at once."""
 
 Metric = Callable[[np.ndarray], np.ndarray]
 """(…, K, 3) areas summed over images → (…) values."""
@@ -57,6 +68,83 @@ def sparse_areas(
     return out
 
 
+class SparseAreas:
+    """Areas of many images in little memory, of R results beside one ground truth.
+
+    It takes 6 + 8 R bytes a class that occurs in an image. The bootstrap draws the images in the order they came in.
+    """
+
+    def __init__(self, classes: int, results: int) -> None:
+        """Args: K, R."""
+        self.classes, self.results, self.images = classes, results, 0
+        self._groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, areas: np.ndarray) -> None:
+        """Adds some images; those without any labelled pixel are passed over.
+
+        Args:
+            areas: (R, n, K, 3) int64, see `sparse_areas`; the ground truth's column is the same for all R.
+        Raises:
+            IncompatibleError: the ground truths differ.
+        """
+        truth = areas[0, ..., 1]
+        if not (areas[..., 1] == truth).all():
+            raise IncompatibleError(_UNPAIRED)
+        areas = areas[:, truth.any(1)]
+        occurs = areas.any((0, 3))  # (n, K)
+        found = areas[:, occurs]  # (R, E, 3)
+        values = np.concatenate([found[:1, :, 1], found[..., 0], found[..., 2]])
+        if values.size and values.max() >= 1 << 32:
+            raise ValueError("an image has 2^32 pixels or more")
+        self.images += len(occurs)
+        new = occurs.sum(1).astype(np.uint16), np.nonzero(occurs)[1].astype(np.uint16), values.T.astype(np.uint32)
+        if self._groups and len(self._groups[-1][0]) < _GROUP:
+            old = self._groups.pop()
+            new = tuple(np.concatenate(pair) for pair in zip(old, new, strict=True))
+        self._groups.append(new)
+
+    def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
+        """(samples, R, K, 3) float64 sums over resamples of the images, to the last bit those that `interval` draws.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if self.images == 0:
+            raise ValueError(_NO_IMAGE)
+        generator, even = np.random.default_rng(seed), np.full(self.images, 1.0 / self.images)
+        columns = 2 * self.results + 1
+        sums = np.zeros((samples, self.classes * columns), np.int64)
+        block = max(1, _DRAWN_AT_ONCE // self.images)
+        for first in range(0, samples, block):
+            rows = sums[first : first + block]
+            draws, image = generator.multinomial(self.images, even, size=len(rows)), 0
+            for group in self._groups:
+                count = len(group[0])
+                rows += draws[:, image : image + count] @ self._matrix(group)
+                image += count
+        truth, both, predicted = np.split(sums.reshape(samples, self.classes, columns), [1, 1 + self.results], axis=2)
+        stacked = np.stack([both, np.broadcast_to(truth, both.shape), predicted], -1)  # (B, K, R, 3)
+        return np.moveaxis(stacked, 2, 1).astype(np.float64)
+
+    def _matrix(self, group: tuple[np.ndarray, np.ndarray, np.ndarray]) -> csr_array:
+        """(n, K · (2 R + 1)) of some images; of all at once it would take several times what is held."""
+        from scipy.sparse import csr_array
+
+        counts, classes, values = group
+        columns = values.shape[1]
+        place = classes[:, None].astype(np.int32) * columns + np.arange(columns, dtype=np.int32)
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int32)]) * columns
+        content = values.ravel().astype(np.int64), place.ravel(), starts
+        return csr_array(content, shape=(len(counts), self.classes * columns))
+
+
+def percentile_interval(estimate: float, values: np.ndarray, level: float = 0.95) -> Interval:
+    """The interval that the given share of the resamples' values, (B,), lies in."""
+    tail = 50.0 * (1.0 - level)
+    low, high = np.nanpercentile(values, [tail, 100.0 - tail]) if not np.isnan(values).all() else (np.nan, np.nan)
+    return Interval(estimate, float(low), float(high), level)
+
+
 def interval(
     image_areas: np.ndarray, metric: Metric = miou, samples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
@@ -70,7 +158,7 @@ def interval(
         seed: of the resampling.
     """
     values = metric(_resample(image_areas, samples, seed))
-    return _interval(float(metric(image_areas.sum(0))), values, level)
+    return percentile_interval(float(metric(image_areas.sum(0))), values, level)
 
 
 def paired_difference(
@@ -91,7 +179,7 @@ def paired_difference(
     """
     _check_paired(first, second)
     values = metric(_resample(second, samples, seed)) - metric(_resample(first, samples, seed))
-    return _interval(float(metric(second.sum(0)) - metric(first.sum(0))), values, level)
+    return percentile_interval(float(metric(second.sum(0)) - metric(first.sum(0))), values, level)
 
 
 def paired_intervals(
@@ -124,7 +212,7 @@ def paired_intervals(
 
 def _check_paired(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape or not np.array_equal(first[..., 1], second[..., 1]):
-        raise IncompatibleError("a paired comparison needs the same images, in the same order, for both results")
+        raise IncompatibleError(_UNPAIRED)
 
 
 def _resample(image_areas: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -133,13 +221,7 @@ def _resample(image_areas: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """
     n = len(image_areas)
     if n == 0:
-        raise ValueError("a bootstrap needs at least one image")
+        raise ValueError(_NO_IMAGE)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=samples)
     flat = np.asarray(image_areas, np.float64).reshape(n, -1)
     return (draws.astype(np.float64) @ flat).reshape(samples, *image_areas.shape[1:])
-
-
-def _interval(estimate: float, values: np.ndarray, level: float) -> Interval:
-    tail = 50.0 * (1.0 - level)
-    low, high = np.nanpercentile(values, [tail, 100.0 - tail])
-    return Interval(estimate, float(low), float(high), level)

@@ -101,8 +101,7 @@ class Confusion:
 
     def mean_accuracy(self) -> float:
         """Mean of `class_accuracies` over the classes that the ground truth holds; nan when there is none."""
-        values = self.class_accuracies()
-        return float(values[~np.isnan(values)].mean()) if self.num_present() else float("nan")
+        return mean_accuracy(self.areas())
 
 
 def areas(counts: np.ndarray) -> np.ndarray:
@@ -122,6 +121,12 @@ def mean_iou(areas: np.ndarray, classes: str = "present") -> np.ndarray:
     values = ious(areas)
     counted = areas[..., 1] > 0 if classes == "present" else ~np.isnan(values)
     return _ratio(np.where(counted, values, 0.0).sum(-1), counted.sum(-1))
+
+
+def mean_accuracy(areas: np.ndarray) -> float:
+    """(K, 3) areas → mean recall of the classes that the ground truth holds; nan when there is none."""
+    values = _ratio(areas[:, 0], areas[:, 1])
+    return float(values[~np.isnan(values)].mean()) if areas[:, 1].any() else float("nan")
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

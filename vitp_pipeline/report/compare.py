@@ -15,7 +15,8 @@ from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.page import require_libraries, write_page
 from vitp_pipeline.report.stored import StoredEvaluation, classifier_name, provenance_of
-from vitp_pipeline.stages.results import RESAMPLES, headline_variants, image_areas
+from vitp_pipeline.stages.results import RESAMPLES, headline_variants
+from vitp_pipeline.stages.rows import image_areas
 
 SHOWN_CLASSES, SHOWN_IMAGES = 30, 10
 SECTIONS = {

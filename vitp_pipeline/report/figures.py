@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.results import HEADLINE, RULES, Rows, headline_variants, image_areas
+from vitp_pipeline.stages.results import HEADLINE, RULES, headline_variants
+from vitp_pipeline.stages.rows import Rows, image_areas
 
 TASKS = ("semantic", "panoptic", "instance")
 TITLES = {

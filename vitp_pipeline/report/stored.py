@@ -16,7 +16,8 @@ from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageErro
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.recipe import EvaluateSettings, load_recipe
 from vitp_pipeline.stages.evaluate import Evaluation
-from vitp_pipeline.stages.results import Rows, read_rows, summarise
+from vitp_pipeline.stages.results import read_result_totals, summarise
+from vitp_pipeline.stages.rows import Rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
         settings,
     )
     rows, stored = read_rows(evaluation), folder / "result.json"
-    result = read_json(stored) if stored.exists() else summarise(evaluation, rows, allow_missing=True)
+    if stored.exists():
+        result = read_json(stored)
+    else:
+        result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
     return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
 
 

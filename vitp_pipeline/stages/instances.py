@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.stages.evaluate import Evaluation
-    from vitp_pipeline.stages.results import Rows
+    from vitp_pipeline.stages.rows import Rows
 
 Segments = tuple[np.ndarray, Sequence[GroundTruthSegment]]
 

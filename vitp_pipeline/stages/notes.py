@@ -15,13 +15,13 @@ from vitp_pipeline.stages.instances import columns_where
 
 if TYPE_CHECKING:
     from vitp_pipeline.stages.evaluate import Evaluation
-    from vitp_pipeline.stages.results import Rows
+    from vitp_pipeline.stages.totals import Totals
 
 SHOWN = ("generator", "fused")
 """Variants whose zero is explained: the bounds' follow from the same cause."""
 
 
-def notes(evaluation: Evaluation, rows: Rows, result: dict[str, Any]) -> list[str]:
+def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> list[str]:
     """One line each. Reads the headline figures of `result`, before nan became null."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
@@ -30,14 +30,14 @@ def notes(evaluation: Evaluation, rows: Rows, result: dict[str, Any]) -> list[st
         variant = _number(evaluation, name)
         if result["semantic"]:
             lines += _of(
-                name, "mIoU", result["semantic"][name]["mIoU"], lambda v=variant: _semantic(v, evaluation, rows)
+                name, "mIoU", result["semantic"][name]["mIoU"], lambda v=variant: _semantic(v, evaluation, totals)
             )
         if result["panoptic"]:
             pq = result["panoptic"][name]["all"]["PQ"]
-            lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, rows))
+            lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, totals))
         if result.get("instance"):
             ap = next(iter(result["instance"][name].values()))["AP"]
-            lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, rows))
+            lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, totals))
     if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
         lines.append(
             f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
@@ -65,21 +65,22 @@ NOTHING = {
 }
 
 
-def _semantic(variant: int, evaluation: Evaluation, rows: Rows) -> str:
-    e = columns_where(rows.columns["semantic"], variant=variant)
-    return _classes(evaluation, e["truth"], e["predicted"], "no pixel of a class is called by its name")
+def _semantic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
+    truth, predicted = (np.flatnonzero(totals.areas[variant, :, column]) for column in (1, 2))
+    return _classes(evaluation, truth, predicted, "no pixel of a class is called by its name")
 
 
-def _panoptic(variant: int, evaluation: Evaluation, rows: Rows) -> str:
-    e = columns_where(rows.columns["panoptic"], variant=variant)
-    predicted = e["class"][e["fp"] + e["tp"] > 0]
+def _panoptic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
+    tp, fp, fn = totals.matches[variant]
+    predicted = np.flatnonzero(tp + fp)
     if not len(predicted):
         threshold = evaluation.settings.object_threshold
         return f"no segment was predicted (or only over void): is object_threshold = {threshold:g} too high?"
-    return _classes(evaluation, e["class"][e["fn"] > 0], predicted, "no segment has IoU > 0.5 with one of its class")
+    return _classes(evaluation, np.flatnonzero(fn), predicted, "no segment has IoU > 0.5 with one of its class")
 
 
-def _instance(variant: int, evaluation: Evaluation, rows: Rows) -> str:
+def _instance(variant: int, evaluation: Evaluation, totals: Totals) -> str:
+    rows = totals.detections
     e = columns_where(rows.columns["instances"], variant=variant)
     if not len(e["class"]):
         return "nothing was detected: no thing is among the best (mask, class) pairs, or their masks were not stored"

@@ -1,22 +1,20 @@
-"""From the rows of an evaluation to its figures: sums in the manifest's order, then ratios in [0, 1]."""
+"""From the sums of an evaluation to its figures: ratios in [0, 1]."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vitp_pipeline.artifacts.files import read_json, write_json
-from vitp_pipeline.artifacts.parts import index_path, read_index
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
-from vitp_pipeline.metrics.bootstrap import sparse_areas
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
 from vitp_pipeline.stages.notes import notes
+from vitp_pipeline.stages.totals import NAMED_BY, Totals, read_totals
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
@@ -28,54 +26,19 @@ WIDEST = 7
 RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
-@dataclass
-class Rows:
-    """The rows of an evaluation in order, as flat arrays with the number of the image beside every entry."""
-
-    images: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    missing: list[int] = field(default_factory=list)
-    columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-
-
-def read_rows(evaluation: Evaluation) -> Rows:
-    """Reads all parts; shards that are not finished are listed, not read."""
-    rows, pieces = Rows(), {}
-    for shard in range(evaluation.run.shards):
-        if not evaluation.run.finished(shard):
-            rows.missing.append(shard)
-            continue
-        for part in range(len(evaluation.run.parts(shard))):
-            table = read_index(index_path(evaluation.run.shard_folder(shard), part))
-            first = len(rows.images)
-            rows.images += table["image_id"].to_pylist()
-            states = zip(*(table[c].to_pylist() for c in ("image_id", "status", "error")), strict=True)
-            rows.failed += [(i, error) for i, status, error in states if status != "ok"]
-            for name in table.column_names[3:]:
-                column = table[name].combine_chunks()
-                flat = column.flatten()
-                entry = {f.name: flat.field(f.name).to_numpy(zero_copy_only=False) for f in flat.type}
-                lengths = np.diff(column.offsets.to_numpy())
-                pieces.setdefault(name, []).append(
-                    {**entry, "image": first + np.repeat(np.arange(len(lengths)), lengths)}
-                )
-    for name, found in pieces.items():
-        rows.columns[name] = {k: np.concatenate([f[k] for f in found]) for k in found[0]}
-    return rows
-
-
-def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[str, Any]:
+def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
     """The result of an evaluation, as it is written to JSON.
 
     Raises:
         PartialError: images failed or shards are missing, and `allow_missing` is false.
     """
     total = len(evaluation.run.images)
-    measured = len(rows.images) - len(rows.failed)
+    measured = totals.images - len(totals.failed)
     if measured < total and (not allow_missing or not measured):
-        what = f"shard {', '.join(map(str, rows.missing[:8]))} not evaluated" if rows.missing else ""
-        what += (", " if what and rows.failed else "") + (f"{len(rows.failed)} images failed" if rows.failed else "")
-        first = f" (first: {rows.failed[0][0]}: {rows.failed[0][1]})" if rows.failed else ""
+        what = f"shard {', '.join(map(str, totals.missing[:8]))} not evaluated" if totals.missing else ""
+        if totals.failed:
+            what += (", " if what else "") + f"{len(totals.failed)} images failed"
+        first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
         raise PartialError(
             f"evaluate: {measured} of {total} images are measured: {what}{first}",
             "Finish or mend them (--retry-failed), or take figures of what is there with --allow-missing",
@@ -84,11 +47,11 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
     result = {
         "alpha": evaluation.alpha,
         "headline": evaluation.headline,
-        "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in rows.failed]},
-        "semantic": _semantic(evaluation, rows, names) if "semantic" in tasks else None,
-        "panoptic": _panoptic(evaluation, rows, names) if "panoptic" in tasks else None,
-        **({"instance": instances.figures(evaluation, rows, names)} if "instance" in tasks else {}),
-        "masks": _masks(evaluation, rows),
+        "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
+        "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
+        "panoptic": _panoptic(evaluation, totals, names) if "panoptic" in tasks else None,
+        **({"instance": instances.figures(evaluation, totals.detections, names)} if "instance" in tasks else {}),
+        "masks": _masks(evaluation, totals),
         "provenance": {
             "dataset": evaluation.dataset.spec.name,
             "split": evaluation.dataset.split,
@@ -97,7 +60,7 @@ def summarise(evaluation: Evaluation, rows: Rows, allow_missing: bool) -> dict[s
             **provenance(),
         },
     }
-    result["notes"] = notes(evaluation, rows, result)
+    result["notes"] = notes(evaluation, totals, result)
     return _plain(result)
 
 
@@ -108,82 +71,67 @@ def headline_variants(evaluation: Evaluation) -> dict[str, int]:
     return {name: number[chosen.get(name, name)] for name in HEADLINE}
 
 
-def _semantic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[str, Any]:
-    from vitp_pipeline.metrics.bootstrap import interval, paired_difference
-    from vitp_pipeline.metrics.semantic import Confusion, areas
+def read_result_totals(evaluation: Evaluation) -> Totals:
+    """The sums that `summarise` makes figures of."""
+    names = headline_variants(evaluation)
+    return read_totals(evaluation, names["generator"], names["fused"])
 
-    classes, entries = len(evaluation.dataset.spec.classes), rows.columns["semantic"]
 
-    def confusion(variant: int) -> Confusion:
-        e = {k: v[entries["variant"] == variant] for k, v in entries.items()}
-        counts = np.zeros((classes, classes), np.int64)
-        np.add.at(counts, (e["truth"], e["predicted"]), e["pixels"])
-        return Confusion(classes, counts)
+def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    from vitp_pipeline.metrics.bootstrap import pixel_accuracy
+    from vitp_pipeline.metrics.semantic import ious, mean_accuracy, mean_iou
 
+    class_names = evaluation.dataset.spec.class_names
     figures: dict[str, Any] = {"alpha": evaluation.alpha}
     if evaluation.headline != variant_of(evaluation.alpha):
         figures["fused_by"] = evaluation.headline
     for name, variant in names.items():
-        state = confusion(variant)
+        areas = totals.areas[variant]
         figures[name] = {
-            "mIoU": state.miou("present"),
-            "mIoU_union": state.miou("union"),
-            "pixel_accuracy": state.pixel_accuracy(),
-            "mAcc": state.mean_accuracy(),
-            "IoU": dict(zip(evaluation.dataset.spec.class_names, state.ious(), strict=True)),
+            "mIoU": float(mean_iou(areas, "present")),
+            "mIoU_union": float(mean_iou(areas, "union")),
+            "pixel_accuracy": float(pixel_accuracy(areas)),
+            "mAcc": mean_accuracy(areas),
+            "IoU": dict(zip(class_names, ious(areas), strict=True)),
         }
-        if "boundary" in rows.columns:
-            figures[name] |= _boundary(evaluation, rows, variant)
-    figures["classes_present"] = int((areas(confusion(names["generator"]).counts)[:, 1] > 0).sum())
-    figures["classes"] = classes
-    generator, fused = (image_areas(evaluation, rows, names[name]) for name in ("generator", "fused"))
-    measured = generator.sum((1, 2)) > 0
-    gain = paired_difference(generator[measured], fused[measured], samples=RESAMPLES)
-    own = interval(fused[measured], samples=RESAMPLES)
-    figures["bootstrap"] = {
+        if evaluation.settings.boundary_iou:
+            boundary = totals.boundary[variant]
+            per_class = dict(zip(class_names, ious(boundary), strict=True))
+            figures[name] |= {"boundary_mIoU": float(mean_iou(boundary)), "boundary_IoU": per_class}
+    figures["classes_present"] = int((totals.areas[names["generator"], :, 1] > 0).sum())
+    figures["classes"] = len(class_names)
+    figures["bootstrap"] = _bootstrap(totals, names)
+    figures["sweep"] = [
+        {"alpha": a, "mIoU": float(mean_iou(areas)), "pixel_accuracy": float(pixel_accuracy(areas))}
+        for a, areas in zip(evaluation.alphas, totals.areas, strict=False)  # the other variants stand behind the sweep
+    ]
+    return figures
+
+
+def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    """Intervals of the fused mIoU and of its gain over the generator's, in one resampling of the images."""
+    from vitp_pipeline.metrics.bootstrap import miou, percentile_interval
+
+    before, after = (float(miou(totals.areas[names[name]])) for name in ("generator", "fused"))
+    some = totals.paired.images > 0
+    resampled = miou(totals.paired.resampled(RESAMPLES)) if some else np.full((RESAMPLES, 2), np.nan)
+    own = percentile_interval(after, resampled[:, 1])
+    gain = percentile_interval(after - before, resampled[:, 1] - resampled[:, 0])
+    return {
         "resamples": RESAMPLES,
         "level": gain.level,
         "fused_mIoU": [own.low, own.high],
         "gain_mIoU": {"estimate": gain.estimate, "interval": [gain.low, gain.high]},
     }
-    figures["sweep"] = [
-        {"alpha": a, "mIoU": (c := confusion(i)).miou("present"), "pixel_accuracy": c.pixel_accuracy()}
-        for i, a in enumerate(evaluation.alphas)
-    ]
-    return figures
 
 
-def _boundary(evaluation: Evaluation, rows: Rows, variant: int) -> dict[str, Any]:
-    """Boundary IoU of a variant, averaged over the classes of which the ground truth has a boundary."""
-    from vitp_pipeline.metrics.semantic import ious, mean_iou
+def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    from vitp_pipeline.metrics.panoptic import PanopticQuality
 
-    e, names = rows.columns["boundary"], evaluation.dataset.spec.class_names
-    chosen, total = e["variant"] == variant, np.zeros((len(names), 3), np.int64)
-    np.add.at(total, e["class"][chosen], np.stack([e[f][chosen] for f in ("both", "truth", "predicted")], 1))
-    per_class = dict(zip(names, ious(total), strict=True))
-    return {"boundary_mIoU": float(mean_iou(total)), "boundary_IoU": per_class}
-
-
-def image_areas(evaluation: Evaluation, rows: Rows, variant: int) -> np.ndarray:
-    """(images, K, 3) int64 pixels of a variant: intersection, ground truth, predicted; what a bootstrap resamples."""
-    e = {k: v[rows.columns["semantic"]["variant"] == variant] for k, v in rows.columns["semantic"].items()}
-    entries = (e[name] for name in ("image", "truth", "predicted", "pixels"))
-    return sparse_areas(*entries, len(rows.images), len(evaluation.dataset.spec.classes))
-
-
-def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[str, Any]:
-    from vitp_pipeline.metrics.panoptic import PanopticCounts, PanopticQuality
-
-    spec, entries = evaluation.dataset.spec, rows.columns["panoptic"]
+    spec = evaluation.dataset.spec
 
     def quality(variant: int) -> PanopticQuality:
-        e = {k: v[entries["variant"] == variant] for k, v in entries.items()}
-        counts = PanopticCounts.zeros(len(spec.classes))
-        for key in ("tp", "fp", "fn"):
-            np.add.at(getattr(counts, key), e["class"], e[key])
-        for k in np.unique(e["class"]):
-            counts.iou[k] = math.fsum(e["iou"][e["class"] == k])  # exact, so free of the order
-        return PanopticQuality(len(spec.classes), spec.things, counts)
+        return PanopticQuality(len(spec.classes), spec.things, totals.panoptic(variant))
 
     def figures(variant: int) -> dict[str, Any]:
         state = quality(variant)
@@ -199,17 +147,15 @@ def _panoptic(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict
     return result
 
 
-def _masks(evaluation: Evaluation, rows: Rows) -> dict[str, Any]:
+def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
     """Of the masks that likely are something (1 − v > 0.5) and cover labelled pixels: the share named right, and which
     class (the majority inside) was called what.
     """
-    entries, names = rows.columns["masks"], evaluation.dataset.spec.class_names
-    count = len(entries["label"])
+    names, count = evaluation.dataset.spec.class_names, int(totals.named[0].sum())
     share, confusion = {}, {}
-    for by in ("generator", "classifier", "fused"):
-        share[by] = float((entries[by] == entries["label"]).mean()) if count else None
-        pairs, masks = np.unique(np.stack([entries["label"], entries[by]], 1), axis=0, return_counts=True)
-        confusion[by] = [[names[t], names[p], int(n)] for (t, p), n in zip(pairs, masks, strict=True)]
+    for by, counts in zip(NAMED_BY, totals.named, strict=True):
+        share[by] = float(np.trace(counts) / count) if count else None
+        confusion[by] = [[names[t], names[p], int(counts[t, p])] for t, p in np.argwhere(counts)]
     return {"matched": count, "named_right": share, "confusion": confusion}
 
 
@@ -233,7 +179,7 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
     path = evaluation.run.folder / "result.json"
     if path.exists() and "notes" in (known := read_json(path)):  # older versions wrote less
         return known
-    result = summarise(evaluation, read_rows(evaluation), allow_missing)
+    result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
     if result["images"]["measured"] == result["images"]["of"]:
         write_json(path, result)
     return result

@@ -1,0 +1,199 @@
+"""Memory of `vitp evaluate` (mIoU and PQ) by the number of images: 100, 1,000 and 10,000 drawn ones.
+
+    python -m benchmarks.evaluate_memory --plot docs/images/evaluate-memory.png \\
+        --json docs/measured/evaluate-memory.json
+
+Drawn are labels of 48×64 pixels with 150 classes, eight an image; proposals, class scores. Each number of images is
+evaluated twice, in a process of its own: all of it (the images are measured, then the parts added up), and only the
+adding up of parts that are there. Beside it the adding up as it was: all rows at once, and the areas of every image and
+class as one array for the bootstrap. Peaks are those of the process (VmHWM), libraries included; `start` is what
+they and the list of the images take before anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+CLASSES, QUERIES, SIZE, PART = 150, 16, (48, 64), 32
+RECIPE = """
+manifest = "drawn.toml"
+[generate-proposals]
+config = "drawn"
+[evaluate]
+object_threshold = 0.3
+components = true
+"""
+WAYS = {"all": "vitp evaluate", "add": "adding up alone", "at-once": "adding up, all rows at once"}
+
+
+def draw(root: Path, count: int) -> None:
+    """A dataset, its recipe, and the proposals and class scores of a run."""
+    import pyarrow as pa
+    from PIL import Image
+
+    from vitp_pipeline.artifacts.files import write_json
+    from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
+    from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, schema, write_record
+    from vitp_pipeline.artifacts.run import create_or_check
+    from vitp_pipeline.geometry import View
+    from vitp_pipeline.recipe import ClassifySettings, load_recipe
+    from vitp_pipeline.stages.classify import classes_run, classifier_file
+
+    classes = [
+        f'  {{ name = "class {k}", label = {k}, thing = {"true" if k % 2 else "false"} }},' for k in range(CLASSES)
+    ]
+    (root / "drawn.toml").write_text(
+        "\n".join(
+            ['name = "drawn"', "classes = [", *classes, "]", "[labels]", 'kind = "semantic-png"', "ignore = [255]"]
+        )
+        + '\n[splits.val]\nimages = "images/*.png"\nlabels = "labels/{stem}.png"\n'
+    )
+    (root / "recipe.toml").write_text(RECIPE)
+    recipe, out = load_recipe(root / "recipe.toml"), root / "run"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    ids = tuple(f"{i:06d}" for i in range(count))
+    identity = {"stage": "proposals", "manifest": recipe.manifest.identity(), "settings": {}}
+    run = create_or_check(out / "proposals", identity, ids, 1, PART)
+    model = out / "classifier/default/model.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"")
+    settings = recipe.stage(ClassifySettings)
+    scored = classes_run(open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True)
+    small = tuple(side // 4 for side in SIZE)
+    view = View(SIZE, SIZE, SIZE, small)
+    for part, members in enumerate(run.parts(0)):
+        folders = [stage.shard_folder(0) for stage in (run, scored)]
+        arrays, scores = (ArrayWriter(arrays_path(folder, part), {}) for folder in folders)
+        rows = []
+        for image_id in members:
+            random = np.random.default_rng(int(image_id))
+            coarse = random.choice(random.choice(CLASSES, 8), (4, 4)).astype(np.uint8)
+            Image.fromarray(np.kron(coarse, np.ones((12, 16), np.uint8))).save(root / f"labels/{image_id}.png")
+            (root / f"images/{image_id}.png").write_bytes(b"")
+            truth = coarse.ravel()  # a mask for each of the 16 blocks
+            blocks = np.kron(np.arange(16).reshape(4, 4), np.ones((3, 4), int))
+            masks = np.where(blocks == np.arange(QUERIES)[:, None, None], 4.0, -4.0).astype(np.float16)
+            logits, points = random.normal(0, 1, (QUERIES, CLASSES + 1)), random.normal(0, 1, (QUERIES, CLASSES))
+            logits[np.arange(QUERIES), np.where(random.random(QUERIES) < 0.5, truth, 0)] += 9
+            points[np.arange(QUERIES), truth] += 5
+            at = np.stack([np.arange(16) // 4 * 12, np.arange(16) % 4 * 16], 1).astype(np.int32)
+            record = ProposalRecord(
+                *(image_id, f"images/{image_id}.png", view, "d2", np.arange(QUERIES), 0.0, {"max": at}),
+                *(logits.astype(np.float32), masks),
+            )
+            rows.append(write_record(arrays, record))
+            scores.add(f"point_logits/{image_id}", points.astype(np.float32), ("query", "class"))
+        arrays.close()
+        scores.close()
+        table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, recipe.manifest.class_names))
+        write_index(index_path(folders[0], part), table)
+        states = [{"image_id": image_id, "status": "ok", "error": None} for image_id in members]
+        text = pa.schema([(name, pa.string()) for name in ("image_id", "status", "error")])
+        write_index(index_path(folders[1], part), pa.Table.from_pylist(states, schema=text))
+    for stage in (run, scored):
+        write_json(stage.shard_folder(0) / "done.json", {"images": count, "parts": 0, "bytes": 0, "failed": []})
+
+
+def measure(root: Path, way: str) -> dict:
+    """Evaluates in this process, in one of `WAYS`; memory in MiB."""
+    import scipy.sparse
+    import torch
+
+    from vitp_pipeline.metrics.bootstrap import interval, paired_difference
+    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+    from vitp_pipeline.shard import ShardChoice
+    from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
+    from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
+    from vitp_pipeline.stages.rows import image_areas, read_rows
+
+    torch.zeros(1), scipy.sparse  # loaded before the start is looked at
+    recipe = load_recipe(root / "recipe.toml")
+    settings, classify = recipe.stage(EvaluateSettings), recipe.stage(ClassifySettings)
+    evaluation = prepare(recipe, settings, classify, (), root, root / "run", ShardChoice())
+    start = _memory("VmRSS")
+    if way == "all":
+        evaluate_shards(evaluation, settings, classify, [0])
+    if way == "at-once":
+        rows = read_rows(evaluation)
+        names = headline_variants(evaluation)
+        before, after = (image_areas(evaluation, rows, names[name]) for name in ("generator", "fused"))
+        interval(after), paired_difference(before, after)
+    else:
+        summarise(evaluation, read_result_totals(evaluation), False)
+    return {"start": start, "peak": _memory("VmHWM")}
+
+
+def _memory(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {name} in /proc/self/status: this benchmark needs Linux")
+
+
+def plot(figures: list[dict], path: Path) -> None:
+    """Peaks over the number of images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for way, title in WAYS.items():
+        points = [(f["images"], f[way]["peak"]) for f in figures]
+        axes.plot(*zip(*points, strict=True), marker="o", label=title, linestyle="--" if way == "at-once" else "-")
+    axes.set(xscale="log", xlabel="images", ylabel="peak memory, MiB", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def table(figures: list[dict]) -> str:
+    """Markdown."""
+    lines = [
+        "| images | start | " + " | ".join(f"{title}: peak" for title in WAYS.values()) + " |",
+        "|---:|" + "---:|" * 4,
+    ]
+    for f in figures:
+        cells = [f["all"]["start"], *(f[way]["peak"] for way in WAYS)]
+        lines.append(f"| {f['images']:,} | " + " | ".join(f"{value:.0f}" for value in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 10000])
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.measure:
+        print(json.dumps(measure(Path(a.measure[0]), a.measure[1])))
+        return
+    figures = []
+    for count in a.images:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder), count)
+            found = {"images": count}
+            for way in WAYS:
+                command = [sys.executable, "-m", "benchmarks.evaluate_memory", "--measure", folder, way]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[way] = json.loads(done.stdout)
+            figures.append(found)
+    if a.plot:
+        plot(figures, a.plot)
+    if a.json:
+        a.json.write_text(json.dumps({"figures_in_mib": figures}, indent=1) + "\n")
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    main()

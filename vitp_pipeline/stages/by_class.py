@@ -1,0 +1,66 @@
+"""`vitp evaluate --by-class`: every class as the generator names it, fused, and as far as its masks allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLUMNS = ("generator", "fused", "bound_point", "bound_mask")
+TITLES = {
+    "generator": "generator",
+    "fused": "fused",
+    "gain": "gain",
+    "bound_point": "point bound",
+    "bound_mask": "mask bound",
+}
+
+
+def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figure → class → {generator, fused, gain, bound_point, bound_mask}, in [−1, 1]; None where one does not exist.
+
+    Args:
+        result: of an evaluation. Classes that neither ground truth nor a prediction holds are left out.
+    """
+    found = {}
+    for figure, per_class in _measured(result).items():
+        rows = {}
+        for name in per_class["generator"]:
+            values = {column: per_class[column][name] for column in COLUMNS}
+            if any(value is not None for value in values.values()):
+                before, after = values["generator"], values["fused"]
+                gain = None if before is None or after is None else after - before
+                rows[name] = {"generator": before, "fused": after, "gain": gain} | values
+        found[figure] = rows
+    return found
+
+
+def _measured(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figure → variant → class → value, of what was measured."""
+    found = {}
+    if semantic := result["semantic"]:
+        found["IoU"] = {name: semantic[name]["IoU"] for name in COLUMNS}
+    if panoptic := result["panoptic"]:
+        found["PQ"] = {name: panoptic[name]["PQ"] for name in COLUMNS}
+    if instance := result.get("instance"):
+        measure = next(iter(instance["generator"]))
+        found["AP"] = {name: instance[name][measure]["per_class"] for name in COLUMNS}
+    return found
+
+
+def print_by_class(result: dict[str, Any]) -> None:
+    """A table a figure, on standard output, in the order of the classes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for figure, rows in by_class(result).items():
+        table = Table(title=f"{figure} of every class", title_justify="left")
+        table.add_column("class")
+        for title in TITLES.values():
+            table.add_column(title, justify="right", no_wrap=True)
+        for name, values in rows.items():
+            table.add_row(name, *(_percent(values[key], key == "gain") for key in TITLES))
+        console.print(table)
+
+
+def _percent(value: float | None, signed: bool) -> str:
+    return "–" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
