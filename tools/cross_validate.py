@@ -123,7 +123,7 @@ def held_out_images(
             for policy in policies:
                 where = torch.from_numpy(normalise_points(points_of(record, policy), record.view.original))[None]
                 found = point_logits(model, image, where, classify.flip, classify.precision)[0]
-                logits[policy] = found / (fitted_temperature(model, path) if classify.calibrated else 1.0)
+                logits[policy] = found / (fitted_temperature(model, str(path)) if classify.calibrated else 1.0)
             yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
     say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
 

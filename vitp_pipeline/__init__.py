@@ -1,12 +1,15 @@
 """Names the masks of a frozen segmentation model with a point-prompted ViT.
 
-from vitp_pipeline import open_proposals, load_classifier, fuse
+from vitp_pipeline import fuse, load_classifier, load_generator, open_proposals, segment
 
 for record in open_proposals("runs/camvid"):          # masks, class scores and points of every image
     ...
 model = load_classifier("runs/camvid/classifier/default/model.safetensors")
 logits = model(model.normalise(images), points)       # (B, N, K)
 probs, void = fuse(class_logits, logits[0], alpha=0.4)
+found = segment("street.jpg", generator=load_generator("config.py", "weights.pth"), classifier=model)
+
+Examples: docs/library.md.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ if TYPE_CHECKING:
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.classifier.weights import load_classifier
     from vitp_pipeline.fusion import fuse
+    from vitp_pipeline.predict import load_generator, segment
 
-__all__ = ["fuse", "load_classifier", "open_proposals"]
+__all__ = ["fuse", "load_classifier", "load_generator", "open_proposals", "segment"]
 
 _HOMES = {
     "open_proposals": "vitp_pipeline.artifacts.proposals",
     "load_classifier": "vitp_pipeline.classifier.weights",
     "fuse": "vitp_pipeline.fusion",
+    "load_generator": "vitp_pipeline.predict",
+    "segment": "vitp_pipeline.predict",
 }
 
 

@@ -67,3 +67,9 @@ class LockedError(UserError):
     """Another task is at work on the same shard."""
 
     exit_code = 9
+
+
+class StoppedError(UserError):
+    """A signal asked the task to end before its work was done; what is finished is kept (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75

@@ -12,6 +12,26 @@ from contextlib import contextmanager
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
 
+_hushed = False
+
+
+def hush(wanted: bool = True) -> None:
+    """Shows no progress and says nothing from now on; `hush(False)` ends that."""
+    global _hushed
+    _hushed = wanted
+
+
+def device_memory() -> str:
+    """How much of the current GPU's memory is in use, by whomever, like "3.2 of 79.1 GB"; "" where none is used.
+
+    Never imports torch, nor wakes a GPU.
+    """
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return ""
+    free, total = cuda.mem_get_info()
+    return f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB"
+
 
 class Progress:
     """Counts units of work. Made by `progress()`."""
@@ -28,7 +48,7 @@ class Progress:
             self._last = now
             rate = max(self.done, 1e-9) / max(now - self._began, 1e-9)
             left = (self.total - self.done) / rate
-            tail = f", {note}" if note else ""
+            tail = "".join(f", {word}" for word in (note, device_memory()) if word)
             say(f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left{tail}")
 
 
@@ -36,11 +56,13 @@ class _Bar(Progress):
     def __init__(self, title: str, total: int, unit: str, bar: object) -> None:
         super().__init__(title, total, unit)
         self._bar = bar
-        self._task = bar.add_task(title, total=total, note="")  # type: ignore[attr-defined]
+        self._task = bar.add_task(title, total=total, note="", rate="")  # type: ignore[attr-defined]
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
-        self._bar.update(self._task, advance=count, note=note)  # type: ignore[attr-defined]
+        rate = f"{self.done / max(time.monotonic() - self._began, 1e-9):.2f} {self.unit}/s"
+        shown = "  ".join(word for word in (note, device_memory()) if word)
+        self._bar.update(self._task, advance=count, note=shown, rate=rate)  # type: ignore[attr-defined]
 
 
 class _Silent(Progress):
@@ -50,8 +72,10 @@ class _Silent(Progress):
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "images", shown: bool = True) -> Iterator[Progress]:
-    """A progress display for `total` units, on standard error; not `shown`, it only counts."""
-    if not shown:
+    """A progress display for `total` units, on standard error; not `shown`, or where nothing is to be said, it only
+    counts.
+    """
+    if not shown or _hushed:
         yield _Silent(title, total, unit)
         return
     if not sys.stderr.isatty():
@@ -61,15 +85,17 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    note = TextColumn("{task.fields[note]}")
-    with RichProgress(*columns, note, console=Console(stderr=True), transient=True) as bar:
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    rate, note = (TextColumn(f"{{task.fields[{field}]}}", markup=False) for field in ("rate", "note"))
+    console = Console(stderr=True)
+    with RichProgress(*columns, rate, TimeRemainingColumn(), note, console=console, transient=True) as bar:
         yield _Bar(title, total, unit, bar)
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal or the log, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person at the terminal or the log, on standard error, unless nothing is to be said."""
+    if not _hushed:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

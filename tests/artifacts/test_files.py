@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import create_json, locked, read_json, write_json, write_whole
+from vitp_pipeline.artifacts.files import create_json, read_json, write_json, write_whole
+from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
 
 fork = multiprocessing.get_context("fork")
@@ -134,7 +135,7 @@ def test_write_json_from_several_tasks_at_once(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from vitp_pipeline.artifacts.files import locked
+from vitp_pipeline.artifacts.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -172,7 +173,7 @@ def test_the_lock_is_free_after_an_exception(tmp_path: Path) -> None:
 
 def test_a_lock_on_a_removed_file_keeps_out_nobody_so_it_is_taken_anew(tmp_path: Path, monkeypatch) -> None:
     """A opens the file, B (its owner) removes it and ends, C makes a new one: A and C must not both go on."""
-    import vitp_pipeline.artifacts.files as files
+    import vitp_pipeline.artifacts.locks as files
 
     path = tmp_path / "lock"
     flock, removed = files.fcntl.flock, []

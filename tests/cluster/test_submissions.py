@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +131,58 @@ def test_images_that_failed_do_not_end_a_chain_but_its_last_job(
     for job, expected in ((make_chain(2).jobs[0], of_array), (make_chain(2).jobs[-1], of_merge)):
         done = subprocess.run(["bash"], input=script(job, resources, 2, tmp_path), text=True)
         assert done.returncode == expected
+
+
+TASK = """#!{python}
+import os, pathlib, signal, sys, time
+from vitp_pipeline.stopping import finishing, noticing_signals, stop_wanted
+with noticing_signals(), finishing():
+    pathlib.Path("{ready}").touch()
+    while not stop_wanted():
+        time.sleep(0.01)
+    time.sleep(0.2)
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "restarts", "array", "queued_again"),
+    [
+        (signal.SIGUSR1, 0, False, "77"),
+        (signal.SIGUSR1, 1, True, "70_3"),
+        (signal.SIGUSR1, 2, False, None),  # it has met its limit often enough
+        (signal.SIGTERM, 0, False, None),  # cancelled, or preempted: Slurm itself knows what is to come
+    ],
+)
+def test_a_task_at_its_time_limit_ends_in_order_and_queues_itself_again(
+    tmp_path: Path, number: int, restarts: int, array: bool, queued_again: str | None
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "activate").write_text(f"PATH={folder}:$PATH\nsleep() {{ :; }}\n")
+    (folder / "vitp").write_text(TASK.format(python=sys.executable, ready=tmp_path / "ready"))
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    for name in ("vitp", "scontrol"):
+        (folder / name).chmod(0o755)
+    text = script(make_chain(2).jobs[0], Resources(venv=str(tmp_path), requeues=2), 2, tmp_path)
+    environment = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restarts)}
+    environment |= {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"} if array else {}
+    shell = subprocess.Popen(["bash", "-c", text], env=environment)
+    while not (tmp_path / "ready").exists():
+        assert shell.poll() is None
+        time.sleep(0.01)
+    shell.send_signal(number)  # as --signal=B: does, to the shell alone
+    assert shell.wait(20) == 75
+    calls = tmp_path / "calls"
+    assert (calls.read_text() if calls.exists() else None) == (queued_again and f"requeue {queued_again}\n")
+
+
+def test_the_warning_comes_in_time(tmp_path: Path) -> None:
+    job = make_chain(2).jobs[0]
+    assert "#SBATCH --signal=B:USR1@120\n" in script(job, Resources(), 2, tmp_path)
+    assert "#SBATCH --signal=B:USR1@60\n" in script(job, Resources(minutes=2), 2, tmp_path)
+    text = script(job, Resources(grace=0, requeues=0), 2, tmp_path)
+    assert "--signal" not in text and "scontrol" not in text
 
 
 def test_a_container_and_awkward_words(tmp_path: Path) -> None:

@@ -103,13 +103,42 @@ def test_a_killed_task_is_retried_by_the_array_expression(
         assert found[key] == expected[key]
 
 
+@pytest.mark.slow
+@pytest.mark.kill
+def test_a_task_that_is_warned_of_its_time_limit_goes_on_by_itself(
+    slurm: dict[str, str], project: Project, finished: Path, tmp_path: Path
+) -> None:
+    """The warning comes as Slurm sends it, to the shell alone; the chain then ends without anybody's doing."""
+    out = tmp_path / "run"
+    program = [sys.executable, "-m", "vitp_pipeline.cli.main", "submit", str(project.recipe)]
+    words = ["--data-root", str(project.data), "--out", str(out), "--engine", "slurm", "--shards", "1"]
+    done = subprocess.run([*program, *words], env=slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.split()
+    _wait_for(out / "proposals/shards/00000/lock")
+    subprocess.run(["scancel", "--batch", "--signal=USR1", f"{ids[0]}_0"], env=slurm, check=True)
+    states = _wait(slurm, ids)
+    log = next((out / "jobs/log").glob(f"generate-proposals-{ids[0]}_*.log")).read_text()
+    assert "SIGTERM: finishing what is being worked on" in log and "stopped by SIGTERM" in log
+    assert set(states.values()) == {"COMPLETED"}, states
+    found, expected = (
+        {k: v for k, v in _results(run).items() if k.startswith(("proposals", "classes"))} for run in (out, finished)
+    )
+    assert found == expected
+
+
 def _kill_owner(lock: Path) -> None:
     """Kills the process that works on a shard, as soon as there is one."""
+    os.kill(int(_wait_for(lock).split("process ")[1].split()[0]), signal.SIGKILL)
+
+
+def _wait_for(lock: Path) -> str:
+    """What a lock says as soon as somebody holds it."""
     limit = time.monotonic() + PATIENCE
     while not (lock.exists() and "process " in lock.read_text()):
         assert time.monotonic() < limit, "the task never began"
         time.sleep(0.02)
-    os.kill(int(lock.read_text().split("process ")[1]), signal.SIGKILL)
+    return lock.read_text()
 
 
 def _wait(slurm: dict[str, str], ids: list[str]) -> dict[str, str]:

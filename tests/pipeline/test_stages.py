@@ -110,3 +110,18 @@ def _figures(value: object, prefix: str = "") -> dict[str, float]:
     if isinstance(value, list):
         return {k: v for i, item in enumerate(value) for k, v in _figures(item, f"{prefix}/{i}").items()}
     return {prefix: float(value)} if isinstance(value, (int, float)) else {}
+
+
+def test_figures_on_standard_output(project, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import json
+    import sys
+
+    from vitp_pipeline import progress
+    from vitp_pipeline.cli.main import main
+
+    monkeypatch.setattr(progress, "_hushed", False)  # for the tests after this one
+    arguments = ["vitp", "evaluate", str(project.recipe), "--data-root", str(project.data), "--out", str(copied)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--alpha", "0,0.4,1", "--json", "-", "--quiet"])
+    main()
+    out, err = capsys.readouterr()
+    assert err == "" and json.loads(out)["images"]["measured"] == 9

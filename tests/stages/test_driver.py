@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitp_pipeline.artifacts.files import locked
+from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError

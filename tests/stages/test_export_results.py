@@ -280,3 +280,33 @@ def test_cityscapes_ids_are_the_benchmarks() -> None:
     from cityscapesscripts.helpers.labels import labels
 
     assert {label.name: label.id for label in labels if not label.ignoreInEval} == CITYSCAPES
+
+
+def test_coco_instances_are_read_by_supervision_and_pycocotools(project: Project, tmp_path: Path) -> None:
+    import supervision
+    from pycocotools.coco import COCO
+
+    make_run(project, tmp_path / "run", 2, 2)
+    results = json.loads((export(project, tmp_path / "run", "coco-results").results / "results.json").read_text())
+    made = export(project, tmp_path / "run", "coco-instances").results / "instances.json"
+    with quietly():
+        coco = COCO(str(made))
+        theirs = supervision.DetectionDataset.from_coco(str(project.root), str(made), force_masks=True)
+    assert theirs.classes == [c.name for c in sorted(project.recipe.manifest.classes, key=lambda c: c.label)]
+    read = {Path(path).name: detections for path, _, detections in theirs}
+    total = 0
+    for image in coco.dataset["images"]:
+        own = [r for r in results if r["image_id"] == image["id"]]
+        found = [coco.anns[i] for i in coco.getAnnIds(image["id"])]
+        assert [(a["category_id"], a["score"], a["segmentation"]) for a in found] == [
+            (r["category_id"], r["score"], r["segmentation"]) for r in own
+        ]
+        detections = read[Path(image["file_name"]).name]
+        assert len(detections) == len(own)
+        for annotation, mask, (left, top, right, bottom) in zip(found, detections.mask, detections.xyxy, strict=True):
+            assert np.array_equal(mask, coco.annToMask(annotation).astype(bool)) and annotation["area"] == mask.sum()
+            rows, cols = np.nonzero(mask)
+            if len(rows):
+                assert (left, top, right, bottom) == (cols.min(), rows.min(), cols.max() + 1, rows.max() + 1)
+        total += len(own)
+    assert total == len(coco.anns) > 10

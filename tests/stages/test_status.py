@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cluster.making import new_run, work
-from vitp_pipeline.artifacts.files import locked
+from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.stages.status import array_expression, print_status, run_status, watch_status

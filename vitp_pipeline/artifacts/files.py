@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
-from vitp_pipeline.progress import say
 
 TEMPORARY = ".tmp"
 """Ending of files that are being written; one found without its writer is a killed task's leaving."""
@@ -56,6 +53,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         StorageError: disk full, read-only or no permission; `path` is then as it was before.
+        LockedError: the temporary file was removed by somebody else, as a task does that takes a folder over.
     """
     unfinished = temporary(path)
     with refusals(path):
@@ -65,8 +63,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             unfinished.replace(path)
-        except BaseException:
+        except BaseException as error:
             unfinished.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError) and error.filename == str(unfinished):
+                raise LockedError(
+                    f"{path}: its temporary file was removed while it was being written",
+                    "Another task has taken over, or somebody has cleaned up; run the same command again",
+                ) from error
             raise
         _sync_folder(path.parent)
 
@@ -96,69 +99,13 @@ def create_json(path: Path, content: Any) -> bool:
 def read_json(path: Path) -> Any:
     """Raises CorruptError when the file is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:  # halves of surrogate pairs are no text, and cannot be printed or written
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: damaged ({error})", "Remove this file, then run the stage again") from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock while the block runs. The kernel frees it when the process dies, however it dies.
-
-    Raises:
-        LockedError: another task holds it; the message names its host and process.
-    """
-    with _lock_file(path) as file:
-        with refusals(path):
-            file.truncate(0)
-            file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
-            file.flush()
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock now. Where the file system has no locks, its file being there counts."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed at once: `locked` knows of this moment
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-_PROBES = 3
-"""How often a lock is asked for, 50 ms apart: somebody may have looked with `is_locked` at just that moment."""
-
-
-def _lock_file(path: Path) -> TextIO:
-    refused = 0
-    while True:
-        with refusals(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            refused += 1
-            if refused < _PROBES:
-                file.close()
-                time.sleep(0.05)
-                continue
-            with file:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-            raise LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
-            say(f"{path.parent}: this file system has no locks; make sure that no other task works on this shard")
-            return file
-        # its last owner may have removed the file since it was opened: then this lock keeps nobody out
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
-        file.close()
 
 
 def _link(source: Path, path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
-from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 from vitp_pipeline.geometry import View
 
 if TYPE_CHECKING:
@@ -177,7 +177,13 @@ class ProposalStore:
 
     def __init__(self, folder: Path) -> None:
         self.run: StageRun = open_run(folder, "generate-proposals")
-        self.classes = tuple(c[0] for c in self.run.identity["manifest"]["classes"])
+        try:
+            self.classes = tuple(str(c[0]) for c in self.run.identity["manifest"]["classes"])
+            self.run.identity["settings"].get("split")
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise CorruptError(
+                f"{folder / 'run.json'}: damaged ({error!r})", "Remove the stage's folder and run it again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.run.images)
@@ -192,9 +198,18 @@ class ProposalStore:
         """Index rows of a part, failed images included."""
         return read_index(index_path(self.run.shard_folder(shard), part)).to_pylist()
 
-    def read_part(self, shard: int, part: int, masks: bool = True) -> Iterator[ProposalRecord]:
-        """The images of a part that have proposals, view by view; `masks=False` reads no array at all."""
+    def read_part(
+        self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None
+    ) -> Iterator[ProposalRecord]:
+        """The images of a part that have proposals, view by view; `masks=False` reads no array at all.
+
+        Args:
+            images: only these; None = all.
+        """
         rows = [row for row in self.rows(shard, part) if row["status"] == "ok"]
+        if images is not None:
+            wanted = set(images)
+            rows = [row for row in rows if row["image_id"] in wanted]
         if not masks:
             yield from (_record(row) for row in rows)
             return

@@ -125,10 +125,18 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
         raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
     content = read_json(path)
     try:
-        if content["format_version"] > FORMAT_VERSION:
-            raise IncompatibleError(f"{path}: written by a newer vitp", "Update vitp")
-        return StageRun(folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"])
-    except (KeyError, TypeError) as error:
+        if (version := content["format_version"]) > FORMAT_VERSION:
+            raise IncompatibleError(
+                f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_VERSION})", "Update vitp"
+            )
+        run = StageRun(folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"])
+        sizes = (run.shards, run.part_size)
+        if not (isinstance(run.identity, dict) and all(isinstance(image, str) for image in run.images)):
+            raise TypeError("values of other types than were written")
+        if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+            raise ValueError(f"shards, part_size = {sizes}")
+        return run
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove the stage's folder and run it again") from error
 
 

@@ -4,7 +4,7 @@ mmdetection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -50,12 +50,13 @@ class PanopticRule:
 @dataclass(frozen=True)
 class Segment:
     """One predicted segment: `id` in the id map (from 1), `category` a class index 0..K−1, `score` in [0,
-    1].
+    1], and the places of its masks among those given, ascending.
     """
 
     id: int
     category: int
     score: float
+    masks: tuple[int, ...] = field(default=(), compare=False)
 
 
 def panoptic_map(
@@ -125,9 +126,10 @@ def panoptic_map(
         category, score = int(labels[query]), float(scores[query])
         place = len(segments) if things[category] else stuff.setdefault(category, len(segments))
         if place == len(segments):
-            segments.append(Segment(place + 1, category, score))
-        elif score > segments[place].score:
-            segments[place] = Segment(place + 1, category, score)
+            segments.append(Segment(place + 1, category, score, (query,)))
+        else:
+            known = segments[place]
+            segments[place] = replace(known, score=max(score, known.score), masks=(*known.masks, query))
         ids[pixels] = place + 1
     return ids, segments
 

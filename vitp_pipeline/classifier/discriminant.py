@@ -23,6 +23,7 @@ from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.progress import progress
 from vitp_pipeline.recipe import TrainSettings
+from vitp_pipeline.stopping import stop_wanted, stopped
 from vitp_pipeline.team import ALONE, Team
 
 
@@ -113,6 +114,7 @@ class DiscriminantTrainer:
 
         Raises:
             UserError: no usable point.
+            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
             StorageError: disk full; the last checkpoint stays good.
         """
         settings = self.settings
@@ -128,10 +130,13 @@ class DiscriminantTrainer:
                     for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
                         statistics.update(features, classes)
                 bar.advance()
-                due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
-                if self.team.add(np.array([due and self.team.leads], np.int64))[0]:
+                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                if due or stop:
                     self._save(step + 1, statistics)
                     saved = time.monotonic()
+                    if stop and step + 1 < steps:
+                        raise stopped(f"{step + 1} of {steps} steps are done and saved")
         weight, bias = statistics.of_all(self.team).head(settings.shrinkage, settings.class_prior)
         with torch.no_grad():
             self.model.head.weight.copy_(torch.from_numpy(weight))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vitp_pipeline.artifacts.files import refusals, write_whole
+from vitp_pipeline.artifacts.locks import Lock
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.errors import CorruptError, InputError
@@ -26,10 +27,12 @@ class TrainingFolder:
 
     Attributes:
         about: what the .json beside a model says of it.
+        lock: held on the folder; looked at before a checkpoint is written.
     """
 
     path: Path
     about: dict[str, Any] = field(default_factory=dict)
+    lock: Lock | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -40,7 +43,12 @@ class TrainingFolder:
         return self.path / "metrics.jsonl"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint. Raises StorageError; the last one is then still good."""
+        """Replaces the checkpoint. Raises StorageError; the last one is then still good.
+
+        Raises LockedError when another task has taken the training over.
+        """
+        if self.lock is not None:
+            self.lock.check()
         content = io.BytesIO()
         torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
         write_whole(self.checkpoint, lambda unfinished: unfinished.write_bytes(content.getbuffer()))

@@ -37,6 +37,7 @@ from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.progress import progress
 from vitp_pipeline.recipe import TrainSettings
+from vitp_pipeline.stopping import stop_wanted, stopped
 from vitp_pipeline.team import ALONE, Team
 
 BEST_BY = "held_out_class_accuracy"
@@ -75,6 +76,7 @@ class Trainer:
 
         Raises:
             UserError: the loss stopped being finite, or torch.compile finds no working compiler.
+            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
             StorageError: disk full; the last checkpoint stays good.
         """
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
@@ -104,10 +106,13 @@ class Trainer:
                 if (step + 1) % per_epoch == 0:
                     self._log(step + 1, (step + 1) // per_epoch, losses, optimizer)
                     losses = []
-                due = time.monotonic() - saved > 60 * settings.checkpoint_minutes and step + 1 < steps
-                if self.team.add(np.array([due and self.team.leads], np.int64))[0]:
+                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                if step + 1 < steps and (due or stop):
                     self._save(step + 1, losses, optimizer, scaler)
                     saved = time.monotonic()
+                    if stop:
+                        raise stopped(f"{step + 1} of {steps} steps are done and saved")
         if self.average is not None:
             self.model.load_state_dict(self.average.mean)
         self.model.eval()

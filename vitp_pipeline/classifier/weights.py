@@ -69,8 +69,10 @@ def load_classifier(path: str | Path) -> PointViT:
         if model.point_slot is not None:  # without one, a file of before there were such slots
             state.setdefault("point_slot", torch.zeros_like(model.point_slot))
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise IncompatibleError(f"{path}: its tensors do not fit its configuration ({error})") from error
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise IncompatibleError(
+            f"{path}: its tensors do not fit its configuration ({' '.join(str(error).split())[:300]})"
+        ) from error
     return model.eval()
 
 
@@ -87,7 +89,8 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways, all of them the file's
-        raise InputError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as weights ({reason})") from error
     for key in ("state_dict", "model", "teacher"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

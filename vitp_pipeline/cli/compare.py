@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.cli.options import JsonFile
+
 
 def register(app: typer.Typer) -> None:
     @app.command("compare", rich_help_panel="Also")
@@ -18,7 +20,7 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")] = Path("compare.html"),
-        json: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.", metavar="FILE")] = None,
+        json: JsonFile = None,
     ) -> None:
         """Several evaluations of the same images on one HTML page: differences with intervals over the images.
 
@@ -28,6 +30,8 @@ def register(app: typer.Typer) -> None:
 
             vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
         """
+        from json import dumps
+
         from vitp_pipeline.artifacts.files import write_json
         from vitp_pipeline.progress import say
         from vitp_pipeline.report.compare import compare, print_comparison, write_comparison
@@ -37,8 +41,11 @@ def register(app: typer.Typer) -> None:
         require_libraries()
         evaluations = [open_evaluation(run) for run in runs]
         result = compare(evaluations)
-        print_comparison(result)
+        if json == Path("-"):
+            print(dumps(result, indent=2, sort_keys=True, ensure_ascii=False))
+        else:
+            print_comparison(result)
         write_comparison(evaluations, result, out)
-        if json is not None:
+        if json not in (None, Path("-")):
             write_json(json, result)
         say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 
 def register(app: typer.Typer) -> None:
     @app.command("doctor", rich_help_panel="Also")
-    def doctor() -> None:
-        """Versions, devices, and which compiled operators are there. Paste it into a bug report."""
+    def doctor(json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+        """Versions, devices, and which compiled operators are there. Paste it into a bug report.
+
+        vitp doctor
+
+        vitp doctor --json
+        """
+        from json import dumps
+
         from rich.console import Console
         from rich.table import Table
 
         from vitp_pipeline.doctor import findings
 
+        if json:
+            print(dumps(dict(findings()), indent=2))
+            return
         table = Table(show_header=False)
         for name, finding in findings():
             table.add_row(name, finding)

@@ -13,6 +13,7 @@ from vitp_pipeline.cli.options import (
     ClassifierName,
     DataRoot,
     Device,
+    JsonFile,
     Out,
     Points,
     RecipeName,
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(help="Weight of the classifier, or first:last:step for a sweep in one pass.", metavar="A"),
         ] = None,
-        json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", metavar="FILE")] = None,
+        json: JsonFile = None,
         shard: Shard = None,
         name: ClassifierName = None,
         classifier: ClassifierFile = None,
@@ -113,10 +114,13 @@ def register(app: typer.Typer) -> None:
             outcome.report("evaluate")
             return
         result = result_of(evaluation, allow_missing)
-        print_result(result)
-        if by_class:
-            print_by_class(result)
-        if json is not None:
+        if json == Path("-"):
+            print(to_json(result), end="")
+        else:
+            print_result(result)
+            if by_class:
+                print_by_class(result)
+        if json not in (None, Path("-")):
             write_whole(json, lambda temporary: temporary.write_text(to_json(result), encoding="utf-8"))
             say(f"figures written to {json}")
         images = result["images"]

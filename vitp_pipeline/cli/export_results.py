@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
         out: Out,
         format: Annotated[
             str,
-            typer.Option(help="coco-panoptic, coco-results, cityscapes, ade20k or label-png.", metavar="FORMAT"),
+            typer.Option(
+                help="coco-panoptic, coco-results, coco-instances, cityscapes, ade20k, label-png.", metavar="FORMAT"
+            ),
         ],
         variant: Annotated[str, typer.Option(help="Who names the masks: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,

@@ -23,7 +23,9 @@ from vitp_pipeline.cli import (
     generate_proposals,
     generators,
     import_checkpoint,
+    import_proposals,
     info,
+    predict,
     prepare,
     report,
     status,
@@ -31,7 +33,9 @@ from vitp_pipeline.cli import (
     train_classifier,
     verify,
 )
+from vitp_pipeline.cli.options import with_global_options
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.stopping import noticing_signals
 
 app = typer.Typer(
     name="vitp",
@@ -62,23 +66,28 @@ for module in (
     gc,
     report,
     compare,
+    predict,
     demo,
     check_dataset,
     prepare,
     info,
     generators,
     import_checkpoint,
+    import_proposals,
     export_classifier,
     export_results,
     doctor,
 ):
     module.register(app)
+for command in app.registered_commands:
+    command.callback = with_global_options(command.callback)
 
 
 def main() -> None:
     """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
     try:
-        app(prog_name="vitp", standalone_mode=False)
+        with noticing_signals():
+            app(prog_name="vitp", standalone_mode=False)
     except UserError as error:
         print(f"vitp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

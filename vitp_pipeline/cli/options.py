@@ -1,14 +1,30 @@
-"""Arguments and flags that several commands share."""
+"""Arguments and flags that several commands share, and those that all have."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+
+def shipped_recipes(begun: str) -> list[str]:
+    """Names of shipped recipes that begin so, for a shell's completion."""
+    from vitp_pipeline.paths import shipped
+
+    return sorted(path.stem for path in shipped("stages").glob("*.toml") if path.stem.startswith(begun))
+
+
 RecipeName = Annotated[
-    str, typer.Argument(help="A recipe: its shipped name (e.g. camvid) or a .toml path.", metavar="RECIPE")
+    str,
+    typer.Argument(
+        help="A recipe: its shipped name (e.g. camvid) or a .toml path.",
+        metavar="RECIPE",
+        autocompletion=shipped_recipes,
+    ),
 ]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of the dataset.", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="The run directory; all stages of a run share it.", metavar="RUN")]
@@ -37,4 +53,29 @@ ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classi
 ClassifierFile = Annotated[
     str | None, typer.Option("--classifier", help="A classifier file from elsewhere.", metavar="FILE")
 ]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the figures here; - is standard output, in place of tables.", metavar="FILE"),
+]
 Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks: results and errors alone.")]
+
+
+def with_global_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command, with the flags that every command has."""
+
+    @functools.wraps(command)
+    def with_options(quiet: bool = False, **arguments: Any) -> Any:
+        from vitp_pipeline.progress import hush
+
+        hush(quiet)
+        return command(**arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    flag = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    with_options.__signature__ = signature.replace(parameters=[*own, flag])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in (*own, flag)}
+    return with_options

@@ -11,7 +11,8 @@ import socket
 import time
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import TEMPORARY, is_locked, locked, refusals
+from vitp_pipeline.artifacts.files import TEMPORARY, refusals
+from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
@@ -48,9 +49,8 @@ def _locked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
         return [(path, path.stat().st_size) for path in (*leavings, *([lock] if lock.exists() else []))]
     try:
         there = lock.exists()
-        with locked(lock):
+        with locked(lock, wait=False):
             found = _remove(_leavings(folder))  # once more: now nobody else is here
-            lock.unlink(missing_ok=True)
             return [*found, (lock, 0)] if there else found
     except LockedError:
         return []
@@ -62,6 +62,9 @@ def _leavings(folder: Path) -> list[Path]:
         part = int(arrays.name.removeprefix("part-").removesuffix(".zarr.zip"))
         if not index_path(folder, part).exists():
             leavings.append(arrays)
+    for spooled in sorted(folder.glob("_spool-*")):  # of parts to come they are no leavings
+        if index_path(folder, int(spooled.name[len("_spool-") :].partition(".")[0])).exists():
+            leavings.append(spooled)
     return leavings
 
 

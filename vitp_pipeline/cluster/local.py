@@ -208,7 +208,7 @@ def _stop(running: Sequence[Task]) -> None:
         task.process.terminate()
     for task in running:
         try:
-            task.process.wait(10)
+            task.process.wait(60)  # it finishes its image
         except subprocess.TimeoutExpired:
             task.process.kill()
             task.process.wait()

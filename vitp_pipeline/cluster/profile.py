@@ -43,6 +43,8 @@ class Resources:
     options: tuple[str, ...] = setting((), help='further options of sbatch, e.g. "--constraint=a100"')
     claim: str = setting("", help="Kubernetes: PersistentVolumeClaim with data and run")
     mount: str = setting("/data", help="Kubernetes: where it appears in the container")
+    requeues: int = setting(20, help="Slurm: how often a task that meets its time limit is queued again; 0 = never")
+    grace: int = setting(120, help="Slurm: seconds before the time limit at which a task is told to end")
     queue: str = setting("", help="AWS Batch: job queue")
     definition: str = setting("", help="AWS Batch: job definition, which names the image and the volumes")
 

@@ -110,6 +110,10 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
     options += [f"--gres=gpu:{resources.gpus}"] if resources.gpus else []
     options += [f"--mem={resources.memory_gb}G"] if resources.memory_gb else []
     options += [f"--time={resources.minutes}"] if resources.minutes else []
+    if resources.grace:
+        # in a short job not at its very beginning
+        seconds = min(resources.grace, 30 * resources.minutes) if resources.minutes else resources.grace
+        options.append(f"--signal=B:USR1@{seconds}")
     options += resources.options
     header = "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in options)])
     return f"{header}\n{task_script(job, resources, shards)}"

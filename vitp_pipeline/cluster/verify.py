@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import locked, read_json
+from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
@@ -154,7 +155,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
     if not is_sealed(index):
         return index, "has no checksum"
     found = rows["image_id"].to_pylist()
-    if tuple(found) != images:
+    if tuple(dict.fromkeys(found)) != images:  # several views of an image are rows one after another
         return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
     digest = (rows.schema.metadata or {}).get(ARRAYS_DIGEST)
     if digest is None and run.identity.get("stage") not in STAGES_WITH_ARRAYS:
@@ -202,12 +203,11 @@ def repair(damages: list[Damage]) -> list[Damage]:
             continue
         folder = damage.run.shard_folder(damage.shard)
         try:
-            with locked(folder / "lock"):
+            with locked(folder / "lock", wait=False):
                 if damage.part is not None:
                     index_path(folder, damage.part).unlink(missing_ok=True)
                     arrays_path(folder, damage.part).unlink(missing_ok=True)
                 (folder / "done.json").unlink(missing_ok=True)
-                (folder / "lock").unlink(missing_ok=True)
         except LockedError as error:
             say(str(error))
             left.append(damage)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets.spec import DatasetSpec
-from vitp_pipeline.datasets.storage import read_bytes
+from vitp_pipeline.datasets.storage import check_inside, read_bytes
 from vitp_pipeline.errors import InputError
 
 
@@ -66,8 +66,9 @@ class Annotations:
         what = "COCO panoptic" if spec.kind == "coco-panoptic" else "COCO instances"
         try:
             check_categories(path, data["categories"], spec)
-            self.image_ids = [str(image["id"]) for image in data["images"]]
-            self.file_names = [str(image["file_name"]) for image in data["images"]]
+            # ids become names of arrays
+            self.image_ids = [check_inside(str(image["id"]), path) for image in data["images"]]
+            self.file_names = [check_inside(str(image["file_name"]), path) for image in data["images"]]
             self.sizes = np.array([(i.get("height", 0), i.get("width", 0)) for i in data["images"]], np.int64)
             self.label_names: list[str] = []
             self._outlines: list[Any] | None = None
@@ -75,7 +76,7 @@ class Annotations:
                 self._take_panoptic(data)
             else:
                 self._take_instances(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: not a {what} file ({error!r})") from error
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class Annotations:
                 raise InputError(
                     f"{self.path}: image {image['file_name']} has no annotation", "Remove it or annotate it"
                 )
-            self.label_names.append(str(annotation["file_name"]))
+            self.label_names.append(check_inside(str(annotation["file_name"]), self.path))
             infos.append(annotation["segments_info"])
         self._starts = np.cumsum([0, *map(len, infos)])
         self._take_columns([s for info in infos for s in info])
@@ -201,7 +202,7 @@ def _load(path: Path) -> Any:
         return json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: the annotation file does not exist", "Check --data-root") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})", "Download the annotations again") from error
 
 

@@ -126,8 +126,8 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
     found = Finding(sample.image_id)
     try:
         image = open_image(sample.image)
-        found.size, found.image_mode = (image.height, image.width), image.mode
-        rgb_of(image, sample.image)
+        found.image_mode = image.mode
+        found.size = rgb_of(image, sample.image).shape[:2]
     except InputError as error:
         found.broken.append((sample.image, error.message))
     look = {"semantic-png": _look_at_values, "coco-panoptic": _look_at_segments, "coco-instances": _look_at_shapes}

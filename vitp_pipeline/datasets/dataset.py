@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
-from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids
+from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids, upright
 from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
 from vitp_pipeline.datasets.samples import Sample, list_samples
@@ -212,7 +212,7 @@ class Dataset:
         """(H, W) of an image: as its annotation file says it, or by reading it."""
         if sample.annotation is not None and all(sample.annotation.size):
             return sample.annotation.size
-        width, height = open_image(sample.image).size
+        width, height = upright(open_image(sample.image)).size
         return height, width
 
     @property

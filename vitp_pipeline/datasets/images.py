@@ -1,24 +1,40 @@
-"""Image files to arrays, and nothing unreadable gets through."""
+"""Image files to arrays, and nothing unreadable gets through.
+
+What is read as what (docs/faults.md): the format by the content, never by the name; of animations the first frame;
+photographs upright by their EXIF orientation, as mmcv and detectron2 read them; transparency is left out.
+"""
 
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitp_pipeline.datasets.storage import read_bytes
 from vitp_pipeline.errors import InputError
 
-# PIL guards against decompression bombs by raising above twice this number of pixels.
-Image.MAX_IMAGE_PIXELS = 250_000_000
+MAX_PIXELS = 250_000_000
+"""A file of a few kilobytes can claim to be larger, and would fill the memory."""
+MAX_BYTES = 2**30
+"""Of an image file, also after unpacking it from an archive."""
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+"""What PIL reads by itself. Of its other formats some start programs (EPS), and none is one of a dataset."""
+Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit; PIL would warn first, and on every thread
 
 
 def open_image(path: Path, what: str = "image") -> Image.Image:
-    """A decoded image file, on disk or in an archive. Raises InputError when it is missing or cannot be decoded."""
+    """A decoded image file, on disk or in an archive.
+
+    Raises:
+        InputError: missing, too large, of a format that is not read, or it cannot be decoded.
+    """
     try:
-        image = Image.open(io.BytesIO(read_bytes(path)))
+        content = read_bytes(path, MAX_BYTES)
+        image = Image.open(io.BytesIO(content), formats=_formats())
+        check_pixels(image.width, image.height, f"{path}: this {what}")
         image.load()
     except InputError:
         raise
@@ -34,16 +50,57 @@ def open_image(path: Path, what: str = "image") -> Image.Image:
     return image
 
 
+def check_pixels(width: int, height: int, what: str) -> None:
+    """Raises InputError when something claims to be larger than any image that can be used, or to have no pixels."""
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{what} claims to have {width}×{height} pixels, which is not between 1 and {MAX_PIXELS / 1e6:g} million",
+            "Replace it, by a smaller copy perhaps",
+        )
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Of FORMATS those that this PIL was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, broken, foreign or 16-bit file."""
     return rgb_of(open_image(path), path)
 
 
 def rgb_of(image: Image.Image, path: Path) -> np.ndarray:
-    """A decoded image as (H, W, 3) uint8 RGB. Raises InputError, which names `path`, for a 16-bit one."""
+    """A decoded image as (H, W, 3) uint8 RGB, upright. Raises InputError, which names `path`, where that cannot be."""
     if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
         raise InputError(f"{path}: an image needs 8 bits a channel, this one is {image.mode}", "Convert it to 8 bits")
-    return np.asarray(image.convert("RGB"))
+    try:
+        return np.asarray(upright(image).convert("RGB"))
+    except ValueError as error:  # a colour space that PIL has no way from
+        raise InputError(f"{path}: its colours cannot be read ({error})", "Convert it to RGB") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; one that cannot be read counts as none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF is a format of its own, with damage of its own
+        return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the values of the EXIF orientation; 1 is upright."""
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
 from vitp_pipeline.datasets.places import Places, filled, words_of_file
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, alternatives
-from vitp_pipeline.datasets.storage import compiled, is_file
+from vitp_pipeline.datasets.storage import check_inside, compiled, is_file
 from vitp_pipeline.errors import InputError
 
 
@@ -74,6 +74,7 @@ def _by_pattern(places: Places, split: SplitSpec) -> list[Sample]:
     coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
     samples = []
     for base, relative, words in found:
+        check_inside(relative, base)
         words = words_of_file(relative) | words
         image_id = words.get("id", words["stem"])
         samples.append(

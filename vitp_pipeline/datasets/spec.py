@@ -133,11 +133,11 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
     path = find_toml(name_or_path, "manifests", beside)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
     try:
         return _parse(table)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: {reason}", "Compare with manifests/camvid.toml") from error
 
@@ -168,7 +168,7 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
     for name, split in splits.items():
         if missing := [part for part in split.of if part not in splits or splits[part].of]:
             raise ValueError(f"[splits.{name}] of: {missing[0]!r} is no split with files of its own")
-    roots = tuple(str(root).strip("/") for root in table.get("roots", [""]))
+    roots = tuple(_below_root(str(root).strip("/")) for root in table.get("roots", [""]))
     return DatasetSpec(str(table["name"]), tuple(classes), kind, ignore, splits, roots, polygons)
 
 
@@ -210,7 +210,16 @@ def _paths(entry: str | list[str]) -> tuple[str, ...]:
     paths = alternatives(entry if isinstance(entry, str) else tuple(entry))
     if not all(isinstance(path, str) for path in paths):
         raise TypeError(f"{entry!r} is no path, nor a list of paths")
-    return paths
+    return tuple(_below_root(path) for path in paths)
+
+
+def _below_root(path: str) -> str:
+    """Raises ValueError for a path out of the data root. A manifest is handed on, a link in the data root is not."""
+    if path.startswith(("/", "~")) or ".." in path.split("/") or "\0" in path:
+        raise ValueError(
+            f"the path {path!r} leads out of the data root; put a link into it, or give a higher --data-root"
+        )
+    return path
 
 
 def _polygons(table: dict[str, Any], classes: list[ClassInfo], ignore: tuple[int, ...]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tarfile
 import threading
 import zipfile
@@ -24,22 +25,63 @@ REPACK = "Unpack it, or make a plain .tar or .zip of what it holds"
 _THROUGH = re.compile(r"\.(?:zip|tar)(?=/|$)", re.IGNORECASE)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """The content of a file, on disk or in an archive.
 
+    Args:
+        limit: most bytes, unpacked.
     Raises:
         FileNotFoundError: no such file or member.
         OSError, zipfile.BadZipFile, zlib.error: damaged.
-        InputError: the archive itself cannot be used.
+        InputError: larger than the limit, not a file (a pipe, a device), or an archive that cannot be used.
     """
     parts = _through_archive(path)
-    return path.read_bytes() if parts is None else _open_archive(parts[0]).read(parts[1])
+    if parts is not None:
+        return _open_archive(parts[0]).read(parts[1], limit)
+    # without waiting: a pipe would do so for ever
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a file", "Replace it, then run again")
+        _check_size(path, status.st_size, limit)
+        return file.read()
 
 
 def is_file(path: Path) -> bool:
     """Whether a file, or a member of an archive, exists."""
-    parts = _through_archive(path)
-    return path.is_file() if parts is None else parts[1] in _open_archive(parts[0]).names
+    try:
+        parts = _through_archive(path)
+        return path.is_file() if parts is None else parts[1] in _open_archive(parts[0]).names
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def check_inside(name: str, where: object) -> str:
+    """A relative path that a data file names, as it is.
+
+    Links are followed: a person sets them. What a data file names is only let through where it stays below the folder
+    that it is relative to, so that data from elsewhere cannot have other files read.
+
+    Raises:
+        InputError: absolute, with `..`, or no name that a file could have; `where` says which file names it.
+    """
+    parts = name.split("/")
+    fault = ""
+    if not name or name.startswith("/"):
+        fault = "is no relative path"
+    elif ".." in parts:
+        fault = "leads out of the data root"
+    elif "\0" in name or not all(len(part.encode("utf-8", "replace")) < 256 for part in parts) or len(parts) > 64:
+        fault = "is no file name"
+    else:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            fault = "is not UTF-8"
+    if fault:
+        shown = ascii(name if len(name) < 80 else f"{name[:77]}...")
+        raise InputError(f"{where}: the name {shown} {fault}", "Nothing outside of the data root is read; correct it")
+    return name
 
 
 def is_archive(path: Path) -> bool:
@@ -122,16 +164,23 @@ class _Archive:
             self._file.close()
             raise InputError(f"{path}: a damaged archive, or a compressed one ({error})", REPACK) from error
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytes:
         if name not in self.names:
             raise FileNotFoundError(f"{name} is not in {self.path}")
         member = self.names[name]
+        # a zip's member never unpacks to more than it says: the rest would not fit its CRC, and is not read
+        _check_size(self.path / name, member.size if self._zip is None else member.file_size, limit)
         if self._zip is not None:
             return self._zip.read(member)
         content = os.pread(self._file.fileno(), member.size, member.offset_data)
         if len(content) < member.size:
             raise OSError("the archive ends in the middle of it")
         return content
+
+
+def _check_size(path: Path, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise InputError(f"{path}: has {size / 1e9:.1f} GB, more than {limit / 1e9:.1f} GB", "A smaller copy would do")
 
 
 def _plain(name: str) -> str:

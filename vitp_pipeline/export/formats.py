@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `coco-panoptic` | panoptic/NAME.png (R + 256·G + 65536·B), panoptic.json | the manifest's label values | panopticapi |
 | `coco-results` | results.json (run lengths), images.json | the manifest's label values | pycocotools |
+| `coco-instances` | instances.json, a data set with scores | the manifest's label values | FiftyOne, supervision |
 | `cityscapes` | semantic/NAME.png, instance/NAME.txt and masks/ | Cityscapes' label ids | cityscapesScripts |
 | `ade20k` | NAME.png | the manifest's label values, from 1 | the ADE20K server |
 | `label-png` | NAME.png, with the manifest's colours as its palette | the manifest's label values | mmsegmentation |
@@ -24,7 +25,7 @@ from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.metrics.runlengths import Rle, decode_mask
 
-FORMATS = ("coco-panoptic", "coco-results", "cityscapes", "ade20k", "label-png")
+FORMATS = ("coco-panoptic", "coco-results", "coco-instances", "cityscapes", "ade20k", "label-png")
 
 # label ids of the benchmark by name (cityscapesScripts, helpers/labels.py); those from 24 on have instances
 CITYSCAPES = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19}
@@ -70,7 +71,7 @@ def check_format(name: str, spec: DatasetSpec) -> None:
             f"format ade20k: label values must be 1 to 255, those of manifest {spec.name!r} are "
             f"{min(labels)} to {max(labels)}"
         )
-    if name in ("coco-results", "cityscapes") and not any(spec.things):
+    if name in ("coco-results", "coco-instances", "cityscapes") and not any(spec.things):
         raise UsageError(f"format {name}: manifest {spec.name!r} has no things, so there are no instances")
 
 
@@ -80,15 +81,22 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
         return _coco_panoptic(spec, image, folder)
     if name == "coco-results":
         return _coco_results(spec, image)
+    if name == "coco-instances":
+        return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
     labels = np.array([c.label for c in spec.classes])[image.semantic()]
-    palette = [(0, 0, 0)] * 256
+    write_labels(folder / f"{image.stem}.png", labels, palette(spec) if name == "label-png" else None)
+    return {}
+
+
+def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
+    """256 colours by label value."""
+    colors = [(0, 0, 0)] * 256
     for info in spec.classes:
         if info.label < 256:
-            palette[info.label] = info.color
-    write_labels(folder / f"{image.stem}.png", labels, palette if name == "label-png" else None)
-    return {}
+            colors[info.label] = info.color
+    return colors
 
 
 def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entries: list[Any]) -> dict[str, Any]:
@@ -101,6 +109,10 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
     if name == "coco-panoptic":
         categories = [{"id": c.label, "name": c.name, "isthing": int(c.thing)} for c in spec.classes]
         return {"panoptic.json": {"images": images, "annotations": entries, "categories": categories}}
+    if name == "coco-instances":
+        found = [{"id": n, "iscrowd": 0, **e} for n, e in enumerate((e for own in entries for e in own), 1)]
+        categories = [{"id": c.label, "name": c.name} for c in spec.classes]
+        return {"instances.json": {"images": images, "annotations": found, "categories": categories}}
     if name == "coco-results":
         return {"results.json": [entry for of_image in entries for entry in of_image], "images.json": images}
     return {}
@@ -108,12 +120,16 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
 
 def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
     ids, segments = image.panoptic()
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
-    write_png(folder / "panoptic" / f"{image.stem}.png", rgb)
+    write_png(folder / "panoptic" / f"{image.stem}.png", rgb_of_ids(ids))
     listed = [{"id": s.id, "category_id": spec.classes[s.category].label} for s in segments]
     # panopticapi pairs images by their id as the annotations have it: a number, or Cityscapes' text
     key = int(image.image_id) if image.image_id == str(image.number) else image.image_id
     return {"image_id": key, "file_name": f"{image.stem}.png", "segments_info": listed}
+
+
+def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids → (H, W, 3) uint8, R + 256·G + 65536·B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
 
 
 def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
@@ -126,6 +142,13 @@ def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]
         }
         for rle, category, score in zip(*image.instances(), strict=True)
     ]
+
+
+def _extent(rle: Rle) -> dict[str, Any]:
+    """Box [x, y, width, height] and area of a mask."""
+    from pycocotools import mask as coco
+
+    return {"bbox": coco.toBbox(rle).tolist(), "area": int(coco.area(rle))}
 
 
 def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path}: refused: its pickle asks for {wanted[1]}, which is not data",
             mend="If you trust the file, save its state_dict alone and use that",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
     return content
 

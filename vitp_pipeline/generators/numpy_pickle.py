@@ -1,10 +1,14 @@
-"""Pickles of numpy arrays, as detectron2's model zoo has them, read without running what they ask for (facts §7)."""
+"""Pickles of numpy arrays, as detectron2's model zoo has them, and of results, as mmdetection writes them, read without
+running what they ask for (facts §7).
+"""
 
 from __future__ import annotations
 
 import codecs
 import collections
+import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +26,28 @@ def read_numpy_pickle(path: Path) -> Any:
     Raises:
         InputError: not a pickle, damaged, or one that asks for more; what it asks for is named.
     """
+    mend = "If the same weights exist as .pth or .safetensors, use that file"
+    return _with_tensors(_read(path, _DataUnpickler, mend), path)
+
+
+def read_result_pickle(path: Path) -> Any:
+    """What a file of results holds: containers, numbers, text, numpy arrays, and tensors, on the CPU.
+
+    Raises:
+        InputError: as `read_numpy_pickle`.
+    """
+    return _read(path, _ResultUnpickler, "Write the results in another format")
+
+
+def _read(path: Path, unpickler: type[pickle.Unpickler], mend: str) -> Any:
     try:
         with path.open("rb") as file:
-            content = _DataUnpickler(file, encoding="latin1").load()
+            return unpickler(file, encoding="latin1").load()
     except _Refused as error:
-        raise InputError(
-            f"{path}: refused: its pickle asks for {error}, which is not data",
-            mend="If the same weights exist as .pth or .safetensors, use that file",
-        ) from error
+        raise InputError(f"{path}: refused: its pickle asks for {error}, which is not data", mend) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
-    return _with_tensors(content, path)
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {reason})") from error
 
 
 class _Refused(pickle.UnpicklingError):
@@ -40,9 +55,11 @@ class _Refused(pickle.UnpicklingError):
 
 
 class _DataUnpickler(pickle.Unpickler):
+    known: Mapping[tuple[str, str], Any]
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _DATA[module, name]
+            return self.known[module, name]
         except KeyError:
             raise _Refused(f"{module}.{name}") from None
 
@@ -73,6 +90,21 @@ _DATA: dict[tuple[str, str], Any] = {
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
     _DATA |= {(_module, "_reconstruct"): _RECONSTRUCT, (_module, "scalar"): _scalar}
+
+
+_DataUnpickler.known = _DATA
+
+
+class _ResultUnpickler(_DataUnpickler):
+    """Tensors, too. Pickled outside of `torch.save`, one carries its storage as bytes of a torch file of its own, which
+    torch would read with an unpickler that runs anything; here it is read as weights are."""
+
+    known = _DATA | {
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch.storage", "_load_from_bytes"): lambda content: torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        ),
+    }
 
 
 def _with_tensors(content: Any, path: Path) -> Any:

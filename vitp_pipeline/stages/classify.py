@@ -32,6 +32,7 @@ from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,10 +145,13 @@ class Namer:
     """A classifier that names the masks of proposals, each view's by its points on the whole upright image.
 
     Args:
+        classifier: its file, or a loaded one.
         made_with: what the settings of the proposals have in their identity.
     """
 
-    def __init__(self, classifier: Path, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec):
+    def __init__(
+        self, classifier: Path | PointViT, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec
+    ) -> None:
         from vitp_pipeline.classifier.predict import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
@@ -155,14 +159,16 @@ class Namer:
 
         self.settings = settings
         self.device = choose_device(settings.device)
-        self.model: PointViT = load_classifier(classifier).to(self.device)
+        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
+        name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
+        self.model: PointViT = model.to(self.device)
         self.reads_masks = self.model.config.prompt == "mask"
         self.points_per_mask = 1
         if not self.reads_masks and settings.points in SEVERAL_POINTS:
             self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
         self.average = average_of(settings.points, settings.average)
-        self.point_temperature = fitted_temperature(self.model, classifier) if settings.calibrated else 1.0
-        check_classes(self.model.classes, f"classifier {classifier.name}", spec)
+        self.point_temperature = fitted_temperature(self.model, name) if settings.calibrated else 1.0
+        check_classes(self.model.classes, name, spec)
 
     def prompted(self, record: ProposalRecord) -> PromptedImage:
         from vitp_pipeline.classifier.coverage import mask_coverage
@@ -238,7 +244,8 @@ class ClassMaker:
         rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
         masks = self.namer.reads_masks
         records = [self.namer.prompted(r) for r in self.proposals.read_part(shard, part, masks=masks)]
-        last_views = {id(views[-1]) for views in by_image(image.record for image in records)}
+        wanted = set(images)
+        last_views = {id(v[-1]): v[-1].image_id for v in by_image(r.record for r in records)}
         reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
@@ -246,6 +253,9 @@ class ClassMaker:
                 # two batches ahead: pictures are read while the model works
                 size = self.settings.batch_size
                 batches = [records[first : first + size] for first in range(0, len(records), size)]
+                # cut over the whole part: what goes through the model together does not depend on an earlier stop
+                batches = [batch for batch in batches if any(image.record.image_id in wanted for image in batch)]
+                left = [image.record.image_id for batch in batches for image in batch]
                 waiting: list[tuple[list[PromptedImage], list[Future]]] = []
                 read: dict[str, Future] = {}  # of the images of the batch before: all views of one read it once
                 for batch in [*batches, None, None]:
@@ -258,14 +268,18 @@ class ClassMaker:
                         waiting.append((batch, [read[image.record.image_id] for image in batch]))
                     if waiting and (batch is None or len(waiting) > 2):
                         ready, pictures = waiting.pop(0)
-                        reasons |= self._score(ready, pictures, writer)
-                        advance(sum(id(image.record) in last_views for image in ready))
+                        reasons |= self._score(ready, pictures, writer, wanted)
+                        advance(sum(last_views.get(id(image.record)) in wanted for image in ready))
+                        del left[: len(ready)]
+                        if stop_wanted() and left and left[0] != ready[-1].record.image_id:
+                            readers.shutdown(wait=False, cancel_futures=True)
+                            images = images[: images.index(left[0])]
+                            break
             writer.close()
         except BaseException:
             writer.abandon()
             raise
-        if len(images) > len(last_views):
-            advance(len(images) - len(last_views))
+        advance(len(wanted.difference(last_views.values()).intersection(images)))
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
@@ -278,8 +292,10 @@ class ClassMaker:
             )
         return self.namer.pixels(image)
 
-    def _score(self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter) -> dict[str, str]:
-        """Scores and stores a batch; returns the reasons of the images that failed."""
+    def _score(
+        self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter, wanted: set[str]
+    ) -> dict[str, str]:
+        """Scores a batch and stores those that are wanted; returns the reasons of the images that failed."""
         reasons, ready, images = {}, [], []
         for prompted, picture in zip(batch, pictures, strict=True):
             try:
@@ -290,6 +306,8 @@ class ClassMaker:
         if not ready:
             return reasons
         for prompted, values in zip(ready, self.namer.scores(ready, images), strict=True):
+            if prompted.record.image_id not in wanted:
+                continue
             if np.isfinite(values).all():
                 writer.add(f"point_logits/{prompted.record.key}", values, ("query", "class"))
             else:
@@ -300,11 +318,11 @@ class ClassMaker:
 NOT_FINITE = "the classifier's output is not finite"
 
 
-def fitted_temperature(model: PointViT, file: Path) -> float:
+def fitted_temperature(model: PointViT, name: str) -> float:
     """The temperature fitted in training. Raises UsageError when there is none."""
     if model.config.temperature_nll is None:
         raise UsageError(
-            f"calibrated = true, but {file} has no fitted temperature",
+            f"calibrated = true, but {name} has no fitted temperature",
             "Train one with hold_out = 20 or so, or set `temperature` instead",
         )
     return model.config.temperature_nll

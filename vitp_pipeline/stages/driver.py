@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, refusals, write_json
+from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
+from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.spool import Spool, images_of
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
-from vitp_pipeline.progress import progress, say
+from vitp_pipeline.progress import Progress, progress, say
+from vitp_pipeline.stopping import finishing, stop_wanted, stopped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,10 +33,11 @@ class PartMaker(Protocol):
     def make(
         self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
     ) -> pa.Table:
-        """Writes the arrays of `images` to the file `arrays` (or nothing) and returns a row an image.
+        """Writes the arrays of `images` to the file `arrays` (or nothing) and returns their rows, in order.
 
-        The rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `advance` is called
-        with the number of images finished.
+        Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `advance` is called with the
+        number of images finished. When `stop_wanted()`, it may return early, after the first few images: `images` are
+        then the others when the part is taken up again. What goes through a model together must not depend on that.
         """
         ...
 
@@ -77,6 +81,7 @@ def run_parts(
 
     Raises:
         LockedError: another task is at work on one of the shards.
+        StoppedError: a signal asked this task to end; what is finished of the part is kept in a spool.
         StorageError: disk full and its kin.
     """
     outcome, maker, began = Outcome(), None, time.monotonic()
@@ -93,35 +98,53 @@ def run_parts(
     if not open_shards:
         return outcome
 
-    with progress(title, sum(len(run.shard_images(s)) for s in open_shards)) as bar:
+    with finishing(), progress(title, sum(len(run.shard_images(s)) for s in open_shards)) as bar:
         for shard in open_shards:
             folder = run.shard_folder(shard)
-            with locked(folder / "lock"):
+            with locked(folder / "lock") as lock:
                 if run.finished(shard):  # by another task, since it was looked at
-                    (folder / "lock").unlink()
                     outcome.failed += failed_images(run, shard)
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
                 for leaving in folder.glob(f"*{TEMPORARY}"):
-                    leaving.unlink()
+                    leaving.unlink(missing_ok=True)
                 for part, images in enumerate(run.parts(shard)):
-                    index = index_path(folder, part)
-                    if index.exists():
+                    if index_path(folder, part).exists():
                         outcome.cached += len(images)
                         bar.advance(len(images))
                         continue
                     if maker is None:
                         maker = build()
                     started = time.monotonic()
-                    arrays = arrays_path(folder, part)
-                    write_index(index, _sealed(maker.make(shard, part, images, arrays, bar.advance), arrays))
+                    _make_part(run, shard, part, maker, bar, lock)
                     outcome.made += len(images)
                     _log(run, shard, part, len(images), time.monotonic() - started)
                 outcome.failed += _finish(run, shard)
-                (folder / "lock").unlink(missing_ok=True)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> None:
+    """Makes and commits a part, or what is left of it after a stop.
+
+    Raises:
+        StoppedError: before its end; what is finished lies in its spool.
+        LockedError: another task has taken the shard over meanwhile.
+    """
+    folder, images = run.shard_folder(shard), run.parts(shard)[part]
+    arrays, spool = arrays_path(folder, part), Spool(folder, part, run.fingerprint, images)
+    if spool.images:
+        bar.advance(len(spool.images))
+    if stop_wanted():
+        raise stopped(f"{bar.done} of {bar.total} images are done")
+    rows = spool.joined(maker.make(shard, part, images[len(spool.images) :], arrays, bar.advance), arrays)
+    lock.check()
+    if images_of(rows) != images:
+        spool.keep(rows, arrays)
+        raise stopped(f"{bar.done} of {bar.total} images are done")
+    write_index(index_path(folder, part), _sealed(rows, arrays))
+    spool.remove()
 
 
 def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
@@ -160,15 +183,17 @@ def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:
-    """Uncommits the parts that hold failed images, so that they are made anew."""
+    """Uncommits the parts that hold failed images, so that they are made anew; a spool with such images goes too."""
     folder = run.shard_folder(shard)
     with locked(folder / "lock"):
-        for part in range(len(run.parts(shard))):
+        for part, images in enumerate(run.parts(shard)):
+            spool = Spool(folder, part, run.fingerprint, images)
+            if spool.rows is not None and any(s != "ok" for s in spool.rows["status"].to_pylist()):
+                spool.remove()
             index = index_path(folder, part)
             if index.exists() and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
                 (folder / "done.json").unlink(missing_ok=True)
                 index.unlink()
-        (folder / "lock").unlink()
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:

@@ -46,6 +46,7 @@ from vitp_pipeline.stages.classify import (
 )
 from vitp_pipeline.stages.counts import counts_table, sparse_confusion
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -326,8 +327,11 @@ class CountMaker:
         states = {r["image_id"]: r for r in read_index(index_path(classes_folder, part)).to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
         with ArrayReader(arrays_path(classes_folder, part)) as scores:
-            for views in by_image(self.evaluation.proposals.read_part(shard, part)):
+            for views in by_image(self.evaluation.proposals.read_part(shard, part, images=images)):
                 image_id = views[0].image_id
+                if rows and stop_wanted():
+                    images = images[: images.index(image_id)]
+                    break
                 if states[image_id]["status"] == "ok":
                     named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
                     rows[image_id] = self.row(image_id, views[0].view.original, named)

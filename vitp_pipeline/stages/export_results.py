@@ -24,6 +24,7 @@ from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.export.formats import ImageResult, check_format, json_files, write_image
 from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.metrics.runlengths import Rle
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import (
@@ -36,6 +37,7 @@ from vitp_pipeline.stages.classify import (
 from vitp_pipeline.stages.driver import Outcome, run_parts
 from vitp_pipeline.stages.evaluate import headline_rule
 from vitp_pipeline.stages.instances import image_numbers
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,6 +106,20 @@ def prepare(
     folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
 
+    alpha = naming_weight(settings, variant, by_class, by_score)
+    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha)
+
+
+def naming_weight(
+    settings: EvaluateSettings, variant: str, by_class: dict[str, float], by_score: tuple[float, float] | None
+) -> Callable[[torch.Tensor], float | torch.Tensor]:
+    """The α of the queries of an image, from their class logits, as `fuse` takes it.
+
+    Args:
+        variant: one of `VARIANTS`.
+        by_class, by_score: as `headline_rule` gives them.
+    """
+
     def alpha(class_logits: torch.Tensor) -> float | torch.Tensor:
         import torch
 
@@ -115,7 +131,7 @@ def prepare(
             return torch.tensor([list(by_class.values())], dtype=torch.float64)
         return alpha_by_score(class_logits, *by_score) if by_score else settings.alpha
 
-    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha)
+    return alpha
 
 
 def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
@@ -180,7 +196,10 @@ class ResultMaker:
         states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
         with ArrayReader(arrays_path(folder, part)) as scores:
-            for record in self.export.proposals.read_part(shard, part):
+            for record in self.export.proposals.read_part(shard, part, images=images):
+                if rows and stop_wanted():
+                    images = images[: images.index(record.image_id)]
+                    break
                 if states[record.image_id]["status"] == "ok":
                     rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
                     advance(1)
@@ -201,7 +220,6 @@ class ResultMaker:
     def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
         import torch
 
-        from vitp_pipeline.assemble.instance import best_pairs, instance_masks
         from vitp_pipeline.assemble.panoptic import panoptic_map
         from vitp_pipeline.assemble.quality import mask_quality
         from vitp_pipeline.assemble.semantic import semantic_label_maps
@@ -219,14 +237,7 @@ class ResultMaker:
             return panoptic_map(masks, probs[kept], void[kept], *frame, self.rule, self.things, quality)
 
         def instances():
-            place = np.full(len(probs), -1)
-            place[record.kept] = np.arange(len(record.kept))
-            pairs = best_pairs(probs, self.things, self.settings.detections)
-            pairs = pairs.of(place[pairs.queries] >= 0)
-            used, mask = np.unique(place[pairs.queries], return_inverse=True)
-            drawn = instance_masks(masks[used], *frame)
-            found = pairs.probs * np.array([m.quality for m in drawn], np.float32)[mask]
-            return [drawn[m].rle for m in mask], pairs.categories, found
+            return detected(masks, probs, record, self.things, self.settings.detections)
 
         return ImageResult(
             self.numbers[record.image_id],
@@ -237,3 +248,26 @@ class ResultMaker:
             panoptic,
             instances,
         )
+
+
+def detected(
+    masks: torch.Tensor, probs: torch.Tensor, record: ProposalRecord, things: np.ndarray, limit: int
+) -> tuple[list[Rle], np.ndarray, np.ndarray]:
+    """The instances of an image whose masks are stored, the best first.
+
+    Args:
+        masks: (M, h, w) logits of the kept queries. probs: (Q, K) of all.
+        limit: pairs of a mask and a class, before stuff is left out; 0 = Q.
+    Returns:
+        run lengths, class indices and scores.
+    """
+    from vitp_pipeline.assemble.instance import best_pairs, instance_masks
+
+    place = np.full(len(probs), -1)
+    place[record.kept] = np.arange(len(record.kept))
+    pairs = best_pairs(probs, things, limit)
+    pairs = pairs.of(place[pairs.queries] >= 0)
+    used, mask = np.unique(place[pairs.queries], return_inverse=True)
+    drawn = instance_masks(masks[used], record.view, record.protocol)
+    found = pairs.probs * np.array([m.quality for m in drawn], np.float32)[mask]
+    return [drawn[m].rle for m in mask], pairs.categories, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,18 +15,21 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
-from vitp_pipeline.errors import IncompatibleError, InputError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
     from vitp_pipeline.generators.base import Generator, Proposals
     from vitp_pipeline.generators.views import ViewPlan
+    from vitp_pipeline.geometry import View
 
 
 def generate_proposals(
@@ -140,6 +144,8 @@ class ProposalMaker:
                 batch = images[start : start + self.settings.batch_size]
                 rows += self._batch(batch, writer)
                 advance(len(batch))
+                if stop_wanted():
+                    break
             writer.close()
         except BaseException:
             writer.abandon()
@@ -184,7 +190,7 @@ class ProposalMaker:
 
         Raises:
             InputError: the generator fails on the image, or what it gives is not finite.
-            Exception: the generator's own, while it has not managed any image.
+            Exception: the generator's own, where it manages no image at all.
         """
         from vitp_pipeline.generators.views import propose_views
 
@@ -196,10 +202,12 @@ class ProposalMaker:
                 found = next(views)
             except StopIteration:
                 break
-            except (RuntimeError, ValueError, MemoryError) as error:
-                if not self.managed:
+            except UserError:
+                raise
+            except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+                if not self._works():
                     raise
-                raise InputError(_failure(error)) from error
+                raise InputError(generator_failure(error)) from error
             yield self._record(image_id, file_name, found, number)
             number += 1
         self.managed = True
@@ -208,7 +216,7 @@ class ProposalMaker:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
-            Exception: the generator's own, while it has not managed any image: the fault is then not the image's.
+            Exception: the generator's own, where it manages no image at all.
         """
         from vitp_pipeline.generators.views import propose
 
@@ -217,60 +225,109 @@ class ProposalMaker:
         try:
             (scale,) = self.plan.scales
             found = dict(zip(pictures, propose(self.generator, list(pictures.values()), scale), strict=True))
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             if len(pictures) == 1:
-                if not self.managed:
+                if not self._works():
                     raise
-                return {}, {next(iter(pictures)): _failure(error)}
+                return {}, {next(iter(pictures)): generator_failure(error)}
             halves = [self._propose({image_id: picture}) for image_id, picture in pictures.items()]
             return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
         self.managed = True
         return found, {}
 
+    def _works(self) -> bool:
+        """Whether it manages any image, a grey one if need be: then a failure is that of its image."""
+        from vitp_pipeline.generators.views import propose
+
+        if not self.managed:
+            with contextlib.suppress(Exception):
+                propose(self.generator, [np.full((240, 320, 3), 127, np.uint8)], self.plan.scales[0])
+                self.managed = True
+        return self.managed
+
     def _record(self, image_id: str, file_name: str, found: Proposals, number: int = 0) -> ProposalRecord:
-        import torch
-
-        from vitp_pipeline.points import centre_points, max_points, peak_points, random_points, spread_points
-
-        masks, logits = found.mask_logits.float(), found.class_logits.float()
-        classes = len(self.dataset.spec.classes)
-        if logits.shape[1] != classes + 1:
-            raise IncompatibleError(
-                f"the generator scores {logits.shape[1] - 1} classes, {self.dataset.spec.name!r} has {classes}",
-                "Use the manifest that the generator was trained with",
-            )
-        if not (bool(torch.isfinite(masks).all()) and bool(torch.isfinite(logits).all())):
-            raise InputError(f"{file_name}: the generator's output is not finite")
-        protocol, settings, points = self.generator.protocol, self.settings, {}
-        name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
-        if "max" in settings.points:
-            points["max"] = max_points(masks, found.view, protocol, at=settings.max_at)
-        if "centre" in settings.points:
-            points["centre"] = centre_points(masks, found.view, protocol)
-        if "random" in settings.points:
-            points["random"] = random_points(masks, found.view, protocol, name, settings.seed)
-        if "spread" in settings.points:
-            points["spread"] = spread_points(masks, found.view, protocol, name, settings.spread, settings.seed)
-        if "peaks" in settings.points:
-            points["peaks"] = peak_points(masks, found.view, protocol, settings.peaks, at=settings.max_at)
-        present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
-        kept, dropped = keep_queries(present, settings.drop_below)
-        # float16 ends at 65504; no sigmoid can tell a larger logit from it
-        limit = float(np.finfo(settings.mask_dtype).max)
-        stored = masks[torch.from_numpy(kept).long().to(masks.device)].clamp(-limit, limit)
-        return ProposalRecord(
-            image_id,
-            file_name,
-            found.view,
-            protocol,
-            kept,
-            dropped,
-            points,
-            logits.cpu().numpy(),
-            stored.cpu().numpy().astype(settings.mask_dtype),
-            number,
+        return make_record(
+            found, self.generator.protocol, self.settings, self.dataset.spec, image_id, file_name, number
         )
 
 
-def _failure(error: Exception) -> str:
+def make_record(
+    found: Proposals,
+    protocol: str,
+    settings: ProposalSettings,
+    spec: DatasetSpec,
+    image_id: str,
+    file_name: str,
+    number: int = 0,
+) -> ProposalRecord:
+    """What is kept of the proposals of a view: points chosen from all that the generator said, and the masks that
+    matter.
+
+    Args:
+        number: which of the image's views it is.
+    Raises:
+        IncompatibleError: the generator scores another number of classes.
+        InputError: its output is not finite.
+    """
+    import torch
+
+    masks, logits = found.mask_logits.float(), found.class_logits.float()
+    if logits.shape[1] != len(spec.classes) + 1:
+        raise IncompatibleError(
+            f"the generator scores {logits.shape[1] - 1} classes, {spec.name!r} has {len(spec.classes)}",
+            "Use the manifest that the generator was trained with",
+        )
+    if not (bool(torch.isfinite(masks).all()) and bool(torch.isfinite(logits).all())):
+        raise InputError(f"{file_name}: the generator's output is not finite")
+    name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
+    points = choose_points(masks, found.view, protocol, settings, name)
+    present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
+    kept, dropped = keep_queries(present, settings.drop_below)
+    # float16 ends at 65504; no sigmoid can tell a larger logit from it
+    limit = float(np.finfo(settings.mask_dtype).max)
+    stored = masks[torch.from_numpy(kept).long().to(masks.device)].clamp(-limit, limit)
+    return ProposalRecord(
+        image_id,
+        file_name,
+        found.view,
+        protocol,
+        kept,
+        dropped,
+        points,
+        logits.cpu().numpy(),
+        stored.cpu().numpy().astype(settings.mask_dtype),
+        number,
+    )
+
+
+def choose_points(
+    masks: torch.Tensor, view: View, protocol: str, settings: ProposalSettings, name: str
+) -> dict[str, np.ndarray]:
+    """The points of every policy in `settings.points`, as a `ProposalRecord` has them.
+
+    Args:
+        masks: (Q, h, w) float32 logits.
+        name: of the view, for what is drawn at random.
+    """
+    from vitp_pipeline.points import centre_points, max_points, peak_points, random_points, spread_points
+
+    points = {}
+    if "max" in settings.points:
+        points["max"] = max_points(masks, view, protocol, at=settings.max_at)
+    if "centre" in settings.points:
+        points["centre"] = centre_points(masks, view, protocol)
+    if "random" in settings.points:
+        points["random"] = random_points(masks, view, protocol, name, settings.seed)
+    if "spread" in settings.points:
+        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed)
+        points["spread"] = spread.reshape(-1, 2)
+    if "peaks" in settings.points:
+        peaks = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
+        points["peaks"] = peaks.reshape(-1, 2)
+    return points
+
+
+def generator_failure(error: Exception) -> str:
     return f"the generator fails on it ({' '.join(str(error).split())[:200]})"

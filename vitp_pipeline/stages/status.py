@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import is_locked, read_json
+from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.locks import is_locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, InputError
@@ -97,10 +98,11 @@ def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
     path = run.shard_folder(shard) / "done.json"
     try:
         stats = read_json(path)
-        return {key: stats[key] for key in ("images", "bytes", "failed")}
+        failed = [[image_id, reason] for image_id, reason in stats["failed"]]
+        return {"images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
 
 
@@ -148,7 +150,8 @@ def _speed(run: StageRun) -> float | None:
     images, seconds = 0, 0.0
     for path in (run.folder / "log").glob("shard-*.jsonl"):
         for entry in _json_lines(path):
-            images, seconds = images + entry["images"], seconds + entry["seconds"]
+            with contextlib.suppress(KeyError, TypeError):
+                images, seconds = images + entry["images"], seconds + entry["seconds"]
     return images / seconds if seconds else None
 
 
@@ -156,9 +159,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, but for one that a killed task left torn."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:

@@ -28,6 +28,7 @@ from vitp_pipeline.stages.counts import counts_table
 from vitp_pipeline.stages.driver import Outcome, run_parts
 from vitp_pipeline.stages.evaluate import CountMaker, Evaluation, Measured, check_tasks, check_views
 from vitp_pipeline.stages.proposals import ProposalMaker, load_generator, view_plan
+from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,6 +111,8 @@ class StreamMaker:
         for image_id in images:
             rows.append((image_id, self._row(image_id)))
             advance(1)
+            if stop_wanted():
+                break
         return counts_table(self.counter.evaluation, rows)
 
     def _row(self, image_id: str) -> dict[str, Any]:

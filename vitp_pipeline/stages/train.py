@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import TEMPORARY, locked, read_json, write_json
+from vitp_pipeline.artifacts.files import TEMPORARY, read_json, write_json
+from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.classifier.sources import Mixture, parse_mixture
@@ -20,6 +21,7 @@ from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageErro
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
+from vitp_pipeline.stopping import finishing
 from vitp_pipeline.team import ALONE, Team
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     folder = out / "classifier" / settings.name
     if not team.leads:
         if (fingerprint := team.share(None)) is not None:
-            _train(dataset, settings, weights, start, masks, folder, fingerprint, team)
+            with finishing():
+                _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None)
         return folder / "model.safetensors"
     digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
     identity = {
@@ -76,12 +79,11 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         team.share(None)
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
-        with locked(folder / "lock"):
+        with finishing(), locked(folder / "lock") as lock:
             for leaving in folder.glob(f"*{TEMPORARY}"):
                 leaving.unlink()
             if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
-                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team)
-            (folder / "lock").unlink(missing_ok=True)
+                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
 
@@ -124,6 +126,7 @@ def _train(
     folder: Path,
     fingerprint: str,
     team: Team,
+    lock: Lock | None,
 ) -> None:
     """Builds, trains, saves; done.json says what was left out, and why."""
     from vitp_pipeline.classifier.build import starting_model
@@ -143,7 +146,7 @@ def _train(
         "held_out": [sample.image_id for sample in held_out],
         "settings": identity_of(settings),
     }
-    files = TrainingFolder(folder, about)
+    files = TrainingFolder(folder, about, lock)
     held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
     validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
     evaluate = (lambda model: validate(model).figures()) if validate else None

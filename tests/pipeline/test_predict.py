@@ -1,0 +1,242 @@
+"""`vitp predict` and `segment` against what the four stages give for the same images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitp_pipeline.artifacts.proposals import open_proposals
+from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.predict import find_pictures, predict
+from vitp_pipeline.stages.predict_setup import prepare
+
+TASKS = ("semantic", "panoptic", "instance")
+NO_FLAGS = dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device"))
+
+
+def setup(project, finished, out, tasks=TASKS, changes=None, **flags):
+    return prepare(
+        out,
+        recipe=str(project.recipe),
+        run=finished,
+        data_root=None,
+        tasks=tasks,
+        overlay="png",
+        flags=NO_FLAGS | flags,
+        changes=changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def images(project) -> Path:
+    return project.data / "images" / "val"
+
+
+@pytest.fixture(scope="module")
+def predicted(project, finished, images, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("predicted") / "out"
+    assert predict(find_pictures([images]), *setup(project, finished, out, changes=["object_threshold=0.3"])) == (9, 0)
+    return out
+
+
+def exported(project, finished, format: str) -> Path:
+    from vitp_pipeline.stages.export_results import export_shards
+    from vitp_pipeline.stages.export_results import prepare as prepare_export
+
+    recipe = load_recipe(project.recipe)
+    measures, points = recipe.stage(EvaluateSettings, object_threshold=0.3), recipe.stage(ClassifySettings)
+    made = prepare_export(recipe, measures, points, format, "fused", project.data, finished, ShardChoice())
+    export_shards(made, range(made.run.shards))
+    return made.results
+
+
+def test_it_gives_what_the_four_stages_give(project, finished, predicted: Path) -> None:
+    labels, segments = (exported(project, finished, name) for name in ("label-png", "coco-panoptic"))
+    listed = {
+        a["file_name"]: a["segments_info"] for a in json.loads((segments / "panoptic.json").read_text())["annotations"]
+    }
+    instances = json.loads((exported(project, finished, "coco-results") / "results.json").read_text())
+    found_any = 0
+    for file in sorted((predicted / "results").glob("*.json")):
+        result, png = json.loads(file.read_text()), f"{file.stem}.png"
+        for theirs, own in ((labels / png, "semantic"), (segments / "panoptic" / png, "panoptic")):
+            assert np.array_equal(np.asarray(Image.open(theirs)), np.asarray(Image.open(predicted / own / png)))
+        assert [(s["id"], s["label"]) for s in result["panoptic"]] == [(s["id"], s["category_id"]) for s in listed[png]]
+        own = [i for i in instances if i["image_id"] == int(file.stem)]
+        assert [i["segmentation"] for i in result["instance"]] == [i["segmentation"] for i in own]
+        assert [i["score"] for i in result["instance"]] == pytest.approx([i["score"] for i in own], abs=1e-5)
+        found_any += len(result["panoptic"]) + len(own)
+    assert found_any > 9
+
+
+def test_what_the_json_says_of_masks(project, predicted: Path, finished) -> None:
+    spec = load_recipe(project.recipe).manifest
+    for record in open_proposals(finished):
+        result = json.loads((predicted / "results" / f"{Path(record.file_name).stem}.json").read_text())
+        ids = np.asarray(Image.open(predicted / "panoptic" / Path(record.file_name).name)).astype(int)[..., 0]
+        logits = record.class_logits.astype(float)
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        masks = {m["query"]: m for m in result["masks"]}
+        assert {q for q in record.kept.tolist() if 1 - probs[q, -1] > 0.5} <= set(masks)
+        for query, mask in masks.items():
+            assert mask["point"] == record.points["max"][query].tolist()
+            assert mask["generator"]["class"] == spec.class_names[probs[query, :-1].argmax()]
+            assert mask["generator"]["score"] == pytest.approx(probs[query, :-1].max(), abs=1e-4)
+            assert mask["fused"]["score"] <= mask["present"] + 1e-4
+        for segment in result["panoptic"]:
+            assert segment["pixels"] == (ids == segment["id"]).sum()
+            assert {masks[q]["fused"]["class"] for q in segment["masks"]} == {segment["class"]}
+            assert segment["score"] == pytest.approx(max(masks[q]["fused"]["score"] for q in segment["masks"]))
+        assert sum(c["pixels"] for c in result["semantic"]) == ids.size
+    classes = json.loads((predicted / "classes.json").read_text())
+    assert [c["label"] for c in classes] == [c.label for c in spec.classes]
+    for task in TASKS:
+        assert len(list((predicted / "overlays" / task).glob("*.png"))) == 9
+
+
+def test_the_library_gives_the_same(project, finished, images: Path, predicted: Path) -> None:
+    from vitp_pipeline import load_classifier, load_generator, segment
+
+    demo = Path("vitp_pipeline/demo")
+    generator = load_generator(str(demo / "generator_config.py"), demo / "generator.safetensors")
+    classifier = load_classifier(finished / "classifier/default/model.safetensors")
+    path = sorted(images.iterdir())[0]
+    found = segment(path, generator=generator, classifier=classifier, manifest="demo", tasks=("semantic",))
+    labels = np.array([c.label for c in load_recipe(project.recipe).manifest.classes])[found.labels]
+    assert np.array_equal(labels, np.asarray(Image.open(predicted / "semantic" / f"{path.stem}.png")))
+    assert found.ids is None and found.segments is None and found.instances is None
+    plain = segment(np.asarray(Image.open(path)), generator=generator, classifier=classifier)
+    assert np.array_equal(plain.labels, found.labels) and plain.masks == found.masks
+    assert set(np.unique(plain.ids)) - {0} == {s.id for s in plain.segments}
+    with pytest.raises(UsageError, match="no things"):
+        segment(path, generator=generator, classifier=classifier, tasks=("instance",))
+    with pytest.raises(IncompatibleError, match="camvid"):
+        segment(path, generator=generator, classifier=classifier, manifest="camvid")
+
+
+@pytest.mark.parametrize("policy", ["spread", "peaks"])
+def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, policy: str) -> None:
+    """The classifier's score of a mask is the mean of those of its points, as `classify` has it."""
+    out, run = tmp_path / "out", tmp_path / "run"
+    picture = sorted(images.iterdir())[0]
+    predict(find_pictures([picture]), *setup(project, finished, out, ("semantic",), [f"points={policy}"]))
+    masks = {m["query"]: m for m in json.loads((out / f"results/{picture.stem}.json").read_text())["masks"]}
+    project.run("generate-proposals", run, limit=1, points=["max", policy])
+    project.run("classify", run, points=policy, classifier=str(finished / "classifier/default/model.safetensors"))
+    from vitp_pipeline.artifacts.parts import ArrayReader
+
+    (arrays,) = (run / "classes").glob("*/shards/00000/part-0000.zarr.zip")
+    with ArrayReader(arrays) as reader:
+        logits = reader.read(f"point_logits/{next(iter(open_proposals(run))).image_id}")
+    names = load_recipe(project.recipe).manifest.class_names
+    assert len(masks) > 2
+    for query, mask in masks.items():
+        if policy == "peaks":  # random pixels follow from the image's name, which differs here
+            assert mask["classifier"]["class"] == names[logits[query].argmax()]
+        share = np.exp(logits[query].max()) / np.exp(logits[query]).sum()
+        assert mask["classifier"]["score"] == pytest.approx(
+            mask["present"] * share, rel=1e-3 if policy == "peaks" else 0.3
+        )
+
+
+def test_restarts_pass_over_what_is_done(project, finished, images: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    (folder / "trip").mkdir(parents=True)
+    names = sorted(images.iterdir())[:3]
+    shutil.copy(names[0], folder / "a.png")
+    shutil.copy(names[1], folder / "trip" / "a.png")
+
+    def run(changes=None, overwrite=False):
+        return predict(find_pictures([folder]), *setup(project, finished, out, ("semantic",), changes), overwrite)
+
+    assert run() == (2, 0)
+    assert sorted(f.relative_to(out / "results").as_posix() for f in (out / "results").rglob("*.json")) == [
+        "a.json",
+        "trip/a.json",
+    ]
+    before = (out / "results" / "a.json").read_bytes()
+    assert run() == (0, 2)
+    (out / "results" / "trip" / "a.json").unlink()
+    shutil.copy(names[2], folder / "b.png")
+    assert run() == (2, 1)
+    shutil.copy(names[2], folder / "a.png")  # another picture of the same name
+    assert run() == (1, 2)
+    assert (out / "results" / "a.json").read_bytes() != before
+    with pytest.raises(IncompatibleError, match="--overwrite"):
+        run(["temperature=0.5"])
+    assert run(["temperature=0.5"], overwrite=True) == (3, 0)
+    assert run(["device=cpu", "temperature=0.5"]) == (0, 3)  # a device is no part of what results are
+
+
+def test_bad_images_are_named_and_the_rest_is_done(project, finished, images, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    good = sorted(images.iterdir())[0]
+    shutil.copy(good, folder / "good.png")
+    (folder / "torn.png").write_bytes(good.read_bytes()[:300])
+    (folder / "text.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("not looked at")
+    with pytest.raises(PartialError, match="2 of 3 images failed"):
+        predict(find_pictures([folder]), *setup(project, finished, tmp_path / "out", ("semantic",)))
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2 and "text.jpg" in failed[0] and "torn.png" in failed[1]
+    assert [f.stem for f in (tmp_path / "out" / "results").iterdir()] == ["good"]
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    from vitp_pipeline.predict import read_picture
+
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, 0] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
+
+
+def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path) -> None:
+    picture = sorted(images.iterdir())[0]
+    other = tmp_path / "x" / picture.name
+    other.parent.mkdir()
+    shutil.copy(picture, other)
+    with pytest.raises(UsageError, match="would both become"):
+        find_pictures([picture, other])
+    assert len(find_pictures([picture, images])) == 9  # named twice, once there
+    with pytest.raises(InputError, match="absent"):
+        find_pictures([tmp_path / "absent.png"])
+    with pytest.raises(InputError, match="holds no image"):
+        find_pictures([finished / "classifier"])
+    flags = dict(data_root=None, overlay="jpg", changes=None, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="which generator"):
+        prepare(recipe=None, run=finished, tasks=(), flags=NO_FLAGS, **flags)
+    with pytest.raises(UsageError, match="which classifier"):
+        prepare(recipe="demo", run=None, tasks=(), flags=NO_FLAGS, **flags)
+    with pytest.raises(UsageError, match="which classes are things"):
+        prepare(recipe=None, run=finished, tasks=("panoptic",), flags=NO_FLAGS, **flags)
+    with pytest.raises(UsageError, match="no stage of predict"):
+        setup(project, finished, tmp_path / "out", changes=["lr=1"])
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitp_pipeline.cli.main import main
+
+    demo, picture = Path("vitp_pipeline/demo").resolve(), sorted(images.iterdir())[0]
+    arguments = ["vitp", "predict", str(picture), "--out", "out", "--overlays", "none"]
+    arguments += ["--generator", str(demo / "generator_config.py"), "--checkpoint", str(demo / "generator.safetensors")]
+    arguments += ["--classifier", str(finished / "classifier/default/model.safetensors")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(tmp_path)
+    main()
+    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    name = picture.stem
+    assert found == ["classes.json", "digests.json", f"results/{name}.json", f"semantic/{name}.png"]

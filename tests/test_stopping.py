@@ -1,0 +1,61 @@
+"""Signals: one is noted where work can end in order; elsewhere, and the second time, the program stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from vitp_pipeline import stopping
+from vitp_pipeline.errors import StoppedError
+from vitp_pipeline.stopping import SIGNALS, finishing, noticing_signals, stop_wanted, stopped
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_is_noted_and_the_second_stops(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with noticing_signals(), finishing():
+        assert not stop_wanted()
+        send(number)
+        assert stop_wanted() and signal.Signals(number).name in str(stopped("3 of 9"))
+        send(signal.SIGTERM)  # what a scheduler sends to a whole group arrives twice
+        assert stop_wanted()
+        monkeypatch.setattr(stopping, "ECHO", 0.0)
+        with pytest.raises(SystemExit) as stop:
+            send(number)
+        assert stop.value.code == StoppedError.exit_code == 75
+    assert not stop_wanted()
+
+
+def test_outside_of_such_work_it_stops_at_once() -> None:
+    with noticing_signals():
+        with finishing():
+            pass
+        with pytest.raises(SystemExit) as stop:
+            send(signal.SIGUSR2)
+        assert stop.value.code == 75
+
+
+def test_handlers_are_given_back_and_other_threads_have_none() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with noticing_signals():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    errors = []
+
+    def work() -> None:
+        try:
+            with noticing_signals(), finishing():
+                pass
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == [] and [signal.getsignal(number) for number in SIGNALS] == before

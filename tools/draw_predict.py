@@ -1,0 +1,72 @@
+"""The README's picture of `vitp predict`: drawn scenes that no stage has seen, and what is found in them.
+
+python tools/draw_predict.py runs/demo/run --out docs/images/predict.png     # after `vitp demo`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from vitp_pipeline.demo.scenes import draw_scenes
+from vitp_pipeline.stages.predict import find_pictures, predict
+from vitp_pipeline.stages.predict_setup import prepare
+
+SCENES, SEED, SHOWN, WIDTH, GAP, COLORS = 12, 2026, 2, 384, 6, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the demo's run directory")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scenes, found = Path(folder) / "scenes", Path(folder) / "found"
+        draw_scenes(scenes, "val", SCENES, SEED)
+        build, wish = prepare(
+            found,
+            recipe="demo",
+            run=arguments.run,
+            data_root=None,
+            tasks=("panoptic",),
+            overlay="png",
+            flags=dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device")),
+            changes=None,
+        )
+        predict(find_pictures([scenes / "images" / "val"]), build, wish)
+        best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
+        columns = [
+            [Image.open(p).convert("RGB") for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]
+            for f in best
+        ]
+    sheet(columns).save(arguments.out, optimize=True)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e3:.0f} kB")
+
+
+def overlay(found: Path, stem: str) -> Path:
+    return found / "overlays" / "panoptic" / f"{stem}.png"
+
+
+def renamed(file: Path) -> int:
+    """How many segments fusion calls otherwise than the generator did."""
+    return sum(s["class"] != s["generator"]["class"] for s in json.loads(file.read_text())["panoptic"])
+
+
+def sheet(columns: list[list[Image.Image]]) -> Image.Image:
+    """A column an image, what was found in it below; few colours, so that the file is small."""
+    first = columns[0][0]
+    height = round(WIDTH * first.height / first.width)
+    page = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, 2 * height + GAP), "white")
+    for x, column in enumerate(columns):
+        for y, picture in enumerate(column):
+            tile = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+            page.paste(tile, (x * (WIDTH + GAP), y * (height + GAP)))
+    return page.quantize(COLORS, kmeans=4, dither=Image.Dither.NONE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What is finished of a part whose task was told to stop: an uncommitted short part, from which the next one goes on.
+
+    _spool-0003.zarr.zip    arrays of the part's first images
+    _spool-0003.parquet     their rows, with the run's fingerprint and the digest of the arrays; its rename counts
+
+The underscore keeps them out of what readers of the run directory (`pyarrow.dataset`) take for results.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
+from vitp_pipeline.artifacts.parts import read_index, write_index
+from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.fingerprint import file_digest
+from vitp_pipeline.progress import say
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FINGERPRINT, _ARRAYS = b"vitp_spool_of", b"vitp_spool_arrays_sha256"
+
+
+class Spool:
+    """The finished images of a part that is not.
+
+    Args:
+        folder: the shard's.
+        fingerprint: of the run; a spool of another one is not used.
+        images: ids of the part's images.
+    """
+
+    def __init__(self, folder: Path, part: int, fingerprint: str, images: Sequence[str]) -> None:
+        self.rows_path = folder / f"_spool-{part:04d}.parquet"
+        self.arrays_path = folder / f"_spool-{part:04d}.zarr.zip"
+        self._fingerprint, self._images = fingerprint, tuple(images)
+        self.rows: pa.Table | None = self._read()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images that are finished: the part's first ones."""
+        return () if self.rows is None else images_of(self.rows)
+
+    def keep(self, rows: pa.Table, arrays: Path) -> None:
+        """Takes over `arrays` (if that file is there) and the rows of the part's first images.
+
+        Raises:
+            StorageError: disk full and its kin; what was finished is lost then, not what was committed.
+        """
+        with refusals(self.rows_path):
+            self.rows_path.unlink(missing_ok=True)
+            if arrays.exists():
+                arrays.replace(self.arrays_path)
+        digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
+        about = {**(rows.schema.metadata or {}), _FINGERPRINT: self._fingerprint.encode(), _ARRAYS: digest.encode()}
+        write_index(self.rows_path, rows.replace_schema_metadata(about))
+
+    def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
+        """The rows of the spool and of the images after it; their arrays become one file, `arrays`.
+
+        Both are what they would be had the images been made in one go, byte for byte.
+        """
+        import pyarrow as pa
+
+        if self.rows is None:
+            return rest
+        if self.arrays_path.exists():
+            _join_archives([self.arrays_path, *([arrays] if arrays.exists() else [])], arrays)
+        # read back from Parquet, types and metadata may differ in what means nothing
+        spooled = self.rows.replace_schema_metadata(None).cast(rest.schema)
+        return pa.concat_tables([spooled, rest]).combine_chunks()
+
+    def remove(self) -> None:
+        with refusals(self.rows_path):
+            self.rows_path.unlink(missing_ok=True)
+            self.arrays_path.unlink(missing_ok=True)
+
+    def _read(self) -> pa.Table | None:
+        if not self.rows_path.exists():
+            return None
+        try:
+            rows = read_index(self.rows_path)
+            about = rows.schema.metadata or {}
+            digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
+            found = images_of(rows)
+            reason = ""
+            if about.get(_FINGERPRINT) != self._fingerprint.encode():
+                reason = "it is of other settings"
+            elif about.get(_ARRAYS) != digest.encode():
+                reason = "its arrays are not those that were written"
+            elif not found or found != self._images[: len(found)]:
+                reason = "it has other images"
+        except (CorruptError, KeyError, OSError) as error:
+            reason = getattr(error, "message", "") or str(error)
+        if not reason:
+            return rows
+        say(f"{self.rows_path}: not used ({reason}); its images are made anew")
+        self.remove()
+        return None
+
+
+def images_of(rows: pa.Table) -> tuple[str, ...]:
+    """The images of a part's rows, in their order; an image may have several."""
+    return tuple(dict.fromkeys(rows["image_id"].to_pylist()))
+
+
+def _join_archives(sources: Sequence[Path], target: Path) -> None:
+    """One zip with the entries of several, a name that recurs (a group's) only once. `target` may be a source."""
+    joined = temporary(target)
+    with refusals(target):
+        try:
+            with zipfile.ZipFile(joined, "w", zipfile.ZIP_STORED) as out:
+                seen: set[str] = set()
+                for source in sources:
+                    with zipfile.ZipFile(source) as file:
+                        for entry in file.infolist():
+                            if entry.filename not in seen:
+                                seen.add(entry.filename)
+                                out.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), file.read(entry))
+        except BaseException:
+            joined.unlink(missing_ok=True)
+            raise
+    write_whole(target, lambda unfinished: None)  # its content is there: sync and rename

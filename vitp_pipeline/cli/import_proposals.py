@@ -1,0 +1,49 @@
+"""vitp import-proposals"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import Changes, DataRoot, Out, RecipeName, RetryFailed, Shard
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("import-proposals", rich_help_panel="Also")
+    def import_proposals(
+        recipe: RecipeName,
+        data_root: DataRoot,
+        out: Out,
+        masks: Annotated[
+            Path, typer.Option("--masks", help="What the other tool wrote: a folder (npz) or a file.", metavar="PATH")
+        ],
+        format: Annotated[str, typer.Option("--from", help="npz, coco or mmdet.", metavar="FORMAT")],
+        split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
+        shard: Shard = None,
+        void_share: Annotated[
+            float, typer.Option(help="Of what a score leaves open, the share of “no object”; the rest: other classes.")
+        ] = 0.5,
+        changes: Changes = None,
+        retry_failed: RetryFailed = False,
+    ) -> None:
+        """Masks that another tool made, in place of stage one: classify and evaluate them as a generator's.
+
+        npz: a folder with ID.npz (masks and scores, or logits). coco: results as pycocotools reads them, run lengths or
+        polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is run.
+
+            vitp import-proposals camvid --data-root data/camvid --out runs/theirs --from npz --masks masks/val
+
+            vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
+        """
+        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
+        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.stages.import_proposals import import_proposals
+
+        loaded = load_recipe(recipe)
+        settings = loaded.stage(ProposalSettings, **{"config": "(imported)", "split": split} | parse_changes(changes))
+        outcome = import_proposals(
+            loaded, settings, format, masks, data_root, out, choose_shard(shard), void_share, retry_failed
+        )
+        outcome.report("proposals")

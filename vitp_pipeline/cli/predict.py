@@ -1,0 +1,84 @@
+"""vitp predict"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("predict", rich_help_panel="Also")
+    def predict(
+        images: Annotated[
+            list[Path], typer.Argument(help="Image files, and folders of such.", metavar="IMAGE...", show_default=False)
+        ],
+        out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")],
+        recipe: Annotated[
+            str | None,
+            typer.Option(
+                help="A recipe, for what is not said here, or a manifest, for names, things and colours.", metavar="R"
+            ),
+        ] = None,
+        run: Annotated[
+            Path | None, typer.Option("--run", help="A run whose classifier is used.", metavar="RUN")
+        ] = None,
+        name: ClassifierName = None,
+        generator: Annotated[
+            str | None,
+            typer.Option(help="Named as in a recipe: a config, hf:OWNER/NAME, a folder, python:FILE.py:CLASS."),
+        ] = None,
+        checkpoint: Annotated[
+            str | None, typer.Option(help="Its weights; a folder of transformers has its own.", metavar="FILE")
+        ] = None,
+        classifier: ClassifierFile = None,
+        task: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--task", help="semantic, panoptic, instance; several by repeating. Default: the first two, as it fits."
+            ),
+        ] = None,
+        alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
+        overlays: Annotated[str, typer.Option(help="Pictures of the results: jpg, png or none.")] = "jpg",
+        data_root: Annotated[
+            Path | None, typer.Option("--data-root", help="For a recipe whose files lie there.", metavar="DIR")
+        ] = None,
+        device: Device = None,
+        changes: Changes = None,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Also images that have results.")] = False,
+    ) -> None:
+        """Both stages on images of your own: label PNGs, JSON with scores before and after, and overlays.
+
+        No ground truth and no run directory are needed. Killed and started again, it goes on; images that have results
+        are passed over.
+
+            vitp predict photos --recipe demo --run runs/demo/run --out found
+
+            vitp predict street.jpg --recipe camvid --data-root data/camvid --run runs/camvid --out found
+
+            vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
+        """
+        from vitp_pipeline.stages.predict import find_pictures, predict
+        from vitp_pipeline.stages.predict_setup import prepare
+
+        build, wish = prepare(
+            out,
+            recipe=recipe,
+            run=run,
+            data_root=data_root,
+            tasks=tuple(dict.fromkeys(task or ())),
+            overlay=overlays,
+            flags={
+                "name": name,
+                "config": generator,
+                "checkpoint": checkpoint,
+                "classifier": classifier,
+                "alpha": alpha,
+                "device": device,
+            },
+            changes=changes,
+        )
+        predict(find_pictures(images), build, wish, overwrite)

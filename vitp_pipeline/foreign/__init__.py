@@ -1,0 +1,1 @@
+"""Masks that other tools made, as proposals."""

@@ -1,0 +1,328 @@
+"""Both stages in this process, for an image of one's own: no dataset, no run directory, no ground truth.
+
+What comes out is what the four stages give for the same image and the same settings: masks are left out and rounded as
+they would be on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.spec import default_color
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.fingerprint import identity_of
+from vitp_pipeline.metrics.runlengths import Rle
+from vitp_pipeline.paths import PACKAGE
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitp_pipeline.assemble.panoptic import Segment
+    from vitp_pipeline.classifier.model import PointViT
+    from vitp_pipeline.generators.base import Generator
+
+TASKS = ("semantic", "panoptic", "instance")
+LIKELY = 0.5
+"""Masks with a larger 1 − v are listed, and those of segments."""
+
+
+class Name(NamedTuple):
+    """What a mask is called: the likeliest class, and its probability (that it is nothing being counted)."""
+
+    category: int
+    score: float
+
+
+@dataclass(frozen=True)
+class NamedMask:
+    """A mask of the generator, by number, its point (row, col), and its names before and after.
+
+    Attributes:
+        present: 1 − v, the generator's probability that it is something, in [0, 1].
+    """
+
+    query: int
+    point: tuple[int, int]
+    present: float
+    generator: Name
+    classifier: Name
+    fused: Name
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A detected object: class index, score in [0, 1], and run lengths."""
+
+    category: int
+    score: float
+    mask: Rle = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in an image of (H, W) pixels. What was not asked for is None.
+
+    Attributes:
+        classes: K names; class index k means `classes[k]`.
+        labels: (H, W) int16 class indices.
+        ids: (H, W) int32 ids of segments, 0 = none.
+        segments: of `ids`; their `masks` are numbers of queries.
+        instances: the best first.
+        masks: the likely ones and those of segments, by number.
+    """
+
+    classes: tuple[str, ...]
+    masks: tuple[NamedMask, ...] = field(repr=False)
+    labels: np.ndarray | None = field(default=None, repr=False)
+    ids: np.ndarray | None = field(default=None, repr=False)
+    segments: tuple[Segment, ...] | None = None
+    instances: tuple[Instance, ...] | None = None
+
+
+def segment(
+    image: np.ndarray | str | Path,
+    *,
+    generator: Generator,
+    classifier: PointViT,
+    manifest: DatasetSpec | str | Path | None = None,
+    alpha: float = EvaluateSettings.alpha,
+    tasks: Sequence[str] = ("semantic", "panoptic"),
+    device: str = "auto",
+) -> Segmentation:
+    """Proposes masks for an image, names them by their points, and puts maps together.
+
+    Settings beyond these are arguments of `Predictor`, which also keeps what several images share.
+
+    Args:
+        image: RGB uint8 (H, W, 3), or an image file.
+        generator: see `load_generator`. classifier: see `load_classifier`.
+        manifest: which classes are things; without one none is, so that objects of a class are one segment.
+        alpha: weight of the classifier in [0, 1].
+        tasks: some of `TASKS`.
+        device: of the classifier and of the maps.
+    Raises:
+        InputError: the image cannot be read, or the networks' output for it is not finite.
+        IncompatibleError: generator, classifier and manifest have different classes.
+        UsageError: an unknown task, or one that cannot be.
+    """
+    spec = plain_spec(classifier.classes) if manifest is None else manifest
+    spec = spec if isinstance(spec, DatasetSpec) else load_manifest(spec)
+    classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=alpha, device=device)
+    predictor = Predictor(generator, classifier, spec, classify=classify, evaluate=evaluate)
+    picture = image if isinstance(image, np.ndarray) else read_picture(Path(image))
+    return predictor.segment(picture, tasks)
+
+
+def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto") -> Generator:
+    """A mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or
+    python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
+
+    Args:
+        checkpoint: its weights; empty = random ones, or those of the folder.
+    Raises:
+        InputError: nothing has that name. UsageError: such a generator takes no checkpoint.
+    """
+    from vitp_pipeline.devices import choose_device
+    from vitp_pipeline.generators.registry import find_source
+
+    source = find_source(ProposalSettings(str(config), str(checkpoint)), _located)
+    return source.build(choose_device(device))
+
+
+def _located(text: str) -> Path:
+    path = Path(text.replace("{package}", str(PACKAGE))).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path
+
+
+def plain_spec(classes: Sequence[str]) -> DatasetSpec:
+    """A manifest of names alone: label values from 0, no things."""
+    infos = tuple(ClassInfo(name, k, False, default_color(k)) for k, name in enumerate(classes))
+    return DatasetSpec("the classifier's classes", infos, "semantic-png", (), {})
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A photograph as (H, W, 3) uint8 RGB, upright: turned as its camera says. Raises InputError."""
+    from PIL import ImageOps
+
+    from vitp_pipeline.datasets.images import open_image, rgb_of
+
+    image = open_image(path)
+    with contextlib.suppress(Exception):  # a damaged note on the orientation; the picture itself is whole
+        image = ImageOps.exif_transpose(image)
+    return rgb_of(image, path)
+
+
+class Predictor:
+    """A generator and a classifier, ready for any number of images.
+
+    Args:
+        generator: of the classes of `spec`, in its order.
+        classifier: loaded, or its file.
+        spec: names the classes, and which are things.
+        proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
+        alpha: the weight of the classifier for an image's class logits; None = `evaluate.alpha`.
+    Raises:
+        IncompatibleError: they have different classes.
+        UsageError: settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        classifier: PointViT | Path,
+        spec: DatasetSpec,
+        proposals: ProposalSettings | None = None,
+        classify: ClassifySettings | None = None,
+        evaluate: EvaluateSettings | None = None,
+        alpha: Callable[[torch.Tensor], float | torch.Tensor] | None = None,
+    ) -> None:
+        from vitp_pipeline.assemble.panoptic import PanopticRule
+        from vitp_pipeline.devices import choose_device
+        from vitp_pipeline.stages.classify import Namer
+        from vitp_pipeline.stages.proposals import check_classes, view_plan
+
+        classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
+        points = tuple(dict.fromkeys(("max", classify.points)))
+        self.proposals = replace(proposals or ProposalSettings(""), points=points)
+        self.generator, self.spec, self.settings = generator, spec, evaluate
+        if generator.classes is not None:
+            check_classes(generator.classes, "the generator", spec)
+        self.plan = view_plan(self.proposals, generator)
+        self.namer = Namer(classifier, classify, identity_of(self.proposals), spec)
+        if self.namer.reads_masks:
+            raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
+        self.device = choose_device(evaluate.device)
+        self.things = np.asarray(spec.things)
+        self.rule = PanopticRule(evaluate.panoptic_rule, evaluate.object_threshold, evaluate.overlap_threshold)
+        self.alpha = alpha or (lambda class_logits: evaluate.alpha)
+        self._managed = False  # whether the generator has worked on any image
+
+    def segment(
+        self, image: np.ndarray, tasks: Sequence[str] = ("semantic", "panoptic"), name: str = "image"
+    ) -> Segmentation:
+        """What is found in an image.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            tasks: some of `TASKS`; several views of an image give semantic maps alone.
+            name: the image's, for messages and for points that are drawn at random.
+        Raises:
+            InputError: the networks fail on it.
+            Exception: the generator's own, while it has not managed any image.
+            UsageError: an unknown task, or one that these views or classes cannot have.
+        """
+        self.check_tasks(tasks)
+        pixels = self.namer.pixels(image)
+        views = [self._view(record, pixels) for record in self._records(image, name)]
+        return self._assemble(views, tasks)
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises UsageError when a task is unknown or cannot be."""
+        for task in tasks:
+            if task not in TASKS:
+                raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
+            if task != "semantic" and not self.plan.one_whole:
+                raise UsageError(f"{task} maps need one view of an image", "Leave out scales, mirror and window")
+        if "instance" in tasks and not self.things.any():
+            raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
+
+    def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
+        from vitp_pipeline.generators.views import propose_views
+        from vitp_pipeline.stages.proposals import generator_failure, make_record
+
+        try:
+            found = list(propose_views(self.generator, image, self.plan, self.proposals.batch_size))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if not self._managed:
+                raise
+            raise InputError(f"{name}: {generator_failure(error)}") from error
+        self._managed = True
+        protocol = self.generator.protocol
+        return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
+
+    def _view(self, record: ProposalRecord, pixels: np.ndarray) -> _View:
+        import torch
+
+        from vitp_pipeline.fusion import fuse
+        from vitp_pipeline.stages.classify import NOT_FINITE
+
+        (scores,) = self.namer.scores([self.namer.prompted(record)], [pixels])
+        if not np.isfinite(scores).all():
+            raise InputError(f"{record.file_name}: {NOT_FINITE}")
+        masks = torch.from_numpy(record.masks).to(self.device)
+        logits = torch.from_numpy(record.class_logits).to(self.device)
+        points = torch.from_numpy(scores).to(self.device)
+        formula = self.settings.formula
+        named = {"generator": 0.0, "classifier": 1.0, "fused": self.alpha(logits)}
+        probs = {namer: fuse(logits, points, alpha, formula) for namer, alpha in named.items()}
+        return _View(record, masks.float() if record.view.whole else masks, probs)
+
+    def _assemble(self, views: list[_View], tasks: Sequence[str]) -> Segmentation:
+        from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
+        from vitp_pipeline.assemble.panoptic import panoptic_map
+        from vitp_pipeline.assemble.quality import mask_quality
+        from vitp_pipeline.stages.export_results import detected
+
+        first = views[0]
+        record = first.record
+        labels = ids = segments = instances = None
+        if "semantic" in tasks:
+            scored = [ScoredView(v.masks, v.fused[0][v.kept][None], v.record.view) for v in views]
+            labels = averaged_label_maps(scored, record.protocol)[0]
+        if "panoptic" in tasks:
+            probs, void = (values[first.kept] for values in first.fused)
+            frame = (record.view, record.protocol)
+            quality = mask_quality(first.masks, *frame) if self.settings.mask_quality else None
+            ids, found = panoptic_map(first.masks, probs, void, *frame, self.rule, self.things, quality)
+            segments = tuple(replace(s, masks=tuple(record.kept[list(s.masks)].tolist())) for s in found)
+        if "instance" in tasks:
+            best = detected(first.masks, first.fused[0], record, self.things, self.settings.detections)
+            instances = tuple(Instance(int(k), float(score), rle) for rle, k, score in zip(*best, strict=True))
+        used = {q for s in segments or () for q in s.masks}
+        masks = tuple(m for view in views if view.record.view.whole for m in view.named(used))
+        return Segmentation(self.spec.class_names, masks, labels, ids, segments, instances)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A view's proposals, its masks on the device, and per namer probabilities (Q, K) and of nothing (Q,)."""
+
+    record: ProposalRecord
+    masks: torch.Tensor
+    probs: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def fused(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.probs["fused"]
+
+    @property
+    def kept(self) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(self.record.kept).long().to(self.masks.device)
+
+    def named(self, used: set[int]) -> list[NamedMask]:
+        present = (1 - self.probs["generator"][1].double()).cpu().numpy()
+        best = {namer: probs.max(1) for namer, (probs, _) in self.probs.items()}
+        names = {
+            namer: [Name(k, s) for s, k in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
+            for namer, found in best.items()
+        }
+        points = self.record.points["max"].tolist()
+        of = [names[namer] for namer in ("generator", "classifier", "fused")]
+        return [
+            NamedMask(q, tuple(points[q]), float(present[q]), *(name[q] for name in of))
+            for q in self.record.kept.tolist()
+            if present[q] > LIKELY or q in used
+        ]

@@ -1,0 +1,266 @@
+"""`vitp predict`: both stages on images of one's own, a file for every image and kind of result.
+
+OUT/classes.json                    what the numbers in the other files mean
+OUT/semantic/NAME.png               label values, with the classes' colours as palette
+OUT/panoptic/NAME.png               ids of segments, R + 256·G + 65536·B; 0 is nothing
+OUT/overlays/TASK/NAME.jpg          drawn over the image
+OUT/results/NAME.json               segments, masks, scores before and after; written last: the image is done
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
+from vitp_pipeline.fingerprint import file_digest, fingerprint
+from vitp_pipeline.progress import progress, say
+
+if TYPE_CHECKING:
+    from vitp_pipeline.overlay import Region
+    from vitp_pipeline.predict import NamedMask, Predictor, Segmentation
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Of the files in a folder that are taken for images; a file that is named itself may have any."""
+
+OVERLAYS = ("jpg", "png", "none")
+DRAWN_FROM = 0.3
+"""Instances of a lower score are listed, not drawn."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, and what its results are called: a path without ending."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be written where, and what it follows from.
+
+    Attributes:
+        identity: of the networks and settings; with the same one, an image's results are the same.
+        shown: what people want to know of them, for the JSON files.
+        overlay: one of `OVERLAYS`.
+    """
+
+    out: Path
+    identity: dict[str, Any]
+    tasks: tuple[str, ...]
+    shown: dict[str, Any] = field(default_factory=dict)
+    overlay: str = "jpg"
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint({**self.identity, "tasks": list(self.tasks), "overlay": self.overlay})
+
+    def result(self, picture: Picture) -> Path:
+        return self.out / "results" / f"{picture.name}.json"
+
+
+def find_pictures(given: Sequence[Path]) -> list[Picture]:
+    """Image files as given, and those in folders (and folders in them), in this order; each once.
+
+    Raises:
+        InputError: something is not there, or a folder holds no image.
+        UsageError: two images would give files of the same name.
+    """
+    pictures: dict[Path, Picture] = {}
+    for path in given:
+        if path.is_dir():
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
+            if not files:
+                raise InputError(f"{path}: holds no image", f"Looked for {', '.join(ENDINGS)}")
+            found = [Picture(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
+        elif path.is_file():
+            found = [Picture(path, path.stem)]
+        else:
+            raise InputError(f"{path}: no such image or folder")
+        for picture in found:
+            pictures.setdefault(picture.path.resolve(), picture)
+    names: dict[str, Path] = {}
+    for picture in pictures.values():
+        if picture.name in names:
+            raise UsageError(
+                f"{names[picture.name]} and {picture.path} would both become {picture.name}.json",
+                "Predict them into different folders",
+            )
+        names[picture.name] = picture.path
+    return list(pictures.values())
+
+
+def predict(
+    pictures: Sequence[Picture], build: Callable[[], Predictor], wish: Wish, overwrite: bool = False
+) -> tuple[int, int]:
+    """Writes the results of every image that has none yet. An image that cannot be used is reported in a line.
+
+    Args:
+        build: makes the predictor; called only when there is something to do.
+        overwrite: make all anew.
+    Returns:
+        how many images were made, and how many were done before.
+    Raises:
+        IncompatibleError: `wish.out` holds results of other networks or settings.
+        PartialError: some images could not be used.
+    """
+    began = time.monotonic()
+    waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(wish, p)]
+    before = len(pictures) - len(waiting)
+    if not waiting:
+        say(f"predict: nothing to do, {before} images are done")
+        return 0, before
+    predictor = build()
+    predictor.check_tasks(wish.tasks)
+    write_json(wish.out / "classes.json", class_list(predictor.spec))
+    failed = 0
+    with progress("predict", len(waiting)) as bar:
+        for picture in waiting:
+            try:
+                _make(predictor, picture, wish)
+            except InputError as error:
+                failed += 1
+                say(f"failed: {error.message}")
+            bar.advance()
+    made, kept = len(waiting) - failed, f", {before} were done before" if before else ""
+    say(f"predict: {made} images in {time.monotonic() - began:.0f} s{kept}: {wish.out}")
+    if failed:
+        raise PartialError(f"predict: {failed} of {len(pictures)} images failed", "The lines above say why")
+    return made, before
+
+
+def _finished(wish: Wish, picture: Picture) -> bool:
+    """Whether the image's results are there, of this very file. Raises IncompatibleError for another wish's."""
+    path = wish.result(picture)
+    if not path.exists():
+        return False
+    known = read_json(path)
+    if known.get("fingerprint") != wish.fingerprint:
+        raise IncompatibleError(
+            f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
+        )
+    return known.get("sha256") == file_digest(picture.path)
+
+
+def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
+    from vitp_pipeline.export.formats import palette, rgb_of_ids, write_labels, write_png
+    from vitp_pipeline.predict import read_picture
+
+    digest = file_digest(picture.path)
+    image = read_picture(picture.path)
+    found = predictor.segment(image, wish.tasks, picture.name)
+    spec = predictor.spec
+    if found.labels is not None:
+        values = np.array([c.label for c in spec.classes])[found.labels]
+        write_labels(wish.out / "semantic" / f"{picture.name}.png", values, palette(spec))
+    if found.ids is not None:
+        write_png(wish.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
+    if wish.overlay != "none":
+        for task in wish.tasks:
+            _write_overlay(image, regions(found, spec, task), wish.out / "overlays" / task / picture.name, wish.overlay)
+    about = {"image": str(picture.path), "sha256": digest, "fingerprint": wish.fingerprint, **wish.shown}
+    write_json(wish.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
+
+
+def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind: str) -> None:
+    from vitp_pipeline.overlay import draw_regions
+
+    sheet = draw_regions(image, shown)
+    name, options = ("JPEG", {"quality": 88}) if kind == "jpg" else ("PNG", {})
+    write_whole(path.with_name(f"{path.name}.{kind}"), lambda unfinished: sheet.save(unfinished, name, **options))
+
+
+def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
+    """What is drawn of a task's results; a name that fusion changed is followed by the generator's."""
+    from vitp_pipeline.metrics.runlengths import decode_mask
+    from vitp_pipeline.overlay import Region
+
+    classes = spec.classes
+    if task == "semantic":
+        return [Region(found.labels == k, classes[k].color, classes[k].name) for k in np.unique(found.labels).tolist()]
+    if task == "instance":
+        drawn = [(i, classes[i.category]) for i in reversed(found.instances) if i.score >= DRAWN_FROM]
+        return [
+            Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
+            for n, (i, info) in enumerate(drawn)
+        ]
+    masks, listed = {m.query: m for m in found.masks}, []
+    for s in found.segments:
+        info, best = classes[s.category], _surest(masks, s.masks)
+        before = best.generator.category
+        name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
+        listed.append(Region(found.ids == s.id, _shade(info.color, s.id) if info.thing else info.color, name))
+    return listed
+
+
+def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
+    """One of five lightnesses, so that neighbours of a class differ."""
+    factor = (1.0, 0.78, 1.2, 0.88, 1.1)[number % 5]
+    red, green, blue = (min(255, round(channel * factor)) for channel in color)
+    return red, green, blue
+
+
+def _surest(masks: dict[int, NamedMask], queries: Sequence[int]) -> NamedMask:
+    return max((masks[q] for q in queries), key=lambda mask: mask.fused.score)
+
+
+def class_list(spec: DatasetSpec) -> list[dict[str, Any]]:
+    """The classes for JSON: `label` is the value in label PNGs."""
+    return [{"name": c.name, "label": c.label, "thing": c.thing, "color": list(c.color)} for c in spec.classes]
+
+
+def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
+    """The results for JSON. Points are [row, col]; boxes [x, y, width, height]; scores lie in [0, 1]."""
+    names, masks = spec.class_names, {m.query: m for m in found.masks}
+
+    def named(mask: NamedMask) -> dict[str, Any]:
+        namers = ("generator", "classifier", "fused")
+        of = {n: {"class": names[getattr(mask, n).category], "score": _short(getattr(mask, n).score)} for n in namers}
+        return {"point": list(mask.point), **of}
+
+    content: dict[str, Any] = {
+        "masks": [{"query": m.query, "present": _short(m.present), **named(m)} for m in found.masks]
+    }
+    if found.labels is not None:
+        counts = np.bincount(found.labels.ravel(), minlength=len(names))
+        content["semantic"] = [
+            {"class": names[k], "label": spec.classes[k].label, "pixels": int(counts[k])}
+            for k in np.flatnonzero(counts).tolist()
+        ]
+    if found.segments is not None:
+        content["panoptic"] = [
+            {
+                "id": s.id,
+                "class": names[s.category],
+                "label": spec.classes[s.category].label,
+                "thing": spec.classes[s.category].thing,
+                "score": _short(s.score),
+                "pixels": int((found.ids == s.id).sum()),
+                "masks": list(s.masks),
+                **named(_surest(masks, s.masks)),
+            }
+            for s in found.segments
+        ]
+    if found.instances is not None:
+        content["instance"] = [
+            {
+                "class": names[i.category],
+                "label": spec.classes[i.category].label,
+                "score": _short(i.score),
+                "segmentation": {"size": list(i.mask["size"]), "counts": i.mask["counts"].decode("ascii")},
+            }
+            for i in found.instances
+        ]
+    return content
+
+
+def _short(value: float) -> float:
+    return round(value, 5)
