@@ -94,3 +94,18 @@ def test_the_benchmark_of_neighbourhood_attention_runs(
         table = capsys.readouterr().out.splitlines()
         assert len(table) == 4 and table[3].startswith("| 23×22 | 1 | 2 |")
         assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_benchmark_of_memory_measures_and_plots(tmp_path: Path) -> None:
+    from benchmarks import evaluate_memory
+
+    (tmp_path / "drawn").mkdir()
+    evaluate_memory.draw(tmp_path / "drawn", 3)
+    figures = {way: evaluate_memory.measure(tmp_path / "drawn", way) for way in evaluate_memory.WAYS}
+    assert all(0 < found["start"] <= found["peak"] for found in figures.values())
+    (result,) = (tmp_path / "drawn/run/evaluation").glob("*/shards/00000/done.json")
+    assert json.loads(result.read_text())["failed"] == []
+    evaluate_memory.plot([{"images": 3, **figures}, {"images": 9, **figures}], tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width > 300
+    assert evaluate_memory.table([{"images": 3000, **figures}]).splitlines()[-1].startswith("| 3,000 | ")

@@ -305,3 +305,20 @@ def test_real_coco_stuff_and_coco_panoptic_agree_on_things(shared: Path) -> None
         other = panoptic.read_semantic(panoptic.sample(str(int(sample.image_id))))
         both = (one != IGNORE) & (other != IGNORE) & ((one < 80) | (other < 80))
         assert one.shape == other.shape and both.any() and (one[both] == other[both]).mean() > 0.98
+
+
+def test_real_coco_stuff_and_coco_panoptic_agree_on_stuff(shared: Path) -> None:
+    """Every pixel that is stuff in both: COCO's panoptic classes are its stuff classes, some of them merged."""
+    stuff = Dataset(load_manifest("coco-stuff"), shared / "data/coco_stuff164k", "val")
+    panoptic = Dataset(load_manifest("coco-panoptic"), shared / "data/coco", "val")
+    merged = {"floor-stone": "pavement", "fog": "sky-other", "wall-concrete": "wall-other", "ceiling-other": "ceiling"}
+    seen = set()
+    for sample in stuff.samples:
+        one = stuff.read_semantic(sample)
+        other = panoptic.read_semantic(panoptic.sample(str(int(sample.image_id))))
+        both = (one != IGNORE) & (other >= 80)
+        for mine, theirs in np.unique(np.stack([one[both], other[both]], 1), axis=0):
+            name = stuff.spec.class_names[mine]
+            assert merged.get(name, name) == panoptic.spec.class_names[theirs].removesuffix("-merged")
+            seen.add(name)
+    assert len(seen) == 22 and set(merged) <= seen
