@@ -87,7 +87,9 @@ def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: 
 
 def count_flops(forward: Callable[[], Any]) -> int:
     """FLOPs of what `forward` does, two a multiply-add."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.grid_sampler_2d: _grid_sample_flops})
+    bags = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
+    sampling = {torch.ops.aten.grid_sampler_2d: _grid_sample_flops} | dict.fromkeys(bags, _embedding_bag_flops)
+    counter = FlopCounterMode(display=False, custom_mapping=sampling)
     fast = torch.backends.mha.get_fastpath_enabled()
     # Fused attention hides its products from the counter where torch has no formula for the kernel, as on the CPU.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -102,3 +104,8 @@ def count_flops(forward: Callable[[], Any]) -> int:
 def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
     """Bilinear: four neighbours times their weights for every number that comes out."""
     return 2 * 4 * math.prod(out_shape)
+
+
+def _embedding_bag_flops(table: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    """A weighted sum of rows of a table: how `generators/bilinear.py` samples."""
+    return 2 * math.prod(indices) * table[1]
