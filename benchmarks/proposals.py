@@ -23,16 +23,16 @@ class StageOne:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         from vitp_pipeline.artifacts.run import create_or_check
         from vitp_pipeline.datasets import Dataset
+        from vitp_pipeline.generators.registry import find_source
         from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
-        from vitp_pipeline.stages.proposals import ProposalMaker, find_config, load_generator
+        from vitp_pipeline.stages.proposals import ProposalMaker, load_generator
 
         recipe = load_recipe(options.recipe)
         flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
         settings = recipe.stage(ProposalSettings, **flags)
         dataset = Dataset(recipe.manifest, options.data_root, settings.split, settings.limit)
-        config = find_config(recipe, settings.config, options.data_root)
-        checkpoint = recipe.find_file(settings.checkpoint, options.data_root) if settings.checkpoint else None
-        self.generator = load_generator(config, checkpoint, settings, recipe.manifest)
+        source = find_source(settings, lambda text: recipe.find_file(text, options.data_root))
+        self.generator = load_generator(source, settings, recipe.manifest)
         self.images = [sample.image_id for sample in dataset.samples]
         run = create_or_check(work / "proposals", {"stage": "proposals"}, tuple(self.images), 1, len(self.images))
         self.maker = ProposalMaker(run, dataset, self.generator, settings)

@@ -44,14 +44,15 @@ def real_case(data_root: Path, images: int) -> Case:
     import torch
 
     from vitp_pipeline.datasets import Dataset
+    from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.generators.views import propose
     from vitp_pipeline.recipe import ProposalSettings, load_recipe
     from vitp_pipeline.stages.proposals import load_generator
 
     recipe = load_recipe("camvid")
     settings = recipe.stage(ProposalSettings)
-    config, checkpoint = (recipe.find_file(text, data_root) for text in (settings.config, settings.checkpoint))
-    generator = load_generator(config, checkpoint, settings, recipe.manifest)
+    source = find_source(settings, lambda text: recipe.find_file(text, data_root))
+    generator = load_generator(source, settings, recipe.manifest)
     dataset = Dataset(recipe.manifest, data_root, "val", images)
     found = propose(generator, [dataset.read_image(sample) for sample in dataset.samples])
     truth = [dataset.read_semantic(sample) for sample in dataset.samples]

@@ -109,3 +109,35 @@ def test_the_benchmark_of_memory_measures_and_plots(tmp_path: Path) -> None:
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width > 300
     assert evaluate_memory.table([{"images": 3000, **figures}]).splitlines()[-1].startswith("| 3,000 | ")
+
+
+def test_the_benchmark_of_stage_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import proposals
+    from vitp_pipeline.demo.scenes import draw_scenes
+
+    draw_scenes(tmp_path, "val", 2, seed=0)
+    file = tmp_path / "figures.json"
+    words = f"proposals demo --data-root {tmp_path} --images 2 --repeats 1 --device cpu --json {file}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    proposals.main()
+    figures = json.loads(file.read_text())
+    assert figures["ratio"] > 0 and figures["bytes_per_image"] > 0 and figures["settings"]["images"] == 2
+    assert capsys.readouterr().out.count("|") == 15
+
+
+def test_the_benchmark_of_semantic_maps_runs_on_real_and_drawn_logits(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides draw the same labels, but in ties."""
+    from benchmarks import semantic
+
+    cases = [semantic.real_case(shared / "data/camvid", 1), semantic.drawn_case("drawn", (60, 90), 9, 3, 5, 2)]
+    for case in cases:
+        _, untied, total = semantic.differing_pixels(case)
+        assert untied == 0 and total == sum(truth.size for truth in case.truth)
+    monkeypatch.setattr(semantic, "drawn_case", lambda *_: cases[1])
+    monkeypatch.setattr(sys, "argv", ["semantic", "--live", "3", "--alphas", "3", "--repeats", "1"])
+    semantic.main()
+    assert capsys.readouterr().out.count("drawn, Q = 9, 3 live") == 2

@@ -47,23 +47,23 @@ def predicted(project, finished, images, tmp_path_factory) -> Path:
     return out
 
 
-def exported(project, finished, format: str) -> Path:
+def exported(project, run, format: str) -> Path:
     from vitp_pipeline.stages.export_results import export_shards
     from vitp_pipeline.stages.export_results import prepare as prepare_export
 
     recipe = load_recipe(project.recipe)
     measures, points = recipe.stage(EvaluateSettings, object_threshold=0.3), recipe.stage(ClassifySettings)
-    made = prepare_export(recipe, measures, points, format, "fused", project.data, finished, ShardChoice())
+    made = prepare_export(recipe, measures, points, format, "fused", project.data, run, ShardChoice())
     export_shards(made, range(made.run.shards))
     return made.results
 
 
-def test_it_gives_what_the_four_stages_give(project, finished, predicted: Path) -> None:
-    labels, segments = (exported(project, finished, name) for name in ("label-png", "coco-panoptic"))
+def test_it_gives_what_the_four_stages_give(project, copied, predicted: Path) -> None:
+    labels, segments = (exported(project, copied, name) for name in ("label-png", "coco-panoptic"))
     listed = {
         a["file_name"]: a["segments_info"] for a in json.loads((segments / "panoptic.json").read_text())["annotations"]
     }
-    instances = json.loads((exported(project, finished, "coco-results") / "results.json").read_text())
+    instances = json.loads((exported(project, copied, "coco-results") / "results.json").read_text())
     found_any = 0
     for file in sorted((predicted / "results").glob("*.json")):
         result, png = json.loads(file.read_text()), f"{file.stem}.png"
