@@ -89,7 +89,7 @@ def ours(case: Case) -> list[np.ndarray]:
     """Label maps; counts them on the way."""
     import torch
 
-    from vitp_pipeline.artifacts.proposals import keep_queries
+    from vitp_pipeline.artifacts.codec import keep_queries
     from vitp_pipeline.assemble.semantic import semantic_label_maps
     from vitp_pipeline.metrics.semantic import Confusion
 

@@ -64,7 +64,9 @@ def check_dataset(
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
             report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
-        report["stage_one"] = estimate(report, len(spec.classes), queries, size, settings.mask_dtype)
+        report["stage_one"] = estimate(
+            report, len(spec.classes), queries, size, "int16" if settings.step else settings.mask_dtype
+        )
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
             save_sheet(path, draw_sheet(dataset, spread(dataset.samples, SHEET_SAMPLES), f"{spec.name} {key}"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import default_color
@@ -194,7 +195,7 @@ class Predictor:
 
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
-        self.proposals = replace(proposals or ProposalSettings(""), points=points)
+        self.proposals = replace(settle(proposals or ProposalSettings(""), begun=False), points=points)
         self.generator, self.spec, self.settings = generator, spec, evaluate
         if generator.classes is not None:
             check_classes(generator.classes, "the generator", spec)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitp_pipeline.artifacts.codec import FREE, PRESETS, with_preset
 from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.classifier.sources import parse_mixture
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
@@ -59,6 +61,15 @@ class ProposalSettings:
     stride: tuple[int, ...] = setting(
         (), help="step from one window to the next; empty = the config's, or half a window"
     )
+    # how much of the masks is stored (docs/storage.md)
+    masks: str = setting(
+        "auto", identity=False, help="lossless, panoptic-exact, bounded or compact: gives these keys; auto = bounded"
+    )
+    drop_threshold: float = setting(
+        0.0, help="drop every mask that no panoptic map with at least this object_threshold shows; 0 = do not"
+    )
+    floor: float = setting(0.0, help="logit, like -8, that far background is raised to; 0 = leave it")
+    step: float = setting(0.0, help="round logits to multiples of it, 1/2, 1/4 …; 0 = stored as mask_dtype")
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,9 @@ class EvaluateSettings:
     components: bool = setting(
         False, help="where labels have no segments: take connected pieces of a thing's class for its instances"
     )
+    certain: bool = setting(
+        False, help="also the share of pixels whose label nothing that storing changed can alter (docs/storage.md)"
+    )
     protocol: str = setting(
         "", help="order of upsampling, sigmoid, crop and resize: mmseg0, mmseg1, mmdet, d2; empty = the generator's own"
     )
@@ -209,6 +223,7 @@ Settings = TypeVar("Settings", ProposalSettings, TrainSettings, ClassifySettings
 CHOICES: dict[str, tuple[str, ...]] = {
     "max_at": ("image", "mask"),
     "mask_dtype": ("float16", "float32"),
+    "masks": (*FREE, *PRESETS),
     "task": ("semantic", "instance", "panoptic"),
     "point_token": ("linear", "patch", "sampled"),
     "attention": ("full", "read-only"),
@@ -248,6 +263,8 @@ class Recipe:
         values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
         if kind in (ProposalSettings, TrainSettings) and isinstance(values.get("preset"), str) and values["preset"]:
             values = {**load_preset(values["preset"]), **values}
+        if kind is ProposalSettings:
+            values = with_preset(values)
         fields = [field.name for field in dataclasses.fields(kind)]
         for key in values:
             if key not in fields:
@@ -391,6 +408,12 @@ def _in_range(name: str, value: Any, where: str) -> None:
         and value < 0
     ):
         raise UsageError(f"{where} {name} = {value:g} must not be negative")
+    if name == "drop_threshold" and not 0.0 <= value <= 1.0:
+        raise UsageError(f"{where} drop_threshold = {value:g} is outside [0, 1]")
+    if name == "floor" and not (value <= 0 and value.is_integer() and value >= -1000):
+        raise UsageError(f"{where} floor = {value:g} is no whole number below 0", "Like -8; 0 leaves the background")
+    if name == "step" and value and not (2**-14 <= value <= 1 and math.frexp(value)[0] == 0.5):
+        raise UsageError(f"{where} step = {value:g} is not 1, 1/2, 1/4 … 1/16384", "Like 0.015625 for 1/64")
     if name == "chunk" and value < 0:
         raise UsageError(f"{where} chunk = {value} must not be negative")
     if name == "accumulate" and value <= 0:

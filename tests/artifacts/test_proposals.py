@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
 from vitp_pipeline.artifacts.proposals import (
     ProposalRecord,
     failed_row,
-    keep_queries,
     open_proposals,
     points_of,
     schema,

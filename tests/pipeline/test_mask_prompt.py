@@ -72,9 +72,9 @@ def test_scores_are_those_of_the_stored_masks(project: Project, tmp_path: Path) 
 
 def test_a_store_without_all_masks_is_refused(project: Project, copied: Path) -> None:
     project.run("train-classifier", copied, name="mask", **MASK)
-    with pytest.raises(IncompatibleError, match=r"drop_below = 0 and mask_dtype"):
+    with pytest.raises(IncompatibleError, match=r'masks = "lossless"'):
         project.run("classify", copied, name="mask")
-    with pytest.raises(IncompatibleError, match=r"drop_below = 0 and mask_dtype"):
+    with pytest.raises(IncompatibleError, match=r'masks = "lossless"'):
         project.run("train-classifier", copied, name="other", mask_proposals=str(copied), split="val", **MASK)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from tests.datasets import making
+from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.geometry import View

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
+from vitp_pipeline.artifacts.steps import codecs, decode, wrote
 from vitp_pipeline.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ class ArrayWriter:
         self._group("", {"vitp": attributes})
 
     def add(
-        self, name: str, values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int] | None = None
+        self,
+        name: str,
+        values: np.ndarray,
+        dimensions: Sequence[str],
+        chunks: Sequence[int] | None = None,
+        step: float = 0.0,
     ) -> None:
         """Stores one array, zstd-compressed with bit shuffling.
 
@@ -65,12 +71,13 @@ class ArrayWriter:
             values: any numeric array.
             dimensions: a name for every axis.
             chunks: chunk shape; None = the whole array is one chunk.
+            step: of float32 multiples of it, stored as `artifacts.steps` does.
         """
         parent = name.rpartition("/")[0]
         if parent and parent not in self._groups:
             self._group(parent, {})
         with refusals(self.path):
-            for key, content in sorted(_encode(values, dimensions, chunks or values.shape).items()):
+            for key, content in sorted(_encode(values, dimensions, chunks or values.shape, step).items()):
                 self._write(f"{name}/{key}", content)
 
     def close(self) -> None:
@@ -97,22 +104,26 @@ class ArrayWriter:
             self._zip.writestr(zipfile.ZipInfo(key, _EPOCH), content)
 
 
-def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int]) -> dict[str, bytes]:
+def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int], step: float) -> dict[str, bytes]:
     """The Zarr keys and bytes of one array, made by zarr itself in memory."""
     import zarr
     from zarr.codecs import BloscCodec
     from zarr.storage import MemoryStore
 
     store: dict[str, Any] = {}
+    if step:
+        how = codecs(values, step)
+    else:
+        how = {"compressors": BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=values.dtype.itemsize)}
     array = zarr.create_array(
         MemoryStore(store),
         shape=values.shape,
         dtype=values.dtype,
         chunks=tuple(max(1, c) for c in chunks),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=values.dtype.itemsize),
         fill_value=float("nan") if values.dtype.kind == "f" else 0,
         dimension_names=list(dimensions),
         config={"write_empty_chunks": True},
+        **how,
     )
     array[...] = values
     return {key: buffer.to_bytes() for key, buffer in store.items()}
@@ -146,6 +157,9 @@ class ArrayReader:
         try:
             prefix = f"{name}/"
             keys = [key for key in self._zip.namelist() if key.startswith(prefix)]
+            if len(keys) == 2 and wrote(metadata := json.loads(self._zip.read(f"{prefix}zarr.json"))):
+                (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
+                return decode(metadata, self._zip.read(chunk))
             to_buffer = default_buffer_prototype().buffer.from_bytes
             store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
             array = zarr.open_array(store, mode="r")

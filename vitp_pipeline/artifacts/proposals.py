@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
@@ -50,6 +51,7 @@ class ProposalRecord:
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.
         number: which of the image's views this is, from 0.
+        loss: how far the masks may lie from the generator's; None when not said (see `codec.loss_of`).
     """
 
     image_id: str
@@ -62,6 +64,7 @@ class ProposalRecord:
     class_logits: np.ndarray | None = field(default=None, repr=False)
     masks: np.ndarray | None = field(default=None, repr=False)
     number: int = 0
+    loss: MaskLoss | None = None
 
     @property
     def key(self) -> str:
@@ -73,25 +76,6 @@ def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]
     """Consecutive records of one image together."""
     for _, views in groupby(records, lambda record: record.image_id):
         yield list(views)
-
-
-def keep_queries(present: np.ndarray, budget: float) -> tuple[np.ndarray, float]:
-    """Which masks to store: the likeliest, until the rest together may matter less than the budget.
-
-    Args:
-        present: (Q,) 1 − v of every query.
-        budget: largest Σ(1−v) of the dropped ones; 0 keeps all.
-    Returns:
-        (ascending indices of the kept, Σ(1−v) of the dropped). Ties keep the lower index.
-    """
-    if budget <= 0:
-        return np.arange(len(present), dtype=np.int32), 0.0
-    order = np.argsort(-present, kind="stable")
-    # mass of everything from position i on
-    tail = np.cumsum(present[order][::-1].astype(np.float64))[::-1]
-    count = int(np.count_nonzero(tail > budget))  # tail falls, so these are the first ones
-    dropped = float(tail[count]) if count < len(order) else 0.0
-    return np.sort(order[:count]).astype(np.int32), dropped
 
 
 def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None) -> pa.Schema:
@@ -132,6 +116,10 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
             ("view", pa.int32()),
             ("window", pa.list_(pa.int32(), 4)),
             ("flip", pa.bool_()),
+            ("logit_error", pa.float64()),
+            ("floor", pa.float64()),
+            ("ring", pa.int32()),
+            ("step", pa.float64()),
         ],
         metadata={"vitp": json.dumps(about)},
     )
@@ -140,7 +128,8 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
 def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
     """Stores the arrays of one view of an image and returns its index row."""
     assert record.masks is not None and record.class_logits is not None
-    arrays.add(f"masks/{record.key}", record.masks, ("kept", "y", "x"))
+    step = record.loss.step if record.loss else 0.0
+    arrays.add(f"masks/{record.key}", record.masks, ("kept", "y", "x"), step=step)
     arrays.add(f"class_logits/{record.key}", record.class_logits, ("query", "class"))
     row: dict[str, Any] = {
         "image_id": record.image_id,
@@ -152,6 +141,7 @@ def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
         "dropped_mass": record.dropped_mass,
         "view": record.number,
         **{name: list(v) if isinstance(v, tuple) else v for name, v in record.view.as_dict().items()},
+        **(asdict(record.loss) if record.loss else {}),
     }
     for policy in POINT_POLICIES:
         row[f"points_{policy}"] = record.points[policy].reshape(-1, 2).tolist() if policy in record.points else None
@@ -256,14 +246,18 @@ class ProposalStore:
                 "Generate proposals without scales, mirror and window under another --out",
             )
 
+    @property
+    def codec(self) -> MaskCodec:
+        """What of the masks is stored."""
+        return MaskCodec.said_by(self.run.identity.get("settings", {}))
+
     def require_all_masks(self) -> None:
         """Raises IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
-        made_with = self.run.identity["settings"]
-        if made_with.get("drop_below") == 0 and made_with.get("mask_dtype") == "float32":
+        if self.codec.keeps_all:
             return
         raise IncompatibleError(
             f"{self.run.folder}: holds only the masks that matter, rounded, and masks as prompts need them all",
-            'Generate proposals with drop_below = 0 and mask_dtype = "float32" under another --out',
+            'Generate proposals with masks = "lossless" under another --out',
         )
 
 
@@ -289,6 +283,7 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
         dropped_mass=row["dropped_mass"],
         points=points,
         number=row.get("view") or 0,
+        loss=_loss(row),
     )
     if arrays is None:
         return record
@@ -297,6 +292,13 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
         class_logits=arrays.read(f"class_logits/{record.key}"),
         masks=arrays.read(f"masks/{record.key}"),
     )
+
+
+def _loss(row: dict[str, Any]) -> MaskLoss | None:
+    """None in rows that older versions wrote, and of imported masks."""
+    if row.get("logit_error") is None:
+        return None
+    return MaskLoss(**{field.name: row[field.name] for field in fields(MaskLoss)})
 
 
 def points_of(record: ProposalRecord, policy: str) -> np.ndarray:

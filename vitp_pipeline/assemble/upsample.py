@@ -101,6 +101,19 @@ def seen_taps(view: View, axis: int) -> Taps:
     return Taps(low, high, whole.weight[own])
 
 
+def source_reach(view: View) -> int:
+    """How far two cells of a mask may lie apart, in rows or columns, that one pixel of the image reads.
+
+    1 for one bilinear upsampling, 2 for two in a row. Protocols that take the sigmoid early read class scores from
+    nearer cells, but all read the outline {logit > 0} of a mask through the whole chain (upper bounds, instances).
+    """
+    reach = 0
+    for axis in (0, 1):
+        first, second = taps(view.mask[axis], view.padded[axis]), seen_taps(view, axis)
+        reach = max(reach, int((first.high[second.high] - first.low[second.low]).max()))
+    return reach
+
+
 def iter_mask_logits(mask_logits: Tensor, view: View) -> Iterator[Tensor]:
     """The planes of `mask_logits_at_image` one query at a time: Q tensors (H0, W0) float32."""
     check_frame(mask_logits, view)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.stages import certain
 from vitp_pipeline.stages.instances import columns_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
         columns["boundary"] = list_column(
             [_boundary_pieces(row.get("boundary", [])) for _, row in rows], BOUNDARY_FIELDS
         )
+    if evaluation.settings.certain and "semantic" in evaluation.tasks:
+        columns["certain"] = certain.column_of([row for _, row in rows])
     about = {
         "fingerprint": evaluation.run.fingerprint,
         "variants": list(evaluation.variants),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.codec import MaskCodec
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
@@ -37,6 +38,7 @@ from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.certain import certain_pixels, check_codec, check_ring
 from vitp_pipeline.stages.classify import (
     check_manifest,
     classes_run,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
     from vitp_pipeline.assemble.average import ScoredView
 
+GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")
 
 
@@ -79,6 +82,11 @@ class Evaluation:
         """Of what there is of the stages."""
         kept = {"proposals": self.proposals.run, "classes": self.classes} if self.proposals else {}
         return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
+
+    @property
+    def codec(self) -> MaskCodec:
+        """What of the masks it could read."""
+        return self.proposals.codec if self.proposals else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -173,6 +181,7 @@ def prepare(
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     evaluation = measured.evaluation(run, proposals, classes, dataset)
+    check_codec(evaluation.codec, settings, evaluation.tasks)
     if proposals.several_views:
         check_views(evaluation)
     return evaluation
@@ -221,6 +230,8 @@ class Measured:
 
 def check_views(evaluation: Evaluation) -> None:
     """Raises UsageError when figures are asked for that several views of an image have not."""
+    if evaluation.settings.certain:
+        raise UsageError("certain = true needs one view of an image", "Leave it out of [evaluate]")
     if others := [task for task in evaluation.tasks if task != "semantic"]:
         raise UsageError(
             f"{' and '.join(others)} figures need one view of an image: only semantic scores are averaged",
@@ -393,6 +404,8 @@ class CountMaker:
             scored = [named.scored for named in kept]
             maps = average.labels() if average else averaged_label_maps(scored, kept[0].record.protocol)
             row["semantic"] = [sparse_confusion(m, truth, len(self.things)) for m in maps]
+            if self.settings.certain:
+                row["certain"] = self._certain(kept[0])
             if self.settings.boundary_iou:
                 row["boundary"] = self._boundaries(maps, truth)
         return row | self._one_view_tasks(kept, truth, segments)
@@ -425,6 +438,7 @@ class CountMaker:
         from vitp_pipeline.assemble.labels import label_at_points, majority_label
         from vitp_pipeline.fusion import fuse, named_probs
 
+        check_ring(record)
         masks = torch.from_numpy(record.masks).to(self.device)
         if record.view.whole:
             masks = masks.float()
@@ -445,6 +459,12 @@ class CountMaker:
         found = self._named(probs.argmax(2).cpu().numpy(), void, by_mask)
         found["query"] = found["query"] + record.number * len(void)  # numbered on from view to view
         return NamedView(record, masks, kept, probs, voids, found)
+
+    def _certain(self, view: NamedView) -> np.ndarray:
+        """Of the headline: see `certain.FIELDS`."""
+        number = self.evaluation.variants.index(self.evaluation.headline)
+        found = certain_pixels(view.record, view.masks, view.probs[number], view.kept)
+        return np.array([found.sum(), found.size])
 
     def _panoptic(
         self,

@@ -27,6 +27,7 @@ from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.metrics.runlengths import Rle
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import (
     check_manifest,
     classes_run,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import torch
 
 VARIANTS = ("fused", "generator", "classifier")
-MEASURED = {"tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components"}
+MEASURED = {"tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components", "certain"}
 """Keys of [evaluate] that say what is measured, not what is predicted."""
 
 
@@ -92,6 +93,7 @@ def prepare(
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     proposals.require_one_view("exported files")
+    check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     identity = {
         "stage": "export",

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.artifacts.codec import MaskCodec, settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError, UsageError
@@ -47,6 +48,8 @@ def import_proposals(
     """
     if settings.mirror or len(settings.scales) > 1 or any(settings.window):
         raise UsageError("imported masks have one view of an image", "Leave out scales, mirror and window")
+    begun = (out / "proposals" / "run.json").exists()
+    settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, void_share)
     identity = {
@@ -55,7 +58,7 @@ def import_proposals(
         "generator": {"library": "imported", **source.identity(Digests(out)), "void_share": void_share},
         "settings": identity_of(settings),
     }
-    if not (out / "proposals" / "run.json").exists():
+    if not begun:
         shard.for_new_run()
     images = tuple(sample.image_id for sample in dataset.samples)
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)

@@ -41,8 +41,12 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
         lines.append(
             f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
-            "(generate proposals with drop_below = 0 for the exact figure)"
+            '(generate proposals with masks = "lossless" for the exact figure)'
         )
+    elif result.get("instance") and not evaluation.codec.keeps_all:
+        lines.append('AP is approximate: masks are stored rounded (masks = "lossless" for the exact figure)')
+    if result["semantic"] and (threshold := evaluation.codec.drop_threshold):
+        lines.append(f"mIoU is approximate: masks with 1 − v ≤ {threshold:g} are not stored (drop_threshold)")
     return list(dict.fromkeys(lines))
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.checking import manifest_of
 from vitp_pipeline.errors import UsageError
@@ -123,7 +124,7 @@ def _settings(
     proposals, classify, evaluate = (
         recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]}) for kind in KINDS
     )
-    return proposals, classify, evaluate
+    return settle(proposals, begun=False), classify, evaluate
 
 
 def _absolute(text: str | None) -> str | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.codec import MaskCodec, settle, store_masks
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, keep_queries, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
@@ -45,6 +46,8 @@ def generate_proposals(
     Raises:
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
+    begun = (out / "proposals" / "run.json").exists()
+    settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
         view_plan(settings, None)  # refused before the run is made
@@ -55,7 +58,7 @@ def generate_proposals(
         "generator": source.identity(Digests(out)),
         "settings": identity_of(settings),
     }
-    if not (out / "proposals" / "run.json").exists():
+    if not begun:
         shard.for_new_run()
     images = tuple(sample.image_id for sample in dataset.samples)
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
@@ -273,6 +276,8 @@ def make_record(
     """
     import torch
 
+    from vitp_pipeline.assemble.upsample import source_reach
+
     masks, logits = found.mask_logits.float(), found.class_logits.float()
     if logits.shape[1] != len(spec.classes) + 1:
         raise IncompatibleError(
@@ -284,21 +289,19 @@ def make_record(
     name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
     points = choose_points(masks, found.view, protocol, settings, name)
     present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
-    kept, dropped = keep_queries(present, settings.drop_below)
-    # float16 ends at 65504; no sigmoid can tell a larger logit from it
-    limit = float(np.finfo(settings.mask_dtype).max)
-    stored = masks[torch.from_numpy(kept).long().to(masks.device)].clamp(-limit, limit)
+    stored = store_masks(masks, present, MaskCodec.of(settings), source_reach(found.view))
     return ProposalRecord(
         image_id,
         file_name,
         found.view,
         protocol,
-        kept,
-        dropped,
+        stored.kept,
+        stored.dropped_mass,
         points,
         logits.cpu().numpy(),
-        stored.cpu().numpy().astype(settings.mask_dtype),
+        stored.masks,
         number,
+        stored.loss,
     )
 
 

@@ -12,6 +12,7 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.stages import instances
+from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
 from vitp_pipeline.stages.notes import notes
 from vitp_pipeline.stages.totals import NAMED_BY, Totals, read_totals
@@ -98,6 +99,8 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
             boundary = totals.boundary[variant]
             per_class = dict(zip(class_names, ious(boundary), strict=True))
             figures[name] |= {"boundary_mIoU": float(mean_iou(boundary)), "boundary_IoU": per_class}
+    if evaluation.settings.certain:
+        figures["certain"] = certain_share(totals.certain)
     figures["classes_present"] = int((totals.areas[names["generator"], :, 1] > 0).sum())
     figures["classes"] = len(class_names)
     figures["bootstrap"] = _bootstrap(totals, names)
@@ -225,6 +228,9 @@ def print_result(result: dict[str, Any]) -> None:
             f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {RESAMPLES} resamples of the images: "
             f"{100 * low:+.2f} to {100 * high:+.2f}); mIoU over the {semantic['classes_present']} classes present"
         )
+    if semantic and (certain := semantic.get("certain")):
+        share = f"{100 * certain['share']:.3f} % of {certain['pixels']} pixels"
+        console.print(f"label certain, whatever storing changed in the masks: {share}")
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
         shares = ", ".join(f"{name} {_percent(share)} %" for name, share in named.items())

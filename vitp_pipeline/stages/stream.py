@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check
@@ -23,10 +24,11 @@ from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
 from vitp_pipeline.stages.counts import counts_table
 from vitp_pipeline.stages.driver import Outcome, run_parts
-from vitp_pipeline.stages.evaluate import CountMaker, Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.stages.evaluate import GENERATE, CountMaker, Evaluation, Measured, check_tasks, check_views
 from vitp_pipeline.stages.proposals import ProposalMaker, load_generator, view_plan
 from vitp_pipeline.stopping import stop_wanted
 
@@ -54,7 +56,7 @@ class Stream:
             MissingStageError: the run has no classifier.
             UserError: any of its other kinds.
         """
-        self.recipe, self.generate, self.classify, self.settings = recipe, generate, classify, settings
+        self.recipe, self.classify, self.settings = recipe, classify, settings
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
         if generate.window:
             view_plan(generate, None)  # refused before the folder is made
@@ -62,23 +64,28 @@ class Stream:
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
         self.classifier = classifier_file(recipe, classify, data_root, out)
         measured = Measured.of(recipe, settings, classify, sweep, data_root)
-        identity = {
-            "stage": "evaluation",
-            "stream": {
+
+        def identity_with(generate: ProposalSettings) -> dict[str, Any]:
+            stream = {
                 "manifest": recipe.manifest.identity(),
                 "generator": self.source.identity(Digests(out)),
-                "generate-proposals": identity_of(generate),
+                GENERATE: identity_of(generate),
                 "classifier": Digests(out).of(self.classifier),
                 "classify": identity_of(classify),
-            },
-            **measured.identity,
-        }
-        folder = out / "evaluation" / fingerprint(identity)[:12]
+            }
+            return {"stage": "evaluation", "stream": stream, **measured.identity}
+
+        def folder_with(generate: ProposalSettings) -> Path:
+            return out / "evaluation" / fingerprint(identity_with(generate))[:12]
+
+        self.generate = generate = settle(generate, (folder_with(generate) / "run.json").exists())
+        identity, folder = identity_with(generate), folder_with(generate)
         if not (folder / "run.json").exists():
             shard.for_new_run()
         images = tuple(sample.image_id for sample in dataset.samples)
         run = create_or_check(folder, identity, images, shard.count, generate.part_size)
         self.evaluation: Evaluation = measured.evaluation(run, None, None, dataset)
+        check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
         """Measures the images of some shards."""

@@ -13,6 +13,7 @@ import numpy as np
 from vitp_pipeline.metrics.bootstrap import SparseAreas
 from vitp_pipeline.metrics.exact import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
+from vitp_pipeline.stages import certain
 from vitp_pipeline.stages.evaluate import Evaluation
 from vitp_pipeline.stages.instances import COLUMNS
 from vitp_pipeline.stages.rows import (
@@ -42,6 +43,7 @@ class Totals:
         missing: shards that are not finished.
         areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
         boundary: the same of boundaries.
+        certain: (2,) int64, sums of `certain.FIELDS`.
         paired: areas of every image under the generator's names and the fused ones, to be resampled.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
         named: (3, K, K) int64 masks of a true class (rows) under the names of `NAMED_BY`.
@@ -56,6 +58,7 @@ class Totals:
         self.missing: list[int] = []
         self.areas = np.zeros((variants, classes, 3), np.int64)
         self.boundary = np.zeros_like(self.areas)
+        self.certain = np.zeros(len(certain.FIELDS), np.int64)
         self.paired = SparseAreas(classes, 2)
         self.matches = np.zeros((variants, 3, classes), np.int64)
         self.named = np.zeros((len(NAMED_BY), classes, classes), np.int64)
@@ -78,6 +81,9 @@ class Totals:
             e = entries_of(part, "boundary")
             values = np.stack([e[name] for name in ("both", "truth", "predicted")], 1)
             np.add.at(self.boundary, (e["variant"], e["class"]), values)
+        if "certain" in columns:
+            e = entries_of(part, "certain")
+            self.certain += [e[name].sum() for name in certain.FIELDS]
         e = entries_of(part, "panoptic")
         for row, name in enumerate(("tp", "fp", "fn")):
             np.add.at(self.matches[:, row], (e["variant"], e["class"]), e[name])

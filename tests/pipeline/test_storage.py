@@ -1,0 +1,74 @@
+"""What the presets store of real masks, and what becomes of runs that were begun before there were any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
+from vitp_pipeline.artifacts.proposals import open_proposals
+from vitp_pipeline.assemble.certain import certain_map
+from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
+from vitp_pipeline.assemble.semantic import semantic_label_maps
+from vitp_pipeline.assemble.upsample import source_reach
+from vitp_pipeline.errors import IncompatibleError
+
+
+@pytest.fixture(scope="module")
+def runs(project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo's generator on drawn scenes, stored by every preset."""
+    folder = tmp_path_factory.mktemp("presets")
+    for name in PRESETS:
+        project.run("generate-proposals", folder / name, masks=name, limit=5)
+    return {name: folder / name for name in PRESETS}
+
+
+@pytest.mark.parametrize("name", ["bounded", "compact"])
+def test_certain_labels_are_those_of_the_lossless_store(runs: dict[str, Path], name: str) -> None:
+    shares = []
+    for true, found in zip(open_proposals(runs["lossless"]), open_proposals(runs[name]), strict=True):
+        assert found.loss.floor == PRESETS[name]["floor"] and found.loss.step == PRESETS[name]["step"]
+        assert found.loss.logit_error <= found.loss.step / 2 and found.loss.ring == source_reach(found.view)
+        assert np.array_equal(true.points["max"], found.points["max"])  # chosen before
+        probs, kept = torch.from_numpy(true.class_logits).softmax(1)[:, :-1], torch.from_numpy(found.kept).long()
+        masks = torch.from_numpy(found.masks)
+        ours = semantic_label_maps(masks, probs[None, kept], found.view, found.protocol)
+        theirs = semantic_label_maps(torch.from_numpy(true.masks), probs[None], true.view, true.protocol)
+        certain = certain_map(masks, probs, kept, found.view, found.protocol, found.loss)
+        assert not (certain & (ours != theirs)[0]).any()
+        shares.append(certain.mean())
+    assert np.mean(shares) > {"bounded": 0.99, "compact": 0.95}[name]
+
+
+def test_panoptic_exact_is(runs: dict[str, Path]) -> None:
+    fewer = 0
+    for true, found in zip(open_proposals(runs["lossless"]), open_proposals(runs["panoptic-exact"]), strict=True):
+        fewer += len(true.kept) - len(found.kept)
+        probs, things = torch.from_numpy(true.class_logits).softmax(1), np.ones(true.class_logits.shape[1] - 1, bool)
+        maps = []
+        for record in (true, found):
+            p = probs[torch.from_numpy(record.kept).long()]
+            args = p[:, :-1], p[:, -1], record.view, record.protocol, PanopticRule("d2", 0.8), things
+            maps.append(panoptic_map(torch.from_numpy(record.masks), *args))
+        assert np.array_equal(maps[0][0], maps[1][0]) and maps[0][1] == maps[1][1] and len(maps[0][1]) > 1
+    assert fewer > 0
+
+
+def test_presets_get_smaller(runs: dict[str, Path]) -> None:
+    sizes = [sum(p.stat().st_size for p in runs[n].rglob("*.zarr.zip")) for n in ("lossless", "bounded", "compact")]
+    assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
+
+
+def test_a_new_run_is_bounded_and_an_older_one_goes_on_as_it_was(project, tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    project.run("generate-proposals", new, limit=2)
+    assert open_proposals(new).codec == MaskCodec(**PRESETS["bounded"])
+    project.run("generate-proposals", new, limit=2, masks="bounded")  # the same by name
+    project.run("generate-proposals", old, limit=2, masks="keys")  # as every run was before there were presets
+    assert open_proposals(old).codec == MaskCodec() and "drop_below" not in open_proposals(old).run.identity["settings"]
+    project.run("generate-proposals", old, limit=2)
+    with pytest.raises(IncompatibleError, match="made with other settings"):
+        project.run("generate-proposals", old, limit=2, masks="bounded")
