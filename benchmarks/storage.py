@@ -5,8 +5,9 @@
 Rows: logits of a real generator on CamVid and on the COCO sample (drawn afresh from the recipes' weights), and logits
 drawn as large as those of ADE20K (`benchmarks.semantic.drawn_case`). Bytes are those of the mask arrays, their metadata
 included, against float16 of all queries, uncompressed. Certain pixels and the changes of mIoU and PQ (in points,
-against `lossless`) are the generator's own, α = 0; drawn logits have no ground truth worth a figure. MB/s count the
-same raw float16: from full-precision logits on the host to an array in the part, and from there to floats.
+against `lossless`) are the generator's own, α = 0; drawn logits have no ground truth worth a figure. Speeds are from
+full-precision logits on the host to an array in the part (encode) and back (decode), as multiples of those of
+`float16`, what was stored before there were presets; --json has them in MB/s of raw float16.
 
 A second table times reading an image's masks against decoding a JPEG of the image (quality 90) with Pillow.
 """
@@ -224,8 +225,9 @@ def main() -> None:
         for case in cases:
             results["storage"][case.name] = measure(case, options.repeats, Path(folder))
             for name, row in results["storage"][case.name].items():
-                print(f"| {case.name} | {name} | {_cells(row)} |", flush=True)
-        print("\nMB/s of raw float16. Reading an image's masks takes, of decoding its JPEG:\n")
+                float16 = results["storage"][case.name]["float16"]
+                print(f"| {case.name} | {name} | {_cells(row, float16)} |", flush=True)
+        print("\nReading an image's masks takes, of decoding its JPEG:\n")
         print("| image | masks | lossless | panoptic-exact | bounded | compact |\n|---|---|---:|---:|---:|---:|")
         for case in _readings(cases):
             found = results["reading"][case.name] = reading(case, options.repeats, Path(folder))
@@ -252,7 +254,7 @@ def _readings(cases: list[Case]) -> list[Case]:
     return [*shown, drawn("Cityscapes-like, K = 19", (1024, 2048), 25, 19, large)]
 
 
-def _cells(row: dict) -> str:
+def _cells(row: dict, float16: dict) -> str:
     def change(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:+.4f}"
 
@@ -264,8 +266,7 @@ def _cells(row: dict) -> str:
             f"{100 * row['certain']:.3f}",
             change(row["delta_mIoU"]),
             change(row["delta_PQ"]),
-            f"{row['encode_MB_per_s']:.0f}",
-            f"{row['decode_MB_per_s']:.0f}",
+            *(f"{row[speed] / float16[speed]:.2f}×" for speed in ("encode_MB_per_s", "decode_MB_per_s")),
         )
     )
 

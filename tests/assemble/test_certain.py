@@ -66,7 +66,7 @@ CASES = (
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(*CASES)
 def test_scores_stay_within_their_bounds_and_certain_labels_do_not_change(
     seed: int, kind: str, view_name: str, protocol: str, codec_name: str, alpha: float, formula: str
@@ -77,7 +77,12 @@ def test_scores_stay_within_their_bounds_and_certain_labels_do_not_change(
     stored = store_masks(image.masks, image.present, codec, source_reach(view))
     masks, kept = torch.from_numpy(stored.masks).float(), torch.from_numpy(stored.kept).long()
 
-    true = semantic_scores(image.masks.double().float(), probs[None], view, protocol)[0]
+    certain = certain_map(masks, probs, kept, view, protocol, stored.loss)
+    assert certain.shape == view.original
+    if not len(kept):  # nothing is known
+        assert not certain.any()
+        return
+    true = semantic_scores(image.masks, probs[None], view, protocol)[0]
     found = semantic_scores(masks, probs[None, kept], view, protocol)[0]
     inside = probs[kept].sum(0)
     low, high = score_bounds(found.permute(1, 2, 0), inside, probs.sum(0) - inside, stored.loss)
@@ -87,8 +92,6 @@ def test_scores_stay_within_their_bounds_and_certain_labels_do_not_change(
     epsilon = np.tanh(stored.loss.logit_error / 4) + (1 / (1 + np.exp(-codec.floor)) if codec.floor else 0)
     assert ((true - found).amax(0) <= stored.dropped_mass + epsilon * inside.sum() + ROUNDING).all()
 
-    certain = certain_map(masks, probs, kept, view, protocol, stored.loss)
-    assert certain.shape == view.original
     changed = true.argmax(0).numpy() != found.argmax(0).numpy()
     assert not (changed & certain).any()
 
@@ -128,7 +131,7 @@ def test_certain_pixels_against_a_slow_loop() -> None:
     assert 0.02 < expected.mean() < 0.98
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(VIEWS)), st.sampled_from(["real", "edges"]))
 def test_floored_background_moves_no_outline(seed: int, view_name: str, kind: str) -> None:
     view = VIEWS[view_name]
@@ -174,7 +177,7 @@ def test_how_far_a_pixel_reads(name: str, reach: int) -> None:
     assert widest == reach
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(["d2", "mmdet"]),

@@ -141,3 +141,36 @@ def test_the_benchmark_of_semantic_maps_runs_on_real_and_drawn_logits(
     monkeypatch.setattr(sys, "argv", ["semantic", "--live", "3", "--alphas", "3", "--repeats", "1"])
     semantic.main()
     assert capsys.readouterr().out.count("drawn, Q = 9, 3 live") == 2
+
+
+def test_the_benchmark_of_storage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import semantic, storage
+    from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.datasets.components import component_segments
+
+    def small(name: str, size: tuple[int, int], queries: int, live: int, classes: int, images: int) -> semantic.Case:
+        return semantic.drawn_case(name, (64, 96), 8, 3, 5, images)
+
+    def photographs(name: str, root: Path, count: int) -> storage.Case:
+        case = small(name, (0, 0), 0, 0, 0, count)
+        truth, picture = case.truth[0].astype(np.int16), np.full((64, 96, 3), 99, np.uint8)
+        segments = component_segments(truth, np.zeros(5, bool))
+        parts = case.masks[0], case.classes[0], case.views[0], truth, segments, picture
+        return storage.Case(name, "d2", np.zeros(5, bool), [storage.Image(*parts)])
+
+    monkeypatch.setattr(storage, "drawn_case", small)
+    monkeypatch.setattr(storage, "real_case", photographs)
+    file = tmp_path / "figures.json"
+    command = ["storage", "--camvid", str(tmp_path), "--live", "3", "--repeats", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", command)
+    storage.main()
+    figures, table = json.loads(file.read_text()), capsys.readouterr().out
+    for rows in figures["storage"].values():
+        assert set(rows) == {*PRESETS, "float16"}
+        assert rows["lossless"]["ratio"] < rows["bounded"]["ratio"] < rows["compact"]["ratio"]
+        assert rows["lossless"]["kept"] == 8 and rows["bounded"]["kept"] == 3
+    photo = figures["storage"]["camvid"]
+    assert photo["panoptic-exact"]["delta_PQ"] == 0 and abs(photo["bounded"]["delta_mIoU"]) < 1
+    assert set(figures["reading"]["camvid"]) == set(PRESETS) and "| 96×64 | camvid |" in table

@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lossless": {"drop_below": 0.0, "mask_dtype": "float32"},
     "panoptic-exact": {"drop_below": 0.0, "mask_dtype": "float32", "drop_threshold": 0.8},
     "bounded": {"drop_below": 0.001, "mask_dtype": "float32", "floor": -8.0, "step": 1 / 256},
-    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 64},
+    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 128},
 }
 """Keys of [generate-proposals] that `masks = "…"` stands for; one that is said beside it counts."""
 
@@ -154,11 +154,11 @@ def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring
     stored, far = true, None
     if codec.floor:
         far = is_far(true, codec.floor, ring)
-        stored = torch.where(far, codec.floor, true)
+        stored = true.masked_fill(far, codec.floor)
     # where logits are so large that float32 has no steps so small, an image keeps its floats
     step = codec.step if not len(kept) or float(stored.abs().max()) <= MOST_STEPS * codec.step else 0.0
     if step:
-        stored = (stored / step).round_() * step
+        stored = (stored * (1 / step)).round_().mul_(step)
     limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell a larger logit from it
     stored = stored.clamp(-limit, limit).to(getattr(torch, codec.mask_dtype))
     error = (stored.float() - true).abs()
@@ -171,11 +171,14 @@ def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring
 
 def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:
     """(Q, h, w) bool: whether a cell and all within `ring` cells of it, diagonals too, lie below the floor."""
-    from torch.nn import functional as F
-
-    if not len(mask_logits):
-        return mask_logits < floor
-    return F.max_pool2d(mask_logits[None], 2 * ring + 1, 1, ring)[0] < floor
+    near = mask_logits >= floor
+    for _ in range(ring):  # a square grows by one cell at a time, along rows, then along columns
+        for axis in (1, 2):
+            grown, length = near.clone(), near.shape[axis] - 1
+            grown.narrow(axis, 1, length).logical_or_(near.narrow(axis, 0, length))
+            grown.narrow(axis, 0, length).logical_or_(near.narrow(axis, 1, length))
+            near = grown
+    return ~near
 
 
 def loss_of(masks: np.ndarray, known: MaskLoss | None) -> MaskLoss:
