@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/vitp demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 # 100 kills and 30 signals in every stage, 120,000 damaged files, and all images of the parity tests (some 30 minutes)
 test-long: install

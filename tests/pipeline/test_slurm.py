@@ -16,6 +16,7 @@ import pytest
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.stages.results import result_of
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one controller on a machine
 PATIENCE = 900
 SHARDS = 3
 

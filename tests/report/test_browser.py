@@ -12,7 +12,7 @@ import pytest
 from vitp_pipeline.report.compare import compare, write_comparison
 from vitp_pipeline.report.stored import open_evaluation
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # the module's pages are made once
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
