@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import measure
+from measure import EVERYTHING, measure
+
+from vitp_pipeline.recipe import ProposalSettings, load_recipe
+from vitp_pipeline.stages.proposals import generate_proposals
 
 ROWS = Path(__file__).with_suffix(".toml")
 
@@ -25,10 +28,12 @@ def run_row(row: dict[str, Any], data_root: Path, out: Path, seeds: list[int]) -
 
     Args:
         row: of ablations.toml: title, group, recipe, and keys put over its tables: `train`, `classify`. `before`: keys
-            of a training that comes first, which `train` starts from by init_from.
+            of a training that comes first, which `train` starts from by init_from. `after`: name of a row whose
+            classifier `train` starts from. `generated`: a split whose generated masks it learns on.
     """
     recipe, classify = row.get("recipe", "coco-sample-ablation"), row.get("classify", {})
-    own = row["name"] if {"recipe", "before", "train"} & row.keys() else "base"  # the others share its classifier
+    trains = {"recipe", "before", "train", "after"} & row.keys()
+    own = row["name"] if trains else "base"  # the others share its classifier
     found = []
     for seed in seeds:
         train = dict(row.get("train", {}))
@@ -36,6 +41,10 @@ def run_row(row: dict[str, Any], data_root: Path, out: Path, seeds: list[int]) -
             first = f"{own}-before-"
             measure(recipe, data_root, out, [seed], "0.4", {}, row["before"], first)
             train["init_from"] = f"{first}seed{seed}"
+        if "after" in row:
+            train["init_from"] = f"{row['after']}-seed{seed}"
+        if "generated" in row:
+            train["mask_proposals"] = str(_proposals(recipe, row["generated"], data_root, out))
         measured = measure(recipe, data_root, out, [seed], "0:1:0.1", classify, train, f"{own}-")
         found += measured["results"].values()
     figures: dict[str, Any] = {
@@ -52,6 +61,13 @@ def run_row(row: dict[str, Any], data_root: Path, out: Path, seeds: list[int]) -
             "named_right": float(np.mean([r["masks"]["named_right"][name] for r in found])),
         }
     return figures
+
+
+def _proposals(recipe_name: str, split: str, data_root: Path, out: Path) -> Path:
+    """A run beside `out` with the masks of another split."""
+    recipe, run = load_recipe(recipe_name), out.with_name(f"{out.name}-{split}")
+    generate_proposals(recipe, recipe.stage(ProposalSettings, split=split), data_root, run, EVERYTHING)
+    return run
 
 
 def table(rows: list[dict[str, Any]]) -> str:
