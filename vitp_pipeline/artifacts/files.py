@@ -6,15 +6,20 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.writes import fill, link, make_folder, remove, rename, sync, sync_folder
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
 
 TEMPORARY = ".tmp"
 """Ending of files that are being written; one found without its writer is a killed task's leaving."""
+
+SETTLE = 1.0
+"""Seconds between writing and reading back where several tasks could write at once and nothing keeps them apart."""
 
 _REFUSALS = {
     errno.ENOSPC: ("the disk is full", "Free some space and run the same command again; finished parts are kept"),
@@ -43,6 +48,8 @@ def refusals(path: Path) -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         reason, mend = _REFUSALS[error.errno]
+        if error.errno == errno.ENOSPC:
+            reason = f"{reason} ({_free_space(path)})"
         raise StorageError(f"{path}: {reason}", mend) from error
 
 
@@ -57,42 +64,42 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     unfinished = temporary(path)
     with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             write(unfinished)
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+            sync(unfinished)
+            rename(unfinished, path)
         except BaseException as error:
-            unfinished.unlink(missing_ok=True)
+            remove(unfinished)
             if isinstance(error, FileNotFoundError) and error.filename == str(unfinished):
                 raise LockedError(
                     f"{path}: its temporary file was removed while it was being written",
                     "Another task has taken over, or somebody has cleaned up; run the same command again",
                 ) from error
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
     """`write_whole` for JSON, with sorted keys."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_whole(path, lambda unfinished: _write_text(unfinished, text))
+    write_whole(path, lambda unfinished: fill(unfinished, text))
 
 
 def create_json(path: Path, content: Any) -> bool:
     """Writes JSON only if `path` does not exist yet; of several tasks at once exactly one gets True."""
     unfinished = temporary(path)
     with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            _write_text(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            fill(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            sync(unfinished)
             _link(unfinished, path)
         except FileExistsError:
             return False
         finally:
-            unfinished.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+            remove(unfinished)
+        sync_folder(path.parent)
     return True
 
 
@@ -109,32 +116,31 @@ def read_json(path: Path) -> Any:
 
 
 def _link(source: Path, path: Path) -> None:
-    """Gives `source` the name `path` unless that exists: by a hard link, or by copying where there are none."""
+    """Gives `source` the name `path` unless that exists: by a hard link or, where there are none, by renaming it.
+
+    Then of tasks that do so at the same moment the last one wins: all see after `SETTLE` whose content is there.
+
+    Raises:
+        FileExistsError: `path` exists, or another task won.
+    """
     try:
-        os.link(source, path)
+        link(source, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        with path.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+        if path.exists():
+            raise FileExistsError(path) from error
+        own = source.read_bytes()
+        rename(source, path)
+        time.sleep(SETTLE)
+        if path.read_bytes() != own:
+            raise FileExistsError(path) from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Some network file systems refuse to sync folders; they keep renames anyway."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+def _free_space(path: Path) -> str:
+    """What is left where `path` would lie."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    status = os.statvfs(path)
+    files = "" if status.f_favail or not status.f_files else ", but no file more"
+    return f"{status.f_bavail * status.f_frsize / 1e6:.1f} MB free{files}"

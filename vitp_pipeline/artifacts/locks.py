@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.artifacts.files import SETTLE, refusals
+from vitp_pipeline.artifacts.writes import make_folder, open_in_place, overwrite, remove
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.progress import say
 from vitp_pipeline.stopping import stop_wanted, stopped
@@ -35,8 +36,6 @@ STALE = 60.0
 """Seconds without one, after which another machine's lock is taken over."""
 LONG_AGO = 15 * 60.0
 """So old a file, by its date, needs no watching: clocks of one cluster do not differ by that."""
-SETTLE = 1.0
-"""Seconds between signing and reading back where two tasks could sign at once."""
 _PROBES = 3
 """How often a lock is asked for, 50 ms apart: somebody may have looked with `is_locked` at just that moment."""
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -68,9 +67,7 @@ class Lock:
             f"host {socket.gethostname()}, process {os.getpid()}\n"
             f"machine {_machine()} token {self._token} {state} {self._beats:09d}\n"
         ).encode()
-        os.pwrite(self._file, content, 0)  # one write, then cut: nobody ever reads half of it
-        os.ftruncate(self._file, len(content))
-        os.fsync(self._file)
+        overwrite(self.path, self._file, content)
 
     def keep_signing(self) -> None:
         """Signs until the lock is given back, or lost."""
@@ -88,7 +85,7 @@ class Lock:
                 if failed:
                     self.sign("ended")
                 else:
-                    self.path.unlink()
+                    remove(self.path)
 
     def _is_own(self) -> bool:
         return f" token {self._token} " in self.path.read_text(encoding="utf-8", errors="replace")
@@ -179,7 +176,7 @@ def _acquire(path: Path, wait: bool) -> int:
     refused = 0
     while True:
         with refusals(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             file, new = _open(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,9 +215,9 @@ def _acquire(path: Path, wait: bool) -> int:
 def _open(path: Path) -> tuple[int, bool]:
     """(file, whether it is new)."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        return open_in_place(path, os.O_EXCL), True
     except FileExistsError:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
+        return open_in_place(path), False
 
 
 def _see_dead(path: Path, owner: _Signature, wait: bool) -> None:

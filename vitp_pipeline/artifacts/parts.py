@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
 from vitp_pipeline.artifacts.steps import codecs, decode, wrote
+from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
 from vitp_pipeline.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ class ArrayWriter:
         self.path = path
         self._temporary = temporary(path)
         with refusals(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)
+            make_folder(path.parent)
+            self._file = new_file(self._temporary)
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._groups: set[str] = set()
         self._group("", {"vitp": attributes})
 
@@ -84,15 +87,15 @@ class ArrayWriter:
         """Completes the zip and renames it into place."""
         with refusals(self.path):
             self._zip.close()
+            self._file.close()
         write_whole(self.path, lambda unfinished: None)  # its content is there: sync and rename
 
     def abandon(self) -> None:
         """Drops what was written."""
-        file, self._zip.fp = self._zip.fp, None  # not `close()`: it would write on, and the disk may be full
+        self._zip.fp = None  # not `close()`: it would write on, and the disk may be full
         with contextlib.suppress(OSError):
-            if file is not None:
-                file.close()
-        self._temporary.unlink(missing_ok=True)
+            self._file.close()
+        remove(self._temporary)
 
     def _group(self, name: str, attributes: dict[str, Any]) -> None:
         self._groups.add(name)
@@ -182,13 +185,12 @@ def write_index(path: Path, table: pa.Table) -> None:
     """Writes a part's rows; the rename commits the part. Raises StorageError."""
     import pyarrow.parquet as pq
 
-    def write(temporary: Path) -> None:
-        pq.write_table(table, temporary, compression="zstd")
-        content = temporary.read_bytes()
-        cut = _footer(content)
-        temporary.write_bytes(content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:])
-
-    write_whole(path, write)
+    made = io.BytesIO()
+    pq.write_table(table, made, compression="zstd")
+    content = made.getvalue()
+    cut = _footer(content)
+    sealed = content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
+    write_whole(path, lambda unfinished: fill(unfinished, sealed))
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

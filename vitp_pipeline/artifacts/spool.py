@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
 from vitp_pipeline.artifacts.parts import read_index, write_index
+from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import say
@@ -52,9 +53,9 @@ class Spool:
             StorageError: disk full and its kin; what was finished is lost then, not what was committed.
         """
         with refusals(self.rows_path):
-            self.rows_path.unlink(missing_ok=True)
+            remove(self.rows_path)
             if arrays.exists():
-                arrays.replace(self.arrays_path)
+                rename(arrays, self.arrays_path)
         digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
         about = {**(rows.schema.metadata or {}), _FINGERPRINT: self._fingerprint.encode(), _ARRAYS: digest.encode()}
         write_index(self.rows_path, rows.replace_schema_metadata(about))
@@ -76,8 +77,8 @@ class Spool:
 
     def remove(self) -> None:
         with refusals(self.rows_path):
-            self.rows_path.unlink(missing_ok=True)
-            self.arrays_path.unlink(missing_ok=True)
+            remove(self.rows_path)
+            remove(self.arrays_path)
 
     def _read(self) -> pa.Table | None:
         if not self.rows_path.exists():
@@ -113,15 +114,15 @@ def _join_archives(sources: Sequence[Path], target: Path) -> None:
     joined = temporary(target)
     with refusals(target):
         try:
-            with zipfile.ZipFile(joined, "w", zipfile.ZIP_STORED) as out:
+            with new_file(joined) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
                 seen: set[str] = set()
                 for source in sources:
-                    with zipfile.ZipFile(source) as file:
-                        for entry in file.infolist():
+                    with zipfile.ZipFile(source) as archive:
+                        for entry in archive.infolist():
                             if entry.filename not in seen:
                                 seen.add(entry.filename)
-                                out.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), file.read(entry))
+                                out.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), archive.read(entry))
         except BaseException:
-            joined.unlink(missing_ok=True)
+            remove(joined)
             raise
     write_whole(target, lambda unfinished: None)  # its content is there: sync and rename

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.official import from_official, to_official
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
@@ -38,4 +39,4 @@ def export_official(file: Path, out: Path) -> None:
     """Writes a classifier of vitp in the released layout. Raises IncompatibleError when it has no place there."""
     content = io.BytesIO()
     torch.save(to_official(load_classifier(file)), content)
-    write_whole(out, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
+    write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.model import PointViT, offset_positions
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.progress import quiet
@@ -72,7 +73,7 @@ def export_classifier(model: PointViT, out: Path) -> float:
         difference = _largest_difference(model, _onnx_runner(content.getvalue()))
     if not difference < 1e-3:
         raise UserError(f"{out}: not written, its logits differ from the model's by {difference:.1e} of the largest")
-    write_whole(out, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
+    write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))
     return difference
 
 

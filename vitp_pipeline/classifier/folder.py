@@ -14,6 +14,7 @@ import torch
 
 from vitp_pipeline.artifacts.files import refusals, write_whole
 from vitp_pipeline.artifacts.locks import Lock
+from vitp_pipeline.artifacts.writes import append, fill, remove
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.errors import CorruptError, InputError
@@ -51,7 +52,7 @@ class TrainingFolder:
             self.lock.check()
         content = io.BytesIO()
         torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
-        write_whole(self.checkpoint, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
+        write_whole(self.checkpoint, lambda unfinished: fill(unfinished, content.getbuffer()))
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The checkpoint, or None before the first. Raises CorruptError."""
@@ -82,12 +83,12 @@ class TrainingFolder:
 
     def remove_model(self, name: str) -> None:
         for ending in (".safetensors", ".json"):
-            (self.path / f"{name}{ending}").unlink(missing_ok=True)
+            remove(self.path / f"{name}{ending}")
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it needs a key `step`."""
-        with refusals(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with refusals(self.metrics):
+            append(self.metrics, json.dumps(line))
         if self._tensorboard is not None:
             for name, value in line.items():
                 if isinstance(value, float):
@@ -113,4 +114,4 @@ class TrainingFolder:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue
-        write_whole(self.metrics, lambda unfinished: unfinished.write_text("".join(kept), encoding="utf-8"))
+        write_whole(self.metrics, lambda unfinished: fill(unfinished, "".join(kept)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.data import read_pair
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.pixels import prepare_image
@@ -61,7 +63,9 @@ class Validation:
             for name, n, r in zip(classes, points, right, strict=True)
         }
         write_json(folder / "validation.json", {**self.figures(), "classes": by_class})
-        write_whole(folder / "confusion.npy", lambda unfinished: _save_array(unfinished, self.confusion))
+        content = io.BytesIO()
+        np.save(content, self.confusion)
+        write_whole(folder / "confusion.npy", lambda unfinished: fill(unfinished, content.getbuffer()))
 
 
 class HeldOut:
@@ -114,8 +118,3 @@ def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.nda
             points.append(np.stack(np.divmod(pixels, labels.shape[1]), 1))
             regions.append(int(k))
     return np.concatenate(points), np.array(regions, np.int64)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)

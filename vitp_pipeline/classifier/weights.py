@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import ModelConfig, PointViT
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
@@ -27,7 +28,7 @@ def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
     # a single key: safetensors writes several in random order
     content = save(tensors, {"vitp": model.config.to_json()})
     # through Python: a full disk is then an OSError, which `write_whole` knows
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    write_whole(path, lambda unfinished: fill(unfinished, content))
     parameters = sum(p.numel() for p in model.parameters())
     write_json(
         path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters}

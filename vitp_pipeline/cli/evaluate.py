@@ -69,6 +69,7 @@ def register(app: typer.Typer) -> None:
         from dataclasses import fields, replace
 
         from vitp_pipeline.artifacts.files import write_whole
+        from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
         from vitp_pipeline.recipe import (
@@ -121,7 +122,7 @@ def register(app: typer.Typer) -> None:
             if by_class:
                 print_by_class(result)
         if json not in (None, Path("-")):
-            write_whole(json, lambda temporary: temporary.write_text(to_json(result), encoding="utf-8"))
+            write_whole(json, lambda unfinished: fill(unfinished, to_json(result)))
             say(f"figures written to {json}")
         images = result["images"]
         if images["measured"] < images["of"]:

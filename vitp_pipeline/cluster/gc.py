@@ -14,6 +14,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.files import TEMPORARY, refusals
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
+from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
 
@@ -96,7 +97,7 @@ def _remove(paths: list[Path]) -> list[tuple[Path, int]]:
         with refusals(path):
             try:
                 size = path.stat().st_size
-                path.unlink()
+                remove(path)
             except FileNotFoundError:
                 continue
         removed.append((path, size))

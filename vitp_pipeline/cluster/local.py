@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.artifacts.writes import make_folder
 from vitp_pipeline.cluster.commands import MAIN
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import PartialError, UserError
@@ -131,7 +132,7 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot]) -> None:
     """
     tasks, free, running = make_tasks(chain), list(slots), []
     with refusals(logs):
-        logs.mkdir(parents=True, exist_ok=True)
+        make_folder(logs)
     try:
         with progress("submit", len(tasks), "tasks") as bar:
             while any(task.code is None for task in tasks):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.artifacts.writes import fill, make_folder
 from vitp_pipeline.cluster.commands import task_script
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import Profile, Resources
@@ -161,8 +162,8 @@ def submit_chain(
     folder = jobs_folder(out)
     for job in chain.jobs:
         text = script(job, profile[job.stage], chain.shards, out)
-        write_whole(_script_path(out, job), lambda path, text=text: path.write_text(text, encoding="utf-8"))
-    (folder / "log").mkdir(parents=True, exist_ok=True)
+        write_whole(_script_path(out, job), lambda path, text=text: fill(path, text))
+    make_folder(folder / "log")
     ids: list[str] = []
     calls = submissions(chain, max_array_size(profile))
     try:

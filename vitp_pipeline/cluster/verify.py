@@ -23,6 +23,7 @@ from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import progress, say
@@ -197,7 +198,7 @@ def repair(damages: list[Damage]) -> list[Damage]:
     for damage in damages:
         if damage.shard is None:
             if damage.removable:
-                damage.path.unlink(missing_ok=True)
+                remove(damage.path)
             else:
                 left.append(damage)
             continue
@@ -205,9 +206,9 @@ def repair(damages: list[Damage]) -> list[Damage]:
         try:
             with locked(folder / "lock", wait=False):
                 if damage.part is not None:
-                    index_path(folder, damage.part).unlink(missing_ok=True)
-                    arrays_path(folder, damage.part).unlink(missing_ok=True)
-                (folder / "done.json").unlink(missing_ok=True)
+                    remove(index_path(folder, damage.part))
+                    remove(arrays_path(folder, damage.part))
+                remove(folder / "done.json")
         except LockedError as error:
             say(str(error))
             left.append(damage)

@@ -97,5 +97,6 @@ def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
 def save_sheet(path: Path, content: bytes) -> None:
     """Writes the sheet whole. Raises StorageError."""
     from vitp_pipeline.artifacts.files import write_whole
+    from vitp_pipeline.artifacts.writes import fill
 
-    write_whole(path, lambda unfinished: unfinished.write_bytes(content))
+    write_whole(path, lambda unfinished: fill(unfinished, content))

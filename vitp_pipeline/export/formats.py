@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.assemble.panoptic import Segment
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import UsageError
@@ -160,7 +162,7 @@ def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str
         write_png(folder / "instance" / mask, decode_mask(rle).astype(np.uint8) * 255)
         lines.append(f"{mask} {ids[category]} {float(score)!r}\n")
     file = folder / "instance" / f"{image.stem}.txt"
-    write_whole(file, lambda unfinished: unfinished.write_text("".join(lines), encoding="ascii"))
+    write_whole(file, lambda unfinished: fill(unfinished, "".join(lines)))
     return {}
 
 
@@ -177,4 +179,6 @@ def write_png(path: Path, pixels: np.ndarray, palette: list[tuple[int, int, int]
     image = Image.fromarray(pixels)
     if palette is not None:
         image.putpalette([channel for color in palette for channel in color])
-    write_whole(path, lambda unfinished: image.save(unfinished, format="PNG"))
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    write_whole(path, lambda unfinished: fill(unfinished, content.getbuffer()))

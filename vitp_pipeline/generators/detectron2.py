@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_json
+from vitp_pipeline.artifacts.writes import make_folder, rename
 from vitp_pipeline.errors import IncompatibleError, StorageError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.generators.checkpoint import first_of, read_checkpoint
@@ -125,14 +126,14 @@ def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] 
     """The folder appears whole or not at all."""
     unfinished = temporary(out)
     with refusals(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         try:
             with quietly():
                 model.save_pretrained(unfinished)
             if test_size is not None:
                 edges = {"shortest_edge": test_size[0], "longest_edge": test_size[1]}
                 write_json(unfinished / "preprocessor_config.json", {"size": edges, **_NORMALISATION})
-            unfinished.rename(out)
+            rename(unfinished, out)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.errors import UsageError
 
 TEMPLATES = Path(__file__).parent / "page"
@@ -55,4 +56,4 @@ def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[s
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **context,
     )
-    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda unfinished: fill(unfinished, text))

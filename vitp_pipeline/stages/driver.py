@@ -14,6 +14,7 @@ from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.spool import Spool, images_of
+from vitp_pipeline.artifacts.writes import append, make_folder, remove
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import Progress, progress, say
@@ -108,7 +109,7 @@ def run_parts(
                     bar.advance(len(run.shard_images(shard)))
                     continue
                 for leaving in folder.glob(f"*{TEMPORARY}"):
-                    leaving.unlink(missing_ok=True)
+                    remove(leaving)
                 for part, images in enumerate(run.parts(shard)):
                     if index_path(folder, part).exists():
                         outcome.cached += len(images)
@@ -192,8 +193,8 @@ def _forget_failed(run: StageRun, shard: int) -> None:
                 spool.remove()
             index = index_path(folder, part)
             if index.exists() and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
-                (folder / "done.json").unlink(missing_ok=True)
-                index.unlink()
+                remove(folder / "done.json")
+                remove(index)
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
@@ -201,6 +202,5 @@ def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> N
     line = {"shard": shard, "part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
     path = run.folder / "log" / f"shard-{shard:05d}.jsonl"
     with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        make_folder(path.parent)
+        append(path, json.dumps(line))

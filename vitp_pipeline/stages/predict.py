@@ -9,6 +9,7 @@ OUT/results/NAME.json               segments, masks, scores before and after; wr
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
@@ -175,7 +177,9 @@ def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind:
 
     sheet = draw_regions(image, shown)
     name, options = ("JPEG", {"quality": 88}) if kind == "jpg" else ("PNG", {})
-    write_whole(path.with_name(f"{path.name}.{kind}"), lambda unfinished: sheet.save(unfinished, name, **options))
+    content = io.BytesIO()
+    sheet.save(content, name, **options)
+    write_whole(path.with_name(f"{path.name}.{kind}"), lambda unfinished: fill(unfinished, content.getbuffer()))
 
 
 def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:

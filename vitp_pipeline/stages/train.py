@@ -14,6 +14,7 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import TEMPORARY, read_json, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.classifier.sources import Mixture, parse_mixture
 from vitp_pipeline.datasets import Dataset, Sample
@@ -81,7 +82,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     else:
         with finishing(), locked(folder / "lock") as lock:
             for leaving in folder.glob(f"*{TEMPORARY}"):
-                leaving.unlink()
+                remove(leaving)
             if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
                 _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock)
     _report_left_out(read_json(done)["left_out"])
@@ -172,7 +173,7 @@ def _train(
             model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
         write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
-        files.checkpoint.unlink(missing_ok=True)
+        remove(files.checkpoint)
         if settings.keep == "best":
             files.remove_model("best")  # it is the model now
         say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.writes import fill, remove
 from vitp_pipeline.datasets.places import Places
 from vitp_pipeline.datasets.spec import DatasetSpec, load_manifest
 from vitp_pipeline.datasets.storage import is_file
@@ -76,7 +77,7 @@ class Work:
         there = path.is_file() or is_file(source.base / relative)
         if not there:
             made = content()
-            write_whole(path, lambda unfinished: unfinished.write_bytes(made))
+            write_whole(path, lambda unfinished: fill(unfinished, made))
         with self._counting:
             self.kept += there
             self.made += not there
@@ -138,7 +139,7 @@ class Work:
             results += content["entries"]
         self.write(items[0], relative, lambda: json.dumps(whole(results)).encode())
         for piece in pieces:
-            piece.unlink(missing_ok=True)
+            remove(piece)
 
 
 def png(array: np.ndarray) -> bytes:
@@ -184,4 +185,4 @@ def _piece(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(content), encoding="utf-8"))
+    write_whole(path, lambda unfinished: fill(unfinished, json.dumps(content)))

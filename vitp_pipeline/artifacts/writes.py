@@ -1,0 +1,162 @@
+"""Every change of the package to a disk, one function a kind: what must survive a kill at any moment goes through here.
+
+Before each such step the function of `watched` is called, if there is one. The tests have it kill the process, refuse
+(the disk is full), or let a part of the bytes through, at every step that the stages come by
+(`tests/faults`, docs/faults.md). A write that goes by another way fails `tests/faults/test_steps.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Step(StrEnum):
+    """What is about to be done to a path."""
+
+    MAKE_FOLDER = "make-folder"
+    OPEN = "open"
+    """A file is made, or opened to be changed."""
+    WRITE = "write"
+    """Bytes go into it."""
+    CUT = "cut"
+    """It is shortened."""
+    SYNC = "sync"
+    """Its bytes are forced to disk."""
+    RENAME = "rename"
+    """It becomes another file, whole."""
+    LINK = "link"
+    """It becomes another file unless there is one."""
+    SYNC_FOLDER = "sync-folder"
+    """Names in a folder are forced to disk."""
+    REMOVE = "remove"
+
+
+Watcher = Callable[[Step, Path, bytes, Callable[[bytes], object]], None]
+"""Called before a step with its path (of a rename or link: the new one), the bytes to be written, and what would write
+them; raises what the step shall raise.
+"""
+_watcher: Watcher | None = None
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Has `watcher` called before every step of this process while the block runs."""
+    global _watcher
+    _watcher = watcher
+    try:
+        yield
+    finally:
+        _watcher = None
+
+
+def _at(step: Step, path: Path, content: Any = b"", write: Callable[[bytes], object] = len) -> None:
+    if _watcher is not None:
+        _watcher(step, path, bytes(content), write)
+
+
+class _File(io.FileIO):
+    """A file whose writes, as they reach the system, are steps."""
+
+    def write(self, content: Any) -> int | None:
+        _at(Step.WRITE, Path(str(self.name)), content, super().write)
+        return super().write(content)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those it lies in, unless they are there."""
+    if not path.is_dir():
+        _at(Step.MAKE_FOLDER, path)
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def new_file(path: Path) -> io.BufferedWriter:
+    """An empty file to be filled; what was there is gone."""
+    _at(Step.OPEN, path)
+    return io.BufferedWriter(_File(path, "w"))
+
+
+def fill(path: Path, content: bytes | memoryview | str) -> None:
+    """Makes a file of these bytes, or of this text as UTF-8, neither atomic nor synced: see `files.write_whole`."""
+    with new_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file of lines and syncs it. One that a killed task left torn stays a line of its own."""
+    line = f"{line}\n" if _ends_a_line(path) else f"\n{line}\n"
+    _at(Step.OPEN, path)
+    with io.BufferedWriter(_File(path, "a")) as file:
+        file.write(line.encode())
+        file.flush()
+        _at(Step.SYNC, path)
+        os.fsync(file.fileno())
+
+
+def _ends_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def sync(path: Path) -> None:
+    """Forces the bytes of a file to disk."""
+    _at(Step.SYNC, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    _at(Step.RENAME, target)
+    source.replace(target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Raises FileExistsError when there is a `target`."""
+    _at(Step.LINK, target)
+    os.link(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames durable. Some network file systems refuse to sync folders; they keep renames anyway."""
+    _at(Step.SYNC_FOLDER, folder)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there."""
+    if path.exists() or path.is_symlink():
+        _at(Step.REMOVE, path)
+        path.unlink(missing_ok=True)
+
+
+def open_in_place(path: Path, flags: int = 0) -> int:
+    """The descriptor of a file that is changed where it lies, as lock files are; makes it where it is not."""
+    _at(Step.OPEN, path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+
+
+def overwrite(path: Path, file: int, content: bytes) -> None:
+    """Gives an open file another content: in one write, then cut, so that nobody ever reads half of it."""
+    _at(Step.WRITE, path, content, lambda some: os.pwrite(file, some, 0))
+    os.pwrite(file, content, 0)
+    _at(Step.CUT, path)
+    os.ftruncate(file, len(content))
+    _at(Step.SYNC, path)
+    os.fsync(file)
