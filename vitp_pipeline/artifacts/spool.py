@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
-from vitp_pipeline.artifacts.parts import read_index, write_index
+from vitp_pipeline.artifacts.parts import index_path, read_index, write_index
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.fingerprint import file_digest
@@ -102,6 +102,12 @@ class Spool:
         say(f"{self.rows_path}: not used ({reason}); its images are made anew")
         self.remove()
         return None
+
+
+def left_over(folder: Path) -> list[Path]:
+    """The spools of parts that are committed: a task was killed before it had removed them."""
+    found = sorted(folder.glob("_spool-*"))
+    return [path for path in found if index_path(folder, int(path.name[len("_spool-") :].partition(".")[0])).exists()]
 
 
 def images_of(rows: pa.Table) -> tuple[str, ...]:

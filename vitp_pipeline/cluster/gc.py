@@ -14,6 +14,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.files import TEMPORARY, refusals
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
+from vitp_pipeline.artifacts.spool import left_over
 from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
@@ -63,10 +64,7 @@ def _leavings(folder: Path) -> list[Path]:
         part = int(arrays.name.removeprefix("part-").removesuffix(".zarr.zip"))
         if not index_path(folder, part).exists():
             leavings.append(arrays)
-    for spooled in sorted(folder.glob("_spool-*")):  # of parts to come they are no leavings
-        if index_path(folder, int(spooled.name[len("_spool-") :].partition(".")[0])).exists():
-            leavings.append(spooled)
-    return leavings
+    return leavings + left_over(folder)
 
 
 def _unlocked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:

@@ -13,7 +13,7 @@ from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.spool import Spool, images_of
+from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
 from vitp_pipeline.artifacts.writes import append, make_folder, remove
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
@@ -108,7 +108,7 @@ def run_parts(
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
-                for leaving in folder.glob(f"*{TEMPORARY}"):
+                for leaving in (*folder.glob(f"*{TEMPORARY}"), *left_over(folder)):
                     remove(leaving)
                 for part, images in enumerate(run.parts(shard)):
                     if index_path(folder, part).exists():
