@@ -154,6 +154,6 @@ def results(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if path.name in ("run.json", "result.json"):
             found[name] = {k: v for k, v in json.loads(path.read_bytes()).items() if k != "provenance"}
-        elif path.name != "digests.json" and not re.search(r"/log/|\.tmp$", name):
+        elif path.name not in ("digests.json", "lock") and not re.search(r"/log/|\.tmp$", name):
             found[name] = path.read_bytes()
     return found

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ from vitp_pipeline.artifacts.writes import Step
 
 CASES = int(os.environ.get("VITP_FAULTS", "0"))
 """Cases a scenario, spread over its steps and faults, in place of its sample."""
+SIZES = CASES // 2 or 1
+"""Sizes of a disk that is too small, a scenario."""
+PAGE = 4096
 FULL = r"vitp: {run}/\S+: the disk is full \([0-9.]+ MB free\)\. .+"
 
 pytestmark = [pytest.mark.kill, pytest.mark.xdist_group("faults")]  # one server
@@ -93,12 +97,13 @@ def choose(cases: Sequence[Case], count: int, seed: str) -> list[Case]:
     Cases that differ by image, part, or how often the step was come by before are of one kind. The same seed chooses
     the same.
     """
-    seen, turns, keyed = Counter(), Counter(), []
-    for case in random.Random(seed).sample(cases, len(cases)):
+    rng, seen, turns, keyed = random.Random(seed), Counter(), Counter(), []
+    order = rng.sample(list(Fault), len(Fault))
+    for case in rng.sample(cases, len(cases)):
         kind = case.fault, case.point.step, re.sub(r"[0-9]+", "N", case.point.file)
         depth, seen[kind] = seen[kind], seen[kind] + 1
         turn, turns[case.fault, depth] = turns[case.fault, depth], turns[case.fault, depth] + 1
-        keyed.append((depth, turn, case.fault, case))
+        keyed.append((depth, turn, order.index(case.fault), case))
     return [case for *_, case in sorted(keyed, key=lambda entry: entry[:3])][:count]
 
 
@@ -123,6 +128,8 @@ def test_a_rerun_after_any_fault_ends_with_the_same_bytes(scenario: str, stand: 
 
 def _wrong(stand: Stand, scenario: str, case: Case, expected: dict[str, Any], run: Path) -> str:
     """Runs a scenario with a fault, then again without; what is wrong, or nothing."""
+    from vitp_pipeline.cluster.gc import collect
+
     chosen, log = SCENARIOS[scenario], run.with_suffix(".log")
     stand.begin(scenario, run)
     code, said = stand.task(scenario, run, log, case), log.read_text(encoding="utf-8", errors="replace")
@@ -147,8 +154,57 @@ def _wrong(stand: Stand, scenario: str, case: Case, expected: dict[str, Any], ru
         return f"differs in {differ}"
     if reason := _damage(run):
         return f"after the rerun, {reason}"
+    collect(run)
+    if left := [path for path in run.rglob("*") if path.name == "lock" or path.suffix == ".tmp"]:
+        return f"`vitp gc` leaves {left}"
+    if (made := results(run)) != expected:
+        return f"`vitp gc` removed some of {expected.keys() - made.keys()}"
     shutil.rmtree(run)
     return ""
+
+
+@pytest.mark.parametrize("scenario", ["proposals", "training", "export"])
+def test_a_disk_that_is_full(scenario: str, stand: Stand, small_disk: Path) -> None:
+    """The kernel refuses: the run lies on a file system that is too small for it, and then grows."""
+    expected, codes = results(stand.end(scenario)), []
+    files = [path.stat().st_size for path in stand.end(scenario).rglob("*") if path.is_file()]
+    need, began = sum(-(-size // PAGE) for size in files), time.monotonic()
+    for number in range(SIZES):
+        before = small_disk.parent / f"before-{number}"
+        stand.begin(scenario, before)
+        own = sum(-(-path.stat().st_size // PAGE) for path in before.rglob("*") if path.is_file())
+        _resize(small_disk, 1 << 30)
+        shutil.copytree(before, small_disk / "run")
+        _resize(small_disk, PAGE * (own + 2 + round((need - own) * (number + 0.5) / SIZES)))
+        log = small_disk.parent / f"{number}.log"
+        codes.append(stand.task(scenario, small_disk / "run", log))
+        said = log.read_text(encoding="utf-8", errors="replace")
+        assert codes[-1] == 0 or (codes[-1] == 8 and re.search(FULL.format(run=small_disk / "run"), said)), said
+        assert not list((small_disk / "run").rglob("*.tmp"))
+        assert not _damage(small_disk / "run")
+        _resize(small_disk, 1 << 30)
+        assert stand.task(scenario, small_disk / "run", log) == 0
+        assert results(small_disk / "run") == expected
+        shutil.rmtree(small_disk / "run")
+    print(f"{scenario}: {codes.count(8)} of {SIZES} disks were too small, {time.monotonic() - began:.0f} s")
+    assert codes[0] == 8
+
+
+def _resize(folder: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _damage(run: Path) -> str:

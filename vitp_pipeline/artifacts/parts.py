@@ -57,7 +57,11 @@ class ArrayWriter:
             self._file = new_file(self._temporary)
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._groups: set[str] = set()
-        self._group("", {"vitp": attributes})
+        try:
+            self._group("", {"vitp": attributes})
+        except BaseException:  # there is no writer yet that could be told to abandon it
+            self.abandon()
+            raise
 
     def add(
         self,

@@ -14,7 +14,7 @@ import torch
 
 from vitp_pipeline.artifacts.files import refusals, write_whole
 from vitp_pipeline.artifacts.locks import Lock
-from vitp_pipeline.artifacts.writes import append, fill, remove
+from vitp_pipeline.artifacts.writes import append, fill
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.errors import CorruptError, InputError
@@ -80,10 +80,6 @@ class TrainingFolder:
         """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
         path = self.path / f"{name}.safetensors"
         return load_classifier(path) if path.exists() else None
-
-    def remove_model(self, name: str) -> None:
-        for ending in (".safetensors", ".json"):
-            remove(self.path / f"{name}{ending}")
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it needs a key `step`."""

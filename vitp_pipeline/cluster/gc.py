@@ -33,11 +33,13 @@ def collect(run: Path, remove: bool = True) -> list[tuple[Path, int]]:
         StorageError: no permission and its kin.
     """
     found: list[tuple[Path, int]] = []
-    for stage in stage_folders(run):
+    exports = sorted(path.parent for path in (run / "exports").glob("*/run.json"))
+    for stage in (*stage_folders(run), *exports):
         for folder in [stage] if stage.parent.name == "classifier" else sorted((stage / "shards").glob("*")):
             found += _locked_folder(folder, remove)
         if stage.parent.name != "classifier":
-            found += _unlocked_folder(stage, remove)
+            for folder in (stage, *stage.glob("results/**/")):
+                found += _unlocked_folder(folder, remove)
     return found + _unlocked_folder(run, remove)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import TEMPORARY, read_json, write_json
+from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.artifacts.writes import remove
@@ -78,6 +78,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     done = folder / "done.json"
     if done.exists():
         team.share(None)
+        _tidy(folder, settings)  # the task that finished it may have been killed before it had
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
         with finishing(), locked(folder / "lock") as lock:
@@ -173,10 +174,18 @@ def _train(
             model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
         write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
-        remove(files.checkpoint)
-        if settings.keep == "best":
-            files.remove_model("best")  # it is the model now
+        _tidy(folder, settings)
         say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+
+
+def _tidy(folder: Path, settings: TrainSettings) -> None:
+    """Removes what a finished training needs no longer."""
+    names = ["checkpoint.pt"]
+    if settings.keep == "best":
+        names += ["best.safetensors", "best.json"]  # it is the model now
+    for name in names:
+        with refusals(folder / name):
+            remove(folder / name)
 
 
 def _batches(
