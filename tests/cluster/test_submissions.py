@@ -109,7 +109,8 @@ def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path, capsys: pyt
         assert (" --shard /8" in text) == (job.shards is not None)
         assert f'--output="{tmp_path}/a b/jobs/log/{job.stage}-%' in text
     training, merge = script(chain.jobs[1], profile["train-classifier"], 8, tmp_path), text
-    assert "--gres=gpu:4" in training and "torchrun --standalone --nproc-per-node 4 --no-python vitp train" in training
+    assert "--gres=gpu:4" in training and "--ntasks=4" in training and "--ntasks=1\n" in merge
+    assert "srun --ntasks=4 --cpus-per-task=8 --kill-on-bad-exit=0 --wait=60 vitp train-classifier" in training
     assert "--partition=cpu" in merge and "gres" not in merge and "--time=30" in merge
     assert "module load cuda/12.4\nsource " in merge
     print_scripts(chain, profile, tmp_path)

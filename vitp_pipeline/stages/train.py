@@ -176,6 +176,7 @@ def _train(
         if settings.keep == "best":
             files.remove_model("best")  # it is the model now
         say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+    team.wait_for_leader()
 
 
 def _batches(
