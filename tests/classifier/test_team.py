@@ -20,7 +20,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import split_samples, train_classifier
-from vitp_pipeline.team import ALONE, Team, torchrun_team
+from vitp_pipeline.team import ALONE, Team, launched_team
 
 RECIPE = """
 manifest = "toy.toml"
@@ -44,12 +44,12 @@ from vitp_pipeline.cli import main as command
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import train_classifier
-from vitp_pipeline.team import torchrun_team
+from vitp_pipeline.team import launched_team
 
 def trainings(**_):
     folder = Path(sys.argv[1])
     recipe = load_recipe(folder / "r.toml")
-    with torchrun_team() as team:
+    with launched_team() as team:
         for data, out, changes in json.loads(sys.argv[2]):
             with contextlib.suppress(PartialError):
                 train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, team)
@@ -167,8 +167,9 @@ def test_two_processes_train_what_one_does(place: Path, monkeypatch: pytest.Monk
 
 
 def test_a_team_of_one_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    with torchrun_team() as team:
+    for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with launched_team() as team:
         assert team == ALONE == Team(0, 1, 0) and team.leads
     assert team.share("a") == "a" and team.gather(3) == [3] and team.add(np.ones(2)).tolist() == [1, 1]
     weight = torch.nn.Parameter(torch.ones(2))
