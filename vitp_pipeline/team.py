@@ -7,6 +7,7 @@ assumption that every process has images or every layer a gradient. Equal sums o
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def launched_team() -> Iterator[Team]:
     death of one: its connections close, and whoever next adds or shares fails.
 
     Raises:
-        UserError: process 0 cannot be reached, or cannot listen.
+        UserError: the processes do not find one another.
     """
     if (launch := find_launch(os.environ)) is None:
         yield ALONE
@@ -183,13 +184,13 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
     try:
         if launch.launcher == "torchrun":  # it may keep the store itself
             return next(dist.rendezvous("env://", timeout=START))[0]
+        socket.getaddrinfo(launch.address, launch.port)  # of a name that means nothing torch would ask until the end
         return dist.TCPStore(launch.address, launch.port, launch.size, launch.rank == 0, START)
-    except (RuntimeError, ValueError) as error:
-        does = "listen" if launch.rank == 0 else "reach process 0"
-        reason = (str(error).splitlines() or [repr(error)])[0]
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0].rstrip(".")
         raise UserError(
-            f"training: process {launch.rank} cannot {does} at {launch.address}:{launch.port} ({reason})",
-            "Set MASTER_ADDR and MASTER_PORT to a host and a free port of it that all processes can reach",
+            f"training: process {launch.rank} cannot meet the others at {launch.address}:{launch.port} ({reason})",
+            "Set MASTER_ADDR and MASTER_PORT to the host of process 0 and a free port there that all can reach",
         ) from error
 
 
