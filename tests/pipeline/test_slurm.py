@@ -127,7 +127,8 @@ def test_faults_on_a_cluster_change_no_byte(images: Project, folder: Path, tmp_p
     of others dies. The killed one alone needs somebody: the array expression that `vitp status` prints.
     """
     out, profile = tmp_path / "run", tmp_path / "profile.toml"
-    profile.write_text("minutes = 2\n")  # the warning comes after one: a minute is Slurm's unit
+    # the warning comes after two minutes: time enough for those tasks that nothing happens to
+    profile.write_text("[generate-proposals]\nminutes = 4\ngrace = 120\n")
     with slurm(folder, nodes=2) as cluster:
         ids = submit(cluster, images, out, "--shards", str(SHARDS), "--profile", str(profile))
         assert len(set(ids)) == 5  # proposals, training, classify, evaluate, merge
@@ -149,7 +150,7 @@ def test_faults_on_a_cluster_change_no_byte(images: Project, folder: Path, tmp_p
 
         wait_for(others_at_work, f"a task on {lost}")
         cluster.kill_node(lost)
-        wait_for(lambda: signal.SIGTERM in pending_signals(suspended), "the warning", 180)
+        wait_for(lambda: signal.SIGTERM in pending_signals(suspended), "the warning", 300)
         os.kill(suspended, signal.SIGCONT)
 
         states = cluster.wait(ids)
