@@ -28,6 +28,7 @@ from vitp_pipeline.launch import FIRST_PORT, PORTS
 from vitp_pipeline.recipe import load_recipe
 from vitp_pipeline.team import Team
 
+pytestmark = pytest.mark.xdist_group("team")  # its trainings are made once
 SETTINGS = """
 hold_out = 2
 epochs = 4
