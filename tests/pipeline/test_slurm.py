@@ -67,7 +67,7 @@ def test_tasks_that_are_warned_of_their_time_limit_go_on_by_themselves(
     (tmp_path / "profile.toml").write_text("[train-classifier]\nprocesses = 2\n")
     own = Project(project.data, recipe)
     out = tmp_path / "run"
-    with slurm(folder) as cluster:
+    with slurm(folder, cpus=3) as cluster:
         ids = submit(cluster, own, out, "--shards", "1", "--profile", str(tmp_path / "profile.toml"))
         owner(out / "proposals/shards/00000/lock")
         cluster.call("scancel", "--batch", "--signal=USR1", f"{ids[0]}_0")
