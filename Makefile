@@ -24,10 +24,12 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-# 100 kills and 30 signals in every stage, 440 faults at steps of writes, 120,000 damaged files, and all images of the parity tests (some 30 minutes)
+# 100 kills and 30 signals in every stage, 440 faults at steps of writes, 120,000 damaged files, all images of the parity
+# tests, and eight shards on a Slurm that loses a node (some 40 minutes)
 test-long: install
-	VITP_KILLS=100 VITP_STOPS=30 VITP_FAULTS=40 VITP_FUZZ=20 VITP_PARITY_IMAGES=0 $(BIN)/python -m pytest -s \
-	  tests/pipeline/test_restart.py tests/pipeline/test_preemption.py tests/faults tests/test_fuzz.py tests/pipeline/test_parity.py
+	VITP_KILLS=100 VITP_STOPS=30 VITP_FAULTS=40 VITP_FUZZ=20 VITP_PARITY_IMAGES=0 VITP_CLUSTER=1 $(BIN)/python -m pytest -s \
+	  tests/pipeline/test_restart.py tests/pipeline/test_preemption.py tests/faults tests/test_fuzz.py \
+	  tests/pipeline/test_parity.py tests/pipeline/test_slurm.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The processes of one training, as `torchrun` starts them; without it, a team of one.
+"""The processes of one training, as torchrun or srun starts them; without either, a team of one.
 
 Gradients are summed here, not by torch's DistributedDataParallel: one sum a step whatever is accumulated, and no
 assumption that every process has images or every layer a gradient. Equal sums on all of them keep the weights equal.
@@ -7,6 +7,7 @@ assumption that every process has images or every layer a gradient. Equal sums o
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.errors import UsageError, UserError
+from vitp_pipeline.errors import StoppedError, UsageError, UserError
+from vitp_pipeline.launch import Launch, find_launch
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ BUCKET = 2**24
 """Numbers summed by one collective: a call for each layer would cost more than what it moves."""
 PATIENCE = timedelta(hours=1)
 """How long a process may wait for the others, who may be reading a slow disk."""
+START = timedelta(minutes=10)
+"""How long processes may wait for the first sign of one another."""
 
 
 def _collective(method: Callable) -> Callable:
@@ -70,7 +74,7 @@ class Team:
         if self.local >= torch.cuda.device_count():
             raise UsageError(
                 f"process {self.local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}",
-                "Start fewer with --nproc-per-node",
+                "Start fewer processes",
             )
         torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
@@ -96,6 +100,10 @@ class Team:
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def wait_for_leader(self) -> None:
+        """Returns when process 0 has come here too: who starts processes may end all when one of them ends."""
+        self.share(None)
 
     def merge(self, table: dict[str, str]) -> None:
         """Puts the entries of every process's table into `table`."""
@@ -140,25 +148,55 @@ ALONE = Team()
 
 
 @contextmanager
-def torchrun_team() -> Iterator[Team]:
-    """The team that torchrun's environment describes, or a team of one.
+def launched_team() -> Iterator[Team]:
+    """The team that torchrun's or srun's environment describes, or a team of one.
 
-    An error of one process ends all of them: the first to fail raises it, the others end without a word.
+    An error of one process ends all of them: the first to fail raises it, the others end without a word. So does the
+    death of one: its connections close, and whoever next adds or shares fails.
+
+    Raises:
+        UserError: the processes do not find one another.
     """
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) or os.environ["WORLD_SIZE"] == "1":
+    if (launch := find_launch(os.environ)) is None:
         yield ALONE
         return
     import torch
     import torch.distributed as dist
 
-    store, rank, size = next(dist.rendezvous("env://"))
+    store = _meeting_place(launch)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     collectives = dist.PrefixStore("collectives", store)
-    dist.init_process_group(backend, store=collectives, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=collectives, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
     try:
-        yield Team(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+        yield Team(launch.rank, launch.size, launch.local)
     except Exception as error:
-        if store.add("failures", 1) > 1:
+        speaks = launch.rank == 0 if isinstance(error, StoppedError) else _first_to_fail(store)
+        if not speaks:
             raise SystemExit(getattr(error, "exit_code", 1)) from error
         raise
     dist.destroy_process_group()
+
+
+def _meeting_place(launch: Launch) -> torch.distributed.Store:
+    """The store of process 0, through which all find one another."""
+    import torch.distributed as dist
+
+    try:
+        if launch.launcher == "torchrun":  # it may keep the store itself
+            return next(dist.rendezvous("env://", timeout=START))[0]
+        socket.getaddrinfo(launch.address, launch.port)  # of a name that means nothing torch would ask until the end
+        return dist.TCPStore(launch.address, launch.port, launch.size, launch.rank == 0, START)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0].rstrip(".")
+        raise UserError(
+            f"training: process {launch.rank} cannot meet the others at {launch.address}:{launch.port} ({reason})",
+            "Set MASTER_ADDR and MASTER_PORT to the host of process 0 and a free port there that all can reach",
+        ) from error
+
+
+def _first_to_fail(store: torch.distributed.Store) -> bool:
+    """Whether nobody has failed before. Nobody can tell once process 0, which counts, is gone."""
+    try:
+        return store.add("failures", 1) == 1
+    except RuntimeError:
+        return True

@@ -6,21 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import vitp_pipeline.team as team_module
 from tests.classifier.making import TOY_MANIFEST
 from tests.datasets import making
 from vitp_pipeline.classifier.train import Trainer
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.errors import PartialError
+from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import split_samples, train_classifier
-from vitp_pipeline.team import ALONE, Team, torchrun_team
+from vitp_pipeline.team import ALONE, Team, launched_team
 
 RECIPE = """
 manifest = "toy.toml"
@@ -41,15 +43,15 @@ TRAININGS = """
 import contextlib, json, sys
 from pathlib import Path
 from vitp_pipeline.cli import main as command
-from vitp_pipeline.errors import PartialError
+from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import train_classifier
-from vitp_pipeline.team import torchrun_team
+from vitp_pipeline.team import launched_team
 
 def trainings(**_):
     folder = Path(sys.argv[1])
     recipe = load_recipe(folder / "r.toml")
-    with torchrun_team() as team:
+    with launched_team() as team:
         for data, out, changes in json.loads(sys.argv[2]):
             with contextlib.suppress(PartialError):
                 train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, team)
@@ -167,10 +169,22 @@ def test_two_processes_train_what_one_does(place: Path, monkeypatch: pytest.Monk
 
 
 def test_a_team_of_one_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    with torchrun_team() as team:
+    for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with launched_team() as team:
         assert team == ALONE == Team(0, 1, 0) and team.leads
     assert team.share("a") == "a" and team.gather(3) == [3] and team.add(np.ones(2)).tolist() == [1, 1]
     weight = torch.nn.Parameter(torch.ones(2))
     team.add_gradients([weight])
     assert weight.grad is None
+
+
+@pytest.mark.parametrize(("address", "reason"), [("no-such-host.invalid", ""), ("127.0.0.1", "1/2 clients joined")])
+def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch, address: str, reason: str) -> None:
+    """A name that nobody knows is found out at once, a process that never comes in `START`."""
+    step = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid()), "MASTER_ADDR": address}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(team_module, "START", timedelta(seconds=1))
+    with pytest.raises(UserError, match=f"cannot meet the others at {address}:.*{reason}"), launched_team():
+        pass

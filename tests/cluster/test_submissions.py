@@ -109,7 +109,8 @@ def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path, capsys: pyt
         assert (" --shard /8" in text) == (job.shards is not None)
         assert f'--output="{tmp_path}/a b/jobs/log/{job.stage}-%' in text
     training, merge = script(chain.jobs[1], profile["train-classifier"], 8, tmp_path), text
-    assert "--gres=gpu:4" in training and "torchrun --standalone --nproc-per-node 4 --no-python vitp train" in training
+    assert "--gres=gpu:4" in training and "--ntasks=4" in training and "--ntasks=1\n" in merge
+    assert "srun --ntasks=4 --cpus-per-task=8 --kill-on-bad-exit=0 --wait=60 vitp train-classifier" in training
     assert "--partition=cpu" in merge and "gres" not in merge and "--time=30" in merge
     assert "module load cuda/12.4\nsource " in merge
     print_scripts(chain, profile, tmp_path)
@@ -175,6 +176,42 @@ def test_a_task_at_its_time_limit_ends_in_order_and_queues_itself_again(
     assert shell.wait(20) == 75
     calls = tmp_path / "calls"
     assert (calls.read_text() if calls.exists() else None) == (queued_again and f"requeue {queued_again}\n")
+
+
+SRUN = """#!{python}
+import pathlib, signal, sys, time
+def end(number, frame):  # as Slurm 22.05's does: hands USR1 on, kills at TERM
+    sys.exit(75 if number == signal.SIGUSR1 else 137)
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGUSR1, end)
+pathlib.Path("{ready}").write_text(" ".join(sys.argv[1:]))
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("number", "queued_again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_training_by_srun_ends_in_order(tmp_path: Path, number: int, queued_again: bool) -> None:
+    folder, ready = tmp_path / "bin", tmp_path / "ready"
+    folder.mkdir()
+    (folder / "activate").write_text(f"PATH={folder}:$PATH\nsleep() {{ :; }}\n")
+    (folder / "srun").write_text(SRUN.format(python=sys.executable, ready=ready))
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    for name in ("srun", "scontrol"):
+        (folder / name).chmod(0o755)
+    job = make_chain(2).jobs[1]
+    text = script(job, Resources(venv=str(tmp_path), processes=3, cpus=2), 2, tmp_path)
+    assert "#SBATCH --ntasks=3\n#SBATCH --cpus-per-task=2\n" in text
+    shell = subprocess.Popen(["bash", "-c", text], env={**os.environ, "SLURM_JOB_ID": "77"})
+    while not (ready.exists() and ready.read_text()):
+        assert shell.poll() is None
+        time.sleep(0.01)
+    shell.send_signal(number)
+    assert shell.wait(20) == 75
+    assert (
+        ready.read_text().startswith("--ntasks=3 --cpus-per-task=2 ") and " vitp train-classifier" in ready.read_text()
+    )
+    assert (tmp_path / "calls").exists() == queued_again
 
 
 def test_the_warning_comes_in_time(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ class DiscriminantTrainer:
         if self.team.leads:
             sums = {name: torch.from_numpy(getattr(total, name)) for name in ("count", "sum", "square")}
             self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
+        self.team.wait_for_leader()
 
     def _resume(self, statistics: DiscriminantStatistics) -> int:
         step = 0

@@ -172,20 +172,20 @@ class Trainer:
         self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         self.team.merge(self.batches.skipped)
-        if not self.team.leads:
-            return
-        self.folder.save(
-            {
-                "step": step,
-                "losses": losses,  # of the epoch so far
-                "best": self.best,
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.mean,
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "skipped": dict(self.batches.skipped),  # reading threads may add to the original
-            }
-        )
+        if self.team.leads:
+            self.folder.save(
+                {
+                    "step": step,
+                    "losses": losses,  # of the epoch so far
+                    "best": self.best,
+                    "model": self.model.state_dict(),
+                    "average": None if self.average is None else self.average.mean,
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "skipped": dict(self.batches.skipped),  # reading threads may add to the original
+                }
+            )
+        self.team.wait_for_leader()
 
     def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
         step, losses = 0, []

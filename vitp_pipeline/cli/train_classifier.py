@@ -34,12 +34,14 @@ def register(app: typer.Typer) -> None:
             vitp train-classifier camvid --data-root data/camvid --out runs/camvid --name seed1 --seed 1
 
             torchrun --nproc-per-node 4 --no-python vitp train-classifier camvid --data-root data/camvid --out runs/four
+
+            srun --ntasks 4 vitp train-classifier camvid --data-root data/camvid --out runs/four
         """
         from pathlib import Path
 
         from vitp_pipeline.recipe import TrainSettings, load_recipe, parse_changes
         from vitp_pipeline.stages.train import train_classifier
-        from vitp_pipeline.team import torchrun_team
+        from vitp_pipeline.team import launched_team
 
         flags = {
             "name": name,
@@ -49,7 +51,7 @@ def register(app: typer.Typer) -> None:
             "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
             "device": device,
         }
-        with torchrun_team() as team:
+        with launched_team() as team:
             loaded = load_recipe(recipe)
             settings = loaded.stage(TrainSettings, **flags | parse_changes(changes))
             train_classifier(loaded, settings, data_root, out, team)

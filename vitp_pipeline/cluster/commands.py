@@ -13,32 +13,42 @@ from vitp_pipeline.errors import PartialError, StoppedError
 MAIN = "vitp_pipeline.cli.main"
 
 
-def vitp_words(job: Job, resources: Resources, program: list[str] | None = None) -> list[str]:
-    """The words of a task's command; `program` are those that start vitp, None = as the profile has it."""
-    torchrun = ["--standalone", "--nproc-per-node", str(resources.processes)]
-    many = job.stage == "train-classifier" and resources.processes > 1
-    if program is None:
-        program = ["vitp"] if resources.image or resources.venv else [sys.executable, "-m", MAIN]
-    if many and program[1:] == ["-m", MAIN]:
-        return [program[0], "-m", "torch.distributed.run", *torchrun, "-m", MAIN, *job.command]
-    if many:
-        return ["torchrun", *torchrun, "--no-python", *program, *job.command]
-    return [*program, *job.command]
+WAIT = 60
+"""Seconds after the end of one process of a training, whatever its code, until srun ends the others."""
+
+
+def vitp_words(job: Job, resources: Resources) -> list[str]:
+    """The words of a task's command in a container; torchrun starts the processes of a training."""
+    words = ["vitp", *job.command]
+    if _processes(job, resources) == 1:
+        return words
+    return ["torchrun", "--standalone", "--nproc-per-node", str(resources.processes), "--no-python", *words]
 
 
 def task_script(job: Job, resources: Resources, shards: int) -> str:
     """Bash lines for a Slurm task, without its header. One that its time limit stops queues itself again."""
-    words = vitp_words(job, resources)
+    program = ["vitp"] if resources.image or resources.venv else [sys.executable, "-m", MAIN]
+    words = [*program, *job.command]
     if job.shards is not None:
         words += ["--shard", f"/{shards}"]
     if resources.image:
         binds = ["--bind", ",".join(resources.binds)] if resources.binds else []
         words = ["apptainer", "exec", *(["--nv"] if resources.gpus else []), *binds, resources.image, *words]
+    signal = "TERM"
+    if (processes := _processes(job, resources)) > 1:
+        # not --kill-on-bad-exit: the first to end with code 75 must not cost the others theirs
+        options = [f"--ntasks={processes}", f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=0"]
+        words = ["srun", *options, f"--wait={WAIT}", *words]
+        signal = "USR1"  # srun hands it on, but at TERM it kills
     lines = [f"module load {shlex.quote(module)}" for module in resources.modules]
     if resources.venv:
         lines.append(f"source {shlex.quote(resources.venv)}/bin/activate")
     lines.append(f"export OMP_NUM_THREADS={resources.cpus}")
-    return "\n".join([*lines, *resources.setup, *guarded(job, words, _requeue(resources))]) + "\n"
+    return "\n".join([*lines, *resources.setup, *guarded(job, words, _requeue(resources), signal)]) + "\n"
+
+
+def _processes(job: Job, resources: Resources) -> int:
+    return resources.processes if job.stage == "train-classifier" else 1
 
 
 def _requeue(resources: Resources) -> list[str]:
@@ -52,20 +62,21 @@ def _requeue(resources: Resources) -> list[str]:
     ]
 
 
-def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = ()) -> list[str]:
+def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal: str = "TERM") -> list[str]:
     """Runs the words and passes on signals, which a scheduler may send to the shell alone.
 
     Images that failed are on record: they do not end a chain, its last job names them.
 
     Args:
         when_stopped: lines for when USR1 has come and the words have ended in order because of it.
+        signal: what TERM and USR1 are handed on as.
     """
     lines = [
         "warned=",
         f"{shlex.join(words)} &",
         "task=$!",
-        "trap 'again=1; kill -TERM \"$task\" 2>/dev/null' TERM",
-        "trap 'again=1 warned=1; kill -TERM \"$task\" 2>/dev/null' USR1",
+        f"trap 'again=1; kill -{signal} \"$task\" 2>/dev/null' TERM",
+        f"trap 'again=1 warned=1; kill -{signal} \"$task\" 2>/dev/null' USR1",
         # a signal ends `wait` before the task has ended
         'while :; do again= code=0; wait "$task" || code=$?; [ "$again" ] || break; done',
     ]

@@ -103,7 +103,7 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
         "--requeue",
         "--kill-on-invalid-dep=yes",
         "--nodes=1",
-        "--ntasks=1",
+        f"--ntasks={resources.processes if job.stage == 'train-classifier' else 1}",
         f"--cpus-per-task={resources.cpus}",
     ]
     options += [f"--partition={resources.partition}"] if resources.partition else []

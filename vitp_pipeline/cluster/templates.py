@@ -141,7 +141,7 @@ def _aws_dependency(job: Job, before: Job) -> dict[str, str]:
 
 
 def _lines(job: Job, resources: Resources, shards: int) -> str:
-    words = vitp_words(job, resources, ["vitp"])
+    words = vitp_words(job, resources)
     if job.shards is not None:
         one = len(job.shards) == 1
         words += ["--shard", f"{job.shards[0]}/{shards}" if one else f"/{shards}"]

@@ -176,6 +176,7 @@ def _train(
         write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
         _tidy(folder, settings)
         say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+    team.wait_for_leader()
 
 
 def _tidy(folder: Path, settings: TrainSettings) -> None:
