@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.assemble.average import ScoredView
+    from vitp_pipeline.datasets.samples import Sample
+    from vitp_pipeline.metrics.instances import TrueInstances
 
 GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")
@@ -243,7 +245,8 @@ def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
     """Raises UsageError when the dataset has no ground truth for a task that was asked for."""
     if dataset.has_segments or settings.components:
         return
-    if "instance" in settings.tasks or "semantic" not in settings.tasks:
+    measured = {"semantic", "instance"} if dataset.has_instances else {"semantic"}
+    if "instance" in {*settings.tasks} - measured or not measured & {*settings.tasks}:
         raise UsageError(
             f"tasks = {list(settings.tasks)}: the labels of {dataset.spec.name!r} have no segments",
             "components = true takes connected pieces of the things' classes for instances",
@@ -377,12 +380,26 @@ class CountMaker:
                 segments = dataset.read_panoptic(sample)
             else:
                 segments = component_segments(truth, self.things) if self.settings.components else None
+            objects = self._instances(sample, truth, segments) if "instance" in self.evaluation.tasks else None
         except InputError as error:
             return {"error": error.message}
-        return self._measure(views, truth, segments, keep_views)
+        return self._measure(views, truth, segments, objects, keep_views)
+
+    def _instances(self, sample: Sample, truth: np.ndarray, segments) -> TrueInstances:
+        """Connected pieces where `components` asks for them; else as the labels list them."""
+        from vitp_pipeline.stages.instances import listed_instances, true_instances
+
+        if segments is not None:
+            return true_instances(segments, truth, self.things)
+        return listed_instances(self.evaluation.dataset.read_instances(sample), truth.shape, self.things)
 
     def _measure(
-        self, views: Iterable[tuple[ProposalRecord, np.ndarray]], truth: np.ndarray, segments, keep_views: bool
+        self,
+        views: Iterable[tuple[ProposalRecord, np.ndarray]],
+        truth: np.ndarray,
+        segments,
+        objects: TrueInstances | None,
+        keep_views: bool,
     ) -> dict[str, Any]:
         from vitp_pipeline.assemble.average import ScoreAverage, averaged_label_maps
 
@@ -408,9 +425,9 @@ class CountMaker:
                 row["certain"] = self._certain(kept[0])
             if self.settings.boundary_iou:
                 row["boundary"] = self._boundaries(maps, truth)
-        return row | self._one_view_tasks(kept, truth, segments)
+        return row | self._one_view_tasks(kept, segments, objects)
 
-    def _one_view_tasks(self, views: Sequence[NamedView], truth: np.ndarray, segments) -> dict[str, Any]:
+    def _one_view_tasks(self, views: Sequence[NamedView], segments, objects: TrueInstances | None) -> dict[str, Any]:
         """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
         from vitp_pipeline.assemble.quality import mask_quality
         from vitp_pipeline.stages.instances import image_row
@@ -422,7 +439,7 @@ class CountMaker:
         (view,) = views
         record, masks = view.record, view.masks
         if "instance" in tasks:
-            row |= image_row(record, masks, view.probs, segments, truth, self.things, self.settings)
+            row |= image_row(record, masks, view.probs, objects, self.things, self.settings)
         if "panoptic" in tasks and segments is not None:
             quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
             probs, voids = view.probs[:, view.kept], view.voids[:, view.kept]

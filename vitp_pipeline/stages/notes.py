@@ -25,7 +25,8 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     """One line each. Reads the headline figures of `result`, before nan became null."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
-        lines.append("instances are connected pieces of the labels' classes: the labels know no objects")
+        what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
+        lines.append(f"instances are connected pieces of the labels' classes: {what}")
     for name in SHOWN:
         variant = _number(evaluation, name)
         if result["semantic"]:
