@@ -15,7 +15,7 @@ from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.recipe import EvaluateSettings, load_recipe
-from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
 from vitp_pipeline.stages.rows import Rows, read_rows
 

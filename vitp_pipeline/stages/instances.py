@@ -26,7 +26,7 @@ from vitp_pipeline.recipe import INSTANCE_MEASURES, EvaluateSettings
 if TYPE_CHECKING:
     import torch
 
-    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.evaluation import Evaluation
     from vitp_pipeline.stages.rows import Rows
 
 Segments = tuple[np.ndarray, Sequence[GroundTruthSegment]]

@@ -14,7 +14,7 @@ import numpy as np
 from vitp_pipeline.stages.instances import columns_where
 
 if TYPE_CHECKING:
-    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.evaluation import Evaluation
     from vitp_pipeline.stages.totals import Totals
 
 SHOWN = ("generator", "fused")

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import index_path, read_index
 from vitp_pipeline.metrics.bootstrap import sparse_areas
-from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.evaluation import Evaluation
 
 if TYPE_CHECKING:
     import pyarrow as pa
