@@ -10,7 +10,6 @@ from vitp_pipeline import fingerprint
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.paths import find_toml, shipped
 from vitp_pipeline.recipe import (
-    CHOICES,
     TABLES,
     ClassifySettings,
     EvaluateSettings,
@@ -234,8 +233,8 @@ def test_settings_are_immutable_documented_and_hashable() -> None:
     for kind in TABLES.values():
         for field in dataclasses.fields(kind):
             assert isinstance(field.metadata["identity"], bool)
-            if field.name in CHOICES:
-                assert field.default in CHOICES[field.name]
+            if field.default is not dataclasses.MISSING:
+                field.metadata["limits"].check(field.name, field.default, "")
         settings = kind(**({"config": "x"} if kind is ProposalSettings else {}))
         hash(settings)
         json.dumps(dataclasses.asdict(settings))

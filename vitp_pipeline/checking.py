@@ -8,14 +8,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import as_dict, check_split, spread
+from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.paths import find_toml
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
+from vitp_pipeline.stage_one import estimate, lines_of
+from vitp_pipeline.trial import TrialGenerator
 
 SHOWN = 20
 """Lines of a kind that are printed; --json has all."""
@@ -33,6 +37,10 @@ def check_dataset(
     queries: int = 100,
     mask_size: str | None = None,
     as_json: bool = False,
+    tasks: int = 1,
+    time: str | None = None,
+    tried: int = 3,
+    **generator: str | None,
 ) -> None:
     """Examines splits, prints what is found and draws a sheet.
 
@@ -41,18 +49,23 @@ def check_dataset(
         split: only this one; default: every split that has files of its own.
         out: where the sheet goes; with several splits the split's name is put before its ending.
         limit: images that are looked at, evenly spread; 0 = all.
-        queries, mask_size: of the generator, "HxW", for the estimate; a recipe gives the type of the masks.
+        queries, mask_size: of the generator, "HxW", for the estimate where `time` is None; a recipe says how masks are
+            stored.
+        tasks: how many work at once, for the estimate.
+        time: one of `trial.HOWS`: how the time is estimated; None = it is not.
+        tried: images that the generator is tried on.
+        generator: keys of [generate-proposals] that are put over the recipe's, or stand in for one.
     Raises:
         InputError: a split is not there, or some of its files are broken or have unknown labels.
-        UsageError: no such split, `out` is no PNG, or a size that is none.
+        UsageError: no such split, `out` is no PNG, a size that is none, or no generator whose time could be estimated.
+        UserError: of any kind: that generator cannot be built.
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
     size = _size(mask_size)
     spec, recipe = manifest_of(name)
-    settings = ProposalSettings("")
-    if recipe is not None and "generate-proposals" in recipe.tables:
-        settings = recipe.stage(ProposalSettings)
+    settings = settle(_settings_of(recipe, generator), begun=False)
+    trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
     splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
     reports, absent = [], []
     for key in splits:
@@ -64,8 +77,9 @@ def check_dataset(
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
             report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
+        usable = _usable(dataset, report, tried) if trial else []
         report["stage_one"] = estimate(
-            report, len(spec.classes), queries, size, "int16" if settings.step else settings.mask_dtype
+            report, len(spec.classes), queries, size, settings, tasks, trial.tried(dataset, usable) if usable else None
         )
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
@@ -105,32 +119,20 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
     return recipe.manifest, recipe
 
 
-def estimate(
-    report: dict[str, Any], classes: int, queries: int, mask_size: Size | None, mask_dtype: str
-) -> dict[str, Any]:
-    """What stage one stores at most, before compression and with no mask left out.
+def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:
+    """[generate-proposals] with flags put over it; without a generator `config` is empty."""
+    said = {key: value for key, value in generator.items() if value is not None}
+    if recipe is None:
+        return ProposalSettings(**{"config": "", **said})
+    if "generate-proposals" not in recipe.tables:
+        said.setdefault("config", "")
+    return recipe.stage(ProposalSettings, **said)
 
-    bytes = images · (Q·h·w·b + Q·(K+1)·4): Q masks of h×w logits with b = 2 (float16) or 4 bytes, and K+1 class
-    logits in float32. Without a mask size, h×w is a quarter of the mean image's height and width.
-    """
-    width_of_type = 4 if mask_dtype == "float32" else 2
-    if mask_size is None:
-        pixels = count = 0
-        for size, number in report["sizes"].items():
-            width, height = map(int, size.split("x"))
-            pixels, count = pixels + number * -(-height // 4) * -(-width // 4), count + number
-        cells = pixels / count if count else 0.0
-    else:
-        cells = float(mask_size[0] * mask_size[1])
-    each = queries * cells * width_of_type + queries * (classes + 1) * 4
-    return {
-        "images": report["images"],
-        "queries": queries,
-        "mask_cells": round(cells),
-        "mask_dtype": mask_dtype,
-        "bytes_per_image": round(each),
-        "bytes": round(each * report["images"]),
-    }
+
+def _usable(dataset: Dataset, report: dict[str, Any], count: int) -> list[Sample]:
+    """Some images, evenly spread, that nothing was found to be wrong with."""
+    broken = {entry["image_id"] for entry in report["broken"]}
+    return spread([sample for sample in dataset.samples if sample.image_id not in broken], count)
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -169,12 +171,8 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"  images without any class: {_some(report['unlabelled'])}")
     if report["labels_without_image"]:
         console.print(f"  label files without an image: {_some(report['labels_without_image'])}")
-    need = report["stage_one"]
-    console.print(
-        f"  stage one stores at most {_bytes(need['bytes'])} ({_bytes(need['bytes_per_image'])} an image): "
-        f"images · (Q·h·w·{4 if need['mask_dtype'] == 'float32' else 2} + Q·(K+1)·4), Q = {need['queries']}, "
-        f"h·w = {need['mask_cells']}, K = {total}; before compression, no mask dropped"
-    )
+    for line in lines_of(report["stage_one"], total):
+        console.print(f"  {line}")
     if "sheet" in report:
         console.print(f"  sheet: {report['sheet']}")
 
@@ -192,14 +190,6 @@ def _some(names: list[str]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _size(text: str | None) -> Size | None:

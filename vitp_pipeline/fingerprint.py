@@ -14,10 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.limits import Limits
 
-def setting(default: Any = dataclasses.MISSING, *, identity: bool = True, help: str = "") -> Any:
-    """A dataclass field that knows whether it is part of the fingerprint."""
-    metadata = {"identity": identity, "help": help}
+
+def setting(default: Any = dataclasses.MISSING, *, identity: bool = True, help: str = "", **limits: Any) -> Any:
+    """A dataclass field that knows whether it is part of the fingerprint, and its `Limits`: least=0, choices=…"""
+    metadata = {"identity": identity, "help": help, "limits": Limits(**limits)}
     if isinstance(default, (list, dict)):
         raise TypeError("settings are immutable; use a tuple")
     return dataclasses.field(default=default, metadata=metadata)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.datasets import making
 from tests.datasets.test_dataset import GOOD, fails
 from tests.datasets.test_objects import instances_spec, write_instances
-from vitp_pipeline.checking import check_dataset, estimate, manifest_of
+from vitp_pipeline.checking import check_dataset, manifest_of
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import as_dict, check_split, spread
@@ -153,18 +153,6 @@ def test_sheet_lays_the_class_colours_over_what_is_labelled(tmp_path: Path) -> N
     (tmp_path / "labels/a0.png").unlink()
     failed = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy train"))))
     assert (failed == (255, 225, 225)).all(2).sum() > 10_000
-
-
-def test_estimate_is_the_formula(tmp_path: Path) -> None:
-    report = {"images": 2000, "sizes": {"683x512": 3, "100x40": 1}}
-    # Mask2Former with InternImage-H on ADE20K: 200 masks of 224×299, about 26.8 MB an image
-    found = estimate(report, 150, 200, (224, 299), "float16")
-    assert (
-        found["bytes_per_image"] == 200 * 224 * 299 * 2 + 200 * 151 * 4
-        and found["bytes"] == 2000 * found["bytes_per_image"]
-    )
-    found = estimate(report, 150, 100, None, "float32")
-    assert found["bytes_per_image"] == 100 * 4 * (3 * 171 * 128 + 25 * 10) / 4 + 100 * 151 * 4
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,34 +107,43 @@ def test_small_instances_groups_and_doubles_by_hand() -> None:
 @reusing
 @given(st.integers(0, 2**32 - 1))
 def test_panoptic_quality_equal_to_the_benchmarks_tool(tmp_path: Path, seed: int) -> None:
-    """Cityscapes' panoptic evaluation carries panopticapi's `pq_compute` as it is."""
-    from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as tool
-
-    images = [s for s in scenes(seed) if one_crowd_a_class(s)]
-    quality, pairs = PanopticQuality(3, [True, True, False]), []
-    for number, image in enumerate(images):
+    cases = []
+    for image in [s for s in scenes(seed) if one_crowd_a_class(s)]:
         pred, found = np.zeros(image.ids.shape, np.int32), []
         for place, category in zip(image.found.mask, image.found.categories, strict=True):
             free = image.masks[place] & (pred == 0)
             if free.any():
-                found.append(_Segment(2**24 - 1 - len(found), int(category)))
+                found.append(Segment(2**24 - 1 - len(found), int(category)))
                 pred[free] = found[-1].id
-        truth = [_Segment(*s) for s in image.segments if s[0] < 2**24]
+        truth = [Segment(*s) for s in image.segments if s[0] < 2**24]
         ids = np.where(image.ids < 2**24, image.ids, 0)  # three bytes hold less
+        cases.append((pred, found, ids, truth))
+    same_panoptic_quality(cases, [True, True, False], tmp_path)
+
+
+def same_panoptic_quality(cases: list[tuple], things: list[bool], folder: Path) -> PanopticQuality:
+    """Holds ours against Cityscapes' panoptic evaluation, which carries panopticapi's `pq_compute` as it is.
+
+    Args:
+        cases: of every image predicted ids and segments, true ids and segments.
+    """
+    from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as tool
+
+    quality, pairs = PanopticQuality(len(things), things), []
+    for number, (pred, found, ids, truth) in enumerate(cases):
         quality.update(pred, found, ids, truth)
-        for name, array in (("gt", ids), ("pred", pred)):
+        entries = []
+        for name, array, segments in (("gt", ids, truth), ("pred", pred, found)):
             rgb = np.stack([array % 256, array // 256 % 256, array // 65536], -1).astype(np.uint8)
-            Image.fromarray(rgb).save(tmp_path / f"{name}{number}.png")
-        pairs.append(
-            (
-                {"image_id": number, "file_name": f"gt{number}.png", "segments_info": [s.json(ids) for s in truth]},
-                {"image_id": number, "file_name": f"pred{number}.png", "segments_info": [s.json(pred) for s in found]},
-            )
-        )
-    categories = {k: {"id": k, "isthing": int(k < 2)} for k in range(3)}
+            file = f"{name}{number}.png"
+            Image.fromarray(rgb).save(folder / file)
+            info = [Segment(s.id, s.category, getattr(s, "iscrowd", False)).json(array) for s in segments]
+            entries.append({"image_id": number, "file_name": file, "segments_info": info})
+        pairs.append(tuple(entries))
+    categories = {k: {"id": k, "isthing": int(thing)} for k, thing in enumerate(things)}
     with contextlib.redirect_stdout(io.StringIO()):
-        stat = tool.pq_compute_single_core(0, pairs, str(tmp_path), str(tmp_path), categories)
-    for k in range(3):
+        stat = tool.pq_compute_single_core(0, pairs, str(folder), str(folder), categories)
+    for k in range(len(things)):
         counts = [int(getattr(quality.counts, name)[k]) for name in ("tp", "fp", "fn")]
         assert counts == [stat[k].tp, stat[k].fp, stat[k].fn]
     summary = quality.summary()
@@ -144,9 +153,10 @@ def test_panoptic_quality_equal_to_the_benchmarks_tool(tmp_path: Path, seed: int
             expected = [average["pq"], average["sq"], average["rq"]]
             scores = [summary[group].pq, summary[group].sq, summary[group].rq]
             np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-9)
+    return quality
 
 
-class _Segment:
+class Segment:
     def __init__(self, id: int, category: int, crowd: bool = False) -> None:
         self.id, self.category, self.iscrowd = id, category, crowd
 

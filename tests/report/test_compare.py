@@ -45,7 +45,7 @@ def test_differences_are_those_of_the_figures(result: dict, both: list[StoredEva
 
 def test_pq_from_the_sums_is_the_result(both: list[StoredEvaluation]) -> None:
     for run in both:
-        for variant in ("generator", "fused", "bound_mask"):
+        for variant in ("generator", "fused"):
             sums = panoptic_areas(run, variant)
             assert panoptic_quality(sums.sum(0)) == pytest.approx(run.result["panoptic"][variant]["all"]["PQ"])
     np.testing.assert_array_equal(

@@ -8,7 +8,7 @@ import pytest
 
 from vitp_pipeline.report import figures
 from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.evaluate import variant_of
+from vitp_pipeline.stages.evaluation import variant_of
 
 
 @pytest.fixture(scope="module")

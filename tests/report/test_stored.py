@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.stages.making import Project
@@ -15,6 +16,8 @@ from vitp_pipeline.report.stored import (
     open_evaluation,
     provenance_of,
 )
+from vitp_pipeline.stages.results import headline_variants
+from vitp_pipeline.stages.rows import read_rows
 
 
 def test_an_evaluation_is_found_again_as_it_was(stored: StoredEvaluation, project: Project, run: Path) -> None:
@@ -25,6 +28,20 @@ def test_an_evaluation_is_found_again_as_it_was(stored: StoredEvaluation, projec
     assert stored.evaluation.settings.object_threshold == 0.4 and stored.evaluation.settings.overlap_threshold == 0.5
     assert stored.classes == ("sky", "road", "car") and stored.has_data
     assert len(stored.rows.images) == 7
+
+
+def test_only_rows_that_pages_look_at_are_read(stored: StoredEvaluation) -> None:
+    every = read_rows(stored.evaluation)
+    numbers = [headline_variants(stored.evaluation)[name] for name in ("generator", "fused")]
+    assert set(stored.rows.columns) == {"semantic", "panoptic", "masks"} and stored.rows.images == every.images
+    for name, entries in stored.rows.columns.items():
+        whole = every.columns[name]
+        wanted = np.isin(whole["variant"], numbers) if "variant" in whole else np.ones(len(whole["image"]), bool)
+        assert all(np.array_equal(entries[field], whole[field][wanted]) for field in whole)
+        # what docs/report.md says of their size, with the number of the image
+        size = sum(values.itemsize for values in entries.values())
+        assert size == {"semantic": 28, "panoptic": 48, "masks": 36}[name]
+        assert wanted.all() == (name == "masks")
 
 
 def test_of_a_run_the_newest_evaluation_is_taken(run: Path, folders: list[Path]) -> None:

@@ -18,7 +18,8 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classifier_file
-from vitp_pipeline.stages.evaluate import Evaluation, evaluate_shards, parse_alphas, prepare
+from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+from vitp_pipeline.stages.evaluation import Evaluation
 
 RECIPE = """
 manifest = "toy.toml"

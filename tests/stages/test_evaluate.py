@@ -13,7 +13,9 @@ from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import CorruptError, InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.evaluate import parse_alphas, prepare, sparse_confusion, variant_of
+from vitp_pipeline.stages.counts import sparse_confusion
+from vitp_pipeline.stages.evaluate import parse_alphas, prepare
+from vitp_pipeline.stages.evaluation import variant_of
 from vitp_pipeline.stages.results import (
     headline_variants,
     print_result,

@@ -23,7 +23,7 @@ from vitp_pipeline.recipe import EvaluateSettings
 from vitp_pipeline.stages.by_class import by_class, print_by_class
 from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.instances import image_numbers
-from vitp_pipeline.stages.results import print_result, read_result_totals, result_of
+from vitp_pipeline.stages.results import print_result, read_result_totals, result_of, summarise
 from vitp_pipeline.stages.rows import read_rows
 
 ALL = {"tasks": ("semantic", "panoptic", "instance"), "instance_ap": ("coco", "boundary", "cityscapes")}
@@ -224,8 +224,6 @@ def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureF
     totals.areas[..., 0] = 0
     totals.areas[..., 2] = [5, 0, 0]
     totals.detections.columns["instances"]["hit"][:] = 0
-    from vitp_pipeline.stages.results import summarise
-
     result = summarise(evaluation, totals, False)
     notes = "\n".join(result["notes"])
     assert "mIoU of fused is exactly 0: the ground truth has only car, the predictions have only sky" in notes
@@ -233,6 +231,27 @@ def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureF
     assert "AP of fused is exactly 0: no detection has IoU ≥ 0.5" in notes
     print_result(result)
     assert "note: mIoU of fused is exactly 0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_zero_of_things_alone_or_of_another_rule_says_why(project: Project, tmp_path: Path) -> None:
+    make_run(project, tmp_path / "run")
+    for sample in project.dataset.samples:  # of every car two pixels are left: no segment matches them
+        ids, segments = project.dataset.read_panoptic(sample)
+        for s in segments:
+            if making.THINGS[s.category]:
+                ids[tuple(np.argwhere(ids == s.id)[2:].T)] = segments[0].id
+        making.write_png(sample.label, making.ids_to_rgb(ids))
+    evaluation = project.evaluate(tmp_path / "run", **ALL)
+    assert result_of(evaluation)["panoptic"]["fused"]["all"]["PQ"] > 0
+    totals = read_result_totals(evaluation)
+    entries = totals.detections.columns["instances"]
+    entries["hit"][:] = np.where(entries["measure"] == 0, entries["hit"] | 1, 0)
+    entries["ignored"][entries["measure"] == 0] = 0
+    notes = summarise(evaluation, totals, False)["notes"]
+    for name in ("generator", "fused"):
+        assert any(note.startswith(f"PQ of things of {name} is exactly 0: ") for note in notes)
+        assert any(note.startswith(f"AP (boundary) of {name} is exactly 0: by its rule no") for note in notes)
+    assert not any(note.startswith(("PQ of stuff", "PQ of fused", "AP of")) for note in notes)
 
 
 def test_nothing_to_measure_says_so(project: Project, tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ class Dataset:
         return self.spec.kind == "coco-panoptic"
 
     @property
+    def has_instances(self) -> bool:
+        """Whether the labels tell the masks of objects apart."""
+        return self.has_segments or (self.spec.kind == "coco-instances" and self.has_masks)
+
+    @property
     def has_masks(self) -> bool:
         """Whether any object of the split has more than a box."""
         annotation = self.samples[0].annotation

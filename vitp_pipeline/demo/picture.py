@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
-from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.evaluation import Evaluation
 
 GAP, TITLE = 6, 18
 COLUMNS = ("image", "ground truth", "generator", "fused")

@@ -38,12 +38,15 @@ class TrueInstances:
         categories: (G,) class indices.
         crowd: (G,) bool, regions of many objects.
         void: run lengths of the pixels that are labelled as nothing; read by Cityscapes' rule alone.
+        areas: (G,) float64, as the annotation says them; None = pixels. They decide in which of `AREAS` an instance is,
+            not how masks overlap; Cityscapes' rule has no use for them.
     """
 
     masks: list[Rle]
     categories: np.ndarray
     crowd: np.ndarray
     void: Rle | None = None
+    areas: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Overlaps:
 
     Attributes:
         iou: (M, G) float64; with crowds the share of the mask.
-        areas, true_areas: (M,), (G,) pixels.
+        areas, true_areas: (M,), (G,) pixels, or what the annotation calls the area of an instance.
     """
 
     iou: np.ndarray
@@ -99,7 +102,8 @@ def overlaps(masks: Sequence[Rle], truth: TrueInstances) -> Overlaps:
         IncompatibleError: masks and ground truth differ in size.
     """
     inter, areas, true_areas = intersections(masks, truth.masks)
-    return Overlaps(_ratio(inter, areas, true_areas, truth.crowd), areas, true_areas)
+    iou = _ratio(inter, areas, true_areas, truth.crowd)
+    return Overlaps(iou, areas, true_areas if truth.areas is None else truth.areas)
 
 
 def boundary_overlaps(masks: Sequence[Rle], truth: TrueInstances, plain: Overlaps, width: int) -> Overlaps:

@@ -86,10 +86,6 @@ class Confusion:
         """
         return float(mean_iou(self.areas(), classes))
 
-    def num_present(self) -> int:
-        """How many classes the ground truth holds."""
-        return int((self.counts.sum(1) > 0).sum())
-
     def pixel_accuracy(self) -> float:
         """Share of labelled pixels that are named rightly; nan when there is none."""
         total = self.counts.sum()

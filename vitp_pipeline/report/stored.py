@@ -15,9 +15,12 @@ from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.recipe import EvaluateSettings, load_recipe
-from vitp_pipeline.stages.evaluate import Evaluation
-from vitp_pipeline.stages.results import read_result_totals, summarise
+from vitp_pipeline.stages.evaluation import Evaluation
+from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
 from vitp_pipeline.stages.rows import Rows, read_rows
+
+COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
+"""Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class StoredEvaluation:
     Attributes:
         run: the run directory.
         evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
-        rows: of the images.
+        rows: of the images, `COLUMNS` of the variants `COMPARED`.
         result: the figures, as in result.json.
         has_data: whether images and ground truth can be read.
     """
@@ -99,7 +102,9 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
         (low, high) if settings.alpha_low >= 0 or settings.alpha_high >= 0 else None,
         settings,
     )
-    rows, stored = read_rows(evaluation), folder / "result.json"
+    numbers = headline_variants(evaluation)
+    rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
+    stored = folder / "result.json"
     if stored.exists():
         result = read_json(stored)
     else:

@@ -16,7 +16,7 @@ from vitp_pipeline.stages.instances import columns_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.evaluation import Evaluation
 
 
 def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

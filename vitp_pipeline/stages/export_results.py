@@ -36,7 +36,7 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.stages.driver import Outcome, run_parts
-from vitp_pipeline.stages.evaluate import headline_rule
+from vitp_pipeline.stages.evaluation import headline_rule
 from vitp_pipeline.stages.instances import image_numbers
 from vitp_pipeline.stopping import stop_wanted
 

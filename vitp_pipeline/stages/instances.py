@@ -15,6 +15,8 @@ import numpy as np
 from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
+from vitp_pipeline.datasets.dataset import GroundTruthInstance
+from vitp_pipeline.geometry import Size
 from vitp_pipeline.metrics import cityscapes, instances
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances
@@ -24,7 +26,7 @@ from vitp_pipeline.recipe import INSTANCE_MEASURES, EvaluateSettings
 if TYPE_CHECKING:
     import torch
 
-    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.evaluation import Evaluation
     from vitp_pipeline.stages.rows import Rows
 
 Segments = tuple[np.ndarray, Sequence[GroundTruthSegment]]
@@ -40,8 +42,7 @@ def image_row(
     record: ProposalRecord,
     masks: torch.Tensor,
     probs: torch.Tensor,
-    segments: Segments,
-    truth: np.ndarray,
+    real: TrueInstances,
     things: np.ndarray,
     settings: EvaluateSettings,
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -51,8 +52,7 @@ def image_row(
         record: the image's proposals.
         masks: (M, h, w) logits of the kept queries.
         probs: (V, Q, K) class probabilities of all queries under every variant.
-        segments: the ground truth's ids and segments.
-        truth: (H, W) class indices or IGNORE.
+        real: the ground truth's, with `void`.
         things: (K,) bool.
     """
     from vitp_pipeline.assemble.instance import best_pairs, instance_masks
@@ -69,7 +69,7 @@ def image_row(
         mask = np.searchsorted(used, place[p.queries])
         found.append(Detections(mask, p.categories, p.probs * quality[mask]))
 
-    real, classes = true_instances(segments, truth, things), len(things)
+    classes = len(things)
     detections, truths = [], []
     for measure in settings.instance_ap:
         matches, counts = _measured(measure, found, rles, real, classes, settings)
@@ -107,8 +107,31 @@ def _measured(
     return [instances.match(f, at, truth) for f in found], instances.true_counts(truth, at.true_areas, classes)
 
 
+def listed_instances(objects: Sequence[GroundTruthInstance], size: Size, things: np.ndarray) -> TrueInstances:
+    """The things among the objects of an annotation file of instances, which may overlap; nothing is void there.
+
+    Args:
+        size: (H, W) of the image.
+        things: (K,) bool.
+    """
+    wanted = [o for o in objects if things[o.category]]
+    return TrueInstances(
+        [encode_mask(o.mask) for o in wanted],
+        np.array([o.category for o in wanted], np.int64),
+        np.array([o.iscrowd for o in wanted], bool),
+        encode_mask(np.zeros(size, bool)),
+        np.array([o.area for o in wanted], np.float64),
+    )
+
+
 def true_instances(segments: Segments, truth: np.ndarray, things: np.ndarray) -> TrueInstances:
-    """The things among a ground truth's segments."""
+    """The things among a ground truth's segments.
+
+    Args:
+        segments: its ids and segments.
+        truth: (H, W) class indices or IGNORE.
+        things: (K,) bool.
+    """
     ids, listed = segments
     wanted = [s for s in listed if things[s.category]]
     return TrueInstances(

@@ -6,7 +6,7 @@ it 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from vitp_pipeline.stages.instances import columns_where
 
 if TYPE_CHECKING:
-    from vitp_pipeline.stages.evaluate import Evaluation
+    from vitp_pipeline.stages.evaluation import Evaluation
     from vitp_pipeline.stages.totals import Totals
 
 SHOWN = ("generator", "fused")
@@ -25,7 +25,8 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     """One line each. Reads the headline figures of `result`, before nan became null."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
-        lines.append("instances are connected pieces of the labels' classes: the labels know no objects")
+        what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
+        lines.append(f"instances are connected pieces of the labels' classes: {what}")
     for name in SHOWN:
         variant = _number(evaluation, name)
         if result["semantic"]:
@@ -35,9 +36,13 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
         if result["panoptic"]:
             pq = result["panoptic"][name]["all"]["PQ"]
             lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, totals))
+            lines += _of_groups(name, variant, evaluation, totals, result["panoptic"][name])
         if result.get("instance"):
-            ap = next(iter(result["instance"][name].values()))["AP"]
+            (first, ap), *others = ((rule, found["AP"]) for rule, found in result["instance"][name].items())
             lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, totals))
+            for rule in [rule for rule, value in others if value == 0 and ap > 0]:
+                reason = f"by its rule no detection matches an instance of its class, by that of {first} some do"
+                lines.append(f"AP ({rule}) of {name} is exactly 0: {reason}")
     if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
         lines.append(
             f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
@@ -62,6 +67,14 @@ def _of(name: str, metric: str, value: float, reason) -> list[str]:
     return [f"{metric} of {name} is exactly 0: {reason()}"] if value == 0 else []
 
 
+def _of_groups(name: str, variant: int, evaluation: Evaluation, totals: Totals, found: dict[str, Any]) -> Iterator[str]:
+    """PQ of things or of stuff that is 0 although the ground truth has some, where that of all is not."""
+    things, (tp, _, fn) = np.array(evaluation.dataset.spec.things), totals.matches[variant]
+    for group, of in (("things", things), ("stuff", ~things)):
+        if found["all"]["PQ"] > 0 and found[group]["PQ"] == 0 and (tp + fn)[of].any():
+            yield f"PQ of {group} of {name} is exactly 0: {_panoptic(variant, evaluation, totals, of)}"
+
+
 NOTHING = {
     "mIoU": "the ground truth has no labelled pixel (all ignored)",
     "PQ": "the ground truth has no segment",
@@ -74,8 +87,8 @@ def _semantic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
     return _classes(evaluation, truth, predicted, "no pixel of a class is called by its name")
 
 
-def _panoptic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
-    tp, fp, fn = totals.matches[variant]
+def _panoptic(variant: int, evaluation: Evaluation, totals: Totals, of: np.ndarray | None = None) -> str:
+    tp, fp, fn = totals.matches[variant] if of is None else totals.matches[variant] * of
     predicted = np.flatnonzero(tp + fp)
     if not len(predicted):
         threshold = evaluation.settings.object_threshold

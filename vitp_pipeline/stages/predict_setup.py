@@ -15,7 +15,7 @@ from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.recipe import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, Recipe, parse_changes
 from vitp_pipeline.stages.classify import classifier_file
-from vitp_pipeline.stages.evaluate import headline_rule
+from vitp_pipeline.stages.evaluation import headline_rule
 from vitp_pipeline.stages.export_results import MEASURED, naming_weight
 from vitp_pipeline.stages.predict import OVERLAYS, Wish
 

@@ -13,7 +13,7 @@ from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
-from vitp_pipeline.stages.evaluate import BOUNDS, Evaluation, variant_of
+from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
 from vitp_pipeline.stages.notes import notes
 from vitp_pipeline.stages.totals import NAMED_BY, Totals, read_totals
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import index_path, read_index
 from vitp_pipeline.metrics.bootstrap import sparse_areas
-from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.evaluation import Evaluation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,18 +56,35 @@ def entries_of(part: pa.Table, name: str) -> dict[str, np.ndarray]:
     return {**entries, "image": np.repeat(np.arange(len(lengths)), lengths)}
 
 
-def read_rows(evaluation: Evaluation) -> Rows:
-    """Reads all parts; shards that are not finished are listed, not read."""
+def read_rows(
+    evaluation: Evaluation, names: Sequence[str] | None = None, variants: Sequence[int] | None = None
+) -> Rows:
+    """Reads all parts; shards that are not finished are listed, not read.
+
+    Args:
+        names: only these columns, of those that there are.
+        variants: only entries of these variants.
+    """
     rows, pieces = Rows(missing=missing_shards(evaluation)), {}
     for part in read_parts(evaluation):
-        add_part(rows, pieces, part, part.column_names[len(STATES) :])
+        there = part.column_names[len(STATES) :]
+        add_part(rows, pieces, part, [name for name in there if names is None or name in names], variants)
     return joined(rows, pieces)
 
 
-def add_part(rows: Rows, pieces: dict[str, list[dict[str, np.ndarray]]], part: pa.Table, names: Sequence[str]) -> None:
+def add_part(
+    rows: Rows,
+    pieces: dict[str, list[dict[str, np.ndarray]]],
+    part: pa.Table,
+    names: Sequence[str],
+    variants: Sequence[int] | None = None,
+) -> None:
     """Puts the named columns of a part behind those that are there, for `joined`."""
     for name in names:
         entries = entries_of(part, name)
+        if variants is not None and "variant" in entries:
+            chosen = np.isin(entries["variant"], variants)
+            entries = {field: values[chosen] for field, values in entries.items()}
         pieces.setdefault(name, []).append({**entries, "image": len(rows.images) + entries["image"]})
     rows.images += part["image_id"].to_pylist()
     rows.failed += failures(part)

@@ -26,9 +26,10 @@ from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSet
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
+from vitp_pipeline.stages.counting import CountMaker
 from vitp_pipeline.stages.counts import counts_table
 from vitp_pipeline.stages.driver import Outcome, run_parts
-from vitp_pipeline.stages.evaluate import GENERATE, CountMaker, Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.stages.evaluation import GENERATE, Evaluation, Measured, check_tasks, check_views
 from vitp_pipeline.stages.proposals import ProposalMaker, load_generator, view_plan
 from vitp_pipeline.stopping import stop_wanted
 

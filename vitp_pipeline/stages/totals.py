@@ -14,7 +14,7 @@ from vitp_pipeline.metrics.bootstrap import SparseAreas
 from vitp_pipeline.metrics.exact import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
 from vitp_pipeline.stages import certain
-from vitp_pipeline.stages.evaluate import Evaluation
+from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.instances import COLUMNS
 from vitp_pipeline.stages.rows import (
     STATES,
