@@ -82,7 +82,7 @@ class Stream:
         identity, folder = identity_with(generate), folder_with(generate)
         if not (folder / "run.json").exists():
             shard.for_new_run()
-        images = tuple(sample.image_id for sample in dataset.samples)
+        images = dataset.image_ids
         run = create_or_check(folder, identity, images, shard.count, generate.part_size)
         self.evaluation: Evaluation = measured.evaluation(run, None, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
@@ -124,7 +124,7 @@ class StreamMaker:
 
     def _row(self, image_id: str) -> dict[str, Any]:
         try:
-            picture = self.dataset.read_image(self.dataset.by_id[image_id])
+            picture = self.dataset.read_image(self.dataset.sample(image_id))
             views = self._views(image_id, picture)
             return self.counter.row(image_id, picture.shape[:2], views, keep_views=self.one_view)
         except InputError as error:
