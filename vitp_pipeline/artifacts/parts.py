@@ -37,6 +37,13 @@ def arrays_path(shard_folder: Path, part: int) -> Path:
     return shard_folder / f"part-{part:04d}.zarr.zip"
 
 
+def totals_path(shard_folder: Path) -> Path:
+    """What follows from all parts of a shard together (`stages.totals`). The underscore keeps it out of what readers of
+    the run directory (`pyarrow.dataset`) take for rows.
+    """
+    return shard_folder / "_totals.parquet"
+
+
 class ArrayWriter:
     """Appends named arrays to a part's zip as they come, so that one image at a time is in memory.
 

@@ -89,7 +89,16 @@ class Stream:
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
         """Measures the images of some shards."""
-        return run_parts(self.evaluation.run, shards, lambda: StreamMaker(self), "evaluate --stream", retry_failed)
+        from vitp_pipeline.stages.results import keep_shard_totals
+
+        return run_parts(
+            self.evaluation.run,
+            shards,
+            lambda: StreamMaker(self),
+            "evaluate --stream",
+            retry_failed,
+            lambda shard: keep_shard_totals(self.evaluation, shard),
+        )
 
 
 class StreamMaker:
