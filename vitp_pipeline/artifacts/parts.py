@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_KEY = re.compile(r"(.*)/(?:zarr\.json|c(?:/[0-9]+)*)", re.DOTALL)
+"""Of a Zarr store: an array's (or group's) name, then its metadata or one of its chunks."""
 
 
 def index_path(shard_folder: Path, part: int) -> Path:
@@ -147,6 +150,10 @@ class ArrayReader:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
+            self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
+            for key in self._zip.namelist():
+                if match := _KEY.fullmatch(key):
+                    self._keys.setdefault(match[1], []).append(key)
         except Exception as error:  # a damaged directory fails in many ways
             raise self._corrupt(error) from error
 
@@ -163,7 +170,7 @@ class ArrayReader:
 
         try:
             prefix = f"{name}/"
-            keys = [key for key in self._zip.namelist() if key.startswith(prefix)]
+            keys = self._keys.get(name, [])
             if len(keys) == 2 and wrote(metadata := json.loads(self._zip.read(f"{prefix}zarr.json"))):
                 (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
                 return decode(metadata, self._zip.read(chunk))
