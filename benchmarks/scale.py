@@ -73,9 +73,13 @@ class Project:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def words(self, command: str) -> list[str]:
-        """Arguments of a command on the run."""
-        return [command, str(self.folder / "many-recipe.toml"), "--data-root", str(self.data), "--out", str(self.run)]
+    def words(self, command: str, out: Path | None = None) -> list[str]:
+        """Arguments of a command on the run, or on another one of the same data."""
+        recipe = str(self.folder / "many-recipe.toml")
+        return [command, recipe, "--data-root", str(self.data), "--out", str(out or self.run)]
+
+    def submit(self, out: Path | None = None) -> list[str]:
+        return [*self.words("submit", out), "--engine", "slurm", "--shards", str(self.shards)]
 
 
 def make_project(folder: Path, images: int, shards: int, part_size: int) -> Project:
@@ -259,10 +263,9 @@ def run_vitp(project: Project, words: Sequence[str]) -> dict[str, float]:
 def commands(project: Project) -> dict[str, list[str]]:
     """What is timed on a finished run, by its name in the table."""
     last = f"{project.shards - 1}/{project.shards}"
-    submit = [*project.words("submit"), "--engine", "slurm", "--shards", str(project.shards)]
     return {
         "nothing (--help)": ["--help"],
-        "submit, nothing left": submit,
+        "submit, nothing left": project.submit(),
         "status": ["status", str(project.run)],
         "array task, done": [*project.words("generate-proposals"), "--shard", last],
         "resume generate-proposals": project.words("generate-proposals"),
@@ -272,29 +275,32 @@ def commands(project: Project) -> dict[str, list[str]]:
 
 
 def measure(images: int, shards: int, part_size: int, repeats: int, work: Path) -> dict[str, Any]:
-    """Every command on a run of so many images: the fastest of some repeats, and its peak."""
-    folder = work / str(images)
-    project = make_project(folder, images, shards, part_size)
-    submit = [*project.words("submit"), "--engine", "slurm", "--shards", str(shards)]
-    found: dict[str, dict[str, float]] = {"submit --dry-run": run_vitp(project, [*submit, "--dry-run"])}
-    planned = []
-    for _ in range(repeats):
-        shutil.rmtree(project.run, ignore_errors=True)
-        planned.append(run_vitp(project, submit))
-    found["submit"] = best(planned)
+    """`timed` of a run of so many images, which is made for it and removed."""
+    project = make_project(work / str(images), images, shards, part_size)
+    run_vitp(project, project.submit())
     with unsynced():
         write_run(project)
-    result = next((project.run / "evaluation").glob("*")) / "result.json"
-    merged = []
+    found = timed(project, repeats)
+    shutil.rmtree(project.folder)
+    return found
+
+
+def timed(project: Project, repeats: int) -> dict[str, Any]:
+    """Every command on a run that is finished: the fastest of some repeats."""
+    new = project.folder / "new"
+    found = {"submit --dry-run": run_vitp(project, [*project.submit(new), "--dry-run"])}
+    planned, merged = [], []
     for _ in range(repeats):
-        result.unlink(missing_ok=True)
+        planned.append(run_vitp(project, project.submit(new)))
+        shutil.rmtree(new)
+    (evaluation,) = (project.run / "evaluation").glob("*")
+    for _ in range(repeats):
+        (evaluation / "result.json").unlink(missing_ok=True)
         merged.append(run_vitp(project, project.words("evaluate")))
-    found["merge"] = best(merged)
+    found |= {"submit": best(planned), "merge": best(merged)}
     for name, words in commands(project).items():
         found[name] = best([run_vitp(project, words) for _ in range(repeats)])
-    files = count_files(project.run)
-    shutil.rmtree(folder)
-    return {"images": images, "shards": shards, "commands": found, "files": files}
+    return {"images": project.images, "shards": project.shards, "commands": found, "files": count_files(project.run)}
 
 
 def best(runs: Sequence[dict[str, float]]) -> dict[str, float]:

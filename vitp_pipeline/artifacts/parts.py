@@ -139,6 +139,25 @@ def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int]
     return {key: buffer.to_bytes() for key, buffer in store.items()}
 
 
+def _is_plain(metadata: dict[str, Any]) -> bool:
+    """Whether an array is one chunk of numbers, little-endian, that blosc compressed."""
+    codecs = metadata.get("codecs", [])
+    return (
+        [codec.get("name") for codec in codecs] == ["bytes", "blosc"]
+        and codecs[0].get("configuration", {}).get("endian", "little") == "little"
+        and metadata["chunk_grid"]["configuration"]["chunk_shape"] == metadata["shape"]
+        and isinstance(metadata["data_type"], str)
+    )
+
+
+def _decode_plain(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
+    import numpy as np
+    from numcodecs import Blosc
+
+    kind = np.dtype(metadata["data_type"]).newbyteorder("<")
+    return np.frombuffer(Blosc().decode(chunk), kind).reshape(metadata["shape"]).copy()
+
+
 class ArrayReader:
     """Reads arrays of a part's zip. Every byte is checked against its CRC.
 
@@ -171,9 +190,13 @@ class ArrayReader:
         try:
             prefix = f"{name}/"
             keys = self._keys.get(name, [])
-            if len(keys) == 2 and wrote(metadata := json.loads(self._zip.read(f"{prefix}zarr.json"))):
+            if len(keys) == 2:  # one chunk: what zarr would do, without what that costs for every small array
+                metadata = json.loads(self._zip.read(f"{prefix}zarr.json"))
                 (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
-                return decode(metadata, self._zip.read(chunk))
+                if wrote(metadata):
+                    return decode(metadata, self._zip.read(chunk))
+                if _is_plain(metadata):
+                    return _decode_plain(metadata, self._zip.read(chunk))
             to_buffer = default_buffer_prototype().buffer.from_bytes
             store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
             array = zarr.open_array(store, mode="r")
