@@ -185,7 +185,7 @@ class Ours:
             ).run()
 
     def classify(self) -> None:
-        ids = self.data.dataset.by_id
+        ids = self.data.dataset.image_ids
         with tempfile.TemporaryDirectory(dir=self.data.root) as folder:
             self.maker.make(0, 0, list(ids), Path(folder) / "part.zarr.zip", lambda count: None)
 

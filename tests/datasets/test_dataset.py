@@ -218,7 +218,7 @@ def test_wrong_root_split_or_empty_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_id_is_an_input_error(semantic: Dataset) -> None:
-    assert semantic.sample("a3") is semantic.samples[3]
+    assert semantic.sample("a3") == semantic.samples[3]
     with fails(InputError, "'zzz'"):
         semantic.sample("zzz")
 

@@ -50,7 +50,7 @@ def test_an_archive_reads_as_the_folder_it_was(tmp_path: Path, ending: str, pref
     assert [s.image_id for s in data.samples] == [s.image_id for s in folder.samples]
     assert all(f"a.{ending}" in s.image.as_posix() for s in data.samples)
     with ThreadPoolExecutor(4) as pool:  # read at once, as training does
-        after = list(pool.map(lambda s: (data.read_image(s), data.read_semantic(s)), data.samples * 5))
+        after = list(pool.map(lambda s: (data.read_image(s), data.read_semantic(s)), list(data.samples) * 5))
     for (image, labels), (image_, labels_) in zip(before * 5, after, strict=True):
         assert np.array_equal(image, image_) and np.array_equal(labels, labels_)
 

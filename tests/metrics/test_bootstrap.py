@@ -6,6 +6,7 @@ import pytest
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics import bootstrap
 from vitp_pipeline.metrics.bootstrap import (
+    BlockAreas,
     SparseAreas,
     interval,
     miou,
@@ -128,3 +129,57 @@ def test_sparse_images_say_what_is_wrong():
     areas = areas_of(results()[0])
     with pytest.raises(IncompatibleError, match="paired"):
         SparseAreas(K, 2).add(np.stack([areas, areas[::-1]]))
+
+
+@pytest.mark.parametrize("pieces", [(40,), (7, 20, 13), (1,) * 40])
+def test_blocks_are_resampled_like_images_that_hold_them(monkeypatch, pieces):
+    """Whatever pieces the images come in, blocks are sums of consecutive images, drawn as images would be."""
+    monkeypatch.setattr(bootstrap, "BLOCKS", 8)
+    both = np.stack([areas_of(results(skill=skill)[0]) for skill in (0.6, 0.7)])
+    blocks, first = BlockAreas(K, 2, 40), 0
+    for count in pieces:
+        other = BlockAreas(K, 2, 40)  # as a shard of its own
+        other.add(both[:, first : first + count], first)
+        blocks.extend(*other.content())
+        first += count
+    summed = both.reshape(2, 8, 5, K, 3).sum(2)
+    sparse = SparseAreas(K, 2)
+    sparse.add(summed)
+    assert blocks.images == 8
+    np.testing.assert_array_equal(blocks.resampled(50), sparse.resampled(50))
+
+
+def test_blocks_give_the_width_that_images_give(monkeypatch):
+    monkeypatch.setattr(bootstrap, "BLOCKS", 200)
+    areas = areas_of(results(n=2000)[0])
+    blocks = BlockAreas(K, 1, 2000)
+    blocks.add(areas[None], 0)
+    values = pixel_accuracy(blocks.resampled(2000)[:, 0])
+    single = interval(areas, pixel_accuracy, samples=2000)
+    width = np.subtract(*np.percentile(values, [97.5, 2.5]))
+    assert width == pytest.approx(single.high - single.low, rel=0.15)
+
+
+def test_blocks_without_a_labelled_pixel_are_passed_over(monkeypatch):
+    monkeypatch.setattr(bootstrap, "BLOCKS", 4)
+    blocks = BlockAreas(K, 1, 8)
+    areas = np.zeros((1, 8, K, 3), np.int64)
+    with pytest.raises(ValueError):
+        blocks.resampled(5)
+    areas[0, 3, 0] = [1, 2, 1]
+    blocks.add(areas, 0)
+    assert blocks.images == 1 and (blocks.resampled(5)[:, 0, 0] == [1, 2, 1]).all()
+    areas[..., 1] += np.arange(K)
+    with pytest.raises(IncompatibleError):
+        BlockAreas(K, 2, 8).add(np.concatenate([areas, areas + 1]), 0)
+
+
+def test_content_of_one_extends_another():
+    areas = areas_of(results()[0])[None]
+    whole, joined = SparseAreas(K, 1), SparseAreas(K, 1)
+    whole.add(areas)
+    for half in (areas[:, :15], areas[:, 15:]):
+        piece = SparseAreas(K, 1)
+        piece.add(half)
+        joined.extend(*piece.content())
+    np.testing.assert_array_equal(whole.resampled(20), joined.resampled(20))

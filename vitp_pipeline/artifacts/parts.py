@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_KEY = re.compile(r"(.*)/(?:zarr\.json|c(?:/[0-9]+)*)", re.DOTALL)
+"""Of a Zarr store: an array's (or group's) name, then its metadata or one of its chunks."""
 
 
 def index_path(shard_folder: Path, part: int) -> Path:
@@ -37,6 +40,13 @@ def index_path(shard_folder: Path, part: int) -> Path:
 
 def arrays_path(shard_folder: Path, part: int) -> Path:
     return shard_folder / f"part-{part:04d}.zarr.zip"
+
+
+def totals_path(shard_folder: Path) -> Path:
+    """What follows from all parts of a shard together (`stages.totals`). The underscore keeps it out of what readers of
+    the run directory (`pyarrow.dataset`) take for rows.
+    """
+    return shard_folder / "_totals.parquet"
 
 
 class ArrayWriter:
@@ -136,6 +146,25 @@ def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int]
     return {key: buffer.to_bytes() for key, buffer in store.items()}
 
 
+def _is_plain(metadata: dict[str, Any]) -> bool:
+    """Whether an array is one chunk of numbers, little-endian, that blosc compressed."""
+    codecs = metadata.get("codecs", [])
+    return (
+        [codec.get("name") for codec in codecs] == ["bytes", "blosc"]
+        and codecs[0].get("configuration", {}).get("endian", "little") == "little"
+        and metadata["chunk_grid"]["configuration"]["chunk_shape"] == metadata["shape"]
+        and isinstance(metadata["data_type"], str)
+    )
+
+
+def _decode_plain(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
+    import numpy as np
+    from numcodecs import Blosc
+
+    kind = np.dtype(metadata["data_type"]).newbyteorder("<")
+    return np.frombuffer(Blosc().decode(chunk), kind).reshape(metadata["shape"]).copy()
+
+
 class ArrayReader:
     """Reads arrays of a part's zip. Every byte is checked against its CRC.
 
@@ -147,6 +176,10 @@ class ArrayReader:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
+            self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
+            for key in self._zip.namelist():
+                if match := _KEY.fullmatch(key):
+                    self._keys.setdefault(match[1], []).append(key)
         except Exception as error:  # a damaged directory fails in many ways
             raise self._corrupt(error) from error
 
@@ -163,10 +196,14 @@ class ArrayReader:
 
         try:
             prefix = f"{name}/"
-            keys = [key for key in self._zip.namelist() if key.startswith(prefix)]
-            if len(keys) == 2 and wrote(metadata := json.loads(self._zip.read(f"{prefix}zarr.json"))):
+            keys = self._keys.get(name, [])
+            if len(keys) == 2:  # one chunk: what zarr would do, without what that costs for every small array
+                metadata = json.loads(self._zip.read(f"{prefix}zarr.json"))
                 (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
-                return decode(metadata, self._zip.read(chunk))
+                if wrote(metadata):
+                    return decode(metadata, self._zip.read(chunk))
+                if _is_plain(metadata):
+                    return _decode_plain(metadata, self._zip.read(chunk))
             to_buffer = default_buffer_prototype().buffer.from_bytes
             store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
             array = zarr.open_array(store, mode="r")

@@ -184,9 +184,9 @@ class ProposalStore:
                 if index_path(self.run.shard_folder(shard), part).exists():
                     yield from self.read_part(shard, part)
 
-    def rows(self, shard: int, part: int) -> list[dict[str, Any]]:
-        """Index rows of a part, failed images included."""
-        return read_index(index_path(self.run.shard_folder(shard), part)).to_pylist()
+    def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Index rows of a part, failed images included; None = all columns."""
+        return read_index(index_path(self.run.shard_folder(shard), part), columns).to_pylist()
 
     def read_part(
         self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None
@@ -212,7 +212,8 @@ class ProposalStore:
         if image_id not in self._places:
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
         folder, part = self._places[image_id]
-        row = next(row for row in read_index(index_path(folder, part)).to_pylist() if row["image_id"] == image_id)
+        table = read_index(index_path(folder, part))
+        (row,) = table.slice(table["image_id"].to_pylist().index(image_id), 1).to_pylist()
         if row["status"] != "ok":
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r} ({row['error']})")
         with ArrayReader(arrays_path(folder, part)) as arrays:

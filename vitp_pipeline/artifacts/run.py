@@ -50,8 +50,11 @@ class StageRun:
 
     def shard_images(self, shard: int) -> tuple[str, ...]:
         """Image ids of a shard: a contiguous stretch, sizes differing by at most one."""
-        count = len(self.images)
-        return self.images[shard * count // self.shards : (shard + 1) * count // self.shards]
+        return self.images[self.first_image(shard) : self.first_image(shard + 1)]
+
+    def first_image(self, shard: int) -> int:
+        """The number of a shard's first image."""
+        return shard * len(self.images) // self.shards
 
     def parts(self, shard: int) -> list[tuple[str, ...]]:
         """Image ids of the parts of a shard: a function of manifest and settings, never of what was done before."""

@@ -4,6 +4,7 @@ What vouches for what:
 
     part-0000.parquet    its own SHA-256, inside it (artifacts/parts.py)
     part-0000.zarr.zip   SHA-256 in the metadata of that index; in older parts a CRC per zip entry
+    _totals.parquet      its own SHA-256, inside it
     done.json            is a function of the parts
     run.json             its fingerprint is a function of its identity
     model.safetensors    SHA-256 in RUN/digests.json, once a stage has read it
@@ -21,7 +22,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index
+from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index, totals_path
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
@@ -143,7 +144,18 @@ def _shard(run: StageRun, shard: int) -> tuple[int, list[Damage]]:
             fits = False
         if not fits:
             damages.append(Damage(path, "does not say what the parts say", run, shard))
+        if (totals := totals_path(folder)).exists():
+            damages += _totals(run, totals, shard)
     return read, damages
+
+
+def _totals(run: StageRun, path: Path, shard: int) -> Iterator[Damage]:
+    try:
+        if not is_sealed(path):
+            yield Damage(path, "has no checksum", run, shard)
+        read_index(path)
+    except CorruptError as error:
+        yield Damage(path, error.message.removeprefix(f"{path}: "), run, shard)
 
 
 def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tuple[Path, str] | None:

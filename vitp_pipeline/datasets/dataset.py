@@ -12,7 +12,7 @@ from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids, upright
 from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
-from vitp_pipeline.datasets.samples import Sample, list_samples
+from vitp_pipeline.datasets.samples import Sample, Samples, list_samples
 from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
 from vitp_pipeline.datasets.storage import is_archive
 from vitp_pipeline.errors import InputError, UsageError
@@ -57,19 +57,23 @@ class Dataset:
         if not root.is_dir() and not is_archive(root):
             raise InputError(f"{root}: this data root is not a folder", "Give the dataset's folder as --data-root")
         self.spec, self.root, self.split = spec, root, split
-        self.samples = list_samples(spec, root, split)[:limit]
+        self.samples: Samples = list_samples(spec, root, split)[:limit]
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        return self.samples.image_ids
+
     @cached_property
-    def by_id(self) -> dict[str, Sample]:
-        return {sample.image_id: sample for sample in self.samples}
+    def _numbers(self) -> dict[str, int]:
+        return {image_id: number for number, image_id in enumerate(self.image_ids)}
 
     def sample(self, image_id: str) -> Sample:
         """The sample of an id. Raises InputError when the split has none (any more)."""
         try:
-            return self.by_id[image_id]
+            return self.samples[self._numbers[image_id]]
         except KeyError:
             raise InputError(
                 f"{self.root}: split {self.split!r} has no image with the id {image_id!r}", "Check --data-root"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,25 +21,19 @@ class Places:
     def __init__(self, root: Path, roots: tuple[str, ...]) -> None:
         self.root, self.roots = root, roots
 
-    def images(self, patterns: tuple[str, ...]) -> list[tuple[Path, str, dict[str, str]]]:
-        """(base, relative path, words) of all files that match the first pattern that any file matches, in the order of
-        their paths; words are what the pattern's braces stand for.
-        """
+    def images(self, patterns: tuple[str, ...]) -> Found:
+        """All files that match the first pattern that any file matches, in the order of their paths."""
         for bases in (self.folders, self.archives):
             for pattern in patterns:
-                found = {}
+                places: list[tuple[Path, list[str]]] = []
                 for base in bases:
-                    for relative in listing(base, pattern):
-                        found.setdefault(relative, base)
-                    if found and bases is self.folders:
-                        break
-                if found:
-                    fits = compiled(pattern)
-                    return [
-                        (found[relative], relative, fits.fullmatch(relative).groupdict())  # type: ignore[union-attr]
-                        for relative in sorted(found, key=_by_folder)
-                    ]
-        return []
+                    if names := list(listing(base, pattern)):
+                        places.append((base, names))
+                        if bases is self.folders:
+                            break
+                if places:
+                    return Found(pattern, places)
+        return Found("", [])
 
     def file(self, paths: tuple[str, ...]) -> Path:
         """The first of these relative paths that exists; if none does, where the first one would be expected."""
@@ -83,6 +77,40 @@ class Places:
         folders = dict.fromkeys([self.root, *self.folders])
         found = [archive for folder in folders for archive in archives_in(folder)]
         return list(dict.fromkeys(a / prefix if prefix else a for a in found for prefix in ("", *self.roots)))
+
+
+class Found:
+    """Files that match a pattern, in the order of their paths. What several places have, the first one of them gives.
+
+    Attributes:
+        relative: their paths below their bases.
+    """
+
+    def __init__(self, pattern: str, places: Sequence[tuple[Path, list[str]]]) -> None:
+        self._pattern = pattern
+        self._bases = {name: base for base, names in reversed(places) for name in names} if len(places) > 1 else None
+        self._only = places[0][0] if places else None
+        self.relative = sorted(self._bases or (places[0][1] if places else ()), key=_by_folder)
+
+    def __len__(self) -> int:
+        return len(self.relative)
+
+    def base(self, number: int) -> Path:
+        return self._bases[self.relative[number]] if self._bases else self._only
+
+    def path(self, number: int) -> Path:
+        return self.base(number) / self.relative[number]
+
+    def words(self, number: int) -> dict[str, str]:
+        """What the pattern's braces stand for in a file's path."""
+        return compiled(self._pattern).fullmatch(self.relative[number]).groupdict()  # type: ignore[union-attr]
+
+    def words_called(self, word: str) -> list[str]:
+        """What one of them stands for, in every file's path; nothing where the pattern has no such word."""
+        fits = compiled(self._pattern)
+        if word not in fits.groupindex:
+            return []
+        return [fits.fullmatch(name)[word] for name in self.relative]  # type: ignore[index]
 
 
 class Beside:

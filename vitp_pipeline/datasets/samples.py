@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
 from vitp_pipeline.datasets.places import Places, filled, words_of_file
@@ -37,72 +41,118 @@ class Sample:
         return self.annotation.segments
 
 
-def list_samples(spec: DatasetSpec, root: Path, name: str) -> list[Sample]:
+class Listed(Protocol):
+    """Images in an order, whose samples are made when they are asked for: of a million images only names are held."""
+
+    image_ids: Sequence[str]
+
+    def sample(self, number: int) -> Sample: ...
+
+
+class Samples(Sequence[Sample]):
+    """The samples of a split, in its order. Every access makes a `Sample` anew; a slice makes none."""
+
+    def __init__(self, pieces: Sequence[Listed], numbers: range | None = None) -> None:
+        """Args: numbers: which of the pieces' images, counted through; None = all."""
+        self._pieces = pieces
+        self._starts = [0, *accumulate(len(piece.image_ids) for piece in pieces)]
+        self._numbers = range(self._starts[-1]) if numbers is None else numbers
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        ids = [image_id for piece in self._pieces for image_id in piece.image_ids]
+        return tuple(ids if len(self) == len(ids) else (ids[number] for number in self._numbers))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, which: int) -> Sample: ...
+    @overload
+    def __getitem__(self, which: slice) -> Samples: ...
+    def __getitem__(self, which: int | slice) -> Sample | Samples:
+        if isinstance(which, slice):
+            return Samples(self._pieces, self._numbers[which])
+        number = self._numbers[which]
+        piece = bisect_right(self._starts, number) - 1
+        return self._pieces[piece].sample(number - self._starts[piece])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[n] for n in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (list, Samples)) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
     """All images of a split, in an order that depends on their names or the annotation file alone.
 
     Raises:
         InputError: no images, an annotation file missing or broken, an image id twice.
     """
     places = Places(root, spec.roots)
-    samples = [
-        sample for part in spec.splits[name].of or (name,) for sample in _listed(spec, places, spec.splits[part])
-    ]
-    seen: dict[str, Path] = {}
-    for sample in samples:
-        if sample.image_id in seen:
-            raise InputError(
-                f"image id {sample.image_id!r} occurs twice: {seen[sample.image_id]} and {sample.image}",
-                "Ids must be unique in a split",
-            )
-        seen[sample.image_id] = sample.image
-    return samples
-
-
-def _listed(spec: DatasetSpec, places: Places, split: SplitSpec) -> list[Sample]:
-    samples = _by_pattern(places, split) if spec.kind == "semantic-png" else _by_annotations(spec, places, split)
-    if not samples:
-        raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
-    return samples
-
-
-def _by_pattern(places: Places, split: SplitSpec) -> list[Sample]:
-    """Images by their names, labels by names made from them. An image's id is `{id}` of its pattern, or its stem."""
-    found = places.images(alternatives(split.images))
-    if not found:
-        return []
-    labels = places.beside(alternatives(split.labels))
-    coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
-    samples = []
-    for base, relative, words in found:
-        check_inside(relative, base)
-        words = words_of_file(relative) | words
-        image_id = words.get("id", words["stem"])
-        samples.append(
-            Sample(image_id, base / relative, labels.of(words), coarse=None if coarse is None else coarse.of(words))
+    samples = Samples([_listed(spec, places, spec.splits[part]) for part in spec.splits[name].of or (name,)])
+    ids = samples.image_ids
+    if len(set(ids)) < len(ids):
+        first: dict[str, int] = {}
+        number = next(n for n, image_id in enumerate(ids) if first.setdefault(image_id, n) != n)
+        raise InputError(
+            f"image id {ids[number]!r} occurs twice: {samples[first[ids[number]]].image} and {samples[number].image}",
+            "Ids must be unique in a split",
         )
     return samples
 
 
-def _by_annotations(spec: DatasetSpec, places: Places, split: SplitSpec) -> list[Sample]:
+def _listed(spec: DatasetSpec, places: Places, split: SplitSpec) -> Listed:
+    listed = _ByPattern(places, split) if spec.kind == "semantic-png" else _ByAnnotations(spec, places, split)
+    if not listed.image_ids:
+        raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
+    return listed
+
+
+class _ByPattern:
+    """Images by their names, labels by names made from them. An image's id is `{id}` of its pattern, or its stem."""
+
+    def __init__(self, places: Places, split: SplitSpec) -> None:
+        self.image_ids: Sequence[str] = ()
+        self._found = found = places.images(alternatives(split.images))
+        if not found:
+            return
+        self._labels = places.beside(alternatives(split.labels))
+        self._coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
+        for number, relative in enumerate(found.relative):
+            check_inside(relative, found.base(number))
+        self.image_ids = found.words_called("id") or [words_of_file(relative)["stem"] for relative in found.relative]
+
+    def sample(self, number: int) -> Sample:
+        words = words_of_file(self._found.relative[number]) | self._found.words(number)
+        coarse = None if self._coarse is None else self._coarse.of(words)
+        return Sample(self.image_ids[number], self._found.path(number), self._labels.of(words), coarse=coarse)
+
+
+class _ByAnnotations:
     """Images as an annotation file lists them."""
-    annotations = Annotations(places.file(alternatives(split.annotations)), spec)
-    if not len(annotations):
-        return []
-    images = _ImageFinder(places, alternatives(split.images), annotations)
-    if annotations.label_names:
-        folders = alternatives(split.labels)
-        first = places.file(tuple(f"{folder}/{annotations.label_names[0]}" for folder in folders))
-        label_folder = Path(first.as_posix().removesuffix("/" + annotations.label_names[0]))
-        labels = [label_folder / name for name in annotations.label_names]
-    else:
-        labels = [annotations.path] * len(annotations)
-    return [
-        Sample(image_id, images.of(number), labels[number], annotation=Annotation(annotations, number))
-        for number, image_id in enumerate(annotations.image_ids)
-    ]
+
+    def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
+        self._file = Annotations(places.file(alternatives(split.annotations)), spec)
+        self.image_ids: Sequence[str] = self._file.image_ids
+        if not self.image_ids:
+            return
+        self._images = _ImageFinder(places, alternatives(split.images), self._file)
+        self._label_folder = self._file.path
+        if names := self._file.label_names:
+            first = places.file(tuple(f"{folder}/{names[0]}" for folder in alternatives(split.labels)))
+            self._label_folder = Path(first.as_posix().removesuffix("/" + names[0]))
+
+    def sample(self, number: int) -> Sample:
+        names = self._file.label_names
+        label = self._label_folder / names[number] if names else self._file.path
+        return Sample(self.image_ids[number], self._images.of(number), label, annotation=Annotation(self._file, number))
 
 
-def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: list[Sample]) -> list[Path]:
+def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
     """Label files of a split that belong to none of its images (semantic-png; else there are none)."""
     if spec.kind != "semantic-png":
         return []
@@ -128,18 +178,19 @@ class _ImageFinder:
         step = -(-len(annotations) // self.LOOKED_AT)
         for self.template in templates:
             if "*" in self.template:
-                fits = compiled(self.template)
-                for base, relative, words in places.images((self.template,)):
-                    self.known[tuple(words[word] for word in fits.groupindex)] = base / relative
+                self.words = tuple(compiled(self.template).groupindex)
+                found = places.images((self.template,))
+                for place in range(len(found)):
+                    words = found.words(place)
+                    self.known[tuple(words[word] for word in self.words)] = found.path(place)
                 if self.known:
-                    self.words = tuple(fits.groupindex)
                     return
                 continue
             for number in range(0, len(annotations), step):
                 relative = filled(self.template, self._words(number))
-                found = places.file((relative,))
-                if is_file(found):
-                    self.base = Path(found.as_posix().removesuffix("/" + relative))
+                file = places.file((relative,))
+                if is_file(file):
+                    self.base = Path(file.as_posix().removesuffix("/" + relative))
                     return
         self.template = next((t for t in templates if "*" not in t), templates[0])
         self.base = places.expected("")

@@ -53,7 +53,7 @@ def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.nda
     from vitp_pipeline.fusion import fuse
 
     dataset = evaluation.dataset
-    sample = dataset.by_id[record.image_id]
+    sample = dataset.sample(record.image_id)
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
     logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
     alphas = (0.0, evaluation.headline_alpha(logits))

@@ -33,6 +33,11 @@ class IouSums:
         for limb, part in zip(self._limbs, parts, strict=True):
             np.add.at(limb, at, part)
 
+    @property
+    def limbs(self) -> np.ndarray:
+        """(3, *shape) int64; those of several can be added up."""
+        return self._limbs
+
     def totals(self, at: int | tuple = ()) -> np.ndarray:
         """The sums, or those at some indices, float64, each rounded once."""
         whole, high, low = (np.asarray(limb[at]).astype(object) for limb in self._limbs)

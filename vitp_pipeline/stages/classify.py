@@ -241,7 +241,7 @@ class ClassMaker:
     ) -> pa.Table:
         import pyarrow as pa
 
-        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part)}
+        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part, ["image_id", "status", "error"])}
         masks = self.namer.reads_masks
         records = [self.namer.prompted(r) for r in self.proposals.read_part(shard, part, masks=masks)]
         wanted = set(images)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
+from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, totals_path, write_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
 from vitp_pipeline.artifacts.writes import append, make_folder, remove
@@ -75,11 +75,14 @@ def run_parts(
     build: Callable[[], PartMaker],
     title: str,
     retry_failed: bool = False,
+    conclude: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Makes every part of the shards that is not there yet, then each shard's done.json.
 
     A part's index file is the mark that it is committed; leavings of killed tasks are removed first.
 
+    Args:
+        conclude: writes what follows from all parts of a shard, before its done.json.
     Raises:
         LockedError: another task is at work on one of the shards.
         StoppedError: a signal asked this task to end; what is finished of the part is kept in a spool.
@@ -110,6 +113,7 @@ def run_parts(
                     continue
                 for leaving in (*folder.glob(f"*{TEMPORARY}"), *left_over(folder)):
                     remove(leaving)
+                remove(totals_path(folder))  # of the parts that there were
                 for part, images in enumerate(run.parts(shard)):
                     if index_path(folder, part).exists():
                         outcome.cached += len(images)
@@ -121,6 +125,8 @@ def run_parts(
                     _make_part(run, shard, part, maker, bar, lock)
                     outcome.made += len(images)
                     _log(run, shard, part, len(images), time.monotonic() - started)
+                if conclude is not None:
+                    conclude(shard)
                 outcome.failed += _finish(run, shard)
     outcome.seconds = time.monotonic() - began
     return outcome

@@ -107,6 +107,8 @@ def evaluate_shards(
     Raises:
         MissingStageError: a shard's proposals or scores are not finished.
     """
+    from vitp_pipeline.stages.results import keep_shard_totals
+
     require_proposals(evaluation.proposals, shards)
     if missing := [s for s in shards if not evaluation.classes.finished(s)]:
         raise MissingStageError(
@@ -118,4 +120,5 @@ def evaluate_shards(
         lambda: CountMaker(evaluation, settings, classify.points),
         "evaluate",
         retry_failed,
+        lambda shard: keep_shard_totals(evaluation, shard),
     )

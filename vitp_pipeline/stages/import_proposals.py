@@ -60,7 +60,7 @@ def import_proposals(
     }
     if not begun:
         shard.for_new_run()
-    images = tuple(sample.image_id for sample in dataset.samples)
+    images = dataset.image_ids
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
     shards = shard.within(run.shards)
     return run_parts(run, shards, lambda: ImportMaker(run, dataset, source, settings), "proposals", retry_failed)
@@ -83,7 +83,7 @@ class ImportMaker:
         rows: list[dict[str, Any]] = []
         try:
             for image_id in images:
-                sample = self.dataset.by_id[image_id]
+                sample = self.dataset.sample(image_id)
                 file_name = sample.image.relative_to(self.dataset.root).as_posix()
                 try:
                     rows.append(write_record(writer, self._record(sample, file_name)))

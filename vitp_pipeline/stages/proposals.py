@@ -60,7 +60,7 @@ def generate_proposals(
     }
     if not begun:
         shard.for_new_run()
-    images = tuple(sample.image_id for sample in dataset.samples)
+    images = dataset.image_ids
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
     return run_parts(
         run,
@@ -164,7 +164,7 @@ class ProposalMaker:
         reasons: dict[str, str] = {}
         for image_id in image_ids:
             try:
-                pictures[image_id] = self.dataset.read_image(self.dataset.by_id[image_id])
+                pictures[image_id] = self.dataset.read_image(self.dataset.sample(image_id))
             except InputError as error:
                 reasons[image_id] = error.message
         proposals: dict[str, Proposals] = {}
@@ -173,7 +173,7 @@ class ProposalMaker:
             reasons |= broken
         rows = []
         for image_id in image_ids:
-            sample = self.dataset.by_id[image_id]
+            sample = self.dataset.sample(image_id)
             file_name = sample.image.relative_to(self.dataset.root).as_posix()
             try:
                 if image_id in reasons:
@@ -197,7 +197,7 @@ class ProposalMaker:
         """
         from vitp_pipeline.generators.views import propose_views
 
-        file_name = self.dataset.by_id[image_id].image.relative_to(self.dataset.root).as_posix()
+        file_name = self.dataset.sample(image_id).image.relative_to(self.dataset.root).as_posix()
         views = propose_views(self.generator, picture, self.plan, self.settings.batch_size)
         number = 0
         while True:

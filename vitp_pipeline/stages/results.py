@@ -15,7 +15,7 @@ from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
 from vitp_pipeline.stages.notes import notes
-from vitp_pipeline.stages.totals import NAMED_BY, Totals, read_totals
+from vitp_pipeline.stages.totals import NAMED_BY, Totals, keep_totals, read_totals
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
@@ -78,6 +78,12 @@ def read_result_totals(evaluation: Evaluation) -> Totals:
     return read_totals(evaluation, names["generator"], names["fused"])
 
 
+def keep_shard_totals(evaluation: Evaluation, shard: int) -> None:
+    """Writes what `read_result_totals` would read of a shard, whose parts are all there."""
+    names = headline_variants(evaluation)
+    keep_totals(evaluation, shard, names["generator"], names["fused"])
+
+
 def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
     from vitp_pipeline.metrics.bootstrap import pixel_accuracy
     from vitp_pipeline.metrics.semantic import ious, mean_accuracy, mean_iou
@@ -113,7 +119,7 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
 def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
     """Intervals of the fused mIoU and of its gain over the generator's, in one resampling of the images."""
-    from vitp_pipeline.metrics.bootstrap import miou, percentile_interval
+    from vitp_pipeline.metrics.bootstrap import BlockAreas, miou, percentile_interval
 
     before, after = (float(miou(totals.areas[names[name]])) for name in ("generator", "fused"))
     some = totals.paired.images > 0
@@ -122,6 +128,7 @@ def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
     gain = percentile_interval(after - before, resampled[:, 1] - resampled[:, 0])
     return {
         "resamples": RESAMPLES,
+        **({"blocks": totals.paired.images} if isinstance(totals.paired, BlockAreas) else {}),
         "level": gain.level,
         "fused_mIoU": [own.low, own.high],
         "gain_mIoU": {"estimate": gain.estimate, "interval": [gain.low, gain.high]},

@@ -32,8 +32,13 @@ def read_parts(evaluation: Evaluation) -> Iterator[pa.Table]:
     """The parts of the shards that are finished, in the images' order."""
     for shard in range(evaluation.run.shards):
         if evaluation.run.finished(shard):
-            for part in range(len(evaluation.run.parts(shard))):
-                yield read_index(index_path(evaluation.run.shard_folder(shard), part))
+            yield from shard_parts(evaluation, shard)
+
+
+def shard_parts(evaluation: Evaluation, shard: int) -> Iterator[pa.Table]:
+    """The parts of a shard that has all of them."""
+    for part in range(len(evaluation.run.parts(shard))):
+        yield read_index(index_path(evaluation.run.shard_folder(shard), part))
 
 
 def missing_shards(evaluation: Evaluation) -> list[int]:

@@ -83,14 +83,23 @@ class Stream:
         identity, folder = identity_with(generate), folder_with(generate)
         if not (folder / "run.json").exists():
             shard.for_new_run()
-        images = tuple(sample.image_id for sample in dataset.samples)
+        images = dataset.image_ids
         run = create_or_check(folder, identity, images, shard.count, generate.part_size)
         self.evaluation: Evaluation = measured.evaluation(run, None, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
         """Measures the images of some shards."""
-        return run_parts(self.evaluation.run, shards, lambda: StreamMaker(self), "evaluate --stream", retry_failed)
+        from vitp_pipeline.stages.results import keep_shard_totals
+
+        return run_parts(
+            self.evaluation.run,
+            shards,
+            lambda: StreamMaker(self),
+            "evaluate --stream",
+            retry_failed,
+            lambda shard: keep_shard_totals(self.evaluation, shard),
+        )
 
 
 class StreamMaker:
@@ -125,7 +134,7 @@ class StreamMaker:
 
     def _row(self, image_id: str) -> dict[str, Any]:
         try:
-            picture = self.dataset.read_image(self.dataset.by_id[image_id])
+            picture = self.dataset.read_image(self.dataset.sample(image_id))
             views = self._views(image_id, picture)
             return self.counter.row(image_id, picture.shape[:2], views, keep_views=self.one_view)
         except InputError as error:

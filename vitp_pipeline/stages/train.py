@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         identity["init_from"] = Digests(out).of(start)
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
-    run = create_or_check(folder, identity, tuple(s.image_id for s in dataset.samples))
+    run = create_or_check(folder, identity, dataset.image_ids)
     done = folder / "done.json"
     if done.exists():
         team.share(None)
@@ -247,7 +247,7 @@ def _fit(
     Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
 
 
-def split_samples(samples: list[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
+def split_samples(samples: Sequence[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
     """(training, held-out) samples. The held-out ones do not depend on the training's seed; those of different folds
     are disjoint.
 
@@ -289,7 +289,7 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
     mend = f'Generate proposals with split = "{settings.split}" under an --out of their own'
     if split != settings.split:
         raise IncompatibleError(f"{masks.run.folder}: proposals of split {split!r}, not {settings.split!r}", mend)
-    if lacking := {s.image_id for s in dataset.samples} - set(masks.run.images):
+    if lacking := set(dataset.image_ids) - set(masks.run.images):
         raise IncompatibleError(
             f"{masks.run.folder}: has no proposals of {len(lacking)} images of split {settings.split!r}", mend
         )

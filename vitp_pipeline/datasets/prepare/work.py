@@ -59,7 +59,8 @@ class Work:
 
     def sources(self, *patterns: str) -> list[Source]:
         """The files of the first pattern that any matches."""
-        found = [Source(base, relative, words) for base, relative, words in self.places.images(patterns)]
+        files = self.places.images(patterns)
+        found = [Source(files.base(n), files.relative[n], files.words(n)) for n in range(len(files))]
         self.found = self.found or bool(found)
         self.needs = self.needs or patterns[0]
         return found
