@@ -28,8 +28,10 @@ from vitp_pipeline.assemble.blocks import Runs, block_cells, block_values, image
 from vitp_pipeline.assemble.resize import Taps, taps
 from vitp_pipeline.geometry import View
 
-_VALUES = 1 << 18  # floats of a stack that is worked on at once: the caches hold a few of them
+_VALUES = 1 << 19  # floats of a stack that is worked on at once: the caches hold a few of them
+_BYTES_PER_VALUE = 256  # of all stacks that are alive together
 _FEW_CLASSES = 32  # are all scored; of more, only those that are left
+_NEIGHBOURS = 256  # blocks that are scored for the same classes: of fewer, fewer are left
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,21 @@ class _Work:
     weights: Tensor
     rows: Runs
     columns: Runs
-    slack: Tensor  # (A, 1, 1)
+    slack: list[float]
     early: bool  # the sigmoid comes before the resizes
+    values: int  # floats of a stack
 
     @property
     def band(self) -> int:
         """Runs of rows that are worked on at once."""
-        alphas, classes, queries = self.weights.shape
-        return max(1, _VALUES // (max(queries, alphas * classes) * len(self.columns)))
+        return max(1, self.values // (max(self.weights.shape[1:]) * len(self.columns)))
 
 
-def bounded_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> np.ndarray | None:
+def bounded_label_maps(
+    mask_logits: Tensor, probs: Tensor, view: View, protocol: str, budget_bytes: int = 256 << 20
+) -> np.ndarray | None:
     """The label maps of `semantic_label_maps`, with its arguments; None where bounds do not pay or logits are not
-    finite. Temporaries do not grow with the image's height.
+    finite. At least one row of blocks is worked on at a time.
     """
     resizes_scores = protocol == "mmseg1" and view.resized != view.original
     rows, columns = ((upsampled_runs if resizes_scores else image_runs)(view, axis) for axis in (0, 1))
@@ -60,9 +64,10 @@ def bounded_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol:
         return None
     weights = probs.float().transpose(1, 2).contiguous()
     slack = _slack(mask_logits, weights)
-    if not slack.isfinite().all():
+    if not np.isfinite(slack).all():
         return None
-    work = _Work(mask_logits, weights, rows, columns, slack, protocol == "mmseg0")
+    values = min(_VALUES, budget_bytes // _BYTES_PER_VALUE)
+    work = _Work(mask_logits, weights, rows, columns, slack, protocol == "mmseg0", values)
     labels = np.empty((len(probs), *view.original), np.int16)
     if resizes_scores:
         _label_resized(work, view, labels)
@@ -72,15 +77,15 @@ def bounded_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol:
     return labels
 
 
-def _slack(mask_logits: Tensor, weights: Tensor) -> Tensor:
-    """(A, 1, 1): what rounding may do to the difference of two class scores, or of two bounds, and some more.
+def _slack(mask_logits: Tensor, weights: Tensor) -> list[float]:
+    """For each α what rounding may do to the difference of two class scores, or of two bounds, and some more.
 
     A sum of Q products of float32 is off by Q·2⁻²⁴ of Σ p·s at most, a mask probability by a few 2⁻²⁴ and by a quarter
     of what interpolating logits of this size is.
     """
     largest = float(torch.stack(torch.aminmax(mask_logits)).abs().max()) if mask_logits.numel() else 0.0
     steps = weights.shape[2] + 8 + 2 * largest
-    return (4 * steps * 2.0**-24 * weights.sum(2).amax(1))[:, None, None]
+    return (4 * steps * 2.0**-24 * weights.sum(2).amax(1)).tolist()
 
 
 @dataclass(frozen=True)
@@ -90,57 +95,74 @@ class _Band:
     Attributes:
         cells: what `block_values` reads: of the mask logits (Q, …), or with an early sigmoid of the scores (A·K, …).
         labels: (A, runs, runs of columns) int16, −1 where bounds do not decide.
-        possible: (A, K, blocks) bool, the classes that may win.
+        possible: for each α (K, blocks) bool, the classes that may win.
     """
 
     start: int
     cells: Tensor
     labels: np.ndarray
-    possible: Tensor
+    possible: list[np.ndarray]
 
 
 def _bound(work: _Work, start: int, stop: int) -> _Band:
-    alphas, classes, queries = work.weights.shape
-    rows, columns, weights = work.rows, work.columns, work.weights.flatten(0, 1)
+    rows, columns = work.rows, work.columns
     cells = block_cells(work.masks, rows, columns, start, stop).float().contiguous()
     chances = cells.sigmoid()
+    labels = np.empty((len(work.weights), stop - start, len(columns)), np.int16)
+    possible = []
+
+    def ends(planes: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(pooled(planes, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum))
+
     if work.early:
-        cells = (weights @ chances.flatten(1)).view(-1, *cells.shape[1:])
-        least, most = (pooled(cells, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum))
+        cells = (work.weights.flatten(0, 1) @ chances.flatten(1)).view(-1, *cells.shape[1:])
+        for label, scores, slack in zip(labels, cells.chunk(len(labels)), work.slack, strict=True):
+            left, _ = _leaders(*ends(scores), slack)
+            possible.append(left)
+            _, winners = _leaders(scores.flatten(1), scores.flatten(1), slack)
+            least, most = ends(torch.from_numpy(winners).view(1, *cells.shape[1:]))
+            label[:] = torch.where(least == most, least, -1).view(label.shape).numpy()
     else:
-        least, most = (
-            weights @ pooled(chances, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum)
-        )
-    possible, labels = _leaders(least.view(alphas, classes, -1), most.view(alphas, classes, -1), work.slack)
-    labels = labels.view(alphas, stop - start, len(columns))
-    if work.early:
-        scores = cells.view(alphas, classes, -1)
-        winners = _leaders(scores, scores, work.slack)[1].view(alphas, *cells.shape[1:])
-        least, most = (pooled(winners, rows, columns, pick) for pick in (torch.minimum, torch.maximum))
-        labels = torch.where(least == most, least, labels)
-    return _Band(start, cells, labels.numpy().astype(np.int16), possible)
+        least, most = ends(chances)
+        for label, weights, slack in zip(labels, work.weights, work.slack, strict=True):
+            left, winners = _leaders(weights @ least, weights @ most, slack)
+            possible.append(left)
+            label[:] = winners.reshape(label.shape)
+    return _Band(start, cells, labels, possible)
 
 
-def _leaders(least: Tensor, most: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Of bounds (A, K, P): which classes may be the largest, (A, K, P) bool, and the class where that is one alone, (A,
-    P) float32, else −1.
+def _leaders(least: Tensor, most: Tensor, slack: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of bounds (K, P): which classes may be the largest, (K, P) bool, and the class where that is one alone, (P,)
+    int16, else −1.
     """
-    possible = most >= least.amax(1, keepdim=True) - slack
-    classes = torch.arange(float(most.shape[1]))
-    count, total = (torch.stack([torch.ones_like(classes), classes]) @ possible.float()).unbind(1)
-    return possible, torch.where(count == 1, total, -1.0)
+    possible = most.numpy() >= (least.amax(0) - slack).numpy()
+    return possible, np.where(possible.sum(0, dtype=np.int16) == 1, _sole(possible), np.int16(-1))
+
+
+def _sole(chosen: np.ndarray) -> np.ndarray:
+    """(K, P) bool → (P,) int16: which one is true, of columns with a single one. Several times faster than argmax."""
+    return np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16))
+
+
+def _largest(scores: Tensor) -> np.ndarray:
+    """(K, P) → (P,) int16: the first largest."""
+    best = scores.numpy() == scores.amax(0).numpy()
+    labels = _sole(best)
+    several = np.flatnonzero(best.sum(0, dtype=np.int16) != 1)
+    labels[several] = best[:, several].argmax(0)
+    return labels
 
 
 def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
     """Writes the image's labels of the runs of rows [start, stop)."""
     band = _bound(work, start, stop)
-    alphas, classes, _ = work.weights.shape
+    classes = work.weights.shape[1]
     own = work.rows.outputs[start, 0], work.rows.outputs[stop - 1, -1] + 1
     places = work.rows.run_of[own[0] : own[1]] - start
     for known, out in zip(band.labels, labels, strict=True):
         out[own[0] : own[1]] = known.take(work.columns.run_of, 1).take(places, 0)
-    open_blocks = np.flatnonzero((band.labels < 0).any(0))
-    for blocks in _pieces(open_blocks, work):
+    column, row = np.nonzero((band.labels < 0).any(0).T)  # column by column: neighbours share their classes
+    for blocks in _pieces(row * len(work.columns) + column, work):
         row, column = np.divmod(blocks, len(work.columns))
         pixels = _pixels(work, row + start, column, labels.shape[2])
         if not work.early:
@@ -148,26 +170,29 @@ def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
         for alpha, out in enumerate(labels):
             left = _left(band.possible[alpha], blocks)
             if work.early:
-                scores = _values(work, band, row, column, alpha * classes + left)
+                scores = _values(work, band, row, column, alpha * classes + left).flatten(1)
             else:
                 scores = work.weights[alpha, left] @ chances
-            out.reshape(-1)[pixels] = left.numpy()[scores.flatten(1).max(0).indices.numpy()]
+            out.reshape(-1)[pixels] = left.astype(np.int16)[_largest(scores)]
 
 
 def _pieces(blocks: np.ndarray, work: _Work) -> Iterator[np.ndarray]:
     pixels = work.rows.outputs.shape[1] * work.columns.outputs.shape[1]
-    size = max(1, _VALUES // (work.weights.shape[1 if work.early else 2] * pixels))
+    _, classes, queries = work.weights.shape
+    size = max(1, work.values // ((classes if work.early else queries) * pixels))
+    if classes > _FEW_CLASSES:
+        size = min(size, _NEIGHBOURS)
     return (blocks[start : start + size] for start in range(0, len(blocks), size))
 
 
-def _left(possible: Tensor, blocks: np.ndarray) -> Tensor:
+def _left(possible: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """The classes, ascending, that may win in some of the blocks; all, if there are few."""
     if len(possible) <= _FEW_CLASSES:
-        return torch.arange(len(possible))
-    return possible[:, torch.from_numpy(blocks)].any(1).nonzero()[:, 0]
+        return np.arange(len(possible))
+    return np.flatnonzero(possible.take(blocks, 1).any(1))
 
 
-def _values(work: _Work, band: _Band, row: np.ndarray, column: np.ndarray, planes: Tensor | None = None) -> Tensor:
+def _values(work: _Work, band: _Band, row: np.ndarray, column: np.ndarray, planes: np.ndarray | None = None) -> Tensor:
     """(planes, R, R, n) values of the pixels of blocks; rows count from the band's first."""
     cells = band.cells if planes is None else band.cells[planes]
     return block_values(cells, work.rows, work.columns, row + band.start, column, band.start)
@@ -231,5 +256,5 @@ def _resized_labels(
     for weights in work.weights:
         corners = (weights @ chances).index_select
         upper, lower = (torch.lerp(corners(1, at[i]), corners(1, at[i + 1]), by_column) for i in (0, 2))
-        labels.append(torch.lerp(upper, lower, by_row).max(0).indices.numpy())
+        labels.append(_largest(torch.lerp(upper, lower, by_row)))
     return np.stack(labels)
