@@ -18,7 +18,7 @@ VIEWS = {
     "same": View((22, 30), (22, 30), (32, 32), (8, 8)),
     "eighth": View((50, 61), (50, 61), (64, 64), (8, 8)),
     "larger": View((41, 53), (20, 26), (32, 32), (8, 8)),
-    "smaller": View((23, 27), (30, 34), (32, 36), (8, 9)),
+    "smaller": View((15, 17), (30, 34), (32, 36), (8, 9)),
     "odd": View((61, 49), (30, 30), (31, 33), (7, 11)),
     "one cell": View((9, 11), (9, 11), (9, 11), (1, 1)),
 }
@@ -139,9 +139,9 @@ def test_blocks_hold_the_pixels_of_the_image(name):
         row, column = (x.ravel() for x in np.mgrid[start : len(rows), : len(columns)])
         values = block_values(cells, rows, columns, row, column, start)
         expected = whole[:, rows.outputs[row].T[:, None], columns.outputs[column].T[None]]
-        torch.testing.assert_close(values, expected, atol=2e-5, rtol=0)
-        assert (values >= least.flatten(1)[:, None, None] - 1e-5).all()
-        assert (values <= most.flatten(1)[:, None, None] + 1e-5).all()
+        torch.testing.assert_close(values, expected, atol=1e-4, rtol=0)  # torch has float32 weights
+        assert (values >= least.flatten(1)[:, None, None] - 1e-4).all()
+        assert (values <= most.flatten(1)[:, None, None] + 1e-4).all()
     for runs, size in zip((rows, columns), view.original, strict=True):
         assert sorted(set(runs.outputs.ravel().tolist())) == list(range(size))
         assert all(g in runs.run_of[runs.outputs[g]] for g in range(len(runs)))
