@@ -6,6 +6,7 @@ import numpy as np
 
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.metrics.pairs import joint_counts, runs_of_pairs
 
 AVERAGES = ("present", "union")
 
@@ -100,20 +101,14 @@ def pair_counts(pred: np.ndarray, gt: np.ndarray, num_classes: int) -> np.ndarra
         raise IncompatibleError(f"prediction {pred.shape} and ground truth {gt.shape} differ in size")
     if not gt.size:
         return np.zeros((num_classes, num_classes), np.int64)
-    if gt.min() < IGNORE or gt.max() >= num_classes:
+    truth, named, lengths = runs_of_pairs(gt, pred)
+    if truth.min() < IGNORE or truth.max() >= num_classes:
         raise InputError(f"the ground truth holds a label outside 0..{num_classes - 1}", "Check the manifest's classes")
-    if pred.min() < 0 or pred.max() >= num_classes:
-        labelled = gt != IGNORE
-        pred, gt = pred[labelled], gt[labelled]
-        if pred.size and (pred.min() < 0 or pred.max() >= num_classes):
-            raise IncompatibleError(f"the prediction holds a class outside 0..{num_classes - 1}")
-    # a first row for IGNORE, −1, is cheaper than choosing the labelled pixels
-    pairs = gt.astype(np.intp)
-    pairs -= IGNORE
-    pairs *= num_classes
-    pairs += pred
-    counts = np.bincount(pairs.ravel(), minlength=(num_classes + 1) * num_classes)
-    return counts.reshape(num_classes + 1, num_classes)[1:]
+    labelled = truth != IGNORE
+    truth, named, lengths = truth[labelled], named[labelled], lengths[labelled]
+    if named.size and (named.min() < 0 or named.max() >= num_classes):
+        raise IncompatibleError(f"the prediction holds a class outside 0..{num_classes - 1}")
+    return joint_counts(truth, named, lengths, (num_classes, num_classes))
 
 
 def areas(counts: np.ndarray) -> np.ndarray:
