@@ -17,11 +17,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-CLASSES, QUERIES, SIZE, PART = 150, 16, (48, 64), 32
+CLASSES, QUERIES, PART = 150, 16, 32
 RECIPE = """
 manifest = "drawn.toml"
 [generate-proposals]
@@ -33,7 +35,44 @@ components = true
 WAYS = {"all": "vitp evaluate", "add": "adding up alone", "at-once": "adding up, all rows at once"}
 
 
-def draw(root: Path, count: int) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """An image's labels (H, W) uint8, masks (Q, h, w) float16, class logits (Q, K + 1), point logits (Q, K), and the
+    pixels of its points (Q, 2).
+    """
+
+    labels: np.ndarray
+    masks: np.ndarray
+    logits: np.ndarray
+    scores: np.ndarray
+    points: np.ndarray
+
+
+def blocks(number: int) -> Drawn:
+    """Of 48×64 pixels: 4×4 blocks of eight of 150 classes, a mask for each."""
+    random = np.random.default_rng(number)
+    coarse = random.choice(random.choice(CLASSES, 8), (4, 4)).astype(np.uint8)
+    truth = coarse.ravel()
+    places = np.kron(np.arange(16).reshape(4, 4), np.ones((3, 4), int))
+    masks = np.where(places == np.arange(QUERIES)[:, None, None], 4.0, -4.0).astype(np.float16)
+    logits, scores = random.normal(0, 1, (QUERIES, CLASSES + 1)), random.normal(0, 1, (QUERIES, CLASSES))
+    logits[np.arange(QUERIES), np.where(random.random(QUERIES) < 0.5, truth, 0)] += 9
+    scores[np.arange(QUERIES), truth] += 5
+    at = np.stack([np.arange(16) // 4 * 12, np.arange(16) % 4 * 16], 1)
+    return Drawn(np.kron(coarse, np.ones((12, 16), np.uint8)), masks, logits, scores, at)
+
+
+def large(number: int) -> Drawn:
+    """As Cityscapes: 1024×2048 pixels, 19 classes, 250 masks of which 25 are likely something; all are stored."""
+    from benchmarks.semantic import drawn_case
+
+    case = drawn_case("large", (1024, 2048), 250, 25, 19, 1)
+    labels = np.kron(np.random.default_rng(number).integers(0, 19, (8, 16)), np.ones((128, 128))).astype(np.uint8)
+    logits = case.classes[0].numpy()
+    return Drawn(labels, case.masks[0].half().numpy(), logits, logits[:, :-1], np.zeros((250, 2), int))
+
+
+def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None:
     """A dataset, its recipe, and the proposals and class scores of a run."""
     import pyarrow as pa
     from PIL import Image
@@ -46,8 +85,10 @@ def draw(root: Path, count: int) -> None:
     from vitp_pipeline.recipe import ClassifySettings, load_recipe
     from vitp_pipeline.stages.classify import classes_run, classifier_file
 
+    first = scene(0)
+    size, class_count = first.labels.shape, first.scores.shape[1]
     classes = [
-        f'  {{ name = "class {k}", label = {k}, thing = {"true" if k % 2 else "false"} }},' for k in range(CLASSES)
+        f'  {{ name = "class {k}", label = {k}, thing = {"true" if k % 2 else "false"} }},' for k in range(class_count)
     ]
     (root / "drawn.toml").write_text(
         "\n".join(
@@ -67,30 +108,22 @@ def draw(root: Path, count: int) -> None:
     model.write_bytes(b"")
     settings = recipe.stage(ClassifySettings)
     scored = classes_run(open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True)
-    small = tuple(side // 4 for side in SIZE)
-    view = View(SIZE, SIZE, SIZE, small)
+    view = View(size, size, size, tuple(side // 4 for side in size))
     for part, members in enumerate(run.parts(0)):
         folders = [stage.shard_folder(0) for stage in (run, scored)]
         arrays, scores = (ArrayWriter(arrays_path(folder, part), {}) for folder in folders)
         rows = []
         for image_id in members:
-            random = np.random.default_rng(int(image_id))
-            coarse = random.choice(random.choice(CLASSES, 8), (4, 4)).astype(np.uint8)
-            Image.fromarray(np.kron(coarse, np.ones((12, 16), np.uint8))).save(root / f"labels/{image_id}.png")
+            drawn = scene(int(image_id))
+            Image.fromarray(drawn.labels).save(root / f"labels/{image_id}.png")
             (root / f"images/{image_id}.png").write_bytes(b"")
-            truth = coarse.ravel()  # a mask for each of the 16 blocks
-            blocks = np.kron(np.arange(16).reshape(4, 4), np.ones((3, 4), int))
-            masks = np.where(blocks == np.arange(QUERIES)[:, None, None], 4.0, -4.0).astype(np.float16)
-            logits, points = random.normal(0, 1, (QUERIES, CLASSES + 1)), random.normal(0, 1, (QUERIES, CLASSES))
-            logits[np.arange(QUERIES), np.where(random.random(QUERIES) < 0.5, truth, 0)] += 9
-            points[np.arange(QUERIES), truth] += 5
-            at = np.stack([np.arange(16) // 4 * 12, np.arange(16) % 4 * 16], 1).astype(np.int32)
+            points = {"max": drawn.points.astype(np.int32)}
             record = ProposalRecord(
-                *(image_id, f"images/{image_id}.png", view, "d2", np.arange(QUERIES), 0.0, {"max": at}),
-                *(logits.astype(np.float32), masks),
+                *(image_id, f"images/{image_id}.png", view, "d2", np.arange(len(drawn.masks)), 0.0, points),
+                *(drawn.logits.astype(np.float32), drawn.masks),
             )
             rows.append(write_record(arrays, record))
-            scores.add(f"point_logits/{image_id}", points.astype(np.float32), ("query", "class"))
+            scores.add(f"point_logits/{image_id}", drawn.scores.astype(np.float32), ("query", "class"))
         arrays.close()
         scores.close()
         table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, recipe.manifest.class_names))

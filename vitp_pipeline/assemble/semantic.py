@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp_pipeline.assemble.bounded import bounded_label_maps
 from vitp_pipeline.assemble.resize import resize_band, taps
 from vitp_pipeline.assemble.upsample import (
     check_frame,
@@ -61,9 +62,10 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
 def semantic_label_maps(
     mask_logits: Tensor, probs: Tensor, view: View, protocol: str, budget_bytes: int = 256 << 20
 ) -> np.ndarray:
-    """The argmax over classes of `semantic_scores`, made in bands of rows; ties to the lowest class.
+    """The argmax over classes of `semantic_scores`; ties to the lowest class.
 
-    Equal to the argmax of the whole scores except where two classes differ by float rounding.
+    Equal to the argmax of the whole scores except where two classes differ by float rounding. On a CPU most pixels are
+    labelled by bounds, not by their scores (`assemble.bounded`); otherwise scores are made in bands of rows.
 
     Args:
         mask_logits, probs, view, protocol: as `semantic_scores`; masks may be float16.
@@ -80,6 +82,17 @@ def semantic_label_maps(
     if not probs.numel():
         labels[:] = 0
         return labels
+    if (
+        mask_logits.device.type == "cpu"
+        and (found := bounded_label_maps(mask_logits, probs, view, protocol)) is not None
+    ):
+        return found
+    return _banded_label_maps(mask_logits, probs, view, protocol, budget_bytes)
+
+
+def _banded_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol: str, budget_bytes: int) -> np.ndarray:
+    height, width = view.original
+    labels = np.empty((len(probs), height, width), np.int16)
     probs = probs.to(mask_logits.device, torch.float32)
     rows = band_rows(mask_logits, probs, view, budget_bytes)
     resize_scores = protocol == "mmseg0" or (protocol == "mmseg1" and view.resized != view.original)

@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.metrics.pairs import joint_counts, runs_of_pairs
 
-_MAX_ID = 1 << 24  # COCO writes ids into three bytes; a lookup table of this size costs only the pages it touches
+_MAX_ID = 1 << 24  # COCO writes ids into three bytes
 
 
 class PredictedSegment(Protocol):
@@ -80,11 +81,11 @@ def count(
     """
     if pred_ids.shape != gt_ids.shape:
         raise IncompatibleError(f"prediction {pred_ids.shape} and ground truth {gt_ids.shape} differ in size")
+    pred_ids, gt_ids, lengths = runs_of_pairs(pred_ids, gt_ids)
     pred_index = _dense(pred_ids, pred_segments, num_classes, IncompatibleError, "prediction")
     gt_index = _dense(gt_ids, gt_segments, num_classes, InputError, "ground truth")
-    shape = len(gt_segments) + 1, len(pred_segments) + 1
-    joint = np.bincount((gt_index * np.int32(shape[1]) + pred_index).ravel(), minlength=shape[0] * shape[1])
-    joint = joint.reshape(shape)  # row 0: void, column 0: unassigned
+    # row 0: void, column 0: unassigned
+    joint = joint_counts(gt_index, pred_index, lengths, (len(gt_segments) + 1, len(pred_segments) + 1))
 
     pred_area, gt_area = joint.sum(0)[1:], joint.sum(1)[1:]
     if not pred_area.all():
@@ -186,17 +187,15 @@ def _average(per_class: dict[str, np.ndarray], chosen: np.ndarray) -> PanopticSc
 def _dense(
     ids: np.ndarray, segments: Sequence[PredictedSegment], num_classes: int, error: type[Exception], name: str
 ) -> np.ndarray:
-    """Id map → (H, W) int32: 0 for id 0, i + 1 for the id of `segments[i]`."""
+    """Ids (R,) → (R,) int64: 0 for id 0, i + 1 for the id of `segments[i]`."""
     known = np.array([0] + [s.id for s in segments], np.int64)
     if len(np.unique(known)) != len(known) or known.min() < 0 or known.max() > _MAX_ID:
         raise error(f"the {name}'s segment ids are not unique numbers from 1 to 2^24")
     if any(not 0 <= s.category < num_classes for s in segments):
         raise error(f"a segment of the {name} has a class outside 0..{num_classes - 1}")
-    if ids.size and (ids.min() < 0 or ids.max() > known.max()):
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
+    dense = order[place]
+    if (known[dense] != ids).any():
         raise error(f"the {name}'s id map holds an id that no segment has")
-    table = np.zeros(int(known.max()) + 1, np.int32)
-    table[known] = np.arange(1, len(known) + 1)
-    dense = table[ids]
-    if ids.size and not dense.all():
-        raise error(f"the {name}'s id map holds an id that no segment has")
-    return dense - np.int32(1)
+    return dense

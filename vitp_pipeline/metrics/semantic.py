@@ -6,6 +6,7 @@ import numpy as np
 
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError, InputError
+from vitp_pipeline.metrics.pairs import joint_counts, runs_of_pairs
 
 AVERAGES = ("present", "union")
 
@@ -38,17 +39,7 @@ class Confusion:
             IncompatibleError: sizes differ, or the prediction names a class that is none.
             InputError: the ground truth does.
         """
-        if pred.shape != gt.shape:
-            raise IncompatibleError(f"prediction {pred.shape} and ground truth {gt.shape} differ in size")
-        labelled = gt != IGNORE
-        truth, named, k = gt[labelled], pred[labelled], self.num_classes
-        if truth.size:
-            if truth.min() < 0 or truth.max() >= k:
-                raise InputError(f"the ground truth holds a label outside 0..{k - 1}", "Check the manifest's classes")
-            if named.min() < 0 or named.max() >= k:
-                raise IncompatibleError(f"the prediction holds a class outside 0..{k - 1}")
-        pairs = truth.astype(np.int32) * np.int32(k) + named.astype(np.int32)
-        counts = np.bincount(pairs, minlength=k * k).reshape(k, k)
+        counts = pair_counts(pred, gt, self.num_classes)
         self.counts += counts
         return counts
 
@@ -98,6 +89,22 @@ class Confusion:
     def mean_accuracy(self) -> float:
         """Mean of `class_accuracies` over the classes that the ground truth holds; nan when there is none."""
         return mean_accuracy(self.areas())
+
+
+def pair_counts(pred: np.ndarray, gt: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K, K) int64 counts of one image; arguments and errors as `Confusion.update`."""
+    if pred.shape != gt.shape:
+        raise IncompatibleError(f"prediction {pred.shape} and ground truth {gt.shape} differ in size")
+    if not gt.size:
+        return np.zeros((num_classes, num_classes), np.int64)
+    truth, named, lengths = runs_of_pairs(gt, pred)
+    if truth.min() < IGNORE or truth.max() >= num_classes:
+        raise InputError(f"the ground truth holds a label outside 0..{num_classes - 1}", "Check the manifest's classes")
+    labelled = truth != IGNORE
+    truth, named, lengths = truth[labelled], named[labelled], lengths[labelled]
+    if named.size and (named.min() < 0 or named.max() >= num_classes):
+        raise IncompatibleError(f"the prediction holds a class outside 0..{num_classes - 1}")
+    return joint_counts(truth, named, lengths, (num_classes, num_classes))
 
 
 def areas(counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
-from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.metrics.semantic import pair_counts
 from vitp_pipeline.stages import certain
 from vitp_pipeline.stages.instances import columns_of
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(truth class, predicted class, pixels) of every pair that occurs; pixels without ground truth do not count."""
-    valid = truth != IGNORE
-    pairs = np.bincount(truth[valid].astype(np.int64) * classes + labels[valid], minlength=classes * classes)
+    pairs = pair_counts(labels, truth, classes).ravel()
     occurring = np.flatnonzero(pairs)
     return occurring // classes, occurring % classes, pairs[occurring]
 
