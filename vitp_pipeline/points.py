@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp_pipeline.assemble.resize import Taps, resize_rectangle, taps
-from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_logits, seen_taps
+from vitp_pipeline.assemble.resize import TapRows, Taps, resize_patches, taps
+from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_outlines, seen_taps
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import View
 
@@ -24,6 +24,8 @@ PEAK_DISTANCE = 0.25
 
 # Interpolated values are convex combinations of mask cells up to this relative rounding error of float64.
 _SLACK = 1e-12
+# A mask with more cells that could hold its maximum, a plateau, is searched in one rectangle around them.
+_MANY = 64
 
 
 def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image") -> np.ndarray:
@@ -51,10 +53,11 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
     """
     check_protocol(protocol)
     check_frame(mask_logits, view)
-    cells = mask_logits.detach().float().cpu().numpy()
-    if at == "image":
-        rows, cols = _Axis.of(view, 0), _Axis.of(view, 1)
-        points = np.array([_max_at_image(plane, rows, cols, view.flip) for plane in cells], np.int64).reshape(-1, 2)
+    cells = mask_logits.detach().float()
+    if not len(cells):
+        points = np.zeros((0, 2))
+    elif at == "image":
+        points = _max_at_image(cells, _Axis.of(view, 0), _Axis.of(view, 1), view.flip)
         points += view.pixels(0)[0], view.pixels(1)[0]
         points[:, 1] = view.upright(points[:, 1])
     elif at == "mask":
@@ -169,15 +172,18 @@ def _highest_around(cells: Tensor) -> Tensor:
 def _points_inside(
     mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], object], count: int = 1
 ) -> np.ndarray:
-    """`choose(positive (H0, W0) bool, query)` for every mask with a positive pixel, the max point for the rest."""
+    """The max point of every mask without a positive pixel; for the others `choose(positive (r, c) bool, query)`, which
+    counts from the first pixel of a rectangle beyond which nothing is positive.
+    """
     check_protocol(protocol)
-    points = np.zeros((len(mask_logits), count, 2), np.int32)
-    for query, plane in enumerate(iter_mask_logits(mask_logits.detach(), view)):
-        positive = (plane > 0).cpu().numpy()
-        if positive.any():
-            points[query] = choose(positive, query)
+    points, empty = np.zeros((len(mask_logits), count, 2), np.int32), []
+    for query, outline in enumerate(iter_outlines(mask_logits.detach(), view)):
+        if outline is not None and outline.inside.any():
+            points[query] = np.add(choose(outline.inside, query), (outline.top, outline.left))
         else:
-            points[query] = max_points(mask_logits[query : query + 1], view, protocol)
+            empty.append(query)
+    if empty:
+        points[empty] = max_points(mask_logits[empty], view, protocol)[:, None]
     return points
 
 
@@ -193,8 +199,7 @@ def _bounding_box(positive: np.ndarray) -> tuple[int, int, np.ndarray]:
 
 # ---- max at image resolution: a bounded search ----------------------------------------------------
 # A pixel's value is a convex combination of the few mask cells it reads. So with L = the best value among the
-# pixels that read the largest cell, only pixels that read a cell ≥ L can win: evaluate the bounding box of
-# those, nothing else.
+# pixels that read the largest cell, only pixels that read a cell ≥ L can win: evaluate those, nothing else.
 
 
 class _Axis:
@@ -207,58 +212,118 @@ class _Axis:
         self.low, self.high = self.up.low[self.down.low], self.up.high[self.down.high]
         self.cells = int(self.low[0]), int(self.high[-1]) + 1
 
+    def reads(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, TapRows, TapRows]:
+        """What the ranges [first, stop) of original indices read: (n, p) cells, then what the first resize reads of
+        these, and the second of what the first one made. All are as long as the longest: beyond its end a range repeats
+        its last.
+        """
+        pixels = _ranges(first, stop - 1)
+        between = _ranges(self.down.low[first], self.down.high[stop - 1])
+        cells = _ranges(self.up.low[between[:, 0]], self.up.high[between[:, -1]])
+        return cells, _reads(self.up, between, cells), _reads(self.down, pixels, between)
+
     @classmethod
     def of(cls, view: View, axis: int) -> _Axis:
         same = view.resized[axis] == view.original[axis]
         return cls(taps(view.mask[axis], view.padded[axis]), seen_taps(view, axis), same)
 
-    def readers(self, first: int, last: int) -> tuple[int, int]:
-        """The half-open range of original indices that read any of the cells first … last; never empty.
+    def readers(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The half-open ranges of original indices that read any of the cells first … last; never empty.
 
         Where the original is far smaller than the mask some cells are read by no pixel: then a neighbour
         answers.
         """
-        start = min(int(np.searchsorted(self.high, first)), len(self.low) - 1)
-        return start, max(int(np.searchsorted(self.low, last, side="right")), start + 1)
+        start = np.minimum(np.searchsorted(self.high, first), len(self.low) - 1)
+        return start, np.maximum(np.searchsorted(self.low, last, side="right"), start + 1)
 
 
-def _max_at_image(plane: np.ndarray, rows: _Axis, cols: _Axis, flip: bool) -> tuple[int, int]:
+def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])
+
+
+def _reads(own: Taps, index: np.ndarray, source: np.ndarray) -> TapRows:
+    """(low, high, weight) of the taps of some indices, each range counted from the first of its source."""
+    start = source[:, :1]
+    return TapRows(own.low[index] - start, own.high[index] - start, own.weight[index])
+
+
+def _max_at_image(cells: Tensor, rows: _Axis, cols: _Axis, flip: bool) -> np.ndarray:
+    """(Q, 2) of the pixels that are seen. Only lines and small patches of the logits leave the device."""
     (r0, r1), (c0, c1) = rows.cells, cols.cells
-    cells = plane[r0:r1, c0:c1]
-    row, col = divmod(int(cells.argmax()), cells.shape[1])
-    box = *rows.readers(r0 + row, r0 + row), *cols.readers(c0 + col, c0 + col)
-    best = float(_rectangle(plane, rows, cols, box).max())
-    candidates = cells >= best - _SLACK * abs(best)
-    near_rows, near_cols = np.flatnonzero(candidates.any(1)), np.flatnonzero(candidates.any(0))
-    if len(near_rows):  # not so when the logits hold NaN: then the first box answers
-        box = (
-            *rows.readers(r0 + int(near_rows[0]), r0 + int(near_rows[-1])),
-            *cols.readers(c0 + int(near_cols[0]), c0 + int(near_cols[-1])),
-        )
-    values = _rectangle(plane, rows, cols, box)
-    width = values.shape[1]
+    inside, queries = cells[:, r0:r1, c0:c1], np.arange(len(cells))
+    highest = inside.amax(2).cpu().numpy()
+    row = highest.argmax(1)
+    col = inside[queries, row].cpu().numpy().argmax(1)
+    best = _rectangles(cells, rows, cols, queries, _boxes(rows, cols, r0 + row, c0 + col)).max((1, 2))
+    least = (best - _SLACK * np.abs(best)).astype(np.float32)[:, None]
+    near = highest >= least
+    near[queries, row] = True  # and nothing else where the logits hold NaN
+    query, line = near.nonzero()
+    near = inside[query, line].cpu().numpy() >= least[query]
+    near |= (line == row[query])[:, None] & (np.arange(c1 - c0) == col[query, None])
+    place, column = near.nonzero()
+    query, boxes = query[place], _boxes(rows, cols, r0 + line[place], c0 + column)
+
+    found = []
+    many = np.bincount(query, minlength=len(cells)) > _MANY
+    for plane in queries[many]:
+        own = boxes[query == plane]
+        around = np.stack([*own[:, ::2].min(0), *own[:, 1::2].max(0)])[None, [0, 2, 1, 3]]
+        found.append(_largest(cells, rows, cols, queries[plane, None], around, flip))
+    few = ~many[query]
+    if few.any():
+        found.append(_largest(cells, rows, cols, query[few], boxes[few], flip))
+    query, value, points = (np.concatenate(each) for each in zip(*found, strict=True))
     # of equal pixels the first in the upright image
-    row, col = divmod(int((values[:, ::-1] if flip else values).argmax()), width)
-    return box[0] + row, box[2] + (width - 1 - col if flip else col)
+    order = np.lexsort((-points[:, 1] if flip else points[:, 1], points[:, 0], -value, query))
+    return points[order[np.searchsorted(query[order], queries)]]
 
 
-def _rectangle(plane: np.ndarray, rows: _Axis, cols: _Axis, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The logits of a rectangle (top, bottom, left, right) of the original image, float64."""
-    top, bottom, left, right = box
-    up = *rows.down.source(top, bottom), *cols.down.source(left, right)
-    (r0, r1), (c0, c1) = rows.up.source(up[0], up[1]), cols.up.source(up[2], up[3])
-    values = resize_rectangle(plane[r0:r1, c0:c1], (r0, c0), rows.up, cols.up, up)
-    if rows.same and cols.same:
-        return values
-    return resize_rectangle(values, (up[0], up[2]), rows.down, cols.down, box)
+def _boxes(rows: _Axis, cols: _Axis, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """(n, 4) (top, bottom, left, right) of the pixels that read some cells."""
+    return np.stack([*rows.readers(row, row), *cols.readers(col, col)], 1)
+
+
+def _largest(
+    cells: Tensor, rows: _Axis, cols: _Axis, queries: np.ndarray, boxes: np.ndarray, flip: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of n rectangles the query (n,), the largest value (n,) and the pixel (n, 2) that has it, of equal ones
+    the first in the upright image.
+    """
+    values = _rectangles(cells, rows, cols, queries, boxes)
+    count, _, width = values.shape
+    flat = (values[:, :, ::-1] if flip else values).reshape(count, -1)
+    place = flat.argmax(1)
+    row, col = np.divmod(place, width)
+    col = width - 1 - col if flip else col
+    # beyond a rectangle's own edge its last row or column is repeated
+    pixels = np.minimum(boxes[:, ::2] + np.stack([row, col], 1), boxes[:, 1::2] - 1)
+    return queries, flat[np.arange(count), place], pixels
+
+
+def _rectangles(cells: Tensor, rows: _Axis, cols: _Axis, queries: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The logits of a rectangle of the original image for each of some queries, float64.
+
+    Args:
+        cells: (Q, h, w) float32.
+        queries: (n,) which planes.
+        boxes: (n, 4) (top, bottom, left, right), half-open.
+    Returns:
+        (n, height, width) of the largest box; beyond its own edge a rectangle's last row or column is repeated.
+    """
+    by_row, by_col = rows.reads(boxes[:, 0], boxes[:, 1]), cols.reads(boxes[:, 2], boxes[:, 3])
+    places = queries[:, None, None], by_row[0][:, :, None], by_col[0][:, None]
+    values = cells[tuple(torch.from_numpy(p).to(cells.device) for p in places)].cpu().numpy().astype(np.float64)
+    values = resize_patches(values, by_row[1], by_col[1])
+    return values if rows.same and cols.same else resize_patches(values, by_row[2], by_col[2])
 
 
 # ---- max at mask resolution -----------------------------------------------------------------------
 
 
-def _max_at_mask(cells: np.ndarray, view: View) -> np.ndarray:
+def _max_at_mask(cells: Tensor, view: View) -> np.ndarray:
     rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
-    flat = cells[:, : len(rows), : len(cols)].reshape(len(cells), len(rows) * len(cols)).argmax(1)
+    flat = cells[:, : len(rows), : len(cols)].flatten(1).argmax(1).cpu().numpy()
     return np.stack([rows[flat // len(cols)], cols[flat % len(cols)]], 1)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vitp_pipeline.assemble.resize import resize_band, resize_rectangle, taps
+from vitp_pipeline.assemble.resize import TapRows, resize_band, resize_patches, taps
 
 length = st.integers(1, 40)
 
@@ -26,9 +26,17 @@ def test_any_part_equals_the_whole(h, w, height, width, data):
     c0, c1 = cols.source(left, right)
     band = resize_band(planes[:, r0:r1], r0, rows, top, bottom, width)
     torch.testing.assert_close(band, whole[:, top:bottom])
-    box = top, bottom, left, right
-    part = resize_rectangle(planes[0, r0:r1, c0:c1].numpy(), (r0, c0), rows, cols, box)
-    np.testing.assert_allclose(part, whole[0, top:bottom, left:right], atol=1e-12)
+    read = [
+        TapRows(
+            *(
+                np.stack([values, values])
+                for values in (own.low[part] - first, own.high[part] - first, own.weight[part])
+            )
+        )
+        for own, first, part in ((rows, r0, slice(top, bottom)), (cols, c0, slice(left, right)))
+    ]
+    parts = resize_patches(planes[:, r0:r1, c0:c1].numpy(), *read)
+    np.testing.assert_allclose(parts, whole[:, top:bottom, left:right], atol=1e-12)
 
 
 def test_an_unchanged_axis_reads_itself():

@@ -156,17 +156,22 @@ def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring
         far = is_far(true, codec.floor, ring)
         stored = true.masked_fill(far, codec.floor)
     # where logits are so large that float32 has no steps so small, an image keeps its floats
-    step = codec.step if not len(kept) or float(stored.abs().max()) <= MOST_STEPS * codec.step else 0.0
+    step = codec.step if _largest(stored) <= MOST_STEPS * codec.step else 0.0
     if step:
         stored = (stored * (1 / step)).round_().mul_(step)
-    limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell a larger logit from it
-    stored = stored.clamp(-limit, limit).to(getattr(torch, codec.mask_dtype))
-    error = (stored.float() - true).abs()
+    if codec.mask_dtype != "float32":
+        limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell a larger logit from it
+        stored = stored.clamp(-limit, limit).to(getattr(torch, codec.mask_dtype))
+    error = stored.float() - true
     if far is not None:
         error.masked_fill_(far, 0.0)
-    largest = float(error.max()) if error.numel() else 0.0
-    loss = MaskLoss(largest, codec.floor if codec.floor else None, ring if codec.floor else 0, step)
+    loss = MaskLoss(_largest(error), codec.floor if codec.floor else None, ring if codec.floor else 0, step)
     return StoredMasks(stored.cpu().numpy(), kept, dropped, loss)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; 0 of none."""
+    return max(abs(float(end)) for end in values.aminmax()) if values.numel() else 0.0
 
 
 def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:

@@ -17,21 +17,24 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
-from vitp_pipeline.artifacts.steps import codecs, decode, wrote
+from vitp_pipeline.artifacts.steps import codecs, decode, encode, kind_of, wrote
 from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
 from vitp_pipeline.errors import CorruptError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _KEY = re.compile(r"(.*)/(?:zarr\.json|c(?:/[0-9]+)*)", re.DOTALL)
 """Of a Zarr store: an array's (or group's) name, then its metadata or one of its chunks."""
+_BLOSC: dict[str, Any] = {"cname": "zstd", "clevel": 3}
 
 
 def index_path(shard_folder: Path, part: int) -> Path:
@@ -122,16 +125,43 @@ class ArrayWriter:
 
 
 def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int], step: float) -> dict[str, bytes]:
-    """The Zarr keys and bytes of one array, made by zarr itself in memory."""
+    """The Zarr keys and bytes of one array, as zarr itself makes them; one chunk without its machinery."""
+    from numcodecs import Blosc
+
+    kind = kind_of(values, step) if step else None
+    if not values.size or tuple(chunks) != values.shape:
+        return _by_zarr(values, dimensions, chunks, step, kind)
+    # this imports zarr, which forbids blosc its threads: they would make the order of its blocks depend on chance
+    metadata = json.loads(_metadata(values.dtype.str, tuple(dimensions), step, kind))
+    metadata["shape"] = metadata["chunk_grid"]["configuration"]["chunk_shape"] = list(values.shape)
+    if kind is not None:
+        chunk = encode(values, kind, step)
+    else:
+        chunk = Blosc(**_BLOSC, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(values))
+    return {
+        "zarr.json": json.dumps(metadata, indent=2).encode(),
+        "/".join(["c", *("0" for _ in values.shape)]): chunk,
+    }
+
+
+@lru_cache
+def _metadata(dtype: str, dimensions: tuple[str, ...], step: float, kind: np.dtype | None) -> bytes:
+    """The zarr.json of arrays that differ in their sizes alone."""
+    return _by_zarr(np.zeros([1] * len(dimensions), dtype), dimensions, [1] * len(dimensions), step, kind)["zarr.json"]
+
+
+def _by_zarr(
+    values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int], step: float, kind: np.dtype | None
+) -> dict[str, bytes]:
     import zarr
     from zarr.codecs import BloscCodec
     from zarr.storage import MemoryStore
 
     store: dict[str, Any] = {}
-    if step:
-        how = codecs(values, step)
+    if kind is not None:
+        how = codecs(kind, step)
     else:
-        how = {"compressors": BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=values.dtype.itemsize)}
+        how = {"compressors": BloscCodec(**_BLOSC, shuffle="bitshuffle", typesize=values.dtype.itemsize)}
     array = zarr.create_array(
         MemoryStore(store),
         shape=values.shape,
@@ -158,7 +188,6 @@ def _is_plain(metadata: dict[str, Any]) -> bool:
 
 
 def _decode_plain(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
-    import numpy as np
     from numcodecs import Blosc
 
     kind = np.dtype(metadata["data_type"]).newbyteorder("<")

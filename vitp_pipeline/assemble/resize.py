@@ -81,24 +81,27 @@ def resize_by_taps(planes: Tensor, rows: Taps, columns: Taps) -> Tensor:
     return planes
 
 
-def resize_rectangle(
-    block: np.ndarray, first: tuple[int, int], rows: Taps, columns: Taps, box: tuple[int, int, int, int]
-) -> np.ndarray:
-    """A rectangle of one resized plane, in float64 and without fused operations, so the same on every
-    machine.
+@dataclass(frozen=True)
+class TapRows:
+    """The taps of n stretches of an axis, all of one length: low, high and weight of `Taps`, each (n, length)."""
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+
+
+def resize_patches(patches: np.ndarray, rows: TapRows, columns: TapRows) -> np.ndarray:
+    """Rectangles of resized planes, in float64 and without fused operations, so the same on every machine.
 
     Args:
-        block: (r, c) source values whose top-left cell is `first` = (row, col) of the source.
-        rows, columns: taps of the two axes.
-        box: (top, bottom, left, right), half-open, in the output.
+        patches: (n, r, c) source values.
+        rows, columns: what of its patch each rectangle reads.
     Returns:
-        (bottom − top, right − left) float64.
+        (n, length of the rows, length of the columns) float64.
     """
-    top, bottom, left, right = box
-    block = np.asarray(block, np.float64)
-    upper = block[rows.low[top:bottom] - first[0]]
-    lower = block[rows.high[top:bottom] - first[0]]
-    block = upper + rows.weight[top:bottom, None] * (lower - upper)
-    upper = block[:, columns.low[left:right] - first[1]]
-    lower = block[:, columns.high[left:right] - first[1]]
-    return upper + columns.weight[left:right] * (lower - upper)
+    each, every = np.arange(len(patches))[:, None], np.arange(rows.low.shape[1])[:, None]
+    upper = patches[each, rows.low]
+    patches = upper + rows.weight[:, :, None] * (patches[each, rows.high] - upper)
+    each = each[:, None]
+    upper = patches[each, every, columns.low[:, None]]
+    return upper + columns.weight[:, None] * (patches[each, every, columns.high[:, None]] - upper)

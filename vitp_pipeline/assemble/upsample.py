@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -119,6 +120,69 @@ def iter_mask_logits(mask_logits: Tensor, view: View) -> Iterator[Tensor]:
     check_frame(mask_logits, view)
     for query in range(len(mask_logits)):
         yield mask_logits_at_image(mask_logits[query : query + 1], view)[0]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where a mask is positive: `inside`, (r, c) bool, has its first pixel at (top, left) of the original image, and
+    beyond it nothing is.
+    """
+
+    top: int
+    left: int
+    inside: np.ndarray
+
+
+def iter_outlines(mask_logits: Tensor, view: View) -> Iterator[Outline | None]:
+    """{logit > 0} of each of the Q planes of `iter_mask_logits`, to the pixel.
+
+    None where no cell of a mask is positive: then no pixel is. Of the others only what surrounds the positive cells is
+    upsampled, where such a part of a plane is made as the whole would be.
+    """
+    check_frame(mask_logits, view)
+    masks = mask_logits.float()
+    spans = [_spans((masks.amax(axis) > 0).cpu().numpy()) if len(masks) else [] for axis in (2, 1)]
+    in_parts = _exact_parts(view)
+    for query, (rows, columns) in enumerate(zip(*spans, strict=True)):
+        if rows is None:
+            yield None
+        elif in_parts:
+            part = masks[query : query + 1, slice(*rows), slice(*columns)]
+            yield _outline_of_part(part, rows[0], columns[0], view)
+        else:
+            yield Outline(0, 0, (mask_logits_at_image(masks[query : query + 1], view)[0] > 0).cpu().numpy())
+
+
+def _spans(positive: np.ndarray) -> list[tuple[int, int] | None]:
+    """From the first to beyond the last that is positive in each row of (Q, n), and two more at either side: with one
+    alone, the second of two resizes would read what depends on cells beyond.
+    """
+    first, last = positive.argmax(1), positive.shape[1] - positive[:, ::-1].argmax(1)
+    return [
+        (max(0, int(start) - 2), min(positive.shape[1], int(stop) + 2)) if found else None
+        for start, stop, found in zip(first, last, positive.any(1), strict=True)
+    ]
+
+
+def _exact_parts(view: View) -> bool:
+    """Whether the first resize is by a power of two: then its coordinates are exact wherever a part begins."""
+    factors = [padded // mask for padded, mask in zip(view.padded, view.mask, strict=True)]
+    whole = all(f * mask == padded for f, mask, padded in zip(factors, view.mask, view.padded, strict=True))
+    return whole and all(factor & (factor - 1) == 0 for factor in factors)
+
+
+def _outline_of_part(part: Tensor, row: int, col: int, view: View) -> Outline:
+    """Where a mask is positive, from a part (1, r, c) of it that begins at cell (row, col); no other cell is."""
+    height, width = view.seen[2:]
+    down, right = (padded // mask for padded, mask in zip(view.padded, view.mask, strict=True))
+    part = resize_planes(part, (part.shape[1] * down, part.shape[2] * right))
+    top, left = row * down, col * right
+    part = part[:, : max(0, height - top), : max(0, width - left)]
+    if view.whole and view.resized == view.original:  # nothing else is resized
+        return Outline(top, left, (part[0] > 0).cpu().numpy())
+    plane = part.new_full((1, height, width), -1.0)
+    plane[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return Outline(0, 0, (seen_to_image(plane, view, -math.inf)[0] > 0).cpu().numpy())
 
 
 def iter_mask_probabilities(mask_logits: Tensor, view: View, protocol: str) -> Iterator[Tensor]:
