@@ -82,7 +82,9 @@ def check_dataset(
         print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
         total = sum(report["checked"] for report in reports)
-        raise InputError(f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above")
+        raise InputError(
+            f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
+        )
 
 
 def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
