@@ -28,7 +28,7 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # built once: its tests are of one group
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
     done = build(ROOT / "docs", out)
@@ -56,6 +56,7 @@ class References(HTMLParser):
 
 
 @needs_sphinx
+@pytest.mark.xdist_group("browser")
 def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path) -> None:
     pages = {path: References(path) for path in site.rglob("*.html")}
     assert len(pages) >= len(PAGES) - 1
@@ -75,6 +76,7 @@ def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path)
 
 
 @needs_sphinx
+@pytest.mark.xdist_group("browser")
 def test_the_front_page_is_the_readme(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     assert "Mask generators draw good masks and name them badly" in page and "first-ten-minutes.html" in page
@@ -100,9 +102,7 @@ def test_a_fault_is_an_error(text: str, complaint: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "docs/conf.py", source)
     (tmp_path / "README.md").write_text("words\n", encoding="utf-8")
     (source / "index.md").write_text("# Title\n\n```{toctree}\nnumbers\n```\n", encoding="utf-8")
-    (source / "numbers.md").write_text(
-        "# Numbers\n\n" + (text if text != "alone" else "words") + "\n", encoding="utf-8"
-    )
+    (source / "numbers.md").write_text(f"# Numbers\n\n{text}\n", encoding="utf-8")
     if text == "alone":
         (source / "other.md").write_text("# Other\n", encoding="utf-8")
     done = build(source, tmp_path / "out")
