@@ -1,11 +1,12 @@
 # make demo   see it work (no download of weights or data, no GPU)
 # make test   the tests
-# Both make .venv first, from requirements.lock.
+# make docs   the documentation as a site, build/site
+# All make .venv first, from requirements.lock.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-long lint clean
+.PHONY: help install demo test test-long lint docs clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -34,6 +35,10 @@ test-long: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/site
+	@echo build/site/index.html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -96,7 +96,9 @@ def check_dataset(
         print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
         total = sum(report["checked"] for report in reports)
-        raise InputError(f"{spec.name}: {broken} of {total} images cannot be used", "Mend the files named above")
+        raise InputError(
+            f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
+        )
 
 
 def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
@@ -165,6 +167,8 @@ def print_report(report: dict[str, Any]) -> None:
     )
     for value, where in report["unknown"].items():
         console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+    if report["unknown"]:
+        console.print("  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]")
     _list(console, "BROKEN", [entry["reason"] for entry in report["broken"]])
     _list(console, "odd", [entry["reason"] for entry in report["odd"]])
     if report["unlabelled"]:

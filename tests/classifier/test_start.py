@@ -160,3 +160,13 @@ def test_starts_that_cannot_be(train, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="goes with data"):
         train("points", data=("coarse",), prompt="mask")
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("classifier/*"))
+
+
+def test_a_training_that_cannot_begin_leaves_its_name_free(train, tmp_path: Path) -> None:
+    """Weights that are no weights: the mended recipe is trained under the same name."""
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"bad\.safetensors"):
+        train("points", weights=str(bad))
+    assert not (tmp_path / "run/classifier/points/run.json").exists()
+    train("points")

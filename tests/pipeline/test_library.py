@@ -13,7 +13,8 @@ import pytest
 import vitp_pipeline
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.partition("## In FiftyOne")[0], re.DOTALL)
 
 
 @pytest.fixture(scope="module")

@@ -444,7 +444,7 @@ def test_json_and_table(project: Project, tmp_path: Path, capsys: pytest.Capture
     assert "NaN" not in to_json(result)
     print_result(result)
     shown = capsys.readouterr().out
-    assert "5 images" in shown and "α = 0.4" in shown and "α sweep" in shown
+    assert "5 images" in shown and "α = 0.4" in shown and "α sweep" in shown and "…" not in shown
     assert f"{100 * result['semantic']['fused']['mIoU']:.2f}" in shown
 
 

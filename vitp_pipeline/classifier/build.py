@@ -32,7 +32,9 @@ def starting_model(
     model = build_model(settings, classes, "plain" if parent is None else parent.config.pos_embed)
     if parent is None:
         load_weights(model, settings, weights)
-        return model, f"from {weights.name if isinstance(weights, Path) else weights}"
+        if isinstance(weights, Path):
+            return model, f"from {weights.name}"
+        return model, "from timm's weights" if weights == "hub" else "from scratch"
     kept = start_from(model, parent, str(start))
     return model, f"from {start}, {'its head included' if kept else 'with a new head'}"
 

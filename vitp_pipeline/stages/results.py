@@ -212,7 +212,7 @@ def print_result(result: dict[str, Any]) -> None:
         "classifier": "classifier (α = 1)",
         "fused": f"fused ({alpha})",
         "bound_point": "truth at the point",
-        "bound_mask": "truth inside the mask",
+        "bound_mask": "truth in the mask",
     }
     widths = [len(figures) for figures in figures_shown(result, "generator")]
     together = sum(widths) <= WIDEST  # in one table, else in one for each task
@@ -221,7 +221,7 @@ def print_result(result: dict[str, Any]) -> None:
         table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
         table.add_column("masks named by", no_wrap=True)
         for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", min_width=len("99.99"))
         for name, title in titles.items():
             cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
             table.add_row(title, *map(_percent, cells), style="bold" if name == "fused" else None)

@@ -18,7 +18,7 @@ from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.classifier.sources import Mixture, parse_mixture
 from vitp_pipeline.datasets import Dataset, Sample
-from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
@@ -140,7 +140,12 @@ def _train(
 
     device = team.device(choose_device(settings.device))
     training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
-    model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
+    try:
+        model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
+    except UserError:
+        if lock and not (folder / "checkpoint.pt").exists():
+            (folder / "run.json").unlink()  # nothing has begun: the mended recipe has other settings, and may
+        raise
     batches = _batches(dataset, training, settings, masks, model.grid, team)
     about = {
         "fingerprint": fingerprint,

@@ -1,0 +1,32 @@
+"""How `make docs` builds the site: strictly, to be read from disk without a network."""
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+README = Path(__file__).parents[1] / "README.md"
+
+project = "vitp"
+copyright = "The vitp authors"
+extensions = ["myst_parser"]
+exclude_patterns = ["measured"]
+
+myst_heading_anchors = 4  # called as GitHub calls them
+
+html_theme = "furo"
+html_title = "vitp"
+html_show_sourcelink = False
+html_copy_source = False
+
+
+def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:
+    """`README.md` in index.md becomes the text of that file, its links seen from docs/."""
+    if name == "index":
+        app.env.note_dependency(str(README))
+        text = re.sub(r"\]\((?!https?:|#)", "](../", README.read_text(encoding="utf-8")).replace("](../docs/", "](")
+        source[0] = source[0].replace("README.md", text, 1)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", put_readme_in_front)
