@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
@@ -98,14 +99,30 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+_quieting = threading.Lock()
+_quieted: list[logging.Logger] = []
+_before = ExitStack()
+
+
 @contextmanager
 def quiet(logger: logging.Logger) -> Iterator[None]:
-    """Hides warnings, and what a library's logger says below an error: a user of ours cannot act on them."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
+    """Hides warnings, and what a library's logger says below an error: a user of ours cannot act on them.
+
+    Filters of warnings are the process's: of several threads in here the first one in sets them, and the last one out
+    sets them back.
+    """
+    with _quieting:
+        if not _quieted:
+            _before.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            yield
+        _quieted.append(logger)
+        if _quieted.count(logger) == 1:
+            _before.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        with _quieting:
+            _quieted.remove(logger)
+            if not _quieted:
+                _before.close()

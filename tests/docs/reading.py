@@ -182,6 +182,11 @@ def read_torchrun(words: Sequence[str]) -> None:
     read_vitp(words[at + 1 :])
 
 
+def read_srun(words: Sequence[str]) -> None:
+    """Slurm's own words are run by tests/pipeline/test_slurm.py."""
+    read_vitp(words[list(words).index("vitp") + 1 :])
+
+
 def read_files(words: Sequence[str]) -> None:
     """`cp A B`: A is there."""
     source = next(word for word in words if not word.startswith("-"))
@@ -197,6 +202,7 @@ READERS: dict[str, Callable[[Sequence[str]], None]] = {
     "vitp": read_vitp,
     "python": read_python,
     "torchrun": read_torchrun,
+    "srun": read_srun,
     "pip": read_pip,
     "pytest": read_pytest,
     "make": read_make,
@@ -206,7 +212,12 @@ READERS: dict[str, Callable[[Sequence[str]], None]] = {
     "mkdir": nothing_to_read,
     "source": nothing_to_read,
 }
-SPAN_READERS = READERS | {"vitp": read_vitp_span, "python": read_python_span, "torchrun": nothing_to_read}
+SPAN_READERS = READERS | {
+    "vitp": read_vitp_span,
+    "python": read_python_span,
+    "torchrun": nothing_to_read,
+    "srun": nothing_to_read,
+}
 
 
 def _project() -> dict:

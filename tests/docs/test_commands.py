@@ -38,7 +38,7 @@ READ_ALONE = {
     r"vitp export-classifier": "several seconds of tracing; tests/classifier/test_export.py",
     r"python -m benchmarks\.": "minutes; tests/benchmarks run all of them, small",
     r"python (-m pytest|-m sphinx|tools/|benchmarks/)": "real photographs, or minutes",
-    r"torchrun": "several processes; tests/classifier/test_team.py",
+    r"torchrun|srun": "several processes; tests/classifier/test_team.py",
     r"(pip install|make|pytest|ruff|mkdir|source|dot) ": "makes or checks the project itself, which CI does",
     r"sbatch|kubectl": "a cluster",
     r"(trap|code=|if|exit|for|done)\b": "a job script: tests/pipeline/test_slurm.py runs what vitp writes",

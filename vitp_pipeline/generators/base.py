@@ -65,6 +65,8 @@ class Generator(Protocol):
     def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
         """The image at the size at which the network wants to see it, times `scale`.
 
+        It is called in other threads than `forward`, while that runs, and in several at once.
+
         Args:
             image: RGB uint8 (H, W, 3) of any size.
             scale: > 0, a factor on the family's own test sizes, shorter and longer edge alike, not on the image's.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ class OpenMMLabGenerator:
             self._model = _build_model(self.config, settings, library, weights, seed)
             self._steps = _test_steps(self.config, settings, library)
             self._pipelines = {1.0: _build_pipeline(self._steps, library, 1.0)}
+            self._building = threading.Lock()
             self._model.to(self.device)
         self._head = _head(self.config, self._model, library)
         self._library, self._sample_type = library, _sample_type(library)
@@ -94,8 +96,9 @@ class OpenMMLabGenerator:
         size = image.shape[:2]
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         with _quiet():
-            if scale not in self._pipelines:
-                self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
+            with self._building:
+                if scale not in self._pipelines:
+                    self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
             # as if the pipeline's loader had just read it
             given = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
             sample = self._pipelines[scale](given)

@@ -68,8 +68,18 @@ def propose(generator: Generator, images: Sequence[np.ndarray], scale: float = 1
     Raises:
         InputError: an image is of another shape or type.
     """
-    plan = ViewPlan((scale,))
-    return list(_forward(generator, [frame for image in images for frame in _frames(generator, image, plan)]))
+    return propose_frames(generator, [frame_of(generator, image, scale) for image in images])
+
+
+def frame_of(generator: Generator, image: np.ndarray, scale: float = 1.0) -> Frame:
+    """What the generator is shown of an image seen whole. Raises InputError as `propose` does."""
+    (frame,) = _frames(generator, image, ViewPlan((scale,)))
+    return frame
+
+
+def propose_frames(generator: Generator, frames: Sequence[Frame]) -> list[Proposals]:
+    """Proposals of frames, in order."""
+    return list(_forward(generator, frames))
 
 
 def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch_size: int = 1) -> Iterator[Proposals]:
@@ -81,7 +91,7 @@ def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch
     Raises:
         InputError: the image is of another shape or type.
     """
-    waiting: list[_Frame] = []
+    waiting: list[Frame] = []
     for frame in _frames(generator, image, plan):
         waiting.append(frame)
         if len(waiting) == batch_size:
@@ -91,7 +101,7 @@ def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """What the generator is shown of an image, and where it lies."""
 
     original: Size
@@ -101,7 +111,7 @@ class _Frame:
     flip: bool = False
 
 
-def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator[_Frame]:
+def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator[Frame]:
     for scale in plan.scales:
         upright = generator.resize(image, scale)
         size = upright.shape[:2]
@@ -109,14 +119,14 @@ def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator
         for flip in (False, True) if plan.mirror else (False,):
             pixels = np.ascontiguousarray(upright[:, ::-1]) if flip else upright
             if len(windows) < 2:
-                yield _Frame(image.shape[:2], size, pixels, None, flip)
+                yield Frame(image.shape[:2], size, pixels, None, flip)
                 continue
             for top, left, height, width in windows:
                 part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-                yield _Frame(image.shape[:2], size, part, (top, left, height, width), flip)
+                yield Frame(image.shape[:2], size, part, (top, left, height, width), flip)
 
 
-def _forward(generator: Generator, frames: Sequence[_Frame]) -> Iterator[Proposals]:
+def _forward(generator: Generator, frames: Sequence[Frame]) -> Iterator[Proposals]:
     found = generator.forward([frame.pixels for frame in frames]) if frames else []
     for frame, output in zip(frames, found, strict=True):
         mask = tuple(output.mask_logits.shape[-2:])

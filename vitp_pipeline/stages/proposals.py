@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.overlap import Ahead, Behind
 from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.generators.base import Generator, Proposals
-    from vitp_pipeline.generators.views import ViewPlan
+    from vitp_pipeline.generators.views import Frame, ViewPlan
     from vitp_pipeline.geometry import View
 
 
@@ -124,8 +126,28 @@ def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPl
     return ViewPlan(settings.scales, settings.mirror, tuple(window), tuple(stride))
 
 
+READERS = 2
+"""Threads that read and resize images."""
+READ_AHEAD = 2
+"""Batches that are read, beyond the one that the generator works on."""
+WRITE_BEHIND = 4
+"""Views whose points are chosen and whose masks are not yet compressed and written."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image as it was read: a frame for the generator, or why it could make none of it, or the picture."""
+
+    frame: Frame | None = None
+    failure: Exception | None = None
+    picture: np.ndarray | None = None
+
+
 class ProposalMaker:
-    """Makes parts of proposals: reads images, runs the generator, chooses points, stores."""
+    """Makes parts of proposals: reads images, runs the generator, chooses points, stores.
+
+    Other threads read ahead and write behind; what is written, and in which order, does not depend on it.
+    """
 
     def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
         self.run, self.dataset, self.generator, self.settings = run, dataset, generator, settings
@@ -140,39 +162,61 @@ class ProposalMaker:
         import pyarrow as pa
 
         about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
+        size = self.settings.batch_size
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
         writer = ArrayWriter(arrays, about)
-        rows = []
         try:
-            for start in range(0, len(images), self.settings.batch_size):
-                batch = images[start : start + self.settings.batch_size]
-                rows += self._batch(batch, writer)
-                advance(len(batch))
-                if stop_wanted():
-                    break
+            with Ahead(self._read, images, READ_AHEAD * size, READERS) as ahead, Behind(WRITE_BEHIND) as behind:
+                read = iter(ahead)
+                for batch in batches:
+                    self._batch([next(read) for _ in batch], writer, behind)
+                    advance(len(batch))
+                    if stop_wanted():
+                        break
+                rows = behind.finish()
             writer.close()
         except BaseException:
             writer.abandon()
             raise
         return pa.Table.from_pylist(rows, schema=self.schema)
 
-    def _batch(self, image_ids: Sequence[str], writer: ArrayWriter) -> list[dict[str, Any]]:
+    def _read(self, image_id: str) -> _Read:
+        """What the generator is shown of an image, or the image itself where there are several views.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from vitp_pipeline.generators.views import frame_of
+
+        picture = self.dataset.read_image(self.dataset.sample(image_id))
+        if not self.plan.one_whole:
+            return _Read(picture=picture)
+        try:
+            return _Read(frame=frame_of(self.generator, picture, self.plan.scales[0]))
+        except UserError:
+            raise
+        except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+            return _Read(failure=error)
+
+    def _batch(
+        self, images: Sequence[tuple[str, Future[_Read]]], writer: ArrayWriter, behind: Behind[dict[str, Any]]
+    ) -> None:
         """Rows of a batch, in order; an image that cannot be read, or whose logits are not finite, fails alone.
 
         One view of each is made in one forward; several views are made and stored image by image.
         """
-        pictures: dict[str, np.ndarray] = {}
+        read: dict[str, _Read] = {}
         reasons: dict[str, str] = {}
-        for image_id in image_ids:
+        for image_id, found in images:
             try:
-                pictures[image_id] = self.dataset.read_image(self.dataset.sample(image_id))
+                read[image_id] = found.result()
             except InputError as error:
                 reasons[image_id] = error.message
         proposals: dict[str, Proposals] = {}
         if self.plan.one_whole:
-            proposals, broken = self._propose(pictures)
+            proposals, broken = self._propose(read)
             reasons |= broken
-        rows = []
-        for image_id in image_ids:
+        for image_id, _ in images:
             sample = self.dataset.sample(image_id)
             file_name = sample.image.relative_to(self.dataset.root).as_posix()
             try:
@@ -181,12 +225,12 @@ class ProposalMaker:
                 if self.plan.one_whole:
                     records = [self._record(image_id, file_name, proposals[image_id])]
                 else:
-                    records = list(self.records(image_id, pictures[image_id]))
+                    records = list(self.records(image_id, read[image_id].picture))
             except InputError as error:
-                rows.append(failed_row(image_id, file_name, error.message))
+                behind.add(failed_row, image_id, file_name, error.message)
             else:
-                rows += [write_record(writer, record) for record in records]
-        return rows
+                for record in records:
+                    behind.add(write_record, writer, record)
 
     def records(self, image_id: str, picture: np.ndarray) -> Iterator[ProposalRecord]:
         """The proposals of every view of an image, made as they are asked for.
@@ -215,27 +259,30 @@ class ProposalMaker:
             number += 1
         self.managed = True
 
-    def _propose(self, pictures: dict[str, np.ndarray]) -> tuple[dict[str, Proposals], dict[str, str]]:
+    def _propose(self, images: dict[str, _Read]) -> tuple[dict[str, Proposals], dict[str, str]]:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
             Exception: the generator's own, where it manages no image at all.
         """
-        from vitp_pipeline.generators.views import propose
+        from vitp_pipeline.generators.views import propose_frames
 
-        if not pictures:
+        if not images:
             return {}, {}
         try:
-            (scale,) = self.plan.scales
-            found = dict(zip(pictures, propose(self.generator, list(pictures.values()), scale), strict=True))
+            for read in images.values():
+                if read.failure is not None:
+                    raise read.failure
+            frames = [read.frame for read in images.values()]
+            found = dict(zip(images, propose_frames(self.generator, frames), strict=True))
         except UserError:
             raise
         except Exception as error:
-            if len(pictures) == 1:
+            if len(images) == 1:
                 if not self._works():
                     raise
-                return {}, {next(iter(pictures)): generator_failure(error)}
-            halves = [self._propose({image_id: picture}) for image_id, picture in pictures.items()]
+                return {}, {next(iter(images)): generator_failure(error)}
+            halves = [self._propose({image_id: read}) for image_id, read in images.items()]
             return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
         self.managed = True
         return found, {}
