@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.progress import say
 from vitp_pipeline.recipe import (
-    CHOICES,
     ClassifySettings,
     ProposalSettings,
     Recipe,
@@ -128,12 +127,17 @@ def held_out_images(
     say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
 
 
+def _averages() -> tuple[str, ...]:
+    (field,) = (field for field in fields(ClassifySettings) if field.name == "average")
+    return field.metadata["limits"].choices
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--points", nargs="+", default=["max", "spread"], choices=POINT_POLICIES)
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
-    parser.add_argument("--averages", nargs="+", default=["auto"], choices=CHOICES["average"])
+    parser.add_argument("--averages", nargs="+", default=["auto"], choices=_averages())
     a = parser.parse_args()
 
     recipe = load_recipe(a.recipe)

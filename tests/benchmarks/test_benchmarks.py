@@ -174,3 +174,46 @@ def test_the_benchmark_of_storage_runs(
     photo = figures["storage"]["camvid"]
     assert photo["panoptic-exact"]["delta_PQ"] == 0 and abs(photo["bounded"]["delta_mIoU"]) < 1
     assert set(figures["reading"]["camvid"]) == set(PRESETS) and "| 96×64 | camvid |" in table
+
+
+def test_the_suite_runs_a_row_in_its_own_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the metrics, whose benchmark fails unless counts are equal."""
+    from benchmarks import __main__ as suite
+
+    words = ["benchmarks", "--data", str(tmp_path), "--threads", "1", "--quick", "--only", "pq"]
+    monkeypatch.setattr(sys, "argv", [*words, "--json", str(tmp_path / "figures.json")])
+    suite.main()
+    (line,) = json.loads((tmp_path / "figures.json").read_text())["lines"]
+    assert line["value"] > 0 and line["goal"] == 5 and line["reached"] == (line["value"] >= 5)
+    assert "| PQ on ready maps" in capsys.readouterr().out
+
+
+def test_the_page_says_what_was_reached() -> None:
+    from benchmarks.page import machine, page
+    from benchmarks.suite import Line
+
+    lines = [
+        Line("fast", "a peer", "2 images/s", "1 images/s", 2.0, 1.5, 2.5, 1.9),
+        Line("long", "", "3 s", "", 3.0, goal=-2.0, unit="s"),
+        Line("seen", "", "", "", 1.0),
+    ]
+    assert [line.reached for line in lines] == [True, False, None]
+    text = page({"machine": machine(2), "minutes": 3}, lines)
+    assert "| fast | a peer | 2 images/s | 1 images/s | 2× (1.5, 2.5) | ≥ 1.9× | yes |" in text
+    assert "| long |  | 3 s |  | 3 s | ≤ 2 s | no |" in text and "2 threads" in text
+
+
+def test_the_benchmark_of_average_precision_compares_equal_figures() -> None:
+    """It fails unless every precision is pycocotools' own."""
+    from benchmarks.metrics import instances
+
+    assert instances(12, 1).units == 12
+
+
+def test_a_finished_run_is_taken_up_without_its_images(tmp_path: Path) -> None:
+    from benchmarks.resume import finished_run
+
+    done = subprocess.run(finished_run(tmp_path, 40), capture_output=True, text=True, check=True)
+    assert "nothing to do, 40 images are done" in done.stderr + done.stdout

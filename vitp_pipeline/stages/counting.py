@@ -189,8 +189,6 @@ class CountMaker:
 
         check_ring(record)
         masks = torch.from_numpy(record.masks).to(self.device)
-        if record.view.whole:
-            masks = masks.float()
         logits = torch.from_numpy(record.class_logits).to(self.device)
         scores = torch.from_numpy(point_logits).to(self.device)
         kept = torch.from_numpy(record.kept).long().to(self.device)

@@ -1,0 +1,89 @@
+"""Runs the benchmarks, a process a row, and prints one table; a whole run also writes docs/performance.md.
+
+    python -m benchmarks --data ../shared/data
+    python -m benchmarks --data ../shared/data --only semantic-camvid pq
+    python -m benchmarks --data ../shared/data --quick
+
+--data holds the folder camvid. Ratios are of medians of 5 pairs, both sides in turn in one process; the range is that
+of single pairs. --quick tries the rows on little work, its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.page import machine, page, table
+from benchmarks.suite import ROWS, Line, Options
+
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURES = DOCS / "measured/performance.json"
+
+
+def main() -> None:
+    options = parse()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
+    if options.row:
+        row = ROWS[options.row](Options(options.data, options.threads, options.quick))
+        options.json.write_text(json.dumps([asdict(line) for line in row]), encoding="utf-8")
+        return
+    lines, failed, began = [], [], time.time()
+    for name in options.only or ROWS:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        try:
+            lines += run(name, options)
+        except subprocess.CalledProcessError as error:
+            failed.append(name)
+            print(error.stderr[-2000:], file=sys.stderr, flush=True)
+    print(table(lines))
+    results = {
+        "machine": machine(options.threads),
+        "minutes": (time.time() - began) / 60,
+        "lines": [asdict(line) | {"reached": line.reached} for line in lines],
+    }
+    if options.json:
+        write(options.json, results)
+    elif not (options.only or options.quick or failed):
+        write(FIGURES, results)
+        (DOCS / "performance.md").write_text(page(results, lines), encoding="utf-8")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run(name: str, options: argparse.Namespace) -> list[Line]:
+    """A row in a process of its own."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "row.json"
+        words = ["--data", str(options.data), "--threads", str(options.threads), "--row", name, "--json", str(file)]
+        command = [sys.executable, "-m", "benchmarks", *words, *(["--quick"] if options.quick else [])]
+        subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
+        return [Line(**line) for line in json.loads(file.read_text())]
+
+
+def write(path: Path, results: dict) -> None:
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a folder that holds camvid")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--quick", action="store_true", help="little work, once")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
+    parser.add_argument("--json", type=Path, help="write the figures here, not into docs")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

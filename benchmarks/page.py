@@ -1,0 +1,52 @@
+"""The table of `python -m benchmarks` and the page around it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.suite import Line
+
+PACKAGES = ("torch", "numpy", "timm", "mmsegmentation", "mmdet", "pycocotools", "zarr", "pillow")
+TEXT = Path(__file__).with_name("page.md")
+
+
+def machine(threads: int) -> dict:
+    """What the figures hang on."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    processor = names[0] if names else platform.processor()
+    return {"processor": processor, "threads": threads, "python": platform.python_version(), **versions}
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown."""
+    rows = [
+        "| work | against | ours | theirs | figure (lowest, highest) | goal | reached |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for line in lines:
+        figure = f"{line.value:.3g} {line.unit}".replace(" ×", "×")
+        if line.lowest is not None:
+            figure += f" ({line.lowest:.3g}, {line.highest:.3g})"
+        goal = (
+            ""
+            if line.goal is None
+            else f"{'≥' if line.goal > 0 else '≤'} {abs(line.goal):g} {line.unit}".replace(" ×", "×")
+        )
+        work = f"{line.work}; {line.note}" if line.note else line.work
+        reached = {None: "", True: "yes", False: "no"}[line.reached]
+        rows.append(f"| {work} | {line.against} | {line.ours} | {line.theirs} | {figure} | {goal} | {reached} |")
+    return "\n".join(rows)
+
+
+def page(results: dict, lines: Sequence[Line]) -> str:
+    about = dict(results["machine"])
+    where = f"{about.pop('processor')}, {about.pop('threads')} threads, no GPU ("
+    where += ", ".join(f"{name} {version}" for name, version in about.items()) + ")"
+    return TEXT.read_text(encoding="utf-8").format(
+        machine=where, minutes=results["minutes"], repeats=5, table=table(lines)
+    )
