@@ -144,7 +144,7 @@ def _train(
         model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
     except UserError:
         if lock and not (folder / "checkpoint.pt").exists():
-            (folder / "run.json").unlink()  # nothing has begun: the mended recipe has other settings, and may
+            remove(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
         raise
     batches = _batches(dataset, training, settings, masks, model.grid, team)
     about = {
