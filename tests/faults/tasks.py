@@ -42,9 +42,12 @@ class Task:
     notes: Path | None = None
 
     def perform(self) -> None:
+        import torch
+
         from vitp_pipeline.artifacts import locks
         from vitp_pipeline.artifacts.writes import watched
 
+        torch.set_num_threads(1)  # after a fork its pool is made anew, which two threads must not begin at once
         locks.BEAT = 3600.0  # a sign of life would fall between any two steps
         os.fsync = lambda file: None  # the machine stays on
         with self.log.open("wb") as file:

@@ -210,7 +210,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _damage(run: Path) -> str:
     """What `vitp verify` and `vitp status` find amiss with a run; nothing where there is none yet."""
     from vitp_pipeline.cluster.verify import verify_run
-    from vitp_pipeline.errors import InputError
+    from vitp_pipeline.errors import InputError, UserError
     from vitp_pipeline.stages.status import run_status
 
     try:
@@ -218,6 +218,8 @@ def _damage(run: Path) -> str:
         damages = verify_run(run).damages
     except InputError:
         return ""
+    except UserError as error:
+        return str(error)
     return ", ".join(f"{damage.path} {damage.reason}" for damage in damages)
 
 

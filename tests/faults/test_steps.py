@@ -18,13 +18,14 @@ MODULE = "artifacts/writes.py"
 OTHERS = {
     "artifacts/parts.py:ArrayWriter.__init__": "a zip in a file of `writes.new_file`",
     "artifacts/spool.py:_join_archives": "a zip in a file of `writes.new_file`",
-    "artifacts/parts.py:_encode": "an array in a MemoryStore",
+    "artifacts/parts.py:_by_zarr": "an array in a MemoryStore",
     "classifier/folder.py:TrainingFolder._tensorboard": "curves for people, where tensorboard is installed",
     "cluster/local.py:_start": "what a task prints goes into its log, for people",
     "demo/picture.py:draw_result": "a picture for people, drawn at every run of the demo",
     "demo/run.py:run_demo": "scenes are drawn anew until the file `complete` is there",
     "demo/scenes.py:draw_scenes": "as above; the demo alone calls it",
     "generators/detectron2.py:_write_folder": "transformers fills a temporary folder itself, with gigabytes",
+    "trial.py:TrialGenerator._measured": "a folder for a trial, removed after it",
     "stopping.py:_say": "standard error",
     "generators/openmmlab_import.py:import_openmmlab": "safetensors fills a temporary file itself, with gigabytes",
 }
