@@ -179,15 +179,14 @@ def test_the_benchmark_of_storage_runs(
 def test_the_suite_runs_a_row_in_its_own_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the metrics, whose benchmark fails unless counts are equal."""
     from benchmarks import __main__ as suite
 
-    words = ["benchmarks", "--data", str(tmp_path), "--threads", "1", "--quick", "--only", "pq"]
+    words = ["benchmarks", "--data", str(tmp_path), "--threads", "1", "--quick", "--only", "memory"]
     monkeypatch.setattr(sys, "argv", [*words, "--json", str(tmp_path / "figures.json")])
     suite.main()
     (line,) = json.loads((tmp_path / "figures.json").read_text())["lines"]
-    assert line["value"] > 0 and line["goal"] == 5 and line["reached"] == (line["value"] >= 5)
-    assert "| PQ on ready maps" in capsys.readouterr().out
+    assert line["value"] > 0 and line["goal"] == -0.2 and line["reached"] == (line["value"] <= 0.2)
+    assert "| peak memory of evaluate" in capsys.readouterr().out
 
 
 def test_the_page_says_what_was_reached() -> None:
@@ -205,11 +204,11 @@ def test_the_page_says_what_was_reached() -> None:
     assert "| long |  | 3 s |  | 3 s | ≤ 2 s | no |" in text and "2 threads" in text
 
 
-def test_the_benchmark_of_average_precision_compares_equal_figures() -> None:
-    """It fails unless every precision is pycocotools' own."""
-    from benchmarks.metrics import instances
+def test_the_benchmark_of_the_metrics_compares_equal_figures() -> None:
+    """It fails unless every count is panopticapi's and every precision pycocotools' own."""
+    from benchmarks.metrics import instances, panoptic
 
-    assert instances(12, 1).units == 12
+    assert instances(12, 1).units == 12 and panoptic(3, 1).units == 3
 
 
 def test_a_finished_run_is_taken_up_without_its_images(tmp_path: Path) -> None:
