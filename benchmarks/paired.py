@@ -13,11 +13,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of every repeat; `units` of work are done in each."""
+    """Seconds of every repeat; `units` of work are done in each.
+
+    Attributes:
+        ours_cpu, bare_cpu: seconds that all threads of the process together had a processor.
+    """
 
     units: int
     ours: tuple[float, ...]
     bare: tuple[float, ...]
+    ours_cpu: tuple[float, ...] = ()
+    bare_cpu: tuple[float, ...] = ()
 
     @property
     def ours_per_second(self) -> float:
@@ -31,6 +37,13 @@ class Comparison:
     def ratio(self) -> float:
         """Our speed over the bare one, of the medians."""
         return self.ours_per_second / self.bare_per_second
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Bare seconds of the processor over ours, of the medians: the most that overlapping could reach where both
+        keep all cores busy, and hardly changed by what else the machine does.
+        """
+        return statistics.median(self.bare_cpu) / statistics.median(self.ours_cpu)
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -57,14 +70,16 @@ def compare(
     """
     clock = clock or time.perf_counter
     seconds: dict[Callable, list[float]] = {ours: [], bare: []}
+    processor: dict[Callable, list[float]] = {ours: [], bare: []}
     for repeat in range(repeats + 1):
         for work in (ours, bare):
-            began = clock()
+            began, worked = clock(), time.process_time()
             work()
             finish()
             if repeat:
                 seconds[work].append(clock() - began)
-    return Comparison(units, tuple(seconds[ours]), tuple(seconds[bare]))
+                processor[work].append(time.process_time() - worked)
+    return Comparison(units, *(tuple(each[way]) for each in (seconds, processor) for way in (ours, bare)))
 
 
 def peak_memory() -> int:

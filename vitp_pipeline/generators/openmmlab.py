@@ -93,8 +93,10 @@ class OpenMMLabGenerator:
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        from mmcv import rgb2bgr
+
         size = image.shape[:2]
-        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        bgr = rgb2bgr(np.ascontiguousarray(image))
         with _quiet():
             with self._building:
                 if scale not in self._pipelines:
