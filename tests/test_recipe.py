@@ -18,6 +18,7 @@ from vitp_pipeline.recipe import (
     load_recipe,
     parse_changes,
 )
+from vitp_pipeline.stages.train import check_settings
 
 MINIMAL = 'manifest = "camvid"\n[generate-proposals]\nconfig = "x.py"\n'
 
@@ -40,6 +41,7 @@ def test_shipped_recipes_parse_in_every_stage() -> None:
         assert recipe.path == shipped("stages") / f"{name}.toml" and recipe.title
         for kind in TABLES.values():
             recipe.stage(kind)
+        check_settings(recipe.stage(TrainSettings))
         assert recipe.stage(EvaluateSettings).alpha == 0.4
 
 

@@ -97,7 +97,7 @@ def check_settings(settings: TrainSettings) -> Mixture:
     if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
         raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
     frozen = settings.backbone_lr == 0 or settings.fit == "discriminant"
-    if frozen and settings.point_token == "linear" and not settings.init_from:
+    if frozen and settings.prompt == "point" and settings.point_token == "linear" and not settings.init_from:
         raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
     mixture = parse_mixture(settings.data)
     if mixture.has_boxes and settings.point_token == "sampled":
