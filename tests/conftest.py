@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from vitp_pipeline.generators.yapf_cache import import_yapf
+
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before torch is imported, for children as well
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """mmengine's yapf writes a cache when it is first imported, and workers that start at once would read half of it."""
+    if not hasattr(config, "workerinput"):
+        import_yapf()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import torch
 
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.generators.deformable_attention import multi_scale_deformable_attn
+from vitp_pipeline.generators.yapf_cache import import_yapf
 
 EXTENSION = "mmcv._ext"
 
@@ -67,6 +68,7 @@ def prepare_mmcv() -> bool:
     Raises:
         UserError: mmcv itself is not installed.
     """
+    import_yapf()
     try:
         package = importlib.import_module("mmcv")
     except ModuleNotFoundError as error:
