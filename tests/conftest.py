@@ -12,7 +12,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before t
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """mmengine's yapf writes a cache when it is first imported, and workers that start at once would read half of it."""
+    """yapf (of mmengine) writes a cache when first imported, of which workers that start at once would read half."""
     if not hasattr(config, "workerinput"):
         import_yapf()
 
