@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vitp_pipeline.assemble.upsample import mask_logits_at_image
+from vitp_pipeline.assemble.upsample import iter_outlines, mask_logits_at_image
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View, normalise_points
 from vitp_pipeline.points import centre_points, max_points, peak_points, random_points
@@ -87,6 +87,19 @@ def test_max_is_the_argmax_of_the_whole_plane(view, seed, kind):
         return
     clear = [q for q in range(5) if (whole[q] > best[q] - 1e-9).sum() == 1]
     assert torch.equal(chosen[clear], whole.argmax(1)[clear])
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(views(), st.integers(0, 2**32 - 1), st.floats(-3, 1))
+def test_outlines_made_of_parts_are_those_of_the_whole(view, seed, level):
+    masks = torch.randn(4, *view.mask, generator=torch.Generator().manual_seed(seed)) + level
+    outlines = list(iter_outlines(masks, view))
+    for outline, plane in zip(outlines, mask_logits_at_image(masks, view) > 0, strict=True):
+        found = np.zeros(view.original, bool)
+        if outline is not None:
+            height, width = outline.inside.shape
+            found[outline.top : outline.top + height, outline.left : outline.left + width] = outline.inside
+        assert np.array_equal(found, plane.numpy())
 
 
 def test_a_plateau_goes_to_its_first_pixel():

@@ -15,7 +15,17 @@ import pyarrow.dataset
 import pytest
 import zarr
 
-from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index, write_index
+from vitp_pipeline.artifacts.parts import (
+    ArrayReader,
+    ArrayWriter,
+    _by_zarr,
+    _encode,
+    arrays_path,
+    index_path,
+    read_index,
+    write_index,
+)
+from vitp_pipeline.artifacts.steps import kind_of
 from vitp_pipeline.errors import CorruptError, StorageError
 
 
@@ -54,6 +64,18 @@ def test_round_trip(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
             assert found.dtype == values.dtype and found.shape == values.shape
             assert np.array_equal(found, values, equal_nan=values.dtype.kind == "f")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0, 1 / 256])
+@pytest.mark.parametrize("shape", [(7, 40, 60), (1, 1, 1), (12,), (3, 5)])
+def test_one_chunk_has_the_bytes_that_zarr_itself_writes(shape: tuple[int, ...], step: float) -> None:
+    rng, dimensions = np.random.default_rng(0), ["axis", "y", "x"][: len(shape)]
+    for kind, largest in (("f4", 300), ("f4", 2**20), *(() if step else (("f2", 9), ("i8", 9), ("u1", 9)))):
+        values = rng.integers(-largest if kind != "u1" else 0, largest, shape).astype(kind)
+        integers = kind_of(values, step) if step else None
+        by_zarr = _by_zarr(values, dimensions, shape, step, integers)
+        assert _encode(values, dimensions, shape, step) == by_zarr
+        assert _encode(np.asfortranarray(values), dimensions, shape, step) == by_zarr
 
 
 def test_the_same_content_has_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> None:
