@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,13 @@ def test_logits_that_are_not_finite_go_the_plain_way():
         masks[1, 3, 3] = value
         assert bounded_label_maps(masks, probs, view, "d2") is None
         assert semantic.semantic_label_maps(masks, probs, view, "d2").shape == (1, *view.original)
+
+
+def test_only_whole_views_have_blocks():
+    window = View((60, 80), (60, 80), (32, 32), (8, 8), window=(10, 20, 32, 32))
+    masks, gt = torch.ones(2, 8, 8), np.zeros((60, 80), np.int16)
+    assert image_runs(window, 0) is None and image_runs(replace(VIEWS["same"], flip=True), 1) is None
+    assert (labels.majority_label(masks, window, gt) == 0).all()
 
 
 def test_half_precision_masks():

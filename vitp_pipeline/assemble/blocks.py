@@ -53,7 +53,9 @@ def upsampled_runs(view: View, axis: int) -> Runs | None:
 
 
 def image_runs(view: View, axis: int) -> Runs | None:
-    """Masks to the original image, of a whole view: both resizes in one; None where blocks do not pay."""
+    """Masks to the original image, both resizes in one; None where blocks do not pay, or the view is not whole."""
+    if not view.whole:
+        return None
     return _runs(view.mask[axis], view.padded[axis], view.resized[axis], view.original[axis])
 
 

@@ -54,7 +54,7 @@ def majority_label(mask_logits: Tensor, view: View, gt: np.ndarray) -> np.ndarra
     if not classes:
         return np.full(len(mask_logits), IGNORE, np.int64)
     rows, columns = (image_runs(view, axis) for axis in (0, 1))
-    if mask_logits.device.type == "cpu" and view.whole and rows is not None and columns is not None:
+    if mask_logits.device.type == "cpu" and rows is not None and columns is not None:
         counts = _counts_by_blocks(mask_logits, rows, columns, gt, classes)
     else:
         counts = _counts_by_planes(mask_logits, view, gt, classes)

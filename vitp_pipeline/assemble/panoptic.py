@@ -157,7 +157,7 @@ def _compete(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Owner of every pixel (H0, W0) int32, whether it claims it (H0, W0) bool, claimed areas of the masks (Q,)."""
     resizes_late = protocol == "mmseg1" and view.resized != view.original
-    rows, columns = (image_runs(view, axis) if view.whole else None for axis in (0, 1))
+    rows, columns = (image_runs(view, axis) for axis in (0, 1))
     if mask_logits.device.type != "cpu" or resizes_late or rows is None or columns is None:
         return _compete_by_planes(mask_logits, scores, view, protocol, rule)
     return _compete_by_blocks(mask_logits, scores, rows, columns, protocol == "mmseg0", rule.pixel_threshold)
