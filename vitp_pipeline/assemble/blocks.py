@@ -53,7 +53,9 @@ def upsampled_runs(view: View, axis: int) -> Runs | None:
 
 
 def image_runs(view: View, axis: int) -> Runs | None:
-    """Masks to the original image, of a whole view: both resizes in one; None where blocks do not pay."""
+    """Masks to the original image, both resizes in one; None where blocks do not pay, or the view is not whole."""
+    if not view.whole:
+        return None
     return _runs(view.mask[axis], view.padded[axis], view.resized[axis], view.original[axis])
 
 
@@ -123,17 +125,28 @@ def pooled(cells: Tensor, rows: Runs, columns: Runs, pick: Callable[[Tensor, Ten
     return cells
 
 
-def block_values(cells: Tensor, rows: Runs, columns: Runs, row: np.ndarray, column: np.ndarray, start: int) -> Tensor:
+def block_values(
+    cells: Tensor,
+    rows: Runs,
+    columns: Runs,
+    row: np.ndarray,
+    column: np.ndarray,
+    start: int,
+    plane: np.ndarray | None = None,
+) -> Tensor:
     """The values of the pixels of some blocks.
 
     Args:
         cells: (C, …) of `block_cells` from run `start` on, contiguous.
         row, column: (n,) int64 runs of the blocks.
+        plane: (n,) int64, of which plane each block is wanted; None = of all.
     Returns:
-        (C, R rows, R columns, n); as `Runs.outputs`, short runs repeat their last pixel.
+        (C or 1, R rows, R columns, n); as `Runs.outputs`, short runs repeat their last pixel.
     """
     width = cells.shape[2]
     flat, corner = cells.flatten(1), torch.from_numpy((row - start) * width + column)
+    if plane is not None:
+        flat, corner = cells.reshape(1, -1), corner + torch.from_numpy(plane * flat.shape[1])
     down, across = (
         torch.from_numpy(np.ascontiguousarray(runs.weights[own].transpose(2, 1, 0)))  # (reach, R, n)
         for runs, own in ((rows, row), (columns, column))
@@ -145,6 +158,25 @@ def block_values(cells: Tensor, rows: Runs, columns: Runs, row: np.ndarray, colu
     return _combined([line[:, None] for line in lines], down[:, :, None])
 
 
+def block_pixels(rows: Runs, columns: Runs, row: np.ndarray, column: np.ndarray, width: int) -> np.ndarray:
+    """(R rows, R columns, n) int64: flat indices of the pixels of blocks, in an image of this width."""
+    return rows.outputs[row].T[:, None] * width + columns.outputs[column].T[None]
+
+
+def block_areas(rows: Runs, columns: Runs) -> np.ndarray:
+    """(runs of rows, runs of columns) int64 pixels of every block."""
+    return np.multiply.outer(np.bincount(rows.run_of), np.bincount(columns.run_of))
+
+
+def own_pixels(rows: Runs, columns: Runs, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """(R rows, R columns, n) bool: which values of `block_values` are no repetition."""
+    down, across = (
+        np.arange(runs.outputs.shape[1])[:, None] < np.bincount(runs.run_of)[own]
+        for runs, own in ((rows, row), (columns, column))
+    )
+    return down[:, None] & across[None]
+
+
 def _combined(cells: list[Tensor], weights: Tensor) -> Tensor:
     """cells[0] + Σ_j weights[j]·(cells[j + 1] − cells[0]): equal cells give exactly their value."""
     first, *others = cells
@@ -152,3 +184,17 @@ def _combined(cells: list[Tensor], weights: Tensor) -> Tensor:
     for weight, other in zip(weights[1:], others[1:], strict=True):
         out += weight * (other - first)
     return out
+
+
+def sole(chosen: np.ndarray) -> np.ndarray:
+    """(K, P) bool → (P,) int16: which one is true, of columns with a single one. Several times faster than argmax."""
+    return np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16))
+
+
+def first_largest(scores: Tensor) -> np.ndarray:
+    """(K, P) → (P,) int16: the argmax, the first of equals."""
+    best = scores.numpy() == scores.amax(0).numpy()
+    labels = sole(best)
+    several = np.flatnonzero(best.sum(0, dtype=np.int16) != 1)
+    labels[several] = best[:, several].argmax(0)
+    return labels

@@ -24,7 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp_pipeline.assemble.blocks import Runs, block_cells, block_values, image_runs, pooled, upsampled_runs
+from vitp_pipeline.assemble.blocks import (
+    Runs,
+    block_cells,
+    block_pixels,
+    block_values,
+    first_largest,
+    image_runs,
+    pooled,
+    sole,
+    upsampled_runs,
+)
 from vitp_pipeline.assemble.resize import Taps, taps
 from vitp_pipeline.geometry import View
 
@@ -136,21 +146,7 @@ def _leaders(least: Tensor, most: Tensor, slack: float) -> tuple[np.ndarray, np.
     int16, else −1.
     """
     possible = most.numpy() >= (least.amax(0) - slack).numpy()
-    return possible, np.where(possible.sum(0, dtype=np.int16) == 1, _sole(possible), np.int16(-1))
-
-
-def _sole(chosen: np.ndarray) -> np.ndarray:
-    """(K, P) bool → (P,) int16: which one is true, of columns with a single one. Several times faster than argmax."""
-    return np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16))
-
-
-def _largest(scores: Tensor) -> np.ndarray:
-    """(K, P) → (P,) int16: the first largest."""
-    best = scores.numpy() == scores.amax(0).numpy()
-    labels = _sole(best)
-    several = np.flatnonzero(best.sum(0, dtype=np.int16) != 1)
-    labels[several] = best[:, several].argmax(0)
-    return labels
+    return possible, np.where(possible.sum(0, dtype=np.int16) == 1, sole(possible), np.int16(-1))
 
 
 def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
@@ -164,7 +160,7 @@ def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
     column, row = np.nonzero((band.labels < 0).any(0).T)  # column by column: neighbours share their classes
     for blocks in _pieces(row * len(work.columns) + column, work):
         row, column = np.divmod(blocks, len(work.columns))
-        pixels = _pixels(work, row + start, column, labels.shape[2])
+        pixels = block_pixels(work.rows, work.columns, row + start, column, labels.shape[2]).ravel()
         if not work.early:
             chances = _values(work, band, row, column).sigmoid_().flatten(1)
         for alpha, out in enumerate(labels):
@@ -173,7 +169,7 @@ def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
                 scores = _values(work, band, row, column, alpha * classes + left).flatten(1)
             else:
                 scores = work.weights[alpha, left] @ chances
-            out.reshape(-1)[pixels] = left.astype(np.int16)[_largest(scores)]
+            out.reshape(-1)[pixels] = left.astype(np.int16)[first_largest(scores)]
 
 
 def _pieces(blocks: np.ndarray, work: _Work) -> Iterator[np.ndarray]:
@@ -196,12 +192,6 @@ def _values(work: _Work, band: _Band, row: np.ndarray, column: np.ndarray, plane
     """(planes, R, R, n) values of the pixels of blocks; rows count from the band's first."""
     cells = band.cells if planes is None else band.cells[planes]
     return block_values(cells, work.rows, work.columns, row + band.start, column, band.start)
-
-
-def _pixels(work: _Work, row: np.ndarray, column: np.ndarray, width: int) -> np.ndarray:
-    """Flat indices of the pixels of blocks, in the order of `block_values`."""
-    rows, columns = work.rows.outputs[row].T, work.columns.outputs[column].T
-    return (rows[:, None] * width + columns[None]).ravel()
 
 
 def _label_resized(work: _Work, view: View, labels: np.ndarray) -> None:
@@ -256,5 +246,5 @@ def _resized_labels(
     for weights in work.weights:
         corners = (weights @ chances).index_select
         upper, lower = (torch.lerp(corners(1, at[i]), corners(1, at[i + 1]), by_column) for i in (0, 2))
-        labels.append(_largest(torch.lerp(upper, lower, by_row)))
+        labels.append(first_largest(torch.lerp(upper, lower, by_row)))
     return np.stack(labels)

@@ -10,9 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp_pipeline.assemble.blocks import (
+    Runs,
+    block_areas,
+    block_cells,
+    block_pixels,
+    block_values,
+    first_largest,
+    image_runs,
+    own_pixels,
+    pooled,
+    sole,
+)
 from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_probabilities
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
+
+_VALUES = 1 << 19  # floats of a stack that is worked on at once
+_PAIRS = 1 << 13  # blocks of masks whose pixels are made at once
+_ROUNDING = 1e-6  # of a probability by float32, and of a logit in units of its size
+_SMALLEST = 1e-30  # a weight below this has no digits left to be compared by
 
 
 @dataclass(frozen=True)
@@ -114,15 +131,13 @@ def panoptic_map(
 
     segments: list[Segment] = []
     stuff: dict[int, int] = {}
-    owned_areas = np.bincount(owner.ravel(), minlength=len(kept))
+    owned_areas, both_areas = (np.bincount(o.ravel(), minlength=len(kept)) for o in (owner, owner[claimed]))
+    id_of = np.zeros(len(kept), np.int32)
     for index, query in enumerate(kept.tolist()):
         if not owned_areas[index] or not areas[index] or owned_areas[index] / areas[index] < rule.overlap_threshold:
             continue
-        pixels = owner == index
-        if rule.keeps_only_claimed:
-            pixels &= claimed
-            if not pixels.any():
-                continue
+        if rule.keeps_only_claimed and not both_areas[index]:
+            continue
         category, score = int(labels[query]), float(scores[query])
         place = len(segments) if things[category] else stuff.setdefault(category, len(segments))
         if place == len(segments):
@@ -130,18 +145,98 @@ def panoptic_map(
         else:
             known = segments[place]
             segments[place] = replace(known, score=max(score, known.score), masks=(*known.masks, query))
-        ids[pixels] = place + 1
+        id_of[index] = place + 1
+    ids = id_of[owner]
+    if rule.keeps_only_claimed:
+        ids[~claimed] = 0
     return ids, segments
 
 
 def _compete(
     mask_logits: Tensor, scores: Tensor, view: View, protocol: str, rule: PanopticRule
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Owner of every pixel (H0, W0) int32, whether the owner claims it (H0, W0) bool, claimed areas of the
-    masks.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owner of every pixel (H0, W0) int32, whether it claims it (H0, W0) bool, claimed areas of the masks (Q,)."""
+    resizes_late = protocol == "mmseg1" and view.resized != view.original
+    rows, columns = (image_runs(view, axis) for axis in (0, 1))
+    if mask_logits.device.type != "cpu" or resizes_late or rows is None or columns is None:
+        return _compete_by_planes(mask_logits, scores, view, protocol, rule)
+    return _compete_by_blocks(mask_logits, scores, rows, columns, protocol == "mmseg0", rule.pixel_threshold)
 
-    One plane at a time: memory does not grow with the number of masks.
+
+def _compete_by_blocks(
+    mask_logits: Tensor, scores: Tensor, rows: Runs, columns: Runs, early: bool, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In a block the weight of a mask lies between those of its least and largest cell (see `assemble.bounded`): where
+    one mask's least beats all others' largest, and it claims all pixels of the block or none, none is made.
+
+    Args:
+        early: the sigmoid comes before the resizes.
     """
+    shape = len(rows.run_of), len(columns.run_of)
+    owner, claimed = np.empty(shape, np.int32), np.empty(shape, bool)
+    areas, scores = np.zeros(len(mask_logits), np.int64), scores.to(mask_logits.device)[:, None]
+    sizes = torch.from_numpy(block_areas(rows, columns)).double()
+    band = max(1, _VALUES // (len(mask_logits) * len(columns)))
+    for start in range(0, len(rows), band):
+        stop = min(start + band, len(rows))
+        cells = block_cells(mask_logits, rows, columns, start, stop).float().contiguous()
+        cells = cells.sigmoid() if early else cells
+        least, most = (pooled(cells, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum))
+        if not early:
+            least, most = least.sigmoid(), most.sigmoid()
+        claims, unclear = (
+            least >= threshold + _ROUNDING,
+            (least < threshold + _ROUNDING) & (most > threshold - _ROUNDING),
+        )
+        areas += (claims.double() @ sizes[start:stop].flatten()).long().numpy()
+        areas += _claimed_pixels(cells, rows, columns, start, unclear.numpy(), early, threshold)
+
+        slack = 1 + _ROUNDING * (1 + float(cells.abs().max()))
+        lowest = (least * scores).amax(0)
+        possible = (most * scores * slack >= lowest).numpy()
+        winner = sole(possible).astype(np.int64)
+        places = np.arange(len(winner))
+        decided = (possible.sum(0) == 1) & (lowest > _SMALLEST).numpy()
+        winner[~decided] = 0
+        decided &= ~unclear.numpy()[winner, places]
+        first, last = rows.outputs[start, 0], rows.outputs[stop - 1, -1] + 1
+        down = rows.run_of[first:last] - start
+        for out, known in ((owner, winner), (claimed, claims.numpy()[winner, places])):
+            out[first:last] = known.reshape(stop - start, -1).take(columns.run_of, 1).take(down, 0)
+        column, row = np.nonzero(~decided.reshape(stop - start, -1).T)
+        piece = max(1, _VALUES // (len(mask_logits) * rows.outputs.shape[1] * columns.outputs.shape[1]))
+        for begin in range(0, len(row), piece):
+            i, j = row[begin : begin + piece], column[begin : begin + piece]
+            left = np.flatnonzero(possible.take(i * len(columns) + j, 1).any(1))
+            values = block_values(cells[left], rows, columns, i + start, j, start).flatten(1)
+            values = values if early else values.sigmoid_()
+            best = first_largest(values * scores[left])
+            pixels = block_pixels(rows, columns, i + start, j, shape[1]).ravel()
+            owner.reshape(-1)[pixels] = left[best]
+            claimed.reshape(-1)[pixels] = values.numpy()[best, np.arange(len(best))] >= threshold
+    return owner, claimed, areas
+
+
+def _claimed_pixels(
+    cells: Tensor, rows: Runs, columns: Runs, start: int, unclear: np.ndarray, early: bool, threshold: float
+) -> np.ndarray:
+    """(Q,) int64 pixels that masks claim of blocks where bounds do not say. unclear: (Q, blocks) bool."""
+    areas = np.zeros(len(cells), np.int64)
+    query, block = np.nonzero(unclear)
+    for first in range(0, len(query), _PAIRS):
+        own = query[first : first + _PAIRS]
+        row, column = np.divmod(block[first : first + _PAIRS], len(columns))
+        values = block_values(cells, rows, columns, row + start, column, start, own)[0]
+        claims = ((values if early else values.sigmoid_()) >= threshold).numpy()
+        claims &= own_pixels(rows, columns, row + start, column)
+        areas += np.bincount(own, weights=claims.sum((0, 1)), minlength=len(cells)).astype(np.int64)
+    return areas
+
+
+def _compete_by_planes(
+    mask_logits: Tensor, scores: Tensor, view: View, protocol: str, rule: PanopticRule
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One plane at a time: memory does not grow with the number of masks."""
     areas = []
     for index, mask in enumerate(iter_mask_probabilities(mask_logits, view, protocol)):
         claims = mask >= rule.pixel_threshold
@@ -154,4 +249,4 @@ def _compete(
         best = torch.where(wins, weighted, best)
         claimed = torch.where(wins, claims, claimed)
         owner.masked_fill_(wins, index)
-    return owner.cpu().numpy(), claimed.cpu().numpy(), areas
+    return owner.cpu().numpy(), claimed.cpu().numpy(), np.array(areas)
