@@ -73,6 +73,7 @@ def measure(
         evaluate_shards(evaluation, settings, points, range(evaluation.run.shards))
         results[name] = result_of(evaluation)
         results[name]["provenance"].pop("command", None)  # holds paths of the machine
+        results[name]["masks"].pop("confusion")  # hundreds of kilobytes, which `vitp report` shows
         variants, rows = headline_variants(evaluation), read_rows(evaluation)
         areas.append([image_areas(evaluation, rows, variants[v]) for v in ("generator", "fused")])
     stacked = np.moveaxis(np.array(areas), 2, 0)  # (images, seeds, generator | fused, K, 3)
