@@ -22,8 +22,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index, totals_path
-from vitp_pipeline.artifacts.places import discard, shown, there
+from vitp_pipeline.artifacts.places import discard, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
@@ -71,6 +70,7 @@ def verify_run(run: Path) -> Checked:
         InputError: no run lies there.
         CorruptError: a run.json cannot be read, so that nothing can be said about what lies beside it.
     """
+    look_anew(run)
     damages: list[Damage] = []
     work: list[tuple[StageRun, int]] = []
     for folder in stage_folders(run):
