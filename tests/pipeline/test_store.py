@@ -203,6 +203,7 @@ def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tm
     folders = ("proposals/", "classifier/", "classes/", "evaluation/")
     own = folders[STAGES.index(stage)]
     uploaded(s3, finished, prefix, *folders[: STAGES.index(stage)])
+    kills = 0
     for count in (3, 6, 9):
         process = start(processes, project, stage, f"s3://{BUCKET}/{prefix}")
         while process.is_alive() and len(_keys(s3, f"{prefix}/{own}")) < count:
@@ -210,7 +211,9 @@ def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tm
         process.join(rng.uniform(0, 0.1))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
+            kills += 1
         process.join()
+    assert kills
     assert result(processes, project, stage, f"s3://{BUCKET}/{prefix}") == 0
     made = snapshot(downloaded(s3, prefix, tmp_path / "run"))
     assert {k: v for k, v in made.items() if k.startswith(own)} == {

@@ -22,6 +22,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
+from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index, totals_path
 from vitp_pipeline.artifacts.places import discard, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
