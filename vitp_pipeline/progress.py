@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from vitp_pipeline.artifacts.places import shown
+
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
 
@@ -96,7 +98,7 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
 def say(text: str) -> None:
     """One line for the person at the terminal or the log, on standard error, unless nothing is to be said."""
     if not _hushed:
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 _quieting = threading.Lock()

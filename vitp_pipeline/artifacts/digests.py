@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.files import read_json, write_json
+from vitp_pipeline.artifacts.places import shown, stamp, there
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.fingerprint import file_digest
 
@@ -20,22 +21,22 @@ class Digests:
         """SHA-256 of a file, 64 hex digits. A file whose size and time are as remembered is not read again."""
         if (known := self.remembered(path)) is not None:
             return known
-        entry = {"stamp": _stamp(path), "sha256": file_digest(path)}
-        write_json(self._path, {**self._known(), str(path.resolve()): entry})
+        entry = {"stamp": stamp(path), "sha256": file_digest(path)}
+        write_json(self._path, {**self._known(), _name(path): entry})
         return entry["sha256"]
 
     def remembered(self, path: Path) -> str | None:
         """The digest that the file had when it was last read, if its size and time are as they were then."""
-        entry = self._known().get(str(path.resolve()), {})
-        return entry["sha256"] if entry.get("stamp") == _stamp(path) else None
+        entry = self._known().get(_name(path), {})
+        return entry["sha256"] if entry.get("stamp") == stamp(path) else None
 
     def _known(self) -> dict[str, dict[str, Any]]:
         try:
-            return read_json(self._path) if self._path.exists() else {}
+            return read_json(self._path) if there(self._path) else {}
         except UserError:
             return {}  # only a memory: a damaged one is made anew
 
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def _name(path: Path) -> str:
+    """The same in every process: on a store the URL."""
+    return shown(path.resolve())

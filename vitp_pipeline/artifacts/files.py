@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.places import publish, publish_new
 from vitp_pipeline.artifacts.writes import fill, link, make_folder, remove, rename, sync, sync_folder
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
 
@@ -54,7 +55,18 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, forces it to disk, and renames it into place.
+    """Lets `write` fill a temporary file beside `path`, forces it to disk, and renames it into place; if it belongs to
+    a run on a store, it is then sent there.
+
+    Raises:
+        As `write_here`; StorageError also when the store refuses or does not answer.
+    """
+    write_here(path, write)
+    publish(path)
+
+
+def write_here(path: Path, write: Callable[[Path], object]) -> None:
+    """`write_whole` for a file that is not to be sent yet, or not under this name.
 
     Several tasks may write the same file at once; the last one wins, and it is whole.
 
@@ -100,7 +112,7 @@ def create_json(path: Path, content: Any) -> bool:
         finally:
             remove(unfinished)
         sync_folder(path.parent)
-    return True
+    return publish_new(path)
 
 
 def read_json(path: Path) -> Any:

@@ -23,12 +23,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.files import SETTLE, refusals
+from vitp_pipeline.artifacts.places import mirror_of
 from vitp_pipeline.artifacts.writes import make_folder, open_in_place, overwrite, remove
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.progress import say
 from vitp_pipeline.stopping import stop_wanted, stopped
+
+if TYPE_CHECKING:
+    from vitp_pipeline.artifacts.store_locks import StoreLock
 
 BEAT = 15.0
 """Seconds between signs of life."""
@@ -123,7 +128,7 @@ class _Signature:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[Lock]:
+def locked(path: Path, wait: bool = True) -> Iterator[Lock | StoreLock]:
     """Holds an exclusive lock while the block runs.
 
     Args:
@@ -132,6 +137,12 @@ def locked(path: Path, wait: bool = True) -> Iterator[Lock]:
     Raises:
         LockedError: another task holds it; the message names its host and process.
     """
+    if (mirror := mirror_of(path)) is not None:
+        from vitp_pipeline.artifacts.store_locks import locked_on
+
+        with locked_on(mirror, path, wait) as lock_there:
+            yield lock_there
+        return
     file = _acquire(path, wait)
     lock = Lock(path, file)
     try:
@@ -156,6 +167,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[Lock]:
 
 def is_locked(path: Path) -> bool:
     """Whether somebody holds the lock now; of another machine, whether it signed lately by this machine's clock."""
+    if (mirror := mirror_of(path)) is not None:
+        from vitp_pipeline.artifacts.store_locks import is_locked_on
+
+        return is_locked_on(mirror, path)
     try:
         owner = _Signature.read(path)
         with path.open(encoding="utf-8") as file:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
+from vitp_pipeline.artifacts.files import refusals, temporary, write_here, write_whole
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.steps import codecs, decode, encode, kind_of, wrote
 from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
 from vitp_pipeline.errors import CorruptError
@@ -56,7 +57,7 @@ class ArrayWriter:
     """Appends named arrays to a part's zip as they come, so that one image at a time is in memory.
 
     Args:
-        path: the zip file; it appears only when `close()` has run.
+        path: the zip file; it appears only when `close()` has run, and is not yet sent to a store.
         attributes: JSON attributes of the root group, under the key "vitp".
     Raises:
         StorageError: disk full and its kin, from any method.
@@ -105,7 +106,7 @@ class ArrayWriter:
         with refusals(self.path):
             self._zip.close()
             self._file.close()
-        write_whole(self.path, lambda unfinished: None)  # its content is there: sync and rename
+        write_here(self.path, lambda unfinished: None)  # its content is there: sync and rename
 
     def abandon(self) -> None:
         """Drops what was written."""
@@ -203,6 +204,7 @@ class ArrayReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        there(path)
         try:
             self._zip = zipfile.ZipFile(path)
             self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
@@ -268,6 +270,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    there(path)
     try:
         content = path.read_bytes()
         _check_seal(content)

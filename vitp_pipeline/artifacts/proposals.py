@@ -24,6 +24,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.places import run_directory, there
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 from vitp_pipeline.geometry import View
@@ -181,7 +182,7 @@ class ProposalStore:
     def __iter__(self) -> Iterator[ProposalRecord]:
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
-                if index_path(self.run.shard_folder(shard), part).exists():
+                if there(index_path(self.run.shard_folder(shard), part)):
                     yield from self.read_part(shard, part)
 
     def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -234,7 +235,7 @@ class ProposalStore:
         """Whether images were seen in parts, mirrored or more than once: what the first part says that is there."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
-                if (path := index_path(self.run.shard_folder(shard), part)).exists():
+                if there(path := index_path(self.run.shard_folder(shard), part)):
                     about = (read_index(path, ["image_id"]).schema.metadata or {}).get(b"vitp", b"{}")
                     return "views" in json.loads(about)
         return False
@@ -263,8 +264,8 @@ class ProposalStore:
 
 
 def open_proposals(run: str | Path) -> ProposalStore:
-    """The proposals in a run directory; see `ProposalStore`."""
-    return ProposalStore(Path(run) / "proposals")
+    """The proposals in a run directory, or of a run on a store (`s3://…`); see `ProposalStore`."""
+    return ProposalStore(run_directory(run) / "proposals")
 
 
 def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalRecord:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.files import create_json, read_json
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import difference, fingerprint
 
@@ -65,7 +66,7 @@ class StageRun:
         return self.folder / "shards" / f"{shard:05d}"
 
     def finished(self, shard: int) -> bool:
-        return (self.shard_folder(shard) / "done.json").exists()
+        return there(self.shard_folder(shard) / "done.json")
 
 
 def create_or_check(
@@ -93,7 +94,7 @@ def create_or_check(
         "part_size": part_size,
         "provenance": provenance(),
     }
-    if not path.exists():
+    if not there(path):
         create_json(path, content)
     run = open_run(folder)
     if run.identity != identity:
@@ -124,7 +125,7 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
         CorruptError: run.json is damaged.
     """
     path = folder / "run.json"
-    if not path.exists():
+    if not there(path):
         raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
     content = read_json(path)
     try:

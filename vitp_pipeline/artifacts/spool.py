@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitp_pipeline.artifacts.files import refusals, temporary, write_whole
+from vitp_pipeline.artifacts.files import refusals, temporary, write_here
 from vitp_pipeline.artifacts.parts import index_path, read_index, write_index
+from vitp_pipeline.artifacts.places import discard, files_in, publish, there
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.fingerprint import file_digest
@@ -53,9 +54,10 @@ class Spool:
             StorageError: disk full and its kin; what was finished is lost then, not what was committed.
         """
         with refusals(self.rows_path):
-            remove(self.rows_path)
+            discard(self.rows_path)
             if arrays.exists():
                 rename(arrays, self.arrays_path)
+                publish(self.arrays_path)
         digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
         about = {**(rows.schema.metadata or {}), _FINGERPRINT: self._fingerprint.encode(), _ARRAYS: digest.encode()}
         write_index(self.rows_path, rows.replace_schema_metadata(about))
@@ -77,16 +79,16 @@ class Spool:
 
     def remove(self) -> None:
         with refusals(self.rows_path):
-            remove(self.rows_path)
-            remove(self.arrays_path)
+            discard(self.rows_path)
+            discard(self.arrays_path)
 
     def _read(self) -> pa.Table | None:
-        if not self.rows_path.exists():
+        if not there(self.rows_path):
             return None
         try:
             rows = read_index(self.rows_path)
             about = rows.schema.metadata or {}
-            digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
+            digest = file_digest(self.arrays_path) if there(self.arrays_path) else ""
             found = images_of(rows)
             reason = ""
             if about.get(_FINGERPRINT) != self._fingerprint.encode():
@@ -106,8 +108,10 @@ class Spool:
 
 def left_over(folder: Path) -> list[Path]:
     """The spools of parts that are committed: a task was killed before it had removed them."""
-    found = sorted(folder.glob("_spool-*"))
-    return [path for path in found if index_path(folder, int(path.name[len("_spool-") :].partition(".")[0])).exists()]
+    files = files_in(folder)
+    found = sorted(name for name in files if name.startswith("_spool-"))
+    parts = (int(name.removeprefix("_spool-").partition(".")[0]) for name in found)
+    return [folder / name for name, part in zip(found, parts, strict=True) if index_path(folder, part).name in files]
 
 
 def images_of(rows: pa.Table) -> tuple[str, ...]:
@@ -131,4 +135,4 @@ def _join_archives(sources: Sequence[Path], target: Path) -> None:
         except BaseException:
             remove(joined)
             raise
-    write_whole(target, lambda unfinished: None)  # its content is there: sync and rename
+    write_here(target, lambda unfinished: None)  # its content is there: sync and rename

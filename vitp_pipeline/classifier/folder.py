@@ -14,6 +14,7 @@ import torch
 
 from vitp_pipeline.artifacts.files import refusals, write_whole
 from vitp_pipeline.artifacts.locks import Lock
+from vitp_pipeline.artifacts.places import publish, there
 from vitp_pipeline.artifacts.writes import append, fill
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
@@ -56,7 +57,7 @@ class TrainingFolder:
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The checkpoint, or None before the first. Raises CorruptError."""
-        if not self.checkpoint.exists():
+        if not there(self.checkpoint):
             return None
         try:
             return torch.load(self.checkpoint, map_location=device, weights_only=True)
@@ -79,12 +80,13 @@ class TrainingFolder:
     def load_model(self, name: str) -> PointViT | None:
         """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
         path = self.path / f"{name}.safetensors"
-        return load_classifier(path) if path.exists() else None
+        return load_classifier(path) if there(path) else None
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it needs a key `step`."""
         with refusals(self.metrics):
             append(self.metrics, json.dumps(line))
+        publish(self.metrics)
         if self._tensorboard is not None:
             for name, value in line.items():
                 if isinstance(value, float):
@@ -101,7 +103,7 @@ class TrainingFolder:
 
     def cut_log(self, step: int) -> None:
         """Lines of epochs after the checkpoint will be written again; drops them, and a torn last one."""
-        if not self.metrics.exists():
+        if not there(self.metrics):
             return
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():

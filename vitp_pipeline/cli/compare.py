@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import JsonFile
 
 
@@ -16,7 +17,9 @@ def register(app: typer.Typer) -> None:
         runs: Annotated[
             list[Path],
             typer.Argument(
-                help="Run directories or their evaluation/ folders; the first is the base.", metavar="RUN..."
+                help="Run directories (or URLs) or their evaluation/ folders; the first is the base.",
+                metavar="RUN...",
+                parser=run_directory,
             ),
         ],
         out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")] = Path("compare.html"),

@@ -19,11 +19,12 @@ def register(app: typer.Typer) -> None:
 
         vitp gc runs/camvid
         """
+        from vitp_pipeline.artifacts.places import shown
         from vitp_pipeline.cluster.gc import collect
         from vitp_pipeline.progress import say
 
         found = collect(run, remove=not dry_run)
         for path, _ in found:
-            print(path)
+            print(shown(path))
         would = "would remove" if dry_run else "removed"
         say(f"gc: {would} {len(found)} files, {sum(size for _, size in found) / 1e6:.1f} MB")

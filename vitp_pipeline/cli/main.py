@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.cli import (
     check_dataset,
     classify,
@@ -89,7 +90,7 @@ def main() -> None:
         with noticing_signals():
             app(prog_name="vitp", standalone_mode=False)
     except UserError as error:
-        print(f"vitp: {error}", file=sys.stderr)
+        print(f"vitp: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)

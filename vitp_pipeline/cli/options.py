@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitp_pipeline.artifacts.places import run_directory
+
 
 def shipped_recipes(begun: str) -> list[str]:
     """Names of shipped recipes that begin so, for a shell's completion."""
@@ -27,7 +29,15 @@ RecipeName = Annotated[
     ),
 ]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of the dataset.", metavar="DIR")]
-Out = Annotated[Path, typer.Option("--out", help="The run directory; all stages of a run share it.", metavar="RUN")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="The run directory, or a URL like s3://bucket/run; all stages of a run share it.",
+        metavar="RUN",
+        parser=run_directory,
+    ),
+]
 Shard = Annotated[
     str | None,
     typer.Option(
@@ -57,7 +67,10 @@ JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write the figures here; - is standard output, in place of tables.", metavar="FILE"),
 ]
-Run = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+Run = Annotated[
+    Path,
+    typer.Argument(help="A run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=run_directory),
+]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks: results and errors alone.")]

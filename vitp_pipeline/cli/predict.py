@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device
 
 
@@ -24,7 +25,8 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         run: Annotated[
-            Path | None, typer.Option("--run", help="A run whose classifier is used.", metavar="RUN")
+            Path | None,
+            typer.Option("--run", help="A run whose classifier is used.", metavar="RUN", parser=run_directory),
         ] = None,
         name: ClassifierName = None,
         generator: Annotated[

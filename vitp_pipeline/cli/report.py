@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.artifacts.places import run_directory
+
 
 def register(app: typer.Typer) -> None:
     @app.command("report", rich_help_panel="Also")
     def report(
-        run: Annotated[Path, typer.Argument(help="A run directory, or one of its evaluation/ folders.", metavar="RUN")],
+        run: Annotated[
+            Path,
+            typer.Argument(
+                help="A run directory (or URL), or one of its evaluation/ folders.", metavar="RUN", parser=run_directory
+            ),
+        ],
         data_root: Annotated[
             Path | None,
             typer.Option("--data-root", help="Folder of the dataset; without it no photographs.", metavar="DIR"),

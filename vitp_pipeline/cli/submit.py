@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
         import signal
         from pathlib import Path
 
+        from vitp_pipeline.artifacts.places import mirror_of, shown
         from vitp_pipeline.cluster.local import make_slots, run_chain, visible_gpus
         from vitp_pipeline.cluster.plan import Request, plan_chain
         from vitp_pipeline.cluster.profile import load_profile
@@ -65,6 +66,11 @@ def register(app: typer.Typer) -> None:
         local, elsewhere = engine is Engine.local, engine in (Engine.k8s, Engine.aws)
         if (workers and not local) or (profile and local):
             raise UsageError("--workers goes with --engine local, --profile with the others")
+        if mirror_of(out) is not None and not elsewhere:
+            raise UsageError(
+                f"{shown(out)}: --engine {engine.value} keeps scripts and logs in the run, which must then be a folder",
+                "Use --engine k8s or aws, or submit the stages' own commands (docs/cluster.md)",
+            )
         if not elsewhere:  # tasks start in this file system, if not in this folder
             recipe = str(Path(recipe).resolve()) if recipe.endswith(".toml") and Path(recipe).is_file() else recipe
             classifier = classifier and str(Path(classifier).resolve())

@@ -14,8 +14,8 @@ from pathlib import Path
 from vitp_pipeline.artifacts.files import TEMPORARY, refusals
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
+from vitp_pipeline.artifacts.places import discard, files_in, folders_in
 from vitp_pipeline.artifacts.spool import left_over
-from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
 
@@ -33,45 +33,50 @@ def collect(run: Path, remove: bool = True) -> list[tuple[Path, int]]:
         StorageError: no permission and its kin.
     """
     found: list[tuple[Path, int]] = []
-    exports = sorted(path.parent for path in (run / "exports").glob("*/run.json"))
+    exports = [run / "exports" / name for name in folders_in(run / "exports")]
     for stage in (*stage_folders(run), *exports):
-        for folder in [stage] if stage.parent.name == "classifier" else sorted((stage / "shards").glob("*")):
-            found += _locked_folder(folder, remove)
-        if stage.parent.name != "classifier":
-            for folder in (stage, *stage.glob("results/**/")):
-                found += _unlocked_folder(folder, remove)
+        if stage.parent.name == "classifier":
+            found += _locked_folder(stage, remove)
+            continue
+        for name in folders_in(stage / "shards"):
+            found += _locked_folder(stage / "shards" / name, remove)
+        for folder in (stage, *stage.glob("results/**/")):
+            found += _unlocked_folder(folder, remove)
     return found + _unlocked_folder(run, remove)
 
 
 def _locked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
     """Leavings of a folder that a task owns by its lock; none while one is at work."""
     lock = folder / "lock"
-    leavings = _leavings(folder)
-    if is_locked(lock) or not (leavings or lock.exists()):
+    files = files_in(folder)
+    leavings, there = _leavings(folder, files), lock.name in files
+    if not (leavings or there) or is_locked(lock):
         return []
     if not remove:
-        return [(path, path.stat().st_size) for path in (*leavings, *([lock] if lock.exists() else []))]
+        return [*leavings, *([(lock, files[lock.name])] if there else [])]
     try:
-        there = lock.exists()
         with locked(lock, wait=False):
-            found = _remove(_leavings(folder))  # once more: now nobody else is here
+            found = _remove(_leavings(folder, files_in(folder)))  # once more: now nobody else is here
             return [*found, (lock, 0)] if there else found
     except LockedError:
         return []
 
 
-def _leavings(folder: Path) -> list[Path]:
-    leavings = sorted(folder.glob(f"*{TEMPORARY}"))
-    for arrays in sorted(folder.glob("part-*.zarr.zip")):
-        part = int(arrays.name.removeprefix("part-").removesuffix(".zarr.zip"))
-        if not index_path(folder, part).exists():
-            leavings.append(arrays)
-    return leavings + left_over(folder)
+def _leavings(folder: Path, files: dict[str, int]) -> list[tuple[Path, int]]:
+    def left(name: str) -> bool:
+        if name.endswith(TEMPORARY):
+            return True
+        arrays = re.fullmatch(r"part-(\d+)\.zarr\.zip", name)
+        return arrays is not None and index_path(folder, int(arrays[1])).name not in files
+
+    names = {name for name in files if left(name)} | {path.name for path in left_over(folder)}
+    return [(folder / name, files[name]) for name in sorted(names) if name in files]
 
 
 def _unlocked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
-    leavings = [path for path in sorted(folder.glob(f"*{TEMPORARY}")) if _abandoned(path)]
-    return _remove(leavings) if remove else [(path, path.stat().st_size) for path in leavings]
+    files = sorted(files_in(folder).items())
+    found = [(folder / name, size) for name, size in files if name.endswith(TEMPORARY) and _abandoned(folder / name)]
+    return _remove(found) if remove else found
 
 
 def _abandoned(path: Path) -> bool:
@@ -91,14 +96,8 @@ def _abandoned(path: Path) -> bool:
         return False
 
 
-def _remove(paths: list[Path]) -> list[tuple[Path, int]]:
-    removed = []
-    for path in paths:
+def _remove(found: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    for path, _ in found:
         with refusals(path):
-            try:
-                size = path.stat().st_size
-                remove(path)
-            except FileNotFoundError:
-                continue
-        removed.append((path, size))
-    return removed
+            discard(path)
+    return found

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp_pipeline.artifacts.places import shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
 from vitp_pipeline.recipe import (
@@ -50,7 +51,7 @@ class Request:
     def command(self, stage: str) -> list[str]:
         """Arguments of vitp for a stage; those for its shard are not among them."""
         words = ["evaluate" if stage == "merge" else stage, self.recipe]
-        words += ["--data-root", str(self.data_root), "--out", str(self.out)]
+        words += ["--data-root", str(self.data_root), "--out", shown(self.out)]
         if stage in ("train-classifier", "classify", "evaluate", "merge") and self.name:
             words += ["--name", self.name]
         if stage in ("classify", "evaluate", "merge") and self.classifier:
@@ -136,18 +137,18 @@ def _with_command(job: Job, request: Request) -> Job:
 
 def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, begin: bool) -> StageRun | None:
     folder = request.out / "proposals"
-    if begin and (request.shards is not None or (folder / "run.json").exists()):
+    if begin and (request.shards is not None or there(folder / "run.json")):
         from vitp_pipeline.stages.proposals import generate_proposals
 
         choice = ShardChoice(count=request.shards, planned=True)
         generate_proposals(recipe, settings, request.data_root, request.out, choice)
-    return open_run(folder) if (folder / "run.json").exists() else None
+    return open_run(folder) if there(folder / "run.json") else None
 
 
 def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
     """Whether the classifier is there. With `begin` its settings are held against the recipe's."""
     settings = recipe.stage(TrainSettings, name=name)
-    if not (request.out / "classifier" / name / "done.json").exists():
+    if not there(request.out / "classifier" / name / "done.json"):
         return False
     if begin:
         from vitp_pipeline.stages.train import train_classifier
@@ -177,7 +178,7 @@ def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) ->
     settings = recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None)
     evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.out, ShardChoice())
     shards = _unfinished(evaluation.run, request.retry_failed)
-    return shards, not shards and (evaluation.run.folder / "result.json").exists()
+    return shards, not shards and there(evaluation.run.folder / "result.json")
 
 
 def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index, totals_path
+from vitp_pipeline.artifacts.places import discard, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import progress, say
@@ -71,6 +71,7 @@ def verify_run(run: Path) -> Checked:
         InputError: no run lies there.
         CorruptError: a run.json cannot be read, so that nothing can be said about what lies beside it.
     """
+    look_anew(run)
     damages: list[Damage] = []
     work: list[tuple[StageRun, int]] = []
     for folder in stage_folders(run):
@@ -97,9 +98,10 @@ def _identity(run: StageRun) -> Iterator[Damage]:
 
 def _classifier(run: StageRun, root: Path) -> Iterator[Damage]:
     folder = run.folder
-    if not (folder / "done.json").exists():
+    if not there(folder / "done.json"):
         return
     model = folder / "model.safetensors"
+    there(model)
     try:
         with model.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -116,7 +118,7 @@ def _classifier(run: StageRun, root: Path) -> Iterator[Damage]:
 
 def _result(run: StageRun) -> Iterator[Damage]:
     path = run.folder / "result.json"
-    if path.exists():
+    if there(path):
         try:
             read_json(path)
         except CorruptError as error:
@@ -129,7 +131,7 @@ def _shard(run: StageRun, shard: int) -> tuple[int, list[Damage]]:
     finished = run.finished(shard)
     for part, images in enumerate(run.parts(shard)):
         index = index_path(folder, part)
-        if index.exists():
+        if there(index):
             read += 1
             bad = _part(run, shard, part, images)
         else:
@@ -144,7 +146,7 @@ def _shard(run: StageRun, shard: int) -> tuple[int, list[Damage]]:
             fits = False
         if not fits:
             damages.append(Damage(path, "does not say what the parts say", run, shard))
-        if (totals := totals_path(folder)).exists():
+        if there(totals := totals_path(folder)):
             damages += _totals(run, totals, shard)
     return read, damages
 
@@ -173,7 +175,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
     digest = (rows.schema.metadata or {}).get(ARRAYS_DIGEST)
     if digest is None and run.identity.get("stage") not in STAGES_WITH_ARRAYS:
         return None
-    if not arrays.exists():
+    if not there(arrays):
         return arrays, "is missing"
     if digest is not None:
         return None if file_digest(arrays).encode() == digest else (arrays, "its checksum does not fit")
@@ -210,7 +212,7 @@ def repair(damages: list[Damage]) -> list[Damage]:
     for damage in damages:
         if damage.shard is None:
             if damage.removable:
-                remove(damage.path)
+                discard(damage.path)
             else:
                 left.append(damage)
             continue
@@ -218,9 +220,9 @@ def repair(damages: list[Damage]) -> list[Damage]:
         try:
             with locked(folder / "lock", wait=False):
                 if damage.part is not None:
-                    remove(index_path(folder, damage.part))
-                    remove(arrays_path(folder, damage.part))
-                remove(folder / "done.json")
+                    discard(index_path(folder, damage.part))
+                    discard(arrays_path(folder, damage.part))
+                discard(folder / "done.json")
         except LockedError as error:
             say(str(error))
             left.append(damage)
@@ -234,7 +236,7 @@ def report(run: Path, checked: Checked, mend: bool) -> None:
         CorruptError: something is damaged, and `mend` is false or could not put it right.
     """
     for damage in checked.damages:
-        print(f"{damage.path}: {damage.reason}")
+        print(f"{shown(damage.path)}: {damage.reason}")
     if not checked.damages:
         say(f"verify: {checked.parts} parts, all as they were written")
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.places import folders_in, there
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.datasets import Dataset, DatasetSpec
@@ -105,7 +106,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     numbers = headline_variants(evaluation)
     rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
     stored = folder / "result.json"
-    if stored.exists():
+    if there(stored):
         result = read_json(stored)
     else:
         result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
@@ -114,11 +115,11 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
 
 def evaluation_folder(path: Path) -> Path:
     """RUN/evaluation/FINGERPRINT: `path` itself, or the newest of the run that measured something."""
-    if path.parent.name == "evaluation" and (path / "run.json").exists():
+    if path.parent.name == "evaluation" and there(path / "run.json"):
         return path.resolve()
     if not path.is_dir():
         raise InputError(f"{path}: no run lies there", "A run directory is what you gave as --out")
-    found = [f.parent for f in path.glob("evaluation/*/run.json") if any(f.parent.glob("shards/*/done.json"))]
+    found = _measured(path)
     if not found:
         raise MissingStageError(f"{path}: nothing is evaluated there yet", "Run `vitp evaluate` first")
     return max(found, key=lambda f: (read_json(f / "run.json")["provenance"]["created"], f.name)).resolve()
@@ -126,7 +127,14 @@ def evaluation_folder(path: Path) -> Path:
 
 def count_evaluations(run: Path) -> int:
     """How many evaluations of a run hold something."""
-    return sum(any(f.parent.glob("shards/*/done.json")) for f in run.glob("evaluation/*/run.json"))
+    return len(_measured(run))
+
+
+def _measured(run: Path) -> list[Path]:
+    """The folders of the evaluations that hold something."""
+    folders = [run / "evaluation" / name for name in folders_in(run / "evaluation")]
+    stages = [open_run(folder) for folder in folders if there(folder / "run.json")]
+    return [stage.folder for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
 
 
 def _settings(run: StageRun) -> EvaluateSettings:
@@ -187,11 +195,11 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
 def _classifier_folder(stored: StoredEvaluation) -> Path | None:
     """The folder in the run of the classifier that scored, by the digest of its weights; None when it is elsewhere."""
     path = stored.run / "digests.json"
-    digests = read_json(path) if path.exists() else {}
+    digests = read_json(path) if there(path) else {}
     wanted = stored.evaluation.classes.identity["classifier"]
     for file, entry in digests.items():
         folder = stored.run / "classifier" / Path(file).parent.name
-        if entry["sha256"] == wanted and (folder / "run.json").exists():
+        if entry["sha256"] == wanted and there(folder / "run.json"):
             return folder
     return None
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
@@ -73,7 +74,7 @@ def classifier_file(recipe: Recipe, settings: ClassifySettings, data_root: Path,
     if settings.classifier:
         return recipe.find_file(settings.classifier, data_root)
     path = out / "classifier" / settings.name / "model.safetensors"
-    if not path.exists():
+    if not there(path):
         raise MissingStageError(f"{path}: no trained classifier", "Run `vitp train-classifier` first, or let it finish")
     return path
 
@@ -97,7 +98,7 @@ def classes_run(
         "settings": identity_of(settings),
     }
     folder = out / "classes" / fingerprint(identity)[:12]
-    if not create and not (folder / "run.json").exists():
+    if not create and not there(folder / "run.json"):
         raise MissingStageError(
             f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
         )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, totals_path, write_index
+from vitp_pipeline.artifacts.places import discard, files_in, publish, release, there
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
-from vitp_pipeline.artifacts.writes import append, make_folder, remove
+from vitp_pipeline.artifacts.writes import append, make_folder
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import Progress, progress, say
@@ -112,10 +113,10 @@ def run_parts(
                     bar.advance(len(run.shard_images(shard)))
                     continue
                 for leaving in (*folder.glob(f"*{TEMPORARY}"), *left_over(folder)):
-                    remove(leaving)
-                remove(totals_path(folder))  # of the parts that there were
+                    discard(leaving)
+                discard(totals_path(folder))  # of the parts that there were
                 for part, images in enumerate(run.parts(shard)):
-                    if index_path(folder, part).exists():
+                    if there(index_path(folder, part)):
                         outcome.cached += len(images)
                         bar.advance(len(images))
                         continue
@@ -150,8 +151,11 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     if images_of(rows) != images:
         spool.keep(rows, arrays)
         raise stopped(f"{bar.done} of {bar.total} images are done")
+    if arrays.exists():
+        publish(arrays)
     write_index(index_path(folder, part), _sealed(rows, arrays))
     spool.remove()
+    release(arrays)
 
 
 def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
@@ -171,12 +175,11 @@ def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
 def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
     """What done.json says of a shard whose parts are all there. Raises CorruptError when one cannot be read."""
     folder, failed, size = run.shard_folder(shard), [], 0
+    files = files_in(folder)
     for part in range(len(run.parts(shard))):
         rows = read_index(index_path(folder, part), ["image_id", "status", "error"]).to_pylist()
         failed += [(r["image_id"], r["error"]) for r in rows if r["status"] != "ok"]
-        size += index_path(folder, part).stat().st_size
-        if (arrays := arrays_path(folder, part)).exists():
-            size += arrays.stat().st_size
+        size += sum(files.get(path(folder, part).name, 0) for path in (index_path, arrays_path))
     return {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
 
 
@@ -198,9 +201,9 @@ def _forget_failed(run: StageRun, shard: int) -> None:
             if spool.rows is not None and any(s != "ok" for s in spool.rows["status"].to_pylist()):
                 spool.remove()
             index = index_path(folder, part)
-            if index.exists() and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
-                remove(folder / "done.json")
-                remove(index)
+            if there(index) and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
+                discard(folder / "done.json")
+                discard(index)
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
@@ -209,4 +212,6 @@ def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> N
     path = run.folder / "log" / f"shard-{shard:05d}.jsonl"
     with refusals(path):
         make_folder(path.parent)
+        there(path)
         append(path, json.dumps(line))
+    publish(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.codec import MaskCodec, settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, Sample
@@ -48,7 +49,7 @@ def import_proposals(
     """
     if settings.mirror or len(settings.scales) > 1 or any(settings.window):
         raise UsageError("imported masks have one view of an image", "Leave out scales, mirror and window")
-    begun = (out / "proposals" / "run.json").exists()
+    begun = there(out / "proposals" / "run.json")
     settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, void_share)

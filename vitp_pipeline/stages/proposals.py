@@ -14,6 +14,7 @@ import numpy as np
 from vitp_pipeline.artifacts.codec import MaskCodec, settle, store_masks
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, DatasetSpec
@@ -48,7 +49,7 @@ def generate_proposals(
     Raises:
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
-    begun = (out / "proposals" / "run.json").exists()
+    begun = there(out / "proposals" / "run.json")
     settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.artifacts.files import read_json, write_json
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.stages import instances
@@ -187,7 +188,7 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
         PartialError: as `summarise`.
     """
     path = evaluation.run.folder / "result.json"
-    if path.exists() and "notes" in (known := read_json(path)):  # older versions wrote less
+    if there(path) and "notes" in (known := read_json(path)):  # older versions wrote less
         return known
     result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
     if result["images"]["measured"] == result["images"]["of"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.parts import index_path, read_index
+from vitp_pipeline.artifacts.places import bring
 from vitp_pipeline.metrics.bootstrap import sparse_areas
 from vitp_pipeline.stages.evaluation import Evaluation
 
@@ -37,12 +38,15 @@ def read_parts(evaluation: Evaluation) -> Iterator[pa.Table]:
 
 def shard_parts(evaluation: Evaluation, shard: int) -> Iterator[pa.Table]:
     """The parts of a shard that has all of them."""
-    for part in range(len(evaluation.run.parts(shard))):
-        yield read_index(index_path(evaluation.run.shard_folder(shard), part))
+    parts = [index_path(evaluation.run.shard_folder(shard), part) for part in range(len(evaluation.run.parts(shard)))]
+    bring(parts)
+    for part in parts:
+        yield read_index(part)
 
 
 def missing_shards(evaluation: Evaluation) -> list[int]:
     """Those that are not finished."""
+    bring(evaluation.run.shard_folder(shard) / "done.json" for shard in range(evaluation.run.shards))
     return [shard for shard in range(evaluation.run.shards) if not evaluation.run.finished(shard)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import is_locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
+from vitp_pipeline.artifacts.places import bring, files_in, folders_in, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.shard import array_expression
@@ -32,8 +32,8 @@ def stage_folders(run: Path) -> list[Path]:
     """
     folders = [run / "proposals"]
     for stage in ("classifier", "classes", "evaluation"):
-        folders += sorted(p.parent for p in (run / stage).glob("*/run.json"))
-    folders = [folder for folder in folders if (folder / "run.json").exists()]
+        folders += [run / stage / name for name in folders_in(run / stage)]
+    folders = [folder for folder in folders if there(folder / "run.json")]
     if not folders:
         raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
     return folders
@@ -48,9 +48,11 @@ def run_status(run: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no run lies there.
     """
+    look_anew(run)
     entries = [_training(f) if f.parent.name == "classifier" else _sharded(f) for f in stage_folders(run)]
     for entry in entries:
         entry["stage"] = Path(entry["folder"]).relative_to(run).as_posix()
+        entry["folder"] = shown(entry["folder"])
     return entries
 
 
@@ -58,13 +60,14 @@ def _sharded(folder: Path) -> dict[str, Any]:
     run = open_run(folder)
     done, running, stopped, missing = 0, [], [], []
     images, failed, size = 0, [], 0
+    bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     for shard in range(run.shards):
         stats = _done(run, shard)
         if stats is not None:
             done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
             failed += stats["failed"]
             continue
-        files = _files(run.shard_folder(shard))
+        files = files_in(run.shard_folder(shard))
         for part, ids in enumerate(run.parts(shard)) if files else ():
             if (index := index_path(folder, part).name) in files:
                 images += len(ids)
@@ -96,24 +99,14 @@ def _sharded(folder: Path) -> dict[str, Any]:
 def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
     """The stats of a finished shard."""
     path = run.shard_folder(shard) / "done.json"
+    if not there(path):
+        return None
     try:
         stats = read_json(path)
         failed = [[image_id, reason] for image_id, reason in stats["failed"]]
         return {"images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
-    except FileNotFoundError:
-        return None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
-
-
-def _files(folder: Path) -> dict[str, int]:
-    """Sizes of a folder's files by name; one look for all parts, for a cluster's file system is slow to ask."""
-    files = {}
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                files[entry.name] = entry.stat().st_size
-    return files
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -121,10 +114,10 @@ def _training(folder: Path) -> dict[str, Any]:
 
     run = open_run(folder)
     last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})
-    finished = (folder / "done.json").exists()
+    files = files_in(folder)
+    finished = "done.json" in files
     running = not finished and is_locked(folder / "lock")
-    begun = (folder / "lock").exists() or (folder / "checkpoint.pt").exists()
-    model = folder / "model.safetensors"
+    begun = "lock" in files or "checkpoint.pt" in files
     return {
         "folder": str(folder),
         "images": len(run.images),
@@ -135,7 +128,7 @@ def _training(folder: Path) -> dict[str, Any]:
         "shards": 1,
         "running": [0] if running else [],
         "stopped": [0] if begun and not finished and not running else [],
-        "bytes": model.stat().st_size if model.exists() else 0,
+        "bytes": files.get("model.safetensors", 0),
         "missing": "" if finished or running else "0",
         "epoch": last.get("epoch"),
         "epochs": run.identity.get("settings", {}).get("epochs", TrainSettings.epochs),
@@ -148,7 +141,9 @@ def _training(folder: Path) -> dict[str, Any]:
 def _speed(run: StageRun) -> float | None:
     """Images per second over the parts in the log, of one task."""
     images, seconds = 0, 0.0
-    for path in (run.folder / "log").glob("shard-*.jsonl"):
+    logs = [run.folder / "log" / name for name in files_in(run.folder / "log") if name.endswith(".jsonl")]
+    bring(logs)
+    for path in logs:
         for entry in _json_lines(path):
             with contextlib.suppress(KeyError, TypeError):
                 images, seconds = images + entry["images"], seconds + entry["seconds"]
@@ -158,7 +153,7 @@ def _speed(run: StageRun) -> float | None:
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, but for one that a killed task left torn."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if there(path) else []:
         with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]

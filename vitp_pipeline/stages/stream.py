@@ -16,6 +16,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.datasets import Dataset
@@ -79,9 +80,9 @@ class Stream:
         def folder_with(generate: ProposalSettings) -> Path:
             return out / "evaluation" / fingerprint(identity_with(generate))[:12]
 
-        self.generate = generate = settle(generate, (folder_with(generate) / "run.json").exists())
+        self.generate = generate = settle(generate, there(folder_with(generate) / "run.json"))
         identity, folder = identity_with(generate), folder_with(generate)
-        if not (folder / "run.json").exists():
+        if not there(folder / "run.json"):
             shard.for_new_run()
         images = dataset.image_ids
         run = create_or_check(folder, identity, images, shard.count, generate.part_size)

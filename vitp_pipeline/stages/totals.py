@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.parts import read_index, totals_path, write_index
+from vitp_pipeline.artifacts.places import bring, there
 from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas
 from vitp_pipeline.metrics.exact import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
@@ -144,9 +145,12 @@ def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
     """Adds up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
     totals, pieces = Totals(evaluation, generator, fused), {}
     totals.missing = missing_shards(evaluation)
-    for shard in sorted(set(range(evaluation.run.shards)).difference(totals.missing)):
+    finished = sorted(set(range(evaluation.run.shards)).difference(totals.missing))
+    if "instance" not in evaluation.tasks:
+        bring(totals_path(evaluation.run.shard_folder(shard)) for shard in finished)
+    for shard in finished:
         path = totals_path(evaluation.run.shard_folder(shard))
-        if "instance" not in evaluation.tasks and path.exists():
+        if "instance" not in evaluation.tasks and there(path):
             totals.add_table(read_index(path))
         else:
             _add_parts(totals, pieces, evaluation, shard)

@@ -13,8 +13,8 @@ import numpy as np
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
+from vitp_pipeline.artifacts.places import discard, run_directory, there
 from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.classifier.sources import Mixture, parse_mixture
 from vitp_pipeline.datasets import Dataset, Sample
@@ -76,15 +76,15 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         identity["coarse"] = "files of the manifest"
     run = create_or_check(folder, identity, dataset.image_ids)
     done = folder / "done.json"
-    if done.exists():
+    if there(done):
         team.share(None)
         _tidy(folder, settings)  # the task that finished it may have been killed before it had
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
         with finishing(), locked(folder / "lock") as lock:
             for leaving in folder.glob(f"*{TEMPORARY}"):
-                remove(leaving)
-            if team.share(None if done.exists() else run.fingerprint):  # else another task has finished it meanwhile
+                discard(leaving)
+            if team.share(None if there(done) else run.fingerprint):  # else another task has finished it meanwhile
                 _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock)
     _report_left_out(read_json(done)["left_out"])
     return folder / "model.safetensors"
@@ -143,8 +143,8 @@ def _train(
     try:
         model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
     except UserError:
-        if lock and not (folder / "checkpoint.pt").exists():
-            remove(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
+        if lock and not there(folder / "checkpoint.pt"):
+            discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
         raise
     batches = _batches(dataset, training, settings, masks, model.grid, team)
     about = {
@@ -191,7 +191,7 @@ def _tidy(folder: Path, settings: TrainSettings) -> None:
         names += ["best.safetensors", "best.json"]  # it is the model now
     for name in names:
         with refusals(folder / name):
-            remove(folder / name)
+            discard(folder / name)
 
 
 def _batches(
@@ -286,7 +286,7 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
         raise UsageError(
             "mask_proposals: generated masks are of whole images, so they go with neither crops nor rotation"
         )
-    masks = open_proposals(Path(settings.mask_proposals).expanduser())
+    masks = open_proposals(run_directory(settings.mask_proposals).expanduser())
     check_manifest(masks, recipe)
     masks.require_all_masks()
     masks.require_one_view("masks to learn from")
@@ -326,6 +326,6 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) 
     if text == settings.name:
         raise UsageError(f"init_from = {text!r} is the classifier that is to be trained", "Give it another --name")
     path = out / "classifier" / text / "model.safetensors"
-    if not path.exists():
+    if not there(path):
         raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")
     return path
