@@ -51,12 +51,10 @@ def stops(work: Callable[[], object]) -> int:
 def test_stopped_after_every_image(
     stage: str, project: Project, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitp_pipeline.stages.classify
-    import vitp_pipeline.stages.evaluate
-    import vitp_pipeline.stages.proposals
+    from vitp_pipeline.stages import classify, counting, proposals
 
     out = before(stage, finished, tmp_path / "run")
-    module = getattr(vitp_pipeline.stages, {"generate-proposals": "proposals"}.get(stage, stage))
+    module = {"generate-proposals": proposals, "classify": classify, "evaluate": counting}[stage]
     monkeypatch.setattr(module, "stop_wanted", lambda: True)
     one = {} if stage == "evaluate" else {"batch_size": 1}
     assert stops(lambda: project.run(stage, out, **one)) == 4  # parts of two images, but for the last

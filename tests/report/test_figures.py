@@ -14,7 +14,7 @@ from vitp_pipeline.stages.evaluation import variant_of
 @pytest.fixture(scope="module")
 def raw(stored: StoredEvaluation) -> list[dict]:
     folder = stored.evaluation.run.folder / "shards"
-    files = sorted(str(path) for path in folder.rglob("*.parquet"))
+    files = sorted(str(path) for path in folder.rglob("part-*.parquet"))
     return [row for file in files for row in ds.dataset(file).to_table().to_pylist()]
 
 
