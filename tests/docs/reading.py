@@ -92,7 +92,7 @@ class _Parsed(Exception):
 
 def read_python(words: Sequence[str]) -> None:
     """`python -m benchmarks.x …`, `python tools/x.py …`: by its own parser, which is stopped when it has understood."""
-    module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    module, arguments = (_module(words[1]), words[2:]) if words[0] == "-m" else (words[0], words[1:])
     if module == "pytest":
         return read_pytest(arguments)
     if module == "sphinx":
@@ -126,13 +126,18 @@ def read_python(words: Sequence[str]) -> None:
         raise Unknown(f"{module} reads no arguments")
 
 
+def _module(name: str) -> str:
+    """What `python -m` runs."""
+    return f"{name}.__main__" if (ROOT / name / "__main__.py").is_file() else name
+
+
 def _refuse(message: str) -> None:
     raise Unknown(message)
 
 
 def read_python_span(words: Sequence[str]) -> None:
     """In the text: the file is there, and knows the flags."""
-    module = words[1] if words[0] == "-m" else words[0]
+    module = _module(words[1]) if words[0] == "-m" else words[0]
     if module in ("sphinx", "pytest"):
         return
     path = ROOT / (module if module.endswith(".py") else module.replace(".", "/") + ".py")

@@ -16,11 +16,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def _alone() -> None:
+    """Torch's operators in such a thread use no others: those are the model's."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class _Beside:
     """Threads that end with a block."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, name)
+        self._threads = ThreadPoolExecutor(threads, name, _alone)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -132,7 +132,7 @@ READERS = 2
 READ_AHEAD = 2
 """Batches that are read, beyond the one that the generator works on."""
 WRITE_BEHIND = 4
-"""Views whose points are chosen and whose masks are not yet compressed and written."""
+"""Images whose points are not yet chosen, or whose masks are not yet compressed and written."""
 
 
 @dataclass(frozen=True)
@@ -220,18 +220,26 @@ class ProposalMaker:
         for image_id, _ in images:
             sample = self.dataset.sample(image_id)
             file_name = sample.image.relative_to(self.dataset.root).as_posix()
+            if image_id in proposals:
+                behind.add(self._choose_and_write, writer, image_id, file_name, proposals[image_id])
+                continue
             try:
                 if image_id in reasons:
                     raise InputError(reasons[image_id])
-                if self.plan.one_whole:
-                    records = [self._record(image_id, file_name, proposals[image_id])]
-                else:
-                    records = list(self.records(image_id, read[image_id].picture))
+                records = list(self.records(image_id, read[image_id].picture))
             except InputError as error:
                 behind.add(failed_row, image_id, file_name, error.message)
             else:
                 for record in records:
                     behind.add(write_record, writer, record)
+
+    def _choose_and_write(self, writer: ArrayWriter, image_id: str, file_name: str, found: Proposals) -> dict[str, Any]:
+        """What stage one does with the proposals of an image, while the generator works on the next."""
+        try:
+            record = self._record(image_id, file_name, found)
+        except InputError as error:
+            return failed_row(image_id, file_name, error.message)
+        return write_record(writer, record)
 
     def records(self, image_id: str, picture: np.ndarray) -> Iterator[ProposalRecord]:
         """The proposals of every view of an image, made as they are asked for.
