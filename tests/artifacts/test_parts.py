@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pyarrow.dataset
 import pytest
 import zarr
 
+from tests.disks import disk_of
 from vitp_pipeline.artifacts.parts import (
     ArrayReader,
     ArrayWriter,
@@ -245,16 +244,8 @@ def test_names_of_parts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with disk_of("64k", tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def leftovers(folder: Path) -> list[str]:

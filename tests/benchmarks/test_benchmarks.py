@@ -111,6 +111,22 @@ def test_the_benchmark_of_memory_measures_and_plots(tmp_path: Path) -> None:
     assert evaluate_memory.table([{"images": 3000, **figures}]).splitlines()[-1].startswith("| 3,000 | ")
 
 
+def test_the_benchmark_of_sampling_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import sampling
+    from vitp_pipeline.demo.scenes import draw_scenes
+
+    draw_scenes(tmp_path, "train", 2, seed=0)
+    file = tmp_path / "figures.json"
+    words = f"sampling --data-root {tmp_path} --manifest demo --size 28 42 --points 5 --repeat 1 --json {file}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    sampling.main()
+    figures = json.loads(file.read_text())["ms"]
+    assert {f"draw {mode}" for mode in sampling.MODES} < figures.keys() and min(figures.values()) > 0
+    assert capsys.readouterr().out.startswith("2 images of demo, 28×42, N = 5")
+
+
 def test_the_benchmark_of_stage_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,7 @@ READ_ALONE = {
     r"vitp demo|make demo": "a minute; its four stages are those that run here",
     r"vitp evaluate .*views-multiscale": "12 views; tests/stages run fewer",
     r"vitp export-classifier": "several seconds of tracing; tests/classifier/test_export.py",
-    r"python -m benchmarks\b": "minutes; tests/benchmarks run all of them, small",
+    r"python -m benchmarks\b": "minutes; tests/benchmarks run them small, but for transformers_generators",
     r"python (-m pytest|-m sphinx|tools/|benchmarks/)": "real photographs, or minutes",
     r"torchrun|srun": "several processes; tests/classifier/test_team.py",
     r"(pip install|make|pytest|ruff|mkdir|source|dot) ": "makes or checks the project itself, which CI does",

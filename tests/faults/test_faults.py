@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.disks import disk_of
 from tests.faults.faulty import Case, Fault, read_points
 from tests.faults.scenarios import SCENARIOS, Place, begin, make_place, results, words
 from tests.faults.tasks import Server, Task
@@ -196,15 +197,8 @@ def _resize(folder: Path, size: int) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with disk_of("1M", tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _damage(run: Path) -> str:

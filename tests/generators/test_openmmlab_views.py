@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
-from vitp_pipeline.generators.views import WHOLE, ViewPlan, propose_views
+from vitp_pipeline.generators.views import ViewPlan, propose_views
 from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.stages.proposals import view_plan
 
@@ -80,7 +80,7 @@ def test_labels_with_and_without_augmentation(name: str, count: int, ratios: lis
     from mmseg.apis import inference_model  # after the adapter has made mmcv importable
 
     model = mmseg_model(Path(f"{weights}.py"), Path(f"{weights}.pth"))
-    plan, differing = (WHOLE if ratios is None else ViewPlan(tuple(ratios), mirror=True)), []
+    plan, differing = (ViewPlan() if ratios is None else ViewPlan(tuple(ratios), mirror=True)), []
     for image in images(shared, name, count):
         if ratios is None:
             expected = inference_model(model, np.ascontiguousarray(image[:, :, ::-1])).pred_sem_seg.data[0].numpy()
@@ -115,7 +115,7 @@ def test_a_recipe_overrules_the_config(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "slide.py").write_text(SLIDE.format(config=shared / "weights/mask2former-efficientnet_lite0-camvid.py"))
     generator = OpenMMLabGenerator(tmp_path / "slide.py", None)
     assert generator.slide == ((224, 256), (149, 170))
-    assert view_plan(ProposalSettings("slide.py", window=(0, 0)), generator) == WHOLE
+    assert view_plan(ProposalSettings("slide.py", window=(0, 0)), generator) == ViewPlan()
     assert view_plan(ProposalSettings("slide.py", stride=(100, 100)), generator).stride == (100, 100)
     own = view_plan(ProposalSettings("slide.py", window=(64, 65)), generator)
     assert (own.window, own.stride) == ((64, 65), (32, 32))

@@ -13,7 +13,7 @@ from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
 from vitp_pipeline.assemble.upsample import mask_logits_at_image
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.base import Output
-from vitp_pipeline.generators.views import WHOLE, ViewPlan, propose, propose_views, slide
+from vitp_pipeline.generators.views import ViewPlan, propose, propose_views, slide
 from vitp_pipeline.points import centre_points, max_points, peak_points, random_points
 
 
@@ -47,7 +47,7 @@ class ColourGenerator:
 
 
 PLANS = {
-    "whole": WHOLE,
+    "whole": ViewPlan(),
     "mirrored": ViewPlan(mirror=True),
     "scaled": ViewPlan((0.5, 1.0, 1.75)),
     "windows": ViewPlan(window=(64, 64), stride=(48, 40)),

@@ -45,10 +45,6 @@ class ViewPlan:
         return len(self.scales) == 1 and not self.mirror and self.window is None
 
 
-WHOLE = ViewPlan()
-"""One view: the image whole, upright, at the generator's own size."""
-
-
 def slide(size: Size, window: Size, stride: Size) -> list[Window]:
     """The windows of an image of `size`, as mmsegmentation slides them: row by row, the last ones moved back inside."""
     places = []

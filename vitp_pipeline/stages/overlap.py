@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _alone() -> None:
+def _one_thread() -> None:
     """Torch's operators in such a thread use no others: those are the model's."""
     import torch
 
@@ -27,7 +27,7 @@ class _Beside:
     """Threads that end with a block."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, name, _alone)
+        self._threads = ThreadPoolExecutor(threads, name, _one_thread)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
