@@ -185,9 +185,11 @@ class Ours:
             ).run()
 
     def classify(self) -> None:
+        from vitp_pipeline.stages.driver import Turn
+
         ids = self.data.dataset.image_ids
         with tempfile.TemporaryDirectory(dir=self.data.root) as folder:
-            self.maker.make(0, 0, list(ids), Path(folder) / "part.zarr.zip", lambda count: None)
+            self.maker.make(0, 0, list(ids), Path(folder) / "part.zarr.zip", Turn())
 
 
 class Bare:

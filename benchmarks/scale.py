@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from vitp_pipeline.stages.driver import Turn
 
 CLASSES, QUERIES, SEEN = 150, 20, 12
 """K; points of an image; classes that occur in one."""
@@ -121,16 +123,14 @@ class RowMaker:
     def __init__(self, table: pa.Table, arrays: bool) -> None:
         self.table, self.arrays = table, arrays
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
         from vitp_pipeline.artifacts.parts import ArrayWriter
 
         if self.arrays:
             ArrayWriter(arrays, {"shard": shard, "part": part}).close()
-        advance(len(images))
+        turn.advance(len(images))
         rows = self.table.take(np.arange(len(images)) % len(self.table))
         return rows.set_column(0, "image_id", pa.array(images, pa.string())).cast(self.table.schema)
 

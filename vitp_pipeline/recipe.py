@@ -45,7 +45,9 @@ class ProposalSettings:
         0.01, least=0, help="budget of Σ(1−v) of the masks of an image that are not stored; 0 = keep all"
     )
     mask_dtype: str = setting("float16", choices=("float16", "float32"), help="float16 or float32")
-    part_size: int = setting(32, above=0, help="images in a part, the unit that commits or does not exist")
+    part_size: int = setting(
+        0, least=0, help="images in a part, the unit that commits or does not exist; 0 = as the run was begun, or 1000"
+    )
     seed: int = setting(0, help="for random weights and random points")
     batch_size: int = setting(1, identity=False, above=0, help="images per forward")
     device: str = setting("auto", identity=False, help="auto, cpu, cuda, cuda:1")

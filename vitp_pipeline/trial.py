@@ -107,6 +107,7 @@ class TrialGenerator:
         image is seen once more before, so that what happens only once is not counted.
         """
         from vitp_pipeline.artifacts.parts import write_index
+        from vitp_pipeline.stages.driver import Turn
         from vitp_pipeline.stages.proposals import ProposalMaker
 
         images = [sample.image_id for sample in samples]
@@ -114,9 +115,9 @@ class TrialGenerator:
             index, arrays = Path(folder) / "part.parquet", Path(folder) / "part.zarr.zip"
             run = StageRun(Path(folder), {"stage": "trial"}, tuple(images), 1, len(images))
             maker = ProposalMaker(run, dataset, self.generator, self.settings)
-            maker.make(0, 0, images[:1], arrays, lambda count: None)
+            maker.make(0, 0, images[:1], arrays, Turn())
             began = time.perf_counter()
-            table = maker.make(0, 0, images, arrays, lambda count: None)
+            table = maker.make(0, 0, images, arrays, Turn())
             write_index(index, table)
             seconds, size = time.perf_counter() - began, index.stat().st_size + arrays.stat().st_size
         rows = table.select(["image_id", "status", "error", "mask", "points_max"]).to_pylist()

@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from tests.stages.test_driver import Maker, content, new_run, work
+from vitp_pipeline import stopping
 from vitp_pipeline.artifacts import locks, object_store, places, store_locks
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
@@ -142,15 +143,18 @@ def test_without_its_mark_nothing_is_done(store, expected: dict[str, bytes]) -> 
 
 def test_a_stopped_part_goes_on_from_its_spool(store, expected: dict[str, bytes], monkeypatch) -> None:
     class Slow(Maker):
-        def make(self, shard, part, images, arrays, advance):
-            return super().make(shard, part, images[:1], arrays, advance)
+        def make(self, shard, part, images, arrays, turn):
+            monkeypatch.setattr(stopping, "_wanted", "SIGTERM")
+            return super().make(shard, part, images[:1], arrays, turn)
 
     for done in range(3):
+        monkeypatch.setattr(stopping, "_wanted", "")
         with pytest.raises(StoppedError):
             make(Slow())
         kept = {key.rpartition("/")[2] for key in store.store if "/shards/00000/" in key}
         if done == 0:
             assert kept == {"_spool-0000.parquet", "_spool-0000.zarr.zip", "lock"}
+    monkeypatch.setattr(stopping, "_wanted", "")
     make(Maker())
     assert objects(store) == expected
 

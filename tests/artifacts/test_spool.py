@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +19,9 @@ from vitp_pipeline import stopping
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.artifacts.spool import Spool
-from vitp_pipeline.errors import StoppedError
-from vitp_pipeline.stages.driver import run_parts
-from vitp_pipeline.stopping import stop_wanted
+from vitp_pipeline.errors import PartialError, StoppedError
+from vitp_pipeline.stages import driver, status
+from vitp_pipeline.stages.driver import Turn, run_parts
 
 SIZE = pa.list_(pa.int32(), 2)
 SCHEMA = pa.schema(
@@ -29,26 +31,30 @@ SCHEMA = pa.schema(
 
 
 class Maker:
-    """Two arrays an image, none for those that fail, and one or two rows; told to stop after `until` images."""
+    """Two arrays for each of an image's one or two views, and a row; those that fail have one row, and half of their
+    arrays. Told to stop after some numbers of images, and to hand over after others.
+    """
 
-    def __init__(self, stops: Sequence[int]) -> None:
-        self.stops, self.made = set(stops), []
+    def __init__(
+        self, stops: Sequence[int] = (), pauses: Sequence[int] = (), bad: Sequence[str] = ("i3", "i6")
+    ) -> None:
+        self.stops, self.pauses, self.bad, self.made = set(stops), set(pauses), bad, []
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, advance) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         writer, rows = ArrayWriter(arrays, {"part": part}), []
         for image in images:
-            bad = image in ("i3", "i6")
-            for view in range(1 if bad else 1 + int(image[1:]) % 2):
+            bad, number = image in self.bad, int(image[1:])
+            for key in (image, f"{image}@1")[: 1 if bad else 1 + number % 2]:
+                writer.add(f"masks/{key}", np.full((2, 3), number + 100 * bad), ["y", "x"])
                 if not bad:
-                    writer.add(f"masks/{image}.{view}", np.full((2, 3), int(image[1:])), ["y", "x"])
-                    writer.add(f"logits/{image}.{view}", np.arange(4.0), ["q"])
+                    writer.add(f"logits/{key}", np.arange(4.0), ["q"])
                 row = {"image_id": image, "status": "failed" if bad else "ok", "error": "torn" if bad else None}
-                rows.append(row | {"size": None if bad else [view, int(image[1:])]})
+                rows.append(row | {"size": None if bad else [len(key), number]})
             self.made.append(image)
-            advance(1)
+            turn.advance(1)
             if len(self.made) in self.stops:
                 stopping._wanted = "SIGTERM"
-            if stop_wanted():
+            if turn.over() or len(self.made) in self.pauses:
                 break
         writer.close()
         return pa.Table.from_pylist(rows, SCHEMA)
@@ -60,7 +66,7 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_run(folder: Path) -> StageRun:
-    return create_or_check(folder, {"stage": "t"}, tuple(f"i{n}" for n in range(11)), 2, 4)
+    return create_or_check(folder / "proposals", {"stage": "t"}, tuple(f"i{n}" for n in range(11)), 2, 4)
 
 
 def content(run: StageRun) -> dict[str, bytes]:
@@ -82,14 +88,16 @@ def work(run: StageRun, maker: Maker) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, bytes]:
     run = new_run(tmp_path_factory.mktemp("whole"))
-    run_parts(run, range(run.shards), lambda: Maker([]), "test")
+    run_parts(run, range(run.shards), Maker, "test")
     return content(run)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(stops=st.sets(st.integers(1, 11)))
-def test_stopped_after_any_images_and_taken_up_again(tmp_path_factory, whole, stops: set[int]) -> None:
-    run, maker = new_run(tmp_path_factory.mktemp("run")), Maker(stops)
+@given(stops=st.sets(st.integers(1, 11)), pauses=st.sets(st.integers(1, 11)))
+def test_stopped_after_any_images_and_taken_up_again(
+    tmp_path_factory, whole, stops: set[int], pauses: set[int]
+) -> None:
+    run, maker = new_run(tmp_path_factory.mktemp("run")), Maker(stops, pauses)
     starts = 1
     while not work(run, maker):
         starts += 1
@@ -120,7 +128,7 @@ def test_a_damaged_spool_is_not_used(tmp_path: Path, whole, which: str, how: str
         path.unlink()
     else:
         path.write_bytes(good[: len(good) // 2] if how == "cut" else b"")
-    maker = Maker([])
+    maker = Maker()
     assert work(run, maker) and content(run) == whole and maker.made[0] == "i0"
     said = capsys.readouterr().err
     assert ("not used" in said) == (which == "arrays_path" or how != "gone")
@@ -137,18 +145,74 @@ def test_a_spool_of_other_settings_or_images_is_not_used(tmp_path: Path, whole) 
     assert Spool(folder, 0, run.fingerprint, images[::-1]).rows is None
 
 
-def test_retrying_failed_images_drops_a_spool_that_holds_one(tmp_path: Path) -> None:
+def test_what_is_kept_now_and_then_survives_a_kill(tmp_path: Path, whole) -> None:
+    class Killed(Maker):
+        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+            if len(self.made) == 3:
+                raise KeyboardInterrupt
+            return super().make(shard, part, images, arrays, turn)
+
     run = new_run(tmp_path)
-    assert not work(run, Maker([7]))  # i3 failed in a part that is committed, i6 in one that is not
+    with pytest.raises(KeyboardInterrupt):
+        work(run, Killed(pauses=[1, 3]))
+    (entry,) = status.run_status(tmp_path)
+    assert (entry["images"], entry["of"]) == (3, 11) and entry["images_per_second"]
+    maker = Maker()
+    assert work(run, maker) and maker.made == [f"i{n}" for n in range(3, 11)]
+    assert content(run) == whole
+
+
+def test_a_turn_is_over_when_its_time_is(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(driver, "KEEP_SHARE", 0.0)
+    kept = []
+    keep = Spool.keep
+    monkeypatch.setattr(Spool, "keep", lambda self, rows, arrays: (kept.append(len(rows)), keep(self, rows, arrays)))
+    run = new_run(tmp_path)
+    assert work(run, Maker()) and content(run) == whole
+    assert len(kept) == 11 - len(run.parts(0)) - len(run.parts(1))  # after every image but a part's last
+    assert not Turn().over() and not Turn(until=time.monotonic() + 60).over() and Turn(until=time.monotonic()).over()
+
+
+def test_keeping_large_arrays_takes_a_small_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(driver.time, "monotonic", lambda: clock[0])
+    keep = Spool.keep
+
+    def slow(self: Spool, rows: pa.Table, arrays: Path) -> None:
+        keep(self, rows, arrays)
+        clock[0] += 60.0
+
+    monkeypatch.setattr(Spool, "keep", slow)
+    turns: list[float] = []
+
+    class Timed(Maker):
+        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+            turns.append(turn.until - clock[0])
+            return super().make(shard, part, images, arrays, turn)
+
+    work(new_run(tmp_path), Timed(pauses=[1, 2]))
+    assert turns[:3] == [300.0, 1200.0, 1200.0]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.sets(st.sampled_from([f"i{n}" for n in range(11)])), stop=st.integers(0, 11))
+def test_retrying_makes_the_failed_images_alone(tmp_path_factory, bad: set[str], stop: int) -> None:
+    """Whether their part was committed or its task stopped; the rest is as if they had never failed."""
+    good, run = new_run(tmp_path_factory.mktemp("good")), new_run(tmp_path_factory.mktemp("run"))
+    work(good, Maker(bad=()))
+    first, again = Maker([stop], bad=tuple(bad)), Maker(bad=())
+    with contextlib.suppress(PartialError):
+        work(run, first)
     stopping._wanted = ""
-    maker = Maker([])
-    run_parts(run, range(run.shards), lambda: maker, "test", retry_failed=True)
-    assert maker.made == [f"i{n}" for n in range(11) if n != 4]
+    run_parts(run, range(run.shards), lambda: again, "test", retry_failed=True)
+    assert again.made == [i for i in (f"i{n}" for n in range(11)) if i in bad or i not in first.made]
+    assert content(run) == content(good)
 
 
 def test_arrays_of_a_spool_can_be_read(tmp_path: Path) -> None:
     _, spool = stopped_run(tmp_path)
     with ArrayReader(spool.arrays_path) as arrays:
-        assert arrays.read("masks/i2.0")[0, 0] == 2
+        assert arrays.read("masks/i2")[0, 0] == 2
     with zipfile.ZipFile(spool.arrays_path) as file:
         assert len(set(file.namelist())) == len(file.namelist())

@@ -68,6 +68,7 @@ class Scenario:
         commands: words of the command line, without the recipe, data root and run that every one needs.
         after: the scenarios whose end it begins with.
         stops: whether every image ends in a signal, and the command in code 75, until all are done.
+        keeps: whether what is finished is kept after every image.
         broken: begins with proposals among which an image failed.
         damaged: begins with a part one byte of which is flipped.
         sample: how many cases the tests take of it.
@@ -77,6 +78,7 @@ class Scenario:
     commands: tuple[tuple[str, ...], ...]
     after: tuple[str, ...] = ()
     stops: bool = False
+    keeps: bool = False
     broken: bool = False
     damaged: bool = False
     sample: int = 3
@@ -89,6 +91,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("proposals", (PROPOSALS,), sample=6),
         Scenario("proposals-stopped", (PROPOSALS,), stops=True),
+        Scenario("proposals-kept", (PROPOSALS,), keeps=True),
         Scenario("proposals-retried", ((*PROPOSALS, "--retry-failed"),), broken=True),
         Scenario("training", (TRAINING,), sample=6),
         Scenario("training-best", ((*TRAINING, "--set", "keep=best"),)),
@@ -110,17 +113,21 @@ def words(command: Sequence[str], place: Place, run: Path, data: Path | None = N
     return (name, str(place.recipe), "--data-root", str(data or place.data), "--out", str(run), *flags)
 
 
-def perform(commands: Sequence[Sequence[str]], stops: bool = False) -> None:
+def perform(commands: Sequence[Sequence[str]], stops: bool = False, keeps: bool = False) -> None:
     """Runs commands in this process as `vitp` does. Raises SystemExit with the code of the first that fails."""
     from vitp_pipeline.cli.main import main
     from vitp_pipeline.errors import StoppedError
 
-    if stops:
-        import vitp_pipeline.stages.classify
-        import vitp_pipeline.stages.proposals
+    if stops or keeps:
+        from vitp_pipeline import stopping
+        from vitp_pipeline.stages.driver import Turn
 
-        for module in (vitp_pipeline.stages.classify, vitp_pipeline.stages.proposals):
-            module.stop_wanted = lambda: True
+        def over(turn: Turn) -> bool:
+            if stops:
+                stopping._wanted = "SIGTERM"
+            return True
+
+        Turn.over = over
     for command in commands:
         while True:
             sys.argv = ["vitp", *command]

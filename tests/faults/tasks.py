@@ -29,7 +29,7 @@ class Task:
         commands: whole command lines.
         run: the run directory; what is written elsewhere meets no fault.
         log: where standard output and error go.
-        stops: see `Scenario`.
+        stops, keeps: see `Scenario`.
         case: the fault that it meets.
         notes: where its steps are noted; writes that were no steps go beside, to `.strays`.
     """
@@ -38,6 +38,7 @@ class Task:
     run: Path
     log: Path
     stops: bool = False
+    keeps: bool = False
     case: Case | None = None
     notes: Path | None = None
 
@@ -56,7 +57,7 @@ class Task:
         if self.notes:
             note_strays(self.run, self.notes.with_suffix(".strays"))
         with watched(Watcher(self.run, self.case, self.notes)):
-            perform(self.commands, self.stops)
+            perform(self.commands, self.stops, self.keeps)
 
 
 class Server:

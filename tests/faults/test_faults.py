@@ -84,7 +84,7 @@ class Stand:
     def task(self, scenario: str, run: Path, log: Path, case: Case | None = None, notes: Path | None = None) -> int:
         chosen = SCENARIOS[scenario]
         commands = tuple(words(command, self.place, run) for command in chosen.commands)
-        return self.server.run(Task(commands, run, log, chosen.stops, case, notes))
+        return self.server.run(Task(commands, run, log, chosen.stops, chosen.keeps, case, notes))
 
 
 @pytest.fixture(scope="module")

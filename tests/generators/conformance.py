@@ -23,6 +23,7 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
 from vitp_pipeline.recipe import ProposalSettings
+from vitp_pipeline.stages.driver import Turn
 from vitp_pipeline.stages.proposals import ProposalMaker
 
 SIZES = ((50, 75), (75, 50), (64, 64), (33, 97))
@@ -177,4 +178,4 @@ def stage_rows(folder: Path, generator: Generator, like: Proposals) -> list[dict
     maker = ProposalMaker(run, dataset, generator, ProposalSettings("x", batch_size=2))
     arrays = arrays_path(run.shard_folder(0), 0)
     arrays.parent.mkdir(parents=True, exist_ok=True)
-    return maker.make(0, 0, images, arrays, lambda count: None).to_pylist()
+    return maker.make(0, 0, images, arrays, Turn()).to_pylist()

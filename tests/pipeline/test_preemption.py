@@ -18,6 +18,7 @@ from tests.pipeline.conftest import STAGES, Project, snapshot
 from vitp_pipeline import stopping
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.errors import StoppedError, UserError
+from vitp_pipeline.stages.driver import Turn
 
 STOPS = int(os.environ.get("VITP_STOPS", "3"))
 """Signals per stage."""
@@ -36,9 +37,22 @@ def results(run: Path, stage: str) -> dict[str, bytes]:
     return {k: v for k, v in snapshot(run).items() if k.startswith(FOLDERS[stage])}
 
 
+@pytest.fixture
+def stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal comes while the first images of every turn are made."""
+
+    def over(turn: Turn) -> bool:
+        stopping._wanted = "SIGTERM"
+        return True
+
+    monkeypatch.setattr(stopping, "_wanted", "")
+    monkeypatch.setattr(Turn, "over", over)
+
+
 def stops(work: Callable[[], object]) -> int:
     """Does the work again and again until it gets through; how often it was stopped."""
     for count in range(50):
+        stopping._wanted = ""
         try:
             work()
         except StoppedError:
@@ -49,36 +63,27 @@ def stops(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("stage", ["generate-proposals", "classify", "evaluate"])
 def test_stopped_after_every_image(
-    stage: str, project: Project, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, project: Project, finished: Path, tmp_path: Path, stopped_at_once: None
 ) -> None:
-    from vitp_pipeline.stages import classify, counting, proposals
-
     out = before(stage, finished, tmp_path / "run")
-    module = {"generate-proposals": proposals, "classify": classify, "evaluate": counting}[stage]
-    monkeypatch.setattr(module, "stop_wanted", lambda: True)
     one = {} if stage == "evaluate" else {"batch_size": 1}
     assert stops(lambda: project.run(stage, out, **one)) == 4  # parts of two images, but for the last
     assert results(out, stage) == results(finished, stage)
     assert not list(out.rglob("_spool-*"))
 
 
-def test_batches_do_not_depend_on_stops(project: Project, tmp_path: Path, finished: Path, monkeypatch) -> None:
+def test_batches_do_not_depend_on_stops(project: Project, tmp_path: Path, finished: Path, request) -> None:
     """Of several views, three at once: an image's views lie in two batches, and a batch holds views of two images."""
-    import vitp_pipeline.stages.classify as classify
-    import vitp_pipeline.stages.proposals as proposals
-
     views = {"scales": (0.5, 1.0), "mirror": True, "part_size": 4, "limit": 4}
     outs = [tmp_path / "whole", tmp_path / "stopped"]
     for out in outs:
         shutil.copytree(finished / "classifier", out / "classifier")
-        with monkeypatch.context() as patch:
-            if out is outs[1]:
-                patch.setattr(proposals, "stop_wanted", lambda: True)
-                patch.setattr(classify, "stop_wanted", lambda: True)
-            count = stops(lambda out=out: project.run("generate-proposals", out, **views, batch_size=1))
-            assert count == (3 if out is outs[1] else 0)
-            count = stops(lambda out=out: project.run("classify", out, batch_size=3))
-            assert (count > 0) == (out is outs[1])
+        if out is outs[1]:
+            request.getfixturevalue("stopped_at_once")
+        count = stops(lambda out=out: project.run("generate-proposals", out, **views, batch_size=1))
+        assert count == (3 if out is outs[1] else 0)
+        count = stops(lambda out=out: project.run("classify", out, batch_size=3))
+        assert (count > 0) == (out is outs[1])
     assert results(outs[0], "classify") == results(outs[1], "classify")
     assert results(outs[0], "generate-proposals") == results(outs[1], "generate-proposals")
 

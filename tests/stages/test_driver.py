@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError
-from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 
 
 class Maker:
@@ -23,16 +23,14 @@ class Maker:
     def __init__(self, bad: set[str] = frozenset(), stop: Callable[[], None] = lambda: None) -> None:
         self.bad, self.stop, self.calls = bad, stop, []
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         self.calls.append((shard, part, tuple(images)))
         writer = ArrayWriter(arrays, {"part": part})
         try:
             for image in images:
                 self.stop()
                 writer.add(f"x/{image}", np.full((2, 3), int(image[1:])), ["y", "x"])
-                advance(1)
+                turn.advance(1)
             self.stop()
             writer.close()
         except BaseException:
@@ -165,7 +163,7 @@ def test_done_says_what_is_there(tmp_path: Path) -> None:
     assert done == {"images": 7, "parts": 3, "bytes": sum(p.stat().st_size for p in files), "failed": [["i5", "torn"]]}
 
 
-def test_retry_failed_makes_only_the_parts_with_failures(tmp_path: Path) -> None:
+def test_retry_failed_makes_only_the_failures(tmp_path: Path) -> None:
     good, run = new_run(tmp_path / "good"), new_run(tmp_path / "run")
     work(good, Maker())
     assert [f for f, _ in work(run, Maker(bad={"i1", "i5"})).failed] == ["i1", "i5"]
@@ -174,10 +172,11 @@ def test_retry_failed_makes_only_the_parts_with_failures(tmp_path: Path) -> None
     assert len(work(run, still).failed) == 2 and still.calls == []
     half = Maker(bad={"i5"})
     assert work(run, half, retry_failed=True).failed == [("i5", "torn")]
-    assert [images for _, _, images in half.calls] == [("i0", "i1"), ("i5", "i6")]
+    assert [images for _, _, images in half.calls] == [("i1",), ("i5",)]
     last = Maker()
     outcome = work(run, last, [1], retry_failed=True)
-    assert [images for _, _, images in last.calls] == [("i5", "i6")] and outcome.failed == []
+    assert [images for _, _, images in last.calls] == [("i5",)] and outcome.failed == []
+    assert (outcome.made, outcome.cached) == (1, 3)
     assert content(run) == content(good)
     nothing = Maker()
     work(run, nothing, retry_failed=True)

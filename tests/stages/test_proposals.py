@@ -114,8 +114,7 @@ def test_a_stop_in_the_middle_loses_nothing(
     whole = content(made(tmp_path / "whole", data))
     asked = iter([False] * after)
     with monkeypatch.context() as patch:
-        for module in (proposals, driver):
-            patch.setattr(module, "stop_wanted", lambda: next(asked, True))
+        patch.setattr(driver, "stop_wanted", lambda: next(asked, True))
         with pytest.raises(StoppedError):
             made(tmp_path / "stopped", data)
     seen = Colours()

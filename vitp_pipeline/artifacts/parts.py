@@ -53,6 +53,12 @@ def totals_path(shard_folder: Path) -> Path:
     return shard_folder / "_totals.parquet"
 
 
+def array_name(key: str) -> str | None:
+    """The array, or group, that an entry of a part's zip belongs to."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else None
+
+
 class ArrayWriter:
     """Appends named arrays to a part's zip as they come, so that one image at a time is in memory.
 
@@ -209,8 +215,8 @@ class ArrayReader:
             self._zip = zipfile.ZipFile(path)
             self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
             for key in self._zip.namelist():
-                if match := _KEY.fullmatch(key):
-                    self._keys.setdefault(match[1], []).append(key)
+                if name := array_name(key):
+                    self._keys.setdefault(name, []).append(key)
         except Exception as error:  # a damaged directory fails in many ways
             raise self._corrupt(error) from error
 

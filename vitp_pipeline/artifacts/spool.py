@@ -1,6 +1,6 @@
-"""What is finished of a part whose task was told to stop: an uncommitted short part, from which the next one goes on.
+"""What is finished of a part that is not: an uncommitted short part, with which whoever is next goes on.
 
-    _spool-0003.zarr.zip    arrays of the part's first images
+    _spool-0003.zarr.zip    arrays of some of the part's images
     _spool-0003.parquet     their rows, with the run's fingerprint and the digest of the arrays; its rename counts
 
 The underscore keeps them out of what readers of the run directory (`pyarrow.dataset`) take for results.
@@ -8,13 +8,14 @@ The underscore keeps them out of what readers of the run directory (`pyarrow.dat
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.files import refusals, temporary, write_here
-from vitp_pipeline.artifacts.parts import index_path, read_index, write_index
+from vitp_pipeline.artifacts.parts import array_name, index_path, read_index, write_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, there
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
@@ -24,7 +25,12 @@ from vitp_pipeline.progress import say
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FINGERPRINT, _ARRAYS = b"vitp_spool_of", b"vitp_spool_arrays_sha256"
+_FINGERPRINT, _ARRAYS, _COUNT = b"vitp_spool_of", b"vitp_spool_arrays_sha256", b"vitp_spool_images"
+
+
+def spool_paths(folder: Path, part: int) -> tuple[Path, Path]:
+    """Where the rows and the arrays of a part's spool lie."""
+    return folder / f"_spool-{part:04d}.parquet", folder / f"_spool-{part:04d}.zarr.zip"
 
 
 class Spool:
@@ -37,18 +43,23 @@ class Spool:
     """
 
     def __init__(self, folder: Path, part: int, fingerprint: str, images: Sequence[str]) -> None:
-        self.rows_path = folder / f"_spool-{part:04d}.parquet"
-        self.arrays_path = folder / f"_spool-{part:04d}.zarr.zip"
+        self.rows_path, self.arrays_path = spool_paths(folder, part)
         self._fingerprint, self._images = fingerprint, tuple(images)
         self.rows: pa.Table | None = self._read()
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The images that are finished: the part's first ones."""
+        """The images that are finished."""
         return () if self.rows is None else images_of(self.rows)
 
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The part's other images."""
+        return _without(self._images, self.images)
+
     def keep(self, rows: pa.Table, arrays: Path) -> None:
-        """Takes over `arrays` (if that file is there) and the rows of the part's first images.
+        """Holds the rows of some of the part's images from now on, and `arrays`, which is moved here; where there is no
+        such file, the arrays stay as they are.
 
         Raises:
             StorageError: disk full and its kin; what was finished is lost then, not what was committed.
@@ -59,11 +70,17 @@ class Spool:
                 rename(arrays, self.arrays_path)
                 publish(self.arrays_path)
         digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
-        about = {**(rows.schema.metadata or {}), _FINGERPRINT: self._fingerprint.encode(), _ARRAYS: digest.encode()}
+        about = {
+            **(rows.schema.metadata or {}),
+            _FINGERPRINT: self._fingerprint.encode(),
+            _ARRAYS: digest.encode(),
+            _COUNT: str(len(images_of(rows))).encode(),
+        }
         write_index(self.rows_path, rows.replace_schema_metadata(about))
+        self.rows = rows
 
     def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
-        """The rows of the spool and of the images after it; their arrays become one file, `arrays`.
+        """The rows of the spool and of further images, in the part's order; their arrays become one file, `arrays`.
 
         Both are what they would be had the images been made in one go, byte for byte.
         """
@@ -72,10 +89,14 @@ class Spool:
         if self.rows is None:
             return rest
         if self.arrays_path.exists():
-            _join_archives([self.arrays_path, *([arrays] if arrays.exists() else [])], arrays)
+            sources = {self.arrays_path: self.images, arrays: images_of(rest)}
+            _join_archives({path: own for path, own in sources.items() if path.exists()}, self._images, arrays)
         # read back from Parquet, types and metadata may differ in what means nothing
         spooled = self.rows.replace_schema_metadata(None).cast(rest.schema)
-        return pa.concat_tables([spooled, rest]).combine_chunks()
+        rows = pa.concat_tables([spooled, rest]).combine_chunks()
+        place = {image: number for number, image in enumerate(self._images)}
+        places = [place[image] for image in rows["image_id"].to_pylist()]
+        return rows.take(sorted(range(len(rows)), key=places.__getitem__)).combine_chunks()
 
     def remove(self) -> None:
         with refusals(self.rows_path):
@@ -95,7 +116,7 @@ class Spool:
                 reason = "it is of other settings"
             elif about.get(_ARRAYS) != digest.encode():
                 reason = "its arrays are not those that were written"
-            elif not found or found != self._images[: len(found)]:
+            elif not found or found != _without(self._images, _without(self._images, found)):
                 reason = "it has other images"
         except (CorruptError, KeyError, OSError) as error:
             reason = getattr(error, "message", "") or str(error)
@@ -104,6 +125,16 @@ class Spool:
         say(f"{self.rows_path}: not used ({reason}); its images are made anew")
         self.remove()
         return None
+
+
+def spooled_images(rows_path: Path) -> int:
+    """How many images a spool holds, by what its rows' file says of itself; 0 when it cannot be read."""
+    import pyarrow.parquet as pq
+
+    with contextlib.suppress(Exception):  # a damaged file fails in many ways, and whoever goes on will say so
+        there(rows_path)
+        return int((pq.read_schema(rows_path).metadata or {})[_COUNT])
+    return 0
 
 
 def left_over(folder: Path) -> list[Path]:
@@ -119,20 +150,60 @@ def images_of(rows: pa.Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys(rows["image_id"].to_pylist()))
 
 
-def _join_archives(sources: Sequence[Path], target: Path) -> None:
-    """One zip with the entries of several, a name that recurs (a group's) only once. `target` may be a source."""
+def _without(images: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    unwanted = set(others)
+    return tuple(image for image in images if image not in unwanted)
+
+
+def _join_archives(sources: dict[Path, Collection[str]], images: Sequence[str], target: Path) -> None:
+    """One zip with the arrays of several, as if they had been written image by image in their order.
+
+    Args:
+        sources: of each the images whose arrays are taken.
+        images: of the part. target: may be a source.
+    """
     joined = temporary(target)
-    with refusals(target):
+    with refusals(target), contextlib.ExitStack() as opened:
+        archives = [(opened.enter_context(zipfile.ZipFile(path)), set(own)) for path, own in sources.items()]
+        place = {image: number for number, image in enumerate(images)}
+        entries: list[tuple[int, zipfile.ZipFile, zipfile.ZipInfo]] = []
+        for archive, own in archives:
+            entries += [(number, archive, entry) for number, entry in _placed(archive.infolist(), place, own)]
+        entries.sort(key=lambda entry: entry[0])
         try:
             with new_file(joined) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
                 seen: set[str] = set()
-                for source in sources:
-                    with zipfile.ZipFile(source) as archive:
-                        for entry in archive.infolist():
-                            if entry.filename not in seen:
-                                seen.add(entry.filename)
-                                out.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), archive.read(entry))
+                for _, archive, entry in entries:
+                    if entry.filename not in seen:  # a group's may recur
+                        seen.add(entry.filename)
+                        out.writestr(zipfile.ZipInfo(entry.filename, entry.date_time), archive.read(entry))
         except BaseException:
             remove(joined)
             raise
     write_here(target, lambda unfinished: None)  # its content is there: sync and rename
+
+
+def _placed(
+    entries: Sequence[zipfile.ZipInfo], place: dict[str, int], own: Collection[str]
+) -> list[tuple[int, zipfile.ZipInfo]]:
+    """Each entry with the place of its image; a group's is that of the array that follows it. Those of images that are
+    not one's own are left out.
+    """
+    found, groups = [], []
+    for entry in entries:
+        image = _image_of(entry.filename, place)
+        if image is None:
+            groups.append(entry)
+        elif image in own:
+            found += [(place[image], e) for e in (*groups, entry)]
+            groups = []
+    return found + [(len(place), entry) for entry in groups]
+
+
+def _image_of(key: str, images: Collection[str]) -> str | None:
+    """The image whose array (`masks/ID`, or `masks/ID@1` of its second view) an entry belongs to; None: a group's."""
+    name = (array_name(key) or "").partition("/")[2]
+    for image in (name, name.rpartition("@")[0]):
+        if image in images:
+            return image
+    return None

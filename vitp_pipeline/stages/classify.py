@@ -6,9 +6,11 @@ The one exception is a classifier prompted with masks (`classifier/mask_prompt.p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,6 @@ from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
     ProposalStore,
-    by_image,
     open_proposals,
     points_of,
 )
@@ -32,8 +33,7 @@ from vitp_pipeline.fingerprint import fingerprint, identity_of
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.driver import Outcome, run_parts
-from vitp_pipeline.stopping import stop_wanted
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -222,6 +222,26 @@ class Namer:
         return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]
 
 
+READ_AHEAD = 2
+"""Batches whose pictures are read while the model works on one."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Views that go through the model together, and the images whose last view is among them."""
+
+    views: list[PromptedImage]
+    finished: tuple[str, ...]
+
+    @property
+    def first(self) -> str:
+        return self.views[0].record.image_id
+
+    @property
+    def last(self) -> str:
+        return self.views[-1].record.image_id
+
+
 class ClassMaker:
     """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image.
 
@@ -237,52 +257,62 @@ class ClassMaker:
             proposals.require_all_masks()
             proposals.require_one_view("masks as prompts")
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
-        rows = {row["image_id"]: row for row in self.proposals.rows(shard, part, ["image_id", "status", "error"])}
-        masks = self.namer.reads_masks
-        records = [self.namer.prompted(r) for r in self.proposals.read_part(shard, part, masks=masks)]
         wanted = set(images)
-        last_views = {id(v[-1]): v[-1].image_id for v in by_image(r.record for r in records)}
-        reasons = {i: f"no proposals: {row['error']}" for i, row in rows.items() if row["status"] != "ok"}
+        states = self.proposals.rows(shard, part, ["image_id", "status", "error"])
+        reasons = {row["image_id"]: f"no proposals: {row['error']}" for row in states if row["status"] != "ok"}
+        unproposed = frozenset(reasons)
+        batches = self._batches(shard, part, [row["image_id"] for row in states if row["status"] == "ok"], wanted)
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
             with ThreadPoolExecutor(2) as readers:
-                # two batches ahead: pictures are read while the model works
-                size = self.settings.batch_size
-                batches = [records[first : first + size] for first in range(0, len(records), size)]
-                # cut over the whole part: what goes through the model together does not depend on an earlier stop
-                batches = [batch for batch in batches if any(image.record.image_id in wanted for image in batch)]
-                left = [image.record.image_id for batch in batches for image in batch]
-                waiting: list[tuple[list[PromptedImage], list[Future]]] = []
+                waiting: deque[tuple[_Batch, list[Future]]] = deque()
                 read: dict[str, Future] = {}  # of the images of the batch before: all views of one read it once
-                for batch in [*batches, None, None]:
+                for batch in chain(batches, [None] * READ_AHEAD):
                     if batch is not None:
                         before, read = read, {}
-                        for image in batch:
-                            image_id = image.record.image_id
+                        for view in batch.views:
+                            image_id = view.record.image_id
                             if image_id not in read:
-                                read[image_id] = before.get(image_id) or readers.submit(self._picture, image.record)
-                        waiting.append((batch, [read[image.record.image_id] for image in batch]))
-                    if waiting and (batch is None or len(waiting) > 2):
-                        ready, pictures = waiting.pop(0)
-                        reasons |= self._score(ready, pictures, writer, wanted)
-                        advance(sum(last_views.get(id(image.record)) in wanted for image in ready))
-                        del left[: len(ready)]
-                        if stop_wanted() and left and left[0] != ready[-1].record.image_id:
+                                read[image_id] = before.get(image_id) or readers.submit(self._picture, view.record)
+                        waiting.append((batch, [read[view.record.image_id] for view in batch.views]))
+                    if waiting and (batch is None or len(waiting) > READ_AHEAD):
+                        ready, pictures = waiting.popleft()
+                        reasons |= self._score(ready.views, pictures, writer, wanted)
+                        turn.advance(len(wanted.intersection(ready.finished)))
+                        if turn.over() and waiting and (following := waiting[0][0].first) != ready.last:
                             readers.shutdown(wait=False, cancel_futures=True)
-                            images = images[: images.index(left[0])]
+                            images = _before(following, images, self.run.parts(shard)[part])
                             break
             writer.close()
         except BaseException:
             writer.abandon()
             raise
-        advance(len(wanted.difference(last_views.values()).intersection(images)))
+        turn.advance(len(unproposed.intersection(images)))
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
+
+    def _batches(self, shard: int, part: int, views: Sequence[str], wanted: Collection[str]) -> Iterator[_Batch]:
+        """The batches that hold a view of a wanted image, read as they are asked for. They are cut over the whole part:
+        what goes through the model together does not depend on what was made before.
+
+        Args:
+            views: of each view that has proposals its image, in order.
+        """
+        size = self.settings.batch_size
+        starts = {start for start in range(0, len(views), size) if not wanted.isdisjoint(views[start : start + size])}
+        shown = {image for start in starts for image in views[start : start + size]}
+        places = (place for place, image in enumerate(views) if image in shown)
+        last = {image: place for place, image in enumerate(views)}
+        records = self.proposals.read_part(shard, part, masks=self.namer.reads_masks, images=shown)
+        placed = zip(places, records, strict=True)
+        for start, own in groupby(placed, lambda pair: pair[0] - pair[0] % size):
+            if start in starts:
+                found = [(place, self.namer.prompted(record)) for place, record in own]
+                finished = tuple(v.record.image_id for place, v in found if last[v.record.image_id] == place)
+                yield _Batch([view for _, view in found], finished)
 
     def _picture(self, record: ProposalRecord) -> np.ndarray:
         image = self.dataset.read_image(self.dataset.sample(record.image_id))
@@ -317,6 +347,12 @@ class ClassMaker:
 
 
 NOT_FINITE = "the classifier's output is not finite"
+
+
+def _before(image_id: str, images: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    """Those of some images that come before one in an order."""
+    earlier = set(order[: order.index(image_id)])
+    return tuple(image for image in images if image in earlier)
 
 
 def fitted_temperature(model: PointViT, name: str) -> float:

@@ -6,7 +6,8 @@ Several views of an image (docs/views.md) are fused one by one, then their class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,9 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.recipe import EvaluateSettings
 from vitp_pipeline.stages.certain import certain_pixels, check_ring
-from vitp_pipeline.stages.counts import counts_table, sparse_confusion
+from vitp_pipeline.stages.counts import CountRows, sparse_confusion
+from vitp_pipeline.stages.driver import Turn
 from vitp_pipeline.stages.evaluation import Evaluation, variant_of
-from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,27 +67,29 @@ class CountMaker:
         self.things = np.asarray(evaluation.dataset.spec.things)
         self.rule = PanopticRule(settings.panoptic_rule, settings.object_threshold, settings.overlap_threshold)
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
-        classes_folder = self.evaluation.classes.shard_folder(shard)
-        states = {r["image_id"]: r for r in read_index(index_path(classes_folder, part)).to_pylist()}
-        rows: dict[str, dict[str, Any]] = {}
-        with ArrayReader(arrays_path(classes_folder, part)) as scores:
-            for views in by_image(self.evaluation.proposals.read_part(shard, part, images=images)):
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        rows = CountRows(self.evaluation)
+        for image_id, row in self._rows(shard, part, images):
+            rows.add(image_id, row)
+            turn.advance(1)
+            if turn.over():
+                break
+        return rows.table()
+
+    def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Images of a part with their counts, or with why they have none."""
+        folder = self.evaluation.classes.shard_folder(shard)
+        states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
+        left = deque(images)
+        with ArrayReader(arrays_path(folder, part)) as scores:
+            worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
+            for views in by_image(self.evaluation.proposals.read_part(shard, part, images=worked)):
                 image_id = views[0].image_id
-                if rows and stop_wanted():
-                    images = images[: images.index(image_id)]
-                    break
-                if states[image_id]["status"] == "ok":
-                    named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
-                    rows[image_id] = self.row(image_id, views[0].view.original, named)
-                    advance(1)
-        for image_id in images:
-            if image_id not in rows:
-                rows[image_id] = {"error": states[image_id]["error"]}
-                advance(1)
-        return counts_table(self.evaluation, [(image_id, rows[image_id]) for image_id in images])
+                while (other := left.popleft()) != image_id:
+                    yield other, {"error": states[other]["error"]}
+                named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
+                yield image_id, self.row(image_id, views[0].view.original, named)
+        yield from ((image_id, {"error": states[image_id]["error"]}) for image_id in left)
 
     def row(
         self, image_id: str, size: Size, views: Iterable[tuple[ProposalRecord, np.ndarray]], keep_views: bool = True

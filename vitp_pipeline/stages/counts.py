@@ -34,6 +34,35 @@ MASK_FIELDS = {"query": "int32", "present": "float64"} | dict.fromkeys(
 BOUNDARY_FIELDS = {"variant": "int32", "class": "int32"} | dict.fromkeys(("both", "truth", "predicted"), "int64")
 
 
+class CountRows:
+    """Gathers the rows of a part, as a table and not as what they are made of, which is ten times larger."""
+
+    TOGETHER = 32
+    """Rows that become a table in one go."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._tables: list[pa.Table] = []
+
+    def add(self, image_id: str, row: dict[str, Any]) -> None:
+        self._rows.append((image_id, row))
+        if len(self._rows) == self.TOGETHER:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows; see `counts_table`."""
+        import pyarrow as pa
+
+        self._flush()
+        return pa.concat_tables(self._tables).combine_chunks()
+
+    def _flush(self) -> None:
+        if self._rows or not self._tables:
+            self._tables.append(counts_table(self._evaluation, self._rows))
+        self._rows = []
+
+
 def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any]]]) -> pa.Table:
     """The rows of a part as a table: image_id, status, error and list columns of counts, three as a rule."""
     import pyarrow as pa

@@ -1,8 +1,9 @@
-"""How a stage goes over shards and parts, so that being killed costs at most one part."""
+"""How a stage goes over shards and parts, so that being killed costs some minutes of work at most."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,17 +30,38 @@ ARRAYS_DIGEST = b"vitp_arrays_sha256"
 """Key of the index's metadata; runs of before it existed are checked by the CRCs inside their zip files alone."""
 
 
+KEEP_EVERY = 300.0
+"""Seconds after which what is finished of a part is kept in its spool."""
+KEEP_SHARE = 20.0
+"""How often as long as keeping takes a maker works at least before it is asked to again: large arrays take a while."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A maker's turn at a part.
+
+    Attributes:
+        advance: called with the number of images finished since it was called last.
+        until: when what is finished shall be handed over, by `time.monotonic`.
+    """
+
+    advance: Callable[[int], None] = lambda count: None
+    until: float = math.inf
+
+    def over(self) -> bool:
+        """Whether to return what is finished."""
+        return stop_wanted() or time.monotonic() >= self.until
+
+
 class PartMaker(Protocol):
     """Makes the results of one part. Built only when there is something to do: it may load a model."""
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         """Writes the arrays of `images` to the file `arrays` (or nothing) and returns their rows, in order.
 
-        Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `advance` is called with the
-        number of images finished. When `stop_wanted()`, it may return early, after the first few images: `images` are
-        then the others when the part is taken up again. What goes through a model together must not depend on that.
+        Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `images` are those of the
+        part that are not made yet. When the turn is over, it may return early, after one or more of them; it is then
+        called anew with the others. What goes through a model together must not depend on that.
         """
         ...
 
@@ -122,10 +144,9 @@ def run_parts(
                         continue
                     if maker is None:
                         maker = build()
-                    started = time.monotonic()
-                    _make_part(run, shard, part, maker, bar, lock)
-                    outcome.made += len(images)
-                    _log(run, shard, part, len(images), time.monotonic() - started)
+                    made = _make_part(run, shard, part, maker, bar, lock)
+                    outcome.made += made
+                    outcome.cached += len(images) - made
                 if conclude is not None:
                     conclude(shard)
                 outcome.failed += _finish(run, shard)
@@ -133,8 +154,8 @@ def run_parts(
     return outcome
 
 
-def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> None:
-    """Makes and commits a part, or what is left of it after a stop.
+def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> int:
+    """Makes and commits a part, or what is left of it; how many images that were.
 
     Raises:
         StoppedError: before its end; what is finished lies in its spool.
@@ -142,20 +163,28 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     """
     folder, images = run.shard_folder(shard), run.parts(shard)[part]
     arrays, spool = arrays_path(folder, part), Spool(folder, part, run.fingerprint, images)
+    left, pause = spool.left, KEEP_EVERY
     if spool.images:
         bar.advance(len(spool.images))
-    if stop_wanted():
-        raise stopped(f"{bar.done} of {bar.total} images are done")
-    rows = spool.joined(maker.make(shard, part, images[len(spool.images) :], arrays, bar.advance), arrays)
-    lock.check()
-    if images_of(rows) != images:
+    while True:
+        if stop_wanted():
+            raise stopped(f"{bar.done} of {bar.total} images are done")
+        began = time.monotonic()
+        made = maker.make(shard, part, spool.left, arrays, Turn(bar.advance, began + pause))
+        returned = time.monotonic()
+        rows = spool.joined(made, arrays)
+        lock.check()
+        _log(run, shard, part, len(images_of(made)), returned - began)
+        if images_of(rows) == images:
+            break
         spool.keep(rows, arrays)
-        raise stopped(f"{bar.done} of {bar.total} images are done")
+        pause = max(KEEP_EVERY, KEEP_SHARE * (time.monotonic() - returned))
     if arrays.exists():
         publish(arrays)
     write_index(index_path(folder, part), _sealed(rows, arrays))
     spool.remove()
     release(arrays)
+    return len(left)
 
 
 def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
@@ -193,17 +222,26 @@ def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:
-    """Uncommits the parts that hold failed images, so that they are made anew; a spool with such images goes too."""
+    """Makes spools, without the failed images, of the parts that hold some: only those are then made anew."""
     folder = run.shard_folder(shard)
     with locked(folder / "lock"):
         for part, images in enumerate(run.parts(shard)):
-            spool = Spool(folder, part, run.fingerprint, images)
-            if spool.rows is not None and any(s != "ok" for s in spool.rows["status"].to_pylist()):
-                spool.remove()
             index = index_path(folder, part)
-            if there(index) and any(s != "ok" for s in read_index(index, ["status"])["status"].to_pylist()):
-                discard(folder / "done.json")
-                discard(index)
+            if there(index):
+                rows = read_index(index)
+                if len(good := _that_worked(rows)) < len(rows):
+                    there(arrays_path(folder, part))
+                    discard(folder / "done.json")
+                    discard(index)
+                    Spool(folder, part, run.fingerprint, images).keep(good, arrays_path(folder, part))
+                continue
+            spool = Spool(folder, part, run.fingerprint, images)
+            if spool.rows is not None and len(good := _that_worked(spool.rows)) < len(spool.rows):
+                spool.keep(good, arrays_path(folder, part))
+
+
+def _that_worked(rows: pa.Table) -> pa.Table:
+    return rows.filter([status == "ok" for status in rows["status"].to_pylist()])
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:

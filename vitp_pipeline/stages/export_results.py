@@ -35,10 +35,9 @@ from vitp_pipeline.stages.classify import (
     require_proposals,
     require_shards,
 )
-from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.evaluation import headline_rule
 from vitp_pipeline.stages.instances import image_numbers
-from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,9 +188,7 @@ class ResultMaker:
         numbers = image_numbers(export.run.images)
         self.numbers = {image_id: int(n) for image_id, n in zip(export.run.images, numbers, strict=True)}
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
         folder = self.export.classes.shard_folder(shard)
@@ -199,18 +196,18 @@ class ResultMaker:
         rows: dict[str, dict[str, Any]] = {}
         with ArrayReader(arrays_path(folder, part)) as scores:
             for record in self.export.proposals.read_part(shard, part, images=images):
-                if rows and stop_wanted():
+                if rows and turn.over():
                     images = images[: images.index(record.image_id)]
                     break
                 if states[record.image_id]["status"] == "ok":
                     rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
-                    advance(1)
+                    turn.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("number", pa.int64()), ("file_name", text)]
         schema = pa.schema([*fields, ("size", pa.list_(pa.int32(), 2)), ("entry", text)])
         failed = {"status": "failed"}
         table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
-        advance(len(images) - len(rows))
+        turn.advance(len(images) - len(rows))
         return pa.Table.from_pylist(table, schema=schema)
 
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.codec import MaskCodec, settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.places import there
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError, UsageError
@@ -19,7 +18,8 @@ from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.foreign.sources import VOID_SHARE, MaskSource, open_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
+from vitp_pipeline.stages.proposals import settled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +50,7 @@ def import_proposals(
     if settings.mirror or len(settings.scales) > 1 or any(settings.window):
         raise UsageError("imported masks have one view of an image", "Leave out scales, mirror and window")
     begun = there(out / "proposals" / "run.json")
-    settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
+    settings = settled(settings, out)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, void_share)
     identity = {
@@ -75,9 +75,7 @@ class ImportMaker:
         source.open()
         self.schema = schema(run.fingerprint, dataset.spec.class_names)
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
@@ -90,7 +88,9 @@ class ImportMaker:
                     rows.append(write_record(writer, self._record(sample, file_name)))
                 except InputError as error:
                     rows.append(failed_row(image_id, file_name, error.message))
-                advance(1)
+                turn.advance(1)
+                if turn.over():
+                    break
             writer.close()
         except BaseException:
             writer.abandon()

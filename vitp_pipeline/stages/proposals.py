@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,8 @@ from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.overlap import Ahead, Behind
-from vitp_pipeline.stopping import stop_wanted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +49,7 @@ def generate_proposals(
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
     begun = there(out / "proposals" / "run.json")
-    settings = settle(settings, begun and open_proposals(out).codec == MaskCodec())
+    settings = settled(settings, out)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
         view_plan(settings, None)  # refused before the run is made
@@ -72,6 +71,19 @@ def generate_proposals(
         "proposals",
         retry_failed,
     )
+
+
+NEW_PART_SIZE = 1000
+"""Images in a part of a run that is begun: few files, and what is finished of one is kept every few minutes."""
+
+
+def settled(settings: ProposalSettings, out: Path) -> ProposalSettings:
+    """The settings with what they leave to the run: as it was begun, if it was."""
+    if not there(out / "proposals" / "run.json"):
+        return replace(settle(settings, begun=False), part_size=settings.part_size or NEW_PART_SIZE)
+    store = open_proposals(out)
+    begun_with = store.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
+    return replace(settle(settings, store.codec == MaskCodec()), part_size=settings.part_size or begun_with)
 
 
 def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:
@@ -157,29 +169,31 @@ class ProposalMaker:
         plan = None if self.plan.one_whole else asdict(self.plan)
         self.schema = schema(run.fingerprint, dataset.spec.class_names, plan)
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
         about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
-        size = self.settings.batch_size
-        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        size, wanted = self.settings.batch_size, set(images)
+        whole = self.run.parts(shard)[part]
+        # cut over the whole part: what goes through the generator together does not depend on what was made before
+        batches = [whole[start : start + size] for start in range(0, len(whole), size)]
+        batches = [batch for batch in batches if not wanted.isdisjoint(batch)]
+        shown = [image for batch in batches for image in batch]
         writer = ArrayWriter(arrays, about)
         try:
-            with Ahead(self._read, images, READ_AHEAD * size, READERS) as ahead, Behind(WRITE_BEHIND) as behind:
+            with Ahead(self._read, shown, READ_AHEAD * size, READERS) as ahead, Behind(WRITE_BEHIND) as behind:
                 read = iter(ahead)
                 for batch in batches:
-                    self._batch([next(read) for _ in batch], writer, behind)
-                    advance(len(batch))
-                    if stop_wanted():
+                    self._batch([next(read) for _ in batch], wanted, writer, behind)
+                    turn.advance(len(wanted.intersection(batch)))
+                    if turn.over():
                         break
                 rows = behind.finish()
             writer.close()
         except BaseException:
             writer.abandon()
             raise
-        return pa.Table.from_pylist(rows, schema=self.schema)
+        return pa.concat_tables([self.schema.empty_table(), *rows]).combine_chunks()
 
     def _read(self, image_id: str) -> _Read:
         """What the generator is shown of an image, or the image itself where there are several views.
@@ -200,9 +214,14 @@ class ProposalMaker:
             return _Read(failure=error)
 
     def _batch(
-        self, images: Sequence[tuple[str, Future[_Read]]], writer: ArrayWriter, behind: Behind[dict[str, Any]]
+        self,
+        images: Sequence[tuple[str, Future[_Read]]],
+        wanted: Collection[str],
+        writer: ArrayWriter,
+        behind: Behind[pa.Table],
     ) -> None:
-        """Rows of a batch, in order; an image that cannot be read, or whose logits are not finite, fails alone.
+        """Rows of a batch's wanted images, in order; one that cannot be read, or whose logits are not finite, fails
+        alone.
 
         One view of each is made in one forward; several views are made and stored image by image.
         """
@@ -218,20 +237,28 @@ class ProposalMaker:
             proposals, broken = self._propose(read)
             reasons |= broken
         for image_id, _ in images:
+            if image_id not in wanted:
+                continue
             sample = self.dataset.sample(image_id)
             file_name = sample.image.relative_to(self.dataset.root).as_posix()
             if image_id in proposals:
-                behind.add(self._choose_and_write, writer, image_id, file_name, proposals[image_id])
+                behind.add(self._row, self._choose_and_write, writer, image_id, file_name, proposals[image_id])
                 continue
             try:
                 if image_id in reasons:
                     raise InputError(reasons[image_id])
                 records = list(self.records(image_id, read[image_id].picture))
             except InputError as error:
-                behind.add(failed_row, image_id, file_name, error.message)
+                behind.add(self._row, failed_row, image_id, file_name, error.message)
             else:
                 for record in records:
-                    behind.add(write_record, writer, record)
+                    behind.add(self._row, write_record, writer, record)
+
+    def _row(self, make: Callable[..., dict[str, Any]], *arguments: object) -> pa.Table:
+        """What `make` gives as a table: thousands of points are a tenth of the size there."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([make(*arguments)], schema=self.schema)
 
     def _choose_and_write(self, writer: ArrayWriter, image_id: str, file_name: str, found: Proposals) -> dict[str, Any]:
         """What stage one does with the proposals of an image, while the generator works on the next."""

@@ -14,6 +14,7 @@ from vitp_pipeline.artifacts.locks import is_locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.artifacts.places import bring, files_in, folders_in, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.shard import array_expression
 
@@ -72,6 +73,8 @@ def _sharded(folder: Path) -> dict[str, Any]:
             if (index := index_path(folder, part).name) in files:
                 images += len(ids)
                 size += files[index] + files.get(arrays_path(folder, part).name, 0)
+            elif (rows := spool_paths(run.shard_folder(shard), part)[0]).name in files:
+                images += spooled_images(rows)
         if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
             running.append(shard)
             continue

@@ -8,7 +8,8 @@ the same shards, parts and restarts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,10 @@ from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
 from vitp_pipeline.stages.counting import CountMaker
-from vitp_pipeline.stages.counts import counts_table
-from vitp_pipeline.stages.driver import Outcome, run_parts
+from vitp_pipeline.stages.counts import CountRows
+from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.evaluation import GENERATE, Evaluation, Measured, check_tasks, check_views
-from vitp_pipeline.stages.proposals import ProposalMaker, load_generator, view_plan
-from vitp_pipeline.stopping import stop_wanted
+from vitp_pipeline.stages.proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +80,9 @@ class Stream:
         def folder_with(generate: ProposalSettings) -> Path:
             return out / "evaluation" / fingerprint(identity_with(generate))[:12]
 
-        self.generate = generate = settle(generate, there(folder_with(generate) / "run.json"))
+        begun = there(folder_with(generate) / "run.json")  # by an older version, which noted no size of its parts
+        part_size = generate.part_size or (0 if begun else NEW_PART_SIZE)
+        self.generate = generate = replace(settle(generate, begun), part_size=part_size)
         identity, folder = identity_with(generate), folder_with(generate)
         if not there(folder / "run.json"):
             shard.for_new_run()
@@ -122,16 +124,14 @@ class StreamMaker:
             check_views(evaluation)
         self.counter = CountMaker(evaluation, stream.settings, stream.classify.points)
 
-    def make(
-        self, shard: int, part: int, images: Sequence[str], arrays: Path, advance: Callable[[int], None]
-    ) -> pa.Table:
-        rows = []
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        rows = CountRows(self.counter.evaluation)
         for image_id in images:
-            rows.append((image_id, self._row(image_id)))
-            advance(1)
-            if stop_wanted():
+            rows.add(image_id, self._row(image_id))
+            turn.advance(1)
+            if turn.over():
                 break
-        return counts_table(self.counter.evaluation, rows)
+        return rows.table()
 
     def _row(self, image_id: str) -> dict[str, Any]:
         try:
