@@ -67,7 +67,7 @@ def test_stopped_after_every_image(
 ) -> None:
     out = before(stage, finished, tmp_path / "run")
     one = {} if stage == "evaluate" else {"batch_size": 1}
-    assert stops(lambda: project.run(stage, out, **one)) == 4  # parts of two images, but for the last
+    assert stops(lambda: project.run(stage, out, **one)) == 8  # of nine images
     assert results(out, stage) == results(finished, stage)
     assert not list(out.rglob("_spool-*"))
 
