@@ -3,9 +3,9 @@
     python -m benchmarks.reading runs/camvid
     python -m benchmarks.reading --drawn 64
 
-`codec` decodes every array's chunk that lies in memory already, with no file, index or row around it. `single` opens
-the run's part for every image, in no order (`ProposalStore.read`); `part` reads whole parts, `all` iterates over the
-run. Speeds are of decoded bytes, and ratios those of the codec's time to theirs: 1 = nothing else costs anything.
+`codec` decodes every array's chunk that lies in memory already, with no file, index or row around it. `single` reads
+images in no order (`ProposalStore.read`), `part` whole parts; `all` iterates over the run. Speeds are of decoded bytes,
+and ratios those of the codec's time to theirs: 1 = nothing else costs anything.
 """
 
 from __future__ import annotations

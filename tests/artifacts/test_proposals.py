@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import combinations
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +135,13 @@ def test_points_without_masks_need_no_arrays(stored: tuple[Path, list[ProposalRe
 def test_no_proposals_yet(tmp_path: Path) -> None:
     with pytest.raises(MissingStageError, match="vitp generate-proposals"):
         open_proposals(tmp_path)
+
+
+def test_a_store_reads_alike_in_threads_and_other_processes(stored: tuple[Path, list[ProposalRecord]]) -> None:
+    path, records = stored
+    store = open_proposals(path)
+    ids = [record.image_id for record in records] * 20
+    before = [store.read(image_id).masks for image_id in ids]  # its parts are open from here on
+    with ThreadPoolExecutor(4) as threads, ProcessPoolExecutor(2, get_context("fork")) as processes:
+        for found in (threads.map(store.read, ids), processes.map(store.read, ids, chunksize=5)):
+            assert all(np.array_equal(one.masks, masks) for one, masks in zip(found, before, strict=True))

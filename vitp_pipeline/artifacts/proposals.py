@@ -13,9 +13,10 @@ full-precision logits before anything was rounded or dropped; every query has on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,26 @@ def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
 
 ROWS_TOGETHER = 32
 """Rows of an index that are read out in one go."""
+PARTS_OPEN = 8
+"""Parts that a store keeps open for `read`: opening one takes longer than reading an image of it."""
+
+
+@dataclass(frozen=True)
+class _OpenPart:
+    """The index of a part, the first row of each image, and the part's arrays."""
+
+    table: pa.Table
+    rows: dict[str, int]
+    arrays: ArrayReader
+
+
+def _open_part(folder: Path, part: int, process: int) -> _OpenPart:
+    """process: its number; a forked one must open files of its own, or both would move the same position in them."""
+    table = read_index(index_path(folder, part))
+    rows: dict[str, int] = {}
+    for number, image_id in enumerate(table["image_id"].to_pylist()):
+        rows.setdefault(image_id, number)
+    return _OpenPart(table, rows, ArrayReader(arrays_path(folder, part)))
 
 
 class ProposalStore:
@@ -217,13 +238,19 @@ class ProposalStore:
         """The proposals of one image, with its arrays; the first view's. Raises InputError when it has none."""
         if image_id not in self._places:
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
-        folder, part = self._places[image_id]
-        table = read_index(index_path(folder, part))
-        (row,) = table.slice(table["image_id"].to_pylist().index(image_id), 1).to_pylist()
+        part = self._opened(*self._places[image_id], os.getpid())
+        (row,) = part.table.slice(part.rows[image_id], 1).to_pylist()
         if row["status"] != "ok":
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r} ({row['error']})")
-        with ArrayReader(arrays_path(folder, part)) as arrays:
-            return _record(row, arrays)
+        return _record(row, part.arrays)
+
+    @cached_property
+    def _opened(self) -> Callable[[Path, int, int], _OpenPart]:
+        return lru_cache(PARTS_OPEN)(_open_part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: a store is handed to the processes that load data."""
+        return {name: value for name, value in vars(self).items() if name != "_opened"}
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:
