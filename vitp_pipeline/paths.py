@@ -32,7 +32,5 @@ def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    if given.suffix or given.is_dir():
-        raise InputError(f"{name_or_path}: no such .toml file", "Give the path of one, or the name of a shipped one")
     names = ", ".join(sorted(p.relative_to(shipped(kind)).with_suffix("").as_posix() for p in folder.glob("*.toml")))
     raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")
