@@ -18,6 +18,7 @@ html_theme = "furo"
 html_title = "vitp"
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # excerpts are fetched, which browsers forbid pages opened from disk
 
 
 def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:

@@ -18,7 +18,8 @@ class UserError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        return f"{self.message}. {self.mend}" if self.mend else self.message
+        end = "" if self.message.endswith(("?", ".")) else "."
+        return f"{self.message}{end} {self.mend}" if self.mend else self.message
 
 
 class UsageError(UserError):

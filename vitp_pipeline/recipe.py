@@ -331,7 +331,8 @@ class Recipe:
         for candidate in (self.path.parent / path, Path.cwd() / path):
             if candidate.is_file():
                 return candidate
-        raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", "Correct the recipe")
+        mend = "Give --data-root" if path.parts[:1] == ("--data-root",) else "Correct the recipe"
+        raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", mend)
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:

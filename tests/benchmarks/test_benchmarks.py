@@ -233,3 +233,19 @@ def test_a_finished_run_is_taken_up_without_its_images(tmp_path: Path) -> None:
 
     done = subprocess.run(finished_run(tmp_path, 40), capture_output=True, text=True, check=True)
     assert "nothing to do, 40 images are done" in done.stderr + done.stdout
+
+
+def test_a_row_of_the_transformers_generators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    from benchmarks import transformers_generators as benchmark
+
+    vit = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_blocks": 1, "image_size": 64}
+    monkeypatch.setitem(benchmark.NETWORKS, "tiny", {"model_type": "eomt", "num_queries": 4, **vit})
+    Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--images", str(tmp_path), "--count", "1", "--only", "tiny"])
+    benchmark.main()
+    cells = [cell.strip() for cell in capsys.readouterr().out.strip().strip("|").split("|")]
+    assert cells[0] == "tiny" and len(cells) == 5
+    assert float(cells[2]) >= 0 and float(cells[4].removesuffix(" MiB")) > 0

@@ -31,10 +31,10 @@ def browser() -> Iterator:
 class Visit:
     """A page opened from disk; what it complained of and asked for."""
 
-    def __init__(self, browser, path: Path) -> None:
+    def __init__(self, browser, path: Path, **device: object) -> None:
         self.complaints: list[str] = []
         self.asked: list[str] = []
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | device)
         self.page = context.new_page()
         self.page.set_default_timeout(20_000)
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -220,6 +220,21 @@ def test_phone_width_needs_no_sideways_scrolling(visit: Visit, tmp_path: Path) -
         assert len(page.screenshot(path=str(tmp_path / f"phone-{scheme}.png"))) > 10_000
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_fingers(browser, page: Path) -> None:
+    phone = Visit(browser, page, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    phone.see("#gallery")
+    card = phone.page.locator("article.card[data-loaded]").first
+    card.locator(".pane.fused .view").tap()
+    phone.page.wait_for_timeout(300)  # the finger has left
+    assert phone.page.locator("#tip:visible").count() == 1
+    phone.page.locator("#gallery h2").tap()
+    phone.page.locator("#tip").wait_for(state="hidden")
+    targets = phone.page.locator("a:visible, button:visible, select:visible, summary:visible, label:visible")
+    heights = targets.evaluate_all("(all) => all.filter((e) => e.className !== 'skip').map((e) => e.offsetHeight)")
+    assert len(heights) > 20 and min(heights) >= 44
+    phone.close()
 
 
 def test_without_data_root(browser, folders: list[Path], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def load_classifier(path: str | Path) -> PointViT:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such classifier")
+        raise InputError(f"{path}: no such classifier", "Give the model.safetensors of a run, below RUN/classifier")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("vitp")

@@ -112,7 +112,9 @@ def _show_usage_error(error: Any) -> None:
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
     message = " ".join(error.format_message().split())
-    print(f"vitp: {message.rstrip('.')}. See `{command} --help`", file=sys.stderr)
+    message = message.rstrip(".")
+    end = "" if message.endswith("?") else "."
+    print(f"vitp: {message}{end} See `{command} --help`", file=sys.stderr)
 
 
 if __name__ == "__main__":

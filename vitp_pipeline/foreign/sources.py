@@ -53,6 +53,8 @@ class NpzFolder:
     def __init__(self, folder: Path, dataset: Dataset, void_share: float) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
+        if next(folder.glob("*.npz"), None) is None:
+            raise InputError(f"{folder}: no .npz file in this folder", "It must hold one for every image")
         self.folder, self.classes, self.void_share = folder, len(dataset.spec.classes), void_share
 
     def identity(self, digests: Digests) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
     layout["margin"] = {"l": 56, "r": 4, "t": 8, "b": 48}
     common = {"automargin": True, "type": "category", "dtick": 1, "showgrid": False, "ticks": ""}
     layout["yaxis"] |= common | {"autorange": "reversed"}
-    layout["xaxis"] |= common | {"tickangle": -90}
+    layout["xaxis"] |= common | {"tickangle": -90, "tickfont": {"size": 11}}
     return {"data": [heat], "layout": layout}
 
 

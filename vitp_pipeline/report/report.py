@@ -18,7 +18,7 @@ from vitp_pipeline.report.stored import StoredEvaluation, provenance_of
 HELP_TITLES = {
     "area": "area of the mask, share of the image",
     "sureness": "sureness of the generator's name",
-    "frequency": "frequency of the true class, share of the pixels",
+    "frequency": "frequency of the true class, in pixels",
 }
 SECTIONS = {
     "summary": "Figures",
@@ -169,6 +169,7 @@ def _confusion_text(
     return {
         "shown": shown,
         "folded": int(seen.sum()) - shown,
+        "columns": len(drawn["confusion:generator"]["data"][0]["x"]),
         "height": drawn["confusion:generator"]["layout"]["height"],
         "changes": figures.changed_confusions(confusion, stored.classes),
     }

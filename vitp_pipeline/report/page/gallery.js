@@ -1,6 +1,8 @@
 /* The gallery: cards are made at once, their pictures when they come near the screen, and let go when they leave. */
 const NOTHING = 65535, COLORS = (DATA.classes?.colors ?? []), NAMES = DATA.classes?.names ?? [];
 const tip = document.getElementById("tip");
+let touched = null; // the card whose picture a finger touched last
+addEventListener("pointerdown", (event) => { if (touched && !event.target.closest(".view")) touched.unmark(); });
 const OUTCOMES = { righted: "put right", wronged: "put wrong", other: "changed, wrong before and after", unknown: "changed, no ground truth" };
 const PANES = DATA.has_data
   ? { photo: "image", truth: "ground truth", generator: "generator", fused: "fused", changed: "changed masks and their points" }
@@ -30,7 +32,7 @@ class Card {
     this.element.append(this.heading(), this.paneGrid());
     this.chips = node("ul", { className: "chips" });
     this.element.append(this.chips, this.maskTable());
-    this.element.addEventListener("pointerleave", () => this.unmark());
+    this.element.addEventListener("pointerleave", (event) => this.leave(event));
   }
 
   heading() {
@@ -62,7 +64,8 @@ class Card {
       view.append(canvas);
       view.addEventListener("pointermove", (event) => this.point(event, view));
       view.addEventListener("pointerdown", (event) => this.point(event, view));
-      view.addEventListener("pointerleave", () => this.unmark());
+      view.addEventListener("pointerleave", (event) => this.leave(event));
+      view.addEventListener("pointercancel", () => this.unmark()); // the finger scrolls the page
       grid.append(node("figure", { className: `pane ${pane}` }, view, node("figcaption", {}, title)));
     }
     return grid;
@@ -192,6 +195,8 @@ class Card {
 
   point(event, view) {
     if (!this.planes) return;
+    if (touched && touched !== this) touched.unmark();
+    touched = event.pointerType === "touch" ? this : null;
     const box = view.getBoundingClientRect();
     const x = Math.floor(((event.clientX - box.left) / box.width) * this.width);
     const y = Math.floor(((event.clientY - box.top) / box.height) * this.height);
@@ -224,6 +229,8 @@ class Card {
     tip.style.top = `${y + 18 + height > innerHeight ? Math.max(4, y - height - 14) : y + 18}px`;
   }
 
+  /* A finger that is lifted leaves what it showed, until the next tap. */
+  leave(event) { if (event.pointerType !== "touch") this.unmark(); }
   mark(i) { this.paint(i); }
   unmark() { tip.hidden = true; if (this.marked !== null) this.paint(); }
 }
