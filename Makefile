@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-long lint docs clean
+.PHONY: help install demo test test-fast test-long coverage lint docs clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -25,6 +25,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
+# What needs no second: the core on the Python of .venv; `make test-fast PYTHON=python3.12 VENV=.venv312` on another
+test-fast: install
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow and not browser and not kill" \
+	  tests/test_fusion.py tests/test_points.py tests/test_recipe.py tests/test_shard.py tests/test_fingerprint.py \
+	  tests/artifacts tests/assemble tests/metrics tests/datasets tests/cli
+
+coverage: install
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=term:skip-covered
+
 # 100 kills and 30 signals in every stage, 440 faults at steps of writes, 120,000 damaged files, all images of the parity
 # tests, and eight shards on a Slurm that loses a node (some 40 minutes)
 test-long: install
@@ -35,6 +44,8 @@ test-long: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pip check
 
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/site

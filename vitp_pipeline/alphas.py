@@ -8,7 +8,7 @@ one that depends on the mask score.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class NamedMasks:
         """(N, K) fused class probabilities, Σ = 1; α broadcasts against (N, K)."""
         score = self.log_in + alpha * self.step
         score = np.exp(score - score.max(1, keepdims=True))
-        return score / score.sum(1, keepdims=True)
+        return np.asarray(score / score.sum(1, keepdims=True))
 
     def loss(self, alpha: float | np.ndarray) -> float:
         """Mean of −log p(label)."""
@@ -76,7 +76,7 @@ class NamedMasks:
         """(N, K): the derivative of N·loss by the α of every mask and class."""
         miss = self.probs(alpha)
         miss[np.arange(len(self)), self.labels] -= 1.0
-        return miss * self.step
+        return np.asarray(miss * self.step)
 
 
 def fit_class_alphas(masks: NamedMasks, alpha: float, weight: float) -> np.ndarray:
@@ -109,10 +109,11 @@ def fit_score_alphas(masks: NamedMasks, alpha: float, weight: float) -> tuple[fl
     return float(low), float(high)
 
 
-def _minimum(objective, start: np.ndarray) -> np.ndarray:
+def _minimum(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray) -> np.ndarray:
     from scipy.optimize import minimize
 
-    return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(start)).x
+    bounds = [(0.0, 1.0)] * len(start)
+    return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
 def write_alphas(path: Path, values: Mapping[str, float]) -> None:

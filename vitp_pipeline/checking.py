@@ -79,7 +79,13 @@ def check_dataset(
             report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
         usable = _usable(dataset, report, tried) if trial else []
         report["stage_one"] = estimate(
-            report, len(spec.classes), queries, size, settings, tasks, trial.tried(dataset, usable) if usable else None
+            report,
+            len(spec.classes),
+            queries,
+            size,
+            settings,
+            tasks,
+            trial.tried(dataset, usable) if trial and usable else None,
         )
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
@@ -90,8 +96,8 @@ def check_dataset(
             print_report(report)
     if not reports:
         raise absent[0][1]
-    for key, error in absent:
-        say(f"{key}: {error}")
+    for key, reason in absent:
+        say(f"{key}: {reason}")
     if as_json:
         print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
@@ -123,7 +129,7 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
 
 def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:
     """[generate-proposals] with flags put over it; without a generator `config` is empty."""
-    said = {key: value for key, value in generator.items() if value is not None}
+    said: dict[str, Any] = {key: value for key, value in generator.items() if value is not None}
     if recipe is None:
         return ProposalSettings(**{"config": "", **said})
     if "generate-proposals" not in recipe.tables:

@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def mixed_precision(name: str, device: torch.device) -> AbstractContextManager:
+def mixed_precision(name: str, device: torch.device) -> AbstractContextManager[object]:
     """An autocast context. `auto` is bfloat16 where CUDA supports it, else float32."""
     import torch
 

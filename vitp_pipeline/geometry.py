@@ -89,6 +89,6 @@ def normalise_boxes(edges: np.ndarray, size: Size) -> np.ndarray:
     Returns:
         (..., 4) float32: the centre, 2·(row/H, col/W) − 1, then 2·(height/H, width/W).
     """
-    edges, size = np.asarray(edges, np.float64), np.asarray(size, np.float64)
+    edges, frame = np.asarray(edges, np.float64), np.asarray(size, np.float64)
     first, last = edges[..., :2], edges[..., 2:]
-    return np.concatenate([(first + last) / size - 1, 2 * (last - first) / size], axis=-1).astype(np.float32)
+    return np.concatenate([(first + last) / frame - 1, 2 * (last - first) / frame], axis=-1).astype(np.float32)

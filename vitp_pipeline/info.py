@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
@@ -18,6 +18,8 @@ from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe, Tra
 
 if TYPE_CHECKING:
     from vitp_pipeline.cost import Cost
+    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+    from vitp_pipeline.generators.transformers import TransformersGenerator
 
 
 def costs_of(
@@ -71,12 +73,15 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
 
     settings = ProposalSettings(config or "") if recipe is None else recipe.stage(ProposalSettings, config=config)
     if "{data_root}" in settings.config and data_root is None:
-        raise UsageError(f"{recipe.path.name}: its generator is {settings.config}", "Say where: --data-root DIR")
+        raise UsageError(
+            f"{recipe.path.name if recipe else 'info'}: its generator is {settings.config}",
+            "Say where: --data-root DIR",
+        )
     source = find_source(settings, locate, with_weights=False)
     if isinstance(source, OwnSource):
         raise UsageError(f"info: what {source.name} costs is not known", "Name a generator of a library")
     with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
-        generator = source.build("cpu")
+        generator = cast("OpenMMLabGenerator | TransformersGenerator", source.build("cpu"))
     size = parse_size(crop, "--crop") if crop else generator.crop_size
     if size is None:
         raise UsageError(f"{source.name}: names no crop size", "Give one: --crop HxW")
@@ -93,7 +98,7 @@ def _classifier(
 ) -> Cost:
     from vitp_pipeline.cost import classifier_cost
 
-    flags = {"backbone": backbone, "image_size": parse_size(size, "--size") if size else None}
+    flags: dict[str, Any] = {"backbone": backbone, "image_size": parse_size(size, "--size") if size else None}
     if recipe is None:
         settings = dataclasses.replace(TrainSettings(), **{k: v for k, v in flags.items() if v is not None})
         if classes is None:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vitp_pipeline.assemble.resize import TapRows, Taps, resize_patches, taps
@@ -170,7 +171,7 @@ def _highest_around(cells: Tensor) -> Tensor:
 
 
 def _points_inside(
-    mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], object], count: int = 1
+    mask_logits: Tensor, view: View, protocol: str, choose: Callable[[np.ndarray, int], ArrayLike], count: int = 1
 ) -> np.ndarray:
     """The max point of every mask without a positive pixel; for the others `choose(positive (r, c) bool, query)`, which
     counts from the first pixel of a rectangle beyond which nothing is positive.
@@ -238,7 +239,7 @@ class _Axis:
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    return np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])
+    return np.asarray(np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None]))
 
 
 def _reads(own: Taps, index: np.ndarray, source: np.ndarray) -> TapRows:

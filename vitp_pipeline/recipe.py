@@ -413,7 +413,7 @@ def _settings(kind: type[Settings], values: dict[str, Any], where: str) -> Setti
     return kind(**checked)
 
 
-def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
+def _typed(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     if field.default is dataclasses.MISSING or isinstance(field.default, str):
         good = isinstance(value, str)
     elif isinstance(field.default, tuple):
@@ -433,7 +433,7 @@ def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
     return value
 
 
-def _elements_fit(value: tuple, default: tuple) -> bool:
+def _elements_fit(value: tuple[Any, ...], default: tuple[Any, ...]) -> bool:
     """Pairs of numbers stay pairs; elements are of the default's type, or integers where it is empty."""
     kind = type(default[0]) if default else int
     kinds = (int, float) if kind is float else (kind,)

@@ -31,7 +31,7 @@ START = timedelta(minutes=10)
 """How long processes may wait for the first sign of one another."""
 
 
-def _collective(method: Callable) -> Callable:
+def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that all processes call together, and that only one process can call alone."""
 
     @wraps(method)
@@ -139,7 +139,7 @@ class Team:
             if number == len(parameters) or sum(g.numel() for g in bucket) >= BUCKET:
                 total = torch.cat([g.flatten() for g in bucket])
                 dist.all_reduce(total)
-                for gradient, part in zip(bucket, total.split([g.numel() for g in bucket]), strict=True):
+                for gradient, part in zip(bucket, torch.split(total, [g.numel() for g in bucket]), strict=True):
                     gradient.copy_(part.view_as(gradient))
                 bucket = []
 
@@ -183,7 +183,8 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
 
     try:
         if launch.launcher == "torchrun":  # it may keep the store itself
-            return next(dist.rendezvous("env://", timeout=START))[0]
+            store: torch.distributed.Store = next(dist.rendezvous("env://", timeout=START))[0]
+            return store
         socket.getaddrinfo(launch.address, launch.port)  # of a name that means nothing torch would ask until the end
         return dist.TCPStore(launch.address, launch.port, launch.size, launch.rank == 0, START)
     except (RuntimeError, ValueError, OSError) as error:
@@ -197,6 +198,6 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
 def _first_to_fail(store: torch.distributed.Store) -> bool:
     """Whether nobody has failed before. Nobody can tell once process 0, which counts, is gone."""
     try:
-        return store.add("failures", 1) == 1
+        return bool(store.add("failures", 1) == 1)
     except RuntimeError:
         return True

@@ -21,9 +21,9 @@ class Digests:
         """SHA-256 of a file, 64 hex digits. A file whose size and time are as remembered is not read again."""
         if (known := self.remembered(path)) is not None:
             return known
-        entry = {"stamp": stamp(path), "sha256": file_digest(path)}
-        write_json(self._path, {**self._known(), _name(path): entry})
-        return entry["sha256"]
+        digest = file_digest(path)
+        write_json(self._path, {**self._known(), _name(path): {"stamp": stamp(path), "sha256": digest}})
+        return digest
 
     def remembered(self, path: Path) -> str | None:
         """The digest that the file had when it was last read, if its size and time are as they were then."""

@@ -198,13 +198,12 @@ def _acquire(path: Path, wait: bool) -> int:
             flocked = True
         except BlockingIOError as error:
             refused += 1
-            owner = os.pread(file, 4096, 0).decode(errors="replace")
-            date = os.fstat(file).st_mtime_ns
+            holder = _Signature(os.pread(file, 4096, 0).decode(errors="replace"), os.fstat(file).st_mtime_ns)
             os.close(file)
             if refused < _PROBES:
                 time.sleep(0.05)
                 continue
-            raise _at_work(path, _Signature(owner, date)) from error
+            raise _at_work(path, holder) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 os.close(file)

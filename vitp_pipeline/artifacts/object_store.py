@@ -120,7 +120,8 @@ class Mirror:
     def read(self, path: Path) -> bytes:
         """The content of an object as it is now. Raises FileNotFoundError."""
         with self.answers(path):
-            return self._fs.cat_file(self.key(path))
+            content: bytes = self._fs.cat_file(self.key(path))
+        return content
 
     def delete(self, path: Path) -> None:
         """Removes an object, if it exists."""

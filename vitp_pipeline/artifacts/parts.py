@@ -246,7 +246,7 @@ class ArrayReader:
             array = zarr.open_array(store, mode="r")
             if array.nchunks_initialized < array.nchunks:
                 raise ValueError("a chunk is missing")
-            return array[...]
+            return np.asarray(array[...])
         except Exception as error:  # so do damaged entries
             raise self._corrupt(error, name) from error
 

@@ -39,7 +39,9 @@ def run_directory(text: str | Path) -> Path:
         return Path(unquote(rest))
     from vitp_pipeline.artifacts.object_store import Mirror
 
-    url, evaluation = re.fullmatch(r"(.*?)/*(/evaluation/[0-9a-f]{12})?/*", text).groups("")
+    found = re.fullmatch(r"(.*?)/*(/evaluation/[0-9a-f]{12})?/*", text, re.DOTALL)
+    assert found  # everything matches
+    url, evaluation = found.groups("")
     if url not in _mirrors:
         _mirrors[url] = Mirror(url)
     return _mirrors[url].folder / evaluation.lstrip("/")

@@ -212,7 +212,7 @@ class ProposalStore:
 
     def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Index rows of a part, failed images included; None = all columns."""
-        return read_index(index_path(self.run.shard_folder(shard), part), columns).to_pylist()
+        return list(read_index(index_path(self.run.shard_folder(shard), part), columns).to_pylist())
 
     def read_part(
         self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None

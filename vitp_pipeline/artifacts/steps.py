@@ -53,7 +53,8 @@ def encode(values: np.ndarray, kind: np.dtype, step: float) -> bytes:
     steps = (values * np.float32(1 / step)).astype(kind).ravel()
     differences = np.diff(steps, prepend=kind.type(0))
     differences += kind.type(_SHIFT)
-    return Blosc(**_BLOSC, shuffle=Blosc.SHUFFLE).encode(differences)
+    chunk: bytes = Blosc(**_BLOSC, shuffle=Blosc.SHUFFLE).encode(differences)
+    return chunk
 
 
 def wrote(metadata: dict[str, Any]) -> bool:
@@ -77,4 +78,5 @@ def decode(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
     kind = np.dtype(made["astype"])
     differences = np.frombuffer(Blosc().decode(chunk), kind) - kind.type(_SHIFT)
     steps = np.cumsum(differences, dtype=kind, out=differences)
-    return np.multiply(steps, np.float32(1 / made["scale"]), dtype=np.float32).reshape(metadata["shape"])
+    values: np.ndarray = np.multiply(steps, np.float32(1 / made["scale"]), dtype=np.float32)
+    return values.reshape(metadata["shape"])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts import locks
+from vitp_pipeline.artifacts.files import SETTLE
 from vitp_pipeline.errors import LockedError, StorageError
 from vitp_pipeline.progress import say
 from vitp_pipeline.stopping import stop_wanted, stopped
@@ -58,7 +59,7 @@ class StoreLock:
         if not _is_over(owner):
             self._see_dead(owner, wait)
         self._mirror.write(self.path, self._signature())
-        time.sleep(locks.SETTLE)
+        time.sleep(SETTLE)
         self.check()
 
     def _see_dead(self, owner: bytes, wait: bool) -> None:

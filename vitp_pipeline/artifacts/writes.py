@@ -63,7 +63,7 @@ def _at(step: Step, path: Path, content: Any = b"", write: Callable[[bytes], obj
 class _File(io.FileIO):
     """A file whose writes, as they reach the system, are steps."""
 
-    def write(self, content: Any) -> int | None:
+    def write(self, content: Any, /) -> int:
         _at(Step.WRITE, Path(str(self.name)), content, super().write)
         return super().write(content)
 

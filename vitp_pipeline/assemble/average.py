@@ -38,6 +38,14 @@ class ScoredView(NamedTuple):
     view: View
 
 
+class _Frame(NamedTuple):
+    """A frame whose windows are being added up."""
+
+    view: View  # its first window
+    scores: Tensor  # (A, K, rows read, Wr) summed over its windows
+    counts: Tensor  # (rows read, Wr)
+
+
 class ScoreAverage:
     """The running average of class scores over views, for some rows of an image.
 
@@ -60,9 +68,7 @@ class ScoreAverage:
         self._averages_softmax = protocol in ("mmseg0", "mmseg1")
         self.frames = 0  # that are part of the sum
         self._sum: Tensor | None = None  # (A, K, rows, W0) over frames
-        self._frame: View | None = None  # the first window of the open frame
-        self._scores: Tensor | None = None  # (A, K, rows read, Wr) summed over its windows
-        self._counts: Tensor | None = None  # (rows read, Wr)
+        self._frame: _Frame | None = None  # the open one
 
     def add(self, mask_logits: Tensor, probs: Tensor, view: View) -> None:
         """Adds a view; its arguments are those of a `ScoredView`.
@@ -81,19 +87,20 @@ class ScoreAverage:
         tile = band_rows(mask_logits, probs, view, self.budget)
         if view.window is None:
             self._close()
-            self._begin_frame()
+            self._begin_frame(self._sum)
             for start in range(self.start, self.stop, tile):
                 stop = min(start + tile, self.stop)
                 for alpha, scores in enumerate(self._whole(mask_logits, probs, view, start, stop)):
-                    self._put(alpha, scores, start, stop)
+                    self._put(self._sum[alpha], scores, start, stop)
             self.frames += 1
             return
         if view.seen[:2] == (0, 0):
             self._close()
             self._open(view, probs)
-        if self._frame is None or (view.resized, view.flip) != (self._frame.resized, self._frame.flip):
+        frame = self._frame
+        if frame is None or (view.resized, view.flip) != (frame.view.resized, frame.view.flip):
             raise IncompatibleError("a window without the top left one of its frame before it")
-        self._add_window(mask_logits, probs, view, tile)
+        self._add_window(frame, mask_logits, probs, view, tile)
 
     def scores(self) -> Tensor:
         """(A, K, rows, W0) float32: the mean over the views so far. Raises IncompatibleError when there is none."""
@@ -111,11 +118,10 @@ class ScoreAverage:
 
     def _open(self, view: View, probs: Tensor) -> None:
         first, last = taps(view.resized[0], view.original[0]).source(self.start, self.stop)
-        self._frame = view
-        self._scores = probs.new_zeros((len(probs), probs.shape[2], last - first, view.resized[1]))
-        self._counts = probs.new_zeros((last - first, view.resized[1]))
+        scores = probs.new_zeros((len(probs), probs.shape[2], last - first, view.resized[1]))
+        self._frame = _Frame(view, scores, probs.new_zeros((last - first, view.resized[1])))
 
-    def _add_window(self, mask_logits: Tensor, probs: Tensor, view: View, tile: int) -> None:
+    def _add_window(self, frame: _Frame, mask_logits: Tensor, probs: Tensor, view: View, tile: int) -> None:
         first, last = taps(view.resized[0], view.original[0]).source(self.start, self.stop)
         top, left, height, width = view.seen
         columns = slice(left, left + width)
@@ -124,8 +130,8 @@ class ScoreAverage:
             rows = slice(start - first, stop - first)
             found = seen_scores(mask_logits, probs, view, self.protocol, start - top, stop - top)
             for alpha, scores in enumerate(found):
-                self._scores[alpha, :, rows, columns] += scores
-            self._counts[rows, columns] += 1
+                frame.scores[alpha, :, rows, columns] += scores
+            frame.counts[rows, columns] += 1
 
     def _whole(self, mask_logits: Tensor, probs: Tensor, view: View, start: int, stop: int) -> Iterator[Tensor]:
         """(K, stop − start, W0) of each α, of a view without window."""
@@ -140,32 +146,33 @@ class ScoreAverage:
 
     def _close(self) -> None:
         """Adds the frame whose windows are open to the sum."""
-        if self._frame is None:
+        if self._frame is None or self._sum is None:
             return
-        self._begin_frame()
-        view, rows = self._frame, taps(self._frame.resized[0], self._frame.original[0])
+        self._begin_frame(self._sum)
+        view, sums, counts = self._frame
+        rows = taps(view.resized[0], view.original[0])
         begin, _ = rows.source(self.start, self.stop)
         read = max(view.resized[1], view.original[1]) * max(1.0, view.resized[0] / view.original[0])
         tile = max(1, int(self.budget / (16 * self._sum.shape[1] * read)))
         for start in range(self.start, self.stop, tile):
             stop = min(start + tile, self.stop)
             first, last = rows.source(start, stop)
-            for alpha, frame in enumerate(self._scores):
-                scores = frame[:, first - begin : last - begin] / self._counts[first - begin : last - begin]
-                self._put(alpha, _at_image(scores, view, first, start, stop), start, stop)
+            for total, windows in zip(self._sum, sums, strict=True):
+                scores = windows[:, first - begin : last - begin] / counts[first - begin : last - begin]
+                self._put(total, _at_image(scores, view, first, start, stop), start, stop)
         self.frames += 1
-        self._frame = self._scores = self._counts = None
+        self._frame = None
 
-    def _begin_frame(self) -> None:
+    def _begin_frame(self, totals: Tensor) -> None:
         """A single frame stays as it is; with a second one the first, too, counts by its softmax."""
         if self._averages_softmax and self.frames == 1:
-            for scores in self._sum:
+            for scores in totals:
                 scores.copy_(scores.softmax(0))
 
-    def _put(self, alpha: int, scores: Tensor, start: int, stop: int) -> None:
+    def _put(self, total: Tensor, scores: Tensor, start: int, stop: int) -> None:
         if self._averages_softmax and self.frames:
             scores = scores.softmax(0)
-        self._sum[alpha, :, start - self.start : stop - self.start] += scores
+        total[:, start - self.start : stop - self.start] += scores
 
 
 def _at_image(scores: Tensor, view: View, first: int, start: int, stop: int) -> Tensor:

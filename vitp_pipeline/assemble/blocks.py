@@ -160,7 +160,7 @@ def block_values(
 
 def block_pixels(rows: Runs, columns: Runs, row: np.ndarray, column: np.ndarray, width: int) -> np.ndarray:
     """(R rows, R columns, n) int64: flat indices of the pixels of blocks, in an image of this width."""
-    return rows.outputs[row].T[:, None] * width + columns.outputs[column].T[None]
+    return np.asarray(rows.outputs[row].T[:, None] * width + columns.outputs[column].T[None])
 
 
 def block_areas(rows: Runs, columns: Runs) -> np.ndarray:
@@ -174,7 +174,7 @@ def own_pixels(rows: Runs, columns: Runs, row: np.ndarray, column: np.ndarray) -
         np.arange(runs.outputs.shape[1])[:, None] < np.bincount(runs.run_of)[own]
         for runs, own in ((rows, row), (columns, column))
     )
-    return down[:, None] & across[None]
+    return np.asarray(down[:, None] & across[None])
 
 
 def _combined(cells: list[Tensor], weights: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _combined(cells: list[Tensor], weights: Tensor) -> Tensor:
 
 def sole(chosen: np.ndarray) -> np.ndarray:
     """(K, P) bool → (P,) int16: which one is true, of columns with a single one. Several times faster than argmax."""
-    return np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16))
+    return np.asarray(np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16)))
 
 
 def first_largest(scores: Tensor) -> np.ndarray:

@@ -122,7 +122,8 @@ def _bound(work: _Work, start: int, stop: int) -> _Band:
     possible = []
 
     def ends(planes: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(pooled(planes, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum))
+        low, high = (pooled(planes, rows, columns, pick).flatten(1) for pick in (torch.minimum, torch.maximum))
+        return low, high
 
     if work.early:
         cells = (work.weights.flatten(0, 1) @ chances.flatten(1)).view(-1, *cells.shape[1:])

@@ -99,8 +99,8 @@ def _planes(mask_logits: Tensor, view: View, protocol: str) -> Iterator[tuple[np
     for query in range(len(mask_logits)):
         plane = mask_logits_at_resized(mask_logits[query : query + 1], view)
         if protocol == "mmseg1":
-            plane = resize_planes(plane.sigmoid(), view.original)[0].cpu().numpy()
-            yield plane > 0.5, plane
+            chances = resize_planes(plane.sigmoid(), view.original)[0].cpu().numpy()
+            yield chances > 0.5, chances
         else:
             plane = resize_planes(plane, view.original)[0]
             yield (plane > 0).cpu().numpy(), plane.sigmoid().cpu().numpy()

@@ -104,4 +104,4 @@ def resize_patches(patches: np.ndarray, rows: TapRows, columns: TapRows) -> np.n
     patches = upper + rows.weight[:, :, None] * (patches[each, rows.high] - upper)
     each = each[:, None]
     upper = patches[each, every, columns.low[:, None]]
-    return upper + columns.weight[:, None] * (patches[each, every, columns.high[:, None]] - upper)
+    return np.asarray(upper + columns.weight[:, None] * (patches[each, every, columns.high[:, None]] - upper))

@@ -160,7 +160,7 @@ def _spans(positive: np.ndarray) -> list[tuple[int, int] | None]:
     first, last = positive.argmax(1), positive.shape[1] - positive[:, ::-1].argmax(1)
     return [
         (max(0, int(start) - 2), min(positive.shape[1], int(stop) + 2)) if found else None
-        for start, stop, found in zip(first, last, positive.any(1), strict=True)
+        for start, stop, found in zip(first, last, np.asarray(positive.any(1)), strict=True)
     ]
 
 

@@ -95,6 +95,8 @@ class PointViT(nn.Module):
         UsageError: the backbone is not a timm ViT, or the image size does not fit its patches.
     """
 
+    point_slot: nn.Parameter | None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.frozen = config, False

@@ -109,7 +109,7 @@ def register(app: typer.Typer) -> None:
             shards = choice.within(evaluation.run.shards)
             if choice.index is None and allow_missing:
                 # take what is there; what is not finished is reported below
-                shards = [s for s in shards if evaluation.classes.finished(s)]
+                shards = [s for s in shards if evaluation.classes and evaluation.classes.finished(s)]
             outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
         if choice.index is not None:
             outcome.report("evaluate")

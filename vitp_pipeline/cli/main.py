@@ -81,7 +81,8 @@ for module in (
 ):
     module.register(app)
 for command in app.registered_commands:
-    command.callback = with_global_options(command.callback)
+    if command.callback:
+        command.callback = with_global_options(command.callback)
 
 
 def main() -> None:

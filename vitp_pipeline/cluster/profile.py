@@ -93,7 +93,7 @@ def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where} has no key {key!r}",
                 f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(fields)}",
             )
-        default = fields[key].default
+        default: Any = fields[key].default
         if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
             value = tuple(value)
         if type(value) is not type(default) or (isinstance(value, int) and value < 0):

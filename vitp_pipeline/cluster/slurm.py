@@ -16,6 +16,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
@@ -28,6 +29,9 @@ from vitp_pipeline.progress import say
 from vitp_pipeline.shard import SCHEDULERS, SHARDS, array_expression
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
+
+After = tuple[tuple[str, int], ...]
+"""(kind, number) of the submissions that one waits for."""
 
 
 def jobs_folder(out: Path) -> Path:
@@ -43,7 +47,7 @@ class Submission:
         number: its place in the chain, from 0.
         shards: the tasks; None = a job without an array.
         first: shard of array index 0.
-        after: (kind, number) of what it waits for.
+        after: what it waits for.
     """
 
     number: int
@@ -51,7 +55,7 @@ class Submission:
     shards: tuple[int, ...] | None
     first: int = 0
     last: int = 0
-    after: tuple[tuple[str, int], ...] = ()
+    after: After = ()
 
     def arguments(self, script: Path, throttle: int, ids: Sequence[str]) -> list[str]:
         """The words of sbatch; `ids` are the job ids of the submissions before it."""
@@ -75,17 +79,16 @@ def submissions(chain: Chain, max_array_size: int) -> list[Submission]:
     of_stage: dict[str, list[Submission]] = defaultdict(list)
     for job in chain.jobs:
         whole = tuple(("afterok", s.number) for s in of_stage[job.all_of])
+        groups: dict[tuple[int, After], list[int]] = defaultdict(list)
         if job.shards is None:
-            groups = {(0, whole): None}
-        else:
-            groups = defaultdict(list)
-            for shard in job.shards:
-                before = (s for s in of_stage[job.same_shard] if shard in (s.shards or ()))
-                after = tuple(("aftercorr", s.number) for s in before) + whole
-                groups[shard // max_array_size * max_array_size, after].append(shard)
+            groups[0, whole] = []
+        for shard in job.shards or ():
+            before = (s for s in of_stage[job.same_shard] if shard in (s.shards or ()))
+            after = tuple(("aftercorr", s.number) for s in before) + whole
+            groups[shard // max_array_size * max_array_size, after].append(shard)
         for (first, after), shards in groups.items():
             last = min(first + max_array_size, chain.shards) - 1
-            tasks = None if shards is None else tuple(shards)
+            tasks = None if job.shards is None else tuple(shards)
             submission = Submission(len(made), job, tasks, first, last, after)
             made.append(submission)
             of_stage[job.stage].append(submission)
@@ -162,7 +165,7 @@ def submit_chain(
     folder = jobs_folder(out)
     for job in chain.jobs:
         text = script(job, profile[job.stage], chain.shards, out)
-        write_whole(_script_path(out, job), lambda path, text=text: fill(path, text))
+        write_whole(_script_path(out, job), partial(fill, content=text))
     make_folder(folder / "log")
     ids: list[str] = []
     calls = submissions(chain, max_array_size(profile))

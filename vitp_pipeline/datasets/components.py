@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitp_pipeline.datasets.dataset import GroundTruthSegment
+from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.regions import connected_regions
 
 
@@ -22,7 +22,8 @@ def component_segments(labels: np.ndarray, things: np.ndarray) -> tuple[np.ndarr
     """
     things = np.asarray(things, bool)
     numbers, classes = connected_regions(labels)
-    ids, segments = np.zeros(labels.shape, np.int32), []
+    ids = np.zeros(labels.shape, np.int32)
+    segments: list[GroundTruthSegment] = []
     for number in np.flatnonzero(things[classes]):
         segments.append(GroundTruthSegment(len(segments) + 1, int(classes[number]), False))
         ids[numbers == number] = segments[-1].id

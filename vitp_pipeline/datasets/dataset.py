@@ -107,7 +107,7 @@ class Dataset:
             return _replaced(ids, {0: IGNORE, **{s.id: s.category for s in segments}}, np.dtype(np.int16))
         if self.spec.kind == "coco-instances":
             numbers, classes = self.read_regions(sample)
-            return np.append(classes, IGNORE).astype(np.int16)[numbers]  # −1 reads the last
+            return np.asarray(np.append(classes, IGNORE).astype(np.int16)[numbers])  # −1 reads the last
         values = self.read_values(sample, coarse)
         lut = self.spec.label_lut
         known = np.append(lut != UNKNOWN, False)
@@ -119,7 +119,7 @@ class Dataset:
                 f"{path}: the label value {odd} is neither a class nor ignored in manifest {self.spec.name!r}",
                 "Add it to `classes` or to `labels.ignore`",
             )
-        return lut[values]
+        return np.asarray(lut[values])
 
     def read_panoptic(self, sample: Sample) -> tuple[np.ndarray, list[GroundTruthSegment]]:
         """((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.

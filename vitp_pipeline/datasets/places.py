@@ -89,7 +89,7 @@ class Found:
     def __init__(self, pattern: str, places: Sequence[tuple[Path, list[str]]]) -> None:
         self._pattern = pattern
         self._bases = {name: base for base, names in reversed(places) for name in names} if len(places) > 1 else None
-        self._only = places[0][0] if places else None
+        self._only = places[0][0] if places else Path()  # then nothing is found
         self.relative = sorted(self._bases or (places[0][1] if places else ()), key=_by_folder)
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ def outline_mask(outline: Any, size: Size, where: str) -> np.ndarray:
     except Exception as error:  # pycocotools raises bare Exceptions
         raise InputError(f"{where}: a segmentation that cannot be read ({error})") from error
     _require_size(found.shape, size, where)
-    return found.astype(bool)
+    return np.asarray(found).astype(bool)
 
 
 LONGEST = 10_000_000

@@ -22,7 +22,8 @@ def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[
     """
     from scipy import ndimage
 
-    numbers, classes = np.full(labels.shape, IGNORE, np.int32), []
+    numbers = np.full(labels.shape, IGNORE, np.int32)
+    classes: list[int] = []
     boxes = ndimage.find_objects(labels.astype(np.int32) + 1)  # IGNORE becomes the background
     for k, box in enumerate(boxes):
         if box is None:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vitp_pipeline.errors import InputError
 
@@ -159,7 +160,9 @@ class _Archive:
             if path.suffix.lower() == ".zip":
                 # given an open file, ZipFile never closes it, whatever its count of readers says
                 self._zip: zipfile.ZipFile | None = zipfile.ZipFile(self._file)
-                self.names = {_plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
+                self.names: dict[str, Any] = {
+                    _plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()
+                }
             else:
                 self._zip = None
                 with tarfile.open(fileobj=self._file, mode="r:") as tar:

@@ -48,7 +48,7 @@ def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
     if masks.size and not (masks.min() >= 0 and masks.max() <= 1):
         raise InputError("mask probabilities lie outside [0, 1]", "Give logits as mask_logits")
     masks = masks.clip(1e-6, 1 - 1e-6)
-    return (np.log(masks) - np.log1p(-masks)).astype(np.float32)
+    return np.asarray(np.log(masks) - np.log1p(-masks), np.float32)
 
 
 def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_share: float) -> np.ndarray:
@@ -78,7 +78,7 @@ def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_
     probs = np.repeat(others[:, None], classes + 1, 1)
     probs[np.arange(len(labels)), labels] = own
     probs[:, -1] = 1 - own - (classes - 1) * others
-    return np.log(probs.clip(_LEAST, 1)).astype(np.float32)
+    return np.asarray(np.log(probs.clip(_LEAST, 1)), np.float32)
 
 
 def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray:
@@ -94,4 +94,4 @@ def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray
         raise InputError("class probabilities are negative, or sum to more than 1", "Give logits as class_logits")
     if probs.shape[1] == classes:
         probs = np.concatenate([probs, (1 - probs.sum(1, keepdims=True)).clip(0)], 1)
-    return np.log(probs.clip(_LEAST, None)).astype(np.float32)
+    return np.asarray(np.log(probs.clip(_LEAST, None)), np.float32)

@@ -137,7 +137,8 @@ class Detections:
 
     def open(self) -> None:
         """Raises InputError when the file cannot be read, or speaks of none of the images."""
-        found, ids = self._read(), {}
+        found = self._read()
+        ids: dict[str, str] = {}
         for sample in self.dataset.samples:
             for name in names_of(sample):
                 ids.setdefault(name, sample.image_id)
@@ -193,7 +194,7 @@ def decode(segmentation: Any, size: Size) -> np.ndarray:
         found = tuple(map(int, rle["size"]))
         if found != (height, width):
             raise InputError(f"a mask is {found[1]}×{found[0]}, its image {width}×{height}")
-        mask = coco.decode(rle).astype(bool)
+        mask: np.ndarray = coco.decode(rle).astype(bool)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"a segmentation is no COCO mask ({error!r})") from error
     return mask

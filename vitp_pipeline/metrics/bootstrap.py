@@ -50,7 +50,7 @@ def miou(total: np.ndarray) -> np.ndarray:
 def pixel_accuracy(total: np.ndarray) -> np.ndarray:
     """(…, K, 3) → (…)."""
     pixels = total[..., 1].sum(-1)
-    return np.divide(total[..., 0].sum(-1), pixels, out=np.full(np.shape(pixels), np.nan), where=pixels > 0)
+    return np.asarray(np.divide(total[..., 0].sum(-1), pixels, out=np.full(np.shape(pixels), np.nan), where=pixels > 0))
 
 
 def sparse_areas(
@@ -66,9 +66,9 @@ def sparse_areas(
     """
     out = np.zeros((images, classes, 3), np.int64)
     same = truth == predicted
-    np.add.at(out, (image[same], truth[same], 0), pixels[same])
-    np.add.at(out, (image, truth, 1), pixels)
-    np.add.at(out, (image, predicted, 2), pixels)
+    np.add.at(out[..., 0], (image[same], truth[same]), pixels[same])
+    np.add.at(out[..., 1], (image, truth), pixels)
+    np.add.at(out[..., 2], (image, predicted), pixels)
     return out
 
 
@@ -109,8 +109,8 @@ class SparseAreas:
         new = counts, classes, values
         self.images += len(counts)
         if self._groups and len(self._groups[-1][0]) < _GROUP:
-            old = self._groups.pop()
-            new = tuple(np.concatenate(pair) for pair in zip(old, new, strict=True))
+            first, second, third = (np.concatenate(pair) for pair in zip(self._groups.pop(), new, strict=True))
+            new = first, second, third
         self._groups.append(new)
 
     def content(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,7 +119,8 @@ class SparseAreas:
         """
         width = 1 + 2 * self.results
         none = np.zeros(0, np.uint16), np.zeros(0, np.uint16), np.zeros((0, width), np.uint32)
-        return tuple(np.concatenate(columns) for columns in zip(none, *self._groups, strict=True))  # type: ignore[return-value]
+        counts, classes, values = (np.concatenate(columns) for columns in zip(none, *self._groups, strict=True))
+        return counts, classes, values
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
         """(samples, R, K, 3) float64 sums over resamples of the images, to the last bit those that `interval` draws.

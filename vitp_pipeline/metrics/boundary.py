@@ -46,7 +46,7 @@ def label_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
 
     size = 2 * width + 1
     low = ndimage.minimum_filter(labels, size, mode="constant", cval=int(labels.min()) - 1)
-    return low != ndimage.maximum_filter(labels, size, mode="nearest")
+    return np.asarray(low != ndimage.maximum_filter(labels, size, mode="nearest"))
 
 
 def boundary_areas(labels: np.ndarray, truth: np.ndarray, width: int, classes: int) -> np.ndarray:

@@ -38,7 +38,7 @@ class IouSums:
         """(3, *shape) int64; those of several can be added up."""
         return self._limbs
 
-    def totals(self, at: int | tuple = ()) -> np.ndarray:
+    def totals(self, at: int | tuple[int, ...] = ()) -> np.ndarray:
         """The sums, or those at some indices, float64, each rounded once."""
         whole, high, low = (np.asarray(limb[at]).astype(object) for limb in self._limbs)
         fixed = (whole << _FRACTION) + (high << _LOW) + low

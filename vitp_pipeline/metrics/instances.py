@@ -130,7 +130,7 @@ def intersections(ours: Sequence[Rle], theirs: Sequence[Rle]) -> tuple[np.ndarra
 
 def _ratio(inter: np.ndarray, areas: np.ndarray, true_areas: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     whole = np.where(crowd[None], areas[:, None], areas[:, None] + true_areas[None] - inter)
-    return np.divide(inter, whole, out=np.zeros(inter.shape), where=inter > 0)
+    return np.asarray(np.divide(inter, whole, out=np.zeros(inter.shape), where=inter > 0))
 
 
 def match(found: Detections, at: Overlaps, truth: TrueInstances) -> Matches:
@@ -166,12 +166,12 @@ def _match_class(
 def _outside(areas: np.ndarray) -> np.ndarray:
     """(N,) pixels → (N, A) bool."""
     low, high = np.array(list(AREAS.values())).T
-    return (areas[:, None] < low) | (areas[:, None] > high)
+    return np.asarray((areas[:, None] < low) | (areas[:, None] > high))
 
 
 def _last_best(able: np.ndarray, iou: np.ndarray) -> np.ndarray:
     """(A, T, G) bool, (G,) → (A, T) index of the largest IoU, the last one of equals."""
-    return able.shape[2] - 1 - np.where(able, iou, -1.0)[..., ::-1].argmax(2)
+    return np.asarray(able.shape[2] - 1 - np.where(able, iou, -1.0)[..., ::-1].argmax(2))
 
 
 def pack(flags: np.ndarray) -> np.ndarray:

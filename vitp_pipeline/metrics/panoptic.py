@@ -47,7 +47,8 @@ class PanopticCounts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> PanopticCounts:
-        return cls(*(np.zeros(num_classes, np.int64) for _ in range(3)), np.zeros(num_classes))
+        tp, fp, fn = (np.zeros(num_classes, np.int64) for _ in range(3))
+        return cls(tp, fp, fn, np.zeros(num_classes))
 
     def __add__(self, other: PanopticCounts) -> PanopticCounts:
         if len(self.tp) != len(other.tp):
@@ -180,8 +181,8 @@ class PanopticQuality:
 
 def _average(per_class: dict[str, np.ndarray], chosen: np.ndarray) -> PanopticScores:
     n = int(chosen.sum())
-    means = (float(per_class[key][chosen].mean()) if n else float("nan") for key in ("pq", "sq", "rq"))
-    return PanopticScores(*means, n)
+    pq, sq, rq = (float(per_class[key][chosen].mean()) if n else float("nan") for key in ("pq", "sq", "rq"))
+    return PanopticScores(pq, sq, rq, n)
 
 
 def _dense(

@@ -14,11 +14,12 @@ def encode_mask(mask: np.ndarray) -> Rle:
     """(H, W) bool → run lengths."""
     from pycocotools import mask as coco
 
-    return coco.encode(np.asfortranarray(mask, np.uint8))
+    rle: Rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    return rle
 
 
 def decode_mask(rle: Rle) -> np.ndarray:
     """Run lengths → (H, W) bool."""
     from pycocotools import mask as coco
 
-    return coco.decode(rle).astype(bool)
+    return np.asarray(coco.decode(rle)).astype(bool)

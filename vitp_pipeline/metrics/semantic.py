@@ -134,4 +134,4 @@ def mean_accuracy(areas: np.ndarray) -> float:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     whole = np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))

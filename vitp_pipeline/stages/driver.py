@@ -25,6 +25,8 @@ from vitp_pipeline.stopping import finishing, stop_wanted, stopped
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vitp_pipeline.artifacts.store_locks import StoreLock
+
 
 ARRAYS_DIGEST = b"vitp_arrays_sha256"
 """Key of the index's metadata; runs of before it existed are checked by the CRCs inside their zip files alone."""
@@ -154,7 +156,7 @@ def run_parts(
     return outcome
 
 
-def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> int:
+def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock | StoreLock) -> int:
     """Makes and commits a part, or what is left of it; how many images that were.
 
     Raises:
@@ -198,7 +200,7 @@ def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """Writes done.json from what the parts say, so that it does not depend on interruptions."""
     stats = shard_stats(run, shard)
     write_json(run.shard_folder(shard) / "done.json", stats)
-    return stats["failed"]
+    return list(stats["failed"])
 
 
 def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:

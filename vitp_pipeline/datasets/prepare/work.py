@@ -175,14 +175,15 @@ def class_numbers(values: np.ndarray, spec: DatasetSpec, path: Path) -> np.ndarr
     lut = spec.label_lut
     if values.size and (values.max() >= len(lut) or (lut[values] < -1).any()):
         raise InputError(f"{path}: it has label values that manifest {spec.name!r} does not know")
-    return np.where(lut < 0, 255, lut).astype(np.uint8)[values]
+    return np.asarray(np.where(lut < 0, 255, lut).astype(np.uint8)[values])
 
 
 def _piece(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        piece: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return piece
 
 
 def _write_json(path: Path, content: Any) -> None:
