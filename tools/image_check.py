@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 """What this machine trusts. Its network may sign for PyPI itself, so pip trusts the same during the build."""
-CUDA = re.compile(r"lib(cu|nv|nccl|torch_cuda|c10_cuda)|^(nvidia|triton|cuda)\b")
+CUDA = re.compile(r"/lib(cu|nv|nccl|torch_cuda|c10_cuda)[^/]*\.so|/site-packages/(nvidia|triton|cuda)[^/]*$")
 MADE_OF = re.compile(r"^(gcc|cc|git|make)$")
 LEFT_OVER = ("src", "wheels", "run/vitp", "etc/pip.conf", "tmp/wanted.txt", "root/.cache", "run/secrets")
 STRANGER = "4242:4242"
@@ -56,7 +56,11 @@ class Workshop:
         places = ["--root", self.folder / "images", "--runroot", self.folder / "run"]
         environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(self.folder)}
         done = subprocess.run(
-            ["buildah", *places, *words], env=environment, text=True, stdout=None if show else subprocess.PIPE, check=True
+            ["buildah", *places, *words],
+            env=environment,
+            text=True,
+            stdout=None if show else subprocess.PIPE,
+            check=True,
         )
         return done.stdout or ""
 
@@ -106,7 +110,16 @@ class Workshop:
         """Returns the image's name. What this machine needs to reach PyPI is shown to the build, and not kept."""
         settings = self.folder / "pip.conf"
         settings.write_text(f"[global]\ncert = /run/vitp/{CA.name}\n", encoding="utf-8")
-        words = ["bud", "--layers", "--network", "host", "--secret", f"id=pip,src={settings}", "--volume", f"{CA}:/run/vitp/{CA.name}:ro"]
+        words = [
+            "bud",
+            "--layers",
+            "--network",
+            "host",
+            "--secret",
+            f"id=pip,src={settings}",
+            "--volume",
+            f"{CA}:/run/vitp/{CA.name}:ro",
+        ]
         words += ["--build-arg", f"VARIANT={variant}"]
         if base:
             words += ["--build-arg", f"BASE={base}"]
@@ -145,20 +158,22 @@ def without_operators(wheel: Path, out: Path) -> None:
                 content += NMS.encode()
             folder, _, file = name.partition(".dist-info/")
             if file == "METADATA":
-                content = re.sub(rb"^Version: .*$", f"Version: {version}".encode(), content, count=1, flags=re.MULTILINE)
+                content = re.sub(
+                    rb"^Version: .*$", f"Version: {version}".encode(), content, count=1, flags=re.MULTILINE
+                )
             new.writestr(f"torchvision-{version}.dist-info/{file}" if file else name, content)
         new.writestr(f"torchvision-{version}.dist-info/RECORD", "")
 
 
 def faults(tree: Path, about: dict, lock: str, variant: str) -> list[str]:
     """What should not be so, of an image's files and settings."""
-    found = [f"left over: /{name}" for name in LEFT_OVER if (tree / name).exists()]
+    found = [f"left over: /{name}" for name in LEFT_OVER if _holds_bytes(tree / name)]
     if (user := about.get("User", "")) != "1000:1000":
         found.append(f"the user is {user!r}")
     places = [tree / "opt/vitp", *(tree / "opt/vitp").rglob("*")]
     found += [f"others may write {path}" for path in places if not path.is_symlink() and path.stat().st_mode & 0o002]
     if variant == "cpu":
-        found += [f"of CUDA: {path}" for path in places if CUDA.search(path.name)]
+        found += [f"of CUDA: {path}" for path in places if CUDA.search(path.as_posix())]
     found += [f"a compiler: {path}" for path in (tree / "usr/bin").iterdir() if MADE_OF.match(path.name)]
     pinned = {_plain(line) for line in lock.splitlines()}
     for path in (tree / "opt/vitp/lib").glob("python3.*/site-packages/*.dist-info"):
@@ -166,6 +181,11 @@ def faults(tree: Path, about: dict, lock: str, variant: str) -> list[str]:
         if name not in ("pip", "vitp_pipeline") and _plain(f"{name}=={version.removesuffix('+cpu')}") not in pinned:
             found.append(f"not as locked: {name} {version}")
     return found
+
+
+def _holds_bytes(place: Path) -> bool:
+    """Empty files and folders are where the build's mounts were."""
+    return any(path.is_file() and path.stat().st_size for path in (place, *place.rglob("*")))
 
 
 def _plain(pin: str) -> str:
@@ -180,7 +200,9 @@ def check(folder: Path, variant: str, debootstrap: bool, stand_in: tuple[str, st
     base = shop.base() if debootstrap else ""
     print(f"{time.monotonic() - began:.0f} s: base and context", flush=True)
     image = shop.build(context, base, variant, index)
-    print(f"{time.monotonic() - began:.0f} s: built; {shop.buildah('images', '--format', '{{.Name}}:{{.Tag}} {{.Size}}')}")
+    print(
+        f"{time.monotonic() - began:.0f} s: built; {shop.buildah('images', '--format', '{{.Name}}:{{.Tag}} {{.Size}}')}"
+    )
     container = shop.container(image)
     tree = Path(shop.buildah("mount", container).strip())
     found = faults(tree, shop.about(container), (context / "requirements.lock").read_text(encoding="utf-8"), variant)
