@@ -14,9 +14,9 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-d
 
 FROM ${BASE}
 ENV PATH=/opt/vitp/bin:$PATH
-# OpenCV, which mmcv imports, wants this one library of X
+# OpenCV, which mmcv imports, wants these
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libxcb1 \
+ && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 libxcb1 \
  && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 1000 --create-home vitp \
  && mkdir /work && chmod 1777 /work /home/vitp \
