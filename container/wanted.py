@@ -1,4 +1,7 @@
-"""Prints what vitp and its extras need, a line each, so that they are a layer of their own: python wanted.py pyproject.toml EXTRA..."""
+"""Prints what vitp and its extras need, a line each, so that they are a layer of their own.
+
+python wanted.py pyproject.toml EXTRA...
+"""
 
 import sys
 import tomllib

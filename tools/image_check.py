@@ -1,14 +1,14 @@
 """Builds the Dockerfile's image without a Docker daemon, looks at what is in it, and runs its entry point as its user.
 
-    python tools/image_check.py                                     # torch from PyTorch's index, the base from a registry
-    python tools/image_check.py --debootstrap                       # base: Debian 12 with Debian's Python, by debootstrap
+    python tools/image_check.py                        # torch from PyTorch's index, the base from a registry
+    python tools/image_check.py --debootstrap          # the base is Debian 12 with Debian's Python
     python tools/image_check.py --debootstrap --stand-in 2.13.0 0.28.0
 
-Wants root and Debian's buildah, for --debootstrap that too, and a network to PyPI. What is built are the tracked files, as
-they stand. All that it makes lies in a folder that it removes (--keep leaves it, with the images).
+Wants root and Debian's buildah, for --debootstrap that too, and a network to PyPI. What is built are the tracked files,
+as they stand. All that it makes lies in a folder that it removes (--keep leaves it, with the images).
 
---stand-in is for a machine that does not reach PyTorch's index of CPU wheels: these versions of torch and torchvision take
-the place of the locked ones. `torch==VERSION+cpu` must be a wheel that pip finds by its settings. torchvision is PyPI's
+--stand-in is for a machine that does not reach PyTorch's index of CPU wheels: these versions of torch and torchvision
+take the place of the locked ones. `torch==VERSION+cpu` must be a wheel that pip finds by its settings. torchvision is PyPI's
 without its compiled operators, which want CUDA's libraries; timm needs it to be imported, and the demo none of them.
 """
 
@@ -34,8 +34,12 @@ MADE_OF = re.compile(r"^(gcc|cc|git|make)$")
 LEFT_OVER = ("src", "wheels", "run/vitp", "etc/pip.conf", "tmp/wanted.txt", "root/.cache", "run/secrets")
 STRANGER = "4242:4242"
 """A user that the image does not know, as `docker run --user` may name."""
-NMS = '\n_stand_in = torch.library.Library("torchvision", "FRAGMENT")\n_stand_in.define("nms(Tensor a, Tensor b, float c) -> Tensor")\n'
-"""torchvision cannot be imported where this operator is not at least declared."""
+NMS = """
+_stand_in = torch.library.Library("torchvision", "FRAGMENT")
+_stand_in.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+_stand_in.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+"""torchvision cannot be imported where these operators are not at least declared."""
 
 
 def missing(debootstrap: bool) -> str:
@@ -156,7 +160,7 @@ def without_operators(wheel: Path, out: Path) -> None:
                 continue
             if name == "torchvision/extension.py":
                 content += NMS.encode()
-            folder, _, file = name.partition(".dist-info/")
+            _, _, file = name.partition(".dist-info/")
             if file == "METADATA":
                 content = re.sub(
                     rb"^Version: .*$", f"Version: {version}".encode(), content, count=1, flags=re.MULTILINE
