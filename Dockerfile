@@ -1,4 +1,4 @@
-# vitp, on the CPU or on CUDA. docs/container.md: how to use it, what it was tried with.
+# vitp, on the CPU or on CUDA. tools/image_check.py builds and tries it where there is no Docker daemon.
 #   docker build -t vitp .
 #   docker build -t vitp:cuda --build-arg VARIANT=cuda .
 #   docker run --rm vitp                                        the demo

@@ -8,8 +8,9 @@ Wants root and Debian's buildah, for --debootstrap that too, and a network to Py
 as they stand. All that it makes lies in a folder that it removes (--keep leaves it, with the images).
 
 --stand-in is for a machine that does not reach PyTorch's index of CPU wheels: these versions of torch and torchvision
-take the place of the locked ones. `torch==VERSION+cpu` must be a wheel that pip finds by its settings. torchvision is PyPI's
-without its compiled operators, which want CUDA's libraries; timm needs it to be imported, and the demo none of them.
+take the place of the locked ones. `torch==VERSION+cpu` must be a wheel that pip finds by its settings. torchvision is
+PyPI's without its compiled operators, which want CUDA's libraries; timm needs it to be imported, and the
+demo none of them.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def check(folder: Path, variant: str, debootstrap: bool, stand_in: tuple[str, st
     tree = Path(shop.buildah("mount", container).strip())
     found = faults(tree, shop.about(container), (context / "requirements.lock").read_text(encoding="utf-8"), variant)
     assert not found, "\n".join(found)
-    shop.run(container, "doctor", user=STRANGER)
+    shop.run(shop.container(image), "doctor", user=STRANGER)  # its own: each user has caches there that are his alone
     shop.run(container, "bash", "-c", "id -u && vitp --version && which torchrun")
     shop.run(container)
     (result,) = (tree / "work/runs/demo/run/evaluation").glob("*/result.json")
