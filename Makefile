@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-fast test-long coverage lint docs clean
+.PHONY: help install demo test test-fast test-long coverage lint docs image-check clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -50,6 +50,10 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/site
 	@echo build/site/index.html
+
+# The Dockerfile's image, built and run without a daemon; docs/container.md
+image-check: install
+	$(BIN)/python tools/image_check.py --debootstrap $(IMAGE_CHECK)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

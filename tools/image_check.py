@@ -213,7 +213,7 @@ def check(folder: Path, variant: str, debootstrap: bool, stand_in: tuple[str, st
     found = faults(tree, shop.about(container), (context / "requirements.lock").read_text(encoding="utf-8"), variant)
     assert not found, "\n".join(found)
     shop.run(shop.container(image), "doctor", user=STRANGER)  # its own: each user has caches there that are his alone
-    shop.run(container, "bash", "-c", "id -u && vitp --version && which torchrun")
+    shop.run(container, "bash", "-c", "id -u && command -v vitp torchrun")
     shop.run(container)
     (result,) = (tree / "work/runs/demo/run/evaluation").glob("*/result.json")
     print(f"{time.monotonic() - began:.0f} s: the demo's figures lie in {result.relative_to(tree)}")
