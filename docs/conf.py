@@ -25,7 +25,8 @@ def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:
     """`README.md` in index.md becomes the text of that file, its links seen from docs/."""
     if name == "index":
         app.env.note_dependency(str(README))
-        text = re.sub(r"\]\((?!https?:|#)", "](../", README.read_text(encoding="utf-8")).replace("](../docs/", "](")
+        text = re.sub(r"\]\((?!https?:|#)", "](../", README.read_text(encoding="utf-8"))
+        text = text.replace("](../docs/", "](").replace("](../CHANGELOG.md", "](changelog.md")
         source[0] = source[0].replace("README.md", text, 1)
 
 

@@ -162,7 +162,9 @@ def read_pytest(words: Sequence[str]) -> None:
 
 
 def read_pip(words: Sequence[str]) -> None:
-    """`pip install` of this package, with extras that it has."""
+    """`pip install` of this package, with extras that it has; its wheel; or the program that runs our hooks."""
+    if tuple(words) in {("install", "pre-commit"), ("wheel", "--no-deps", ".")}:
+        return
     for extras in re.findall(r"\[(.*?)\]", " ".join(words)):
         if odd := set(extras.split(",")) - set(_project()["project"]["optional-dependencies"]):
             raise Unknown(f"no extra {odd}")
