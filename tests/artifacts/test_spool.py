@@ -210,6 +210,21 @@ def test_retrying_makes_the_failed_images_alone(tmp_path_factory, bad: set[str],
     assert content(run) == content(good)
 
 
+def test_retrying_leaves_arrays_alone_that_were_never_committed(tmp_path: Path) -> None:
+    """A task was killed between what it had made and what it had kept before becoming one."""
+    run, good = new_run(tmp_path / "run"), new_run(tmp_path / "good")
+    work(good, Maker(bad=()))
+    assert not work(run, Maker([2], bad=("i1",)))
+    writer = ArrayWriter(tmp_path / "part-0000.zarr.zip", {"part": 0})
+    writer.add("masks/i2", np.zeros((2, 3)), ["y", "x"])
+    writer.close()
+    (tmp_path / "part-0000.zarr.zip").rename(run.shard_folder(0) / "part-0000.zarr.zip")
+    stopping._wanted = ""
+    again = Maker(bad=())
+    run_parts(run, range(run.shards), lambda: again, "test", retry_failed=True)
+    assert "i0" not in again.made and content(run) == content(good)
+
+
 def test_arrays_of_a_spool_can_be_read(tmp_path: Path) -> None:
     _, spool = stopped_run(tmp_path)
     with ArrayReader(spool.arrays_path) as arrays:

@@ -57,16 +57,16 @@ class Spool:
         """The part's other images."""
         return _without(self._images, self.images)
 
-    def keep(self, rows: pa.Table, arrays: Path) -> None:
-        """Holds the rows of some of the part's images from now on, and `arrays`, which is moved here; where there is no
-        such file, the arrays stay as they are.
+    def keep(self, rows: pa.Table, arrays: Path | None) -> None:
+        """Holds the rows of some of the part's images from now on, and `arrays`, which is moved here if there is such a
+        file; None: those that it has.
 
         Raises:
             StorageError: disk full and its kin; what was finished is lost then, not what was committed.
         """
         with refusals(self.rows_path):
             discard(self.rows_path)
-            if arrays.exists():
+            if arrays is not None and arrays.exists():
                 rename(arrays, self.arrays_path)
                 publish(self.arrays_path)
         digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""

@@ -228,18 +228,20 @@ def _forget_failed(run: StageRun, shard: int) -> None:
     folder = run.shard_folder(shard)
     with locked(folder / "lock"):
         for part, images in enumerate(run.parts(shard)):
-            index = index_path(folder, part)
-            if there(index):
-                rows = read_index(index)
-                if len(good := _that_worked(rows)) < len(rows):
-                    there(arrays_path(folder, part))
-                    discard(folder / "done.json")
-                    discard(index)
-                    Spool(folder, part, run.fingerprint, images).keep(good, arrays_path(folder, part))
-                continue
+            index, arrays = index_path(folder, part), arrays_path(folder, part)
             spool = Spool(folder, part, run.fingerprint, images)
-            if spool.rows is not None and len(good := _that_worked(spool.rows)) < len(spool.rows):
-                spool.keep(good, arrays_path(folder, part))
+            committed = there(index)
+            rows = read_index(index) if committed else spool.rows
+            if rows is None or len(good := _that_worked(rows)) == len(rows):
+                continue
+            if committed:
+                there(arrays)
+                discard(folder / "done.json")
+                discard(index)
+            if len(good):
+                spool.keep(good, arrays if committed else None)
+            else:
+                spool.remove()
 
 
 def _that_worked(rows: pa.Table) -> pa.Table:
