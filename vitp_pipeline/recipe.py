@@ -87,6 +87,9 @@ class ProposalSettings:
     )
     floor: float = setting(0.0, help="logit, like -8, that far background is raised to; 0 = leave it")
     step: float = setting(0.0, help="round logits to multiples of it, 1/2, 1/4 …; 0 = stored as mask_dtype")
+    graded: bool = setting(
+        False, help="the step doubles with every whole number that a logit and all near it lie from 0"
+    )
 
 
 @dataclass(frozen=True)

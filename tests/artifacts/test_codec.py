@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from vitp_pipeline.artifacts.codec import (
     NEW_RUN,
@@ -81,6 +81,32 @@ def test_steps_round_by_half_a_step_at_most(seed: int, step: float, floor: float
     assert error[left].max(initial=0) == stored.loss.logit_error <= step / 2
     if floor:
         assert stored.masks.min() >= min(floor, masks.numpy()[left].min(initial=0) - step / 2)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([1 / 128, 1 / 4, 1.0]), st.sampled_from([0, 1, 2]), st.booleans())
+def test_steps_grow_with_the_nearest_to_zero_of_the_ring(seed: int, step: float, ring: int, smooth: bool) -> None:
+    masks = logits(seed)
+    masks = 3 * torch.nn.functional.avg_pool2d(masks[None], 5, 1, 2)[0] + 4 if smooth else masks
+    stored = store_masks(masks, np.ones(5), MaskCodec(0.0, step=step, graded=True, mask_dtype="float32"), ring)
+    true, side = masks.numpy(), (1, 2 * ring + 1, 2 * ring + 1)
+    highest, lowest = maximum_filter(true, side, mode="nearest"), minimum_filter(true, side, mode="nearest")
+    steps = np.full(true.shape, step)
+    for unit in range(2, 20):  # another library, one level at a time
+        steps[(highest <= -unit) | (lowest >= unit)] = min(1.0, step * 2 ** (unit - 1))
+    expected = np.rint(true.astype(float) / steps) * steps
+    assert np.array_equal(stored.masks, expected.astype(np.float32))
+    assert np.array_equal(stored.masks > 0, np.rint(true / step) > 0)  # outlines are those of the fine steps
+    assert stored.loss.logit_error == np.abs(stored.masks.astype(float) - true).max() <= steps.max() / 2
+    assert stored.loss.ring == ring
+    limit = stored.loss.errors(torch.from_numpy(stored.masks))
+    assert (np.abs(stored.masks.astype(float) - true) <= np.asarray(limit)).all()
+
+
+def test_a_store_without_growing_steps_has_one_error_everywhere() -> None:
+    assert MaskLoss(1 / 600, -8.0, 2, 1 / 256).errors(torch.tensor([0.0, 7.0])) == 1 / 600
+    grown = MaskLoss(0.2, -8.0, 2, 1 / 8).errors(torch.tensor([0.0, 1.99, -2.0, 3.0, -9.0]))
+    assert grown.tolist() == pytest.approx([1 / 16, 1 / 16, 1 / 8, 0.2, 0.2])
 
 
 def test_logits_too_large_for_steps_stay_as_they_are() -> None:

@@ -31,7 +31,7 @@ def test_certain_labels_are_those_of_the_lossless_store(runs: dict[str, Path], n
     shares = []
     for true, found in zip(open_proposals(runs["lossless"]), open_proposals(runs[name]), strict=True):
         assert found.loss.floor == PRESETS[name]["floor"] and found.loss.step == PRESETS[name]["step"]
-        assert found.loss.logit_error <= found.loss.step / 2 and found.loss.ring == source_reach(found.view)
+        assert found.loss.logit_error <= 1 / 2 and found.loss.ring == source_reach(found.view)
         assert np.array_equal(true.points["max"], found.points["max"])  # chosen before
         probs, kept = torch.from_numpy(true.class_logits).softmax(1)[:, :-1], torch.from_numpy(found.kept).long()
         masks = torch.from_numpy(found.masks)

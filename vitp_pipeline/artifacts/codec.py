@@ -6,12 +6,15 @@ Points are chosen before any of it, and class logits are stored whole, so only w
     drop_threshold   every mask that no panoptic map with an object threshold of at least this can show
     floor            far background, raised to this logit
     step             logits rounded to multiples of it (`artifacts.steps`); else they are of `mask_dtype`
+    graded           of larger ones where a pixel reads nothing but background, or nothing but the mask's inside
 
 What was done is kept for every image as a `MaskLoss`, from which `assemble.certain` bounds every class score.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 PRESETS: dict[str, dict[str, Any]] = {
     "lossless": {"drop_below": 0.0, "mask_dtype": "float32"},
     "panoptic-exact": {"drop_below": 0.0, "mask_dtype": "float32", "drop_threshold": 0.8},
-    "bounded": {"drop_below": 0.001, "mask_dtype": "float32", "floor": -8.0, "step": 1 / 256},
-    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 128},
+    "bounded": {"drop_below": 0.001, "mask_dtype": "float32", "floor": -8.0, "step": 1 / 128, "graded": True},
+    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 128, "graded": True},
 }
 """Keys of [generate-proposals] that `masks = "…"` stands for; one that is said beside it counts."""
 
@@ -49,6 +52,7 @@ class MaskCodec:
     mask_dtype: str = "float16"
     floor: float = 0.0
     step: float = 0.0
+    graded: bool = False
 
     @classmethod
     def of(cls, settings: ProposalSettings) -> MaskCodec:
@@ -94,14 +98,31 @@ class MaskLoss:
     Attributes:
         logit_error: the most that a stored logit differs, where it was not floored; measured.
         floor: the level that far background was raised to; None = nothing was.
-        ring: a cell was floored only when all within so many cells of it lie below the floor.
-        step: what logits were rounded to multiples of; 0 = they are floats.
+        ring: a cell was floored, or rounded more coarsely, by what all within so many cells of it have in common.
+        step: what logits near 0 were rounded to multiples of; 0 = they are floats.
     """
 
     logit_error: float = 0.0
     floor: float | None = None
     ring: int = 0
     step: float = 0.0
+
+    @property
+    def graded(self) -> bool:
+        """Whether some were rounded to larger steps."""
+        return self.step > 0 and self.logit_error > self.step / 2
+
+    def errors(self, logits: Tensor) -> Tensor | float:
+        """The most that a logit which a pixel reads may differ from the generator's, from what it is in the store.
+
+        Args:
+            logits: of cells or upsampled, of any shape; what lies at the floor may be lower by any amount.
+        """
+        if not self.graded:
+            return self.logit_error
+        # cells that are all 3 away from 0, say, have means that are: but for rounding
+        depth = (logits.abs() + _ROUNDED_MEAN).clamp_(1.0, float(_deepest(self.step))).floor_().sub_(1.0)
+        return depth.exp2_().mul_(self.step / 2).clamp_max_(self.logit_error)
 
 
 @dataclass(frozen=True)
@@ -145,28 +166,78 @@ def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring
     Args:
         mask_logits: (Q, h, w) float32, finite.
         present: (Q,) 1 − v of every query.
-        ring: cells around anything above the floor that stay as they are: `assemble.upsample.source_reach`.
+        ring: how far apart the cells lie that one pixel reads: `assemble.upsample.source_reach`.
     """
     import torch
 
     kept, dropped = keep_queries(present, codec.drop_below, codec.drop_threshold)
     true = mask_logits[torch.from_numpy(kept).long().to(mask_logits.device)]
-    stored, far = true, None
-    if codec.floor:
-        far = is_far(true, codec.floor, ring)
-        stored = true.masked_fill(far, codec.floor)
+    largest = _largest(true)
+    if largest > MOST_STEPS * codec.step > 0 and codec.floor:
+        largest = _largest(true.masked_fill(is_far(true, codec.floor, ring), codec.floor))
     # where logits are so large that float32 has no steps so small, an image keeps its floats
-    step = codec.step if _largest(stored) <= MOST_STEPS * codec.step else 0.0
-    if step:
-        stored = (stored * (1 / step)).round_().mul_(step)
-    if codec.mask_dtype != "float32":
-        limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell a larger logit from it
-        stored = stored.clamp(-limit, limit).to(getattr(torch, codec.mask_dtype))
-    error = stored.float() - true
-    if far is not None:
-        error.masked_fill_(far, 0.0)
-    loss = MaskLoss(_largest(error), codec.floor if codec.floor else None, ring if codec.floor else 0, step)
+    step = codec.step if largest <= MOST_STEPS * codec.step else 0.0
+    graded = codec.graded and step > 0
+    stored, errors = torch.empty_like(true, dtype=getattr(torch, codec.mask_dtype)), [0.0]
+    some = max(1, _CACHED // max(1, true[0].numel())) if len(true) else 1
+    for start in range(0, len(true), some):
+        part = true[start : start + some]
+        rounded = _rounded(part, step, ring if graded else None)
+        far = is_far(part, codec.floor, ring) if codec.floor else None
+        if far is not None:
+            rounded.masked_fill_(far, codec.floor)
+        if codec.mask_dtype != "float32":
+            limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell larger ones apart
+            rounded.clamp_(-limit, limit)
+        stored[start : start + some] = rounded
+        error = stored[start : start + some].float() - part
+        if far is not None:
+            error.masked_fill_(far, 0.0)
+        errors.append(_largest(error))
+    loss = MaskLoss(max(errors), codec.floor or None, ring if codec.floor or graded else 0, step)
     return StoredMasks(stored.cpu().numpy(), kept, dropped, loss)
+
+
+_CACHED = 2**18
+"""Cells that are worked on at a time: all that is made of them stays in a core's cache."""
+_ROUNDED_MEAN = 1e-4
+"""How far float32 may move a mean of logits that are alike in sign and no larger than 16."""
+
+
+def _deepest(step: float) -> int:
+    """Where steps end to grow: they are 1 there, so that no whole number lies between two of their multiples."""
+    return 1 - round(math.log2(step))
+
+
+def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
+    """(Q, h, w) logits rounded to multiples of a step, a copy.
+
+    With a ring the step doubles with every whole number between 0 and the nearest to it of the logits within so many
+    cells, from 2 on; where they have both signs that is none.
+    """
+    import torch
+
+    if not step:
+        return masks.clone()
+    if ring is None:
+        return (masks * (1 / step)).round_().mul_(step)
+    deepest = _deepest(step)
+    whole = masks.clamp(-deepest, deepest).to(torch.int8)  # rounds towards 0
+    depth = torch.maximum(within(whole, ring, torch.minimum), -within(whole, ring, torch.maximum))
+    steps = (depth.clamp_(min=1) - 1).float().exp2_().mul_(step)
+    return (masks / steps).round_().mul_(steps)
+
+
+def within(cells: Tensor, ring: int, least: Callable[..., Tensor]) -> Tensor:
+    """(Q, h, w) the least of all within `ring` cells of a cell, diagonals too; or the largest, by `torch.maximum`."""
+    for axis in (1, 2):  # a square grows by one cell at a time, along rows, then along columns
+        for _ in range(ring):
+            grown, length = cells.clone(), cells.shape[axis] - 1
+            for to, of in ((1, 0), (0, 1)):
+                piece = grown.narrow(axis, to, length)
+                least(piece, cells.narrow(axis, of, length), out=piece)
+            cells = grown
+    return cells
 
 
 def _largest(values: Tensor) -> float:
@@ -176,14 +247,9 @@ def _largest(values: Tensor) -> float:
 
 def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:
     """(Q, h, w) bool: whether a cell and all within `ring` cells of it, diagonals too, lie below the floor."""
-    near = mask_logits >= floor
-    for _ in range(ring):  # a square grows by one cell at a time, along rows, then along columns
-        for axis in (1, 2):
-            grown, length = near.clone(), near.shape[axis] - 1
-            grown.narrow(axis, 1, length).logical_or_(near.narrow(axis, 0, length))
-            grown.narrow(axis, 0, length).logical_or_(near.narrow(axis, 1, length))
-            near = grown
-    return ~near
+    import torch
+
+    return ~within(mask_logits >= floor, ring, torch.logical_or)
 
 
 def loss_of(masks: np.ndarray, known: MaskLoss | None) -> MaskLoss:

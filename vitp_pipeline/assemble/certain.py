@@ -4,15 +4,15 @@ Stored masks differ from the generator's in three ways, and each bounds the clas
 the mask probability, in its own:
 
 * dropped: S_c may have been larger by r_c = Σ over the dropped of p_qc;
-* logits off by at most e: an odds ratio s/(1−s) is off by a factor of e^e at most, hence s ≤ g(s') with
-  g(s) = e^e·s / (1 + (e^e − 1)·s), which is concave: with P_c = Σ over the kept of p_qc, S_c ≤ P_c·g(S'_c / P_c), and
-  the same with −e, convex, from below;
-* floored at f: s may have been lower by σ(f), never higher: S_c ≥ … − σ(f)·P_c.
+* a logit x was off by at most e(x): s_q lies between σ(x − e) and σ(x + e);
+* floored at f: what is at the floor may have been lower by any amount, so there s_q may have been 0.
+
+The sums of the lowest and of the highest s_q, made and resized as scores are, are bounds of S_c.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vitp_pipeline.artifacts.codec import MaskLoss
 from vitp_pipeline.assemble.resize import resize_band, taps
-from vitp_pipeline.assemble.semantic import band_rows, check_scored, seen_scores
-from vitp_pipeline.assemble.upsample import image_logit_band
+from vitp_pipeline.assemble.semantic import band_rows, check_scored
+from vitp_pipeline.assemble.upsample import image_logit_band, resized_band
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
 
@@ -29,22 +29,23 @@ ROUNDING = 1e-5
 """What float32 may add to the difference of two class scores, both computed from masks of the same logits."""
 
 
-def score_bounds(scores: Tensor, kept: Tensor, dropped: Tensor, loss: MaskLoss) -> tuple[Tensor, Tensor]:
-    """Between what the class scores of the generator's own masks lie.
+_NEAR = 1e-4
+"""How far above the floor the mean of logits may come to lie that are all at it or below."""
+
+
+def probability_bounds(logits: Tensor, loss: MaskLoss) -> tuple[Tensor, Tensor]:
+    """Between what the mask probabilities of the generator's own masks lie.
 
     Args:
-        scores: (..., K) from the stored masks.
-        kept: (K,) Σ of the class probabilities over the queries whose masks are stored.
-        dropped: (K,) the same over the others.
+        logits: float32 of the stored masks, of any shape, cells or upsampled.
     Returns:
-        (lowest, highest), of the shape of `scores`.
+        (lowest, highest), of the shape of `logits`.
     """
-    factor = math.exp(min(loss.logit_error, 80.0))
-    share = scores / kept.clamp_min(torch.finfo(torch.float32).tiny)
-    highest = scores * factor / (1 + (factor - 1) * share) + dropped
-    floored = 0.0 if loss.floor is None else 1 / (1 + math.exp(-loss.floor))
-    lowest = scores / (factor - (factor - 1) * share) - floored * kept
-    return lowest.clamp_min(0.0), highest
+    errors = loss.errors(logits)
+    lowest = (logits - errors).sigmoid_()
+    if loss.floor is not None:
+        lowest.masked_fill_(logits <= loss.floor + _NEAR, 0.0)
+    return lowest, (logits + errors).sigmoid_()
 
 
 def certain_map(
@@ -75,7 +76,7 @@ def certain_map(
     check_scored(mask_logits, stored[None], view, protocol)
     if not view.whole:
         raise IncompatibleError("a window or a mirrored view is not an image", "Use one view for certain pixels")
-    sums = stored.sum(0), (probs.to(stored).sum(0) - stored.sum(0)).clamp_min(0.0)
+    dropped = (probs.to(stored).sum(0) - stored.sum(0)).clamp_min(0.0)
     height, width = view.original
     certain = np.zeros((height, width), bool)
     if not len(stored):
@@ -83,26 +84,48 @@ def certain_map(
     rows = max(1, band_rows(mask_logits, stored[None], view, budget_bytes // 4))
     for start in range(0, height, rows):
         stop = min(start + rows, height)
-        scores = _scores(mask_logits, stored, view, protocol, start, stop)
-        certain[start:stop] = _is_certain(scores, *sums, loss).reshape(-1, width).cpu().numpy()
+        scores, lowest, highest = score_bounds(mask_logits, stored, view, protocol, loss, start, stop)
+        found = _is_certain(scores, lowest, highest + dropped)
+        certain[start:stop] = found.reshape(-1, width).cpu().numpy()
     return certain
 
 
-def _scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: str, start: int, stop: int) -> Tensor:
-    """(pixels, K) of rows [start, stop) of the original: those of `semantic_scores`."""
-    if protocol in ("d2", "mmdet"):
-        return image_logit_band(mask_logits, view, start, stop).sigmoid_().flatten(1).T @ probs
-    rows = taps(view.resized[0], view.original[0])
+def score_bounds(
+    mask_logits: Tensor, probs: Tensor, view: View, protocol: str, loss: MaskLoss, start: int, stop: int
+) -> Iterator[Tensor]:
+    """Class scores of rows [start, stop) of the original, and between what those of the generator's own masks lie.
+
+    Args:
+        mask_logits: (M, h, w) stored logits in the padded frame.
+        probs: (M, K) float32 class probabilities of their queries.
+    Yields:
+        (pixels, K) those of `semantic_scores`; the lowest; the highest but for the queries that were dropped.
+    """
+    at_image = protocol in ("d2", "mmdet")
+    # rows of the original, of the resized image, of the stored masks: what is read of each
+    rows, stored_rows = taps(view.resized[0], view.original[0]), taps(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
-    (scores,) = seen_scores(mask_logits, probs[None], view, protocol, first, last)
-    return resize_band(scores, first, rows, start, stop, view.original[1]).flatten(1).T
+    top, bottom = stored_rows.source(first, last)
+    if at_image:
+        logits = image_logit_band(mask_logits, view, start, stop)
+    elif protocol == "mmseg0":
+        logits = mask_logits[:, top:bottom].float()
+    else:
+        logits = resized_band(mask_logits, view, first, last)
+    for likely in (logits.sigmoid(), *probability_bounds(logits, loss)):
+        if at_image:
+            yield likely.flatten(1).T @ probs
+            continue
+        scores = (probs.T @ likely.flatten(1)).reshape(-1, *likely.shape[1:])
+        if protocol == "mmseg0":
+            scores = resize_band(scores, top, stored_rows, first, last, view.padded[1])[..., : view.seen[3]]
+        yield resize_band(scores, first, rows, start, stop, view.original[1]).flatten(1).T
 
 
-def _is_certain(scores: Tensor, kept: Tensor, dropped: Tensor, loss: MaskLoss) -> Tensor:
+def _is_certain(scores: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     """(P, K) → (P,) bool: the winner's lowest score beats every other class's highest."""
     if scores.shape[1] == 1:
         return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    lowest, highest = score_bounds(scores, kept, dropped, loss)
     winner = scores.argmax(1, keepdim=True)
     others = highest.scatter(1, winner, -1.0).amax(1)
     return lowest.gather(1, winner)[:, 0] > others + ROUNDING

@@ -33,12 +33,13 @@ def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, 
 
 
 def check_ring(record: ProposalRecord) -> None:
-    """Raises IncompatibleError when background was floored nearer to a mask than its view reads."""
+    """Raises IncompatibleError when background was floored, or rounded, nearer to a mask than its view reads."""
     from vitp_pipeline.assemble.upsample import source_reach
 
-    if record.loss and record.loss.floor is not None and (need := source_reach(record.view)) > record.loss.ring:
+    loss = record.loss
+    if loss and (loss.floor is not None or loss.graded) and (need := source_reach(record.view)) > loss.ring:
         raise IncompatibleError(
-            f"{record.image_id}: its background is floored up to {record.loss.ring} cells from a mask, "
+            f"{record.image_id}: its background is floored or coarser up to {loss.ring} cells from a mask, "
             f"and a pixel of the image reads cells {need} apart",
             'Generate proposals with masks = "lossless"',
         )
