@@ -2,16 +2,21 @@
 
     python -m benchmarks.reading runs/camvid
     python -m benchmarks.reading --drawn 64
+    python -m benchmarks.reading --profile ../shared/data/camvid/images/val/0016E5_07959.jpg
 
 `codec` decodes every array's chunk that lies in memory already, with no file, index or row around it. `single` reads
 images in no order (`ProposalStore.read`), `part` whole parts; `all` iterates over the run. Speeds are of decoded bytes,
 and ratios those of the codec's time to theirs: 1 = nothing else costs anything.
+
+`--profile` says where the time goes that reading 25 masks of 256×512 drawn logits takes, beside decoding a picture of
+2048×1024 (an enlarged one, JPEG of quality 90) with Pillow: milliseconds of the processor, on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -127,8 +132,60 @@ def report(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def profile(picture: Path, repeats: int) -> dict[str, float]:
+    """Seconds of the processor that the steps of reading take, and decoding the picture; medians, taken in turn."""
+    import io
+    import zlib
+
+    from numcodecs import Blosc
+    from PIL import Image
+
+    from benchmarks.storage import drawn, read, stored, write
+    from vitp_pipeline.artifacts import steps
+    from vitp_pipeline.artifacts.codec import PRESETS
+
+    large, jpeg = Image.open(picture).convert("RGB").resize((2048, 1024), Image.Resampling.BICUBIC), io.BytesIO()
+    large.save(jpeg, "JPEG", quality=90)
+    (image,) = drawn("Cityscapes-like", (1024, 2048), 25, 19).images
+    with tempfile.TemporaryDirectory() as folder:
+        path, key = Path(folder) / "part.zarr.zip", "masks/0/c/0/0/0"
+        write(path, [stored(image, PRESETS["bounded"])])
+        with zipfile.ZipFile(path) as file:
+            chunk, about = file.read(key), json.loads(file.read("masks/0/zarr.json"))
+
+        def unzip() -> None:
+            with zipfile.ZipFile(path) as file:
+                file.read(key)
+
+        ways: dict[str, Callable[[], object]] = {
+            "JPEG, Pillow": lambda: np.asarray(Image.open(io.BytesIO(jpeg.getvalue()))),
+            "masks": lambda: read(path, 1),
+            "masks: file, checksum": unzip,
+            "masks: checksum": lambda: zlib.crc32(chunk),
+            "masks: zstd, shuffling": lambda: Blosc().decode(chunk),
+            "masks: zstd, shuffling, float32": lambda: steps.decode(about, chunk),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat in range(repeats + 1):  # the first warms up
+            for name, way in ways.items():
+                began = time.process_time()
+                way()
+                if repeat:
+                    seconds[name].append(time.process_time() - began)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
 def main() -> None:
     options = parse()
+    if options.profile:
+        os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+        profiled = profile(options.profile, options.repeats)
+        print("| step | ms | of the JPEG's |\n|---|---:|---:|")
+        for name, taken in profiled.items():
+            print(f"| {name} | {1e3 * taken:.2f} | {taken / profiled['JPEG, Pillow']:.2f} |")
+        if options.json:
+            options.json.write_text(json.dumps(profiled, indent=1) + "\n", encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory() as folder:
         run = options.run or draw_run(Path(folder), options.drawn, options.part_size)
         found = measure(run, options.repeats, time.process_time if options.processor else time.perf_counter)
@@ -142,6 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", type=Path, nargs="?", help="a run directory; without one, drawn logits")
     parser.add_argument("--drawn", type=int, default=64, help="images of the drawn run")
     parser.add_argument("--part-size", type=int, default=32, help="of the drawn run")
+    parser.add_argument("--profile", type=Path, metavar="PICTURE", help="where the time of one large image goes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--processor", action="store_true", help="count the processor's seconds, on a busy machine")
     parser.add_argument("--json", type=Path, help="write the figures here")

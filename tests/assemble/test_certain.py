@@ -139,7 +139,7 @@ def test_certain_pixels_against_a_slow_loop(loss: MaskLoss) -> None:
     for y, x in np.ndindex(*view.original):
         at = logits[:, y, x]
         s = sum(p[q] * share(at[q]) for q in range(5))
-        low = sum(p[q] * share(at[q] - error(at[q])) for q in range(5) if at[q] > loss.floor)
+        low = sum((p[q] * share(at[q] - error(at[q])) for q in range(5) if at[q] > loss.floor), np.zeros(4))
         high = sum(p[q] * share(at[q] + error(at[q])) for q in range(5)) + rest
         winner = s.argmax()
         expected[y, x] = low[winner] > max(np.delete(high, winner)) + ROUNDING
