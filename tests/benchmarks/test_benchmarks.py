@@ -193,6 +193,21 @@ def test_the_benchmark_of_storage_runs(
     assert set(figures["reading"]["camvid"]) == set(PRESETS) and "| 96×64 | camvid |" in table
 
 
+def test_a_profile_of_reading_says_where_the_time_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import reading
+
+    Image.fromarray(np.full((30, 40, 3), 99, np.uint8)).save(tmp_path / "a.png")
+    file = tmp_path / "figures.json"
+    words = ["reading", "--profile", str(tmp_path / "a.png"), "--repeats", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    reading.main()
+    found, table = json.loads(file.read_text()), capsys.readouterr().out
+    assert found["masks"] > found["masks: zstd, shuffling"] > found["masks: checksum"] > 0
+    assert "| JPEG, Pillow |" in table and "| 1.00 |" in table
+
+
 def test_the_suite_runs_a_row_in_its_own_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
