@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         content, meta = _weights_of(read_numpy_pickle(path) if path.suffix == ".pkl" else _read_pickle(path), path)
     if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        shown = ", ".join(map(str, list(content)[:SHOWN])) or "nothing"
+        shown = " ".join(", ".join(map(str, list(content)[:SHOWN])).split()) or "nothing"
         raise InputError(f"{path}: holds no state_dict (it has {shown})")
     return Checkpoint(path, _without_prefix(content, "module."), _class_names(meta))
 

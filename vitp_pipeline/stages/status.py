@@ -154,9 +154,9 @@ def _speed(run: StageRun) -> float | None:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for one that a killed task left torn."""
+    """The lines of a log, but for those that are torn or damaged."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if there(path) else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if there(path) else []:
         with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]
