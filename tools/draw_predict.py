@@ -37,7 +37,7 @@ def main() -> None:
             flags=dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device")),
             changes=None,
         )
-        predict(find_pictures([scenes / "images" / "val"]), build, wish)
+        predict(find_pictures([scenes / "images" / "val"]), build, wish).report()
         best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
         columns = [
             [Image.open(p).convert("RGB") for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from tests.cli.test_cli import COMMANDS
 from vitp_pipeline import progress as progress_module
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.cli import main as cli
+from vitp_pipeline.cli.document import documented
+from vitp_pipeline.errors import PartialError, UsageError
 
 ROOT = Path(__file__).parents[2]
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|9[0-7])(?:;\d+)*m")
@@ -33,6 +36,12 @@ with progress("work", 4) as bar:
         bar.advance()
     say("a remark")
 """
+
+
+@dataclass
+class Gained:
+    folder: Path
+    failed: list[tuple[str, str]]
 
 
 def on_terminal(code: list[str], **environment: str) -> str:
@@ -102,6 +111,38 @@ def test_quiet_leaves_results_and_errors(
 @pytest.mark.parametrize("command", (*COMMANDS, "generators"))
 def test_every_command_can_be_quiet(command: str) -> None:
     assert "--quiet" in CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+
+
+@pytest.mark.parametrize("command", (*COMMANDS, "generators"))
+def test_every_command_speaks_json(command: str) -> None:
+    assert "--json" in CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+
+
+def test_a_document_is_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with documented(True) as document:
+        print("a library's greeting")
+        document.give(Gained(Path("runs/a"), [("b", "torn")]), more=1)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"folder": "runs/a", "failed": [["b", "torn"]], "more": 1}
+    assert err == "a library's greeting\n"
+    with documented(False) as document:
+        print("for people")
+        document.give(more=1)
+    assert capsys.readouterr().out == "for people\n"
+
+
+def test_a_document_of_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Images that failed are in it; a command that came to nothing, or was stopped, has none."""
+    with pytest.raises(PartialError), documented(True) as document:
+        document.give(made=3)
+        raise PartialError("one failed")
+    assert json.loads(capsys.readouterr().out) == {"made": 3}
+    with pytest.raises(UsageError), documented(True):
+        raise UsageError("no such stage")
+    with pytest.raises(KeyboardInterrupt), documented(True) as document:
+        document.give(made=3)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == ""
 
 
 def test_doctor_speaks_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

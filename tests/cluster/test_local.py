@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.making import make_chain
 from vitp_pipeline.cluster import local
-from vitp_pipeline.cluster.local import Slot, make_slots, run_chain, visible_gpus
+from vitp_pipeline.cluster.local import Slot, make_slots, report, run_chain, visible_gpus
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import PartialError, UserError
 
@@ -30,7 +30,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "trace.jsonl").unlink(missing_ok=True)
         words = ("--out", str(tmp_path))
         jobs = tuple(Job(j.stage, (j.stage, *words), j.shards, j.same_shard, j.all_of) for j in chain.jobs)
-        run_chain(Chain(chain.shards, jobs), tmp_path / "log", slots)
+        report(run_chain(Chain(chain.shards, jobs), tmp_path / "log", slots), tmp_path / "log")
         return traces(tmp_path)
 
     return engine

@@ -18,7 +18,7 @@ from tests.cluster.making import make_chain
 from vitp_pipeline.cluster import slurm
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import STAGES, Profile, Resources, load_profile
-from vitp_pipeline.cluster.slurm import print_scripts, script, submissions, submit_chain
+from vitp_pipeline.cluster.slurm import Submitted, plan_scripts, script, submissions, submit_chain
 from vitp_pipeline.errors import LockedError, UserError
 from vitp_pipeline.shard import choose_shard, parse_shards
 
@@ -98,7 +98,7 @@ def test_a_new_run_is_five_jobs() -> None:
     ]
 
 
-def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path) -> None:
     profile = load_profile("example")
     chain = make_chain(8)
     for job in chain.jobs:
@@ -113,8 +113,7 @@ def test_scripts_are_bash_and_the_profile_is_in_them(tmp_path: Path, capsys: pyt
     assert "srun --ntasks=4 --cpus-per-task=8 --kill-on-bad-exit=0 --wait=60 vitp train-classifier" in training
     assert "--partition=cpu" in merge and "gres" not in merge and "--time=30" in merge
     assert "module load cuda/12.4\nsource " in merge
-    print_scripts(chain, profile, tmp_path)
-    out = capsys.readouterr().out
+    out = plan_scripts(chain, profile, tmp_path).text()
     assert "JOB2=$(sbatch --parsable --array=0-7%16 --dependency=aftercorr:$JOB0,afterok:$JOB1 " in out
     assert list(tmp_path.iterdir()) == []  # a dry run writes nothing
 
@@ -250,8 +249,9 @@ class Slurm:
 def test_submitting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain, first = make_chain(4), Slurm()
     profile = Profile(dict.fromkeys(STAGES, Resources(max_array_size=3)))
-    ids = submit_chain(chain, profile, tmp_path, first)
-    assert ids == [str(n) for n in range(41, 49)] and all(c[0] == "sbatch" for c in first.calls)
+    jobs = submit_chain(chain, profile, tmp_path, first)
+    assert [job.id for job in jobs] == [str(n) for n in range(41, 49)] and all(c[0] == "sbatch" for c in first.calls)
+    assert jobs[3] == Submitted("44", "classify", (0, 1, 2), after=("41", "43"))
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "job 41: generate-proposals, shards 0-2" and said[1] == "job 42: generate-proposals, shards 3"
     assert said[3] == "job 44: classify, shards 0-2, after 41 (aftercorr) and 43 (afterok)"

@@ -15,7 +15,7 @@ from vitp_pipeline.artifacts.files import temporary
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
 from vitp_pipeline.cluster.gc import collect
-from vitp_pipeline.cluster.verify import report, verify_run
+from vitp_pipeline.cluster.verify import print_damages, repair, report, verify_run
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.stages.driver import ARRAYS_DIGEST
@@ -30,7 +30,7 @@ def test_a_good_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work(run, bad=["i3"])
     checked = verify_run(tmp_path)
     assert (checked.parts, checked.damages) == (4, [])
-    report(tmp_path, checked, mend=False)
+    report(tmp_path, checked, None)
     assert "4 parts, all as they were written" in capsys.readouterr().err
     for shard in range(2):
         for part in range(2):
@@ -68,7 +68,7 @@ def test_every_flipped_byte_is_found_and_repaired(tmp_path: Path) -> None:
     for name in good:
         path = run.folder / name
         path.write_bytes(good[name][:-2])
-        report(tmp_path, verify_run(tmp_path), mend=True)
+        report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
         assert not path.exists()
         work(run)
         assert content(run) == good and bad_files(tmp_path) == []
@@ -90,8 +90,9 @@ def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
     index_path(run.shard_folder(0), 1).unlink()
     arrays_path(run.shard_folder(2), 0).unlink()
     shutil.copy(arrays_path(run.shard_folder(1), 0), arrays_path(run.shard_folder(1), 1))  # whole, but another's
+    print_damages((checked := verify_run(tmp_path)).damages)
     with pytest.raises(CorruptError, match=r"3 of .* are damaged") as info:
-        report(tmp_path, verify_run(tmp_path), mend=False)
+        report(tmp_path, checked, None)
     assert info.value.exit_code == 6 and "--repair" in str(info.value)
     out = capsys.readouterr().out.splitlines()
     assert [line.rpartition("shards/")[2] for line in out] == [
@@ -99,7 +100,7 @@ def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
         "00001/part-0001.zarr.zip: its checksum does not fit",
         "00002/part-0000.zarr.zip: is missing",
     ]
-    report(tmp_path, verify_run(tmp_path), mend=True)
+    report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert "of proposals, shards 0-2: run that stage again" in capsys.readouterr().err
     work(run)
     assert content(run) == good
@@ -138,7 +139,7 @@ def test_a_shard_that_is_worked_on_is_left_alone(tmp_path: Path) -> None:
     index = index_path(run.shard_folder(1), 0)
     index.write_bytes(b"torn")
     with locked(run.shard_folder(1) / "lock"), pytest.raises(CorruptError, match="cannot be mended"):
-        report(tmp_path, verify_run(tmp_path), mend=True)
+        report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert index.read_bytes() == b"torn"
 
 
@@ -154,7 +155,7 @@ def test_run_json_and_result(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"proposals"', '"propocals"'))
     assert bad_files(tmp_path) == ["proposals/run.json", "evaluation/abc/result.json"]
     with pytest.raises(CorruptError, match=r"proposals/run.json: its fingerprint"):
-        report(tmp_path, verify_run(tmp_path), mend=True)
+        report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert not (evaluation / "result.json").exists() and path.exists()
     with pytest.raises(InputError, match="no run lies there"):
         verify_run(tmp_path / "nowhere")

@@ -215,7 +215,7 @@ def test_a_broken_source_is_named_the_rest_is_made_and_mending_it_finishes(
     wrong[wrong[..., 1] == 40] = (0, 40, 0)
     making.write_png(path, wrong)
     with fails(PartialError, "1 of 4"):
-        prepare("ade20k", tmp_path, ["panoptic", "instances"])
+        prepare("ade20k", tmp_path, ["panoptic", "instances"]).report()
     assert "ADE_val_00000003.png: object 40 has the class 0, known are 1..100" in capsys.readouterr().err
     assert len(list((tmp_path / "ade20k_panoptic_val").glob("*.png"))) == 3
     assert not (tmp_path / "ade20k_panoptic_val.json").exists()
@@ -323,7 +323,7 @@ def test_coco_stuff_train_ids(tmp_path: Path) -> None:
     raw[0, 0] = 11  # no class of the 171
     making.write_png(folder / "2.png", raw)
     with fails(PartialError, "1 of 2"):
-        prepare("coco-stuff", tmp_path, [])
+        prepare("coco-stuff", tmp_path, []).report()
 
 
 def test_nothing_to_prepare(tmp_path: Path) -> None:

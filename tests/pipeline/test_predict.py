@@ -43,7 +43,8 @@ def images(project) -> Path:
 @pytest.fixture(scope="module")
 def predicted(project, finished, images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("predicted") / "out"
-    assert predict(find_pictures([images]), *setup(project, finished, out, changes=["object_threshold=0.3"])) == (9, 0)
+    done = predict(find_pictures([images]), *setup(project, finished, out, changes=["object_threshold=0.3"]))
+    assert (done.made, done.cached) == (9, 0)
     return out
 
 
@@ -155,7 +156,8 @@ def test_restarts_pass_over_what_is_done(project, finished, images: Path, tmp_pa
     shutil.copy(names[1], folder / "trip" / "a.png")
 
     def run(changes=None, overwrite=False):
-        return predict(find_pictures([folder]), *setup(project, finished, out, ("semantic",), changes), overwrite)
+        done = predict(find_pictures([folder]), *setup(project, finished, out, ("semantic",), changes), overwrite)
+        return done.made, done.cached
 
     assert run() == (2, 0)
     assert sorted(f.relative_to(out / "results").as_posix() for f in (out / "results").rglob("*.json")) == [
@@ -185,7 +187,7 @@ def test_bad_images_are_named_and_the_rest_is_done(project, finished, images, tm
     (folder / "text.jpg").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
     with pytest.raises(PartialError, match="2 of 3 images failed"):
-        predict(find_pictures([folder]), *setup(project, finished, tmp_path / "out", ("semantic",)))
+        predict(find_pictures([folder]), *setup(project, finished, tmp_path / "out", ("semantic",))).report()
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2 and "text.jpg" in failed[0] and "torn.png" in failed[1]
     assert [f.stem for f in (tmp_path / "out" / "results").iterdir()] == ["good"]

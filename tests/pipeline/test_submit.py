@@ -10,7 +10,7 @@ import pytest
 
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.cluster.plan import Request, plan_chain
-from vitp_pipeline.cluster.verify import report, verify_run
+from vitp_pipeline.cluster.verify import repair, report, verify_run
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.stages.results import result_of
 
@@ -91,7 +91,7 @@ def test_a_flipped_byte_is_found_and_the_rerun_makes_the_same_bytes(stage: str, 
         path.write_bytes(flipped)
         checked = verify_run(copied)
         assert [damage.path for damage in checked.damages] == [path]
-        report(copied, checked, mend=True)
+        report(copied, checked, repair(checked.damages))
         assert not path.exists()
         project.run(stage, copied)
         assert snapshot(copied) == before and verify_run(copied).damages == []

@@ -11,6 +11,7 @@ from vitp_pipeline.cli.options import (
     ClassifierName,
     DataRoot,
     Device,
+    Json,
     Out,
     Points,
     RecipeName,
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
         device: Device = None,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
+        json: Json = False,
     ) -> None:
         """3. Name the point of every mask with the trained classifier.
 
@@ -42,6 +44,7 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.recipe import ClassifySettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.classify import classify
@@ -50,4 +53,7 @@ def register(app: typer.Typer) -> None:
         file = classifier and str(Path(classifier).resolve())
         flags = {"name": name, "classifier": file, "points": points, "batch_size": batch_size, "device": device}
         settings = loaded.stage(ClassifySettings, **flags | parse_changes(changes))
-        classify(loaded, settings, data_root, out, choose_shard(shard), retry_failed).report("classify")
+        with documented(json) as document:
+            outcome = classify(loaded, settings, data_root, out, choose_shard(shard), retry_failed)
+            document.give(outcome)
+            outcome.report("classify")

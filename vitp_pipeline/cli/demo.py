@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.cli.options import Json
+
 
 def register(app: typer.Typer) -> None:
     @app.command("demo", rich_help_panel="Also")
@@ -14,11 +16,17 @@ def register(app: typer.Typer) -> None:
         out: Annotated[Path, typer.Option("--out", help="Where the scenes and the run go.", metavar="DIR")] = Path(
             "runs/demo"
         ),
+        json: Json = False,
     ) -> None:
         """See all four stages at work on drawn scenes: no download, no GPU, a few minutes.
 
         vitp demo
         """
-        from vitp_pipeline.demo.run import run_demo
+        from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.demo.run import print_demo, run_demo
 
-        run_demo(out)
+        with documented(json) as document:
+            demo = run_demo(out)
+            document.give(demo)
+            if not json:
+                print_demo(demo)

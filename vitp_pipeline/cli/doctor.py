@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
     @app.command("doctor", rich_help_panel="Also")
-    def doctor(json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    def doctor(json: Json = False) -> None:
         """Versions, devices, and which compiled operators are there. Paste it into a bug report.
 
         vitp doctor

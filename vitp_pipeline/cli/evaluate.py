@@ -53,7 +53,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """4. Fuse both scores and measure: mIoU, PQ, AP if asked for, and the upper bounds.
 
-        With --shard it measures one shard and prints no figures; the last call without it adds up all of them.
+        With --shard it measures one shard and prints no figures, with --json - what it did, as the other stages do; the
+        last call without it adds up all of them.
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid
 
@@ -70,6 +71,7 @@ def register(app: typer.Typer) -> None:
 
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
         from vitp_pipeline.recipe import (
@@ -112,7 +114,9 @@ def register(app: typer.Typer) -> None:
                 shards = [s for s in shards if evaluation.classes and evaluation.classes.finished(s)]
             outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
         if choice.index is not None:
-            outcome.report("evaluate")
+            with documented(json == Path("-")) as document:
+                document.give(outcome)
+                outcome.report("evaluate")
             return
         result = result_of(evaluation, allow_missing)
         if json == Path("-"):

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.cli.options import Json
+
 
 def register(app: typer.Typer) -> None:
     @app.command("export-classifier", rich_help_panel="Also")
     def export_classifier(
         file: Annotated[Path, typer.Argument(help="A classifier (.safetensors).", metavar="FILE")],
         out: Annotated[Path, typer.Option("--out", help="The file to write: .onnx or .pt2.", metavar="FILE")],
+        json: Json = False,
     ) -> None:
         """Write a classifier as a program that runs without vitp, for any number of images and points.
 
@@ -23,7 +26,11 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.classifier.export import export_classifier
         from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.progress import say
 
-        difference = export_classifier(load_classifier(file), out)
-        say(f"{out}: {out.stat().st_size / 1e6:.0f} MB, within {difference:.0e} of the model's logits")
+        with documented(json) as document:
+            difference = export_classifier(load_classifier(file), out)
+            size = out.stat().st_size
+            document.give(path=out, bytes=size, difference=difference)
+            say(f"{out}: {size / 1e6:.0f} MB, within {difference:.0e} of the model's logits")

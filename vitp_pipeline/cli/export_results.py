@@ -12,6 +12,7 @@ from vitp_pipeline.cli.options import (
     ClassifierName,
     DataRoot,
     Device,
+    Json,
     Out,
     Points,
     RecipeName,
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
         device: Device = None,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
+        json: Json = False,
     ) -> None:
         """Write results as files that the benchmarks' own tools and servers read.
 
@@ -53,6 +55,7 @@ def register(app: typer.Typer) -> None:
         from dataclasses import fields
         from pathlib import Path
 
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.progress import say
         from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
@@ -64,7 +67,9 @@ def register(app: typer.Typer) -> None:
         settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | given)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
-        export = prepare(loaded, settings, classify, format, variant, data_root, out, choice)
-        outcome = export_shards(export, choice.within(export.run.shards), retry_failed)
-        say(f"{format} files are in {export.results}")
-        outcome.report("export-results")
+        with documented(json) as document:
+            export = prepare(loaded, settings, classify, format, variant, data_root, out, choice)
+            outcome = export_shards(export, choice.within(export.run.shards), retry_failed)
+            document.give(outcome, format=format, results=export.results)
+            say(f"{format} files are in {export.results}")
+            outcome.report("export-results")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Run
+from vitp_pipeline.cli.options import Json, Run
 
 
 def register(app: typer.Typer) -> None:
@@ -14,17 +14,23 @@ def register(app: typer.Typer) -> None:
     def gc(
         run: Run,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+        json: Json = False,
     ) -> None:
         """Remove what killed tasks left behind; never what a task that is at work is writing, nor any result.
 
         vitp gc runs/camvid
         """
         from vitp_pipeline.artifacts.places import shown
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.gc import collect
         from vitp_pipeline.progress import say
 
-        found = collect(run, remove=not dry_run)
-        for path, _ in found:
-            print(shown(path))
-        would = "would remove" if dry_run else "removed"
-        say(f"gc: {would} {len(found)} files, {sum(size for _, size in found) / 1e6:.1f} MB")
+        with documented(json) as document:
+            found = collect(run, remove=not dry_run)
+            size = sum(size for _, size in found)
+            document.give(dry_run=dry_run, removed=[{"path": path, "bytes": size} for path, size in found], bytes=size)
+            if not json:
+                for path, _ in found:
+                    print(shown(path))
+            would = "would remove" if dry_run else "removed"
+            say(f"gc: {would} {len(found)} files, {size / 1e6:.1f} MB")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import BatchSize, Changes, DataRoot, Device, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import BatchSize, Changes, DataRoot, Device, Json, Out, RecipeName, RetryFailed, Shard
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
         device: Device = None,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
+        json: Json = False,
     ) -> None:
         """1. Run the frozen generator; store mask logits, class scores and points.
 
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.proposals import generate_proposals
@@ -59,4 +61,7 @@ def register(app: typer.Typer) -> None:
             "device": device,
         }
         settings = loaded.stage(ProposalSettings, **flags | parse_changes(changes))
-        generate_proposals(loaded, settings, data_root, out, choose_shard(shard), retry_failed).report("proposals")
+        with documented(json) as document:
+            outcome = generate_proposals(loaded, settings, data_root, out, choose_shard(shard), retry_failed)
+            document.give(outcome)
+            outcome.report("proposals")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
     @app.command("generators", rich_help_panel="Also")
-    def generators(json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    def generators(json: Json = False) -> None:
         """Which mask generators can run here, how a recipe names them, and what the others lack.
 
         vitp generators

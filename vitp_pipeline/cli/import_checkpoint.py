@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vitp_pipeline.cli.options import Json
 from vitp_pipeline.errors import UsageError
 
 
@@ -53,6 +54,7 @@ def register(app: typer.Typer) -> None:
                 "of a shipped one (default: the one that is called as the file is)."
             ),
         ] = None,
+        json: Json = False,
     ) -> None:
         """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
 
@@ -67,26 +69,35 @@ def register(app: typer.Typer) -> None:
             vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
         """
         from vitp_pipeline.classifier.convert import export_official, import_official
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.datasets import load_manifest
         from vitp_pipeline.progress import say
 
-        if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
-            classes = load_manifest(manifest).class_names if manifest else None
-            say(f"{out}: {import_generator(file, out, layout, classes, dilations, test_size)}")
-        elif layout is Layout.mm:
-            from vitp_pipeline.generators.openmmlab_import import import_openmmlab
+        with documented(json) as document:
+            if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
+                classes = load_manifest(manifest).class_names if manifest else None
+                generator = import_generator(file, out, layout, classes, dilations, test_size)
+                document.give(path=out, layout=layout, **generator)
+                say(f"{out}: {described(generator)}")
+            elif layout is Layout.mm:
+                from vitp_pipeline.generators.openmmlab_import import import_openmmlab
 
-            found = import_openmmlab(file, config or file.stem, out)
-            say(f"{out}: {found.tensors} tensors, {found.parameters:,} parameters, all in their place")
-            say(f"{found.renamed} have a new name" + (f", left out: {', '.join(found.unused)}" if found.unused else ""))
-        elif layout is Layout.vitp:
-            classes = load_manifest(manifest).class_names if manifest else None
-            model = import_official(file, out, classes, image_size)
-            made = model.config
-            say(f"{out}: {made.backbone}, {len(made.classes)} classes, {made.point_dim} numbers a point")
-        else:
-            export_official(file, out)
-            say(f"{out}: the released layout")
+                found = import_openmmlab(file, config or file.stem, out)
+                classes = found.classes
+                document.give(found, path=out, layout=layout, classes=None if classes is None else len(classes))
+                say(f"{out}: {found.tensors} tensors, {found.parameters:,} parameters, all in their place")
+                left = f", left out: {', '.join(found.unused)}" if found.unused else ""
+                say(f"{found.renamed} have a new name{left}")
+            elif layout is Layout.vitp:
+                classes = load_manifest(manifest).class_names if manifest else None
+                made = import_official(file, out, classes, image_size).config
+                about = {"backbone": made.backbone, "classes": len(made.classes), "point_dim": made.point_dim}
+                document.give(path=out, layout=layout, **about)
+                say(f"{out}: {made.backbone}, {len(made.classes)} classes, {made.point_dim} numbers a point")
+            else:
+                export_official(file, out)
+                document.give(path=out, layout=layout)
+                say(f"{out}: the released layout")
 
 
 def import_generator(
@@ -96,8 +107,8 @@ def import_generator(
     classes: Sequence[str] | None,
     dilations: str | None,
     test_size: tuple[int, int] | None,
-) -> str:
-    """Makes the folder `out` of a detectron2 file; returns a line on what it holds."""
+) -> dict[str, Any]:
+    """Makes the folder `out` of a detectron2 file; returns what it holds."""
     try:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
@@ -110,12 +121,24 @@ def import_generator(
     levels = parse_dilations(dilations) if dilations is not None else None
     config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels, test_size)
     backbone = config.backbone_config
-    edges = test_size or edges_of(file)
+    return {
+        "model": config.model_type,
+        "backbone": backbone.model_type,
+        "queries": config.num_queries,
+        "classes": config.num_labels,
+        "test_size": test_size or edges_of(file),
+        "dilations": backbone.dilations if backbone.model_type == "dinat" else None,
+    }
+
+
+def described(generator: dict[str, Any]) -> str:
+    """A line on an imported generator, for people."""
+    edges, dilations = generator["test_size"], generator["dilations"]
     told = [
-        f"{config.model_type} with a {backbone.model_type} backbone, {config.num_queries} queries",
-        f"{config.num_labels} classes",
+        f"{generator['model']} with a {generator['backbone']} backbone, {generator['queries']} queries",
+        f"{generator['classes']} classes",
         f"test size {edges[0]}/{edges[1]}" if edges else "test size unknown: say it with --test-size, or in the recipe",
     ]
-    if backbone.model_type == "dinat":
-        told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in backbone.dilations)}")
+    if dilations:
+        told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in dilations)}")
     return ", ".join(told)

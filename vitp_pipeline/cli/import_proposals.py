@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, DataRoot, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import Changes, DataRoot, Json, Out, RecipeName, RetryFailed, Shard
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         ] = 0.5,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
+        json: Json = False,
     ) -> None:
         """Masks that another tool made, in place of stage one: classify and evaluate them as a generator's.
 
@@ -37,13 +38,16 @@ def register(app: typer.Typer) -> None:
 
             vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
         """
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.import_proposals import import_proposals
 
         loaded = load_recipe(recipe)
         settings = loaded.stage(ProposalSettings, **{"config": "(imported)", "split": split} | parse_changes(changes))
-        outcome = import_proposals(
-            loaded, settings, format, masks, data_root, out, choose_shard(shard), void_share, retry_failed
-        )
-        outcome.report("proposals")
+        with documented(json) as document:
+            outcome = import_proposals(
+                loaded, settings, format, masks, data_root, out, choose_shard(shard), void_share, retry_failed
+            )
+            document.give(outcome)
+            outcome.report("proposals")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitp_pipeline.cli.options import Json
+
 
 def register(app: typer.Typer) -> None:
     @app.command("info", rich_help_panel="Also")
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
         data_root: Annotated[
             Path | None, typer.Option("--data-root", help="For a recipe whose config lies there.", metavar="DIR")
         ] = None,
-        json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+        json: Json = False,
     ) -> None:
         """Parameters and operations of generator, classifier and both. Needs no weights.
 

@@ -67,6 +67,9 @@ JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write the figures here; - is standard output, in place of tables.", metavar="FILE"),
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="For machines: one document on standard output, and nothing else there.")
+]
 Run = Annotated[
     Path,
     typer.Argument(help="A run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=run_directory),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.artifacts.places import run_directory
-from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device
+from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +51,7 @@ def register(app: typer.Typer) -> None:
         device: Device = None,
         changes: Changes = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Also images that have results.")] = False,
+        json: Json = False,
     ) -> None:
         """Both stages on images of your own: label PNGs, JSON with scores before and after, and overlays.
 
@@ -63,6 +64,7 @@ def register(app: typer.Typer) -> None:
 
             vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
         """
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.stages.predict import find_pictures, predict
         from vitp_pipeline.stages.predict_setup import prepare
 
@@ -83,4 +85,7 @@ def register(app: typer.Typer) -> None:
             },
             changes=changes,
         )
-        predict(find_pictures(images), build, wish, overwrite)
+        with documented(json) as document:
+            predicted = predict(find_pictures(images), build, wish, overwrite)
+            document.give(predicted)
+            predicted.report()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import DataRoot
+from vitp_pipeline.cli.options import DataRoot, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         split: Annotated[str | None, typer.Option(help="Only this split.", metavar="S")] = None,
         workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+        json: Json = False,
     ) -> None:
         """Makes the files that other tools' scripts derive from a download, where they are missing.
 
@@ -29,6 +30,12 @@ def register(app: typer.Typer) -> None:
         Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; coco semantic,
         instances; coco-stuff train-ids. Stop it and start it again as you like: a file that is there is left as it is.
         """
+        from dataclasses import asdict
+
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.datasets.prepare import prepare
 
-        prepare(dataset, data_root, only or [], split, workers)
+        with documented(json) as document:
+            prepared = prepare(dataset, data_root, only or [], split, workers)
+            document.give(products=[asdict(product) for product in prepared.products])
+            prepared.report()

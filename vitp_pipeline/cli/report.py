@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.artifacts.places import run_directory
+from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(help="The run's recipe, where its manifest is not a shipped one.", metavar="RECIPE"),
         ] = None,
+        json: Json = False,
     ) -> None:
         """Everything about an evaluation on one HTML page that opens from disk: figures, charts, and a gallery.
 
@@ -39,16 +41,20 @@ def register(app: typer.Typer) -> None:
 
             vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
         """
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.progress import say
         from vitp_pipeline.report.page import require_libraries
         from vitp_pipeline.report.report import write_report
         from vitp_pipeline.report.stored import count_evaluations, open_evaluation
 
         require_libraries()
-        stored = open_evaluation(run, data_root, recipe)
-        folder = stored.evaluation.run.folder
-        if folder != run.resolve() and (count := count_evaluations(run)) > 1:
-            say(f"{run} holds {count} evaluations; this is the newest, {folder.name}")
-        path = out or run / "report.html"
-        write_report(stored, path)
-        say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        with documented(json) as document:
+            stored = open_evaluation(run, data_root, recipe)
+            folder = stored.evaluation.run.folder
+            if folder != run.resolve() and (count := count_evaluations(run)) > 1:
+                say(f"{run} holds {count} evaluations; this is the newest, {folder.name}")
+            path = out or run / "report.html"
+            write_report(stored, path)
+            size = path.stat().st_size
+            document.give(path=path, bytes=size, evaluation=folder)
+            say(f"{path}: {size / 1e6:.1f} MB")

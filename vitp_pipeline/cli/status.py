@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Run
+from vitp_pipeline.cli.options import Json, Run
 
 
 def register(app: typer.Typer) -> None:
     @app.command("status", rich_help_panel="Clusters")
     def status(
         run: Run,
-        json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+        json: Json = False,
         watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds, until all is done.")] = False,
     ) -> None:
         """What of a run is done, running, stopped or missing, and which array tasks would make the rest.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Out, RecipeName
+from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Json, Out, RecipeName
+
+if TYPE_CHECKING:
+    from vitp_pipeline.cluster.plan import Chain
 
 
 class Engine(StrEnum):
@@ -40,6 +44,7 @@ def register(app: typer.Typer) -> None:
         retry_failed: Annotated[
             bool, typer.Option("--retry-failed", help="Also the shards that hold failed images.")
         ] = False,
+        json: Json = False,
     ) -> None:
         """All four stages as array jobs: what is missing of a run, each task after those it needs.
 
@@ -51,17 +56,19 @@ def register(app: typer.Typer) -> None:
         """
         import os
         import signal
+        from dataclasses import asdict
+        from json import loads
         from pathlib import Path
 
         from vitp_pipeline.artifacts.places import mirror_of, shown
-        from vitp_pipeline.cluster.local import make_slots, run_chain, visible_gpus
+        from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.cluster.local import ended, make_slots, report, run_chain, visible_gpus
         from vitp_pipeline.cluster.plan import Request, plan_chain
         from vitp_pipeline.cluster.profile import load_profile
-        from vitp_pipeline.cluster.slurm import jobs_folder, print_scripts, submit_chain
+        from vitp_pipeline.cluster.slurm import jobs_folder, plan_scripts, submit_chain
         from vitp_pipeline.cluster.templates import aws_batch, kubernetes
         from vitp_pipeline.errors import UsageError
         from vitp_pipeline.progress import say
-        from vitp_pipeline.shard import array_expression
 
         local, elsewhere = engine is Engine.local, engine in (Engine.k8s, Engine.aws)
         if (workers and not local) or (profile and local):
@@ -80,20 +87,42 @@ def register(app: typer.Typer) -> None:
             shards = shards or len(slots)
         resources = load_profile(profile)
         request = Request(recipe, data_root, out, shards, name, classifier, alpha, retry_failed)
-        chain = plan_chain(request, begin=not (dry_run or elsewhere))
-        if not chain.jobs:
-            say(f"submit: nothing to do, {out} is evaluated (`vitp evaluate` prints the figures)")
-        elif elsewhere:
-            print({Engine.k8s: kubernetes, Engine.aws: aws_batch}[engine](chain, resources, out), end="")
-        elif engine is Engine.slurm and dry_run:
-            print_scripts(chain, resources, out)
-        elif engine is Engine.slurm:
-            for job_id in submit_chain(chain, resources, out):
-                print(job_id)
-        elif dry_run:
-            for job in chain.jobs:
-                tasks = f", shards {array_expression(job.shards)}" if job.shards else ""
-                print(f"{job.stage}{tasks}: vitp {' '.join(job.command)}")
-        else:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends its processes too
-            run_chain(chain, jobs_folder(out) / "log", slots)
+        with documented(json) as document:
+            chain = plan_chain(request, begin=not (dry_run or elsewhere))
+            jobs = [{"stage": job.stage, "shards": job.shards, "command": ["vitp", *job.command]} for job in chain.jobs]
+            plan = {"engine": engine, "dry_run": dry_run, "folder": out, "shards": chain.shards, "jobs": jobs}
+            text = ""
+            if not chain.jobs:
+                document.give(**plan)
+                say(f"submit: nothing to do, {out} is evaluated (`vitp evaluate` prints the figures)")
+            elif elsewhere:
+                text = {Engine.k8s: kubernetes, Engine.aws: aws_batch}[engine](chain, resources, out)
+                document.give(**plan, manifest=loads(text) if engine is Engine.aws else text)
+            elif engine is Engine.slurm and dry_run:
+                planned = plan_scripts(chain, resources, out)
+                document.give(planned, **plan)
+                text = planned.text()
+            elif engine is Engine.slurm:
+                submitted = submit_chain(chain, resources, out)
+                document.give(**plan, submitted=[asdict(job) for job in submitted])
+                text = "".join(f"{job.id}\n" for job in submitted)
+            elif dry_run:
+                document.give(**plan)
+                text = "".join(f"{line}\n" for line in commands(chain))
+            else:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends its processes too
+                logs = jobs_folder(out) / "log"
+                tasks = run_chain(chain, logs, slots, show_figures=not json)
+                document.give(**plan, tasks=[ended(task, logs) for task in tasks])
+                report(tasks, logs)
+            if not json:
+                print(text, end="")
+
+
+def commands(chain: Chain) -> Iterator[str]:
+    """A line for each job, for people."""
+    from vitp_pipeline.shard import array_expression
+
+    for job in chain.jobs:
+        tasks = f", shards {array_expression(job.shards)}" if job.shards else ""
+        yield f"{job.stage}{tasks}: vitp {' '.join(job.command)}"

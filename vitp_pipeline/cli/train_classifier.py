@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device, Out, RecipeName
+from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device, Json, Out, RecipeName
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or hub.", metavar="FILE")] = None,
         device: Device = None,
         changes: Changes = None,
+        json: Json = False,
     ) -> None:
         """2. Train the ViT-P point classifier on ground-truth points.
 
@@ -39,8 +40,9 @@ def register(app: typer.Typer) -> None:
         """
         from pathlib import Path
 
+        from vitp_pipeline.cli.document import documented
         from vitp_pipeline.recipe import TrainSettings, load_recipe, parse_changes
-        from vitp_pipeline.stages.train import train_classifier
+        from vitp_pipeline.stages.train import train
         from vitp_pipeline.team import launched_team
 
         flags = {
@@ -51,7 +53,10 @@ def register(app: typer.Typer) -> None:
             "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
             "device": device,
         }
-        with launched_team() as team:
+        with launched_team() as team, documented(json and team.leads) as document:
             loaded = load_recipe(recipe)
             settings = loaded.stage(TrainSettings, **flags | parse_changes(changes))
-            train_classifier(loaded, settings, data_root, out, team)
+            training = train(loaded, settings, data_root, out, team)
+            if training is not None:
+                document.give(training)
+                training.report()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Run
+from vitp_pipeline.cli.options import Json, Run
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
         repair: Annotated[
             bool, typer.Option("--repair", help="Remove the bad parts, so that a rerun of their stage makes them anew.")
         ] = False,
+        json: Json = False,
     ) -> None:
         """Read every committed file of a run again, and name those that are not as they were written.
 
@@ -25,6 +26,18 @@ def register(app: typer.Typer) -> None:
 
             vitp verify runs/camvid --repair
         """
-        from vitp_pipeline.cluster.verify import report, verify_run
+        from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.cluster.verify import print_damages, report, verify_run
+        from vitp_pipeline.cluster.verify import repair as remove
 
-        report(run, verify_run(run), repair)
+        with documented(json) as document:
+            checked = verify_run(run)
+            if not json:
+                print_damages(checked.damages)
+            left = remove(checked.damages) if repair else None
+            damages = [
+                {"path": d.path, "reason": d.reason, "removed": left is not None and d not in left}
+                for d in checked.damages
+            ]
+            document.give(parts=checked.parts, damages=damages)
+            report(run, checked, left)

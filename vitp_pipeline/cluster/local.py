@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.artifacts.writes import make_folder
@@ -96,6 +96,7 @@ class Task:
     process: subprocess.Popen | None = None
     log: IO[str] | None = field(default=None, repr=False)
     began: float = 0.0
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -124,11 +125,11 @@ def make_tasks(chain: Chain) -> list[Task]:
     return tasks
 
 
-def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot]) -> None:
-    """Runs what is left of a chain, a process a slot; the figures of its last job go to standard output.
+def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: bool = True) -> list[Task]:
+    """Runs what is left of a chain, a process a slot; returns its tasks, which have ended, for `report`.
 
-    Raises:
-        UserError: tasks failed. The exit code is theirs where they agree.
+    Args:
+        show_figures: those of its last job go to standard output, else to its log.
     """
     tasks, free, running = make_tasks(chain), list(slots), []
     with refusals(logs):
@@ -137,7 +138,7 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot]) -> None:
         with progress("submit", len(tasks), "tasks") as bar:
             while any(task.code is None for task in tasks):
                 for task in _ready(tasks, bar.advance)[: len(free)]:
-                    _start(task, free.pop(0), chain.shards, logs)
+                    _start(task, free.pop(0), chain.shards, logs, show_figures)
                     running.append(task)
                 for task in [t for t in running if t.process.poll() is not None]:
                     running.remove(task)
@@ -148,7 +149,7 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot]) -> None:
                     time.sleep(POLL)
     finally:
         _stop(running)
-    _report(tasks, logs)
+    return tasks
 
 
 def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
@@ -165,15 +166,15 @@ def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
     return sorted(ready, key=lambda task: ORDER.index(task.job.stage))
 
 
-def _start(task: Task, slot: Slot, shards: int, logs: Path) -> None:
+def _start(task: Task, slot: Slot, shards: int, logs: Path, show_figures: bool) -> None:
     words = [sys.executable, "-m", MAIN, *task.job.command]
     if task.shard is not None:
         words += ["--shard", f"{task.shard}/{shards}"]
-    path = _log(task, logs)
+    path = log_of(task, logs)
     with refusals(path):
         task.log = path.open("a", encoding="utf-8")
     task.slot, task.began = slot, time.monotonic()
-    figures = None if task.job.stage == "merge" else task.log
+    figures = None if task.job.stage == "merge" and show_figures else task.log
     task.process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=figures, stderr=task.log, env=slot.environment()
     )
@@ -185,21 +186,23 @@ def _start(task: Task, slot: Slot, shards: int, logs: Path) -> None:
 def _end(task: Task, logs: Path) -> None:
     task.code = task.process.returncode
     task.log.close()
-    seconds = f"{time.monotonic() - task.began:.0f} s"
+    task.seconds = time.monotonic() - task.began
+    seconds = f"{task.seconds:.0f} s"
     if task.good:
         say(f"{task.name}: done in {seconds}")
     else:
         say(f"{task.name}: failed after {seconds} ({_reason(task, logs)})")
 
 
-def _log(task: Task, logs: Path) -> Path:
+def log_of(task: Task, logs: Path) -> Path:
+    """Where a task's standard error goes, and its standard output unless that is shown."""
     return logs / ("-".join(task.name.split()) + ".log")
 
 
 def _reason(task: Task, logs: Path) -> str:
     if task.code < 0:
         return f"killed by signal {-task.code}"
-    lines = _log(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = log_of(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else f"code {task.code}"
 
 
@@ -216,7 +219,15 @@ def _stop(running: Sequence[Task]) -> None:
         task.log.close()
 
 
-def _report(tasks: Sequence[Task], logs: Path) -> None:
+def ended(task: Task, logs: Path) -> dict[str, Any]:
+    """How a task ended, for JSON; `code` is None of one that was left out."""
+    code = None if task.code == LEFT_OUT else task.code
+    about = {"stage": task.job.stage, "shard": task.shard, "code": code, "seconds": task.seconds}
+    return {**about, "log": None if code is None else log_of(task, logs)}
+
+
+def report(tasks: Sequence[Task], logs: Path) -> None:
+    """Raises UserError when tasks failed, with their exit code where they agree; PartialError when images did."""
     failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]
     if failed:
         left_out = sum(t.code == LEFT_OUT for t in tasks)

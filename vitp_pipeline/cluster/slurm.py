@@ -135,27 +135,53 @@ def max_array_size(profile: Profile) -> int:
     return int(match[1]) if match else DEFAULT_MAX_ARRAY_SIZE
 
 
-def print_scripts(chain: Chain, profile: Profile, out: Path) -> None:
-    """What would be submitted, on standard output: a script for each stage, then the calls."""
-    for job in chain.jobs:
-        print(f"# ---- {_script_path(out, job)}\n{script(job, profile[job.stage], chain.shards, out)}")
+@dataclass(frozen=True)
+class Planned:
+    """What would be submitted.
+
+    Attributes:
+        scripts: path and text of a script for each stage.
+        calls: the words of each call of sbatch, in which $JOB0 stands for the job id that the first one prints.
+    """
+
+    scripts: list[tuple[Path, str]]
+    calls: list[list[str]]
+
+    def text(self) -> str:
+        """The same for people."""
+        scripts = "".join(f"# ---- {path}\n{text}\n" for path, text in self.scripts)
+        calls = "".join(f"JOB{number}=$({' '.join(words)})\n" for number, words in enumerate(self.calls))
+        return f"{scripts}# ---- submitted with\n{calls}"
+
+
+def plan_scripts(chain: Chain, profile: Profile, out: Path) -> Planned:
+    """What `submit_chain` would do. Writes nothing."""
+    scripts = [(_script_path(out, job), script(job, profile[job.stage], chain.shards, out)) for job in chain.jobs]
     calls = submissions(chain, max_array_size(profile))
-    print("# ---- submitted with")
-    for call in calls:
-        ids = [f"$JOB{n}" for n in range(len(calls))]
-        words = call.arguments(_script_path(out, call.job), profile[call.job.stage].throttle, ids)
-        print(f"JOB{call.number}=$({' '.join(words)})")
+    ids = [f"$JOB{n}" for n in range(len(calls))]
+    return Planned(
+        scripts,
+        [call.arguments(_script_path(out, call.job), profile[call.job.stage].throttle, ids) for call in calls],
+    )
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job of the queue. `shards` are its tasks (None = no array), `after` the ids of the jobs that it waits for."""
+
+    id: str
+    stage: str
+    shards: tuple[int, ...] | None
+    after: tuple[str, ...]
 
 
 def submit_chain(
     chain: Chain, profile: Profile, out: Path, call: Callable[[list[str]], str] | None = None
-) -> list[str]:
+) -> list[Submitted]:
     """Writes the scripts and submits the chain: all of it or, when sbatch refuses one job, nothing.
 
     Args:
         call: runs one of Slurm's programs and returns what it prints.
-    Returns:
-        The job ids.
     Raises:
         LockedError: jobs of the last submission are still in the queue.
         UserError: Slurm is not there, or refuses.
@@ -181,7 +207,10 @@ def submit_chain(
     write_json(folder / "submitted.json", [{"id": i, "stage": s} for i, s in zip(ids, stages, strict=True)])
     for submission, job_id in zip(calls, ids, strict=True):
         say(f"job {job_id}: {submission.job.stage}{_tasks(submission)}{_waits(submission, ids)}")
-    return ids
+    return [
+        Submitted(job_id, s.job.stage, s.shards, tuple(ids[number] for _, number in s.after))
+        for s, job_id in zip(calls, ids, strict=True)
+    ]
 
 
 def _script_path(out: Path, job: Job) -> Path:

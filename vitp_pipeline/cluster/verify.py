@@ -229,21 +229,26 @@ def repair(damages: list[Damage]) -> list[Damage]:
     return left
 
 
-def report(run: Path, checked: Checked, mend: bool) -> None:
-    """Says what was found, and with `mend` puts it right.
-
-    Raises:
-        CorruptError: something is damaged, and `mend` is false or could not put it right.
-    """
-    for damage in checked.damages:
+def print_damages(damages: list[Damage]) -> None:
+    """A line for each, on standard output."""
+    for damage in damages:
         print(f"{shown(damage.path)}: {damage.reason}")
+
+
+def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
+    """Says how it ended.
+
+    Args:
+        left: what `repair` could not mend of what was found; None = it was not asked to.
+    Raises:
+        CorruptError: something is damaged.
+    """
     if not checked.damages:
         say(f"verify: {checked.parts} parts, all as they were written")
         return
     count = f"{len(checked.damages)} of {checked.parts} parts and marks"
-    if not mend:
+    if left is None:
         raise CorruptError(f"{run}: {count} are damaged", f"`vitp verify {run} --repair` removes them")
-    left = repair(checked.damages)
     for stage in dict.fromkeys(d.run.folder for d in checked.damages if d not in left):
         shards = {d.shard for d in checked.damages if d.run.folder == stage and d.shard is not None and d not in left}
         which = f", shards {array_expression(shards)}" if shards else ""

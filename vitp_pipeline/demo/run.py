@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.progress import say
@@ -13,18 +15,25 @@ from vitp_pipeline.shard import ShardChoice
 TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0
 
 
-def run_demo(out: Path) -> dict:
-    """Draws 300 + 60 scenes below `out`, runs the stages on them and prints what came of it.
+@dataclass(frozen=True)
+class Demo:
+    """What came of it. `result` is that of `vitp evaluate`, as in its JSON."""
 
-    Returns:
-        The result of `vitp evaluate`, as in its JSON.
-    """
+    result: dict[str, Any]
+    picture: Path
+    run: Path
+    scenes: Path
+    seconds: float
+
+
+def run_demo(out: Path) -> Demo:
+    """Draws 300 + 60 scenes below `out`, and runs the stages on them."""
     from vitp_pipeline.demo.picture import draw_result
     from vitp_pipeline.demo.scenes import draw_scenes
     from vitp_pipeline.stages.classify import classify
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
     from vitp_pipeline.stages.proposals import generate_proposals
-    from vitp_pipeline.stages.results import print_result, result_of
+    from vitp_pipeline.stages.results import result_of
     from vitp_pipeline.stages.train import train_classifier
 
     began = time.monotonic()
@@ -47,11 +56,17 @@ def run_demo(out: Path) -> dict:
     evaluation = prepare(recipe, measures, settings, (), data_root, run, everything)
     evaluate_shards(evaluation, measures, settings, range(evaluation.run.shards)).report("evaluate")
     result = result_of(evaluation)
-    print_result(result)
     picture = draw_result(evaluation, out / "demo.png")
+    return Demo(result, picture, run, data_root, time.monotonic() - began)
+
+
+def print_demo(demo: Demo) -> None:
+    """Figures, and where to look, on standard output."""
+    from vitp_pipeline.stages.results import print_result
+
+    print_result(demo.result)
     print(
         "These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.\n"
-        f"Picture: {picture}\nRun directory: {run} (try `vitp status {run}`)\n"
-        f"{time.monotonic() - began:.0f} seconds in all. A second `vitp demo` does no work."
+        f"Picture: {demo.picture}\nRun directory: {demo.run} (try `vitp status {demo.run}`)\n"
+        f"{demo.seconds:.0f} seconds in all. A second `vitp demo` does no work."
     )
-    return result

@@ -70,12 +70,14 @@ class PartMaker(Protocol):
 
 @dataclass
 class Outcome:
-    """What a stage did. `failed` are (image id, reason)."""
+    """What a stage did, and in which folder. `made` and `cached` count images, `failed` are (image id, reason)."""
 
     made: int = 0
     cached: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    folder: Path | None = None
+    fingerprint: str = ""
 
     def report(self, stage: str) -> None:
         """Says how it ended. Raises PartialError when images failed."""
@@ -113,7 +115,7 @@ def run_parts(
         StoppedError: a signal asked this task to end; what is finished of the part is kept in a spool.
         StorageError: disk full and its kin.
     """
-    outcome, maker, began = Outcome(), None, time.monotonic()
+    outcome, maker, began = Outcome(folder=run.folder, fingerprint=run.fingerprint), None, time.monotonic()
     if retry_failed:
         for shard in shards:
             _forget_failed(run, shard)

@@ -68,6 +68,43 @@ class Wish:
     def result(self, picture: Picture) -> Path:
         return self.out / "results" / f"{picture.name}.json"
 
+    def files(self, picture: Picture) -> list[Path]:
+        """All that is written of an image, the result last."""
+        maps = [self.out / task / f"{picture.name}.png" for task in ("semantic", "panoptic") if task in self.tasks]
+        drawn = () if self.overlay == "none" else self.tasks
+        sheets = [self.out / "overlays" / task / f"{picture.name}.{self.overlay}" for task in drawn]
+        return [*maps, *sheets, self.result(picture)]
+
+
+@dataclass
+class Predicted:
+    """What `predict` did, and in which folder.
+
+    Attributes:
+        made, cached: images whose results were written, now or before.
+        failed: (image file, reason) of those that could not be used.
+        images: the image file of each result, and the files that were written of it.
+    """
+
+    folder: Path
+    fingerprint: str
+    made: int = 0
+    cached: int = 0
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    images: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self) -> None:
+        """Says how it ended. Raises PartialError when images could not be used."""
+        if not self.made and not self.failed:
+            say(f"predict: nothing to do, {self.cached} images are done")
+            return
+        kept = f", {self.cached} were done before" if self.cached else ""
+        say(f"predict: {self.made} images in {self.seconds:.0f} s{kept}: {self.folder}")
+        if self.failed:
+            of = self.made + self.cached + len(self.failed)
+            raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
+
 
 def find_pictures(given: Sequence[Path]) -> list[Picture]:
     """Image files as given, and those in folders (and folders in them), in this order; each once.
@@ -102,41 +139,39 @@ def find_pictures(given: Sequence[Path]) -> list[Picture]:
 
 def predict(
     pictures: Sequence[Picture], build: Callable[[], Predictor], wish: Wish, overwrite: bool = False
-) -> tuple[int, int]:
+) -> Predicted:
     """Writes the results of every image that has none yet. An image that cannot be used is reported in a line.
 
     Args:
         build: makes the predictor; called only when there is something to do.
         overwrite: make all anew.
-    Returns:
-        how many images were made, and how many were done before.
     Raises:
         IncompatibleError: `wish.out` holds results of other networks or settings.
-        PartialError: some images could not be used.
     """
     began = time.monotonic()
     waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(wish, p)]
-    before = len(pictures) - len(waiting)
-    if not waiting:
-        say(f"predict: nothing to do, {before} images are done")
-        return 0, before
-    predictor = build()
+    done = Predicted(wish.out, wish.fingerprint, cached=len(pictures) - len(waiting))
+    if waiting:
+        _make_all(waiting, build(), wish, done)
+        done.seconds = time.monotonic() - began
+    unusable = {path for path, _ in done.failed}
+    done.images = [{"image": p.path, "files": wish.files(p)} for p in pictures if p.path not in unusable]
+    return done
+
+
+def _make_all(waiting: Sequence[Picture], predictor: Predictor, wish: Wish, done: Predicted) -> None:
     predictor.check_tasks(wish.tasks)
     write_json(wish.out / "classes.json", class_list(predictor.spec))
-    failed = 0
     with progress("predict", len(waiting)) as bar:
         for picture in waiting:
             try:
                 _make(predictor, picture, wish)
             except InputError as error:
-                failed += 1
+                done.failed.append((picture.path, error.message))
                 say(f"failed: {error.message}")
+            else:
+                done.made += 1
             bar.advance()
-    made, kept = len(waiting) - failed, f", {before} were done before" if before else ""
-    say(f"predict: {made} images in {time.monotonic() - began:.0f} s{kept}: {wish.out}")
-    if failed:
-        raise PartialError(f"predict: {failed} of {len(pictures)} images failed", "The lines above say why")
-    return made, before
 
 
 def _finished(wish: Wish, picture: Picture) -> bool:

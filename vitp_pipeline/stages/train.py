@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,57 @@ if TYPE_CHECKING:
     from vitp_pipeline.classifier.model import PointViT
 
 
-def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Path:
-    """Trains RUN/classifier/NAME, or carries on where it was stopped.
+@dataclass(frozen=True)
+class Training:
+    """What a training did, and in which folder.
 
-    Args:
-        team: all its processes call this; process 0 writes and reports.
-    Returns:
-        The path of model.safetensors.
+    Attributes:
+        made, cached: images that were trained on, now or before.
+        failed: (image id, reason) of those that could not be read.
+        unlabelled: ids of those without any label.
+        classifier: model.safetensors.
+    """
+
+    made: int
+    cached: int
+    failed: list[tuple[str, str]]
+    unlabelled: list[str]
+    seconds: float
+    folder: Path
+    fingerprint: str
+    classifier: Path
+
+    def report(self) -> None:
+        """Names what was left out. Raises PartialError when images could not be read."""
+        for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabelled)][:10]:
+            say(f"  left out: {image_id}: {reason}")
+        if self.failed:
+            raise PartialError(
+                f"train-classifier: trained without {len(self.failed)} images that cannot be read",
+                "Mend them and train again under another --name",
+            )
+
+
+def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Path:
+    """Trains, and reports; returns the path of model.safetensors.
+
     Raises:
         PartialError: trained, but without images that could not be read.
         UserError: any of its other kinds.
+    """
+    training = train(recipe, settings, data_root, out, team)
+    if training is not None:
+        training.report()
+    return out / "classifier" / settings.name / "model.safetensors"
+
+
+def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Training | None:
+    """Trains RUN/classifier/NAME, or carries on where it was stopped.
+
+    Args:
+        team: all its processes call this; process 0 writes and has something to report, the others return None.
+    Raises:
+        UserError: any of its kinds but PartialError.
     """
     mixture = check_settings(settings)
     dataset = Dataset(recipe.manifest, data_root, settings.split)
@@ -60,7 +101,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
         if (fingerprint := team.share(None)) is not None:
             with finishing():
                 _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None)
-        return folder / "model.safetensors"
+        return None
     digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
     identity = {
         "stage": "classifier",
@@ -75,7 +116,7 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
     run = create_or_check(folder, identity, dataset.image_ids)
-    done = folder / "done.json"
+    done, began, made = folder / "done.json", time.monotonic(), False
     if there(done):
         team.share(None)
         _tidy(folder, settings)  # the task that finished it may have been killed before it had
@@ -86,8 +127,19 @@ def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, o
                 discard(leaving)
             if team.share(None if there(done) else run.fingerprint):  # else another task has finished it meanwhile
                 _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock)
-    _report_left_out(read_json(done)["left_out"])
-    return folder / "model.safetensors"
+                made = True
+    known = read_json(done)
+    left_out = known["left_out"]
+    return Training(
+        made=known["images"] if made else 0,
+        cached=0 if made else known["images"],
+        failed=[(image_id, reason) for image_id, reason in left_out.items() if reason != NO_LABEL],
+        unlabelled=[image_id for image_id, reason in left_out.items() if reason == NO_LABEL],
+        seconds=time.monotonic() - began if made else 0.0,
+        folder=folder,
+        fingerprint=run.fingerprint,
+        classifier=folder / "model.safetensors",
+    )
 
 
 def check_settings(settings: TrainSettings) -> Mixture:
@@ -105,18 +157,6 @@ def check_settings(settings: TrainSettings) -> Mixture:
     if settings.prompt == "mask" and (settings.data != TrainSettings.data or settings.sampling == "instance-balanced"):
         raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
     return mixture
-
-
-def _report_left_out(left_out: dict[str, str]) -> None:
-    """Raises PartialError when images could not be read; those without any label are only named."""
-    for image_id, reason in list(left_out.items())[:10]:
-        say(f"  left out: {image_id}: {reason}")
-    unreadable = sum(reason != NO_LABEL for reason in left_out.values())
-    if unreadable:
-        raise PartialError(
-            f"train-classifier: trained without {unreadable} images that cannot be read",
-            "Mend them and train again under another --name",
-        )
 
 
 def _train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitp_pipeline.datasets.prepare import ade20k, cityscapes, coco
@@ -23,7 +24,36 @@ PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
 SPLITS = {"cityscapes": ("train", "val", "test", "train_extra")}
 
 
-def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = None, workers: int = 1) -> None:
+@dataclass(frozen=True)
+class Product:
+    """What was made of one product for one split.
+
+    Attributes:
+        written: files. kept: how many were there before.
+        failed: why some could not be made.
+    """
+
+    product: str
+    split: str
+    written: list[Path]
+    kept: int
+    failed: list[str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The products for which there was something to make them from, and the errors that some ended with."""
+
+    products: list[Product]
+    errors: list[PartialError]
+
+    def report(self) -> None:
+        """Raises PartialError when some source files are broken."""
+        if self.errors:
+            raise PartialError("; ".join(error.message for error in self.errors), self.errors[0].mend)
+
+
+def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = None, workers: int = 1) -> Prepared:
     """Makes a dataset's derived files. What exists is kept; a file appears whole or not at all.
 
     Args:
@@ -33,7 +63,6 @@ def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = 
     Raises:
         UsageError: no such dataset, product or split.
         InputError: nothing to make them from.
-        PartialError: some source files are broken.
         StorageError: the file system refuses.
     """
     if dataset not in PRODUCTS:
@@ -45,20 +74,19 @@ def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = 
         raise UsageError(f"--split {split}: {dataset} has no such split", f"It has: {', '.join(splits)}")
     if not data_root.is_dir():
         raise InputError(f"{data_root}: this data root is not a folder", "Give the dataset's folder as --data-root")
-    made_any, lacking, failed = False, [], []
+    products, lacking, errors = [], [], []
     for name in only or known:
         for part in (split,) if split else splits:
             work = Work(dataset, name, part, data_root, workers)
             try:
                 known[name](work)
             except PartialError as error:
-                failed.append(error)
-            made_any = made_any or work.found
+                errors.append(error)
             if work.found:
-                say(f"prepare {dataset} {name} {part}: {work.made} files made, {work.kept} were there")
+                products.append(Product(name, part, sorted(work.made), work.kept, work.broken))
+                say(f"prepare {dataset} {name} {part}: {len(work.made)} files made, {work.kept} were there")
             elif work.needs:
                 lacking.append(work.needs)
-    if failed:
-        raise PartialError("; ".join(error.message for error in failed), failed[0].mend)
-    if not made_any:
+    if not products and not errors:
         raise InputError(f"{data_root}: {dataset} has no {lacking[0]} to make anything from", "Check --data-root")
+    return Prepared(products, errors)

@@ -43,7 +43,8 @@ class Work:
     """One product of one split.
 
     Attributes:
-        made, kept: files.
+        made: files that were written. kept: how many were there.
+        broken: why some could not be made.
         found: whether there was anything to make it from.
         needs: what that would be.
     """
@@ -53,7 +54,9 @@ class Work:
         self.manifest = "coco-panoptic" if dataset == "coco" else dataset
         self.spec = load_manifest(self.manifest)
         self.places = Places(root, self.spec.roots)
-        self.made = self.kept = 0
+        self.made: list[Path] = []
+        self.kept = 0
+        self.broken: list[str] = []
         self.found, self.needs = False, ""
         self._counting = threading.Lock()
 
@@ -80,8 +83,10 @@ class Work:
             made = content()
             write_whole(path, lambda unfinished: fill(unfinished, made))
         with self._counting:
-            self.kept += there
-            self.made += not there
+            if there:
+                self.kept += 1
+            else:
+                self.made.append(path)
 
     def each(self, items: list[Source], make: Callable[[Source], Any]) -> list[Any]:
         """`make` of every item, in order, in threads.
@@ -105,6 +110,7 @@ class Work:
                     results.append(result)
                     bar.advance()
         if broken:
+            self.broken += sorted(broken)
             for reason in sorted(broken)[:10]:
                 say(f"  broken: {reason}")
             raise PartialError(

@@ -1,0 +1,50 @@
+"""What a command did, for a program: `--json`, one document on standard output and nothing else there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from vitp_pipeline.artifacts.places import shown
+from vitp_pipeline.errors import UserError
+
+
+class Document:
+    """What a command has to say when it ends. Made by `documented()`."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+
+    def give(self, done: Any = None, **more: Any) -> None:
+        """Adds the fields of a dataclass, and whatever else is named, with paths as people write them."""
+        fields = asdict(done) if is_dataclass(done) and not isinstance(done, type) else {}
+        self.content |= fields | more
+
+
+@contextmanager
+def documented(wanted: bool) -> Iterator[Document]:
+    """A document that is printed, where `wanted`, when the block ends: well, or with a UserError after it was given.
+
+    A command that fails before it has done anything gives nothing, so nothing is printed. What the block, or a library
+    that it calls, prints meanwhile goes to standard error.
+    """
+    document = Document()
+    if not wanted:
+        yield document
+        return
+    try:
+        with redirect_stdout(sys.stderr):
+            yield document
+    except UserError:
+        if document.content:
+            _print(document.content)
+        raise
+    _print(document.content)
+
+
+def _print(content: dict[str, Any]) -> None:
+    print(shown(json.dumps(content, indent=2, default=str)), flush=True)
