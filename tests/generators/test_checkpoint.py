@@ -120,10 +120,11 @@ def test_truncated_file(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [torch.zeros(1)], {}])
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"m\nodel": 3}, {"state_dict": {}}, [torch.zeros(1)], {}])
 def test_no_weights(tmp_path: Path, content: object) -> None:
-    with pytest.raises(InputError, match="holds no state_dict"):
+    with pytest.raises(InputError, match="holds no state_dict") as info:
         read_checkpoint(saved(tmp_path / "none.pth", content))
+    assert "\n" not in info.value.message
 
 
 def test_wrong_shape_is_named(tmp_path: Path) -> None:
