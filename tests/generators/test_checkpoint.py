@@ -123,7 +123,7 @@ def test_truncated_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [torch.zeros(1)], {}])
 def test_no_weights(tmp_path: Path, content: object) -> None:
-    with pytest.raises(InputError, match="holds no state_dict.* Give a file of weights"):
+    with pytest.raises(InputError, match=r"holds no state_dict.* Give a file of weights"):
         read_checkpoint(saved(tmp_path / "none.pth", content))
 
 
