@@ -311,7 +311,8 @@ class Recipe:
             UsageError: a key is missing, or a value has the wrong type or is not among its choices.
         """
         name = next(n for n, k in TABLES.items() if k is kind)
-        values = {**self.tables.get(name, {}), **{k: v for k, v in overrides.items() if v is not None}}
+        given = {k: v for k, v in overrides.items() if v is not None}
+        values = {**self.tables.get(name, {}), **given}
         if kind in (ProposalSettings, TrainSettings) and isinstance(values.get("preset"), str) and values["preset"]:
             values = {**load_preset(values["preset"]), **values}
         if kind is ProposalSettings:
@@ -320,7 +321,8 @@ class Recipe:
         for key in values:
             if key not in fields:
                 raise UsageError(f"[{name}] has no key {key!r}", _meant(key, fields))
-        return _settings(kind, values, f"{self.path}: [{name}]")
+        said_here = dict.fromkeys(given, f"on the command line: [{name}]")
+        return _settings(kind, values, f"{self.path}: [{name}]", said_here)
 
     def find_file(self, text: str, data_root: Path) -> Path:
         """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.
@@ -334,8 +336,11 @@ class Recipe:
         for candidate in (self.path.parent / path, Path.cwd() / path):
             if candidate.is_file():
                 return candidate
-        mend = "Give --data-root" if path.parts[:1] == ("--data-root",) else "Correct the recipe"
-        raise InputError(f"{path}: this file, named in {self.path.name}, does not exist", mend)
+        mend = f"Correct it in {self.path.name}, or the flag"
+        if path.parts[:1] == ("--data-root",):
+            mend = f"Give --data-root; {self.path.name} names a file there"
+        places = "" if path.is_absolute() else ", neither beside the recipe nor here"
+        raise InputError(f"{path}: this file does not exist{places}", mend)
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
@@ -405,14 +410,15 @@ def _meant(word: str, known: list[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}"
 
 
-def _settings(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+def _settings(kind: type[Settings], values: dict[str, Any], where: str, elsewhere: dict[str, str]) -> Settings:
+    """The values, checked. `where` they were said is for messages; for some keys it was `elsewhere`."""
     checked = {}
     for field in dataclasses.fields(kind):
         if field.name not in values:
             if field.default is dataclasses.MISSING:
                 raise UsageError(f"{where} needs the key {field.name!r}", field.metadata["help"])
             continue
-        checked[field.name] = _typed(field, values[field.name], where)
+        checked[field.name] = _typed(field, values[field.name], elsewhere.get(field.name, where))
     return kind(**checked)
 
 
@@ -430,10 +436,26 @@ def _typed(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     else:
         good = isinstance(value, int) and not isinstance(value, bool)
     if not good:
-        raise UsageError(f"{where} {field.name} = {value!r} has the wrong type", field.metadata["help"])
+        shown = list(value) if isinstance(value, tuple) else value
+        about = field.metadata["help"]
+        raise UsageError(
+            f"{where} {field.name} = {shown!r} has the wrong type: it takes {_type_name(field.default)}",
+            about and f"It is: {about}",
+        )
     field.metadata["limits"].check(field.name, value, where)
     _check_more(field.name, value, where)
     return value
+
+
+def _type_name(default: Any) -> str:
+    """What a field of this default takes, for people; as `_typed` has it."""
+    if default is dataclasses.MISSING or isinstance(default, str):
+        return "text"
+    if isinstance(default, tuple):
+        kind = type(default[0]) if default else int
+        names = {str: 'words, like ["a", "b"]', float: "numbers, like [0.5, 1.0]", int: "whole numbers, like [9, 10]"}
+        return f"a list of {'two ' if len(default) == 2 and kind is not str else ''}{names[kind]}"
+    return {bool: "true or false", float: "a number", int: "a whole number"}[type(default)]
 
 
 def _elements_fit(value: tuple[Any, ...], default: tuple[Any, ...]) -> bool:

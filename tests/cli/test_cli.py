@@ -86,6 +86,13 @@ def test_no_arguments_show_the_help(vitp) -> None:
     assert code == 2 and "generate-proposals" in out + err
 
 
+def test_version_is_the_installed_one(vitp) -> None:
+    from importlib.metadata import version
+
+    assert vitp("--version") == (0, f"vitp {version('vitp-pipeline')}\n", "")
+    assert "--version" in vitp("--help")[1]
+
+
 IN = ["--data-root", "nowhere", "--out", "out"]
 
 
@@ -102,6 +109,14 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["evaluate", "camvid", *IN, "--alpha", "1.5"], 2, ["1.5", "[0, 1]"]),
         (["evaluate", "camvid", *IN, "--alpha", "half"], 2, ["half", "0:1:0.1"]),
         (["evaluate", "camvid", *IN, "--shard", "8/8"], 2, ["8/8"]),
+        (
+            ["train-classifier", "camvid", *IN, "--set", "lr=abc"],
+            2,
+            ["command line", "lr = 'abc'", "it takes a number"],
+        ),
+        (["train-classifier", "camvid", *IN, "--set", "flip=1"], 2, ["true or false"]),
+        (["train-classifier", "camvid", *IN, "--set", "image_size=9"], 2, ["a list of two whole numbers"]),
+        (["train-classifier", "camvid", *IN, "--set", "data=1"], 2, ["a list of words"]),
         (["classify", "camvid", *IN, "--batch-size", "0"], 2, ["batch_size", "positive"]),
         (["generate-proposals", "camvid", *IN], 3, ["nowhere", "--data-root"]),
         (["train-classifier", "camvid", *IN], 3, ["nowhere"]),

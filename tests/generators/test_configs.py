@@ -34,6 +34,13 @@ def test_unknown_name_lists_close_ones() -> None:
         resolve_config("mask2former_swin-t_8xb2-160k_ade20k-512x51")
 
 
+@pytest.mark.parametrize("name", ["nope.py", "./nope.py", "models/nope", "/a/b/nope", "nope"])
+def test_names_that_are_close_by_chance_are_not_listed(name: str) -> None:
+    with pytest.raises(InputError) as info:
+        resolve_config(name)
+    assert "Close names" not in str(info.value) and "path" in info.value.mend
+
+
 def test_ambiguous_name_lists_its_files() -> None:
     with pytest.raises(InputError, match=r"mmseg::_base_/default_runtime\.py.*mmdet::_base_/default_runtime"):
         resolve_config("_base_/default_runtime")

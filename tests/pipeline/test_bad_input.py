@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -114,6 +115,42 @@ def test_recipe_and_flags(damaged: Project, tmp_path: Path, vitp) -> None:
     code, text = vitp("generate-proposals", *_words(damaged, out))
     assert code == 2 and "'partsize'" in text and "'part_size'" in text
     assert not out.exists()
+
+
+@pytest.mark.parametrize("stage", ["generate-proposals", "train-classifier"])
+def test_no_folder_can_be_made(stage: str, project: Project, tmp_path: Path, vitp) -> None:
+    (tmp_path / "file").touch()
+    for out in ("/proc/x", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        code, text = vitp(stage, *_words(project, Path(out)))
+        assert code == 8 and str(out) in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_permission_to_look(
+    stage: str, project: Project, copied: Path, vitp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may not search a folder gets an error from the first look into it; root may, so it is acted."""
+    stat = os.stat
+
+    def refusing(path, *more, **named):
+        if str(path).startswith(str(copied)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *more, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    code, text = vitp(stage, *_words(project, copied))
+    monkeypatch.undo()
+    assert code == 8 and "no permission" in text and str(copied) in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["classify", "evaluate"])
+def test_other_classifiers_are_named(stage: str, project: Project, copied: Path, vitp) -> None:
+    for name in ("seed0", "seed1"):
+        shutil.copytree(copied / "classifier/default", copied / "classifier" / name)
+    (copied / "classifier/seed1/model.safetensors").unlink()  # its training has not ended
+    shutil.rmtree(copied / "classifier/default")
+    code, text = vitp(stage, *_words(project, copied))
+    assert code == 5 and "default" in text and "--name: seed0;" in text
 
 
 def test_other_settings(project: Project, copied: Path, damaged: Project, vitp) -> None:

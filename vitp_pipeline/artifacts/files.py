@@ -31,6 +31,7 @@ _REFUSALS = {
     errno.ENOTDIR: ("a file is in the way of a folder", "Choose another --out"),
     errno.EEXIST: ("a file is in the way of a folder", "Choose another --out"),
     errno.EISDIR: ("a folder is in the way of a file", "Choose another name"),
+    errno.EOPNOTSUPP: ("no folder can be made here", "Choose another --out"),  # as make_folder says
     errno.EFBIG: ("the file would be larger than allowed here", "Raise `ulimit -f` and run the same command again"),
 }
 
@@ -52,6 +53,19 @@ def refusals(path: Path) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             reason = f"{reason} ({_free_space(path)})"
         raise StorageError(f"{path}: {reason}", mend) from error
+
+
+def refusal(error: OSError) -> StorageError | None:
+    """What a file system refused where nobody watched for it, looking at or reading a file, say; None of other errors,
+    which are bugs.
+    """
+    if error.filename is None:
+        return None
+    if isinstance(error, PermissionError):
+        return StorageError(f"{error.filename}: no permission", "Change the permissions, or name another place")
+    if error.errno == errno.ENAMETOOLONG:
+        return StorageError(f"{error.filename}: a longer name than the file system takes", "Choose a shorter one")
+    return None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

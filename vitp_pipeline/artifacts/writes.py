@@ -8,6 +8,7 @@ Before each such step the function of `watched` is called, if there is one. The 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -69,10 +70,13 @@ class _File(io.FileIO):
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those it lies in, unless they are there."""
+    """Makes a folder and those it lies in, unless they are there. OSError EOPNOTSUPP where there can be none."""
     if not path.is_dir():
         _at(Step.MAKE_FOLDER, path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # of the folder it lies in, which was made or is there: so /proc refuses
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(path)) from error
 
 
 def new_file(path: Path) -> io.BufferedWriter:

@@ -37,6 +37,11 @@ def import_official(
 
 def export_official(file: Path, out: Path) -> None:
     """Writes a classifier of vitp in the released layout. Raises IncompatibleError when it has no place there."""
+    model = load_classifier(file)
+    try:
+        state = to_official(model)
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
     content = io.BytesIO()
-    torch.save(to_official(load_classifier(file)), content)
+    torch.save(state, content)
     write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))

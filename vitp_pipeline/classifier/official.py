@@ -23,6 +23,7 @@ ARCHITECTURES = {
 """timm names by (D, number of blocks)."""
 
 _POINT_LAYER = "cls_embeddings.weight"
+_MEND = "Give a released ViT-P .pth; files of other makes need --as, see `vitp import-checkpoint --help`"
 
 
 def from_official(
@@ -39,15 +40,21 @@ def from_official(
     """
     for key in ("pos_embed", _POINT_LAYER, "head.weight", "head.bias", "patch_embed.proj.weight"):
         if key not in state:
-            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}")
+            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}", _MEND)
     width = state["pos_embed"].shape[2]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     if (width, depth) not in ARCHITECTURES:
-        raise IncompatibleError(f"a released ViT-P of width {width} and {depth} blocks is not known")
+        raise IncompatibleError(
+            f"a released ViT-P of width {width} and {depth} blocks is not known",
+            f"Known are: {', '.join(f'{w} and {d}' for w, d in ARCHITECTURES)}",
+        )
     count = len(state["head.bias"])
     names = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(count))
     if len(names) != count:
-        raise IncompatibleError(f"the checkpoint names {count} classes, {len(names)} names are given")
+        raise IncompatibleError(
+            f"the checkpoint names {count} classes, {len(names)} names are given",
+            "Give the --manifest it was trained on",
+        )
     model = PointViT(
         ModelConfig(
             backbone=ARCHITECTURES[width, depth],
@@ -62,7 +69,9 @@ def from_official(
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
-        raise IncompatibleError(f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}") from error
+        raise IncompatibleError(
+            f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}", _MEND
+        ) from error
     return model.eval()
 
 
@@ -83,7 +92,10 @@ def to_official(model: PointViT) -> dict[str, Tensor]:
         and (model.backbone.embed_dim, model.depth) in ARCHITECTURES
     )
     if not fits:
-        raise IncompatibleError("this classifier has parts that the released layout has no place for")
+        raise IncompatibleError(
+            "this classifier has parts that the released layout has no place for",
+            "Train one with the paper's point_token, attention, head and norm",
+        )
     state = {}
     for key, value in model.state_dict().items():
         if key == "point_layer.weight":

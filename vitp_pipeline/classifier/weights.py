@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def load_classifier(path: str | Path) -> PointViT:
     except (SafetensorError, OSError) as error:
         raise CorruptError(f"{path}: damaged ({error})", "Train it anew, or copy it again") from error
     if text is None:
-        raise InputError(f"{path}: not a classifier of vitp (its metadata do not say so)")
+        raise InputError(
+            f"{path}: not a classifier of vitp (its metadata do not say so)", "Released files: `vitp import-checkpoint`"
+        )
     try:
         model = make_classifier(ModelConfig.from_json(text))
         if model.point_slot is not None:  # without one, a file of before there were such slots
@@ -72,7 +75,8 @@ def load_classifier(path: str | Path) -> PointViT:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise IncompatibleError(
-            f"{path}: its tensors do not fit its configuration ({' '.join(str(error).split())[:300]})"
+            f"{path}: its tensors do not fit its configuration ({' '.join(str(error).split())[:300]})",
+            "Copy it again, or train or import it anew with this version",
         ) from error
     return model.eval()
 
@@ -84,16 +88,20 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         InputError: missing, not such a file, or a pickle that wants more than tensors.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file", "Correct the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways, all of them the file's
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be read as weights ({reason})") from error
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in it
+            reason = "no file of torch.save, or one of more than tensors"
+        raise InputError(
+            f"{path}: cannot be read as weights ({reason})", "Give a .pth or .safetensors file that is whole"
+        ) from error
     for key in ("state_dict", "model", "teacher"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no table of weights", "Give the backbone's weights, not a training state")
+        raise InputError(f"{path}: holds no table of weights", "Give the weights alone, not a training state")
     return state

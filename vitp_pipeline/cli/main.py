@@ -6,10 +6,11 @@ Nothing heavy is imported here: `vitp --help` must answer at once.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from vitp_pipeline.artifacts.files import refusal
 from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.cli import (
     check_dataset,
@@ -56,6 +57,26 @@ The four stages, in order:
 Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
 Begin with `vitp demo`.""",
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version of the installed package and ends, if that is wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vitp {version('vitp-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and end.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Flags that stand before the command; `show_version` has seen to the one there is."""
+
+
 for module in (
     generate_proposals,
     train_classifier,
@@ -101,6 +122,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
+        if isinstance(error, OSError) and (refused := refusal(error)) is not None:
+            print(f"vitp: {shown(str(refused))}", file=sys.stderr)
+            sys.exit(refused.exit_code)
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _show_usage_error(error)
             sys.exit(error.exit_code)

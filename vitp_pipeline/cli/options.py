@@ -50,7 +50,8 @@ Shard = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images at once; changes no result.")]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Make the parts that hold failed images anew, e.g. after mending files.")
+    bool,
+    typer.Option("--retry-failed", help="Make the images that failed anew, and no others, e.g. after mending files."),
 ]
 Changes = Annotated[
     list[str] | None,

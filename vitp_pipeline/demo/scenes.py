@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.artifacts.writes import make_folder
+
 SIZE = (192, 256)
 VOID_ID = 0
 MIN_AREA = 100
@@ -347,7 +350,8 @@ def draw_scenes(root: Path, split: str, count: int, seed: int, size: tuple[int, 
     """
     image_dir, panoptic_dir = root / "images" / split, root / f"panoptic_{split}"
     for folder in (image_dir, panoptic_dir, root / "annotations"):
-        folder.mkdir(parents=True, exist_ok=True)
+        with refusals(folder):
+            make_folder(folder)
     images, annotations = [], []
     for index in range(count):
         scene = draw_scene(seed, split, index, size)

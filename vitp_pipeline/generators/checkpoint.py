@@ -22,6 +22,8 @@ from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.generators.numpy_pickle import read_numpy_pickle
 
 SHOWN = 5
+AGAIN = "Copy or fetch it again: it may be cut off, or no such file at all"
+WANTED = "Give a file of weights: tensors by name, alone or as its state_dict or model"
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: checkpoint not found")
+        raise InputError(f"{path}: checkpoint not found", "Correct the path")
     if path.suffix == ".safetensors":
         content, meta = _read_safetensors(path)
     else:
         content, meta = _weights_of(read_numpy_pickle(path) if path.suffix == ".pkl" else _read_pickle(path), path)
     if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
         shown = " ".join(", ".join(map(str, list(content)[:SHOWN])).split()) or "nothing"
-        raise InputError(f"{path}: holds no state_dict (it has {shown})")
+        raise InputError(f"{path}: holds no state_dict (it has {shown})", WANTED)
     return Checkpoint(path, _without_prefix(content, "module."), _class_names(meta))
 
 
@@ -94,12 +96,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
             meta = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+        raise InputError(f"{path}: not a readable safetensors file ({error})", AGAIN) from error
     if "classes" in meta:  # safetensors metadata is text: a JSON list
         try:
             meta["classes"] = json.loads(meta["classes"])
         except ValueError as error:
-            raise InputError(f"{path}: its 'classes' metadata is not JSON") from error
+            raise InputError(
+                f"{path}: its 'classes' metadata is not JSON", "Write it as a JSON list of names"
+            ) from error
     return tensors, {"dataset_meta": meta}
 
 
@@ -111,19 +115,19 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|Unsupported class|function|module) ([\w.]+)", str(error))
         if wanted is None:
-            raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+            raise InputError(f"{path}: not a readable checkpoint (no file of torch.save)", AGAIN) from error
         raise InputError(
             f"{path}: refused: its pickle asks for {wanted[1]}, which is not data",
             mend="If you trust the file, save its state_dict alone and use that",
         ) from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})") from error
+        raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})", AGAIN) from error
     return content
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no state_dict (it is a {type(content).__name__})")
+        raise InputError(f"{path}: holds no state_dict (it is a {type(content).__name__})", WANTED)
     for key in ("state_dict", "model"):
         inner = content.get(key)
         if isinstance(inner, dict):

@@ -45,9 +45,17 @@ def resolve_config(name_or_path: str | Path) -> Path:
         listed = ", ".join(_display_name(file) for file in found[:5])
         raise InputError(f"config name '{text}' means several files: {listed}", mend="Write one of these")
     names = sorted({file.stem for file in known})
-    near = difflib.get_close_matches(wanted[-1].removesuffix(".py"), names, n=5, cutoff=0.5)
-    mend = "Close names: " + ", ".join(near) if near else "Give the path of a config file"
+    cutoff = 0.8 if _is_path(text) else 0.6  # a path that does not exist is like names by chance
+    near = difflib.get_close_matches(wanted[-1].removesuffix(".py"), names, n=5, cutoff=cutoff)
+    mend = (
+        "Close names: " + ", ".join(near) if near else "Give the path of a file that is there, or see `vitp generators`"
+    )
     raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", mend=mend)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text rather means a file than the name of a config."""
+    return "::" not in text and (text.endswith(".py") or text.startswith(("/", ".", "~")) or text.count("/") > 1)
 
 
 def config_sources(path: str | Path) -> list[Path]:

@@ -15,7 +15,7 @@ from vitp_pipeline.artifacts.writes import make_folder, rename
 from vitp_pipeline.errors import IncompatibleError, StorageError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.generators.checkpoint import first_of, read_checkpoint
-from vitp_pipeline.generators.detectron2_names import Layout, modern, renamed
+from vitp_pipeline.generators.detectron2_names import OTHER_MODEL, Layout, modern, renamed
 from vitp_pipeline.generators.detectron2_sizes import backbone_of, check_layout, config_of
 from vitp_pipeline.generators.hf_backbones import register_backbones
 from vitp_pipeline.generators.hf_models import quietly
@@ -77,7 +77,10 @@ def converted(
         config = config_of(state, layout, dilations)
     if classes is not None:
         if len(classes) != config.num_labels:
-            raise IncompatibleError(f"names {config.num_labels} classes, {len(classes)} names are given")
+            raise IncompatibleError(
+                f"names {config.num_labels} classes, {len(classes)} names are given",
+                "Give the --manifest it was trained on",
+            )
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
     register_backbones()
@@ -119,7 +122,7 @@ def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     faults += [f"left over {first_of(left_over)}"] if left_over else []
     faults += [f"of other shapes: {first_of(shapes, '; ')}"] if shapes else []
     if faults:
-        raise IncompatibleError(f"tensors {', and '.join(faults)}", mend="The file may be of another model")
+        raise IncompatibleError(f"tensors {', and '.join(faults)}", mend=OTHER_MODEL)
 
 
 def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] | None) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.generators.checkpoint import first_of
 
+OTHER_MODEL = "The file may be of another model: see the table of docs/generators/oneformer.md"
+
 
 class Layout(StrEnum):
     """Which of the two models a file holds."""
@@ -184,14 +186,16 @@ def renamed(state: Mapping[str, Tensor], layout: Layout, backbone: str) -> dict[
             unknown.append(name)
         elif len(targets) > 1:
             if tensor.shape[0] % len(targets):
-                raise IncompatibleError(f"{name} {tuple(tensor.shape)} cannot be cut into {len(targets)} equal parts")
+                raise IncompatibleError(
+                    f"{name} {tuple(tensor.shape)} cannot be cut into {len(targets)} equal parts", OTHER_MODEL
+                )
             found |= {target: part.clone() for target, part in zip(targets, tensor.chunk(len(targets)), strict=True)}
         elif targets:
             found[targets[0]] = tensor
     if unknown:
         raise IncompatibleError(
             f"not in a {layout.removesuffix('-d2')} with a {backbone} backbone: {first_of(unknown)}",
-            mend="The file may be of another model",
+            mend=OTHER_MODEL,
         )
     return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ConvNextConfig, DinatConfig, Mask2FormerConfig, OneFormerConfig, PreTrainedConfig, SwinConfig
 
 from vitp_pipeline.errors import IncompatibleError
-from vitp_pipeline.generators.detectron2_names import Layout
+from vitp_pipeline.generators.detectron2_names import OTHER_MODEL, Layout
 from vitp_pipeline.generators.hf_backbones import STAGES, InternImageConfig
 from vitp_pipeline.generators.published import SAY_DILATIONS
 
@@ -46,7 +46,8 @@ def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
     if not has[layout]:
         others = [other for other in Layout if has[other]]
         raise IncompatibleError(
-            f"holds no {layout.removesuffix('-d2')} of detectron2", mend=f"Use --as {others[0]}" if others else ""
+            f"holds no {layout.removesuffix('-d2')} of detectron2",
+            mend=f"Use --as {others[0]}" if others else OTHER_MODEL,
         )
 
 
@@ -99,7 +100,7 @@ class _Sizes:
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self.state:
-            raise IncompatibleError(f"lacks {name}")
+            raise IncompatibleError(f"lacks {name}", OTHER_MODEL)
         return tuple(self.state[name].shape)
 
     def rows(self, name: str) -> int:
@@ -167,7 +168,9 @@ def _internimage(sizes: _Sizes, _: Any) -> InternImageConfig:
     block = "backbone.levels.0.blocks.0."
     for name in (f"{block}dcn.center_feature_scale_proj_weight", f"{block}res_post_norm1.0.weight"):
         if name not in sizes.state:
-            raise IncompatibleError(f"lacks {name}: of InternImage only the huge one is known in OneFormer")
+            raise IncompatibleError(
+                f"lacks {name}: of InternImage only the huge one is known in OneFormer", OTHER_MODEL
+            )
     width = sizes.rows("backbone.patch_embed.norm2.1.weight")
     depths = sizes.depths("backbone.levels.#.blocks.#.norm1.0.weight")
     extra_norms = sizes.count("backbone.levels.2.post_norms.#.0.weight")

@@ -47,7 +47,9 @@ def _read(path: Path, unpickler: type[pickle.Unpickler], mend: str) -> Any:
         raise InputError(f"{path}: refused: its pickle asks for {error}, which is not data", mend) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
         reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {reason})") from error
+        raise InputError(
+            f"{path}: not a readable pickle ({type(error).__name__}: {reason})", "Copy or fetch it again"
+        ) from error
 
 
 class _Refused(pickle.UnpicklingError):
@@ -118,4 +120,6 @@ def _with_tensors(content: Any, path: Path) -> Any:
         )  # writable, and not the file's bytes
         return torch.from_numpy(native)
     except TypeError as error:
-        raise InputError(f"{path}: holds an array of {content.dtype}, which no tensor can be") from error
+        raise InputError(
+            f"{path}: holds an array of {content.dtype}, which no tensor can be", "Save its weights alone"
+        ) from error

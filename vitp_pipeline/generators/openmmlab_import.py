@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,11 +47,16 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
     try:
         weights, unused = with_new_names(checkpoint.state_dict, _decoder_order(head))
     except IncompatibleError as error:
-        raise IncompatibleError(f"{file}: {error.message}") from error
-    load_into(model, replace(checkpoint, state_dict=weights))  # for its checks: the model holds no numbers
+        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*which is a no-op")  # this is for its checks: the model holds no numbers
+        load_into(model, replace(checkpoint, state_dict=weights))
     classes = checkpoint.classes
     if classes is not None and len(classes) != head.num_classes:
-        raise IncompatibleError(f"{file}: names {len(classes)} classes, the model of {config} has {head.num_classes}")
+        raise IncompatibleError(
+            f"{file}: names {len(classes)} classes, the model of {config} has {head.num_classes}",
+            "Give the --config of this model",
+        )
 
     # A single key: safetensors writes several in random order.
     metadata = {"classes": json.dumps(classes)} if classes is not None else None
@@ -58,7 +64,7 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
     try:
         write_whole(out, lambda unfinished: save_file(tensors, unfinished, metadata))
     except SafetensorError as error:
-        raise StorageError(f"{out}: cannot be written ({error})") from error
+        raise StorageError(f"{out}: cannot be written ({error})", "Choose another --out") from error
     about = {"imported_from": file.name, "sha256": file_digest(file), "config": Path(config).name, "unused": unused}
     write_json(out.with_suffix(".json"), about)
     kept = len(checkpoint.state_dict) - len(unused)

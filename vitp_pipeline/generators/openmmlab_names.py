@@ -61,6 +61,9 @@ def with_new_names(
             continue
         new = new_name(name, decoder_order)
         if new in renamed:
-            raise IncompatibleError(f"two tensors would be called {new}, one of them is {name}")
+            raise IncompatibleError(
+                f"two tensors would be called {new}, one of them is {name}",
+                "The file mixes old names and new; save it anew",
+            )
         renamed[new] = tensor
     return renamed, unused

@@ -18,7 +18,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.places import files_in, folders_in, there
 from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
@@ -75,8 +75,18 @@ def classifier_file(recipe: Recipe, settings: ClassifySettings, data_root: Path,
         return recipe.find_file(settings.classifier, data_root)
     path = out / "classifier" / settings.name / "model.safetensors"
     if not there(path):
-        raise MissingStageError(f"{path}: no trained classifier", "Run `vitp train-classifier` first, or let it finish")
+        mend = "Run `vitp train-classifier` first, or let it finish"
+        if others := trained_classifiers(out):
+            named = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
+            mend = f"Choose one that is there with --name: {named}; or train this one first"
+        raise MissingStageError(f"{path}: no trained classifier", mend)
     return path
+
+
+def trained_classifiers(out: Path) -> list[str]:
+    """Names of a run's classifiers whose training has ended."""
+    folder = out / "classifier"
+    return [name for name in folders_in(folder) if "model.safetensors" in files_in(folder / name)]
 
 
 def classes_run(
