@@ -6,6 +6,8 @@
 network on frames that were read and resized before. Both in one process, alternating, with the same threads. Beside the
 ratio of images a second stands that of the seconds of the processor, over all threads: where the forward keeps every
 core busy, no overlapping gets beyond it.
+
+`--profile` times the steps beside the forward one by one instead, on one thread: what the other threads do meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.paired import Comparison, compare
@@ -62,6 +67,60 @@ class StageOne:
     def bare(self) -> None:
         for first in range(0, len(self.frames), self.batch):
             self.generator.forward(self.frames[first : first + self.batch])
+
+    def profile(self, repeats: int) -> dict[str, float]:
+        """Milliseconds of the processor an image takes in each step, the median of the repeats."""
+        import torch
+
+        from vitp_pipeline.artifacts.codec import MaskCodec, store_masks
+        from vitp_pipeline.artifacts.parts import ArrayWriter
+        from vitp_pipeline.artifacts.proposals import ProposalRecord, write_record
+        from vitp_pipeline.assemble.upsample import source_reach
+        from vitp_pipeline.generators.views import propose
+        from vitp_pipeline.stages.proposals import choose_points
+
+        maker, protocol = self.maker, self.generator.protocol
+        dataset, settings = maker.dataset, maker.settings
+        pictures = [dataset.read_image(dataset.sample(image)) for image in self.images]
+        found = [propose(self.generator, [picture], maker.plan.scales[0])[0] for picture in pictures]
+        masks = [f.mask_logits.float() for f in found]
+        present = [1 - f.class_logits.double().softmax(1)[:, -1].numpy() for f in found]
+        codec, threads = MaskCodec.of(settings), torch.get_num_threads()
+        torch.set_num_threads(1)
+        points = [choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)]
+        stored = [store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, present, found, strict=True)]
+        records = [
+            ProposalRecord(i, i, f.view, protocol, s.kept, 0.0, p, f.class_logits.numpy(), s.masks, loss=s.loss)
+            for i, f, s, p in zip(self.images, found, stored, points, strict=True)
+        ]
+
+        def write() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                writer = ArrayWriter(Path(folder) / "part.zarr.zip", {})
+                for record in records:
+                    write_record(writer, record)
+                writer.close()
+
+        steps = {
+            "read": lambda: [dataset.read_image(dataset.sample(image)) for image in self.images],
+            "resize": lambda: [self.generator.resize(picture) for picture in pictures],
+            "choose points": lambda: [
+                choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)
+            ],
+            "drop, floor, round": lambda: [
+                store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, present, found, strict=True)
+            ],
+            "compress, write": write,
+        }
+        taken = {name: statistics.median(_processor(step) for _ in range(repeats)) for name, step in steps.items()}
+        torch.set_num_threads(threads)
+        return {name: 1000 * seconds / len(self.images) for name, seconds in taken.items()}
+
+
+def _processor(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def results_of(found: Comparison, stage: StageOne, options: argparse.Namespace) -> dict:
@@ -114,6 +173,10 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
     with tempfile.TemporaryDirectory() as work:
         stage = StageOne(options, Path(work))
+        if options.profile:
+            rows = stage.profile(options.repeats)
+            print("| step | ms an image |", "|---|---:|", *(f"| {n} | {ms:.1f} |" for n, ms in rows.items()), sep="\n")
+            return
         found = compare(stage.ours, stage.bare, len(stage.images), options.repeats)
         results = results_of(found, stage, options)
     if options.json:
@@ -130,6 +193,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="keys of [generate-proposals]")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 = its own choice")
+    parser.add_argument("--profile", action="store_true", help="the steps beside the forward, one by one")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,10 @@ def test_the_benchmark_of_stage_one_runs(
     assert figures["ratio"] > 0 and figures["bytes_per_image"] > 0 and figures["settings"]["images"] == 2
     assert 0.2 < figures["cpu_ratio"] < 1.5 and len(figures["cpu_seconds"]["ours"]) == 1
     assert capsys.readouterr().out.count("|") == 18
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--profile"])
+    proposals.main()
+    table = dict(re.findall(r"\| (.*) \| ([0-9.]+) \|", capsys.readouterr().out))
+    assert len(table) == 5 and float(table["choose points"]) > 0
 
 
 def test_the_benchmark_of_semantic_maps_runs_on_real_and_drawn_logits(
