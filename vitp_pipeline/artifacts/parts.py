@@ -1,4 +1,4 @@
-"""A part: the results of some dozens of images, committed together.
+"""A part: the results of up to a thousand images or so, committed together.
 
     part-0003.zarr.zip      arrays, in a Zarr v3 group inside one zip file (one inode; each entry carries a CRC)
     part-0003.parquet       one row an image; its rename into place commits the part
