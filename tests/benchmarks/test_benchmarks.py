@@ -269,3 +269,23 @@ def test_a_row_of_the_transformers_generators(
     cells = [cell.strip() for cell in capsys.readouterr().out.strip().strip("|").split("|")]
     assert cells[0] == "tiny" and len(cells) == 5
     assert float(cells[2]) >= 0 and float(cells[4].removesuffix(" MiB")) > 0
+
+
+def test_the_benchmark_of_the_report_writes_a_page_of_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import report
+    from vitp_pipeline.demo.scenes import draw_scenes
+    from vitp_pipeline.recipe import TrainSettings, load_recipe
+    from vitp_pipeline.stages.train import train_classifier
+
+    for split in ("train", "val"):
+        draw_scenes(tmp_path, split, 2, seed=0)
+    recipe = load_recipe("demo")
+    train_classifier(recipe, recipe.stage(TrainSettings, epochs=1), tmp_path, tmp_path / "run")
+    model = tmp_path / "run/classifier/default/model.safetensors"
+    words = f"report demo --data-root {tmp_path} --classifier {model} --images 3 --keep {tmp_path}/pages"
+    monkeypatch.setattr(sys, "argv", words.split())
+    report.main()
+    assert "| 3 |" in capsys.readouterr().out
+    assert "3 images" in (tmp_path / "pages/3.html").read_text(encoding="utf-8")
