@@ -1,0 +1,106 @@
+"""Time, memory and size of `vitp report` by the number of images: those of a dataset, over and over.
+
+    python -m benchmarks.report coco-sample --data-root ../shared/data/coco --images 100 1000 \\
+        --classifier runs/coco/classifier/seed0/model.safetensors
+
+Every number of images is a dataset of copies that goes through the stages (generate-proposals, classify, evaluate) as
+any other. Timed is the command after them, a process of its own, libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.recipe import ProposalSettings, load_recipe
+
+VITP = [sys.executable, "-c", "from vitp_pipeline.cli.main import main; main()"]
+
+
+def repeated(recipe_name: str, data_root: Path, root: Path, count: int) -> None:
+    """Fills `root` with copies of the split, a COCO panoptic one: the first `count` images of an endless round."""
+    recipe = load_recipe(recipe_name)
+    split = recipe.stage(ProposalSettings).split
+    dataset, (listed, *_) = Dataset(recipe.manifest, data_root, split), recipe.manifest.splits[split].annotations
+    document = json.loads((data_root / listed).read_text())
+    images, annotations = [], []
+    by_id = {image["id"]: image for image in document["images"]}
+    for number, annotation in enumerate(islice(cycle(document["annotations"]), count)):
+        image = by_id[annotation["image_id"]]
+        sample = dataset.sample(str(image["id"]))
+        names = [f"{number:012d}{file.suffix}" for file in (sample.image, sample.label)]
+        for file, name in zip((sample.image, sample.label), names, strict=True):
+            place = (root / file.relative_to(data_root)).with_name(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        images.append(image | {"id": number, "file_name": names[0]})
+        annotations.append(annotation | {"image_id": number, "file_name": names[1]})
+    (root / listed).parent.mkdir(parents=True, exist_ok=True)
+    (root / listed).write_text(json.dumps(document | {"images": images, "annotations": annotations}))
+
+
+def measure(options: argparse.Namespace, count: int, folder: Path) -> dict:
+    """Seconds, peak memory (MiB) and size (MB) of the report on `count` images."""
+    root, run, page = folder / "data/set", folder / "run", folder / "report.html"
+    data_root = options.data_root.resolve()
+    repeated(options.recipe, data_root, root, count)
+    if (weights := data_root / "../../weights").exists():  # where recipes with weights of this machine look for them
+        (folder / "weights").symlink_to(weights.resolve())
+    where = [options.recipe, "--data-root", str(root), "--out", str(run), "--quiet"]
+    subprocess.run([*VITP, "generate-proposals", *where], check=True)
+    for stage in ("classify", "evaluate"):
+        subprocess.run([*VITP, stage, *where, "--classifier", str(options.classifier.resolve())], check=True)
+    start = time.perf_counter()
+    command = [*VITP, "report", str(run), "--data-root", str(root), "--out", str(page), "--quiet"]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit("vitp report failed")
+    return {
+        "images": count,
+        "seconds": time.perf_counter() - start,
+        "peak MiB": usage.ru_maxrss / 1024,
+        "MB": page.stat().st_size / 1e6,
+    }
+
+
+def table(figures: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| images | seconds | peak memory, MiB | page, MB |", "|---:|---:|---:|---:|"]
+    for f in figures:
+        lines.append(f"| {f['images']:,} | {f['seconds']:.1f} | {f['peak MiB']:.0f} | {f['MB']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="of a dataset in COCO's panoptic form")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--classifier", type=Path, required=True, help="a classifier of the recipe's classes")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the pages here, NUMBER.html")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    options = parser.parse_args()
+    figures = []
+    for count in options.images:
+        with tempfile.TemporaryDirectory() as name:
+            figures.append(measure(options, count, Path(name)))
+            if options.keep:
+                options.keep.mkdir(parents=True, exist_ok=True)
+                shutil.move(Path(name) / "report.html", options.keep / f"{count}.html")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    main()
