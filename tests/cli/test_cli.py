@@ -31,6 +31,7 @@ COMMANDS = (
     "export-results",
     "check-dataset",
     "prepare",
+    "generators",
     "doctor",
 )
 HEAVY = (
@@ -103,6 +104,9 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["evaluate", "camvid", *IN, "--nonsense"], 2, ["--nonsense", "vitp evaluate --help"]),
         (["evaluate", "camvid", "--out", "out"], 2, ["--data-root", "vitp evaluate --help"]),
         (["evaluate", *IN], 2, ["RECIPE"]),
+        (["evaluate", "camvid", "--data-root", "nowhere", "--out", ""], 2, ["--out is empty", "variable"]),
+        (["evaluate", "camvid", "--data-root=", "--out", "out"], 2, ["--data-root is empty", "variable"]),
+        (["status", ""], 2, ["an argument is empty"]),
         (["generate-proposals", "camvid", *IN, "--limit", "many"], 2, ["--limit", "integer"]),
         (["evaluate", "camvit", *IN], 3, ["camvit", "camvid"]),
         (["evaluate", "absent.toml", *IN], 3, ["absent.toml"]),

@@ -140,7 +140,7 @@ def test_the_page_of_a_comparison(both: list[StoredEvaluation], result: dict, tm
         go.Figure(json.loads(json.dumps(chart)))
     assert {"differences:fused", "alpha:mIoU"} <= set(data["charts"])
     table = next(t for t in reader.tables if t.get("id") == "differences")
-    shown = {(row[0][0], row[2]): row[3] for row in table["rows"][1:]}
+    shown = {(row[0][0], row[1]): row[2] for row in table["rows"][1:]}
     for row in result["differences"]:
         assert shown["B", row["metric"]] == f"{100 * row['estimate']:+.2f}".replace("-", "−")
     assert shown["C", "mIoU"] == "+0.00"

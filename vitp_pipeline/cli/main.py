@@ -5,10 +5,12 @@ Nothing heavy is imported here: `vitp --help` must answer at once.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vitp_pipeline.artifacts.files import refusal
 from vitp_pipeline.artifacts.places import shown
@@ -36,11 +38,24 @@ from vitp_pipeline.cli import (
     verify,
 )
 from vitp_pipeline.cli.options import with_global_options
-from vitp_pipeline.errors import UserError
+from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.stopping import noticing_signals
+
+
+class Commands(TyperGroup):
+    """Refuses `--out "$RUN"` where the shell knows no RUN: an empty path would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:
+                option = word.rstrip("=") or (before if before.startswith("-") else "an argument")
+                raise UsageError(f"{option} is empty", "Is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="vitp",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
