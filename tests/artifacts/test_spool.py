@@ -23,7 +23,7 @@ from vitp_pipeline.errors import PartialError, StoppedError
 from vitp_pipeline.stages import driver, status
 from vitp_pipeline.stages.driver import Turn, run_parts
 
-SIZE = pa.list_(pa.int32(), 2)
+SIZE = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("status", pa.string()), ("error", pa.string()), ("size", SIZE)],
     metadata={"vitp": "{}"},

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -87,6 +88,8 @@ READ = {
 def test_read_as_mmcv_reads_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(READ[name])
+    if name == "animated gif" and cv2.imdecode(np.frombuffer(READ[name], np.uint8), cv2.IMREAD_COLOR) is None:
+        pytest.skip("mmcv's OpenCV is one that reads no GIF")
     expected = mmcv.imfrombytes(READ[name], channel_order="rgb")
     found = read_rgb(path)
     assert found.dtype == np.uint8 and found.shape == expected.shape

@@ -25,5 +25,5 @@ def list_column(rows: Sequence[Sequence[Sequence[np.ndarray]]], fields: dict[str
     for number, kind in enumerate(getattr(pa, name)() for name in fields.values()):
         pieces = [piece for row in rows for piece in row[number]]
         flat = np.concatenate(pieces) if pieces else np.zeros(0)
-        arrays.append(pa.array(flat.astype(kind.to_pandas_dtype()), kind))
+        arrays.append(pa.array(flat).cast(kind))
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, names=list(fields)))

@@ -88,7 +88,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
     """
     import pyarrow as pa
 
-    size = pa.list_(pa.int32(), 2)
+    integers = pa.list_(pa.int32())  # not of a fixed size: readers before pyarrow 25 fail at one that is null
     points = pa.list_(pa.list_(pa.int32(), 2))
     about = {
         "format_version": FORMAT_VERSION,
@@ -104,11 +104,11 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
             ("status", pa.string()),
             ("error", pa.string()),
             ("protocol", pa.string()),
-            ("original", size),
-            ("resized", size),
-            ("padded", size),
-            ("mask", size),
-            ("kept", pa.list_(pa.int32())),
+            ("original", integers),
+            ("resized", integers),
+            ("padded", integers),
+            ("mask", integers),
+            ("kept", integers),
             ("dropped_mass", pa.float64()),
             ("points_max", points),
             ("points_centre", points),
@@ -116,7 +116,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
             ("points_spread", points),
             ("points_peaks", points),
             ("view", pa.int32()),
-            ("window", pa.list_(pa.int32(), 4)),
+            ("window", integers),
             ("flip", pa.bool_()),
             ("logit_error", pa.float64()),
             ("floor", pa.float64()),

@@ -204,7 +204,7 @@ class ResultMaker:
                     turn.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("number", pa.int64()), ("file_name", text)]
-        schema = pa.schema([*fields, ("size", pa.list_(pa.int32(), 2)), ("entry", text)])
+        schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text)])
         failed = {"status": "failed"}
         table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
         turn.advance(len(images) - len(rows))
