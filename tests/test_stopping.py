@@ -17,7 +17,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGINT])
 def test_the_first_is_noted_and_the_second_stops(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with noticing_signals(), finishing():
         assert not stop_wanted()
@@ -30,6 +30,27 @@ def test_the_first_is_noted_and_the_second_stops(number: int, monkeypatch: pytes
             send(number)
         assert stop.value.code == StoppedError.exit_code == 75
     assert not stop_wanted()
+
+
+def test_the_first_ctrl_c_is_noted_and_the_second_stops() -> None:
+    """At once: nobody but a person presses it."""
+    with noticing_signals(), finishing():
+        send(signal.SIGINT)
+        error = stopped("3 of 9")
+        assert stop_wanted() and "Ctrl-C" in str(error) and error.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_swallowed_is_not_lost() -> None:
+    class Swallowing:
+        def __del__(self) -> None:
+            send(signal.SIGINT)
+
+    with noticing_signals():
+        it = Swallowing()
+        del it  # Python prints what comes of it, and goes on
+        assert stop_wanted()
 
 
 def test_outside_of_such_work_it_stops_at_once() -> None:

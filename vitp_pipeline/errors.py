@@ -74,3 +74,9 @@ class StoppedError(UserError):
     """A signal asked the task to end before its work was done; what is finished is kept (EX_TEMPFAIL of sysexits.h)."""
 
     exit_code = 75
+
+
+class KeyboardStopError(StoppedError):
+    """Ctrl-C, likewise."""
+
+    exit_code = 130

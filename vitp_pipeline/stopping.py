@@ -1,7 +1,7 @@
-"""Signals that ask a task to end soon: schedulers send them before they take a machine away.
+"""Signals that ask a task to end soon: schedulers send them before they take a machine away, people press Ctrl-C.
 
 Inside `finishing()` the first one is only noted, and the work that asks `stop_wanted()` ends where nothing is lost.
-Elsewhere, and for the second one, the program stops at once. Either way it ends with code 75.
+Elsewhere, and for the second one, the program stops at once. Either way it ends with code 75, after Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from vitp_pipeline.errors import StoppedError
+from vitp_pipeline.errors import KeyboardStopError, StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+CTRL_C = signal.SIGINT.name
 ECHO = 1.0
 """Seconds in which a signal counts as the same as the one before it: schedulers signal whole groups of processes, and
 the shell among them passes it on."""
@@ -61,19 +62,22 @@ def stop_wanted() -> bool:
 
 def stopped(what: str) -> StoppedError:
     """The error with which work ends that was asked to; `what` says what is kept."""
-    return StoppedError(f"stopped by {_wanted or 'a signal'}: {what}", "Run the same command again to go on")
+    by, kind = ("Ctrl-C", KeyboardStopError) if _wanted == CTRL_C else (_wanted or "a signal", StoppedError)
+    return kind(f"stopped by {by}: {what}", "Run the same command again to go on")
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _wanted, _noted_at
     now, name = time.monotonic(), signal.Signals(number).name
-    if _wanted and now - _noted_at < ECHO:
+    if _wanted and now - _noted_at < ECHO and name != CTRL_C:
         return
-    if _depth and not _wanted:
-        _wanted, _noted_at = name, now
-        _say(f"{name}: finishing what is being worked on; a second signal stops at once")
+    first, _wanted, _noted_at = not _wanted, name, now
+    if _depth and first:
+        shown, again = ("Ctrl-C", "Ctrl-C again") if name == CTRL_C else (name, "a second signal")
+        _say(f"{shown}: finishing what is being worked on; {again} stops at once")
         return
-    _wanted, _noted_at = name, now
+    if name == CTRL_C:  # noted as well: an interrupt that comes while Python cleans an object up is lost
+        raise KeyboardInterrupt
     _say(f"vitp: stopped at once by {name}; finished parts are kept, run the same command again to go on")
     raise SystemExit(StoppedError.exit_code)
 

@@ -168,19 +168,24 @@ def test_every_kind_of_error_has_a_code_of_its_own() -> None:
 
 def test_an_interruption_and_a_bug(vitp, monkeypatch: pytest.MonkeyPatch) -> None:
     def raising(error: BaseException):
-        def app(**_: object) -> None:
+        def find_run(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", app)
+        monkeypatch.setattr("vitp_pipeline.stages.status.run_status", find_run)
 
     raising(KeyboardInterrupt())
-    code, _, err = vitp("evaluate")
+    code, _, err = vitp("status", "run")
     assert code == 130 and err.count("\n") == 1 and "go on" in err
-    raising(BrokenPipeError())
-    assert vitp("status")[0] == 141
     raising(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):  # shows its traceback
-        vitp("evaluate")
+        vitp("status", "run")
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    command = [sys.executable, "-m", "vitp_pipeline.cli.main", "generators", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_a_fresh_process_shows_no_traceback(tmp_path: Path) -> None:

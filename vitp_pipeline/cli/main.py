@@ -38,12 +38,14 @@ from vitp_pipeline.cli import (
     verify,
 )
 from vitp_pipeline.cli.options import with_global_options
-from vitp_pipeline.errors import UsageError, UserError
+from vitp_pipeline.errors import KeyboardStopError, UsageError, UserError
 from vitp_pipeline.stopping import noticing_signals
 
 
 class Commands(TyperGroup):
-    """Refuses `--out "$RUN"` where the shell knows no RUN: an empty path would be the current folder."""
+    """The commands. An empty argument is refused: where the shell knows no RUN, `--out "$RUN"` would be the current
+    folder. Ctrl-C is an error as any other: typer would make a code of it, without a word.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for before, word in zip(["", *args], args, strict=False):
@@ -51,6 +53,12 @@ class Commands(TyperGroup):
                 option = word.rstrip("=") or (before if before.startswith("-") else "an argument")
                 raise UsageError(f"{option} is empty", "Is a variable of the shell not set?")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise KeyboardStopError("stopped", "What was finished is kept, run the same command to go on") from None
 
 
 app = typer.Typer(
@@ -125,17 +133,11 @@ def main() -> None:
     """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
     try:
         with noticing_signals():
-            app(prog_name="vitp", standalone_mode=False)
+            code = app(prog_name="vitp", standalone_mode=False)
+        sys.exit(code or 0)
     except UserError as error:
         print(f"vitp: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("vitp: stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
     except Exception as error:
         if isinstance(error, OSError) and (refused := refusal(error)) is not None:
             print(f"vitp: {shown(str(refused))}", file=sys.stderr)
