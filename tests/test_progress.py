@@ -1,11 +1,24 @@
-"""Being quiet is undone when the last thread that asked for it is through."""
+"""What progress says in a log; being quiet is undone when the last thread that asked for it is through."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 
-from vitp_pipeline.progress import quiet
+import pytest
+
+from vitp_pipeline.progress import counted, progress, quiet
+
+
+def test_the_end_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("classify", 3) as bar:
+        for count in (2, 1, 0):  # a shard that was finished meanwhile advances by what is left of it
+            bar.advance(count)
+    assert capsys.readouterr().err.count("3/3 images") == 1
+
+
+def test_counted() -> None:
+    assert [counted(n, "image") for n in (0, 1, 12345)] == ["0 images", "1 image", "12,345 images"]
 
 
 def test_quiet_in_two_threads_that_end_in_the_order_in_which_they_began() -> None:

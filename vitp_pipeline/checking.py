@@ -10,7 +10,7 @@ from typing import Any
 
 from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
-from vitp_pipeline.datasets.check import as_dict, check_split, spread
+from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, UsageError
@@ -173,15 +173,20 @@ def print_report(report: dict[str, Any]) -> None:
     )
     for value, where in report["unknown"].items():
         console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
-    if report["unknown"]:
-        console.print("  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]")
-    _list(console, "BROKEN", [entry["reason"] for entry in report["broken"]])
+    reasons = [entry["reason"] for entry in report["broken"]]
+    if report["unknown"]:  # of which one file is enough
+        first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
+        console.print(
+            f"  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]; {first}"
+        )
+        reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
+    _list(console, "BROKEN", reasons)
     _list(console, "odd", [entry["reason"] for entry in report["odd"]])
     if report["unlabelled"]:
         console.print(f"  images without any class: {_some(report['unlabelled'])}")
     if report["labels_without_image"]:
         console.print(f"  label files without an image: {_some(report['labels_without_image'])}")
-    for line in lines_of(report["stage_one"], total):
+    for line in lines_of(report["stage_one"]):
         console.print(f"  {line}")
     if "sheet" in report:
         console.print(f"  sheet: {report['sheet']}")

@@ -47,7 +47,7 @@ class Progress:
         """Reports `count` finished units; `note` is shown beside them (a loss, say)."""
         self.done += count
         now = time.monotonic()
-        if now - self._last >= LINE_EVERY or self.done == self.total:
+        if now - self._last >= LINE_EVERY or (count and self.done == self.total):
             self._last = now
             rate = max(self.done, 1e-9) / max(now - self._began, 1e-9)
             left = (self.total - self.done) / rate
@@ -93,6 +93,11 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
     console = Console(stderr=True)
     with RichProgress(*columns, rate, TimeRemainingColumn(), note, console=console, transient=True) as bar:
         yield _Bar(title, total, unit, bar)
+
+
+def counted(count: int, thing: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def say(text: str) -> None:

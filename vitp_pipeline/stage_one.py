@@ -83,14 +83,12 @@ def _quarter_cells(sizes: dict[str, int]) -> float:
     return pixels / count if count else 0.0
 
 
-def lines_of(need: dict[str, Any], classes: int) -> list[str]:
+def lines_of(need: dict[str, Any]) -> list[str]:
     """An `estimate` for people."""
-    width = 4 if need["mask_dtype"] == "float32" else 2
-    factor, views = ("views · ", f", views = {need['views']:g}") if need["views"] != 1 else ("", "")
+    views = f" in {need['views']:g} views" if need["views"] != 1 else ""
     told = [
-        f"stage one stores at most {_bytes(need['bytes'])} ({_bytes(need['bytes_per_image'])} an image): "
-        f"images · {factor}(Q·h·w·{width} + Q·(K+1)·4), Q = {need['queries']}, h·w = {need['mask_cells']}, "
-        f'K = {classes}{views}; before compression, no mask dropped (masks = "{need["masks"]}")'
+        f"stage one stores at most {_bytes(need['bytes'])} ({_bytes(need['bytes_per_image'])} an image: "
+        f"{need['queries']} masks of {need['mask_cells']} cells{views}), before compression"
     ]
     trial, time, size = need.get("trial"), "", f"at most {_bytes(need['bytes_per_shard'])}"
     if trial:
@@ -101,7 +99,7 @@ def lines_of(need: dict[str, Any], classes: int) -> list[str]:
     if need["tasks"] > 1:
         shard = f"with {need['tasks']} tasks at once, a shard of {need['images_per_shard']} images each"
         told.append(f"{shard}: {time}{size} a shard")
-    return told if trial else [*told, f"its time is not estimated: say --time {' or --time '.join(HOWS)}"]
+    return told if trial else [*told, f"for its time, too, give --time {' or --time '.join(HOWS)}"]
 
 
 def _tried(trial: dict[str, Any]) -> str:

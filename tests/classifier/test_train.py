@@ -464,7 +464,7 @@ def test_bad_training_images_end_as_partial(train, dataset: Dataset, capsys: pyt
     making.truncate(dataset.samples[0].image, 0.5)
     held = {s.image_id for s in split_samples(dataset.samples, 1)[1]}
     assert "a0" not in held
-    with pytest.raises(PartialError, match="without 1 images"):
+    with pytest.raises(PartialError, match="without 1 image "):
         train("a", epochs=1)
     assert "a0.png" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,31 @@ def test_image_and_label_of_different_size(tmp_path: Path, semantic: Dataset) ->
     making.write_png(tmp_path / "labels/a0.png", np.ones((28, 35), np.uint8))
     with fails(InputError, "labels/a0.png", "35×28", "36×28"):
         read_pair(semantic, semantic.samples[0])
+
+
+def test_a_list_chooses_the_images_of_a_split(tmp_path: Path) -> None:
+    """Ids or file names, in any order; the images keep theirs."""
+    spec = making.write_semantic(tmp_path, 5)
+    listed = replace(spec, splits={"train": replace(spec.splits["train"], list="lists/train.txt")})
+    (tmp_path / "lists").mkdir()
+    file = tmp_path / "lists/train.txt"
+    file.write_text("a3\n\nimages/a1.png\n  a0.png \r\na3\n")
+    dataset = Dataset(listed, tmp_path, "train")
+    assert dataset.image_ids == ("a0", "a1", "a3")
+    whole = Dataset(spec, tmp_path, "train")
+    assert [dataset.sample(i) for i in dataset.image_ids] == [whole.sample(i) for i in dataset.image_ids]
+    assert Dataset(listed, tmp_path, "train", limit=2).image_ids == ("a0", "a1")
+    for content, words in (
+        (b"a1\na9\n", "'a9' is the id of no image"),
+        (b"\n", "names no image"),
+        (b"\xff", "list of"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            Dataset(listed, tmp_path, "train")
+    file.unlink()
+    with pytest.raises(InputError, match=r"train\.txt: the list of images cannot be read"):
+        Dataset(listed, tmp_path, "train")
 
 
 def test_same_stem_twice(tmp_path: Path) -> None:

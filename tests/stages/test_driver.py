@@ -246,6 +246,9 @@ def test_outcome_speaks_and_failures_give_the_partial_code(capsys: pytest.Captur
     assert capsys.readouterr().err == "classify: 3 images in 4 s, 2 were done before\n"
     Outcome(cached=5).report("classify")
     assert "nothing to do, 5 images" in capsys.readouterr().err
+    with pytest.raises(PartialError, match="1 image failed"):
+        Outcome(cached=2, failed=[("i0", "torn")]).report("classify")
+    assert "nothing to do, 1 image is done" in capsys.readouterr().err
     many = Outcome(made=20, failed=[(f"i{n}", "torn") for n in range(12)])
     with pytest.raises(PartialError, match=r"12 images failed \(and 2 more\)") as info:
         many.report("classify")

@@ -75,11 +75,13 @@ def create_or_check(
     images: tuple[str, ...] = (),
     shards: int | None = None,
     part_size: int = 1,
+    instead: str = "Choose another --out",
 ) -> StageRun:
     """Makes a stage's run.json, or checks that the one there says the same.
 
     Args:
         shards: asked for by the user; None = as the run has it, or 1 for a new one.
+        instead: what to do where other settings are meant.
     Raises:
         IncompatibleError: the folder was made with other settings; the message says which.
         UsageError: another number of shards than the run was begun with.
@@ -101,7 +103,7 @@ def create_or_check(
         changes = "; ".join(difference(identity, run.identity)[:4])
         raise IncompatibleError(
             f"{folder}: made with other settings ({changes})",
-            "Choose another --out, or give back the old settings",
+            f"{instead}, or give back the old settings",
         )
     if run.images != images:
         raise IncompatibleError(

@@ -134,7 +134,8 @@ def main() -> None:
     try:
         with noticing_signals():
             code = app(prog_name="vitp", standalone_mode=False)
-        sys.exit(code or 0)
+        if code:
+            sys.exit(code)
     except UserError as error:
         print(f"vitp: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

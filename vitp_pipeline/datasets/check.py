@@ -19,6 +19,8 @@ from vitp_pipeline.datasets.samples import Sample, stray_labels
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
+UNKNOWN_VALUES = "label values that the manifest does not know"
+
 
 @dataclass
 class Finding:
@@ -165,7 +167,7 @@ def _require_known(dataset: Dataset, found: Finding, path: Path, values: Counter
     known = {info.label for info in dataset.spec.classes} | set(dataset.spec.ignore)
     if unknown := sorted(set(values) - known):
         shown = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
-        found.broken.append((path, f"{path}: label values that the manifest does not know: {shown}"))
+        found.broken.append((path, f"{path}: {UNKNOWN_VALUES}: {shown}"))
 
 
 def _require_size(found: Finding, path: Path, labels: np.ndarray) -> None:

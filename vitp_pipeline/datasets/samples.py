@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
 from vitp_pipeline.datasets.places import Places, filled, words_of_file
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, alternatives
-from vitp_pipeline.datasets.storage import check_inside, compiled, is_file
+from vitp_pipeline.datasets.storage import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
 
 
@@ -90,7 +92,7 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
     """All images of a split, in an order that depends on their names or the annotation file alone.
 
     Raises:
-        InputError: no images, an annotation file missing or broken, an image id twice.
+        InputError: no images, an annotation file or list missing or broken, an image id twice.
     """
     places = Places(root, spec.roots)
     samples = Samples([_listed(spec, places, spec.splits[part]) for part in spec.splits[name].of or (name,)])
@@ -106,10 +108,34 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
 
 
 def _listed(spec: DatasetSpec, places: Places, split: SplitSpec) -> Listed:
-    listed = _ByPattern(places, split) if spec.kind == "semantic-png" else _ByAnnotations(spec, places, split)
+    listed: Listed = _ByPattern(places, split) if spec.kind == "semantic-png" else _ByAnnotations(spec, places, split)
     if not listed.image_ids:
         raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
-    return listed
+    return _Chosen(listed, places.file(alternatives(split.list))) if split.list else listed
+
+
+class _Chosen:
+    """Those images that a text file names, an id or a file name a line, in the order that they have without it."""
+
+    def __init__(self, listed: Listed, path: Path) -> None:
+        try:
+            lines = read_bytes(path).decode("utf-8").splitlines()
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: the list of images cannot be read ({error})", "Check --data-root") from error
+        known, wanted = set(listed.image_ids), set()
+        for line in filter(None, map(str.strip, lines)):
+            image_id = line if line in known else PurePosixPath(line).stem
+            if image_id not in known:
+                raise InputError(f"{path}: {line!r} is the id of no image of the split", "An id or a file name a line")
+            wanted.add(image_id)
+        if not wanted:
+            raise InputError(f"{path}: names no image", "An id or a file name a line")
+        self._listed = listed
+        self._numbers = [number for number, image_id in enumerate(listed.image_ids) if image_id in wanted]
+        self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
+
+    def sample(self, number: int) -> Sample:
+        return self._listed.sample(self._numbers[number])
 
 
 class _ByPattern:
@@ -156,8 +182,10 @@ def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sam
     """Label files of a split that belong to none of its images (semantic-png; else there are none)."""
     if spec.kind != "semantic-png":
         return []
-    places, used = Places(root, spec.roots), {sample.label for sample in samples}
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
+    if any(split.list for split in parts):  # the others' may belong to other splits
+        return []
+    places, used = Places(root, spec.roots), {sample.label for sample in samples}
     found = {path for split in parts for path in places.beside(alternatives(split.labels)).all()}
     return sorted(found - used)
 

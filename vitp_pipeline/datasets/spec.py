@@ -60,6 +60,7 @@ class SplitSpec:
         annotations: the JSON file (COCO kinds).
         labels_coarse: coarse label files, named and valued as `labels` (semantic-png only).
         of: other splits, whose images together are this one's; the rest is then empty.
+        list: a text file with an image id (or file name) a line: only these of the images are the split's.
     """
 
     images: str | tuple[str, ...]
@@ -67,6 +68,7 @@ class SplitSpec:
     annotations: str | tuple[str, ...] | None = None
     labels_coarse: str | tuple[str, ...] | None = None
     of: tuple[str, ...] = ()
+    list: str | tuple[str, ...] | None = None
 
 
 def alternatives(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
 
 def _split(name: str, entry: dict[str, Any], kind: str) -> SplitSpec:
     where = f"[splits.{name}]"
-    _known(entry, {"images", "labels", "annotations", "labels_coarse", "of"}, where)
+    _known(entry, {"images", "labels", "annotations", "labels_coarse", "of", "list"}, where)
     if "of" in entry:
         if len(entry) > 1:
             raise ValueError(f"{where} has `of` and nothing else, or no `of`")
@@ -194,7 +196,7 @@ def _split(name: str, entry: dict[str, Any], kind: str) -> SplitSpec:
                     known = ", ".join(f"{{{word}}}" for word in (*IMAGE_WORDS, *sorted(words - {*IMAGE_WORDS})))
                     raise ValueError(f"{where} {key} knows {known}, not {unknown[0]!r}")
     annotations = _paths(entry["annotations"]) if "annotations" in entry else None
-    return SplitSpec(images, labels, annotations, coarse)
+    return SplitSpec(images, labels, annotations, coarse, list=_paths(entry["list"]) if "list" in entry else None)
 
 
 IMAGE_WORDS = ("stem", "dir", "name")

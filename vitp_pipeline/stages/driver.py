@@ -19,7 +19,7 @@ from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
 from vitp_pipeline.artifacts.writes import append, make_folder
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
-from vitp_pipeline.progress import Progress, progress, say
+from vitp_pipeline.progress import Progress, counted, progress, say
 from vitp_pipeline.stopping import finishing, stop_wanted, stopped
 
 if TYPE_CHECKING:
@@ -82,16 +82,17 @@ class Outcome:
     def report(self, stage: str) -> None:
         """Says how it ended. Raises PartialError when images failed."""
         if not self.made:
-            say(f"{stage}: nothing to do, {self.cached} images are done")
+            good = self.cached - len(self.failed)
+            say(f"{stage}: nothing to do, {counted(good, 'image')} {'is' if good == 1 else 'are'} done")
         else:
             kept = f", {self.cached} were done before" if self.cached else ""
-            say(f"{stage}: {self.made} images in {self.seconds:.0f} s{kept}")
+            say(f"{stage}: {counted(self.made, 'image')} in {self.seconds:.0f} s{kept}")
         if self.failed:
             for image_id, reason in self.failed[:10]:
                 say(f"  failed: {image_id}: {reason}")
             more = f" (and {len(self.failed) - 10} more)" if len(self.failed) > 10 else ""
             raise PartialError(
-                f"{stage}: {len(self.failed)} images failed{more}, the rest is done",
+                f"{stage}: {counted(len(self.failed), 'image')} failed{more}, the rest is done",
                 "Mend them and run again with --retry-failed",
             )
 

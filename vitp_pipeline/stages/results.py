@@ -12,6 +12,7 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
+from vitp_pipeline.progress import counted
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
@@ -39,11 +40,12 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
     if measured < total and (not allow_missing or not measured):
         what = f"shard {', '.join(map(str, totals.missing[:8]))} not evaluated" if totals.missing else ""
         if totals.failed:
-            what += (", " if what else "") + f"{len(totals.failed)} images failed"
+            what += (", " if what else "") + f"{counted(len(totals.failed), 'image')} failed"
         first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
         raise PartialError(
             f"evaluate: {measured} of {total} images are measured: {what}{first}",
-            "Finish or mend them (--retry-failed), or take figures of what is there with --allow-missing",
+            "Mend and make them, with --retry-failed in every stage that they failed in, one after the other; "
+            "or take figures of what is there with --allow-missing",
         )
     names, tasks = headline_variants(evaluation), evaluation.tasks
     result = {

@@ -20,7 +20,7 @@ from vitp_pipeline.classifier.sources import Mixture, parse_mixture
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
 from vitp_pipeline.fingerprint import identity_of
-from vitp_pipeline.progress import say
+from vitp_pipeline.progress import counted, say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
 from vitp_pipeline.stopping import finishing
 from vitp_pipeline.team import ALONE, Team
@@ -60,7 +60,7 @@ class Training:
             say(f"  left out: {image_id}: {reason}")
         if self.failed:
             raise PartialError(
-                f"train-classifier: trained without {len(self.failed)} images that cannot be read",
+                f"train-classifier: trained without {counted(len(self.failed), 'image')} that cannot be read",
                 "Mend them and train again under another --name",
             )
 
@@ -115,7 +115,8 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
         identity["init_from"] = Digests(out).of(start)
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
-    run = create_or_check(folder, identity, dataset.image_ids)
+    other = "Train it under another --name, which classify, evaluate and predict then take, too"
+    run = create_or_check(folder, identity, dataset.image_ids, instead=other)
     done, began, made = folder / "done.json", time.monotonic(), False
     if there(done):
         team.share(None)
@@ -220,7 +221,8 @@ def _train(
         files.save_model(model, "model", trained_on)
         write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
         _tidy(folder, settings)
-        say(f"train-classifier: {usable} images, {settings.epochs} epochs in {time.monotonic() - began:.0f} s")
+        seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
+        say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
     team.wait_for_leader()
 
 
