@@ -65,7 +65,7 @@ def test_weights_of_a_file_arrive_as_timm_loads_them(name: str, tmp_path: Path) 
     pretrained = source(name, (6, 6), classes=7)
     save_file(pretrained.state_dict(), tmp_path / "vit.safetensors")
     grid = (4, 9)
-    overlay = {"file": str(tmp_path / "vit.safetensors"), "num_classes": 7, "hf_hub_id": None}
+    overlay = {"file": str(tmp_path / "vit.safetensors"), "num_classes": 7, "hf_hub_id": None, "custom_load": False}
     theirs = source(name, grid, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     model = make(name, grid)
     load_backbone_weights(model, read_backbone(tmp_path / "vit.safetensors"), "vit.safetensors")
