@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from vitp_pipeline.demo.scenes import draw_scenes
-from vitp_pipeline.stages.predict import find_pictures, predict
+from vitp_pipeline.stages.pictures import find_pictures
+from vitp_pipeline.stages.predict import predict
 from vitp_pipeline.stages.predict_setup import prepare
 
 SCENES, SEED, SHOWN, WIDTH, GAP, COLORS = 12, 2026, 2, 384, 6, 128
@@ -37,7 +38,7 @@ def main() -> None:
             flags=dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device")),
             changes=None,
         )
-        predict(find_pictures([scenes / "images" / "val"]), build, wish).report()
+        predict(find_pictures([scenes / "images" / "val"], found), build, wish).report()
         best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
         columns = [
             [Image.open(p).convert("RGB") for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]

@@ -156,8 +156,10 @@ def read_picture(path: Path) -> np.ndarray:
     """A photograph as (H, W, 3) uint8 RGB, upright: turned as its camera says. Raises InputError."""
     from PIL import ImageOps
 
-    from vitp_pipeline.datasets.images import open_image, rgb_of
+    from vitp_pipeline.datasets.images import open_image, rgb_of, unread_format
 
+    if kind := unread_format(path):
+        raise InputError(f"{path}: {kind} is a format that is not read: convert it to JPEG or PNG")
     image = open_image(path)
     with contextlib.suppress(Exception):  # a damaged note on the orientation; the picture itself is whole
         image = ImageOps.exif_transpose(image)

@@ -15,7 +15,8 @@ from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.predict import find_pictures, predict
+from vitp_pipeline.stages.pictures import find_pictures
+from vitp_pipeline.stages.predict import predict
 from vitp_pipeline.stages.predict_setup import prepare
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -43,7 +44,7 @@ def images(project) -> Path:
 @pytest.fixture(scope="module")
 def predicted(project, finished, images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("predicted") / "out"
-    done = predict(find_pictures([images]), *setup(project, finished, out, changes=["object_threshold=0.3"]))
+    done = predict(find_pictures([images], out), *setup(project, finished, out, changes=["object_threshold=0.3"]))
     assert (done.made, done.cached) == (9, 0)
     return out
 
@@ -128,7 +129,7 @@ def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, 
     """The classifier's score of a mask is the mean of those of its points, as `classify` has it."""
     out, run = tmp_path / "out", tmp_path / "run"
     picture = sorted(images.iterdir())[0]
-    predict(find_pictures([picture]), *setup(project, finished, out, ("semantic",), [f"points={policy}"]))
+    predict(find_pictures([picture], out), *setup(project, finished, out, ("semantic",), [f"points={policy}"]))
     masks = {m["query"]: m for m in json.loads((out / f"results/{picture.stem}.json").read_text())["masks"]}
     project.run("generate-proposals", run, limit=1, points=["max", policy])
     project.run("classify", run, points=policy, classifier=str(finished / "classifier/default/model.safetensors"))
@@ -156,7 +157,7 @@ def test_restarts_pass_over_what_is_done(project, finished, images: Path, tmp_pa
     shutil.copy(names[1], folder / "trip" / "a.png")
 
     def run(changes=None, overwrite=False):
-        done = predict(find_pictures([folder]), *setup(project, finished, out, ("semantic",), changes), overwrite)
+        done = predict(find_pictures([folder], out), *setup(project, finished, out, ("semantic",), changes), overwrite)
         return done.made, done.cached
 
     assert run() == (2, 0)
@@ -187,10 +188,61 @@ def test_bad_images_are_named_and_the_rest_is_done(project, finished, images, tm
     (folder / "text.jpg").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
     with pytest.raises(PartialError, match="2 of 3 images failed"):
-        predict(find_pictures([folder]), *setup(project, finished, tmp_path / "out", ("semantic",))).report()
+        out = tmp_path / "out"
+        predict(find_pictures([folder], out), *setup(project, finished, out, ("semantic",))).report()
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2 and "text.jpg" in failed[0] and "torn.png" in failed[1]
     assert [f.stem for f in (tmp_path / "out" / "results").iterdir()] == ["good"]
+
+
+def test_results_are_never_photographs(project, finished, images, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(sorted(images.iterdir())[0], folder / "a.png")
+    for out in (folder / "found", folder / "other"):
+        for _ in range(2):
+            done = predict(find_pictures([folder], out), *setup(project, finished, out, ("semantic",)))
+            assert done.made + done.cached == 1 and [image["image"] for image in done.images] == [folder / "a.png"]
+        assert [file.name for file in (out / "results").rglob("*.json")] == ["a.json"]
+    told = capsys.readouterr().err
+    assert f"passed over: {folder / 'found'}, which holds results" in told  # while --out was the other one
+    (folder / "found" / "b.png").write_bytes((folder / "a.png").read_bytes())
+    assert len(find_pictures([folder], folder / "found")) == 1
+    assert len(find_pictures(sorted(folder.iterdir()), folder / "found")) == 1  # as a shell's * has it
+    assert len(find_pictures([folder / "a.png"], folder)) == 1  # named in so many words
+    with pytest.raises(UsageError, match="another --out"):
+        find_pictures([folder], folder)
+
+
+def test_what_is_passed_over_is_counted(images, tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(sorted(images.iterdir())[0], folder / "a.png")
+    assert len(find_pictures([folder], out)) == 1 and capsys.readouterr().err == ""
+    for name in ("x.txt", "sub/y.TXT", "sub/b.HEIC", ".DS_Store", "README"):
+        (folder / name).write_bytes(b"?")
+    assert len(find_pictures([folder], out)) == 1
+    assert capsys.readouterr().err == "passed over: 1 without ending, 1 .heic, 2 .txt\n"
+    with pytest.raises(InputError, match=r"1 \.heic, 1 \.txt\. Convert photographs to JPEG or PNG"):
+        find_pictures([folder / "sub"], out)
+
+
+def test_formats_that_phones_and_cameras_make(images, tmp_path: Path) -> None:
+    from vitp_pipeline.predict import read_picture
+
+    out, good = tmp_path / "out", sorted(images.iterdir())[0]
+    phone, camera, renamed = (tmp_path / name for name in ("a.heic", "b.dng", "c.HEIC"))
+    phone.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    Image.open(good).save(camera, "TIFF")  # PIL would read its thumbnail
+    shutil.copy(good, renamed)
+    for path, called in ((phone, "HEIC"), (camera, r"RAW \(.dng\)")):
+        with pytest.raises(InputError, match=f"{called} is a format that is not read. Convert it to JPEG or PNG"):
+            find_pictures([path], out)
+        assert len(find_pictures([path, good], out)) == 2  # of several, one is named in its turn
+        with pytest.raises(InputError, match=f"{path.name}: {called} is a format that is not read: convert it to JPEG"):
+            read_picture(path)
+    assert len(find_pictures([renamed], out)) == 1  # by its content a picture like any other
+    assert np.array_equal(read_picture(renamed), read_picture(good))
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
@@ -210,13 +262,14 @@ def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path) -> No
     other = tmp_path / "x" / picture.name
     other.parent.mkdir()
     shutil.copy(picture, other)
+    out = tmp_path / "out"
     with pytest.raises(UsageError, match="would both become"):
-        find_pictures([picture, other])
-    assert len(find_pictures([picture, images])) == 9  # named twice, once there
+        find_pictures([picture, other], out)
+    assert len(find_pictures([picture, images], out)) == 9  # named twice, once there
     with pytest.raises(InputError, match="absent"):
-        find_pictures([tmp_path / "absent.png"])
+        find_pictures([tmp_path / "absent.png"], out)
     with pytest.raises(InputError, match="holds no image"):
-        find_pictures([finished / "classifier"])
+        find_pictures([finished / "classifier"], out)
     flags = dict(data_root=None, overlay="jpg", changes=None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="which generator"):
         prepare(recipe=None, run=finished, tasks=(), flags=NO_FLAGS, **flags)

@@ -65,7 +65,8 @@ def register(app: typer.Typer) -> None:
             vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.stages.predict import find_pictures, predict
+        from vitp_pipeline.stages.pictures import find_pictures
+        from vitp_pipeline.stages.predict import predict
         from vitp_pipeline.stages.predict_setup import prepare
 
         build, wish = prepare(
@@ -86,6 +87,6 @@ def register(app: typer.Typer) -> None:
             changes=changes,
         )
         with documented(json) as document:
-            predicted = predict(find_pictures(images), build, wish, overwrite)
+            predicted = predict(find_pictures(images, out), build, wish, overwrite)
             document.give(predicted)
             predicted.report()

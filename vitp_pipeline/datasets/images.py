@@ -59,6 +59,31 @@ def check_pixels(width: int, height: int, what: str) -> None:
         )
 
 
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
+"""What cameras write before they make a picture of it. Many are TIFF files whose first image is a thumbnail."""
+
+_HEIF = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis")
+"""How the brands of ISO 23008-12 (and AVIF) that stand for pictures begin."""
+
+
+def unread_format(path: Path) -> str:
+    """What to call the format of a photograph that phones and cameras make and this PIL does not read; else ""."""
+    if path.suffix.lower() in RAW:
+        return f"RAW ({path.suffix.lower()})"
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return ""  # `open_image` says why
+    if head[4:8] != b"ftyp" or not head[8:].startswith(_HEIF):
+        return ""
+    try:
+        Image.open(path, formats=_formats()).close()  # AVIF, where PIL was built with it
+    except Exception:
+        return "AVIF" if head[8:].startswith(b"avi") else "HEIC"
+    return ""
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Of FORMATS those that this PIL was built with."""

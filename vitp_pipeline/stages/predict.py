@@ -21,28 +21,18 @@ import numpy as np
 from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.datasets import DatasetSpec
-from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, PartialError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import progress, say
+from vitp_pipeline.stages.pictures import Picture
 
 if TYPE_CHECKING:
     from vitp_pipeline.overlay import Region
     from vitp_pipeline.predict import NamedMask, Predictor, Segmentation
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files in a folder that are taken for images; a file that is named itself may have any."""
-
 OVERLAYS = ("jpg", "png", "none")
 DRAWN_FROM = 0.3
 """Instances of a lower score are listed, not drawn."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image file, and what its results are called: a path without ending."""
-
-    path: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -104,37 +94,6 @@ class Predicted:
         if self.failed:
             of = self.made + self.cached + len(self.failed)
             raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
-
-
-def find_pictures(given: Sequence[Path]) -> list[Picture]:
-    """Image files as given, and those in folders (and folders in them), in this order; each once.
-
-    Raises:
-        InputError: something is not there, or a folder holds no image.
-        UsageError: two images would give files of the same name.
-    """
-    pictures: dict[Path, Picture] = {}
-    for path in given:
-        if path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
-            if not files:
-                raise InputError(f"{path}: holds no image", f"Looked for {', '.join(ENDINGS)}")
-            found = [Picture(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
-        elif path.is_file():
-            found = [Picture(path, path.stem)]
-        else:
-            raise InputError(f"{path}: no such image or folder")
-        for picture in found:
-            pictures.setdefault(picture.path.resolve(), picture)
-    names: dict[str, Path] = {}
-    for picture in pictures.values():
-        if picture.name in names:
-            raise UsageError(
-                f"{names[picture.name]} and {picture.path} would both become {picture.name}.json",
-                "Predict them into different folders",
-            )
-        names[picture.name] = picture.path
-    return list(pictures.values())
 
 
 def predict(
