@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from vitp_pipeline.alphas import NamedMasks, fit_class_alphas, fit_score_alphas, read_alphas, write_alphas
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.alphas import (
+    NamedMasks,
+    check_decimal_sign,
+    fit_class_alphas,
+    fit_score_alphas,
+    parse_alpha,
+    read_alphas,
+    write_alphas,
+)
+from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fusion import fuse
 
 
@@ -106,3 +114,26 @@ def test_file_round_trip_and_what_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=words):
             read_alphas(path, classes, 0.4)
+
+
+COMMAS = {"0,4": "Is 0.4 meant", "0,25": "Is 0.25 meant", "0,05": "Is 0.05 meant", "0:1:0,1": "Is 0:1:0.1 meant"}
+SEVERAL_COMMAS = {"0,4,0,5": "Like 0.4", "0,1:1:0,1": "Like 0.4"}
+
+
+@pytest.mark.parametrize(("text", "meant"), (COMMAS | SEVERAL_COMMAS).items())
+def test_a_comma_for_a_decimal_point(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=rf"decimal sign is a point\. {meant}"):
+        check_decimal_sign(text)
+    with pytest.raises(UsageError, match=r"is not a number\. The decimal sign is a point"):
+        parse_alpha(text)
+
+
+@pytest.mark.parametrize("text", ["0,1", "1,0", "0,0.4,1", "0.4", "1", "0:1:0.1", "0,0.25", "", "a"])
+def test_lists_of_alphas_are_no_decimal_commas(text: str) -> None:
+    check_decimal_sign(text)
+
+
+def test_a_single_alpha() -> None:
+    assert parse_alpha("0.25") == 0.25
+    with pytest.raises(UsageError, match=r"'a' is not a number\. Like 0.4"):
+        parse_alpha("a")

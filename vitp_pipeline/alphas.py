@@ -8,12 +8,33 @@ one that depends on the mask score.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import InputError, UsageError
+
+
+def parse_alpha(text: str) -> float:
+    """A single number on the command line. Raises UsageError."""
+    try:
+        return float(text)
+    except ValueError:
+        mend = "The decimal sign is a point, as in 0.4" if "," in text else "Like 0.4"
+        raise UsageError(f"--alpha {text!r} is not a number", mend) from None
+
+
+def check_decimal_sign(text: str) -> None:
+    """Raises UsageError where a comma is likely meant for a point: `0,4` and `0:1:0,1`, but not the list `0,0.4,1`."""
+    if "." in text or not re.search(r"\b0,\d", text):
+        return
+    if ":" in text or any(float(word) > 1 or len(word) > 1 for word in re.findall(r"\d+", text)):
+        raise UsageError(
+            f"--alpha {text}: a comma separates values, the decimal sign is a point",
+            f"Is {text.replace(',', '.')} meant?" if text.count(",") == 1 else "Like 0.4, or 0,0.4,1 for three",
+        )
 
 
 def read_alphas(path: Path, classes: Sequence[str], alpha: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.paths import find_toml
+from vitp_pipeline.paths import find_toml, shipped_names
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
 from vitp_pipeline.stage_one import estimate, lines_of
@@ -116,7 +116,7 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
     try:
         path = find_toml(name, "stages")
     except InputError:
-        return load_manifest(name), None
+        return load_manifest(_manifest_file(name)), None
     try:
         is_manifest = "classes" in tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -125,6 +125,18 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
         return load_manifest(path), None
     recipe = load_recipe(path)
     return recipe.manifest, recipe
+
+
+def _manifest_file(name: str) -> Path:
+    """The manifest of a name that no recipe has. Raises InputError, which names both."""
+    try:
+        return find_toml(name, "manifests")
+    except InputError as error:
+        recipes, manifests = (", ".join(shipped_names(name, kind)) for kind in ("stages", "manifests"))
+        raise InputError(
+            f"{name}: neither a recipe nor a manifest is called so",
+            f"Give a .toml path, or a recipe: {recipes}; or a manifest: {manifests}",
+        ) from error
 
 
 def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:

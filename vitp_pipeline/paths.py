@@ -25,12 +25,23 @@ def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -
     candidates = [given] if given.suffix == ".toml" else []
     if beside is not None and given.suffix == ".toml" and not given.is_absolute():
         candidates.insert(0, beside / given)
-    folder = shipped(kind)
-    if len(given.parts) <= 2 and not {"..", given.anchor} & set(given.parts) and (folder / given.parent).is_dir():
-        folder = folder / given.parent
+    if (folder := _folder(given, kind)) is not None:
         candidates.append(folder / f"{given.name.removesuffix('.toml')}.toml")
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    names = ", ".join(sorted(p.relative_to(shipped(kind)).with_suffix("").as_posix() for p in folder.glob("*.toml")))
+    names = ", ".join(shipped_names(name_or_path, kind))
     raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")
+
+
+def shipped_names(meant: str | Path, kind: str) -> list[str]:
+    """The shipped ones that somebody who wrote `meant` can have meant: of the folder that it names, if it is there."""
+    folder = _folder(Path(meant).expanduser(), kind) or shipped(kind)
+    return sorted(p.relative_to(shipped(kind)).with_suffix("").as_posix() for p in folder.glob("*.toml"))
+
+
+def _folder(given: Path, kind: str) -> Path | None:
+    """Where a shipped one of this name would lie; None where no name is like that."""
+    folder = shipped(kind) / given.parent
+    named = len(given.parts) <= 2 and not {"..", given.anchor} & set(given.parts)
+    return folder if named and folder.is_dir() else None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vitp_pipeline.assemble.panoptic import Segment
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
+    from vitp_pipeline.stages.classify import Namer
 
 TASKS = ("semantic", "panoptic", "instance")
 LIKELY = 0.5
@@ -49,13 +50,14 @@ class NamedMask:
 
     Attributes:
         present: 1 − v, the generator's probability that it is something, in [0, 1].
+        classifier: None without one.
     """
 
     query: int
     point: tuple[int, int]
     present: float
     generator: Name
-    classifier: Name
+    classifier: Name | None
     fused: Name
 
 
@@ -93,7 +95,7 @@ def segment(
     image: np.ndarray | str | Path,
     *,
     generator: Generator,
-    classifier: PointViT,
+    classifier: PointViT | None = None,
     manifest: DatasetSpec | str | Path | None = None,
     alpha: float = EvaluateSettings.alpha,
     tasks: Sequence[str] = ("semantic", "panoptic"),
@@ -105,7 +107,7 @@ def segment(
 
     Args:
         image: RGB uint8 (H, W, 3), or an image file.
-        generator: see `load_generator`. classifier: see `load_classifier`.
+        generator: see `load_generator`. classifier: see `load_classifier`; None needs alpha = 0.
         manifest: which classes are things; without one none is, so that objects of a class are one segment.
         alpha: weight of the classifier in [0, 1].
         tasks: some of `TASKS`.
@@ -113,10 +115,9 @@ def segment(
     Raises:
         InputError: the image cannot be read, or the networks' output for it is not finite.
         IncompatibleError: generator, classifier and manifest have different classes.
-        UsageError: an unknown task, or one that cannot be.
+        UsageError: an unknown task, or one that cannot be; no classifier, and α is not 0.
     """
-    spec = plain_spec(classifier.classes) if manifest is None else manifest
-    spec = spec if isinstance(spec, DatasetSpec) else load_manifest(spec)
+    spec = load_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
     classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=alpha, device=device)
     predictor = Predictor(generator, classifier, spec, classify=classify, evaluate=evaluate)
     picture = image if isinstance(image, np.ndarray) else read_picture(Path(image))
@@ -146,10 +147,19 @@ def _located(text: str) -> Path:
     return path
 
 
-def plain_spec(classes: Sequence[str]) -> DatasetSpec:
+def plain_spec(classes: Sequence[str], name: str) -> DatasetSpec:
     """A manifest of names alone: label values from 0, no things."""
-    infos = tuple(ClassInfo(name, k, False, default_color(k)) for k, name in enumerate(classes))
-    return DatasetSpec("the classifier's classes", infos, "semantic-png", (), {})
+    infos = tuple(ClassInfo(called, k, False, default_color(k)) for k, called in enumerate(classes))
+    return DatasetSpec(name, infos, "semantic-png", (), {})
+
+
+def _named_by(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
+    """The classes where no manifest is given. Raises UsageError when neither network names them."""
+    if classifier is not None:
+        return plain_spec(classifier.classes, "the classifier's classes")
+    if generator.classes is None:
+        raise UsageError("nothing says what the generator's classes are called", "Name a manifest")
+    return plain_spec(generator.classes, "the generator's classes")
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -171,26 +181,28 @@ class Predictor:
 
     Args:
         generator: of the classes of `spec`, in its order.
-        classifier: loaded, or its file.
-        spec: names the classes, and which are things.
+        classifier: loaded, or its file; None where α is 0 everywhere.
+        spec: names the classes, and which are things; None = as the classifier, or without one the generator, names
+            them, and no things.
         proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
         alpha: the weight of the classifier for an image's class logits; None = `evaluate.alpha`.
     Raises:
         IncompatibleError: they have different classes.
-        UsageError: settings that cannot be.
+        UsageError: settings that cannot be; nothing names the classes; no classifier, and α is not 0.
     """
 
     def __init__(
         self,
         generator: Generator,
-        classifier: PointViT | Path,
-        spec: DatasetSpec,
+        classifier: PointViT | Path | None,
+        spec: DatasetSpec | None,
         proposals: ProposalSettings | None = None,
         classify: ClassifySettings | None = None,
         evaluate: EvaluateSettings | None = None,
         alpha: Callable[[torch.Tensor], float | torch.Tensor] | None = None,
     ) -> None:
         from vitp_pipeline.assemble.panoptic import PanopticRule
+        from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
         from vitp_pipeline.stages.classify import Namer
         from vitp_pipeline.stages.proposals import check_classes, view_plan
@@ -198,15 +210,19 @@ class Predictor:
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
         self.proposals = replace(settle(proposals or ProposalSettings(""), begun=False), points=points)
-        self.generator, self.spec, self.settings = generator, spec, evaluate
+        if classifier is None and (alpha is not None or evaluate.alpha):
+            raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
+        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
+        self.generator, self.settings = generator, evaluate
+        self.spec = spec or _named_by(generator, model)
         if generator.classes is not None:
-            check_classes(generator.classes, "the generator", spec)
+            check_classes(generator.classes, "the generator", self.spec, "" if spec else "classifier")
         self.plan = view_plan(self.proposals, generator)
-        self.namer = Namer(classifier, classify, identity_of(self.proposals), spec)
-        if self.namer.reads_masks:
+        self.namer = None if model is None else Namer(model, classify, identity_of(self.proposals), self.spec)
+        if self.namer and self.namer.reads_masks:
             raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
         self.device = choose_device(evaluate.device)
-        self.things = np.asarray(spec.things)
+        self.things = np.asarray(self.spec.things)
         self.rule = PanopticRule(evaluate.panoptic_rule, evaluate.object_threshold, evaluate.overlap_threshold)
         self.alpha = alpha or (lambda class_logits: evaluate.alpha)
         self._managed = False  # whether the generator has worked on any image
@@ -226,7 +242,7 @@ class Predictor:
             UsageError: an unknown task, or one that these views or classes cannot have.
         """
         self.check_tasks(tasks)
-        pixels = self.namer.pixels(image)
+        pixels = self.namer.pixels(image) if self.namer else None
         views = [self._view(record, pixels) for record in self._records(image, name)]
         return self._assemble(views, tasks)
 
@@ -254,22 +270,31 @@ class Predictor:
         protocol = self.generator.protocol
         return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
 
-    def _view(self, record: ProposalRecord, pixels: np.ndarray) -> _View:
+    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> _View:
         import torch
 
         from vitp_pipeline.fusion import fuse
-        from vitp_pipeline.stages.classify import NOT_FINITE
 
-        (scores,) = self.namer.scores([self.namer.prompted(record)], [pixels])
-        if not np.isfinite(scores).all():
-            raise InputError(f"{record.file_name}: {NOT_FINITE}")
         masks = torch.from_numpy(record.masks).to(self.device)
         logits = torch.from_numpy(record.class_logits).to(self.device)
-        points = torch.from_numpy(scores).to(self.device)
         formula = self.settings.formula
-        named = {"generator": 0.0, "classifier": 1.0, "fused": self.alpha(logits)}
+        named: dict[str, float | torch.Tensor] = {"generator": 0.0, "classifier": 1.0, "fused": self.alpha(logits)}
+        if self.namer and pixels is not None:
+            points = torch.from_numpy(self._scores(self.namer, record, pixels)).to(self.device)
+        else:
+            points = torch.zeros_like(logits[:, :-1])  # not read where α = 0
+            del named["classifier"]
         probs = {namer: fuse(logits, points, alpha, formula) for namer, alpha in named.items()}
         return _View(record, masks.float() if record.view.whole else masks, probs)
+
+    def _scores(self, namer: Namer, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
+        """The classifier's (Q, K) logits."""
+        from vitp_pipeline.stages.classify import NOT_FINITE
+
+        (scores,) = namer.scores([namer.prompted(record)], [pixels])
+        if not np.isfinite(scores).all():
+            raise InputError(f"{record.file_name}: {NOT_FINITE}")
+        return scores
 
     def _assemble(self, views: list[_View], tasks: Sequence[str]) -> Segmentation:
         from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
@@ -323,7 +348,7 @@ class _View:
             for namer, found in best.items()
         }
         points = self.record.points["max"].tolist()
-        of = [names[namer] for namer in ("generator", "classifier", "fused")]
+        of = [names.get(namer, [None] * len(points)) for namer in ("generator", "classifier", "fused")]
         return [
             NamedMask(q, tuple(points[q]), float(present[q]), *(name[q] for name in of))
             for q in self.record.kept.tolist()

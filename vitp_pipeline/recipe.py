@@ -291,6 +291,9 @@ TABLES: dict[str, type] = {
     "classify": ClassifySettings,
     "evaluate": EvaluateSettings,
 }
+NO_DATA_ROOT = Path("--data-root")
+"""Stands for the data root where a command goes without."""
+
 Settings = TypeVar("Settings", ProposalSettings, TrainSettings, ClassifySettings, EvaluateSettings)
 
 
@@ -320,7 +323,7 @@ class Recipe:
         fields = [field.name for field in dataclasses.fields(kind)]
         for key in values:
             if key not in fields:
-                raise UsageError(f"[{name}] has no key {key!r}", _meant(key, fields))
+                raise UsageError(f"[{name}] has no key {key!r}", did_you_mean(key, fields))
         said_here = dict.fromkeys(given, f"on the command line: [{name}]")
         return _settings(kind, values, f"{self.path}: [{name}]", said_here)
 
@@ -328,19 +331,21 @@ class Recipe:
         """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.
 
         Raises:
-            InputError: no such file.
+            InputError: no such file, or it lies below a data root that is not given.
         """
+        if data_root == NO_DATA_ROOT and "{data_root}" in text:
+            raise InputError(
+                f"{self.path.name} names {text}, and --data-root is not given",
+                "Give it, or name files in place of the recipe's: --generator and --checkpoint, --classifier",
+            )
         for name, folder in {"data_root": data_root, "package": PACKAGE}.items():
             text = text.replace(f"{{{name}}}", str(folder))
         path = Path(text).expanduser()
         for candidate in (self.path.parent / path, Path.cwd() / path):
             if candidate.is_file():
                 return candidate
-        mend = f"Correct it in {self.path.name}, or the flag"
-        if path.parts[:1] == ("--data-root",):
-            mend = f"Give --data-root; {self.path.name} names a file there"
         places = "" if path.is_absolute() else ", neither beside the recipe nor here"
-        raise InputError(f"{path}: this file does not exist{places}", mend)
+        raise InputError(f"{path}: this file does not exist{places}", f"Correct it in {self.path.name}, or the flag")
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
@@ -375,11 +380,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise UsageError(f"{path}: the key `manifest` is missing", 'Add e.g. manifest = "camvid"')
     for name, table in content.items():
         if name not in TABLES or not isinstance(table, dict):
-            raise UsageError(f"{path}: unknown {_entry(table)} {name!r}", _meant(name, [*TABLES, "title", "manifest"]))
+            raise UsageError(
+                f"{path}: unknown {_entry(table)} {name!r}", did_you_mean(name, [*TABLES, "title", "manifest"])
+            )
         fields = [field.name for field in dataclasses.fields(TABLES[name])]
         for key in table:
             if key not in fields:
-                raise UsageError(f"{path}: [{name}] has no key {key!r}", _meant(key, fields))
+                raise UsageError(f"{path}: [{name}] has no key {key!r}", did_you_mean(key, fields))
     return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
 
 
@@ -405,7 +412,8 @@ def _entry(value: Any) -> str:
     return "table" if isinstance(value, dict) else "key"
 
 
-def _meant(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
+    """What to say of a word that is none of the known ones: the nearest of them, or all."""
     near = difflib.get_close_matches(word, known, 1, 0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}"
 

@@ -16,7 +16,7 @@ from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, Us
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.pictures import find_pictures
-from vitp_pipeline.stages.predict import predict
+from vitp_pipeline.stages.predict import Predicted, predict
 from vitp_pipeline.stages.predict_setup import prepare
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -120,8 +120,54 @@ def test_the_library_gives_the_same(project, finished, images: Path, predicted: 
     assert set(np.unique(plain.ids)) - {0} == {s.id for s in plain.segments}
     with pytest.raises(UsageError, match="no things"):
         segment(path, generator=generator, classifier=classifier, tasks=("instance",))
-    with pytest.raises(IncompatibleError, match="camvid"):
+    with pytest.raises(IncompatibleError, match="the generator and manifest 'camvid' do not agree"):
         segment(path, generator=generator, classifier=classifier, manifest="camvid")
+    generator.classes = generator.classes[::-1]
+    said = r"the generator and the classifier do not agree: class 0 is '.*', in the classifier '.*'\. Use two models"
+    with pytest.raises(IncompatibleError, match=said):
+        segment(path, generator=generator, classifier=classifier)
+    generator.classes = generator.classes[1:]
+    with pytest.raises(IncompatibleError, match=r"do not agree: \d+ classes, the classifier \d+\. Use two"):
+        segment(path, generator=generator, classifier=classifier)
+
+
+def test_a_generator_alone(project, finished, images: Path, tmp_path: Path) -> None:
+    """What it gives is what α = 0 gives beside a classifier, but for the classifier's names."""
+    from vitp_pipeline import load_generator, segment
+
+    picture, found = sorted(images.iterdir())[0], {}
+    for name, run in (("with", finished), ("alone", None)):
+        out = tmp_path / name
+        changes = ["object_threshold=0.3"]
+        predict(find_pictures([picture], out), *setup(project, run, out, changes=changes, alpha=0.0))
+        found[name] = json.loads((out / "results" / f"{picture.stem}.json").read_text())
+        for other in ("semantic", "panoptic"):
+            maps = [np.asarray(Image.open(tmp_path / n / other / f"{picture.stem}.png")) for n in found]
+            assert np.array_equal(maps[0], maps[-1])
+    assert len(found["with"]["masks"]) > 2 and found["with"]["panoptic"] and found["with"]["instance"]
+    assert found["alone"].pop("classifier") is None and found["with"].pop("classifier")
+    assert found["alone"].pop("fingerprint") != found["with"].pop("fingerprint")
+    for named in (*found["with"]["masks"], *found["with"]["panoptic"]):
+        assert named.pop("classifier") and named["generator"] == named["fused"]
+    assert found["alone"] == found["with"] and found["alone"]["alpha"] == 0
+
+    demo = Path("vitp_pipeline/demo")
+    generator = load_generator(str(demo / "generator_config.py"), demo / "generator.safetensors")
+    alone = segment(picture, generator=generator, alpha=0.0)
+    values = np.array([c.label for c in load_recipe(project.recipe).manifest.classes])[alone.labels]
+    assert np.array_equal(values, np.asarray(Image.open(tmp_path / "alone/semantic" / f"{picture.stem}.png")))
+    assert all(mask.classifier is None and mask.fused == mask.generator for mask in alone.masks)
+    with pytest.raises(UsageError, match="which classifier"):
+        segment(picture, generator=generator)
+    generator.classes = None
+    with pytest.raises(UsageError, match="Name a manifest"):
+        segment(picture, generator=generator, alpha=0.0)
+
+
+@pytest.mark.parametrize("changes", [["alpha_low=0.1"], ["alpha_high=0.1"], ["alpha=0.1"]])
+def test_only_zero_everywhere_needs_no_classifier(project, tmp_path: Path, changes: list[str]) -> None:
+    with pytest.raises(UsageError, match="which classifier"):
+        setup(project, None, tmp_path / "out", changes=["alpha=0", *changes])
 
 
 @pytest.mark.parametrize("policy", ["spread", "peaks"])
@@ -273,16 +319,28 @@ def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path) -> No
     flags = dict(data_root=None, overlay="jpg", changes=None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="which generator"):
         prepare(recipe=None, run=finished, tasks=(), flags=NO_FLAGS, **flags)
-    with pytest.raises(UsageError, match="which classifier"):
+    with pytest.raises(UsageError, match=r"which classifier.*own-dataset.*import-checkpoint.*--alpha 0"):
         prepare(recipe="demo", run=None, tasks=(), flags=NO_FLAGS, **flags)
+    with pytest.raises(InputError, match=r"camvid.toml names \{data_root\}/.*\.py, and --data-root is not given\."):
+        prepare(recipe="camvid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
+    with pytest.raises(InputError, match=r"camwid: neither a recipe nor a manifest .* a recipe: .*camvid.*: ade20k"):
+        prepare(recipe="camwid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(UsageError, match="which classes are things"):
         prepare(recipe=None, run=finished, tasks=("panoptic",), flags=NO_FLAGS, **flags)
-    with pytest.raises(UsageError, match="no stage of predict"):
-        setup(project, finished, tmp_path / "out", changes=["lr=1"])
+    with pytest.raises(UsageError, match=r"no stage of predict .* Known are: .*temperature"):
+        setup(project, finished, tmp_path / "out", changes=["xyzzy=1"])
+    with pytest.raises(UsageError, match=r"--set flipp: .* Did you mean 'flip'"):
+        setup(project, finished, tmp_path / "out", changes=["flipp=true"])
     assert not (tmp_path / "out" / "results").exists()
 
 
-def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_line_has_no_seconds_of_nothing(tmp_path: Path, capsys) -> None:
+    with pytest.raises(PartialError):
+        Predicted(tmp_path, "", failed=[(tmp_path / "a.png", "torn")], seconds=8.0).report()
+    assert capsys.readouterr().err == f"predict: 0 images: {tmp_path}\n"
+
+
+def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     from vitp_pipeline.cli.main import main
 
     demo, picture = Path("vitp_pipeline/demo").resolve(), sorted(images.iterdir())[0]
@@ -292,6 +350,7 @@ def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.chdir(tmp_path)
     main()
+    assert "predict: 1 images in " in (told := capsys.readouterr().err) and ", loading the networks included: " in told
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     name = picture.stem
     assert found == ["classes.json", "digests.json", f"results/{name}.json", f"semantic/{name}.png"]

@@ -69,6 +69,7 @@ def register(app: typer.Typer) -> None:
         """
         from dataclasses import fields, replace
 
+        from vitp_pipeline.alphas import check_decimal_sign
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
@@ -87,6 +88,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.stages.results import print_result, result_of, to_json
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
+        check_decimal_sign(alpha or "")
         alphas = parse_alphas(alpha) if alpha else ()
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
         # scores are found by the settings that classify made them with, so its keys can be given here too

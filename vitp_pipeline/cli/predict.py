@@ -43,7 +43,10 @@ def register(app: typer.Typer) -> None:
                 "--task", help="semantic, panoptic, instance; several by repeating. Default: the first two, as it fits."
             ),
         ] = None,
-        alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
+        alpha: Annotated[
+            str | None,
+            typer.Option(help="Weight of the classifier; 0 = the generator alone, without one.", metavar="A"),
+        ] = None,
         overlays: Annotated[str, typer.Option(help="Pictures of the results: jpg, png or none.")] = "jpg",
         data_root: Annotated[
             Path | None, typer.Option("--data-root", help="For a recipe whose files lie there.", metavar="DIR")
@@ -63,7 +66,12 @@ def register(app: typer.Typer) -> None:
             vitp predict street.jpg --recipe camvid --data-root data/camvid --run runs/camvid --out found
 
             vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
+
+        With --alpha 0 no classifier is needed, and masks keep the generator's names:
+
+            vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
         """
+        from vitp_pipeline.alphas import parse_alpha
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.stages.pictures import find_pictures
         from vitp_pipeline.stages.predict import predict
@@ -81,7 +89,7 @@ def register(app: typer.Typer) -> None:
                 "config": generator,
                 "checkpoint": checkpoint,
                 "classifier": classifier,
-                "alpha": alpha,
+                "alpha": None if alpha is None else parse_alpha(alpha),
                 "device": device,
             },
             changes=changes,

@@ -60,6 +60,7 @@ def register(app: typer.Typer) -> None:
         from json import loads
         from pathlib import Path
 
+        from vitp_pipeline.alphas import check_decimal_sign
         from vitp_pipeline.artifacts.places import mirror_of, shown
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.local import ended, make_slots, report, run_chain, visible_gpus
@@ -86,6 +87,7 @@ def register(app: typer.Typer) -> None:
         if local and not (out / "proposals" / "run.json").exists():
             shards = shards or len(slots)
         resources = load_profile(profile)
+        check_decimal_sign(alpha or "")
         request = Request(recipe, data_root, out, shards, name, classifier, alpha, retry_failed)
         with documented(json) as document:
             chain = plan_chain(request, begin=not (dry_run or elsewhere))

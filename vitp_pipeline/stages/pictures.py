@@ -68,7 +68,7 @@ def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
     files, passed = [], Counter[str]()
     for place, inner, names in os.walk(folder):
         here = Path(place)
-        inner[:] = [name for name in inner if not _holds_results(here / name, out)]
+        inner[:] = [name for name in sorted(inner) if not _holds_results(here / name, out)]
         for name in names:
             path = here / name
             if path.suffix.lower() in ENDINGS and path.is_file():

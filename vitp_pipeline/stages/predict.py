@@ -90,7 +90,8 @@ class Predicted:
             say(f"predict: nothing to do, {self.cached} images are done")
             return
         kept = f", {self.cached} were done before" if self.cached else ""
-        say(f"predict: {self.made} images in {self.seconds:.0f} s{kept}: {self.folder}")
+        took = f" in {self.seconds:.0f} s, loading the networks included" if self.made else ""
+        say(f"predict: {self.made} images{took}{kept}: {self.folder}")
         if self.failed:
             of = self.made + self.cached + len(self.failed)
             raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
@@ -220,9 +221,9 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
     names, masks = spec.class_names, {m.query: m for m in found.masks}
 
     def named(mask: NamedMask) -> dict[str, Any]:
-        namers = ("generator", "classifier", "fused")
-        of = {n: {"class": names[getattr(mask, n).category], "score": _short(getattr(mask, n).score)} for n in namers}
-        return {"point": list(mask.point), **of}
+        of = {"generator": mask.generator, "classifier": mask.classifier, "fused": mask.fused}
+        said = {n: {"class": names[name.category], "score": _short(name.score)} for n, name in of.items() if name}
+        return {"point": list(mask.point), **said}
 
     content: dict[str, Any] = {
         "masks": [{"query": m.query, "present": _short(m.present), **named(m)} for m in found.masks]

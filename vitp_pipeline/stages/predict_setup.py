@@ -13,7 +13,16 @@ from vitp_pipeline.checking import manifest_of
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import find_source
-from vitp_pipeline.recipe import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, Recipe, parse_changes
+from vitp_pipeline.recipe import (
+    NO_DATA_ROOT,
+    TABLES,
+    ClassifySettings,
+    EvaluateSettings,
+    ProposalSettings,
+    Recipe,
+    did_you_mean,
+    parse_changes,
+)
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.evaluation import headline_rule
 from vitp_pipeline.stages.export_results import MEASURED, naming_weight
@@ -57,39 +66,45 @@ def prepare(
         raise UsageError("which classes are things?", "Name a manifest that says it, or a recipe: --recipe R")
     given = Recipe(path, "predict", spec, tables)
     proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
-    root = data_root or Path("--data-root")
-    if not classify.classifier and run is None:
-        raise UsageError("which classifier?", "Name its file, --classifier FILE, or a run that has one, --run RUN")
-    classifier = classifier_file(given, classify, root, run or out)
+    root = data_root or NO_DATA_ROOT
     source = find_source(proposals, lambda text: given.find_file(text, root))
     by_class, by_score = headline_rule(given, evaluate, root) if spec else ({}, None)
-    weight = naming_weight(evaluate, "fused", by_class, by_score)
+    named = bool(classify.classifier) or run is not None
+    if not named and (flags["name"] or any((evaluate.alpha, *by_class.values(), *(by_score or ())))):
+        raise UsageError("which classifier?", WHICH_CLASSIFIER)
+    classifier = classifier_file(given, classify, root, run or out) if named else None
+    weight = naming_weight(evaluate, "fused", by_class, by_score) if named else None
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
 
     digests = Digests(out)
     identity = {
         "generator": source.identity(digests),
-        "classifier": digests.of(classifier),
+        "classifier": classifier and digests.of(classifier),
         "manifest": spec and {**spec.identity(), "colors": [list(c.color) for c in spec.classes]},
         "generate-proposals": {k: v for k, v in identity_of(proposals).items() if k not in NOT_PREDICTED},
         "classify": identity_of(classify),
         "evaluate": {k: v for k, v in identity_of(evaluate).items() if k not in MEASURED},
         "alpha_classes": by_class,
     }
-    shown = {"generator": source.name, "classifier": str(classifier), "alpha": evaluate.alpha}
+    shown = {"generator": source.name, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
 
     def build() -> Predictor:
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.devices import choose_device
-        from vitp_pipeline.predict import Predictor, plain_spec
+        from vitp_pipeline.predict import Predictor
 
-        model = load_classifier(classifier)
+        model = load_classifier(classifier) if classifier else None
         network = source.build(choose_device(proposals.device))
-        return Predictor(network, model, spec or plain_spec(model.classes), proposals, classify, evaluate, weight)
+        return Predictor(network, model, spec, proposals, classify, evaluate, weight)
 
     return build, Wish(out, identity, tasks, shown, overlay)
 
+
+WHICH_CLASSIFIER = (
+    "Name its file, --classifier FILE, or a run that has one, --run RUN; docs/own-dataset.md says how to train one, "
+    "`vitp import-checkpoint` makes one of a released file. The generator alone needs none: --alpha 0"
+)
 
 NOT_PREDICTED = {"split", "limit", "part_size", "points"}
 """Keys of [generate-proposals] that an image of one's own knows nothing of."""
@@ -109,9 +124,10 @@ def _settings(
     """
     known = {kind: {field.name for field in fields(kind)} for kind in KINDS}
     known[ProposalSettings] -= NOT_PREDICTED
+    all_known = sorted(set().union(*known.values()))
     for key in changes:
-        if not any(key in names for names in known.values()):
-            raise UsageError(f"--set {key}: no stage of predict has such a key", "See vitp_pipeline/recipe.py")
+        if key not in all_known:
+            raise UsageError(f"--set {key}: no stage of predict has such a key", did_you_mean(key, all_known))
     paths = {key: _absolute(flags[key]) for key in ("config", "checkpoint", "classifier")}
     values = {**flags, **paths, **changes}
     table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})

@@ -100,23 +100,27 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
     return generator
 
 
-def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec) -> None:
+def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, model: str = "") -> None:
     """Raises IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
     its name or one of its aliases.
+
+    Args:
+        model: whose classes the manifest has, where nobody named one: "classifier".
     """
+    other, briefly = (f"the {model}",) * 2 if model else (f"manifest {manifest.name!r}", "the manifest")
     ours, theirs = manifest.classes, tuple(classes)
     if len(ours) != len(theirs):
-        what = f"{len(theirs)} classes, the manifest {len(ours)}"
+        what = f"{len(theirs)} classes, {briefly} {len(ours)}"
     else:
         different = [k for k, (info, name) in enumerate(zip(ours, theirs, strict=True)) if not info.is_called(name)]
         if not different:
             return
         k = different[0]
-        what = f"class {k} is {theirs[k]!r}, in the manifest {ours[k].name!r}"
-    raise IncompatibleError(
-        f"{whose} and manifest {manifest.name!r} do not agree: {what}",
-        "Use the manifest whose classes, in this order, the model was trained with",
-    )
+        what = f"class {k} is {theirs[k]!r}, in {briefly} {ours[k].name!r}"
+    mend = "Use the manifest whose classes, in this order, the model was trained with"
+    if model:
+        mend = "Use two models that were trained with the same classes, in the same order"
+    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", mend)
 
 
 def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:
