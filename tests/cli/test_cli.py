@@ -252,3 +252,13 @@ def test_evaluate_needs_no_generator() -> None:
 def test_doctor_runs(vitp) -> None:
     code, out, _ = vitp("doctor")
     assert code == 0 and "torch" in out and "mmseg" in out.lower()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "submit", "predict"])
+def test_a_decimal_comma_is_recognised(vitp, tmp_path: Path, command: str) -> None:
+    words = {"evaluate": ("demo",), "submit": ("demo", "--engine", "local"), "predict": ("a.jpg", "--recipe", "demo")}
+    code, out, err = vitp(
+        command, *words[command], "--data-root", ".", "--out", str(tmp_path / "run"), "--alpha", "0,4"
+    )
+    assert code == 2 and not out and "decimal sign is a point" in err and "0.4" in err
+    assert not (tmp_path / "run").exists()
