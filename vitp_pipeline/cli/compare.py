@@ -36,13 +36,23 @@ def register(app: typer.Typer) -> None:
         from json import dumps
 
         from vitp_pipeline.artifacts.files import write_json
+        from vitp_pipeline.errors import UsageError
         from vitp_pipeline.progress import say
-        from vitp_pipeline.report.compare import compare, print_comparison, write_comparison
+        from vitp_pipeline.report.compare import ONE, compare, print_comparison, write_comparison
         from vitp_pipeline.report.page import require_libraries
-        from vitp_pipeline.report.stored import open_evaluation
+        from vitp_pipeline.report.stored import evaluations_in, listed, open_evaluation
 
         require_libraries()
+        if len(runs) == 1 and len(found := evaluations_in(runs[0])) > 1:
+            say(f"{runs[0]} holds {len(found)} evaluations:")
+            for line in listed(runs[0], found):
+                say(line)
+            raise UsageError(ONE, f"Name two of its evaluation folders, or another run (`vitp status {runs[0]}`)")
         evaluations = [open_evaluation(run) for run in runs]
+        for run, stored in zip(runs, evaluations, strict=True):
+            folder = stored.evaluation.run.folder
+            if folder != run.resolve() and len(found := evaluations_in(run)) > 1:
+                say(f"{run} holds {len(found)} evaluations; the newest is taken, {folder.name}: {found[folder.name]}")
         result = compare(evaluations)
         if json == Path("-"):
             print(dumps(result, indent=2, sort_keys=True, ensure_ascii=False))

@@ -45,14 +45,18 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.progress import say
         from vitp_pipeline.report.page import require_libraries
         from vitp_pipeline.report.report import write_report
-        from vitp_pipeline.report.stored import count_evaluations, open_evaluation
+        from vitp_pipeline.report.stored import evaluations_in, listed, open_evaluation
 
         require_libraries()
         with documented(json) as document:
             stored = open_evaluation(run, data_root, recipe)
             folder = stored.evaluation.run.folder
-            if folder != run.resolve() and (count := count_evaluations(run)) > 1:
-                say(f"{run} holds {count} evaluations; this is the newest, {folder.name}")
+            if folder != run.resolve() and len(found := evaluations_in(run)) > 1:
+                say(
+                    f"{run} holds {len(found)} evaluations; this is the newest, {folder.name}: {found.pop(folder.name)}"
+                )
+                for line in listed(run, found):
+                    say(line)
             path = out or run / "report.html"
             write_report(stored, path)
             size = path.stat().st_size

@@ -25,6 +25,8 @@ SERIES = (
     "var(--series-5)",
     "var(--series-6)",
 )
+CURVE = 5
+"""So many α and more are joined by a line: fewer look like a curve that nobody has measured."""
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 
 
@@ -44,14 +46,21 @@ def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float | None) -> dict
     }
 
 
+def is_curve(alphas: Sequence[float]) -> bool:
+    """Whether figures at these α show the course over α."""
+    return len(alphas) >= CURVE
+
+
 def alpha_curve(
     name: str, curves: Sequence[tuple[str, Sequence[float], Sequence[Any]]], bound: float | None, alpha: float | None
 ) -> Chart:
-    """One figure over α, one line a run: (label, α, values)."""
+    """One figure over α, a run being a line, or few points: (label, α, values)."""
     data: list[dict[str, Any]] = []
     for (label, xs, ys), color in zip(curves, _cycle(len(curves)), strict=True):
-        line = {"type": "scatter", "mode": "lines+markers", "name": label, "x": list(xs), "y": percents(ys)}
-        data.append(line | {"line": {"color": color}, "hovertemplate": f"α = %{{x}}: %{{y:.2f}} {name}<extra></extra>"})
+        mode = "lines+markers" if is_curve(xs) else "markers"
+        line = {"type": "scatter", "mode": mode, "name": label, "x": list(xs), "y": percents(ys)}
+        look = {"line": {"color": color}} if is_curve(xs) else {"marker": {"color": color, "size": 9}}
+        data.append(line | look | {"hovertemplate": f"α = %{{x}}: %{{y:.2f}} {name}<extra></extra>"})
     if len(curves) == 1:
         _, xs, ys = curves[0]
         if bound is not None:

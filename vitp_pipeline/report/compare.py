@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.fingerprint import difference
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.page import require_libraries, write_page
-from vitp_pipeline.report.stored import StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.report.stored import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.stages.labels import facts_of, labels
 from vitp_pipeline.stages.results import RESAMPLES, headline_variants
-from vitp_pipeline.stages.rows import image_areas
+from vitp_pipeline.stages.rows import image_areas, read_rows
 
-SHOWN_CLASSES, SHOWN_IMAGES = 30, 10
+SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PROPOSALS = 30, 10, 3
+ONE = "a comparison needs at least two evaluations"
+NAMES = {"fused": "fused", "classifier": "classifier alone", "generator": "generator alone"}
 SECTIONS = {
     "summary": "Differences",
     "figures": "Figures",
@@ -41,12 +47,14 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         classes: per label [{name, first, other, estimate, low, high}] of the IoU of fused maps.
         image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
         settings: per label what differs, as lines.
+        differs: per label the same for people: classifier, points and α first.
+        evaluations: per label the folder.
     Raises:
         UsageError: fewer than two evaluations.
         IncompatibleError: other classes, no common image, or another ground truth.
     """
     if len(runs) < 2:
-        raise UsageError("a comparison needs at least two evaluations", "Name two run directories or more")
+        raise UsageError(ONE, "Name two run directories or more")
     first = runs[0]
     for other in runs[1:]:
         if other.classes != first.classes:
@@ -58,6 +66,7 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     labels = labels_of(runs)
     result: dict[str, Any] = {
         "labels": labels,
+        "evaluations": {label: shown(run.evaluation.run.folder) for label, run in zip(labels, runs, strict=True)},
         "images": len(places[0]),
         "resamples": RESAMPLES,
         "level": 0.95,
@@ -65,10 +74,13 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         "classes": {},
         "image_changes": {},
         "settings": {},
+        "differs": {},
     }
     for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
         same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
-        for variant in ("fused",) if same_masks else ("fused", "generator"):
+        same_scores = other.evaluation.classes.fingerprint == first.evaluation.classes.fingerprint
+        same = {"fused": False, "classifier": same_scores, "generator": same_masks}
+        for variant in [name for name in NAMES if not same[name]]:
             ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
             for metric in [m for m in ours if m in theirs and (same_masks or m != "masks named right")]:
                 gain = paired_difference(ours[metric][0], theirs[metric][0], ours[metric][1], RESAMPLES)
@@ -77,28 +89,21 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         result["classes"][label] = _class_changes(first, other, places[0], place)
         result["image_changes"][label] = _image_changes(first, other, places[0], place)
         result["settings"][label] = _settings_changes(first, other)
+        result["differs"][label] = _in_words(first, other, result["settings"][label])
     return result
 
 
 def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
     """A letter, and of run, classifier, points and α what tells the evaluations apart."""
-    parts = [
-        [
-            run.run.name,
-            classifier_name(run),
-            f"{run.evaluation.run.identity['points']} point",
-            figures.alpha_text(run),
-            run.evaluation.settings.formula,
-        ]
+    facts = [
+        {"run": run.run.name}
+        | facts_of(run.run, [run.evaluation.run])[0]
+        | {"folder": run.evaluation.run.folder.name[:8]}
         for run in runs
     ]
-    telling = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
-    if len({tuple(p[i] for i in telling) for p in parts}) < len(runs):
-        for run, part in zip(runs, parts, strict=True):
-            part.append(run.evaluation.run.fingerprint[:8])
-        telling.append(len(parts[0]) - 1)
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
-    return [f"{letter}: {', '.join(p[i] for i in telling)}" for letter, p in zip(letters, parts, strict=True)]
+    told = [text or entry["folder"] for text, entry in zip(labels(facts), facts, strict=True)]
+    return [f"{letter}: {text}" for letter, text in zip(letters, told, strict=True)]
 
 
 def panoptic_areas(stored: StoredEvaluation, variant: str) -> np.ndarray:
@@ -141,6 +146,9 @@ def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
 def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[str, Sums]:
     found: dict[str, Sums] = {}
     tasks = figures.tasks_of(stored)
+    if variant not in COMPARED:  # read when they are wanted: most comparisons have no use for them
+        number = headline_variants(stored.evaluation)[variant]
+        stored = replace(stored, rows=read_rows(stored.evaluation, COLUMNS, [number]))
     if "semantic" in tasks:
         areas = image_areas(stored.evaluation, stored.rows, headline_variants(stored.evaluation)[variant])[images]
         found |= {"mIoU": (areas, miou), "pixel accuracy": (areas, pixel_accuracy)}
@@ -201,6 +209,41 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
     return difference(identities(other), identities(first))
 
 
+def _in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[str]) -> list[str]:
+    """What differs, a few words each; of the proposals not more than a few lines. The α that a sweep adds are left out:
+    they change no figure.
+    """
+    names = classifier_name(first), classifier_name(other)
+    weights = f"classifier {' → '.join(names)}" if names[0] != names[1] else f"classifier {names[0]}: other weights"
+    points = " → ".join(run.evaluation.run.identity["points"] for run in (first, other))
+    alphas = figures.alpha_text(first), figures.alpha_text(other)
+    alpha = f"{alphas[0]}: other values"
+    if alphas[0] != alphas[1]:
+        alpha = f"{alphas[0]} → {alphas[1].removeprefix('α = ') if alphas[0].startswith('α = ') else alphas[1]}"
+    known = {
+        "classes.classifier": weights,
+        "classes.settings.points": f"points {points}",
+        "evaluation.points": f"points {points}",
+        "evaluation.settings.alpha": alpha,
+        "evaluation.settings.alpha_low": alpha,
+        "evaluation.settings.alpha_high": alpha,
+        "evaluation.alpha_classes": alpha,
+    }
+    found, others, masks = [], [], []
+    for key, line in ((line.partition(": ")[0], line) for line in lines):
+        key = "evaluation.alpha_classes" if key.startswith("evaluation.alpha_classes.") else key
+        if key in known:
+            found.append(known[key])
+        elif key.startswith("proposals."):
+            masks.append(line)
+        elif key != "evaluation.alphas":
+            others.append(line.removeprefix("classes.settings.").removeprefix("evaluation.settings."))
+    found = [text for text in dict.fromkeys(known.values()) if text in found]
+    if (more := len(masks) - SHOWN_PROPOSALS) > 0:
+        masks[SHOWN_PROPOSALS:] = [f"{more} more of the proposals"]
+    return found + others + [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}…?", r"\1", line) for line in masks]
+
+
 def print_comparison(result: dict[str, Any]) -> None:
     """A table for people, on standard output."""
     from rich.console import Console
@@ -209,6 +252,10 @@ def print_comparison(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     for label in result["labels"]:
         console.print(label, markup=False)
+    for label, words in result["differs"].items():
+        together = " (a fused difference is of all of these together)" if len(words) > 1 else ""
+        text = "; ".join(words) or "nothing that decides results"
+        console.print(f"{label.split(':')[0]} differs in {text}{together}", markup=False, soft_wrap=True)
     base = result["labels"][0].split(":")[0]
     table = Table(title=f"against {base}, {result['images']} images", title_justify="left")
     for column in ("", "named by", "figure"):
@@ -218,7 +265,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for row in result["differences"]:
         span = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
         letter = row["label"].split(":")[0]
-        table.add_row(letter, row["variant"], row["metric"], f"{100 * row['estimate']:+.2f}", span)
+        table.add_row(letter, NAMES[row["variant"]], row["metric"], f"{100 * row['estimate']:+.2f}", span)
     console.print(table)
 
 
@@ -249,6 +296,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
             chart = charts.class_differences(sorted(largest, key=lambda row: -row["estimate"]))
             drawn[f"classes:{label}"] = chart
     tasks = figures.tasks_of(runs[0])
+    tables = {task: _side_by_side(runs, labels, task) for task in tasks}
     there = {"alpha": bool(curves), "classes": any(result["classes"].values())}
     provenance = runs[0].result["provenance"]
     write_page(
@@ -265,13 +313,20 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
         variants=variants,
         differences=result["differences"],
         resamples=result["resamples"],
-        tables={task: _side_by_side(runs, labels, task) for task in tasks},
+        names=NAMES,
+        differs=result["differs"],
+        tables=tables,
+        explained=figures.explained(tables.values()),
         curves=curves,
+        loose=[label for label, s in zip(labels, sweeps, strict=True) if not _joined(s)],
         heights={name: chart["layout"]["height"] for name, chart in drawn.items()},
         classes=result["classes"],
         shown_classes=SHOWN_CLASSES,
         images={
-            label: {"up": rows[:SHOWN_IMAGES], "down": rows[: -SHOWN_IMAGES - 1 : -1]}
+            label: {
+                "up": [row for row in rows if row["change"] > 0][:SHOWN_IMAGES],
+                "down": [row for row in reversed(rows) if row["change"] < 0][:SHOWN_IMAGES],
+            }
             for label, rows in result["image_changes"].items()
         },
         settings=result["settings"],
@@ -280,6 +335,10 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
             for label, run in zip(labels, runs, strict=True)
         ],
     )
+
+
+def _joined(sweep: dict[str, dict[str, Any]]) -> bool:
+    return all(charts.is_curve(curve["alpha"]) for curve in sweep.values())
 
 
 def _side_by_side(runs: Sequence[StoredEvaluation], labels: Sequence[str], task: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.results import HEADLINE, RULES, headline_variants
+from vitp_pipeline.stages.labels import RULES
+from vitp_pipeline.stages.results import HEADLINE, headline_variants
 from vitp_pipeline.stages.rows import Rows, image_areas
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -29,6 +31,11 @@ ORDER = (
     *("mIoU", "PQ", "AP", "SQ", "RQ", "AP50", "AP75", "AP small", "AP medium", "AP large"),
     *("pixel accuracy", "mAcc", "boundary mIoU", "mIoU (union)"),
 )
+MEANT = {
+    "mIoU (union)": "mIoU is the mean over the classes that the ground truth holds; in mIoU (union) classes that were "
+    "only predicted count as 0."
+}
+"""What the headings of some columns cannot say."""
 GROUPS = ("", "coco", "things", "stuff")
 """Which figures come first in a table, and which groups of them; all others follow as the result has them."""
 
@@ -84,6 +91,12 @@ def headline_table(stored: StoredEvaluation, task: str) -> dict[str, Any]:
         ]
         rows.append({"variant": variant, "title": title_of(variant, stored), "values": values, "gains": gains})
     return {"columns": columns, "rows": rows}
+
+
+def explained(tables: Iterable[dict[str, Any]]) -> list[str]:
+    """A sentence for every column of `headline_table`s that needs one."""
+    columns = {name for table in tables for name in table["columns"]}
+    return [text for name, text in MEANT.items() if name in columns]
 
 
 def _place(name: str) -> tuple[int, int]:

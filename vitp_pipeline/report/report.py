@@ -63,6 +63,8 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
     there = {"alpha": bool(curves), "classes": bool(measures), "confusion": bool(confusion)}
     provenance = stored.result["provenance"]
     images = stored.result["images"]
+    tables = {task: figures.headline_table(stored, task) for task in figures.tasks_of(stored)}
+    alphas = sorted({a for curve in curves.values() for a in curve["alpha"]})
     write_page(
         path,
         "report.html",
@@ -74,9 +76,11 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
         notes=_notes(stored),
         tiles=_tiles(stored),
-        tables={task: figures.headline_table(stored, task) for task in figures.tasks_of(stored)},
+        tables=tables,
+        explained=figures.explained(tables.values()),
         curves=curves,
-        alphas=sorted({a for curve in curves.values() for a in curve["alpha"]}),
+        alphas=alphas,
+        joined=charts.is_curve(alphas),
         measures={name: _class_rows(values) for name, values in measures.items()},
         first_measure=next(iter(measures), ""),
         class_names=stored.classes,

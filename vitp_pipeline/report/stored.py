@@ -17,11 +17,14 @@ from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageErro
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.recipe import EvaluateSettings, load_recipe
 from vitp_pipeline.stages.evaluation import Evaluation
-from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
+from vitp_pipeline.stages.labels import classifier_folder, classifier_named, facts_of, labels
+from vitp_pipeline.stages.results import headline_variants, in_order, read_result_totals, summarise
 from vitp_pipeline.stages.rows import Rows, read_rows
 
 COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
 """Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
+LISTED = 20
+"""So many evaluations of a run are said at once."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
     stored = folder / "result.json"
     if there(stored):
-        result = read_json(stored)
+        result = in_order(read_json(stored), evaluation)
     else:
         result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
     return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
@@ -122,19 +125,32 @@ def evaluation_folder(path: Path) -> Path:
     found = _measured(path)
     if not found:
         raise MissingStageError(f"{path}: nothing is evaluated there yet", "Run `vitp evaluate` first")
-    return max(found, key=lambda f: (read_json(f / "run.json")["provenance"]["created"], f.name)).resolve()
+    return found[0].folder.resolve()
 
 
-def count_evaluations(run: Path) -> int:
-    """How many evaluations of a run hold something."""
-    return len(_measured(run))
+def evaluations_in(run: Path) -> dict[str, str]:
+    """What the evaluations of a run that hold something are, in a few words, by folder; the newest first."""
+    found = _measured(run)
+    return dict(zip((stage.folder.name for stage in found), labels(facts_of(run, found)), strict=True))
 
 
-def _measured(run: Path) -> list[Path]:
-    """The folders of the evaluations that hold something."""
+def listed(run: Path, evaluations: dict[str, str]) -> list[str]:
+    """A line for each of some `evaluations_in` a run: the folder, as it can be given, and what it is."""
+    lines = [f"  {run / 'evaluation' / name}: {label}" for name, label in evaluations.items()]
+    more = len(lines) - LISTED
+    return lines[:LISTED] + ([f"  and {more} more, which `vitp status {run}` lists"] if more > 0 else [])
+
+
+def _measured(run: Path) -> list[StageRun]:
+    """The evaluations that hold something, the newest first."""
     folders = [run / "evaluation" / name for name in folders_in(run / "evaluation")]
     stages = [open_run(folder) for folder in folders if there(folder / "run.json")]
-    return [stage.folder for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
+    found = [stage for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
+    return sorted(found, key=lambda stage: (_created(stage.folder), stage.folder.name), reverse=True)
+
+
+def _created(folder: Path) -> str:
+    return read_json(folder / "run.json")["provenance"]["created"]
 
 
 def _settings(run: StageRun) -> EvaluateSettings:
@@ -175,7 +191,8 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
     folders = [stored.evaluation.proposals.run.folder]
-    folders += [f for f in [_classifier_folder(stored)] if f is not None]
+    trained = classifier_folder(stored.run, stored.evaluation.classes.identity["classifier"])
+    folders += [trained] if trained is not None else []
     folders += [stored.evaluation.classes.folder, stored.evaluation.run.folder]
     entries = []
     for folder in folders:
@@ -192,19 +209,6 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     return entries
 
 
-def _classifier_folder(stored: StoredEvaluation) -> Path | None:
-    """The folder in the run of the classifier that scored, by the digest of its weights; None when it is elsewhere."""
-    path = stored.run / "digests.json"
-    digests = read_json(path) if there(path) else {}
-    wanted = stored.evaluation.classes.identity["classifier"]
-    for file, entry in digests.items():
-        folder = stored.run / "classifier" / Path(file).parent.name
-        if entry["sha256"] == wanted and there(folder / "run.json"):
-            return folder
-    return None
-
-
 def classifier_name(stored: StoredEvaluation) -> str:
     """The name of the classifier in its run, or the beginning of its digest."""
-    folder = _classifier_folder(stored)
-    return folder.name if folder else stored.evaluation.classes.identity["classifier"][:8]
+    return classifier_named(stored.run, stored.evaluation.classes.identity["classifier"])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("generator", "fused")
 """Variants whose zero is explained: the bounds' follow from the same cause."""
+NO_PQ = "no PQ: "
 
 
 def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> list[str]:
@@ -27,6 +28,9 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     if evaluation.settings.components and not evaluation.dataset.has_segments:
         what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
         lines.append(f"instances are connected pieces of the labels' classes: {what}")
+    if _lacks_segments(evaluation):
+        mend = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
+        lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {mend}")
     for name in SHOWN:
         variant = _number(evaluation, name)
         if result["semantic"]:
@@ -53,6 +57,13 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     if result["semantic"] and (threshold := evaluation.codec.drop_threshold):
         lines.append(f"mIoU is approximate: masks with 1 − v ≤ {threshold:g} are not stored (drop_threshold)")
     return list(dict.fromkeys(lines))
+
+
+def _lacks_segments(evaluation: Evaluation) -> bool:
+    """Whether PQ was asked for, of a dataset with things that are not told apart."""
+    spec = evaluation.dataset.spec
+    left_out = "panoptic" in evaluation.settings.tasks and "panoptic" not in evaluation.tasks
+    return left_out and spec.kind == "semantic-png" and any(spec.things)
 
 
 def _number(evaluation: Evaluation, name: str) -> int:

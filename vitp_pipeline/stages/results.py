@@ -12,11 +12,12 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
-from vitp_pipeline.progress import counted
+from vitp_pipeline.progress import counted, say
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
-from vitp_pipeline.stages.notes import notes
+from vitp_pipeline.stages.labels import RULES
+from vitp_pipeline.stages.notes import NO_PQ, notes
 from vitp_pipeline.stages.totals import NAMED_BY, Totals, keep_totals, read_totals
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
@@ -26,7 +27,6 @@ SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
 AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
 WIDEST = 7
 """Columns of figures that a table of 80 characters holds."""
-RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 
 
 def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
@@ -191,11 +191,25 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
     """
     path = evaluation.run.folder / "result.json"
     if there(path) and "notes" in (known := read_json(path)):  # older versions wrote less
-        return known
+        return in_order(known, evaluation)
     result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
     if result["images"]["measured"] == result["images"]["of"]:
         write_json(path, result)
     return result
+
+
+def in_order(result: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """A result from a file, whose keys are sorted, as `summarise` makes it: what is shown key by key is shown alike."""
+    known = (*HEADLINE, *evaluation.settings.instance_ap, *evaluation.dataset.spec.class_names)
+    place = {name: number for number, name in reversed([*enumerate(known)])}
+
+    def ordered(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        keys = sorted(value, key=lambda key: place.get(key, len(known)))
+        return {key: ordered(value[key]) for key in keys}
+
+    return ordered(result)
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -243,10 +257,14 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(f"label certain, whatever storing changed in the masks: {share}")
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
-        shares = ", ".join(f"{name} {_percent(share)} %" for name, share in named.items())
-        console.print(f"masks named right: {shares} of {result['masks']['matched']} with 1 − v > 0.5")
+        shares = ", ".join(f"{name} {_percent(named[name])} %" for name in NAMED_BY)
+        of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
+        console.print(f"masks named right: {shares} of {of}", soft_wrap=True)
     for note in result["notes"]:
-        console.print(f"note: {note}")
+        if note.startswith(NO_PQ):
+            say(f"note: {note}")  # a remark: it is about no figure
+        else:
+            console.print(f"note: {note}")
     swept = [(s["sweep"], keys) for s, keys in ((semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))) if s]
     if len(swept[0][0]) > 3:
         sweep = Table(title="α sweep, on this split: not for choosing α", title_justify="left")

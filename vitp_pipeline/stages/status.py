@@ -17,6 +17,7 @@ from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.shard import array_expression
+from vitp_pipeline.stages.labels import ALWAYS, facts_of, labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,21 +45,35 @@ def run_status(run: Path) -> list[dict[str, Any]]:
     """One entry per stage folder of a run.
 
     `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (begun, and nobody is at work:
-    a task failed or was killed), or not begun. `missing` is the array expression of the latter two.
+    a task failed or was killed), or not begun. `missing` is the array expression of the latter two. `label` says which
+    class scores or evaluation it is.
 
     Raises:
         InputError: no run lies there.
     """
     look_anew(run)
-    entries = [_training(f) if f.parent.name == "classifier" else _sharded(f) for f in stage_folders(run)]
+    stages = [open_run(folder) for folder in stage_folders(run)]
+    told = _labels(run, stages)
+    entries = [_training(s) if s.folder.parent.name == "classifier" else _sharded(s) for s in stages]
     for entry in entries:
         entry["stage"] = Path(entry["folder"]).relative_to(run).as_posix()
         entry["folder"] = shown(entry["folder"])
+        entry["label"] = told.get(entry["stage"], "")
     return entries
 
 
-def _sharded(folder: Path) -> dict[str, Any]:
-    run = open_run(folder)
+def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
+    """What class scores and evaluations are, in a few words, by `stage`."""
+    found = {}
+    for kind in ("classes", "evaluation"):
+        own = [stage for stage in stages if stage.folder.parent.name == kind]
+        words = labels(facts_of(run, own), ALWAYS)
+        found |= {f"{kind}/{stage.folder.name}": text for stage, text in zip(own, words, strict=True)}
+    return found
+
+
+def _sharded(run: StageRun) -> dict[str, Any]:
+    folder = run.folder
     done, running, stopped, missing = 0, [], [], []
     images, failed, size = 0, [], 0
     bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
@@ -112,10 +127,10 @@ def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
 
 
-def _training(folder: Path) -> dict[str, Any]:
+def _training(run: StageRun) -> dict[str, Any]:
     from vitp_pipeline.recipe import TrainSettings
 
-    run = open_run(folder)
+    folder = run.folder
     last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})
     files = files_in(folder)
     finished = "done.json" in files
@@ -195,9 +210,10 @@ def _remarks(entries: list[dict[str, Any]]) -> list[str]:
 
 def _table(entries: list[dict[str, Any]]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
-    table.add_column("stage", no_wrap=True)
+    table.add_column("stage", no_wrap=True, overflow="fold")
     for column in ("images", "failed", "shards", "running", "size", "images/s", "left"):
         table.add_column(column, justify="right")
     for e in entries:
@@ -205,7 +221,7 @@ def _table(entries: list[dict[str, Any]]) -> Table:
         if e["stage"].startswith("classifier"):
             images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}/{e['epochs']}"
         table.add_row(
-            e["stage"],
+            Text(f"{e['stage']}\n  {e['label']}" if e["label"] else e["stage"]),
             images,
             str(e["failed"]),
             f"{e['shards_done']}/{e['shards']}",

@@ -1,0 +1,121 @@
+"""What the class scores and the evaluations of a run are, in a few words: by their identities, not by their hashes.
+
+default, max point, α = 0.7
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.errors import UserError
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
+
+RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
+ALWAYS = ("classifier", "points", "alpha")
+MAIN = ("run", *ALWAYS, "formula")
+LAST = ("stream", "alphas", "folder")
+"""Facts of MAIN are told wherever they differ. The others are told where they tell two apart that are alike without,
+those of LAST after all settings.
+"""
+
+Facts = dict[str, str]
+"""Words by what they are about, in the order in which they are told."""
+
+
+def facts_of(run: Path, stages: Iterable[StageRun]) -> list[Facts]:
+    """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula."""
+    digests, known = _digests(run), {}
+    found = []
+    for stage in stages:
+        identity = stage.identity
+        scores = identity if stage.folder.parent.name == "classes" else _scores(run, identity, known)
+        settings = scores.get("settings", {})
+        digest = scores.get("classifier", "")
+        facts = {
+            "classifier": classifier_named(run, digest, digests),
+            "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
+        }
+        if stage.folder.parent.name == "evaluation":
+            own = identity.get("settings", {})
+            facts |= {"alpha": alpha_of(identity), "formula": own.get("formula", EvaluateSettings.formula)}
+            settings = settings | own
+        others = {k: v for k, v in settings.items() if k not in ("points", *facts)}
+        facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
+        if "stream" in identity:
+            facts["stream"] = "streamed"
+        if "alphas" in identity:
+            facts["alphas"] = f"{len(identity['alphas'])} α measured"
+        found.append(facts)
+    return found
+
+
+def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
+    """Of each what tells it apart from the others.
+
+    Args:
+        always: facts that are told even where all have the same.
+    Returns:
+        "" for one that nothing tells apart.
+    """
+    every = [key for entry in facts for key in entry]
+    keys = [*MAIN, *dict.fromkeys(key for key in every if key not in (*MAIN, *LAST)), *LAST]
+
+    def alike(chosen: Sequence[str]) -> int:
+        return len({tuple(entry.get(key) for key in chosen) for entry in facts})
+
+    chosen = [key for key in keys if key in always or (key in MAIN and alike([key]) > 1)]
+    for key in keys:
+        if key not in chosen and alike([*chosen, key]) > alike(chosen):
+            chosen.append(key)
+    return [", ".join(entry[key] for key in chosen if entry.get(key)) for entry in facts]
+
+
+def alpha_of(identity: dict[str, Any]) -> str:
+    """What decides the weight of the classifier in the headline of an evaluation."""
+    settings = identity.get("settings", {})
+    if identity.get("alpha_classes"):
+        return RULES["alpha_by_class"]
+    if max(settings.get("alpha_low", -1), settings.get("alpha_high", -1)) >= 0:
+        return RULES["alpha_by_score"]
+    return f"α = {settings.get('alpha', EvaluateSettings.alpha):g}"
+
+
+def classifier_folder(run: Path, digest: str, digests: dict[str, Any] | None = None) -> Path | None:
+    """The folder in the run of the classifier whose weights have this digest; None when it is elsewhere."""
+    for file, entry in (_digests(run) if digests is None else digests).items():
+        folder = run / "classifier" / Path(file).parent.name
+        if entry["sha256"] == digest and there(folder / "run.json"):
+            return folder
+    return None
+
+
+def classifier_named(run: Path, digest: str, digests: dict[str, Any] | None = None) -> str:
+    """The name of the classifier in its run, or the beginning of its digest."""
+    folder = classifier_folder(run, digest, digests)
+    return folder.name if folder else digest[:8]
+
+
+def _scores(run: Path, identity: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The identity of the class scores of an evaluation; nothing where they are gone."""
+    if "stream" in identity:
+        return {**identity["stream"], "settings": identity["stream"].get("classify", {})}
+    name = identity.get("classes", "")[:12]
+    if name not in known:
+        path = run / "classes" / name / "run.json"
+        known[name] = read_json(path).get("identity", {}) if name and there(path) else {}
+    return known[name]
+
+
+def _digests(run: Path) -> dict[str, Any]:
+    """As `Digests` keeps them: only a memory, so a damaged one says nothing."""
+    path = run / "digests.json"
+    try:
+        return read_json(path) if there(path) else {}
+    except UserError:
+        return {}
