@@ -237,6 +237,26 @@ def test_fingers(browser, page: Path) -> None:
     phone.close()
 
 
+def test_printing_draws_every_picture_first(browser, page: Path) -> None:
+    visit = Visit(browser, page, viewport={"width": 1280, "height": 300})
+    loaded = "document.querySelectorAll('article.card[data-loaded]').length"
+    assert visit.page.evaluate(loaded) < 7  # those that are far away
+    visit.page.evaluate(
+        f"""void (window.print = () => {{
+          const images = [...document.querySelectorAll('article.card img')];
+          window.printed = [{loaded}, images.length, images.every((i) => i.complete && i.naturalWidth)];
+        }})"""
+    )
+    visit.page.locator("#print").click()
+    visit.page.wait_for_function("window.printed")
+    assert visit.page.evaluate("window.printed") == [7, 35, True]
+    visit.page.evaluate("scrollTo(0, 0)")
+    visit.page.wait_for_function(f"{loaded} < 7")  # let go again
+    visit.page.emulate_media(media="print")
+    assert visit.page.locator("#gallery .printed").is_visible() and not visit.page.locator("#print").is_visible()
+    visit.close()
+
+
 def test_without_data_root(browser, folders: list[Path], tmp_path: Path) -> None:
     from vitp_pipeline.report.report import write_report
 

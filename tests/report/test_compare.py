@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 
 from tests.report.test_page import read
-from tests.stages.making import Project
+from tests.stages.making import Project, make_run
+from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.metrics.bootstrap import paired_difference
-from vitp_pipeline.report.compare import compare, labels_of, panoptic_areas, panoptic_quality, write_comparison
+from vitp_pipeline.report.compare import (
+    compare,
+    in_words,
+    labels_of,
+    panoptic_areas,
+    panoptic_quality,
+    print_comparison,
+    write_comparison,
+)
 from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
 from vitp_pipeline.stages.results import headline_variants
-from vitp_pipeline.stages.rows import image_areas
+from vitp_pipeline.stages.rows import image_areas, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +155,83 @@ def test_the_page_of_a_comparison(both: list[StoredEvaluation], result: dict, tm
     assert shown["C", "mIoU"] == "+0.00"
     for address in reader.addresses:
         assert address.startswith(("#", "data:"))
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert "B: α = 0.4 → 0.8.</p>" in text and "C: nothing that decides results.</p>" in text
+    assert "are too few to be joined" in text and "Points of B: α = 0.8" in text
+
+
+def test_better_and_worse_images_are_apart(both: list[StoredEvaluation], result: dict, tmp_path: Path) -> None:
+    (label,) = result["image_changes"]
+    rows = [
+        {"image": f"i{n}", "first": 0.5, "other": 0.5 + c, "change": c} for n, c in enumerate((0.3, 0.1, 0.0, -0.2))
+    ]
+    for name, some, expected in [
+        ("both", rows, [["i0", "i1"], ["i3"]]),
+        ("up", rows[:3], [["i0", "i1"]]),
+        ("same", rows[2:3], []),
+    ]:
+        write_comparison(both, result | {"image_changes": {label: some}}, tmp_path / f"{name}.html")
+        reader, _ = read(tmp_path / f"{name}.html")
+        tables = [t["rows"][1:] for t in reader.tables if t["rows"][0][:1] == ["image"]]
+        assert [[row[0] for row in table] for table in tables] == expected
+        assert (tmp_path / f"{name}.html").read_text(encoding="utf-8").count("<p>None.</p>") == 2 - len(expected)
+
+
+@pytest.fixture(scope="module")
+def other_classifier(project: Project, tmp_path_factory: pytest.TempPathFactory) -> StoredEvaluation:
+    """The proposals of `run` under another classifier, fused with another α."""
+    out = tmp_path_factory.mktemp("classifier") / "toy"
+    make_run(project, out, shards=2, weights=b"others")
+    create_or_check(out / "classifier/default", {"stage": "classifier"}, ("a",))
+    return open_evaluation(project.evaluate(out, alpha=0.6).run.folder)
+
+
+def test_where_classifiers_differ_they_are_compared_alone_too(
+    both: list[StoredEvaluation], other_classifier: StoredEvaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = both[0]
+    found = compare([first, other_classifier, both[1]])
+    ours, theirs = found["labels"][1:]
+    assert {row["variant"] for row in found["differences"] if row["label"] == theirs} == {"fused"}
+    rows = {row["metric"]: row for row in found["differences"] if row["variant"] == "classifier"}
+    assert {row["label"] for row in rows.values()} == {ours}
+    a, b = (run.result for run in (first, other_classifier))
+    expected = {
+        "mIoU": b["semantic"]["classifier"]["mIoU"] - a["semantic"]["classifier"]["mIoU"],
+        "pixel accuracy": b["semantic"]["classifier"]["pixel_accuracy"] - a["semantic"]["classifier"]["pixel_accuracy"],
+        "PQ": b["panoptic"]["classifier"]["all"]["PQ"] - a["panoptic"]["classifier"]["all"]["PQ"],
+        "masks named right": b["masks"]["named_right"]["classifier"] - a["masks"]["named_right"]["classifier"],
+    }
+    assert {metric: row["estimate"] for metric, row in rows.items()} == pytest.approx(expected)
+    assert all(abs(value) > 0.01 for value in expected.values())
+    # the intervals by hand, from rows that nobody left out
+    masks = [read_rows(run.evaluation, ["masks"]).columns["masks"] for run in (first, other_classifier)]
+    draws = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), size=1000)
+    counts = np.bincount(masks[0]["image"], minlength=7)
+    right = [np.bincount(m["image"], m["classifier"] == m["label"], minlength=7) for m in masks]
+    differences = draws @ (right[1] - right[0]) / (draws @ counts)
+    row = rows["masks named right"]
+    assert [row["low"], row["high"]] == pytest.approx(np.percentile(differences, [2.5, 97.5]).tolist())
+
+    print_comparison(found)
+    out = capsys.readouterr().out
+    digest = first.evaluation.classes.identity["classifier"][:8]
+    assert f"B differs in classifier {digest} → default; α = 0.4 → 0.6 (a fused difference is of all of these" in out
+    assert "C differs in α = 0.4 → 0.8\n" in out and out.count("classifier alone") == 4
+
+
+def test_what_differs_in_words(both: list[StoredEvaluation], other_classifier: StoredEvaluation) -> None:
+    def words(*lines: str, others: StoredEvaluation = both[1]) -> list[str]:
+        return in_words(both[0], others, lines)
+
+    digest = both[0].evaluation.classes.identity["classifier"][:8]
+    assert words() == words("evaluation.alphas: [0, 1] → [0, 0.4, 1]") == []
+    assert words(f"classes.classifier: {'a' * 57}… → {'b' * 57}…") == [f"classifier {digest}: other weights"]
+    assert words("evaluation.points: max → max", "classes.settings.points: max → spread") == ["points max → max"]
+    assert words("classes.settings.temperature: (default) → 0.4", "evaluation.settings.alpha: (default) → 0.8") == [
+        "α = 0.4 → 0.8",
+        "temperature: (default) → 0.4",
+    ]
+    assert words("evaluation.alpha_classes.sky: 1 → 0", others=both[0]) == ["α = 0.4: other values"]
+    masks = [f"proposals.{n}: {str(n) * 57}… → (default)" for n in range(5)]
+    assert words(*masks) == [f"proposals.{n}: {str(n) * 8} → (default)" for n in range(3)] + ["2 more of the proposals"]

@@ -123,6 +123,24 @@ def test_tables_show_the_figures(page: Path, stored: StoredEvaluation) -> None:
         assert shown["bound: truth inside the mask"] == f"{100 * value(found['bound_mask']):.2f}"
 
 
+def test_few_alphas_are_points_not_a_curve(folders: list[Path], page: Path, tmp_path: Path) -> None:
+    write_report(open_evaluation(folders[1]), tmp_path / "few.html")
+    for path, mode, alphas in ((page, "lines+markers", 6), (tmp_path / "few.html", "markers", 3)):
+        _, data = read(path)
+        fused, bound, *_ = data["charts"]["alpha:mIoU"]["data"]
+        assert (fused["mode"], len(fused["x"])) == (mode, alphas) and bound["mode"] == "lines"
+        hint = "Only 3 α are measured, so the points are not joined: <code>vitp evaluate --alpha 0:1:0.1</code>"
+        assert (hint in path.read_text(encoding="utf-8")) == (alphas == 3)
+
+
+def test_words_are_explained(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count('<th scope="col">mIoU (union)</th>') == 1
+    assert "in mIoU (union) classes that were only predicted count as 0." in text
+    first = text.index("1 − v")
+    assert text[first:].startswith("1 − v &gt; 0.5 (v: the probability of “no object”)")
+
+
 def test_gallery_and_provenance(page: Path, stored: StoredEvaluation) -> None:
     _, data = read(page)
     text = page.read_text(encoding="utf-8")

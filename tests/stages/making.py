@@ -98,8 +98,11 @@ def make_run(
     part_size: int = 2,
     failed: tuple[str, ...] = (),
     without: tuple[int, ...] = (),
+    weights: bytes = b"weights",
 ) -> None:
-    """Writes proposals and class scores; `failed` images have none, the shards `without` are not classified."""
+    """Writes proposals and class scores; `failed` images have none, the shards `without` are not classified. Other
+    `weights` give other scores.
+    """
     import json
 
     dataset = project.dataset
@@ -108,7 +111,7 @@ def make_run(
     run = create_or_check(out / "proposals", identity, images, shards, part_size)
     model = out / "classifier/default/model.safetensors"
     model.parent.mkdir(parents=True)
-    model.write_bytes(b"weights")
+    model.write_bytes(weights)
     from vitp_pipeline.artifacts.proposals import open_proposals
 
     settings = project.recipe.stage(ClassifySettings)
@@ -131,8 +134,10 @@ def make_run(
                     rows.append(failed_row(image_id, f"val/{image_id}.png", "torn"))
                     continue
                 record, scores = drawn(dataset, image_id)
+                if weights != b"weights":
+                    scores = scores + np.random.default_rng([int(image_id), *weights]).normal(0, 2, scores.shape)
                 rows.append(write_record(writer, record))
-                other.add(f"point_logits/{image_id}", scores, ("query", "class"))
+                other.add(f"point_logits/{image_id}", scores.astype(np.float32), ("query", "class"))
             writer.close()
             other.close()
             write_index(

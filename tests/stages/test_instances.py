@@ -13,6 +13,7 @@ from tests.metrics.making import Scene
 from tests.metrics.test_instances import ours, theirs
 from tests.metrics.test_instances import same as same_figures
 from tests.stages.making import Project, drawn, make_project, make_run
+from vitp_pipeline import progress
 from vitp_pipeline.assemble.instance import best_pairs, instance_masks
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import UsageError
@@ -169,11 +170,22 @@ def semantic_project(tmp_path: Path) -> Project:
     return Project(project.root, load_recipe(tmp_path / "p.toml"))
 
 
-def test_components_stand_in_for_segments(tmp_path: Path) -> None:
+def test_components_stand_in_for_segments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = semantic_project(tmp_path)
     make_run(project, tmp_path / "run")
     plain = result_of(project.evaluate(tmp_path / "run"))
     assert plain["panoptic"] is None
+    (note,) = plain["notes"]
+    assert note.startswith("no PQ: labels of the kind semantic-png have no segments") and "components = true" in note
+    print_result(plain)
+    out, err = capsys.readouterr()
+    assert f"note: {note}\n" in err and "no PQ" not in out
+    monkeypatch.setattr(progress, "_hushed", True)
+    print_result(plain)
+    assert "no PQ" not in "".join(capsys.readouterr())
+    assert result_of(project.evaluate(tmp_path / "run", tasks=("semantic",)))["notes"] == []  # nobody asked for PQ
     for wrong in (("instance",), ("panoptic",)):
         with pytest.raises(UsageError, match=r"'plain' have no segments.*components = true"):
             project.evaluate(tmp_path / "run", tasks=wrong)
@@ -182,9 +194,44 @@ def test_components_stand_in_for_segments(tmp_path: Path) -> None:
     # every car is one piece here, so the figures are those of the panoptic labels, but for the crowd among them
     assert whole["panoptic"]["fused"]["all"]["PQ"] > 0 and whole["instance"]["bound_mask"]["coco"]["AP"] > 0
     assert any("connected pieces" in note for note in whole["notes"])
+    assert not any("no PQ" in note for note in whole["notes"])
 
 
 # ---- zeros ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_things_no_word_about_pq(tmp_path: Path) -> None:
+    project = semantic_project(tmp_path)
+    manifest = tmp_path / "plain.toml"
+    manifest.write_text(manifest.read_text().replace("thing = true", "thing = false"))
+    project = Project(project.root, load_recipe(tmp_path / "p.toml"))
+    make_run(project, tmp_path / "run")
+    assert result_of(project.evaluate(tmp_path / "run"))["notes"] == []
+
+
+def test_a_remembered_result_is_shown_as_a_new_one(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file has sorted keys, which are neither the order of the classes nor that of what names the masks."""
+    make_run(project, tmp_path / "run")
+    shown = []
+    for _ in range(2):
+        evaluation = project.evaluate(tmp_path / "run", "0:1:0.2", **ALL, boundary_iou=True)
+        result = result_of(evaluation)
+        print_result(result)
+        print_by_class(result)
+        names = {key: list(result["instance"]["fused"][key]["per_class"]) for key in result["instance"]["fused"]}
+        shown.append((capsys.readouterr().out, names, list(result["semantic"]["fused"]["IoU"])))
+    assert shown[0] == shown[1]
+    out, names, classes = shown[0]
+    assert list(names) == list(ALL["instance_ap"]) and classes == list(making.NAMES)
+    line = next(line for line in out.splitlines() if line.startswith("masks named right: "))
+    assert line.index("generator") < line.index("classifier") < line.index("fused")
+    assert line.endswith("masks with 1 − v > 0.5 (v: the probability of “no object”)")
+    from vitp_pipeline.report.stored import open_evaluation
+
+    # a page is made of the file
+    assert str(open_evaluation(evaluation.run.folder).result) == str(result)
 
 
 def test_every_class_has_its_row(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,8 +52,9 @@ def register(app: typer.Typer) -> None:
             stored = open_evaluation(run, data_root, recipe)
             folder = stored.evaluation.run.folder
             if folder != run.resolve() and len(found := evaluations_in(run)) > 1:
+                label = found.pop(folder.name)
                 say(
-                    f"{run} holds {len(found)} evaluations; this is the newest, {folder.name}: {found.pop(folder.name)}"
+                    f"{run} holds {len(found) + 1} evaluations; this is the newest, {folder.name}: {label}. The others:"
                 )
                 for line in listed(run, found):
                     say(line)

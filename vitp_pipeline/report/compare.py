@@ -89,18 +89,16 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         result["classes"][label] = _class_changes(first, other, places[0], place)
         result["image_changes"][label] = _image_changes(first, other, places[0], place)
         result["settings"][label] = _settings_changes(first, other)
-        result["differs"][label] = _in_words(first, other, result["settings"][label])
+        result["differs"][label] = in_words(first, other, result["settings"][label])
     return result
 
 
 def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
     """A letter, and of run, classifier, points and α what tells the evaluations apart."""
-    facts = [
-        {"run": run.run.name}
-        | facts_of(run.run, [run.evaluation.run])[0]
-        | {"folder": run.evaluation.run.folder.name[:8]}
-        for run in runs
-    ]
+    facts = []
+    for run in runs:
+        stage = run.evaluation.run
+        facts.append({"run": run.run.name, **facts_of(run.run, [stage])[0], "folder": stage.folder.name[:8]})
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
     told = [text or entry["folder"] for text, entry in zip(labels(facts), facts, strict=True)]
     return [f"{letter}: {text}" for letter, text in zip(letters, told, strict=True)]
@@ -209,7 +207,7 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
     return difference(identities(other), identities(first))
 
 
-def _in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[str]) -> list[str]:
+def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[str]) -> list[str]:
     """What differs, a few words each; of the proposals not more than a few lines. The α that a sweep adds are left out:
     they change no figure.
     """

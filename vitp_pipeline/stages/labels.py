@@ -49,7 +49,7 @@ def facts_of(run: Path, stages: Iterable[StageRun]) -> list[Facts]:
         facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
         if "stream" in identity:
             facts["stream"] = "streamed"
-        if "alphas" in identity:
+        if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and that of the headline
             facts["alphas"] = f"{len(identity['alphas'])} α measured"
         found.append(facts)
     return found

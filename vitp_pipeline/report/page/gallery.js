@@ -245,9 +245,12 @@ if (place) {
   const cards = DATA.gallery.map((content) => new Card(content));
   const of = new Map(cards.map((card) => [card.element, card]));
   place.append(...cards.map((card) => card.element));
+  const nearby = new Set();
+  let printing = false;
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
-      if (isIntersecting) of.get(target).load(); else of.get(target).release();
+      const card = of.get(target);
+      if (isIntersecting) { nearby.add(card); card.load(); } else { nearby.delete(card); if (!printing) card.release(); }
     }
   }, { rootMargin: "800px" });
   for (const card of cards) seen.observe(card.element);
@@ -273,4 +276,17 @@ if (place) {
     place.style.setProperty("--strength", event.target.value);
   });
   filter();
+
+  /* A browser that prints waits for nothing, and pictures take a moment: this button draws all of them before. */
+  document.getElementById("print").addEventListener("click", async () => {
+    printing = true;
+    document.documentElement.classList.add("whole");
+    const shown = cards.filter((card) => !card.element.hidden);
+    await Promise.all(shown.map((card) => card.load()));
+    await Promise.all(shown.flatMap((card) => card.images).map((image) => image.decode()));
+    print();
+    printing = false;
+    document.documentElement.classList.remove("whole");
+    for (const card of cards) if (!nearby.has(card)) card.release();
+  });
 }
