@@ -156,7 +156,7 @@ def test_the_page_of_a_comparison(both: list[StoredEvaluation], result: dict, tm
     for address in reader.addresses:
         assert address.startswith(("#", "data:"))
     text = (tmp_path / "compare.html").read_text(encoding="utf-8")
-    assert "B: α = 0.4 → 0.8.</p>" in text and "C: nothing that decides results.</p>" in text
+    assert "B differs in α = 0.4 → 0.8.</p>" in text and "C differs in nothing that decides results.</p>" in text
     assert "are too few to be joined" in text and "Points of B: α = 0.8" in text
 
 

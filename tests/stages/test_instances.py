@@ -20,7 +20,7 @@ from vitp_pipeline.errors import UsageError
 from vitp_pipeline.fusion import fuse
 from vitp_pipeline.metrics.instances import Detections
 from vitp_pipeline.metrics.runlengths import decode_mask
-from vitp_pipeline.recipe import EvaluateSettings
+from vitp_pipeline.recipe import EvaluateSettings, load_recipe
 from vitp_pipeline.stages.by_class import by_class, print_by_class
 from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.instances import image_numbers
@@ -150,8 +150,6 @@ def test_component_segments() -> None:
 def semantic_project(tmp_path: Path) -> Project:
     """The same images with their labels as plain PNGs."""
     from PIL import Image
-
-    from vitp_pipeline.recipe import load_recipe
 
     project = make_project(tmp_path)
     for sample in project.dataset.samples:

@@ -27,7 +27,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Several evaluations of the same images on one HTML page: differences with intervals over the images.
 
-        Classifiers, α, points or generators: whatever differs. Needs the packages of vitp-pipeline\\[report].
+        Classifiers, α, points or generators: whatever differs. Of a run with several evaluations it takes the
+        newest. Needs the packages of vitp-pipeline\\[report].
 
             vitp compare runs/camvid runs/camvid-large --out compare.html
 

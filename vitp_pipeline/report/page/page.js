@@ -40,12 +40,14 @@ function themed(layout) {
 }
 const CONFIG = { responsive: true, displayModeBar: false };
 const drawn = new Set();
-function draw(element) {
+const PAPER = 630; // pixels beside the margins of a sheet
+function draw(element, printed = false) {
   const chart = DATA.charts[element.dataset.chart];
   drawn.add(element);
   const order = element.dataset.order ? JSON.parse(element.dataset.order) : null;
   const layout = themed(chart.layout);
   if (order) layout.yaxis = { ...layout.yaxis, categoryorder: "array", categoryarray: order };
+  if (printed && element.clientWidth > PAPER) layout.width = PAPER;
   return Plotly.react(element, resolved(chart.data), layout, CONFIG);
 }
 const charts = [...document.querySelectorAll(".chart")];
@@ -54,7 +56,8 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "500px" });
 for (const chart of charts) near.observe(chart);
 const repaintCharts = () => { for (const chart of drawn) draw(chart); };
-addEventListener("beforeprint", () => { for (const chart of charts) draw(chart); });
+addEventListener("beforeprint", () => { for (const chart of charts) draw(chart, true); });
+addEventListener("afterprint", repaintCharts);
 
 /* Tables whose headers sort. Empty cells come last either way. */
 function cellValue(row, column) {
