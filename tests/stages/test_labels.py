@@ -71,6 +71,15 @@ def test_settings_are_told_where_nothing_else_tells_two_apart(tmp_path: Path) ->
     assert told == ["α = 0.4, renormalised", "α = 0.4, raw", "α by mask score, renormalised", "α = 0, renormalised"]
 
 
+@pytest.mark.parametrize("wrong", [{"settings": []}, {"settings": {"alpha": "x"}}, {"classes": 3}, {"alphas": 1}])
+def test_of_a_damaged_identity_nothing_is_told(tmp_path: Path, wrong: dict) -> None:
+    scores(tmp_path, "1" * 12, "d" * 64)
+    good = evaluation(tmp_path, "a", "1" * 12, alpha=0.7)
+    bad = StageRun(tmp_path / "evaluation/b", good.identity | wrong, ("a",), 1, 1)
+    labels(facts_of(tmp_path, [StageRun(bad.folder, good.identity | {"settings": {"formula": 1}}, ("a",), 1, 1)]))
+    assert labels(facts_of(tmp_path, [good, bad]), ("alpha",)) == ["dddddddd, max point, α = 0.7, renormalised", ""]
+
+
 def test_a_streamed_evaluation_holds_its_classifier_itself(tmp_path: Path) -> None:
     classifier(tmp_path, "deep", "d" * 64)
     stream = {"classifier": "d" * 64, "classify": {"points": "spread", "flip": True}}

@@ -29,30 +29,38 @@ Facts = dict[str, str]
 
 
 def facts_of(run: Path, stages: Iterable[StageRun]) -> list[Facts]:
-    """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula."""
+    """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula. Of one
+    whose identity is of other types than were written there is nothing.
+    """
     digests, known = _digests(run), {}
-    found = []
+    found: list[Facts] = []
     for stage in stages:
-        identity = stage.identity
-        scores = identity if stage.folder.parent.name == "classes" else _scores(run, identity, known)
-        settings = scores.get("settings", {})
-        digest = scores.get("classifier", "")
-        facts = {
-            "classifier": classifier_named(run, digest, digests),
-            "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
-        }
-        if stage.folder.parent.name == "evaluation":
-            own = identity.get("settings", {})
-            facts |= {"alpha": alpha_of(identity), "formula": own.get("formula", EvaluateSettings.formula)}
-            settings = settings | own
-        others = {k: v for k, v in settings.items() if k not in ("points", *facts)}
-        facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
-        if "stream" in identity:
-            facts["stream"] = "streamed"
-        if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and that of the headline
-            facts["alphas"] = f"{len(identity['alphas'])} α measured"
-        found.append(facts)
+        try:
+            found.append(_facts(run, stage, digests, known))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.append({})
     return found
+
+
+def _facts(run: Path, stage: StageRun, digests: dict[str, Any], known: dict[str, dict[str, Any]]) -> Facts:
+    identity, kind = stage.identity, stage.folder.parent.name
+    scores = identity if kind == "classes" else _scores(run, identity, known)
+    settings = scores.get("settings", {})
+    facts = {
+        "classifier": classifier_named(run, scores.get("classifier", ""), digests),
+        "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
+    }
+    if kind == "evaluation":
+        own = identity.get("settings", {})
+        facts |= {"alpha": alpha_of(identity), "formula": own.get("formula", EvaluateSettings.formula)}
+        settings = settings | own
+    others = {k: v for k, v in settings.items() if k not in ("points", *facts)}
+    facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
+    if "stream" in identity:
+        facts["stream"] = "streamed"
+    if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and that of the headline
+        facts["alphas"] = f"{len(identity['alphas'])} α measured"
+    return {key: str(text) for key, text in facts.items()}
 
 
 def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
