@@ -6,7 +6,7 @@ default, max point, α = 0.7
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ Facts = dict[str, str]
 """Words by what they are about, in the order in which they are told."""
 
 
-def facts_of(run: Path, stages: Iterable[StageRun]) -> list[Facts]:
+def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
     """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula. Of one
     whose identity is of other types than were written there is nothing.
     """
-    digests, known = _digests(run), {}
+    digests = _digests(run)
+    known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "classes"}
     found: list[Facts] = []
     for stage in stages:
         try:

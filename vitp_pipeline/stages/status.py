@@ -64,11 +64,13 @@ def run_status(run: Path) -> list[dict[str, Any]]:
 
 def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
     """What class scores and evaluations are, in a few words, by `stage`."""
+    own = [stage for stage in stages if stage.folder.parent.name in ("classes", "evaluation")]
+    names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
     found = {}
     for kind in ("classes", "evaluation"):
-        own = [stage for stage in stages if stage.folder.parent.name == kind]
-        words = labels(facts_of(run, own), ALWAYS)
-        found |= {f"{kind}/{stage.folder.name}": text for stage, text in zip(own, words, strict=True)}
+        chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
+        texts = labels([facts[i] for i in chosen], ALWAYS)
+        found |= {names[i]: text for i, text in zip(chosen, texts, strict=True)}
     return found
 
 
