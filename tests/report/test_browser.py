@@ -245,13 +245,14 @@ def test_printing_draws_every_picture_first(browser, page: Path) -> None:
         f"""void (window.print = () => {{
           const images = [...document.querySelectorAll('article.card img')];
           window.printed = [{loaded}, images.length, images.every((i) => i.complete && i.naturalWidth)];
+          document.body.dataset.printed = "yes";
         }})"""
     )
     visit.page.locator("#print").click()
-    visit.page.wait_for_function("window.printed")
+    visit.page.locator("body[data-printed]").wait_for()  # the page lets no string be evaluated while one waits
     assert visit.page.evaluate("window.printed") == [7, 35, True]
     visit.page.evaluate("scrollTo(0, 0)")
-    visit.page.wait_for_function(f"{loaded} < 7")  # let go again
+    visit.page.locator("article.card:not([data-loaded])").first.wait_for(state="attached")  # let go again
     visit.page.emulate_media(media="print")
     assert visit.page.locator("#gallery .printed").is_visible() and not visit.page.locator("#print").is_visible()
     visit.close()

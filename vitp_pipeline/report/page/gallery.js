@@ -282,11 +282,14 @@ if (place) {
     printing = true;
     document.documentElement.classList.add("whole");
     const shown = cards.filter((card) => !card.element.hidden);
-    await Promise.all(shown.map((card) => card.load()));
-    await Promise.all(shown.flatMap((card) => card.images).map((image) => image.decode()));
-    print();
-    printing = false;
-    document.documentElement.classList.remove("whole");
-    for (const card of cards) if (!nearby.has(card)) card.release();
+    try {
+      await Promise.all(shown.map((card) => card.load()));
+      await Promise.all(shown.flatMap((card) => card.images).map((image) => image.decode()));
+      print();
+    } finally {
+      printing = false;
+      document.documentElement.classList.remove("whole");
+      for (const card of cards) if (!nearby.has(card)) card.release();
+    }
   });
 }
