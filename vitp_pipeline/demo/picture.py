@@ -1,18 +1,18 @@
-"""A picture of results: image, ground truth, the generator's names and the fused ones, side by side."""
+"""A picture of results, side by side: image, ground truth, the generator's names, the fused ones; and their colours."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.stages.evaluation import Evaluation
 
-GAP, TITLE = 6, 18
+GAP, TITLE, SWATCH = 6, 18, 10
 COLUMNS = ("image", "ground truth", "generator", "fused")
 
 
@@ -32,12 +32,20 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
         for record in evaluation.proposals.read_part(0, 0):
             panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.image_id}")))
     panels.sort(key=lambda panel: -panel[0])
+    del panels[rows:]
     height, width = panels[0][1][0].shape[:2]
-    sheet = Image.new("RGB", (4 * (width + GAP) - GAP, TITLE + min(rows, len(panels)) * (height + GAP)), "white")
+    breadth, bottom = 4 * (width + GAP) - GAP, TITLE + len(panels) * (height + GAP)
+    shown = sorted(set().union(*(classes for *_, classes in panels)))
+    places = _legend_places([evaluation.dataset.spec.class_names[k] for k in shown], breadth)
+    sheet = Image.new("RGB", (breadth, bottom + places[-1][1] + TITLE), "white")
     pen = ImageDraw.Draw(sheet)
+    for k, (left, top) in zip(shown, places, strict=True):
+        color = evaluation.dataset.spec.classes[k].color
+        pen.rectangle((left, bottom + top + 2, left + SWATCH, bottom + top + 2 + SWATCH), fill=color)
+        pen.text((left + SWATCH + 5, bottom + top + 2), evaluation.dataset.spec.class_names[k], fill="black")
     for column, title in enumerate(COLUMNS):
         pen.text((column * (width + GAP) + 2, 3), title, fill="black")
-    for row, (_, pictures) in enumerate(panels[:rows]):
+    for row, (_, pictures, _) in enumerate(panels):
         for column, picture in enumerate(pictures):
             tile = Image.fromarray(picture).resize((width, height))
             sheet.paste(tile, (column * (width + GAP), TITLE + row * (height + GAP)))
@@ -45,8 +53,22 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     return path
 
 
-def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray) -> tuple[float, list[np.ndarray]]:
-    """(pixels that fusion put right, the four pictures)."""
+def _legend_places(names: list[str], breadth: int) -> list[tuple[int, int]]:
+    """Left and top of every entry, in lines no wider than `breadth`."""
+    places, left, top = [], 0, 0
+    for name in names:
+        wide = round(ImageFont.load_default().getlength(name)) + SWATCH + 20
+        if left and left + wide > breadth:
+            left, top = 0, top + TITLE
+        places.append((left, top))
+        left += wide
+    return places
+
+
+def _panels(
+    evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray
+) -> tuple[float, list[np.ndarray], set[int]]:
+    """(pixels that fusion put right, the four pictures, the classes in them)."""
     import torch
 
     from vitp_pipeline.assemble.semantic import semantic_label_maps
@@ -61,7 +83,9 @@ def _panels(evaluation: Evaluation, record: ProposalRecord, point_logits: np.nda
     generator, fused = semantic_label_maps(torch.from_numpy(record.masks).float(), probs, record.view, record.protocol)
     labelled = truth != IGNORE
     gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0
-    return gain, [image, *(colored(image, labels, dataset.spec) for labels in (truth, generator, fused))]
+    maps = (truth, generator, fused)
+    classes = {int(k) for labels in maps for k in np.unique(labels)} - {IGNORE}
+    return gain, [image, *(colored(image, labels, dataset.spec) for labels in maps)], classes
 
 
 def colored(image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, strength: float = 0.7) -> np.ndarray:
