@@ -350,7 +350,7 @@ def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.chdir(tmp_path)
     main()
-    assert "predict: 1 images in " in (told := capsys.readouterr().err) and ", loading the networks included: " in told
+    assert "predict: 1 image in " in (told := capsys.readouterr().err) and ", loading the networks included: " in told
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     name = picture.stem
     assert found == ["classes.json", "digests.json", f"results/{name}.json", f"semantic/{name}.png"]

@@ -23,7 +23,7 @@ from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
-from vitp_pipeline.progress import progress, say
+from vitp_pipeline.progress import counted, progress, say
 from vitp_pipeline.stages.pictures import Picture
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ class Predicted:
     def report(self) -> None:
         """Says how it ended. Raises PartialError when images could not be used."""
         if not self.made and not self.failed:
-            say(f"predict: nothing to do, {self.cached} images are done")
+            say(f"predict: nothing to do, {counted(self.cached, 'image')} {'is' if self.cached == 1 else 'are'} done")
             return
         kept = f", {self.cached} were done before" if self.cached else ""
         took = f" in {self.seconds:.0f} s, loading the networks included" if self.made else ""
-        say(f"predict: {self.made} images{took}{kept}: {self.folder}")
+        say(f"predict: {counted(self.made, 'image')}{took}{kept}: {self.folder}")
         if self.failed:
             of = self.made + self.cached + len(self.failed)
             raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
