@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT, COLORS = 1180, 1010, 256
+WIDTH, HEIGHT = 1180, 1010
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--phone", action="store_true", help="390 pixels wide")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     options = parser.parse_args()
-    shot = Image.open(io.BytesIO(screenshot(options))).convert("RGB")
-    shot.quantize(COLORS, kmeans=2, dither=Image.Dither.NONE).save(options.out, optimize=True)
+    Image.open(io.BytesIO(screenshot(options))).convert("RGB").save(options.out, optimize=True)
     print(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.stages.making import Project
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.report import page as pages
+from vitp_pipeline.report.masks import read_masks
 from vitp_pipeline.report.report import write_report
 from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
 
@@ -139,6 +140,13 @@ def test_words_are_explained(page: Path) -> None:
     assert "in mIoU (union) classes that were only predicted count as 0." in text
     first = text.index("1 − v")
     assert text[first:].startswith("1 − v &gt; 0.5 (v: the probability of “no object”)")
+
+
+def test_how_many_masks_fusion_put_right_and_wrong(page: Path, stored: StoredEvaluation) -> None:
+    facts = read_masks(stored)
+    before, after = (facts.right(variant)[facts.known] for variant in ("generator", "fused"))
+    counts = [int((after & ~before).sum()), int((before & ~after).sum())]
+    assert sum(counts) and "Fusion put {} right and {} wrong.".format(*counts) in page.read_text(encoding="utf-8")
 
 
 def test_gallery_and_provenance(page: Path, stored: StoredEvaluation) -> None:
