@@ -26,12 +26,12 @@ RUN useradd --uid 1000 --create-home vitp \
 # On the CPU torch comes from an index of its own, since PyPI's Linux wheels load CUDA's libraries even there.
 ARG VARIANT=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY requirements.lock /opt/vitp/
+COPY requirements.lock container/cuda.lock /opt/vitp/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     torch=$(grep -E '^torch(vision)?==' /opt/vitp/requirements.lock) \
  && case "$VARIANT" in \
       cpu) pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" $(printf '%s+cpu ' $torch) ;; \
-      cuda) pip install --no-cache-dir --constraint /opt/vitp/requirements.lock $torch ;; \
+      cuda) pip install --no-cache-dir --constraint /opt/vitp/requirements.lock --constraint /opt/vitp/cuda.lock $torch ;; \
       *) echo "VARIANT is cpu or cuda, not '$VARIANT'" >&2; exit 2 ;; \
     esac
 COPY pyproject.toml container/wanted.py /opt/vitp/

@@ -188,6 +188,13 @@ def faults(tree: Path, about: dict, lock: str, variant: str) -> list[str]:
     return found
 
 
+def pinned(context: Path) -> str:
+    """What the image's packages are held to."""
+    return "".join(
+        (context / name).read_text(encoding="utf-8") for name in ("requirements.lock", "container/cuda.lock")
+    )
+
+
 def _holds_bytes(place: Path) -> bool:
     """Empty files and folders are where the build's mounts were."""
     return any(path.is_file() and path.stat().st_size for path in (place, *place.rglob("*")))
@@ -210,7 +217,7 @@ def check(folder: Path, variant: str, debootstrap: bool, stand_in: tuple[str, st
     )
     container = shop.container(image)
     tree = Path(shop.buildah("mount", container).strip())
-    found = faults(tree, shop.about(container), (context / "requirements.lock").read_text(encoding="utf-8"), variant)
+    found = faults(tree, shop.about(container), pinned(context), variant)
     assert not found, "\n".join(found)
     shop.run(shop.container(image), "doctor", user=STRANGER)  # its own: each user has caches there that are his alone
     shop.run(container, "bash", "-c", "id -u && command -v vitp torchrun")
