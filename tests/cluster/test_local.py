@@ -15,6 +15,7 @@ from vitp_pipeline.cluster import local
 from vitp_pipeline.cluster.local import Slot, make_slots, report, run_chain, visible_gpus
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import PartialError, UserError
+from vitp_pipeline.stopping import noticing_signals
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -96,7 +97,7 @@ def test_an_interruption_ends_the_tasks(engine, tmp_path: Path, monkeypatch: pyt
     real = local._start
     monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))
     threading.Timer(0.5, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
+    with noticing_signals(), pytest.raises(KeyboardInterrupt):
         engine(make_chain(2), make_slots(2, [], CORES))
     assert len(begun) == 2 and all(task.process.returncode is not None for task in begun)
     assert not (tmp_path / "trace.jsonl").exists()

@@ -24,6 +24,7 @@ from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.shard import SCHEDULERS, SHARDS
+from vitp_pipeline.stopping import stop_wanted
 
 GOOD_ENDS = (0, PartialError.exit_code)
 """Exit codes after which the chain goes on; images that failed are on record."""
@@ -137,6 +138,8 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
     try:
         with progress("submit", len(tasks), "tasks") as bar:
             while any(task.code is None for task in tasks):
+                if stop_wanted():  # a Ctrl-C that came while Python cleaned up, where what is raised is lost
+                    raise KeyboardInterrupt
                 for task in _ready(tasks, bar.advance)[: len(free)]:
                     _start(task, free.pop(0), chain.shards, logs, show_figures)
                     running.append(task)
