@@ -1,7 +1,7 @@
 """Time, memory and size of `vitp report` by the number of images: those of a dataset, over and over.
 
     python -m benchmarks.report coco-sample --data-root ../shared/data/coco --images 100 1000 \\
-        --classifier runs/coco/classifier/seed0/model.safetensors
+        --classifier runs/coco/classifier/seed0/model.safetensors --set points=max --set flip=false
 
 Every number of images is a dataset of copies that goes through the stages (generate-proposals, classify, evaluate) as
 any other. Timed is the command after them, a process of its own, libraries included.
@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace, count: int, folder: Path) -> dict:
     where = [options.recipe, "--data-root", str(root), "--out", str(run), "--quiet"]
     subprocess.run([*VITP, "generate-proposals", *where], check=True)
     for stage in ("classify", "evaluate"):
-        subprocess.run([*VITP, stage, *where, "--classifier", str(options.classifier.resolve())], check=True)
+        changes = [word for change in options.set for word in ("--set", change)]
+        subprocess.run([*VITP, stage, *where, "--classifier", str(options.classifier.resolve()), *changes], check=True)
     start = time.perf_counter()
     command = [*VITP, "report", str(run), "--data-root", str(root), "--out", str(page), "--quiet"]
     process = subprocess.Popen(command)
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--classifier", type=Path, required=True, help="a classifier of the recipe's classes")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="keys of [classify]")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the pages here, NUMBER.html")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
