@@ -23,7 +23,7 @@ OUTSIDE = {
     TrainSettings: {"name", "weights", "checkpoint_minutes", "workers", "device"}
     | {"mask_proposals", "init_from", "preset", "checkpointing", "compile"},
     ClassifySettings: {"name", "classifier", "batch_size", "device"},
-    EvaluateSettings: {"device", "alpha_classes"},
+    EvaluateSettings: {"device"},
 }
 
 

@@ -160,10 +160,7 @@ def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
         (ClassifySettings, "average = 'mean'", ["'mean'", "auto, probabilities, log-probabilities"]),
         (ClassifySettings, "calibrated = 1", ["calibrated", "wrong type"]),
         (ProposalSettings, "config = 'x'\npeaks = 0", ["peaks = 0", "positive"]),
-        (EvaluateSettings, "alpha_low = 1.5", ["alpha_low = 1.5", "outside [0, 1]"]),
-        (EvaluateSettings, "alpha_high = nan", ["alpha_high", "outside [0, 1]"]),
         (EvaluateSettings, "mask_quality = 'yes'", ["mask_quality", "wrong type"]),
-        (EvaluateSettings, "alpha_classes = 0.4", ["alpha_classes", "wrong type"]),
     ],
 )
 def test_values_that_cannot_be(write, kind: type, line: str, words: list[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy
 from vitp_pipeline.recipe import (
@@ -27,7 +28,7 @@ from vitp_pipeline.recipe import (
 )
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
-from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 from vitp_pipeline.stages.proposals import generate_proposals
 from vitp_pipeline.stages.results import headline_variants, result_of
 from vitp_pipeline.stages.rows import image_areas, read_rows

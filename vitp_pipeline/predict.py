@@ -7,7 +7,7 @@ they would be on disk.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -181,11 +181,10 @@ class Predictor:
 
     Args:
         generator: of the classes of `spec`, in its order.
-        classifier: loaded, or its file; None where α is 0 everywhere.
+        classifier: loaded, or its file; None where α is 0.
         spec: names the classes, and which are things; None = as the classifier, or without one the generator, names
             them, and no things.
         proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
-        alpha: the weight of the classifier for an image's class logits; None = `evaluate.alpha`.
     Raises:
         IncompatibleError: they have different classes.
         UsageError: settings that cannot be; nothing names the classes; no classifier, and α is not 0.
@@ -199,7 +198,6 @@ class Predictor:
         proposals: ProposalSettings | None = None,
         classify: ClassifySettings | None = None,
         evaluate: EvaluateSettings | None = None,
-        alpha: Callable[[torch.Tensor], float | torch.Tensor] | None = None,
     ) -> None:
         from vitp_pipeline.assemble.panoptic import PanopticRule
         from vitp_pipeline.classifier.weights import load_classifier
@@ -210,7 +208,7 @@ class Predictor:
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
         self.proposals = replace(settle(proposals or ProposalSettings(""), begun=False), points=points)
-        if classifier is None and (alpha is not None or evaluate.alpha):
+        if classifier is None and evaluate.alpha:
             raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
         self.generator, self.settings = generator, evaluate
@@ -224,7 +222,6 @@ class Predictor:
         self.device = choose_device(evaluate.device)
         self.things = np.asarray(self.spec.things)
         self.rule = PanopticRule(evaluate.panoptic_rule, evaluate.object_threshold, evaluate.overlap_threshold)
-        self.alpha = alpha or (lambda class_logits: evaluate.alpha)
         self._managed = False  # whether the generator has worked on any image
 
     def segment(
@@ -278,7 +275,7 @@ class Predictor:
         masks = torch.from_numpy(record.masks).to(self.device)
         logits = torch.from_numpy(record.class_logits).to(self.device)
         formula = self.settings.formula
-        named: dict[str, float | torch.Tensor] = {"generator": 0.0, "classifier": 1.0, "fused": self.alpha(logits)}
+        named = {"generator": 0.0, "classifier": 1.0, "fused": self.settings.alpha}
         if self.namer and pixels is not None:
             points = torch.from_numpy(self._scores(self.namer, record, pixels)).to(self.device)
         else:

@@ -250,11 +250,6 @@ class EvaluateSettings:
     object_threshold: float = setting(0.8, help="least score of a panoptic segment")
     overlap_threshold: float = setting(0.8, help="least visible share of a panoptic segment")
     device: str = setting("auto", identity=False)
-    alpha_classes: str = setting(
-        "", identity=False, help="JSON file, class name → α, for the headline; other classes have `alpha`"
-    )
-    alpha_low: float = setting(-1.0, help="for the headline: α of a mask with 1 − v = 0; negative = `alpha`")
-    alpha_high: float = setting(-1.0, help="α of a mask with 1 − v = 1, linear between; negative = `alpha`")
     mask_quality: bool = setting(False, help="panoptic masks compete by class score × mean probability inside the mask")
     # what is measured
     tasks: tuple[str, ...] = setting(
@@ -475,8 +470,6 @@ def _elements_fit(value: tuple[Any, ...], default: tuple[Any, ...]) -> bool:
 
 def _check_more(name: str, value: Any, where: str) -> None:
     """What a setting's limits cannot say."""
-    if name in {"alpha_low", "alpha_high"} and not value <= 1.0:
-        raise UsageError(f"{where} {name} = {value:g} is outside [0, 1]", "A negative value stands for `alpha`")
     if name == "floor" and not (value <= 0 and value.is_integer() and value >= -1000):
         raise UsageError(f"{where} floor = {value:g} is no whole number below 0", "Like -8; 0 leaves the background")
     if name == "step" and value and not (2**-14 <= value <= 1 and math.frexp(value)[0] == 0.5):

@@ -59,7 +59,8 @@ class Project:
 
             retry = settings.pop("retry_failed", False)
             return classify(recipe, recipe.stage(ClassifySettings, **settings), self.data, out, choice, retry)
-        from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+        from vitp_pipeline.alphas import parse_alphas
+        from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 
         retry = settings.pop("retry_failed", False)
         measures, points = recipe.stage(EvaluateSettings, **settings), recipe.stage(ClassifySettings)

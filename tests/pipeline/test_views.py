@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.pipeline.conftest import Project, snapshot
+from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.proposals import by_image, open_proposals
 from vitp_pipeline.classifier.pixels import prepare_image
@@ -21,7 +22,6 @@ from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, load_recipe
 from vitp_pipeline.report.stored import open_evaluation
 from vitp_pipeline.shard import choose_shard
-from vitp_pipeline.stages.evaluate import parse_alphas
 from vitp_pipeline.stages.results import result_of
 from vitp_pipeline.stages.stream import Stream
 

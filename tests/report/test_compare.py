@@ -232,6 +232,5 @@ def test_what_differs_in_words(both: list[StoredEvaluation], other_classifier: S
         "α = 0.4 → 0.8",
         "temperature: (default) → 0.4",
     ]
-    assert words("evaluation.alpha_classes.sky: 1 → 0", others=both[0]) == ["α = 0.4: other values"]
     masks = [f"proposals.{n}: {str(n) * 57}… → (default)" for n in range(5)]
     assert words(*masks) == [f"proposals.{n}: {str(n) * 8} → (default)" for n in range(3)] + ["2 more of the proposals"]

@@ -66,15 +66,6 @@ def test_figures_of_an_unfinished_evaluation_come_from_its_rows(folders: list[Pa
     assert not (folder / "result.json").exists()  # a report writes nothing into an evaluation
 
 
-def test_alpha_by_class_is_in_the_order_of_the_classes(project: Project, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "alphas.json").write_text(json.dumps({"sky": 0.1, "road": 0.9, "car": 0.5}))
-    shutil.copytree(run, tmp_path / "run")
-    evaluation = project.evaluate(tmp_path / "run", alpha_classes=str(tmp_path / "alphas.json"))
-    stored = open_evaluation(evaluation.run.folder)
-    assert stored.evaluation.alpha_classes == evaluation.alpha_classes == (0.1, 0.9, 0.5)
-    assert stored.evaluation.headline == "alpha_by_class"
-
-
 def test_what_cannot_be_opened_is_said_in_a_line(project: Project, run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run lies there"):
         open_evaluation(tmp_path / "nothing")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.datasets import making
+from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
@@ -18,7 +19,7 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classifier_file
-from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 from vitp_pipeline.stages.evaluation import Evaluation
 
 RECIPE = """

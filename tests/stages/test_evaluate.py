@@ -9,12 +9,13 @@ import torch
 
 from tests.datasets import making
 from tests.stages.making import Project, drawn, make_project, make_run
+from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.errors import CorruptError, InputError, MissingStageError, PartialError, UsageError
+from vitp_pipeline.errors import CorruptError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.counts import sparse_confusion
-from vitp_pipeline.stages.evaluate import parse_alphas, prepare
+from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.evaluation import variant_of
 from vitp_pipeline.stages.results import (
     headline_variants,
@@ -326,81 +327,6 @@ def test_an_image_gone_from_the_dataset_fails_alone(project: Project, tmp_path: 
     making.write_annotations(tmp_path / "other", data)
     project.root = tmp_path / "other"
     assert [i for i, _ in read_rows(project.evaluate(tmp_path / "run")).failed] == ["167"]
-
-
-# ---- beyond the paper -----------------------------------------------------------------------------------------------
-
-
-def test_equal_alphas_by_class_or_score_give_the_figures_of_the_scalar(project: Project, tmp_path: Path) -> None:
-    make_run(project, tmp_path / "run")
-    plain = result_of(evaluation := project.evaluate(tmp_path / "run"))
-    (tmp_path / "same.json").write_text('{"sky": 0.4}')
-    for rule, changes in [
-        ("alpha_by_class", {"alpha_classes": str(tmp_path / "same.json")}),
-        ("alpha_by_score", {"alpha_low": 0.4}),  # the other end is alpha too
-    ]:
-        other = project.evaluate(tmp_path / "run", **changes)
-        assert other.run.folder != evaluation.run.folder and other.headline == rule
-        found = result_of(other)
-        assert found["semantic"]["fused_by"] == rule and "fused_by" not in plain["semantic"]
-        for part in ("semantic", "panoptic"):
-            for name in ("generator", "classifier", "fused", "bound_point", "bound_mask", "sweep"):
-                assert found[part][name] == plain[part][name], (rule, name)
-        assert found["masks"] == plain["masks"]
-
-
-def test_alphas_of_zero_and_one_by_class(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(project, tmp_path / "run")
-    file, plain = tmp_path / "a.json", result_of(project.evaluate(tmp_path / "run"))
-    folders = set()
-    for value, name in ((0, "generator"), (1, "classifier")):
-        file.write_text(f'{{"sky": {value}, "road": {value}, "car": {value}}}')
-        other = project.evaluate(tmp_path / "run", alpha_classes=str(file))
-        folders.add(other.run.folder)  # what the file says counts, not its name
-        result = result_of(other)
-        assert result["semantic"]["fused"] == plain["semantic"][name]
-        assert result["masks"]["named_right"]["fused"] == plain["masks"]["named_right"][name]
-    assert len(folders) == 2
-    file.write_text('{"sky": 0, "road": 0.5}')
-    mixed = result_of(project.evaluate(tmp_path / "run", alpha_classes=str(file)))
-    assert mixed["semantic"]["fused"] not in [plain["semantic"][n] for n in ("generator", "classifier", "fused")]
-    print_result(mixed)
-    assert "fused (α by class)" in capsys.readouterr().out
-
-
-def test_alpha_by_score_by_definition(project: Project, tmp_path: Path) -> None:
-    make_run(project, tmp_path / "run")
-    result = result_of(project.evaluate(tmp_path / "run", alpha_low=1.0, alpha_high=0.1))
-    right = matched = 0
-    for sample in project.dataset.samples:
-        record, scores = drawn(project.dataset, sample.image_id)
-        truth = project.dataset.read_semantic(sample)
-        y, c = torch.tensor(record.class_logits).double(), torch.tensor(scores).double()
-        masks = torch.nn.functional.interpolate(torch.tensor(record.masks).float()[None], truth.shape, mode="bilinear")
-        for q, mask in zip(record.kept, masks[0], strict=True):
-            present = 1 - float(y[q].softmax(0)[3])
-            inside = truth[(mask > 0).numpy() & (truth != IGNORE)]
-            if present > 0.5 and len(inside):
-                alpha = 1.0 - 0.9 * present
-                g = y[q, :3].softmax(0) ** (1 - alpha) * c[q].softmax(0) ** alpha
-                right, matched = right + int(int(g.argmax()) == np.bincount(inside).argmax()), matched + 1
-    assert result["masks"]["matched"] == matched and result["masks"]["named_right"]["fused"] == right / matched
-
-
-def test_rules_that_cannot_be(project: Project, tmp_path: Path) -> None:
-    make_run(project, tmp_path / "run")
-    file = tmp_path / "a.json"
-    with pytest.raises(InputError, match="does not exist"):
-        project.evaluate(tmp_path / "run", alpha_classes=str(file))
-    file.write_text('{"sea": 0.5}')
-    with pytest.raises(InputError, match="'sea' is not a class"):
-        project.evaluate(tmp_path / "run", alpha_classes=str(file))
-    file.write_text('{"sky": 0.5}')
-    with pytest.raises(UsageError, match="exclude each other"):
-        project.evaluate(tmp_path / "run", alpha_classes=str(file), alpha_high=0.2)
-    with pytest.raises(UsageError, match='formula = "raw"'):
-        project.evaluate(tmp_path / "run", alpha_classes=str(file), formula="raw")
-    assert project.evaluate(tmp_path / "run", alpha_low=0.9, formula="raw").headline == "alpha_by_score"
 
 
 def test_mask_quality_touches_panoptic_figures_alone(project: Project, tmp_path: Path) -> None:

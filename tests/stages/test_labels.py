@@ -64,11 +64,10 @@ def test_settings_are_told_where_nothing_else_tells_two_apart(tmp_path: Path) ->
     assert told == ["", "11 α measured", 'components = true, tasks = ["instance"]', 'tasks = ["semantic"]']
     others = [
         evaluation(tmp_path, "e", "1" * 12, formula="raw"),
-        evaluation(tmp_path, "f", "1" * 12, alpha_low=0.1),
         evaluation(tmp_path, "g", "1" * 12, alpha=0.0),
     ]
     told = labels(facts_of(tmp_path, [stages[0], *others]))
-    assert told == ["α = 0.4, renormalised", "α = 0.4, raw", "α by mask score, renormalised", "α = 0, renormalised"]
+    assert told == ["α = 0.4, renormalised", "α = 0.4, raw", "α = 0, renormalised"]
 
 
 @pytest.mark.parametrize("wrong", [{"settings": []}, {"settings": {"alpha": "x"}}, {"classes": 3}, {"alphas": 1}])

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
         """
         from dataclasses import fields, replace
 
-        from vitp_pipeline.alphas import check_decimal_sign
+        from vitp_pipeline.alphas import check_decimal_sign, parse_alphas
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
@@ -84,7 +84,7 @@ def register(app: typer.Typer) -> None:
         )
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.by_class import print_by_class
-        from vitp_pipeline.stages.evaluate import evaluate_shards, parse_alphas, prepare
+        from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
         from vitp_pipeline.stages.results import print_result, result_of, to_json
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)

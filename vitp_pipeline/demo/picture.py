@@ -78,7 +78,7 @@ def _panels(
     sample = dataset.sample(record.image_id)
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
     logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
-    alphas = (0.0, evaluation.headline_alpha(logits))
+    alphas = (0.0, evaluation.alpha)
     probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in alphas])[:, record.kept.tolist()]
     generator, fused = semantic_label_maps(torch.from_numpy(record.masks).float(), probs, record.view, record.protocol)
     labelled = truth != IGNORE

@@ -38,7 +38,7 @@ def percents(values: Sequence[float | None]) -> list[float | None]:
     return [percent(v) for v in values]
 
 
-def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float | None) -> dict[str, Chart]:
+def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float) -> dict[str, Chart]:
     """A chart per figure that was swept; `alpha` marks the headline."""
     return {
         name: alpha_curve(name, [("fused", curve["alpha"], curve["value"])], curve["bound"], alpha)

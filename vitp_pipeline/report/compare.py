@@ -215,21 +215,14 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
     weights = f"classifier {' → '.join(names)}" if names[0] != names[1] else f"classifier {names[0]}: other weights"
     points = " → ".join(run.evaluation.run.identity["points"] for run in (first, other))
     alphas = figures.alpha_text(first), figures.alpha_text(other)
-    alpha = f"{alphas[0]}: other values"
-    if alphas[0] != alphas[1]:
-        alpha = f"{alphas[0]} → {alphas[1].removeprefix('α = ') if alphas[0].startswith('α = ') else alphas[1]}"
     known = {
         "classes.classifier": weights,
         "classes.settings.points": f"points {points}",
         "evaluation.points": f"points {points}",
-        "evaluation.settings.alpha": alpha,
-        "evaluation.settings.alpha_low": alpha,
-        "evaluation.settings.alpha_high": alpha,
-        "evaluation.alpha_classes": alpha,
+        "evaluation.settings.alpha": f"{alphas[0]} → {alphas[1].removeprefix('α = ')}",
     }
     found, others, masks = [], [], []
     for key, line in ((line.partition(": ")[0], line) for line in lines):
-        key = "evaluation.alpha_classes" if key.startswith("evaluation.alpha_classes.") else key
         if key in known:
             found.append(known[key])
         elif key.startswith("proposals."):

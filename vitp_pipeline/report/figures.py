@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.labels import RULES
 from vitp_pipeline.stages.results import HEADLINE, headline_variants
 from vitp_pipeline.stages.rows import Rows, image_areas
 
@@ -41,8 +40,8 @@ GROUPS = ("", "coco", "things", "stuff")
 
 
 def alpha_text(stored: StoredEvaluation) -> str:
-    """What decides the weight of the classifier in the headline."""
-    return RULES.get(stored.evaluation.headline, f"α = {stored.evaluation.alpha:g}")
+    """Weight of the classifier in the headline."""
+    return f"α = {stored.evaluation.alpha:g}"
 
 
 def title_of(variant: str, stored: StoredEvaluation) -> str:

@@ -62,7 +62,7 @@ def name_scores(stored: StoredEvaluation, record: ProposalRecord, point_logits: 
     from vitp_pipeline.fusion import fuse
 
     logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
-    alphas = {"generator": 0.0, "classifier": 1.0, "fused": stored.evaluation.headline_alpha(logits)}
+    alphas = {"generator": 0.0, "classifier": 1.0, "fused": stored.evaluation.alpha}
     found = {}
     for name, alpha in alphas.items():
         probs = fuse(logits, scores, alpha, stored.evaluation.settings.formula)[0].double()

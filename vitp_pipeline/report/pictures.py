@@ -113,7 +113,7 @@ def _maps(stored: StoredEvaluation, record: ProposalRecord, scores: np.ndarray) 
     from vitp_pipeline.fusion import fuse
 
     logits, points = torch.from_numpy(record.class_logits), torch.from_numpy(scores)
-    alphas = (0.0, stored.evaluation.headline_alpha(logits))
+    alphas = (0.0, stored.evaluation.alpha)
     probs = torch.stack([fuse(logits, points, alpha, stored.evaluation.settings.formula)[0] for alpha in alphas])
     masks = torch.from_numpy(record.masks).float()
     return semantic_label_maps(masks, probs[:, record.kept.tolist()], record.view, record.protocol)

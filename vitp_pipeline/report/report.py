@@ -111,8 +111,8 @@ def _charts(
     helped: dict[str, list[dict[str, Any]]],
     reliable: dict[str, dict[str, Any]],
 ) -> dict[str, charts.Chart]:
-    headline = stored.evaluation.alpha if stored.evaluation.headline.startswith("alpha:") else None
-    drawn = {f"alpha:{name}": chart for name, chart in charts.alpha_curves(curves, headline).items()}
+    curves_drawn = charts.alpha_curves(curves, stored.evaluation.alpha)
+    drawn = {f"alpha:{name}": chart for name, chart in curves_drawn.items()}
     for name, values in measures.items():
         shown = [k for k in range(len(stored.classes)) if any(values[v][k] is not None for v in ("generator", "fused"))]
         own = {variant: [column[k] for k in shown] for variant, column in values.items()}

@@ -93,8 +93,6 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     spec = _spec(proposals, recipe, data_root is not None)
     split = proposals.run.identity["settings"].get("split", "val")
     dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
-    by_class = rebuilt.identity.get("alpha_classes", {})
-    low, high = (settings.alpha if a < 0 else a for a in (settings.alpha_low, settings.alpha_high))
     evaluation = Evaluation(
         rebuilt,
         proposals,
@@ -102,8 +100,6 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
         dataset,  # type: ignore[arg-type]
         tuple(rebuilt.identity["alphas"]),
         settings.alpha,
-        tuple(by_class[name] for name in spec.class_names) if by_class else (),
-        (low, high) if settings.alpha_low >= 0 or settings.alpha_high >= 0 else None,
         settings,
     )
     numbers = headline_variants(evaluation)

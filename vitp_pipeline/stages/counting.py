@@ -199,10 +199,7 @@ class CountMaker:
         by_point = label_at_points(truth, points_of(record, policy))
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
         by_mask[record.kept] = majority_label(masks, record.view, truth)
-        alphas: list[float | torch.Tensor] = list(self.evaluation.alphas)
-        if self.evaluation.headline not in map(variant_of, self.evaluation.alphas):
-            alphas.append(self.evaluation.headline_alpha(logits))
-        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in alphas]
+        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in self.evaluation.alphas]
         void = logits.softmax(1)[:, -1]
         named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
         probs, voids = (torch.stack(values) for values in zip(*named, strict=True))

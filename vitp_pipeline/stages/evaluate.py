@@ -12,7 +12,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.errors import MissingStageError, UsageError
+from vitp_pipeline.errors import MissingStageError
 from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
@@ -27,33 +27,6 @@ from vitp_pipeline.stages.classify import (
 from vitp_pipeline.stages.counting import CountMaker
 from vitp_pipeline.stages.driver import Outcome, run_parts
 from vitp_pipeline.stages.evaluation import Evaluation, Measured, check_tasks, check_views
-
-
-def parse_alphas(text: str) -> tuple[float, ...]:
-    """`0.4`, `0,0.4,1`, or `first:last:step` with `last` when a step meets it.
-
-    Raises:
-        UsageError: outside [0, 1], or another form.
-    """
-    try:
-        if ":" in text:
-            first, last, step = (float(x) for x in text.split(":"))
-            if step <= 0 or last < first:
-                raise ValueError
-            count = int((last - first) / step + 1e-9) + 1
-            if count > 1001:
-                raise ValueError
-            values = [round(first + i * step, 10) for i in range(count)]
-        else:
-            values = [float(x) for x in text.split(",")]
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"--alpha {text!r} is neither a number nor first:last:step (at most 1001 values)", "Like 0.4 or 0:1:0.1"
-        ) from None
-    for value in values:
-        if not 0 <= value <= 1:
-            raise UsageError(f"--alpha {text}: α = {value:g} is outside [0, 1]")
-    return tuple(values)
 
 
 def prepare(
@@ -79,7 +52,7 @@ def prepare(
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
-    measured = Measured.of(recipe, settings, classify, sweep, data_root)
+    measured = Measured.of(settings, classify, sweep)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,

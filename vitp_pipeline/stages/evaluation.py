@@ -3,7 +3,6 @@
 A variant is a way to name the masks:
 
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
-    alpha_by_class, alpha_by_score    the headline, where α differs between classes, or between masks by 1 − v
     bound_point    named by the ground truth at the mask's point (paper Table 5)
     bound_mask     named by the majority of the ground truth inside the mask
 """
@@ -12,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitp_pipeline.artifacts.codec import MaskCodec
 from vitp_pipeline.artifacts.proposals import ProposalStore
@@ -21,10 +19,7 @@ from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.fingerprint import identity_of
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
-
-if TYPE_CHECKING:
-    import torch
+from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 
 GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")
@@ -43,8 +38,6 @@ class Evaluation:
     dataset: Dataset
     alphas: tuple[float, ...]
     alpha: float
-    alpha_classes: tuple[float, ...] = ()
-    alpha_scores: tuple[float, float] | None = None
     settings: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     @property
@@ -66,25 +59,12 @@ class Evaluation:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        scalars = tuple(variant_of(a) for a in self.alphas)
-        return (*scalars, *(() if self.headline in scalars else (self.headline,)), *BOUNDS)
+        return (*map(variant_of, self.alphas), *BOUNDS)
 
     @property
     def headline(self) -> str:
         """The variant that is reported as fused."""
-        if self.alpha_classes:
-            return "alpha_by_class"
-        return "alpha_by_score" if self.alpha_scores else variant_of(self.alpha)
-
-    def headline_alpha(self, class_logits: torch.Tensor) -> float | torch.Tensor:
-        """The α of the headline for the queries of an image, as `fuse` takes it."""
-        import torch
-
-        from vitp_pipeline.fusion import alpha_by_score
-
-        if self.alpha_classes:
-            return torch.tensor([self.alpha_classes], dtype=torch.float64)
-        return alpha_by_score(class_logits, *self.alpha_scores) if self.alpha_scores else self.alpha
+        return variant_of(self.alpha)
 
 
 def variant_of(alpha: float) -> str:
@@ -98,22 +78,10 @@ class Measured:
     settings: EvaluateSettings
     points: str
     alphas: tuple[float, ...]
-    by_class: dict[str, float]
-    by_score: tuple[float, float] | None
 
     @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        settings: EvaluateSettings,
-        classify: ClassifySettings,
-        sweep: Sequence[float],
-        data_root: Path,
-    ) -> Measured:
-        """Raises what `headline_rule` raises."""
-        by_class, by_score = headline_rule(recipe, settings, data_root)
-        alphas = tuple(sorted({0.0, 1.0, settings.alpha, *sweep}))
-        return cls(settings, classify.points, alphas, by_class, by_score)
+    def of(cls, settings: EvaluateSettings, classify: ClassifySettings, sweep: Sequence[float]) -> Measured:
+        return cls(settings, classify.points, tuple(sorted({0.0, 1.0, settings.alpha, *sweep})))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -121,15 +89,12 @@ class Measured:
             "settings": identity_of(self.settings),
             "points": self.points,
             "alphas": list(self.alphas),
-            **({"alpha_classes": self.by_class} if self.by_class else {}),
         }
 
     def evaluation(
         self, run: StageRun, proposals: ProposalStore | None, classes: StageRun | None, dataset: Dataset
     ) -> Evaluation:
-        by_class = tuple(self.by_class.values())
-        alpha, settings = self.settings.alpha, self.settings
-        return Evaluation(run, proposals, classes, dataset, self.alphas, alpha, by_class, self.by_score, settings)
+        return Evaluation(run, proposals, classes, dataset, self.alphas, self.settings.alpha, self.settings)
 
 
 def check_views(evaluation: Evaluation) -> None:
@@ -153,26 +118,3 @@ def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
             f"tasks = {list(settings.tasks)}: the labels of {dataset.spec.name!r} have no segments",
             "components = true takes connected pieces of the things' classes for instances",
         )
-
-
-def headline_rule(
-    recipe: Recipe, settings: EvaluateSettings, data_root: Path
-) -> tuple[dict[str, float], tuple[float, float] | None]:
-    """(α of every class, or nothing; α of masks with 1 − v = 0 and with 1, or None): at most one of both.
-
-    Raises:
-        UsageError: both are asked for, or an α per class with a formula under which dropped masks could matter.
-        InputError: the file of class α cannot be read.
-    """
-    from vitp_pipeline.alphas import read_alphas
-
-    low, high = (settings.alpha if a < 0 else a for a in (settings.alpha_low, settings.alpha_high))
-    by_score = (low, high) if settings.alpha_low >= 0 or settings.alpha_high >= 0 else None
-    if not settings.alpha_classes:
-        return {}, by_score
-    if by_score:
-        raise UsageError("alpha_classes and alpha_low or alpha_high exclude each other", "Give one of them")
-    if settings.formula != "renormalised":
-        raise UsageError(f'alpha_classes does not go with formula = "{settings.formula}"', 'Use "renormalised"')
-    file = recipe.find_file(settings.alpha_classes, data_root)
-    return read_alphas(file, recipe.manifest.class_names, settings.alpha), None

@@ -9,7 +9,7 @@ It needs proposals and class scores, neither images nor ground truth, so that a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,6 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
-from vitp_pipeline.stages.evaluation import headline_rule
 from vitp_pipeline.stages.instances import image_numbers
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Export:
     spec: DatasetSpec
     settings: EvaluateSettings
     format: str
-    alpha: Callable[[torch.Tensor], float | torch.Tensor]
+    alpha: float
 
     @property
     def results(self) -> Path:
@@ -87,7 +86,6 @@ def prepare(
     check_format(format, recipe.manifest)
     if variant not in VARIANTS:
         raise UsageError(f"--variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}")
-    by_class, by_score = headline_rule(recipe, settings, data_root) if variant == "fused" else ({}, None)
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
@@ -101,38 +99,12 @@ def prepare(
         "proposals": proposals.run.fingerprint,
         "classes": classes.fingerprint,
         "settings": {k: v for k, v in identity_of(settings).items() if k not in MEASURED},
-        **({"alpha_classes": by_class} if by_class else {}),
         **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
     }
     folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-
-    alpha = naming_weight(settings, variant, by_class, by_score)
+    alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
     return Export(run, proposals, classes, recipe.manifest, settings, format, alpha)
-
-
-def naming_weight(
-    settings: EvaluateSettings, variant: str, by_class: dict[str, float], by_score: tuple[float, float] | None
-) -> Callable[[torch.Tensor], float | torch.Tensor]:
-    """The α of the queries of an image, from their class logits, as `fuse` takes it.
-
-    Args:
-        variant: one of `VARIANTS`.
-        by_class, by_score: as `headline_rule` gives them.
-    """
-
-    def alpha(class_logits: torch.Tensor) -> float | torch.Tensor:
-        import torch
-
-        from vitp_pipeline.fusion import alpha_by_score
-
-        if variant != "fused":
-            return 0.0 if variant == "generator" else 1.0
-        if by_class:
-            return torch.tensor([list(by_class.values())], dtype=torch.float64)
-        return alpha_by_score(class_logits, *by_score) if by_score else settings.alpha
-
-    return alpha
 
 
 def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:

@@ -16,7 +16,6 @@ from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 
-RULES = {"alpha_by_class": "α by class", "alpha_by_score": "α by mask score"}
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")
 LAST = ("stream", "alphas", "folder")
@@ -86,13 +85,8 @@ def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
 
 
 def alpha_of(identity: dict[str, Any]) -> str:
-    """What decides the weight of the classifier in the headline of an evaluation."""
-    settings = identity.get("settings", {})
-    if identity.get("alpha_classes"):
-        return RULES["alpha_by_class"]
-    if max(settings.get("alpha_low", -1), settings.get("alpha_high", -1)) >= 0:
-        return RULES["alpha_by_score"]
-    return f"α = {settings.get('alpha', EvaluateSettings.alpha):g}"
+    """Weight of the classifier in the headline of an evaluation."""
+    return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 
 def classifier_folder(run: Path, digest: str, digests: dict[str, Any] | None = None) -> Path | None:

@@ -24,8 +24,7 @@ from vitp_pipeline.recipe import (
     parse_changes,
 )
 from vitp_pipeline.stages.classify import classifier_file
-from vitp_pipeline.stages.evaluation import headline_rule
-from vitp_pipeline.stages.export_results import MEASURED, naming_weight
+from vitp_pipeline.stages.export_results import MEASURED
 from vitp_pipeline.stages.predict import OVERLAYS, Wish
 
 if TYPE_CHECKING:
@@ -68,12 +67,10 @@ def prepare(
     proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
     root = data_root or NO_DATA_ROOT
     source = find_source(proposals, lambda text: given.find_file(text, root))
-    by_class, by_score = headline_rule(given, evaluate, root) if spec else ({}, None)
     named = bool(classify.classifier) or run is not None
-    if not named and (flags["name"] or any((evaluate.alpha, *by_class.values(), *(by_score or ())))):
+    if not named and (flags["name"] or evaluate.alpha):
         raise UsageError("which classifier?", WHICH_CLASSIFIER)
     classifier = classifier_file(given, classify, root, run or out) if named else None
-    weight = naming_weight(evaluate, "fused", by_class, by_score) if named else None
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
 
@@ -85,7 +82,6 @@ def prepare(
         "generate-proposals": {k: v for k, v in identity_of(proposals).items() if k not in NOT_PREDICTED},
         "classify": identity_of(classify),
         "evaluate": {k: v for k, v in identity_of(evaluate).items() if k not in MEASURED},
-        "alpha_classes": by_class,
     }
     shown = {"generator": source.name, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
 
@@ -96,7 +92,7 @@ def prepare(
 
         model = load_classifier(classifier) if classifier else None
         network = source.build(choose_device(proposals.device))
-        return Predictor(network, model, spec, proposals, classify, evaluate, weight)
+        return Predictor(network, model, spec, proposals, classify, evaluate)
 
     return build, Wish(out, identity, tasks, shown, overlay)
 

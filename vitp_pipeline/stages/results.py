@@ -16,7 +16,6 @@ from vitp_pipeline.progress import counted, say
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
-from vitp_pipeline.stages.labels import RULES
 from vitp_pipeline.stages.notes import NO_PQ, notes
 from vitp_pipeline.stages.totals import NAMED_BY, Totals, keep_totals, read_totals
 
@@ -50,7 +49,6 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
     names, tasks = headline_variants(evaluation), evaluation.tasks
     result = {
         "alpha": evaluation.alpha,
-        "headline": evaluation.headline,
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
         "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
         "panoptic": _panoptic(evaluation, totals, names) if "panoptic" in tasks else None,
@@ -93,8 +91,6 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
     class_names = evaluation.dataset.spec.class_names
     figures: dict[str, Any] = {"alpha": evaluation.alpha}
-    if evaluation.headline != variant_of(evaluation.alpha):
-        figures["fused_by"] = evaluation.headline
     for name, variant in names.items():
         areas = totals.areas[variant]
         figures[name] = {
@@ -223,7 +219,7 @@ def print_result(result: dict[str, Any]) -> None:
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
-    alpha = RULES.get(result["headline"], f"α = {result['alpha']:g}")
+    alpha = f"α = {result['alpha']:g}"
     titles = {
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",

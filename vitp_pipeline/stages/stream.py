@@ -65,7 +65,7 @@ class Stream:
         check_tasks(settings, dataset)
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
         self.classifier = classifier_file(recipe, classify, data_root, out)
-        measured = Measured.of(recipe, settings, classify, sweep, data_root)
+        measured = Measured.of(settings, classify, sweep)
 
         def identity_with(generate: ProposalSettings) -> dict[str, Any]:
             stream = {
