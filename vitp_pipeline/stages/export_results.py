@@ -199,7 +199,7 @@ class ResultMaker:
         masks = torch.from_numpy(record.masks).float().to(self.device)
         logits = torch.from_numpy(record.class_logits).to(self.device)
         scores = torch.from_numpy(point_logits).to(self.device)
-        probs, void = fuse(logits, scores, self.export.alpha(logits), self.settings.formula)
+        probs, void = fuse(logits, scores, self.export.alpha, self.settings.formula)
         kept = torch.from_numpy(record.kept).long().to(self.device)
         frame = (record.view, self.settings.protocol or record.protocol)
 
