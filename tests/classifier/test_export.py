@@ -51,6 +51,9 @@ def test_torch_program(fields: dict, tmp_path: Path) -> None:
     extra = {"vitp": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     check(model, program)
+    with torch.autocast("cpu", torch.bfloat16):  # the point layer's float32 goes along
+        images, points = torch.randn(1, 3, *model.image_size), torch.rand(1, 9, 2)
+        assert torch.equal(program(images, points), model(images, points))
     check_about(extra["vitp"], model)
 
 

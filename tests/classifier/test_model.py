@@ -130,6 +130,63 @@ def test_linear_token_is_the_papers() -> None:
     torch.testing.assert_close(model(images, points), model.head(vit.norm(tokens)[:, :7]), atol=1e-5, rtol=1e-5)
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("variant", [{}, {"point_token": "patch"}], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@torch.no_grad()
+def test_neighboring_columns_stay_apart_in_half_precision(variant: dict, dtype: torch.dtype) -> None:
+    """Bit for bit what float32 makes of coordinates; as bfloat16, 2048 columns would be some 400 different ones."""
+    model = tiny_model(**variant)
+    torch.nn.init.trunc_normal_(model.point_layer.weight, std=0.02)
+    columns = np.stack([np.full(2048, 700), np.arange(2048)], 1)
+    points = torch.from_numpy(normalise_points(columns, (1024, 2048)))[None]
+    exact = model.point_layer(torch.nn.functional.pad(points, (0, 2)))
+    assert len(exact[0].unique(dim=0)) == 2048
+    images, _ = inputs(batch=1)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(model.point_layer(torch.nn.functional.pad(points, (0, 2))), exact)
+        tokens = model._tokens(images, points)[0, :2048]
+        assert tokens.dtype == torch.float32 and len(tokens.unique(dim=0)) == 2048
+        assert model(images, points).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", [{}, {"point_token": "patch"}, {"point_token": "sampled"}], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@torch.no_grad()
+def test_fewer_bits_do_not_reach_the_point_layer(variant: dict, dtype: torch.dtype) -> None:
+    """The model in half precision: its point layer keeps its weights, and the places of points their float32."""
+    model, images, points = tiny_model(**variant), *inputs()
+    before = {k: v.clone() for k, v in model.point_layer.state_dict().items()}
+    model = model.to(dtype)
+    assert all(torch.equal(v, before[k]) for k, v in model.point_layer.state_dict().items())
+    assert {p.dtype for k, p in model.named_parameters() if "point_layer" not in k} == {dtype}
+    logits = model(images.to(dtype), points)
+    assert logits.dtype == dtype and logits.isfinite().all()
+    patches = torch.randn(1, 24, 32).to(dtype)
+    torch.testing.assert_close(
+        sample_tokens(patches, (4, 6), points[:1]),
+        sample_tokens(patches.float(), (4, 6), points[:1]).to(dtype),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_the_point_layer_learns_in_float32_under_autocast() -> None:
+    model, (images, points) = tiny_model(), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images, points).float().square().sum().backward()
+    assert model.point_layer.weight.grad.dtype == torch.float32
+    same = torch.nn.Linear(4, 32, bias=False).double()
+    for number in range(4):  # the gradient of a sum of products, by a product in float64
+        same.weight.data.copy_(model.point_layer.weight)
+        out = torch.nn.functional.pad(points, (0, 2))
+        (gradient,) = torch.autograd.grad(model.point_layer(out)[..., number].sum(), model.point_layer.weight)
+        (expected,) = torch.autograd.grad(same(out.double())[..., number].sum(), same.weight)
+        torch.testing.assert_close(gradient.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_flip_averages_the_mirrored_view() -> None:
     model = tiny_model(point_token="patch", attention="read-only")

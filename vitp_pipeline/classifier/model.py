@@ -20,6 +20,8 @@ the image's features are the pre-trained ones, and a point's scores do not depen
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,7 +114,7 @@ class PointViT(nn.Module):
         self.backbone.blocks = self.backbone.blocks[: self.depth]
         width, count = self.backbone.embed_dim, len(config.classes)
         sampled = config.point_token == "sampled"
-        self.point_layer = nn.Identity() if sampled else nn.Linear(config.point_dim, width, bias=False)
+        self.point_layer = nn.Identity() if sampled else CoordinateLayer(config.point_dim, width)
         own_slot = config.point_token == "linear" and not self._has_class_row()
         self.register_parameter("point_slot", nn.Parameter(torch.zeros(width)) if own_slot else None)
         features = width * len(self.taps)
@@ -252,14 +254,14 @@ class PointViT(nn.Module):
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         vit = self.backbone
         patches = self._patches(images)
-        padded = F.pad(points, (0, self.config.point_dim - points.shape[2])).to(patches.dtype)
-        token = self.point_layer(padded)
+        token = self.point_layer(F.pad(points, (0, self.config.point_dim - points.shape[2])))
         if self.config.point_token == "patch":
             token = token + sample_tokens(patches, self.grid, points[..., :2])
         elif self.point_slot is not None:
             token = token + self.point_slot
         else:
             token = token + vit.pos_embed[:, :1]  # the CLS slot, the same for all points
+        token = token.to(vit.patch_embed.proj.weight.dtype)  # under autocast that is float32: rounded by no one
         return vit.norm_pre(torch.cat([token, *self._registers(patches), patches], dim=1))
 
     def _attention_mask(self, total: int, count: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
@@ -269,6 +271,32 @@ class PointViT(nn.Module):
         if valid is None:
             return None
         return F.pad(valid, (0, total - count), value=True)[:, None, None]
+
+
+class CoordinateLayer(nn.Linear):
+    """Linear(coordinates), in float32 whatever the rest of the model computes in.
+
+    Neighboring pixels of an image of 2048 columns differ by 2⁻¹⁰, and numbers near 1 are 2⁻⁸ apart in bfloat16. So
+    neither autocast nor `model.to(bfloat16)` nor `model.half()` reaches it.
+    """
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__(numbers, width, bias=False)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(..., numbers) of any float type to (..., width) float32 (float64 if the layer is)."""
+        device = points.device.type  # the meta device has no autocast
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            return F.linear(points.to(self.weight.dtype), self.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoordinateLayer:
+        """What `to`, `half`, `cuda` … do to each tensor: followed to another device, not to fewer bits."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(new.device)
+
+        return super()._apply(kept, recurse)
 
 
 def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
@@ -281,10 +309,11 @@ def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Ten
     Returns:
         (B, N, D).
     """
-    planes = patches.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
-    where = points.flip(-1)[:, :, None].to(planes.dtype)  # grid_sample wants (x, y)
+    exact = torch.promote_types(patches.dtype, torch.float32)
+    planes = patches.to(exact).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+    where = points.flip(-1)[:, :, None].to(exact)  # grid_sample wants (x, y)
     values = F.grid_sample(planes, where, mode="bilinear", padding_mode="border", align_corners=False)
-    return values[..., 0].transpose(1, 2)
+    return values[..., 0].transpose(1, 2).to(patches.dtype)
 
 
 def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
