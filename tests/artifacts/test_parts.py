@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
+import re
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +17,7 @@ import pyarrow.dataset
 import pytest
 import zarr
 
+import vitp_pipeline
 from tests.disks import disk_of
 from vitp_pipeline.artifacts.parts import (
     ArrayReader,
@@ -304,3 +309,36 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
     with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full"):
         trainer._save(1, [], optimizer, torch.amp.GradScaler("cpu", enabled=False))
     assert leftovers(small_disk) == ["a.parquet"]
+
+
+READS = """
+import os, sys
+import pyarrow, pyarrow.parquet
+from pathlib import Path
+from vitp_pipeline.artifacts.parts import read_index
+before = len(os.listdir("/proc/self/task"))
+rows = read_index(Path(sys.argv[1]))
+rows = pyarrow.concat_tables([rows.filter([True] * len(rows)).take([1, 0]), rows]).combine_chunks()
+sys.exit(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_starts_no_thread_of_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them may still hold the bytes when the interpreter ends, which aborts the process, once in a while."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    write_index(tmp_path / "part-0000.parquet", pa.table({f"column {n}": list(range(50)) for n in range(20)}))
+    assert subprocess.run([sys.executable, "-c", READS, str(tmp_path / "part-0000.parquet")]).returncode == 0
+
+
+def test_parquet_is_read_in_one_place() -> None:
+    package = Path(vitp_pipeline.__file__).parent
+    readers = re.compile(r"pyarrow\.(dataset|parquet|csv|compute|acero)|pq\.(read|Parquet)|use_threads=True")
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if _code(readers, path)}
+    assert found == {"artifacts/parts.py", "artifacts/spool.py"}  # the latter: `pq.read_schema`, which reads no column
+
+
+def _code(pattern: re.Pattern[str], path: Path) -> bool:
+    """Whether a module's code, not its comments and strings, has the pattern."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute))
+    return any(pattern.search(ast.unparse(node)) for node in nodes)

@@ -272,7 +272,11 @@ def write_index(path: Path, table: pa.Table) -> None:
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part's rows. Raises CorruptError when the file is damaged or missing."""
+    """A part's rows. Raises CorruptError when the file is damaged or missing.
+
+    Every Parquet file of the package is read here, without Arrow's own threads: one that lets go of the bytes while the
+    interpreter ends takes the process down (code 134).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -281,7 +285,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         content = path.read_bytes()
         _check_seal(content)
         with pq.ParquetFile(pa.BufferReader(content)) as file:
-            return file.read(columns=None if columns is None else list(columns))
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
     except Exception as error:  # a damaged file fails in many ways
         raise CorruptError(
             f"{path}: damaged ({(str(error) or repr(error)).splitlines()[0]})",
