@@ -49,7 +49,7 @@ def main() -> None:
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
                     masks, logits = torch.from_numpy(record.masks).float(), torch.from_numpy(record.class_logits)
                     true_name = label_at_points(truth, record.points["max"])
-                    given = scores.read(f"point_logits/{record.image_id}").argmax(1)
+                    given = scores.read(f"point_logits/{record.key}").argmax(1)
                     draw = np.random.default_rng([0, matched]).random(len(given))
                     names = np.where((draw < shares[:, None]) & (true_name != IGNORE), true_name, given)
                     probs = torch.stack([named_probs(logits, n) for n in names])[:, record.kept.tolist()]

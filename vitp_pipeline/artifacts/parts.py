@@ -53,7 +53,7 @@ def totals_path(shard_folder: Path) -> Path:
     return shard_folder / "_totals.parquet"
 
 
-def array_name(key: str) -> str | None:
+def array_of(key: str) -> str | None:
     """The array, or group, that an entry of a part's zip belongs to."""
     match = _KEY.fullmatch(key)
     return match[1] if match else None
@@ -77,6 +77,7 @@ class ArrayWriter:
             self._file = new_file(self._temporary)
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._groups: set[str] = set()
+        self._names: set[str] = set()
         try:
             self._group("", {"vitp": attributes})
         except BaseException:  # there is no writer yet that could be told to abandon it
@@ -99,7 +100,12 @@ class ArrayWriter:
             dimensions: a name for every axis.
             chunks: chunk shape; None = the whole array is one chunk.
             step: of float32 multiples of it, stored as `artifacts.steps` does.
+        Raises:
+            ValueError: an array of this name is there already.
         """
+        if name in self._names:
+            raise ValueError(f"{self.path}: {name} is there already")
+        self._names.add(name)
         parent = name.rpartition("/")[0]
         if parent and parent not in self._groups:
             self._group(parent, {})
@@ -215,7 +221,7 @@ class ArrayReader:
             self._zip = zipfile.ZipFile(path)
             self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
             for key in self._zip.namelist():
-                if name := array_name(key):
+                if name := array_of(key):
                     self._keys.setdefault(name, []).append(key)
         except Exception as error:  # a damaged directory fails in many ways
             raise self._corrupt(error) from error

@@ -5,7 +5,8 @@ Arrays of a part (`part-NNNN.zarr.zip`), for an image with id ID whose generator
     masks/ID          (kept, y, x)          mask logits of the kept queries, in the padded frame
     class_logits/ID   (query, class)        float32 (Q, K + 1), "no object" last, all queries
 
-Where images were seen in several views (docs/views.md), those of view n ≥ 1 are called ID@n.
+Where images were seen in several views (docs/views.md), those of view n ≥ 1 are called ID@n. Ids of other than letters,
+digits and `_-.~` are percent-encoded (array_names.py).
 Rows of its index (`part-NNNN.parquet`): see `schema`. Points are (row, col) pixels of the original image, chosen from
 full-precision logits before anything was rounded or dropped; every query has one.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.array_names import array_name
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.places import run_directory, there
@@ -70,8 +72,8 @@ class ProposalRecord:
 
     @property
     def key(self) -> str:
-        """What its arrays are called."""
-        return f"{self.image_id}@{self.number}" if self.number else self.image_id
+        """The name of its arrays in their groups."""
+        return array_name(self.image_id, self.number)
 
 
 def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]]:

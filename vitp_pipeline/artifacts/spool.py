@@ -14,8 +14,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitp_pipeline.artifacts.array_names import array_name, without_view
 from vitp_pipeline.artifacts.files import refusals, temporary, write_here
-from vitp_pipeline.artifacts.parts import array_name, index_path, read_index, write_index
+from vitp_pipeline.artifacts.parts import array_of, index_path, read_index, write_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, there
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
@@ -165,7 +166,7 @@ def _join_archives(sources: dict[Path, Collection[str]], images: Sequence[str], 
     joined = temporary(target)
     with refusals(target), contextlib.ExitStack() as opened:
         archives = [(opened.enter_context(zipfile.ZipFile(path)), set(own)) for path, own in sources.items()]
-        place = {image: number for number, image in enumerate(images)}
+        place = {array_name(image): (number, image) for number, image in enumerate(images)}
         entries: list[tuple[int, zipfile.ZipFile, zipfile.ZipInfo]] = []
         for archive, own in archives:
             entries += [(number, archive, entry) for number, entry in _placed(archive.infolist(), place, own)]
@@ -184,26 +185,20 @@ def _join_archives(sources: dict[Path, Collection[str]], images: Sequence[str], 
 
 
 def _placed(
-    entries: Sequence[zipfile.ZipInfo], place: dict[str, int], own: Collection[str]
+    entries: Sequence[zipfile.ZipInfo], place: dict[str, tuple[int, str]], own: Collection[str]
 ) -> list[tuple[int, zipfile.ZipInfo]]:
     """Each entry with the place of its image; a group's is that of the array that follows it. Those of images that are
     not one's own are left out.
+
+    Args:
+        place: number and id of an image by the name of its arrays.
     """
     found, groups = [], []
     for entry in entries:
-        image = _image_of(entry.filename, place)
+        number, image = place.get(without_view((array_of(entry.filename) or "").partition("/")[2]), (0, None))
         if image is None:
             groups.append(entry)
         elif image in own:
-            found += [(place[image], e) for e in (*groups, entry)]
+            found += [(number, e) for e in (*groups, entry)]
             groups = []
     return found + [(len(place), entry) for entry in groups]
-
-
-def _image_of(key: str, images: Collection[str]) -> str | None:
-    """The image whose array (`masks/ID`, or `masks/ID@1` of its second view) an entry belongs to; None: a group's."""
-    name = (array_name(key) or "").partition("/")[2]
-    for image in (name, name.rpartition("@")[0]):
-        if image in images:
-            return image
-    return None

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp_pipeline.artifacts.array_names import array_name
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
@@ -198,7 +199,7 @@ def _arrays_by_crc(path: Path, stored: list[str]) -> tuple[Path, str] | None:
     groups = {name.split("/")[0] for name in names if name.count("/") > 1}
     for group in groups:
         for image_id in stored:
-            if f"{group}/{image_id}/zarr.json" not in names:
+            if f"{group}/{array_name(image_id)}/zarr.json" not in names:
                 return path, f"has no {group} of image {image_id}"
     return None if groups or not stored else (path, "has no arrays")
 

@@ -30,7 +30,7 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     folder = evaluation.classes.shard_folder(0)
     with ArrayReader(arrays_path(folder, 0)) as scores:
         for record in evaluation.proposals.read_part(0, 0):
-            panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.image_id}")))
+            panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.key}")))
     panels.sort(key=lambda panel: -panel[0])
     del panels[rows:]
     height, width = panels[0][1][0].shape[:2]

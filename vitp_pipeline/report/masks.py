@@ -102,7 +102,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                         if record.image_id in failed:
                             continue
                         image = number[record.image_id]
-                        found = name_scores(stored, record, scores.read(f"point_logits/{record.image_id}"))
+                        found = name_scores(stored, record, scores.read(f"point_logits/{record.key}"))
                         piece, uncertainty[image] = _facts(record, found)
                         query = piece[0]
                         label = [labels.get((image, q), IGNORE) for q in query.tolist()]

@@ -102,7 +102,8 @@ def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.n
         if image_id in images
     )
     with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
-        return evaluation.proposals.read(image_id), scores.read(f"point_logits/{image_id}")
+        record = evaluation.proposals.read(image_id)
+        return record, scores.read(f"point_logits/{record.key}")
 
 
 def _maps(stored: StoredEvaluation, record: ProposalRecord, scores: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ class ResultMaker:
                     images = images[: images.index(record.image_id)]
                     break
                 if states[record.image_id]["status"] == "ok":
-                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.image_id}"))
+                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.key}"))
                     turn.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("number", pa.int64()), ("file_name", text)]
