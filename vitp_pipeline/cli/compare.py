@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
                 say(f"{run} holds {len(found)} evaluations; the newest is taken, {folder.name}: {found[folder.name]}")
         result = compare(evaluations)
         if json == Path("-"):
-            print(dumps(result, indent=2, sort_keys=True, ensure_ascii=False))
+            print(dumps(result, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))
         else:
             print_comparison(result)
         write_comparison(evaluations, result, out)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.metrics.figure import plain
 
 
 class Document:
@@ -47,4 +48,4 @@ def documented(wanted: bool) -> Iterator[Document]:
 
 
 def _print(content: dict[str, Any]) -> None:
-    print(shown(json.dumps(content, indent=2, default=str)), flush=True)
+    print(shown(json.dumps(plain(content), indent=2, default=str)), flush=True)

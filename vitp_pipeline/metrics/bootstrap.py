@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _UNPAIRED = "a paired comparison needs the same images, in the same order, for both results"
-_NO_IMAGE = "a bootstrap needs at least one image"
 _DRAWN_AT_ONCE = 1 << 19
 """How many numbers of the resampling are held: 4 MiB."""
 _GROUP = 1024
@@ -124,12 +123,10 @@ class SparseAreas:
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
         """(samples, R, K, 3) float64 sums over resamples of the images, to the last bit those that `interval` draws.
-
-        Raises:
-            ValueError: there is no image.
+        Without an image they are 0, of which no figure exists.
         """
-        if self.images == 0:
-            raise ValueError(_NO_IMAGE)
+        if not self.images:
+            return np.zeros((samples, self.results, self.classes, 3))
         generator, even = np.random.default_rng(seed), np.full(self.images, 1.0 / self.images)
         columns = 2 * self.results + 1
         sums = np.zeros((samples, self.classes * columns), np.int64)
@@ -195,11 +192,9 @@ class BlockAreas:
     def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
         """As `SparseAreas.resampled`, of the blocks."""
         found = self._sums[self._sums[..., 0].any(1)]
-        if not len(found):
-            raise ValueError(_NO_IMAGE)
-        draws = np.random.default_rng(seed).multinomial(len(found), np.full(len(found), 1.0 / len(found)), size=samples)
+        draws = _draws(len(found), samples, seed)
         # whole numbers below 2^53 (10^15 pixels), so exact in whichever order they are added
-        sums = draws.astype(np.float64) @ found.reshape(len(found), -1).astype(np.float64)
+        sums = draws @ found.reshape(len(found), self._sums[0].size).astype(np.float64)
         truth, both, predicted = np.split(sums.reshape(samples, self.classes, -1), [1, 1 + self.results], axis=2)
         stacked = np.stack([both, np.broadcast_to(truth, both.shape), predicted], -1)
         return np.moveaxis(stacked, 2, 1)
@@ -273,7 +268,8 @@ def paired_intervals(
     estimate = metric(second.sum(0)) - metric(first.sum(0))
     low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
     some = ~np.isnan(values).all(0)
-    low[some], high[some] = np.nanpercentile(values[:, some], [tail, 100.0 - tail], axis=0)
+    if some.any():
+        low[some], high[some] = np.nanpercentile(values[:, some], [tail, 100.0 - tail], axis=0)
     return estimate, low, high
 
 
@@ -284,11 +280,15 @@ def _check_paired(first: np.ndarray, second: np.ndarray) -> None:
 
 def _resample(image_areas: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """(B, K, 3) float64 summed areas of B draws of N images with replacement (exact: pixel counts stay below
-    2^53).
+    2^53). All 0 for N = 0.
     """
-    n = len(image_areas)
-    if n == 0:
-        raise ValueError(_NO_IMAGE)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=samples)
-    flat = np.asarray(image_areas, np.float64).reshape(n, -1)
-    return (draws.astype(np.float64) @ flat).reshape(samples, *image_areas.shape[1:])
+    n, shape = len(image_areas), image_areas.shape[1:]
+    flat = np.asarray(image_areas, np.float64).reshape(n, int(np.prod(shape)))
+    return (_draws(n, samples, seed) @ flat).reshape(samples, *shape)
+
+
+def _draws(images: int, samples: int, seed: int) -> np.ndarray:
+    """(samples, images) float64: how often each image is drawn in each resample."""
+    if not images:
+        return np.zeros((samples, 0))
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1.0 / images), samples).astype(np.float64)

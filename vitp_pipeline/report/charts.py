@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.metrics.figure import Figure, difference, plain, signed
+from vitp_pipeline.metrics.figure import percent as in_percent
+
 Chart = dict[str, Any]
 
 INK = {
@@ -30,8 +33,8 @@ CURVE = 5
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 
 
-def percent(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(100 * value, 4)
+def percent(value: Figure) -> Figure:
+    return None if value is None else round(100 * value, 4)
 
 
 def percents(values: Sequence[float | None]) -> list[float | None]:
@@ -79,12 +82,13 @@ def alpha_curve(
 def class_bars(classes: Sequence[str], values: dict[str, Sequence[Any]], name: str) -> Chart:
     """A row per class: grey up to the generator, coloured from there to the fused figure, pale up to the bound."""
     generator, fused = (percents(values[k]) for k in ("generator", "fused"))
-    bound = percents(values.get("bound_mask", [None] * len(classes)))
+    of_masks = values.get("bound_mask", [None] * len(classes))
+    bound = percents(of_masks)
     both = [(g or 0.0, f or 0.0) for g, f in zip(generator, fused, strict=True)]
     text = [
-        f"<b>{c}</b><br>generator {_number(g)}<br>fused {_number(f)} ({f or 0:+.2f} − {g or 0:.2f} = "
-        f"{(f or 0) - (g or 0):+.2f})<br>bound {_number(b)}"
-        for c, g, f, b in zip(classes, generator, fused, bound, strict=True)
+        f"<b>{c}</b><br>generator {in_percent(g)}<br>fused {in_percent(f)} ({signed(difference(f, g))})"
+        f"<br>bound {in_percent(b)}"
+        for c, g, f, b in zip(classes, values["generator"], values["fused"], of_masks, strict=True)
     ]
 
     def bars(title: str, x: list, color: str, width: float, base: list | float = 0.0, hover: bool = False) -> dict:
@@ -112,7 +116,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
     """Shares of every true class's pixels. counts: (C, C) [truth, called]."""
     total = counts.sum(1, keepdims=True)
     share = np.divide(100.0 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
-    z = [[None if np.isnan(v) else round(float(v), 2) for v in row] for row in share]
+    z = plain(share.round(2))
     heat = {
         "type": "heatmap",
         "x": list(names),
@@ -244,12 +248,18 @@ def _interval(rows: Sequence[dict[str, Any]], color: str, thickness: float, widt
     return {
         "type": "data",
         "symmetric": False,
-        "array": [percent(max(0.0, row["high"] - row["estimate"])) for row in rows],
-        "arrayminus": [percent(max(0.0, row["estimate"] - row["low"])) for row in rows],
+        "array": [_reach(row["high"], row["estimate"]) for row in rows],
+        "arrayminus": [_reach(row["estimate"], row["low"]) for row in rows],
         "color": color,
         "thickness": thickness,
         "width": width,
     }
+
+
+def _reach(far: Figure, near: Figure) -> Figure:
+    """How long a line from an estimate to an end of its interval is."""
+    away = difference(far, near)
+    return None if away is None else percent(max(0.0, away))
 
 
 def _level(name: str, xs: Sequence[float], y: float | None, color: str, dash: str) -> dict[str, Any]:
@@ -272,7 +282,3 @@ def _layout(x: str, y: str, height: int) -> dict[str, Any]:
 
 def _cycle(count: int) -> list[str]:
     return [SERIES[i % len(SERIES)] for i in range(count)]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -14,6 +14,7 @@ from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.fingerprint import difference
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
+from vitp_pipeline.metrics.figure import falling, plain, signed, span
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.page import require_libraries, write_page
@@ -43,12 +44,13 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
 
     Returns:
         labels: of the evaluations, in order; images: how many are compared; resamples, level.
-        differences: [{label, variant, metric, estimate, low, high}], figures in [−1, 1].
+        differences: [{label, variant, metric, estimate, low, high}], figures in [−1, 1], None where one does not exist.
         classes: per label [{name, first, other, estimate, low, high}] of the IoU of fused maps.
         image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
         settings: per label what differs, as lines.
         differs: per label the same for people: classifier, points and α first.
         evaluations: per label the folder.
+        notes: what a person must know beside the figures of the evaluations.
     Raises:
         UsageError: fewer than two evaluations.
         IncompatibleError: other classes, no common image, or another ground truth.
@@ -75,6 +77,7 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         "image_changes": {},
         "settings": {},
         "differs": {},
+        "notes": _notes(labels, runs),
     }
     for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
         same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
@@ -90,7 +93,18 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         result["image_changes"][label] = _image_changes(first, other, places[0], place)
         result["settings"][label] = _settings_changes(first, other)
         result["differs"][label] = in_words(first, other, result["settings"][label])
-    return result
+    found: dict[str, Any] = plain(result)
+    return found
+
+
+def _notes(labels: Sequence[str], runs: Sequence[StoredEvaluation]) -> list[str]:
+    """The notes of all evaluations, once where all have it, else behind their letters."""
+    of = {label.partition(":")[0]: run.result.get("notes", []) for label, run in zip(labels, runs, strict=True)}
+    lines = []
+    for note in dict.fromkeys(note for own in of.values() for note in own):
+        having = [letter for letter, own in of.items() if note in own]
+        lines.append(note if len(having) == len(of) else f"{', '.join(having)}: {note}")
+    return lines
 
 
 def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
@@ -174,7 +188,7 @@ def _class_changes(
     before, after, present = ious(a.sum(0)), ious(b.sum(0)), a[..., 1].sum(0) > 0
     columns = {"first": before, "other": after, "estimate": estimate, "low": low, "high": high}
     return [
-        {"name": name, **{column: float(values[k]) for column, values in columns.items()}}
+        {"name": name, **{column: values[k] for column, values in columns.items()}}
         for k, name in enumerate(first.classes)
         if present[k]
     ]
@@ -254,10 +268,11 @@ def print_comparison(result: dict[str, Any]) -> None:
     for column in ("difference", f"{100 * result['level']:g} % of resamples"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result["differences"]:
-        span = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
-        letter = row["label"].split(":")[0]
-        table.add_row(letter, NAMES[row["variant"]], row["metric"], f"{100 * row['estimate']:+.2f}", span)
+        letter, interval = row["label"].split(":")[0], span(row["low"], row["high"])
+        table.add_row(letter, NAMES[row["variant"]], row["metric"], signed(row["estimate"]), interval)
     console.print(table)
+    for note in result["notes"]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], path: Path) -> None:
@@ -283,8 +298,8 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
         drawn[f"alpha:{name}"] = charts.alpha_curve(name, lines, None, None)
     for label, rows in result["classes"].items():
         if rows:
-            largest = sorted(rows, key=lambda row: -abs(row["estimate"]))[:SHOWN_CLASSES]
-            chart = charts.class_differences(sorted(largest, key=lambda row: -row["estimate"]))
+            largest = falling(rows, lambda row: None if row["estimate"] is None else abs(row["estimate"]))
+            chart = charts.class_differences(falling(largest[:SHOWN_CLASSES], lambda row: row["estimate"]))
             drawn[f"classes:{label}"] = chart
     tasks = figures.tasks_of(runs[0])
     tables = {task: _side_by_side(runs, labels, task) for task in tasks}
@@ -321,6 +336,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
             for label, rows in result["image_changes"].items()
         },
         settings=result["settings"],
+        notes=result["notes"],
         runs=[
             {"label": label, "run": str(run.run), "stages": provenance_of(run)}
             for label, run in zip(labels, runs, strict=True)

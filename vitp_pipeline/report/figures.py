@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.metrics.figure import difference
 from vitp_pipeline.report.stored import StoredEvaluation
 from vitp_pipeline.stages.results import HEADLINE, headline_variants
 from vitp_pipeline.stages.rows import Rows, image_areas
@@ -85,7 +86,7 @@ def headline_table(stored: StoredEvaluation, task: str) -> dict[str, Any]:
     for variant, figures in found.items():
         values = [figures.get(name) for name in columns]
         gains = [
-            None if value is None or base.get(name) is None or variant == "generator" else value - base[name]
+            None if variant == "generator" else difference(value, base.get(name))
             for name, value in zip(columns, values, strict=True)
         ]
         rows.append({"variant": variant, "title": title_of(variant, stored), "values": values, "gains": gains})

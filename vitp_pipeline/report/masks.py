@@ -12,6 +12,7 @@ from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import View
+from vitp_pipeline.metrics.figure import DASH, plain
 from vitp_pipeline.progress import progress
 from vitp_pipeline.report.stored import StoredEvaluation
 
@@ -146,12 +147,12 @@ def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
         count = np.bincount(place, minlength=bins)
         means = [np.bincount(place, values, minlength=bins) for values in (sure, right)]
         mean_sure, mean_right = (np.divide(m, count, out=np.full(bins, np.nan), where=count > 0) for m in means)
-        gap = np.abs(means[0] - means[1]).sum() / len(sure) if len(sure) else None
+        gap = np.abs(means[0] - means[1]).sum() / len(sure) if len(sure) else np.nan
         found[name] = {
             "count": count.tolist(),
-            "sureness": [None if np.isnan(v) else float(v) for v in mean_sure],
-            "right": [None if np.isnan(v) else float(v) for v in mean_right],
-            "ece": None if gap is None else float(gap),
+            "sureness": plain(mean_sure),
+            "right": plain(mean_right),
+            "ece": plain(gap),
         }
     return found
 
@@ -199,7 +200,7 @@ def frequency_groups(pixels: np.ndarray, groups: int = 5) -> tuple[np.ndarray, l
     for i in range(groups):
         members = order[group[order] == i]
         span = [f"{100 * pixels[k] / total:.2g}" for k in (members[:1].tolist() + members[-1:].tolist())]
-        names.append(f"{'–'.join(dict.fromkeys(span))} %")
+        names.append(f"{'–'.join(dict.fromkeys(span))} %" if span else DASH)
     return group, names
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.metrics.figure import Figure, percent, signed
 
 TEMPLATES = Path(__file__).parent / "page"
 
@@ -22,6 +23,11 @@ def require_libraries() -> None:
         import plotly.offline  # noqa: F401
     except ImportError as error:
         raise UsageError(f"a report needs the package {error.name}", "pip install 'vitp-pipeline[report]'") from error
+
+
+def points(value: Figure) -> str:
+    """A difference as pages write it."""
+    return signed(value).replace("-", "−")
 
 
 def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[str, ...], **context: Any) -> None:
@@ -47,6 +53,7 @@ def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[s
     )
     # inside a script element only "<" could end it
     content = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    environment.filters |= {"percent": percent, "points": points}
     text = environment.get_template(template).render(
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         scripts=Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)),

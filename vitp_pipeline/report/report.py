@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.metrics.figure import difference, percent, plain
 from vitp_pipeline.progress import progress
 from vitp_pipeline.report import charts, figures, masks
 from vitp_pipeline.report.gallery import choose
-from vitp_pipeline.report.page import require_libraries, write_page
+from vitp_pipeline.report.page import points, require_libraries, write_page
 from vitp_pipeline.report.pictures import card_content
 from vitp_pipeline.report.stored import StoredEvaluation, provenance_of
 
@@ -142,14 +142,13 @@ def _cards(stored: StoredEvaluation, facts: masks.MaskFacts) -> list[dict[str, A
             changed = [m for m in content["masks"] if m["generator"][0][0] != m["fused"][0][0]]
             involved = {m[by][0][0] for m in changed for by in ("generator", "fused")}
             involved |= {m["label"] for m in changed if m["label"] is not None}
-            uncertainty = facts.uncertainty[choice.image]
             cards.append(
                 {
                     "name": image_id,
                     "kind": choice.kind,
-                    "before": _finite(accuracy["generator"][choice.image]),
-                    "after": _finite(accuracy["fused"][choice.image]),
-                    "uncertainty": None if math.isnan(uncertainty) else float(uncertainty),
+                    "before": plain(accuracy["generator"][choice.image]),
+                    "after": plain(accuracy["fused"][choice.image]),
+                    "uncertainty": plain(facts.uncertainty[choice.image]),
                     "changed": sorted(involved),
                     **content,
                     "classes": sorted({*content["classes"], *involved}),
@@ -157,10 +156,6 @@ def _cards(stored: StoredEvaluation, facts: masks.MaskFacts) -> list[dict[str, A
             )
             shown.advance()
     return cards
-
-
-def _finite(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0
 
 
 def _confusion_text(
@@ -183,9 +178,7 @@ def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """The columns of the table of classes; a variant that lacks the figure has none."""
     count = len(next(iter(values.values())))
     columns = {v: values.get(v, [None] * count) for v in figures.HEADLINE}
-    columns["change"] = [
-        None if f is None else f - (g or 0.0) for g, f in zip(columns["generator"], columns["fused"], strict=True)
-    ]
+    columns["change"] = [difference(f, g) for g, f in zip(columns["generator"], columns["fused"], strict=True)]
     return columns
 
 
@@ -196,16 +189,16 @@ def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
         table = figures.headline_table(stored, task)
         rows = {row["variant"]: row for row in table["rows"]}
         value, gain = rows["fused"]["values"][0], rows["fused"]["gains"][0]
-        more = "" if gain is None else f"{signed(gain)} to the generator"
-        interval = stored.result[task].get("bootstrap", {}).get("gain_mIoU", {}).get("interval")
-        if interval:
-            more += f" (95 %: {signed(interval[0])} to {signed(interval[1])})"
-        tiles.append({"name": f"{table['columns'][0]}, fused", "value": _percent(value), "more": more})
+        more = "" if gain is None else f"{points(gain)} to the generator"
+        low, high = stored.result[task].get("bootstrap", {}).get("gain_mIoU", {}).get("interval", (None, None))
+        if low is not None:
+            more += f" (95 %: {points(low)} to {points(high)})"
+        tiles.append({"name": f"{table['columns'][0]}, fused", "value": percent(value), "more": more})
     named = stored.result["masks"]
     if named["matched"]:
         share, before = named["named_right"]["fused"], named["named_right"]["generator"]
-        more = f"{signed(share - before)} to the generator, of {named['matched']:,}"
-        tiles.append({"name": "masks named right, fused", "value": _percent(share), "more": more})
+        more = f"{points(share - before)} to the generator, of {named['matched']:,}"
+        tiles.append({"name": "masks named right, fused", "value": percent(share), "more": more})
     return tiles
 
 
@@ -225,11 +218,3 @@ def _accuracy_word(stored: StoredEvaluation) -> str:
 
 def _count(images: dict[str, Any]) -> str:
     return f"{images['measured']:,} images"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
-def signed(value: float) -> str:
-    return f"{100 * value:+.2f}".replace("-", "−")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitp_pipeline.metrics.figure import difference, percent, signed
+
 COLUMNS = ("generator", "fused", "bound_point", "bound_mask")
 TITLES = {
     "generator": "generator",
@@ -27,8 +29,7 @@ def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | No
             values = {column: per_class[column][name] for column in COLUMNS}
             if any(value is not None for value in values.values()):
                 before, after = values["generator"], values["fused"]
-                gain = None if before is None or after is None else after - before
-                rows[name] = {"generator": before, "fused": after, "gain": gain} | values
+                rows[name] = {"generator": before, "fused": after, "gain": difference(after, before)} | values
         found[figure] = rows
     return found
 
@@ -58,9 +59,5 @@ def print_by_class(result: dict[str, Any]) -> None:
         for title in TITLES.values():
             table.add_column(title, justify="right", no_wrap=True)
         for name, values in rows.items():
-            table.add_row(name, *(_percent(values[key], key == "gain") for key in TITLES))
+            table.add_row(name, *(signed(values[key]) if key == "gain" else percent(values[key]) for key in TITLES))
         console.print(table)
-
-
-def _percent(value: float | None, signed: bool) -> str:
-    return "–" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"

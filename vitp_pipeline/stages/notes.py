@@ -1,16 +1,18 @@
-"""What a person must know beside the figures: why one is exactly zero, and what is only approximate.
+"""What a person must know beside the figures: why one is exactly zero or does not exist, and what is only approximate.
 
 A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
-it 0.
+it 0. A figure that does not exist (`metrics.figure`) says of what there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.metrics.cityscapes import SMALLEST
+from vitp_pipeline.metrics.figure import Figure
 from vitp_pipeline.stages.instances import columns_where
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ NO_PQ = "no PQ: "
 
 
 def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> list[str]:
-    """One line each. Reads the headline figures of `result`, before nan became null."""
+    """One line each, about the headline figures of `result`."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
         what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
@@ -44,9 +46,12 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
         if result.get("instance"):
             (first, ap), *others = ((rule, found["AP"]) for rule, found in result["instance"][name].items())
             lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, totals))
-            for rule in [rule for rule, value in others if value == 0 and ap > 0]:
-                reason = f"by its rule no detection matches an instance of its class, by that of {first} some do"
-                lines.append(f"AP ({rule}) of {name} is exactly 0: {reason}")
+            for rule, value in others if ap is not None else ():
+                if value is None:
+                    lines.append(f"AP ({rule}) does not exist: {NOTHING[rule]}")
+                elif value == 0 < ap:
+                    reason = f"by its rule no detection matches an instance of its class, by that of {first} some do"
+                    lines.append(f"AP ({rule}) of {name} is exactly 0: {reason}")
     if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
         lines.append(
             f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
@@ -72,17 +77,21 @@ def _number(evaluation: Evaluation, name: str) -> int:
     return headline_variants(evaluation)[name]
 
 
-def _of(name: str, metric: str, value: float, reason) -> list[str]:
-    if np.isnan(value):
+def _of(name: str, metric: str, value: Figure, reason: Callable[[], str]) -> list[str]:
+    if value is None:
         return [f"{metric} does not exist: {NOTHING[metric]}"]
     return [f"{metric} of {name} is exactly 0: {reason()}"] if value == 0 else []
 
 
 def _of_groups(name: str, variant: int, evaluation: Evaluation, totals: Totals, found: dict[str, Any]) -> Iterator[str]:
-    """PQ of things or of stuff that is 0 although the ground truth has some, where that of all is not."""
+    """PQ of things or of stuff that does not exist, or is 0 although the ground truth has some, where that of all does
+    and is not.
+    """
     things, (tp, _, fn) = np.array(evaluation.dataset.spec.things), totals.matches[variant]
     for group, of in (("things", things), ("stuff", ~things)):
-        if found["all"]["PQ"] > 0 and found[group]["PQ"] == 0 and (tp + fn)[of].any():
+        if found["all"]["PQ"] is not None and found[group]["PQ"] is None:
+            yield f"PQ of {group} does not exist: {NOTHING[group] if of.any() else f'no class is {group}'}"
+        elif found["all"]["PQ"] and found[group]["PQ"] == 0 and (tp + fn)[of].any():
             yield f"PQ of {group} of {name} is exactly 0: {_panoptic(variant, evaluation, totals, of)}"
 
 
@@ -90,6 +99,11 @@ NOTHING = {
     "mIoU": "the ground truth has no labelled pixel (all ignored)",
     "PQ": "the ground truth has no segment",
     "AP": "the ground truth has no instance of a thing (only crowds, or only stuff)",
+    "things": "neither ground truth nor predictions have a segment of a thing",
+    "stuff": "neither ground truth nor predictions have a segment of stuff",
+    "coco": "the ground truth has no instance that counts by its rule",
+    "boundary": "the ground truth has no instance that counts by its rule",
+    "cityscapes": f"the ground truth has no instance of {SMALLEST} pixels or more that is no group",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
+from vitp_pipeline.metrics.figure import percent, plain, signed, span
 from vitp_pipeline.progress import counted, say
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
@@ -47,7 +47,7 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
             "or take figures of what is there with --allow-missing",
         )
     names, tasks = headline_variants(evaluation), evaluation.tasks
-    result = {
+    figures = {
         "alpha": evaluation.alpha,
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
         "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
@@ -62,8 +62,9 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
             **provenance(),
         },
     }
+    result: dict[str, Any] = plain(figures)
     result["notes"] = notes(evaluation, totals, result)
-    return _plain(result)
+    return result
 
 
 def headline_variants(evaluation: Evaluation) -> dict[str, int]:
@@ -121,8 +122,7 @@ def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
     from vitp_pipeline.metrics.bootstrap import BlockAreas, miou, percentile_interval
 
     before, after = (float(miou(totals.areas[names[name]])) for name in ("generator", "fused"))
-    some = totals.paired.images > 0
-    resampled = miou(totals.paired.resampled(RESAMPLES)) if some else np.full((RESAMPLES, 2), np.nan)
+    resampled = miou(totals.paired.resampled(RESAMPLES))
     own = percentile_interval(after, resampled[:, 1])
     gain = percentile_interval(after - before, resampled[:, 1] - resampled[:, 0])
     return {
@@ -166,17 +166,6 @@ def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
         share[by] = float(np.trace(counts) / count) if count else None
         confusion[by] = [[names[t], names[p], int(counts[t, p])] for t, p in np.argwhere(counts)]
     return {"matched": count, "named_right": share, "confusion": confusion}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no nan: a figure that does not exist is null."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, Any]:
@@ -237,23 +226,22 @@ def print_result(result: dict[str, Any]) -> None:
             table.add_column(column, justify="right", min_width=len("99.99"))
         for name, title in titles.items():
             cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
-            table.add_row(title, *map(_percent, cells), style="bold" if name == "fused" else None)
+            table.add_row(title, *map(percent, cells), style="bold" if name == "fused" else None)
             if name == "fused":
                 table.add_section()
         console.print(table)
     if semantic:
-        low, high = semantic["bootstrap"]["gain_mIoU"]["interval"]
-        gain = semantic["bootstrap"]["gain_mIoU"]["estimate"]
+        gain = semantic["bootstrap"]["gain_mIoU"]
         console.print(
-            f"fused − generator: {100 * gain:+.2f} mIoU (95 % of {RESAMPLES} resamples of the images: "
-            f"{100 * low:+.2f} to {100 * high:+.2f}); mIoU over the {semantic['classes_present']} classes present"
+            f"fused − generator: {signed(gain['estimate'])} mIoU (95 % of {RESAMPLES} resamples of the images: "
+            f"{span(*gain['interval'])}); mIoU over the {semantic['classes_present']} classes present"
         )
     if semantic and (certain := semantic.get("certain")):
-        share = f"{100 * certain['share']:.3f} % of {certain['pixels']} pixels"
+        share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
         console.print(f"label certain, whatever storing changed in the masks: {share}")
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
-        shares = ", ".join(f"{name} {_percent(named[name])} %" for name in NAMED_BY)
+        shares = ", ".join(f"{name} {percent(named[name])} %" for name in NAMED_BY)
         of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
         console.print(f"masks named right: {shares} of {of}", soft_wrap=True)
     for note in result["notes"]:
@@ -268,7 +256,7 @@ def print_result(result: dict[str, Any]) -> None:
             sweep.add_column(column, justify="right")
         for rows in zip(*(rows for rows, _ in swept), strict=True):
             cells = [row[key] for row, (_, keys) in zip(rows, swept, strict=True) for key in keys]
-            sweep.add_row(f"{rows[0]['alpha']:g}", *map(_percent, cells))
+            sweep.add_row(f"{rows[0]['alpha']:g}", *map(percent, cells))
         console.print(sweep)
 
 
@@ -289,9 +277,5 @@ def figures_shown(result: dict[str, Any], name: str) -> list[dict[str, float | N
     return tasks
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
 def to_json(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -16,6 +16,7 @@ from vitp_pipeline.artifacts.places import bring, files_in, folders_in, look_ane
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
 from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.metrics.figure import plain
 from vitp_pipeline.shard import array_expression
 from vitp_pipeline.stages.labels import ALWAYS, facts_of, labels
 
@@ -182,7 +183,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
     """A table and what to do, or JSON, on standard output."""
     if as_json:
-        print(json.dumps(entries, indent=2))
+        print(json.dumps(plain(entries), indent=2))
         return
     from rich.console import Console
 
@@ -253,7 +254,7 @@ def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.
     while True:
         entries = run_status(run)
         if as_json:
-            print(json.dumps(entries), flush=True)
+            print(json.dumps(plain(entries)), flush=True)
         else:
             Console().clear()  # does nothing where the output is no terminal
             print_status(entries, as_json=False)

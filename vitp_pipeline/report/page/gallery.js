@@ -37,8 +37,8 @@ class Card {
 
   heading() {
     const { kind, name, before, after, uncertainty } = this.content;
-    const gain = 100 * (after - before);
-    const figures = [`${DATA.accuracy_word} ${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})`];
+    const measured = before !== null && after !== null, gain = 100 * (after - before);
+    const figures = [measured ? `${DATA.accuracy_word} ${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})` : `${DATA.accuracy_word} –`];
     if (uncertainty !== null) figures.push(`uncertainty ${uncertainty.toFixed(2)}`);
     return node("h3", {}, node("span", { className: `badge ${kind}` }, kind), node("span", {}, name), node("small", {}, figures.join(" · ")));
   }

@@ -95,14 +95,15 @@ for (const select of document.querySelectorAll("select[data-switch]")) {
 /* Bars of the classes: which figure, in which order. */
 const measure = document.getElementById("measure"), order = document.getElementById("order");
 const bars = document.getElementById("class-bars");
+const difference = (after, before) => (after === null || before === null ? null : after - before);
 function orderClasses() {
   const names = DATA.classes.names, values = DATA.classes.measures[measure.value];
   const of = (variant, i) => values[variant]?.[i] ?? null;
   const keys = {
-    gain: (i) => (of("fused", i) === null ? null : of("fused", i) - (of("generator", i) ?? 0)),
+    gain: (i) => difference(of("fused", i), of("generator", i)),
     generator: (i) => of("generator", i),
     fused: (i) => of("fused", i),
-    bound: (i) => (of("bound_mask", i) === null ? null : of("bound_mask", i) - (of("fused", i) ?? 0)),
+    bound: (i) => difference(of("bound_mask", i), of("fused", i)),
     pixels: (i) => DATA.classes.pixels[i],
     manifest: (i) => -i,
   };
