@@ -76,7 +76,7 @@ class Segmentation:
 
     Attributes:
         classes: K names; class index k means `classes[k]`.
-        labels: (H, W) int16 class indices.
+        labels: (H, W) int16 class indices; IGNORE (−1) where no mask has a class.
         ids: (H, W) int32 ids of segments, 0 = none.
         segments: of `ids`; their `masks` are numbers of queries.
         instances: the best first.

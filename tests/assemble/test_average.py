@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vitp_pipeline.assemble.average import ScoreAverage, ScoredView, averaged_label_maps
 from vitp_pipeline.assemble.semantic import semantic_label_maps, semantic_scores
 from vitp_pipeline.assemble.upsample import PROTOCOLS
+from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.generators.views import slide
 from vitp_pipeline.geometry import View
@@ -184,6 +185,19 @@ def test_a_mirrored_view_of_mirrored_logits_changes_nothing(protocol: str) -> No
     average = ScoreAverage(protocol, ORIGINAL)
     average.add(masks.flip(-1), probs, replace(view, flip=True))
     torch.testing.assert_close(average.scores(), semantic_scores(masks, probs, view, protocol), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", PLANS)
+def test_where_no_view_has_a_class_nothing_is_predicted(name: str, protocol: str) -> None:
+    """Of one α no view has a class, of the other a single view has: that one alone decides."""
+    views = [view._replace(probs=torch.zeros_like(view.probs)) for view in scored(name)]
+    assert (averaged_label_maps(views, protocol) == IGNORE).all()
+    without = [ScoredView(v.mask_logits[:0], v.probs[:, :0], v.view) for v in views]
+    assert (averaged_label_maps(without, protocol) == IGNORE).all()
+    views[-1].probs[0, :, 2] = 0.5
+    labels = averaged_label_maps(views, protocol)
+    assert (labels[1] == IGNORE).all() and 2 in labels[0] and IGNORE not in labels[0]
 
 
 def test_bad_views() -> None:

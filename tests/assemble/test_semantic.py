@@ -19,6 +19,7 @@ from vitp_pipeline.assemble.upsample import (
     iter_mask_probabilities,
     mask_logits_at_image,
 )
+from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
 
@@ -139,11 +140,17 @@ def test_the_order_of_operations_is_mmsegs(name):
     assert (semantic_label_maps(masks, probs[:1], view, "mmseg1")[0] == result.pred_sem_seg.data[0].numpy()).all()
 
 
-def test_nothing_to_do():
-    view = VIEWS["odd"]
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", VIEWS)
+def test_where_no_mask_has_a_class_nothing_is_predicted(name, protocol):
+    view = VIEWS[name]
     masks, probs, _ = example(view)
-    assert semantic_label_maps(masks, probs[:0], view, "d2").shape == (0, *view.original)
-    assert (semantic_label_maps(masks[:0], probs[:, :0], view, "d2") == 0).all()
+    assert semantic_label_maps(masks, probs[:0], view, protocol).shape == (0, *view.original)
+    assert (semantic_label_maps(masks[:0], probs[:, :0], view, protocol) == IGNORE).all()
+    whole = semantic_label_maps(masks, probs, view, protocol)
+    probs = torch.cat([probs, torch.zeros_like(probs[:1])])
+    labels = semantic_label_maps(masks, probs, view, protocol)
+    assert (labels[-1] == IGNORE).all() and np.array_equal(labels[:-1], whole)
 
 
 def test_bad_arguments():

@@ -13,25 +13,28 @@ from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.metrics.semantic import Confusion, areas, mean_iou
 
 
-def images(n=6, k=7, seed=0, truth=5):
-    """Ground truth of the classes below `truth` and void, predictions of all k classes."""
+def images(n=6, k=7, seed=0, truth=5, nothing=False):
+    """Ground truth of the classes below `truth` and void, predictions of all k classes; or `nothing` in every third."""
     rng = np.random.default_rng(seed)
-    for _ in range(n):
+    for number in range(n):
         gt = rng.integers(-1, truth, (9, 11)).astype(np.int16)
         pred = np.where(rng.random(gt.shape) < 0.7, gt, rng.integers(0, k - 1, gt.shape)).astype(np.int16)
-        yield np.where(gt == -1, 0, pred), gt
+        yield np.where(gt == -1, 0, np.full_like(pred, -1) if nothing and number % 3 == 1 else pred), gt
 
 
-def test_against_a_loop():
+@pytest.mark.parametrize("nothing", [False, True])
+def test_against_a_loop(nothing):
+    """Where nothing is predicted (−1), the ground truth is missed, and no class is called."""
     state = Confusion(7)
-    counts = np.zeros((7, 7), int)
-    for pred, gt in images():
+    counts = np.zeros((7, 8), int)
+    for pred, gt in images(nothing=nothing):
         own = state.update(pred, gt)
         assert own.sum() == (gt >= 0).sum()
         for p, t in zip(pred.ravel(), gt.ravel(), strict=True):
             if t >= 0:
                 counts[t, p] += 1
     assert (state.counts == counts).all() and state.counts.dtype == np.int64
+    assert counts[:, 7].any() == nothing
     assert state.pixel_accuracy() == np.trace(counts) / counts.sum()
     for k in range(7):
         union = counts[k].sum() + counts[:, k].sum() - counts[k, k]
@@ -116,7 +119,7 @@ def test_bad_maps():
     with pytest.raises(InputError):
         state.update(zeros, zeros - 2)
     with pytest.raises(IncompatibleError):
-        state.update(zeros - 1, zeros)
+        state.update(zeros - 2, zeros)
     with pytest.raises(IncompatibleError):
         state.update(zeros + 3, zeros)
     with pytest.raises(IncompatibleError):

@@ -98,12 +98,12 @@ def test_class_measures(stored: StoredEvaluation, raw: list[dict]) -> None:
 def test_confusions_and_frequencies(stored: StoredEvaluation, raw: list[dict]) -> None:
     found = figures.confusions(stored)
     for name, alpha in {"generator": 0.0, "fused": 0.4}.items():
-        expected = np.zeros((3, 3), int)
+        expected = np.zeros((4, 4), int)
         for row in raw:
             for t, p, n in pairs(row, number(stored, alpha)):
                 expected[t, p] += n
         np.testing.assert_array_equal(found[name], expected)
-    np.testing.assert_array_equal(figures.class_pixels(stored.rows, 3), found["generator"].sum(1))
+    np.testing.assert_array_equal(figures.class_pixels(stored.rows, 3), found["generator"].sum(1)[:3])
 
 
 def test_what_changed_most() -> None:

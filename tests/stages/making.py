@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +101,10 @@ def make_run(
     failed: tuple[str, ...] = (),
     without: tuple[int, ...] = (),
     weights: bytes = b"weights",
+    draw: Callable[[Dataset, str], tuple[ProposalRecord, np.ndarray]] = drawn,
 ) -> None:
-    """Writes proposals and class scores; `failed` images have none, the shards `without` are not classified. Other
-    `weights` give other scores.
+    """Writes proposals and class scores as `draw` gives them; `failed` images have none, the shards `without` are not
+    classified. Other `weights` give other scores.
     """
     import json
 
@@ -134,7 +136,7 @@ def make_run(
                 if bad:
                     rows.append(failed_row(image_id, f"val/{image_id}.png", "torn"))
                     continue
-                record, scores = drawn(dataset, image_id)
+                record, scores = draw(dataset, image_id)
                 if weights != b"weights":
                     scores = scores + np.random.default_rng([int(image_id), *weights]).normal(0, 2, scores.shape)
                 rows.append(write_record(writer, record))

@@ -22,8 +22,16 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.assemble.resize import resize_band, taps
-from vitp_pipeline.assemble.semantic import argmax, band_rows, check_scored, seen_scores, semantic_label_maps
+from vitp_pipeline.assemble.semantic import (
+    argmax,
+    band_rows,
+    check_scored,
+    has_class,
+    seen_scores,
+    semantic_label_maps,
+)
 from vitp_pipeline.assemble.upsample import image_logit_band
+from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import Size, View
 
@@ -68,6 +76,7 @@ class ScoreAverage:
         self._averages_softmax = protocol in ("mmseg0", "mmseg1")
         self.frames = 0  # that are part of the sum
         self._sum: Tensor | None = None  # (A, K, rows, W0) over frames
+        self._some = np.zeros(0, bool)  # (A,) whether any view has a class
         self._frame: _Frame | None = None  # the open one
 
     def add(self, mask_logits: Tensor, probs: Tensor, view: View) -> None:
@@ -84,6 +93,8 @@ class ScoreAverage:
         if self._sum is None:
             shape = len(probs), probs.shape[2], self.stop - self.start, self.original[1]
             self._sum = torch.zeros(shape, device=mask_logits.device)
+            self._some = np.zeros(len(probs), bool)
+        self._some |= has_class(probs)
         tile = band_rows(mask_logits, probs, view, self.budget)
         if view.window is None:
             self._close()
@@ -110,11 +121,12 @@ class ScoreAverage:
         return self._sum / self.frames
 
     def labels(self) -> np.ndarray:
-        """(A, rows, W0) int16: the argmax of `scores`, ties to the lowest class."""
+        """(A, rows, W0) int16: the argmax of `scores`, ties to the lowest class; IGNORE where no view has a class."""
         self._close()
         if self._sum is None:
             raise IncompatibleError("no views to average")
-        return np.stack([argmax(s.flatten(1).T.contiguous()).reshape(s.shape[1:]).astype(np.int16) for s in self._sum])
+        maps = [argmax(s.flatten(1).T.contiguous()).reshape(s.shape[1:]).astype(np.int16) for s in self._sum]
+        return np.where(self._some[:, None, None], np.stack(maps), np.int16(IGNORE))
 
     def _open(self, view: View, probs: Tensor) -> None:
         first, last = taps(view.resized[0], view.original[0]).source(self.start, self.stop)
@@ -192,7 +204,7 @@ def averaged_label_maps(views: Sequence[ScoredView], protocol: str, budget_bytes
         protocol: one of `assemble.upsample.PROTOCOLS`.
         budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made at a time.
     Returns:
-        (A, H0, W0) int16 class indices.
+        (A, H0, W0) int16 class indices; IGNORE all over where no view has a class.
     Raises:
         UsageError, IncompatibleError: as `ScoreAverage`.
     """

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitp_pipeline.geometry import Size
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -67,8 +69,15 @@ def resize_band(band: Tensor, first: int, rows: Taps, start: int, stop: int, wid
     # a + w·(b − a): rows that read equal values stay exactly equal, whatever their weights.
     out = upper + weight * (band[:, high] - upper)
     if width != out.shape[-1]:
-        out = F.interpolate(out[None], size=(stop - start, width), mode="bilinear", align_corners=False)[0]
+        out = bilinear(out, (stop - start, width))
     return out
+
+
+def bilinear(planes: Tensor, size: Size) -> Tensor:
+    """(C, H, W) → (C, *size), with align_corners=False. C may be 0, which torch refuses."""
+    if not len(planes):
+        return planes.new_zeros((0, *size))
+    return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def resize_by_taps(planes: Tensor, rows: Taps, columns: Taps) -> Tensor:

@@ -21,6 +21,7 @@ from vitp_pipeline.assemble.upsample import (
     resize_planes,
     resized_band,
 )
+from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
 
@@ -72,22 +73,26 @@ def semantic_label_maps(
         budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made
             at a time.
     Returns:
-        (A, H0, W0) int16 class indices.
+        (A, H0, W0) int16 class indices; IGNORE all over where there is no mask, or none has a class (`has_class`).
     Raises:
         UsageError, IncompatibleError: as `semantic_scores`.
     """
     _check(mask_logits, probs, view, protocol)
-    height, width = view.original
-    labels = np.empty((len(probs), height, width), np.int16)
-    if not probs.numel():
-        labels[:] = 0
-        return labels
-    if (
-        mask_logits.device.type == "cpu"
-        and (found := bounded_label_maps(mask_logits, probs, view, protocol)) is not None
-    ):
-        return found
-    return _banded_label_maps(mask_logits, probs, view, protocol, budget_bytes)
+    some = has_class(probs)
+    if not some.any():
+        return np.full((len(probs), *view.original), IGNORE, np.int16)
+    labels = None
+    if mask_logits.device.type == "cpu":
+        labels = bounded_label_maps(mask_logits, probs, view, protocol)
+    if labels is None:
+        labels = _banded_label_maps(mask_logits, probs, view, protocol, budget_bytes)
+    labels[~some] = IGNORE
+    return labels
+
+
+def has_class(probs: Tensor) -> np.ndarray:
+    """(A, Q, K) class probabilities → (A,) bool: any is above 0, so that a map can say more than the first class."""
+    return (probs.flatten(1) > 0).any(1).cpu().numpy()
 
 
 def _banded_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol: str, budget_bytes: int) -> np.ndarray:

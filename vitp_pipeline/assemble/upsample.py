@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
-from vitp_pipeline.assemble.resize import Taps, resize_band, resize_by_taps, taps
+from vitp_pipeline.assemble.resize import Taps, bilinear, resize_band, resize_by_taps, taps
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import Size, View
 
@@ -240,4 +239,4 @@ def resize_planes(planes: Tensor, size: Size) -> Tensor:
     """
     if tuple(planes.shape[1:]) == tuple(size):
         return planes
-    return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return bilinear(planes, size)

@@ -112,6 +112,19 @@ class DatasetSpec:
         lut[[c.label for c in self.classes]] = np.arange(len(self.classes))
         return lut
 
+    @property
+    def void_label(self) -> int:
+        """The label value of a pixel without a class: 255 or else the first of `ignore`; without any, a value that no
+        class has, 255 or else the lowest.
+        """
+        taken = {c.label for c in self.classes}
+        free = 255 if 255 not in taken else next(v for v in range(len(taken) + 1) if v not in taken)
+        return free if not self.ignore or free in self.ignore else self.ignore[0]
+
+    def label_values(self, labels: np.ndarray) -> np.ndarray:
+        """Class indices or IGNORE, of any shape → int64 label values, `void_label` for IGNORE."""
+        return np.asarray(np.array([*(c.label for c in self.classes), self.void_label])[labels])
+
     def identity(self) -> dict[str, Any]:
         """What of the manifest can change results; colours, aliases and paths cannot."""
         identity = {

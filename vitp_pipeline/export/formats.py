@@ -87,7 +87,7 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
         return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
-    labels = np.array([c.label for c in spec.classes])[image.semantic()]
+    labels = spec.label_values(image.semantic())
     write_labels(folder / f"{image.stem}.png", labels, palette(spec) if name == "label-png" else None)
     return {}
 
@@ -154,7 +154,7 @@ def _extent(rle: Rle) -> dict[str, Any]:
 
 
 def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
-    ids = np.array([CITYSCAPES[c.name] for c in spec.classes])
+    ids = np.array([*(CITYSCAPES[c.name] for c in spec.classes), 0])  # the last, IGNORE, is unlabeled
     write_labels(folder / "semantic" / f"{image.stem}.png", ids[image.semantic()])
     lines = []
     for n, (rle, category, score) in enumerate(zip(*image.instances(), strict=True)):

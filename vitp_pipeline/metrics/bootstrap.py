@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.semantic import mean_iou
 
@@ -58,7 +59,8 @@ def sparse_areas(
     """Areas of images whose confusions are stored sparsely, one entry a pair of classes that occurs in an image.
 
     Args:
-        image, truth, predicted, pixels: (E,) integers: index of the image, both classes, how many pixels.
+        image, truth, predicted, pixels: (E,) integers: index of the image, both classes (the predicted one IGNORE where
+            there is none), how many pixels.
         images, classes: N, K.
     Returns:
         (N, K, 3) int64: intersection, ground-truth area, predicted area, as `metrics.semantic.areas`.
@@ -67,7 +69,8 @@ def sparse_areas(
     same = truth == predicted
     np.add.at(out[..., 0], (image[same], truth[same]), pixels[same])
     np.add.at(out[..., 1], (image, truth), pixels)
-    np.add.at(out[..., 2], (image, predicted), pixels)
+    some = predicted != IGNORE
+    np.add.at(out[..., 2], (image[some], predicted[some]), pixels[some])
     return out
 
 

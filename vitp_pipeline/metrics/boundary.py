@@ -53,7 +53,7 @@ def boundary_areas(labels: np.ndarray, truth: np.ndarray, width: int, classes: i
     """What mean boundary IoU over a data set adds up, of one image.
 
     Args:
-        labels: (H, W) class indices 0..K−1.
+        labels: (H, W) class indices 0..K−1, or IGNORE where nothing is predicted.
         truth: (H, W) class indices or IGNORE: such pixels end a mask and do not count.
         width: d in pixels.
         classes: K.
@@ -62,5 +62,5 @@ def boundary_areas(labels: np.ndarray, truth: np.ndarray, width: int, classes: i
     """
     valid = truth != IGNORE
     ours, theirs = valid & label_boundaries(labels, width), valid & label_boundaries(truth, width)
-    sets = truth[ours & theirs & (labels == truth)], truth[theirs], labels[ours]
+    sets = truth[ours & theirs & (labels == truth)], truth[theirs], labels[ours & (labels != IGNORE)]
     return np.stack([np.bincount(s, minlength=classes) for s in sets], 1).astype(np.int64)

@@ -15,13 +15,14 @@ class Confusion:
     """Counts of (ground truth, prediction) pixel pairs.
 
     Attributes:
-        counts: (K, K) int64, rows ground truth, columns prediction. Pixels without a label are not counted.
+        counts: (K, K + 1) int64, rows ground truth, columns prediction, the last where there is none. Pixels without a
+            label are not counted.
     """
 
     def __init__(self, num_classes: int, counts: np.ndarray | None = None) -> None:
-        """Empty, or continued from stored `counts` (K, K)."""
+        """Empty, or continued from stored `counts` (K, K + 1)."""
         self.num_classes = num_classes
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self.counts = np.zeros((num_classes, num_classes + 1), np.int64)
         if counts is not None:
             if np.shape(counts) != self.counts.shape:
                 raise IncompatibleError(f"confusion counts {np.shape(counts)} for {num_classes} classes")
@@ -31,10 +32,10 @@ class Confusion:
         """Adds one image.
 
         Args:
-            pred: (H, W) integers in 0..K−1 wherever the ground truth has a label.
+            pred: (H, W) integers in 0..K−1 wherever the ground truth has a label, or IGNORE where nothing is predicted.
             gt: (H, W) integers in 0..K−1 or IGNORE.
         Returns:
-            (K, K) int64 counts of this image alone.
+            (K, K + 1) int64 counts of this image alone.
         Raises:
             IncompatibleError: sizes differ, or the prediction names a class that is none.
             InputError: the ground truth does.
@@ -92,24 +93,26 @@ class Confusion:
 
 
 def pair_counts(pred: np.ndarray, gt: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) int64 counts of one image; arguments and errors as `Confusion.update`."""
+    """(K, K + 1) int64 counts of one image; arguments and errors as `Confusion.update`."""
     if pred.shape != gt.shape:
         raise IncompatibleError(f"prediction {pred.shape} and ground truth {gt.shape} differ in size")
     if not gt.size:
-        return np.zeros((num_classes, num_classes), np.int64)
+        return np.zeros((num_classes, num_classes + 1), np.int64)
     truth, named, lengths = runs_of_pairs(gt, pred)
     if truth.min() < IGNORE or truth.max() >= num_classes:
         raise InputError(f"the ground truth holds a label outside 0..{num_classes - 1}", "Check the manifest's classes")
     labelled = truth != IGNORE
     truth, named, lengths = truth[labelled], named[labelled], lengths[labelled]
-    if named.size and (named.min() < 0 or named.max() >= num_classes):
+    if named.size and (named.min() < IGNORE or named.max() >= num_classes):
         raise IncompatibleError(f"the prediction holds a class outside 0..{num_classes - 1}")
-    return joint_counts(truth, named, lengths, (num_classes, num_classes))
+    named = np.where(named == IGNORE, num_classes, named)
+    return joint_counts(truth, named, lengths, (num_classes, num_classes + 1))
 
 
 def areas(counts: np.ndarray) -> np.ndarray:
-    """(…, K, K) counts → (…, K, 3): intersection, ground-truth area, predicted area."""
-    return np.stack([np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], -1)
+    """(…, K, K + 1) counts → (…, K, 3): intersection, ground-truth area, predicted area."""
+    predicted = counts[..., :-1]
+    return np.stack([np.diagonal(predicted, axis1=-2, axis2=-1), counts.sum(-1), predicted.sum(-2)], -1)
 
 
 def ious(areas: np.ndarray) -> np.ndarray:

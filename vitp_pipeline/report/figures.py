@@ -134,15 +134,22 @@ def class_measures(stored: StoredEvaluation) -> dict[str, dict[str, list[Any]]]:
     return measures
 
 
+NO_MASK = "(no mask)"
+"""What pixels of images without a mask are called: a last class of `confusions`."""
+
+
 def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(K, K) int64 pixels [truth, called] before and after; empty where no semantic maps were measured."""
-    entries, size = stored.rows.columns.get("semantic", {}), len(stored.classes)
+    """(K + 1, K + 1) int64 pixels [truth, called] before and after, the last class being `NO_MASK`; empty where no
+    semantic maps were measured.
+    """
+    entries, size = stored.rows.columns.get("semantic", {}), len(stored.classes) + 1
     if not len(entries.get("pixels", ())):
         return {}
     numbers, found = headline_variants(stored.evaluation), {}
     for name in ("generator", "fused"):
         chosen = entries["variant"] == numbers[name]
         found[name] = np.zeros((size, size), np.int64)
+        # IGNORE = −1 is the last one
         np.add.at(found[name], (entries["truth"][chosen], entries["predicted"][chosen]), entries["pixels"][chosen])
     return found
 
@@ -165,7 +172,12 @@ def folded(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def changed_confusions(found: dict[str, np.ndarray], classes: tuple[str, ...], most: int = 12) -> list[dict[str, Any]]:
-    """The pairs of classes whose confusion changed by most pixels, as shares of the true class's pixels."""
+    """The pairs of classes whose confusion changed by most pixels, as shares of the true class's pixels.
+
+    Args:
+        found: of `confusions`. classes: K names.
+    """
+    classes = (*classes, NO_MASK)
     before, after = found["generator"], found["fused"]
     change = after - before
     np.fill_diagonal(change, 0)

@@ -119,7 +119,8 @@ def _charts(
         drawn[f"classes:{name}"] = charts.class_bars([stored.classes[k] for k in shown], own, name)
     if confusion:
         chosen = figures.most_confused(confusion)
-        names = [stored.classes[k] for k in chosen] + ["all others"]
+        called = (*stored.classes, figures.NO_MASK)
+        names = [called[k] for k in chosen] + ["all others"]
         folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
         for variant, counts in confusion.items():
             folded = figures.folded(counts, chosen)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
+from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.metrics.semantic import pair_counts
 from vitp_pipeline.stages import certain
 from vitp_pipeline.stages.instances import columns_of
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 
 def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(truth class, predicted class, pixels) of every pair that occurs; pixels without ground truth do not count."""
-    pairs = pair_counts(labels, truth, classes).ravel()
-    occurring = np.flatnonzero(pairs)
-    return occurring // classes, occurring % classes, pairs[occurring]
+    """(truth class, predicted class or IGNORE, pixels) of every pair that occurs; pixels without ground truth do not
+    count.
+    """
+    pairs = pair_counts(labels, truth, classes)
+    true, predicted = np.nonzero(pairs)
+    return true, np.where(predicted == classes, IGNORE, predicted), pairs[true, predicted]
 
 
 SEMANTIC_FIELDS = {"variant": "int32", "truth": "int32", "predicted": "int32", "pixels": "int64"}

@@ -20,7 +20,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
 from vitp_pipeline.artifacts.writes import fill
-from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import counted, progress, say
@@ -156,7 +156,7 @@ def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
     found = predictor.segment(image, wish.tasks, picture.name)
     spec = predictor.spec
     if found.labels is not None:
-        values = np.array([c.label for c in spec.classes])[found.labels]
+        values = spec.label_values(found.labels)
         write_labels(wish.out / "semantic" / f"{picture.name}.png", values, palette(spec))
     if found.ids is not None:
         write_png(wish.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
@@ -184,7 +184,8 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
 
     classes = spec.classes
     if task == "semantic":
-        return [Region(found.labels == k, classes[k].color, classes[k].name) for k in np.unique(found.labels).tolist()]
+        shown = np.setdiff1d(found.labels, [IGNORE]).tolist()
+        return [Region(found.labels == k, classes[k].color, classes[k].name) for k in shown]
     if task == "instance":
         drawn = [(i, classes[i.category]) for i in reversed(found.instances) if i.score >= DRAWN_FROM]
         return [
@@ -229,7 +230,7 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
         "masks": [{"query": m.query, "present": _short(m.present), **named(m)} for m in found.masks]
     }
     if found.labels is not None:
-        counts = np.bincount(found.labels.ravel(), minlength=len(names))
+        counts = np.bincount(found.labels[found.labels != IGNORE], minlength=len(names))
         content["semantic"] = [
             {"class": names[k], "label": spec.classes[k].label, "pixels": int(counts[k])}
             for k in np.flatnonzero(counts).tolist()

@@ -20,7 +20,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import read_index, totals_path, write_index
 from vitp_pipeline.artifacts.places import bring, there
-from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas
+from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
 from vitp_pipeline.metrics.exact import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
 from vitp_pipeline.stages import certain
@@ -83,10 +83,7 @@ class Totals:
         self.images += len(part)
         self.failed += failures(part)
         e = entries_of(part, "semantic")
-        for column, at in ((1, e["truth"]), (2, e["predicted"])):
-            np.add.at(self.areas[..., column], (e["variant"], at), e["pixels"])
-        same = e["truth"] == e["predicted"]
-        np.add.at(self.areas[..., 0], (e["variant"][same], e["truth"][same]), e["pixels"][same])
+        self.areas += sparse_areas(e["variant"], e["truth"], e["predicted"], e["pixels"], *self.areas.shape[:2])
         pair = np.stack([areas_of(e, variant, len(part), self.areas.shape[1]) for variant in self._pair])
         if isinstance(self.paired, BlockAreas):
             self.paired.add(pair, first)
