@@ -15,6 +15,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -146,18 +147,23 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
         raise CorruptError(f"{path}: damaged ({error!r})", "Remove the stage's folder and run it again") from error
 
 
-def provenance() -> dict[str, Any]:
-    """When, with which versions and by which command: for people, never compared."""
+@lru_cache(1)
+def _versions() -> dict[str, str]:
     versions = {}
     for package in ("vitp-pipeline", "torch", "timm", "numpy", "zarr", "mmsegmentation", "mmdet", "mmengine"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    return versions
+
+
+def provenance() -> dict[str, Any]:
+    """When, with which versions and by which command: for people, never compared."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
-        "versions": versions,
+        "versions": dict(_versions()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
     }

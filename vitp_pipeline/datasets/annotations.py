@@ -110,7 +110,7 @@ class Annotations:
 
     @property
     def has_outlines(self) -> bool:
-        """Whether any object has more than a box."""
+        """Whether any object has more than a box, or there is no object."""
         return self._outlines is not None
 
     def _take_panoptic(self, data: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ class Annotations:
         entries = [data["annotations"][n] for n in order]
         self._starts = np.searchsorted(of[order], np.arange(len(number) + 1))
         self._take_columns(entries)
-        if any(a.get("segmentation") for a in entries):
+        if not entries or any(a.get("segmentation") for a in entries):
             self._outlines = [_compact(a.get("segmentation")) for a in entries]
 
     def _take_columns(self, entries: list[dict[str, Any]]) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.metrics.figure import Figure, percent, signed
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "page"
 
@@ -30,6 +34,17 @@ def points(value: Figure) -> str:
     return signed(value).replace("-", "−")
 
 
+@lru_cache(1)
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": percent, "points": points}
+    return environment
+
+
 def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[str, ...], **context: Any) -> None:
     """Renders a template of `page/` and writes it whole.
 
@@ -44,23 +59,22 @@ def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[s
         StorageError: no room.
     """
     require_libraries()
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     # inside a script element only "<" could end it
     content = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    environment.filters |= {"percent": percent, "points": points}
-    text = environment.get_template(template).render(
-        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        scripts=Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)),
-        plotly=Markup(get_plotlyjs()),
-        data=Markup(content),
-        version=version("vitp-pipeline"),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **context,
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            scripts=Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)),
+            plotly=Markup(get_plotlyjs()),
+            data=Markup(content),
+            version=version("vitp-pipeline"),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            **context,
+        )
     )
     write_whole(path, lambda unfinished: fill(unfinished, text))
