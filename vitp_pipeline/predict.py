@@ -17,10 +17,10 @@ import numpy as np
 from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.rle import Rle
 from vitp_pipeline.datasets.spec import default_color
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import identity_of
-from vitp_pipeline.metrics.runlengths import Rle
 from vitp_pipeline.paths import PACKAGE
 from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings
 

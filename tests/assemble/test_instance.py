@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vitp_pipeline.assemble.instance import best_pairs, instance_masks
+from vitp_pipeline.datasets.rle import decode_mask
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.metrics.runlengths import decode_mask
 
 
 def official(logits: torch.Tensor, masks: torch.Tensor, view: View, things: int, limit: int) -> set:

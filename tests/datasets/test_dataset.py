@@ -277,11 +277,8 @@ def _annotated_twice(data: dict) -> None:
     data["annotations"].append(data["annotations"][1])
 
 
-def _not_annotated(data: dict) -> None:
-    del data["annotations"][1]
-
-
 def _other_category(data: dict) -> None:
+    data["categories"].append({"id": 5, "name": "sea"})
     data["annotations"][1]["segments_info"][0]["category_id"] = 5
 
 
@@ -294,8 +291,7 @@ def _renamed(data: dict) -> None:
     [
         (_image_twice, ["'146' occurs twice"]),
         (_annotated_twice, ["two annotations"]),
-        (_not_annotated, ["000146.png", "no annotation"]),
-        (_other_category, ["category id 5", "000146.png", "'toy'"]),
+        (_other_category, ["category id 5", "'toy'", "the manifest of this dataset"]),
         (_renamed, ["category 7", "'street'", "'road'"]),
     ],
 )

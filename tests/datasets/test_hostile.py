@@ -20,8 +20,9 @@ from PIL import Image
 from tests.datasets import making
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets import images as module
+from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import read_labels, read_rgb
-from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
+from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import load_manifest
 from vitp_pipeline.datasets.storage import check_inside
 from vitp_pipeline.errors import InputError
@@ -261,12 +262,12 @@ def test_names_that_are_in_order() -> None:
 )
 def test_segmentations_that_crash_pycocotools(outline) -> None:
     with pytest.raises(InputError):
-        outline_mask(outline, (8, 8), "x.json: annotation 5")
+        segmentation_mask(outline, (8, 8), "x.json: annotation 5")
 
 
 def test_sizes_that_would_fill_the_memory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="million"):
-        outline_mask([[0, 0, 5, 0, 5, 5]], (10**6, 10**6), "x.json: annotation 5")
+        segmentation_mask([[0, 0, 5, 0, 5, 5]], (10**6, 10**6), "x.json: annotation 5")
     (tmp_path / "x.json").write_text(json.dumps({"imgWidth": 10**6, "imgHeight": 10**6, "objects": []}))
     with pytest.raises(InputError, match="million"):
         read_polygons(tmp_path / "x.json", making.semantic_spec())

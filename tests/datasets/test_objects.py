@@ -81,7 +81,10 @@ def test_real_coarse_polygons_agree_with_cityscapesscripts_and_the_fine_labels(s
             ["dragon", "polygons"],
         ),
         (lambda d: d.pop("imgWidth"), ["imgWidth"]),
-        (lambda d: d["objects"].append({"label": "car", "polygon": 7}), ["not a file of Cityscapes polygons"]),
+        (
+            lambda d: d["objects"].append({"label": "car", "polygon": 7}),
+            ["('car') is 7, not a list of points"],
+        ),
     ],
 )
 def test_broken_polygon_files(tmp_path: Path, change: Any, words: list[str]) -> None:
@@ -201,8 +204,13 @@ def test_instances_of_a_panoptic_and_of_a_semantic_ground_truth(tmp_path: Path) 
     ("change", "words"),
     [
         (lambda d: d["annotations"][0].update(image_id=77), ["annotation 50", "77"]),
-        (lambda d: d["annotations"][1].update(category_id=5), ["category id 5", "3.png"]),
-        (lambda d: d["annotations"][1].pop("id"), ["not a COCO instances file"]),
+        (
+            lambda d: (d["annotations"][1].update(category_id=5), d["categories"].append({"id": 5, "name": "x"})),
+            ["category id 5", "the manifest of this dataset"],
+        ),
+        (lambda d: d["annotations"].append(None), ["annotations[3] is None, not an object"]),
+        (lambda d: d.update(images={}), ["images is {}, not a list"]),
+        (lambda d: d["images"][1].pop("file_name"), ["image 8 has no `file_name`"]),
         (lambda d: d["categories"][0].update(name="heaven"), ["'heaven'", "'sky'"]),
     ],
 )

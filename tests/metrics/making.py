@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitp_pipeline.datasets.rle import decode_mask, encode_mask
 from vitp_pipeline.metrics.instances import Detections, TrueInstances
-from vitp_pipeline.metrics.runlengths import decode_mask, encode_mask
 
 
 @dataclass

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.metrics.making import Scene, coco_files, scenes
+from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import (
@@ -28,7 +29,6 @@ from vitp_pipeline.metrics.instances import (
     overlaps,
     true_counts,
 )
-from vitp_pipeline.metrics.runlengths import encode_mask
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 

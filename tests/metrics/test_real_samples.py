@@ -16,9 +16,9 @@ from PIL import Image
 from tests.metrics.test_cityscapes import Segment, same_panoptic_quality
 from vitp_pipeline.datasets import IGNORE, Dataset, load_manifest
 from vitp_pipeline.datasets.prepare import prepare
+from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.metrics import cityscapes
 from vitp_pipeline.metrics.instances import Detections
-from vitp_pipeline.metrics.runlengths import encode_mask
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.stages.instances import true_instances
 

@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from vitp_pipeline.assemble.upsample import check_frame, check_protocol, mask_logits_at_resized, resize_planes
+from vitp_pipeline.datasets.rle import Rle, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.metrics.runlengths import Rle, encode_mask
 
 _EPSILON = 1e-6  # in the mean mask probability's denominator, as in both code bases
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.datasets.foreign_columns import Columns
+from vitp_pipeline.datasets.foreign_json import read_foreign_json
+from vitp_pipeline.datasets.foreign_records import shown, whole_number
+from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import DatasetSpec
-from vitp_pipeline.datasets.storage import check_inside, read_bytes
+from vitp_pipeline.datasets.storage import check_inside
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.progress import say
 
 
 @dataclass(frozen=True)
@@ -47,29 +51,38 @@ class Shape:
 class Annotations:
     """The annotation file of a split.
 
+    An odd record spoils its own image alone: `segments` and `shapes` of that image raise what is wrong with it.
+
     Attributes:
         path: the file.
         image_ids, file_names: of its images, in the file's order.
+        named_by_url: whether the file names are folder and name of `coco_url`s, as LVIS has it.
         sizes: (I, 2) height, width of the images; 0 where the file says none.
-        label_names: file names of the label PNGs (panoptic only).
+        label_names: file names of the label PNGs (panoptic only); "" of an image without annotation.
     Raises:
         InputError: missing, not such a file, or of another dataset than the manifest's.
     """
 
     def __init__(self, path: Path, spec: DatasetSpec) -> None:
         self.path, self.spec = path, spec
+        self._faults: dict[int, tuple[str, str]] = {}  # by number of the image: what is wrong, and the fix
         with _no_garbage_collection():
-            self._take(_load(path))
+            self._take(read_foreign_json(path, "annotation file"))
 
     def _take(self, data: Any) -> None:
         path, spec = self.path, self.spec
         what = "COCO panoptic" if spec.kind == "coco-panoptic" else "COCO instances"
         try:
             check_categories(path, data["categories"], spec)
+            _say_other_things(path, data["categories"], spec)
+            self._listed = {c["id"] for c in data["categories"]}
+            for key in ("images", "annotations"):
+                _check_objects(data[key], f"{path}: {key}")
             # ids become names of arrays
             self.image_ids = [check_inside(str(image["id"]), path) for image in data["images"]]
-            self.file_names = [check_inside(str(image["file_name"]), path) for image in data["images"]]
-            self.sizes = np.array([(i.get("height", 0), i.get("width", 0)) for i in data["images"]], np.int64)
+            self.file_names = [check_inside(_file_name(image, path), path) for image in data["images"]]
+            self.named_by_url = any(image.get("file_name") is None for image in data["images"])
+            self.sizes = self._image_sizes(data["images"])
             self.label_names: list[str] = []
             self._outlines: list[Any] | None = None
             if spec.kind == "coco-panoptic":
@@ -79,6 +92,25 @@ class Annotations:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: not a {what} file ({error!r})") from error
 
+    def _image_sizes(self, images: list[dict[str, Any]]) -> np.ndarray:
+        sizes = np.zeros((len(images), 2), np.int64)
+        for number, image in enumerate(images):
+            said = image.get("height"), image.get("width")
+            if None in said:
+                continue
+            try:
+                height, width = (whole_number(v, f"its `{n}`") for v, n in zip(said, ("height", "width"), strict=True))
+                check_pixels(width, height, "it")
+                sizes[number] = height, width
+            except InputError as error:
+                self._spoil(number, "", error.message)
+        return sizes
+
+    def _spoil(self, image: int, record: str, reason: str, mend: str = "Correct it, or leave it out") -> None:
+        """Keep why an image's annotations cannot be used; the first reason counts."""
+        where = f"{record} of image" if record else "image"
+        self._faults.setdefault(image, (f"{self.path}: {where} {self.file_names[image]}: {reason}", mend))
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -87,6 +119,9 @@ class Annotations:
         return slice(int(self._starts[image]), int(self._starts[image + 1]))
 
     def segments(self, image: int) -> tuple[GroundTruthSegment, ...]:
+        """The segments of the image with this number. Raises InputError when one of its records is odd."""
+        if image in self._faults:
+            raise InputError(*self._faults[image])
         rows = self.objects(image)
         return tuple(
             GroundTruthSegment(i, k, c, None if np.isnan(b[0]) else tuple(b))
@@ -100,6 +135,7 @@ class Annotations:
         )
 
     def shapes(self, image: int) -> tuple[Shape, ...]:
+        """The objects of the image with this number. Raises InputError when one of its records is odd."""
         rows = self.objects(image)
         areas = self._areas[rows].tolist()
         outlines = self._outlines[rows] if self._outlines is not None else [None] * len(areas)
@@ -117,17 +153,20 @@ class Annotations:
         annotations = {a["image_id"]: a for a in data["annotations"]}
         if len(annotations) < len(data["annotations"]):
             raise InputError(f"{self.path}: an image has two annotations", "Image ids must be unique")
-        infos = []
-        for image in data["images"]:
+        infos: list[list[Any]] = []
+        for number, image in enumerate(data["images"]):
             annotation = annotations.get(image["id"])
+            name, info = (annotation or {}).get("file_name"), (annotation or {}).get("segments_info")
             if annotation is None:
-                raise InputError(
-                    f"{self.path}: image {image['file_name']} has no annotation", "Remove it or annotate it"
-                )
-            self.label_names.append(check_inside(str(annotation["file_name"]), self.path))
-            infos.append(annotation["segments_info"])
+                self._spoil(number, "", "it has no annotation", "Annotate it, or leave it out")
+            elif not isinstance(name, str):
+                self._spoil(number, "the annotation", f"its `file_name` is {shown(name)}, not a name")
+            elif not isinstance(info, list) or not all(isinstance(segment, dict) for segment in info):
+                self._spoil(number, "the annotation", f"its `segments_info` is {shown(info)}, not a list of objects")
+            self.label_names.append(check_inside(name, self.path) if isinstance(name, str) else "")
+            infos.append([] if number in self._faults else info or [])
         self._starts = np.cumsum([0, *map(len, infos)])
-        self._take_columns([s for info in infos for s in info])
+        self._take_columns([s for info in infos for s in info], "segment")
 
     def _take_instances(self, data: dict[str, Any]) -> None:
         number = {image["id"]: n for n, image in enumerate(data["images"])}
@@ -140,27 +179,27 @@ class Annotations:
         order = np.argsort(of, kind="stable")
         entries = [data["annotations"][n] for n in order]
         self._starts = np.searchsorted(of[order], np.arange(len(number) + 1))
-        self._take_columns(entries)
+        self._take_columns(entries, "annotation")
         if not entries or any(a.get("segmentation") for a in entries):
             self._outlines = [_compact(a.get("segmentation")) for a in entries]
 
-    def _take_columns(self, entries: list[dict[str, Any]]) -> None:
+    def _take_columns(self, entries: list[dict[str, Any]], what: str) -> None:
         """The objects of all images, one after another."""
         index_of = {info.label: k for k, info in enumerate(self.spec.classes)}
-        unknown = next((n for n, s in enumerate(entries) if s["category_id"] not in index_of), None)
-        if unknown is not None:
-            image = self.file_names[int(np.searchsorted(self._starts, unknown, "right")) - 1]
-            raise InputError(
-                f"{self.path}: category id {entries[unknown]['category_id']} (image {image}) is not a class of "
-                f"manifest {self.spec.name!r}",
-                "Use the manifest of this dataset",
-            )
-        none = (np.nan,) * 4
-        self._ids = np.array([int(s["id"]) for s in entries], np.int64)
-        self._classes = np.array([index_of[s["category_id"]] for s in entries], np.int16)
-        self._crowds = np.array([bool(s.get("iscrowd", 0)) for s in entries], bool)
-        self._boxes = np.array([s.get("bbox", none) for s in entries], np.float64).reshape(-1, 4)
-        self._areas = np.array([s.get("area", np.nan) for s in entries], np.float64)
+        columns = Columns(entries)
+        self._ids, labels = columns.whole("id"), columns.whole("category_id").tolist()
+        self._classes = np.array([index_of.get(label, -1) for label in labels], np.int16)
+        self._crowds, self._boxes, self._areas = columns.flags("iscrowd"), columns.boxes("bbox"), columns.real("area")
+        for row in np.flatnonzero(self._classes < 0).tolist():
+            if row not in columns.odd:
+                columns.odd[row] = reason = f"category id {labels[row]} is not a class of manifest {self.spec.name!r}"
+                if labels[row] in self._listed:  # not one odd record: the file is of other classes
+                    raise InputError(f"{self.path}: {reason}", "Use the manifest of this dataset")
+        for row, reason in sorted(columns.odd.items()):
+            image = int(np.searchsorted(self._starts, row, "right")) - 1
+            number = entries[row].get("id")
+            named = number if type(number) is int else f"number {row - int(self._starts[image])}"
+            self._spoil(image, f"{what} {named}", reason)
 
 
 @dataclass(frozen=True)
@@ -197,13 +236,34 @@ def check_categories(path: Path, categories: list[dict[str, Any]], spec: Dataset
             )
 
 
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(read_bytes(path))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: the annotation file does not exist", "Check --data-root") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})", "Download the annotations again") from error
+def _say_other_things(path: Path, categories: list[dict[str, Any]], spec: DatasetSpec) -> None:
+    """Print which categories are things in the annotation file and stuff in the manifest, or the other way round."""
+    things = {info.label: info.thing for info in spec.classes}
+    others = [c for c in categories if "isthing" in c and things.get(c["id"], bool(c["isthing"])) != bool(c["isthing"])]
+    if others:
+        more = f" (and {len(others) - 1} more categories)" if len(others) > 1 else ""
+        words = ("stuff", "a thing") if others[0]["isthing"] else ("a thing", "stuff")
+        first = f"category {others[0]['id']} {shown(others[0].get('name'))}"
+        say(f"{path}: {first} is {words[1]} there and {words[0]} in manifest {spec.name!r}{more}; the manifest counts")
+
+
+def _check_objects(records: Any, where: str) -> None:
+    """Raises InputError unless it is a list of JSON objects."""
+    if not isinstance(records, list):
+        raise InputError(f"{where} is {shown(records)}, not a list")
+    odd = next((n for n, record in enumerate(records) if not isinstance(record, dict)), None)
+    if odd is not None:
+        raise InputError(f"{where}[{odd}] is {shown(records[odd])}, not an object", "Remove it")
+
+
+def _file_name(image: dict[str, Any], path: Path) -> str:
+    """The file's name; of an image that has only its address (LVIS), the folder and the name in it."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if name is None and isinstance(url, str):
+        return "/".join(url.split("/")[-2:])
+    if not isinstance(name, str):
+        raise InputError(f"{path}: image {shown(image['id'])} has no `file_name`", "Add it, or a `coco_url`")
+    return name
 
 
 @contextmanager
@@ -219,5 +279,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _compact(outline: Any) -> Any:
-    """Polygons as arrays of numbers, which take a fifth of the memory of lists."""
-    return [array("d", polygon) for polygon in outline] if isinstance(outline, list) else outline
+    """Polygons as arrays of numbers, which take a fifth of the memory of lists; what is odd stays as it is."""
+    if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
+        return outline
+    try:
+        return [array("d", p) if set(map(type, p)) <= {int, float} else p for p in outline]
+    except OverflowError:
+        return outline

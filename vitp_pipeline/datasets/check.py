@@ -13,8 +13,9 @@ import numpy as np
 
 from vitp_pipeline.datasets.annotations import Shape
 from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import labels_of, open_image, read_segment_ids, rgb_of
-from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
+from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.samples import Sample, stray_labels
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
@@ -211,7 +212,7 @@ def _look_at_shapes(dataset: Dataset, sample: Sample, found: Finding) -> None:
         if reason := _box_trouble(shape, size):
             found.odd.append(f"{where} {reason}")
         if shape.outline:
-            mask = outline_mask(shape.outline, size, where)
+            mask = segmentation_mask(shape.outline, size, where)
             found.values[label] += int(mask.sum())
             covered |= mask
         elif dataset.has_masks:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
+from vitp_pipeline.datasets.foreign_records import segmentation_rle
 from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids, upright
-from vitp_pipeline.datasets.polygons import outline_mask, read_polygons
+from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
+from vitp_pipeline.datasets.rle import Rle, decode_mask, encode_mask, mask_area
 from vitp_pipeline.datasets.samples import Sample, Samples, list_samples
 from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
 from vitp_pipeline.datasets.storage import is_archive
@@ -27,15 +29,20 @@ class GroundTruthInstance:
         id: as in the annotation; unique in the image.
         category: class index 0..K−1.
         iscrowd: it stands for several objects.
-        mask: (H, W) bool.
+        rle: its mask as run lengths, of (H, W); `mask` decodes it, at every call.
         area: as the annotation file says it, else the mask's pixels.
     """
 
     id: int
     category: int
     iscrowd: bool
-    mask: np.ndarray = field(repr=False)
+    rle: Rle = field(repr=False)
     area: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool."""
+        return decode_mask(self.rle)
 
 
 class Dataset:
@@ -157,11 +164,12 @@ class Dataset:
             return self._shapes(sample)
         if sample.segments is not None:
             ids, segments = self.read_panoptic(sample)
-            found = [(s.id, s.category, s.iscrowd, ids == s.id) for s in segments if self.spec.things[s.category]]
+            found = ((s.id, s.category, s.iscrowd, ids == s.id) for s in segments if self.spec.things[s.category])
         else:
             numbers, classes = self.read_regions(sample)
-            found = [(n + 1, k, False, numbers == n) for n, k in enumerate(classes.tolist()) if self.spec.things[k]]
-        return [GroundTruthInstance(i, k, crowd, mask, float(mask.sum())) for i, k, crowd, mask in found]
+            found = ((n + 1, k, False, numbers == n) for n, k in enumerate(classes.tolist()) if self.spec.things[k])
+        rles = ((i, k, crowd, encode_mask(mask)) for i, k, crowd, mask in found)
+        return [GroundTruthInstance(*about, float(mask_area(about[-1]))) for about in rles]
 
     def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The objects of an image: its segments, or the connected pieces of its classes where labels have no segments
@@ -249,9 +257,9 @@ class Dataset:
             where = f"{sample.label}: annotation {shape.id} of {sample.image.name}"
             if not shape.outline:
                 raise InputError(f"{where} has no `segmentation`", 'Train on data = ["boxes"], or leave it out')
-            mask = outline_mask(shape.outline, size, where)
-            area = float(mask.sum()) if shape.area is None else shape.area
-            found.append(GroundTruthInstance(shape.id, shape.category, shape.iscrowd, mask, area))
+            rle = segmentation_rle(shape.outline, size, where)
+            area = float(mask_area(rle)) if shape.area is None else shape.area
+            found.append(GroundTruthInstance(shape.id, shape.category, shape.iscrowd, rle, area))
         return found
 
 

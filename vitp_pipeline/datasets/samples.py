@@ -168,13 +168,13 @@ class _ByAnnotations:
             return
         self._images = _ImageFinder(places, alternatives(split.images), self._file)
         self._label_folder = self._file.path
-        if names := self._file.label_names:
-            first = places.file(tuple(f"{folder}/{names[0]}" for folder in alternatives(split.labels)))
-            self._label_folder = Path(first.as_posix().removesuffix("/" + names[0]))
+        if name := next(filter(None, self._file.label_names), ""):
+            first = places.file(tuple(f"{folder}/{name}" for folder in alternatives(split.labels)))
+            self._label_folder = Path(first.as_posix().removesuffix("/" + name))
 
     def sample(self, number: int) -> Sample:
         names = self._file.label_names
-        label = self._label_folder / names[number] if names else self._file.path
+        label = self._label_folder / names[number] if names and names[number] else self._file.path
         return Sample(self.image_ids[number], self._images.of(number), label, annotation=Annotation(self._file, number))
 
 
@@ -202,6 +202,8 @@ class _ImageFinder:
     def __init__(self, places: Places, images: tuple[str, ...], annotations: Annotations) -> None:
         self.annotations = annotations
         templates = [image if "{" in image else f"{image}/{{file_name}}" for image in images]
+        if annotations.named_by_url:  # the folder may be the one that the manifest names
+            templates += [f"{image}/{{name}}" for image in images if "{" not in image]
         self.known: dict[tuple[str, ...], Path] = {}
         step = -(-len(annotations) // self.LOOKED_AT)
         for self.template in templates:

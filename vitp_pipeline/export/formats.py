@@ -24,8 +24,8 @@ from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.assemble.panoptic import Segment
 from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.datasets.rle import Rle, decode_mask
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.metrics.runlengths import Rle, decode_mask
 
 FORMATS = ("coco-panoptic", "coco-results", "coco-instances", "cityscapes", "ade20k", "label-png")
 

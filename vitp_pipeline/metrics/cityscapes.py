@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitp_pipeline.datasets.rle import Rle
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances, intersections, pack, unpack
-from vitp_pipeline.metrics.runlengths import Rle
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 SMALLEST = 100

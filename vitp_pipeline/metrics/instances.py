@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitp_pipeline.datasets.rle import Rle, decode_mask, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import mask_boundary
-from vitp_pipeline.metrics.runlengths import Rle, decode_mask, encode_mask
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)

@@ -16,11 +16,11 @@ from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.datasets.dataset import GroundTruthInstance
+from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.metrics import cityscapes, instances
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances
-from vitp_pipeline.metrics.runlengths import encode_mask
 from vitp_pipeline.recipe import INSTANCE_MEASURES, EvaluateSettings
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def listed_instances(objects: Sequence[GroundTruthInstance], size: Size, things:
     """
     wanted = [o for o in objects if things[o.category]]
     return TrueInstances(
-        [encode_mask(o.mask) for o in wanted],
+        [o.rle for o in wanted],
         np.array([o.category for o in wanted], np.int64),
         np.array([o.iscrowd for o in wanted], bool),
         encode_mask(np.zeros(size, bool)),

@@ -179,7 +179,7 @@ def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind:
 
 def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
     """What is drawn of a task's results; a name that fusion changed is followed by the generator's."""
-    from vitp_pipeline.metrics.runlengths import decode_mask
+    from vitp_pipeline.datasets.rle import decode_mask
     from vitp_pipeline.overlay import Region
 
     classes = spec.classes

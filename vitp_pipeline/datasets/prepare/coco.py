@@ -86,7 +86,7 @@ def _entries(dataset: Dataset, sample: Sample, image_id: int) -> list[dict[str, 
     boxes = {s.id: s.bbox for s in sample.segments or ()}
     entries = []
     for found in dataset.read_instances(sample):
-        runs = mask.encode(np.asfortranarray(found.mask, np.uint8))
+        runs = found.rle
         box = boxes[found.id] or mask.toBbox(runs).tolist()
         entries.append(
             {
