@@ -101,10 +101,10 @@ def make_run(
     failed: tuple[str, ...] = (),
     without: tuple[int, ...] = (),
     weights: bytes = b"weights",
-    draw: Callable[[Dataset, str], tuple[ProposalRecord, np.ndarray]] = drawn,
+    draw: Callable[[Dataset, str], tuple[ProposalRecord, np.ndarray]] | None = None,
 ) -> None:
-    """Writes proposals and class scores as `draw` gives them; `failed` images have none, the shards `without` are not
-    classified. Other `weights` give other scores.
+    """Writes proposals and class scores as `draw` (`drawn`) gives them; `failed` images have none, the shards `without`
+    are not classified. Other `weights` give other scores.
     """
     import json
 
@@ -136,7 +136,7 @@ def make_run(
                 if bad:
                     rows.append(failed_row(image_id, f"val/{image_id}.png", "torn"))
                     continue
-                record, scores = draw(dataset, image_id)
+                record, scores = (draw or drawn)(dataset, image_id)
                 if weights != b"weights":
                     scores = scores + np.random.default_rng([int(image_id), *weights]).normal(0, 2, scores.shape)
                 rows.append(write_record(writer, record))
