@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ def read_foreign_json(path: Path, what: str) -> Any:
         raise InputError(f"{path}: the {what} does not exist", "Check the path and --data-root") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})", f"Make or download the {what} again") from error
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
         raise InputError(f"{path}: the {what} cannot be read ({error})", "Copy or download it again") from error
     except MemoryError as error:
         raise InputError(f"{path}: does not fit in memory", f"Give a smaller {what}") from error

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vitp_pipeline.datasets.storage import read_bytes
+from vitp_pipeline.datasets.storage import MAX_BYTES, read_bytes
 from vitp_pipeline.errors import InputError
 
 MAX_PIXELS = 250_000_000
 """A file of a few kilobytes can claim to be larger, and would fill the memory."""
-MAX_BYTES = 2**30
-"""Of an image file, also after unpacking it from an archive."""
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
 """What PIL reads by itself. Of its other formats some start programs (EPS), and none is one of a dataset."""
 Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit; PIL would warn first, and on every thread

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +118,7 @@ class _Chosen:
     def __init__(self, listed: Listed, path: Path) -> None:
         try:
             lines = read_bytes(path).decode("utf-8").splitlines()
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: the list of images cannot be read ({error})", "Check --data-root") from error
         known, wanted = set(listed.image_ids), set()
         for line in filter(None, map(str.strip, lines)):

@@ -15,39 +15,50 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from vitp_pipeline.errors import InputError
 
 ENDINGS = (".zip", ".tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 REPACK = "Unpack it, or make a plain .tar or .zip of what it holds"
+MAX_BYTES = 2**30
+"""Of a file, also after unpacking it from an archive."""
+AT_ONCE = 2**20
+"""Bytes that are unpacked at a time."""
+LEAST_BOMB, MOST_UNPACKED = 2**28, 200
+"""A member larger than the one that unpacks to more than the other times its size is a bomb, not data."""
 
 _ORDINARY = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,99}/){0,16}[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 """Names without a fault, for the many that are so: `check_inside` looks at the others closely."""
 _THROUGH = re.compile(r"\.(?:zip|tar)(?=/|$)", re.IGNORECASE)
 
 
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The content of a file, on disk or in an archive.
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a file, on disk or in an archive.
 
     Args:
         limit: most bytes, unpacked.
     Raises:
         FileNotFoundError: no such file or member.
-        OSError, zipfile.BadZipFile, zlib.error: damaged.
-        InputError: larger than the limit, not a file (a pipe, a device), or an archive that cannot be used.
+        OSError: the file system refuses.
+        InputError: larger than the limit, not a file (a pipe, a device), or damaged in its archive.
     """
     parts = _through_archive(path)
     if parts is not None:
         return _open_archive(parts[0]).read(parts[1], limit)
-    # without waiting: a pipe would do so for ever
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a file", "Replace it, then run again")
-        _check_size(path, status.st_size, limit)
+    with open_file(path) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, limit)
         return file.read()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file on disk for reading. Raises InputError for what is none: a pipe would let us wait for ever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise InputError(f"{path}: not a file", "Replace it, then run again")
 
 
 def is_file(path: Path) -> bool:
@@ -166,27 +177,55 @@ class _Archive:
             else:
                 self._zip = None
                 with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                    self.names = {_plain(member.name): member for member in tar if member.isreg()}
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+                    self.names = {_plain(m.name): m for m in tar if m.isreg() and not m.issparse()}
+        except Exception as error:  # a damaged list of members fails in many ways
             self._file.close()
             raise InputError(f"{path}: a damaged archive, or a compressed one ({error})", REPACK) from error
 
-    def read(self, name: str, limit: int | None = None) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         if name not in self.names:
             raise FileNotFoundError(f"{name} is not in {self.path}")
         member = self.names[name]
-        # a zip's member never unpacks to more than it says: the rest would not fit its CRC, and is not read
-        _check_size(self.path / name, member.size if self._zip is None else member.file_size, limit)
-        if self._zip is not None:
-            return self._zip.read(member)
-        content = os.pread(self._file.fileno(), member.size, member.offset_data)
-        if len(content) < member.size:
-            raise OSError("the archive ends in the middle of it")
-        return content
+        try:
+            if self._zip is not None:
+                if member.file_size > LEAST_BOMB and member.file_size > MOST_UNPACKED * member.compress_size:
+                    raise InputError(
+                        f"{self.path / name}: its {member.compress_size / 1e6:.1f} MB would unpack to "
+                        f"{member.file_size / 1e9:.1f} GB",
+                        REPACK,
+                    )
+                with open_member(self._zip, member, limit, self.path) as file:
+                    return b"".join(iter(lambda: file.read(AT_ONCE), b""))
+            _check_size(self.path / name, member.size, limit)
+            if member.offset_data + member.size > os.fstat(self._file.fileno()).st_size:
+                raise EOFError("the archive ends in the middle of it")
+            return os.pread(self._file.fileno(), member.size, member.offset_data)
+        except InputError:
+            raise
+        except Exception as error:  # damaged members fail in many ways
+            raise InputError(
+                f"{self.path / name}: damaged in its archive ({error})", "Copy or fetch it again"
+            ) from error
 
 
-def _check_size(path: Path, size: int, limit: int | None) -> None:
-    if limit is not None and size > limit:
+def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int, path: Path) -> IO[bytes]:
+    """Open a member of a zip, to be read some bytes at a time: then never more is unpacked than it says it has.
+
+    Raises:
+        InputError: larger than the limit, encrypted, or packed by a method whose output zipfile does not bound.
+        zipfile.BadZipFile: damaged, as are other exceptions.
+    """
+    name = path / member.filename
+    _check_size(name, member.file_size, limit)
+    if member.flag_bits & 1:
+        raise InputError(f"{name}: is encrypted", REPACK)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{name}: is packed by a method ({member.compress_type}) that is not read", REPACK)
+    return archive.open(member)
+
+
+def _check_size(path: Path, size: int, limit: int) -> None:
+    if size > limit:
         raise InputError(f"{path}: has {size / 1e9:.1f} GB, more than {limit / 1e9:.1f} GB", "A smaller copy would do")
 
 
