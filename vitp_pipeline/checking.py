@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.paths import find_toml, shipped_names
+from vitp_pipeline.paths import find_toml, read_toml, shipped_names
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
 from vitp_pipeline.stage_one import estimate, lines_of
@@ -117,11 +116,7 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
         path = find_toml(name, "stages")
     except InputError:
         return load_manifest(_manifest_file(name)), None
-    try:
-        is_manifest = "classes" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
-    if is_manifest:
+    if "classes" in read_toml(path):
         return load_manifest(path), None
     recipe = load_recipe(path)
     return recipe.manifest, recipe

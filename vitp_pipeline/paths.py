@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from vitp_pipeline.errors import InputError
 
@@ -32,6 +34,14 @@ def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -
             return candidate
     names = ", ".join(shipped_names(name_or_path, kind))
     raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file in UTF-8, with or without a byte order mark. Raises InputError when it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
 
 
 def shipped_names(meant: str | Path, kind: str) -> list[str]:

@@ -21,7 +21,7 @@ from vitp_pipeline.classifier.sources import parse_mixture
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import setting
-from vitp_pipeline.paths import PACKAGE, find_toml
+from vitp_pipeline.paths import PACKAGE, find_toml, read_toml
 
 TASKS = ("semantic", "panoptic", "instance")
 INSTANCE_MEASURES = ("coco", "boundary", "cityscapes")
@@ -351,11 +351,7 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
     Raises:
         InputError: not found, or not TOML.
     """
-    path = find_toml(name_or_path, "stages/presets")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    return read_toml(find_toml(name_or_path, "stages/presets"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -366,10 +362,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         UsageError: a table or key that does not exist, a value of the wrong type.
     """
     path = find_toml(name_or_path, "stages")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    content = read_toml(path)
     title, manifest = content.pop("title", path.stem), content.pop("manifest", None)
     if not isinstance(manifest, str):
         raise UsageError(f"{path}: the key `manifest` is missing", 'Add e.g. manifest = "camvid"')

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.errors import UsageError
 from vitp_pipeline.fingerprint import setting
-from vitp_pipeline.paths import find_toml
+from vitp_pipeline.paths import find_toml, read_toml
 from vitp_pipeline.recipe import TABLES
 
 STAGES = (*TABLES, "merge")
@@ -69,10 +68,7 @@ def load_profile(name_or_path: str | None) -> Profile:
     if name_or_path is None:
         return Profile(dict.fromkeys(STAGES, Resources()))
     path = find_toml(name_or_path, "stages/cluster")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    content = read_toml(path)
     tables = {name: content.pop(name) for name in list(content) if isinstance(content[name], dict)}
     for name in tables:
         if name not in STAGES:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitp_pipeline.datasets.foreign_json import read_foreign_json
 from vitp_pipeline.datasets.foreign_records import corners_of_points, shown, whole_number
 from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import LEFT_OUT, DatasetSpec
-from vitp_pipeline.datasets.storage import read_bytes
 from vitp_pipeline.errors import InputError
 
 UNLABELLED = "unlabeled"
@@ -27,7 +26,7 @@ def read_polygons(path: Path, spec: DatasetSpec) -> np.ndarray:
     """
     values = {c.name: c.label for c in spec.classes} | spec.polygons
     try:
-        content = json.loads(read_bytes(path))
+        content = read_foreign_json(path, "label file")
         width, height = (whole_number(content[key], f"{path}: `{key}`") for key in ("imgWidth", "imgHeight"))
         check_pixels(width, height, f"{path}: this label file")
         image = Image.new("I", (width, height), spec.polygons.get(UNLABELLED, 0))
@@ -47,8 +46,6 @@ def read_polygons(path: Path, spec: DatasetSpec) -> np.ndarray:
                 where = f"{path}: the polygon of object {number} ({shown(name)})"
                 corners = corners_of_points(entry["polygon"], (height, width), where)
                 draw.polygon([tuple(corner) for corner in corners.tolist()], fill=values[name])
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: this label file does not exist", "Check --data-root") from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: not a file of Cityscapes polygons ({error!r})", "Download it again") from error
     return np.asarray(image).astype(np.int32)

@@ -117,7 +117,7 @@ class _Chosen:
 
     def __init__(self, listed: Listed, path: Path) -> None:
         try:
-            lines = read_bytes(path).decode("utf-8").splitlines()
+            lines = read_bytes(path).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: the list of images cannot be read ({error})", "Check --data-root") from error
         known, wanted = set(listed.image_ids), set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import colorsys
 import re
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.paths import find_toml
+from vitp_pipeline.paths import find_toml, read_toml
 
 IGNORE = -1
 """Class index of a pixel without a label."""
@@ -146,10 +145,7 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
         InputError: not found, not TOML, a key missing or unknown, a name or label twice.
     """
     path = find_toml(name_or_path, "manifests", beside)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from error
+    table = read_toml(path)
     try:
         return _parse(table)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
