@@ -42,8 +42,8 @@ class Data:
     """
 
     def __init__(self, root: Path, count: int, points: int, images: Path | None) -> None:
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.datasets import Dataset
-        from vitp_pipeline.recipe import load_recipe
 
         self.root, self.points = root, points
         if not (root / "complete").exists():
@@ -118,8 +118,8 @@ class Ours:
     """vitp's own training and classification."""
 
     def __init__(self, data: Data, options: argparse.Namespace) -> None:
+        from vitp_pipeline.config.settings import ClassifySettings, TrainSettings
         from vitp_pipeline.devices import choose_device
-        from vitp_pipeline.recipe import ClassifySettings, TrainSettings
 
         self.data, self.options, self.device = data, options, choose_device(options.device)
         self.settings = data.recipe.stage(

@@ -81,8 +81,9 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
     from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, schema, write_record
     from vitp_pipeline.artifacts.run import create_or_check
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ClassifySettings
     from vitp_pipeline.geometry import View
-    from vitp_pipeline.recipe import ClassifySettings, load_recipe
     from vitp_pipeline.stages.classify import classes_run, classifier_file
 
     first = scene(0)
@@ -140,8 +141,9 @@ def measure(root: Path, way: str) -> dict:
     import scipy.sparse
     import torch
 
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
     from vitp_pipeline.metrics.bootstrap import interval, paired_difference
-    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
     from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
     from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise

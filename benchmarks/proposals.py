@@ -30,16 +30,16 @@ class StageOne:
     """The first images of a recipe's split, through the stage and through the network alone."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        from vitp_pipeline.artifacts.codec import settle
         from vitp_pipeline.artifacts.run import create_or_check
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.datasets import Dataset
         from vitp_pipeline.generators.registry import find_source
-        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
         from vitp_pipeline.stages.proposals import ProposalMaker, load_generator
 
         recipe = load_recipe(options.recipe)
         flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
-        settings = settle(recipe.stage(ProposalSettings, **flags), begun=False)
+        settings = recipe.stage(ProposalSettings, **flags).settled(begun=False)
         dataset = Dataset(recipe.manifest, options.data_root, settings.split, settings.limit)
         source = find_source(settings, lambda text: recipe.find_file(text, options.data_root))
         self.generator = load_generator(source, settings, recipe.manifest)
@@ -72,7 +72,7 @@ class StageOne:
         """Milliseconds of the processor an image takes in each step, the median of the repeats."""
         import torch
 
-        from vitp_pipeline.artifacts.codec import MaskCodec, store_masks
+        from vitp_pipeline.artifacts.codec import store_masks
         from vitp_pipeline.artifacts.parts import ArrayWriter
         from vitp_pipeline.artifacts.proposals import ProposalRecord, write_record
         from vitp_pipeline.assemble.upsample import source_reach
@@ -85,7 +85,7 @@ class StageOne:
         found = [propose(self.generator, [picture], maker.plan.scales[0])[0] for picture in pictures]
         masks = [f.mask_logits.float() for f in found]
         present = [1 - f.class_logits.double().softmax(1)[:, -1].numpy() for f in found]
-        codec, threads = MaskCodec.of(settings), torch.get_num_threads()
+        codec, threads = settings.codec, torch.get_num_threads()
         torch.set_num_threads(1)
         points = [choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)]
         stored = [store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, present, found, strict=True)]

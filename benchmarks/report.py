@@ -20,8 +20,9 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets.dataset import Dataset
-from vitp_pipeline.recipe import ProposalSettings, load_recipe
 
 VITP = [sys.executable, "-c", "from vitp_pipeline.cli.main import main; main()"]
 

@@ -29,7 +29,8 @@ checkpoint = "{package}/demo/generator.safetensors"
 def finished_run(root: Path, count: int) -> list[str]:
     """Makes a dataset of empty files and its finished run; returns the command that resumes it."""
     from vitp_pipeline.artifacts.files import write_json
-    from vitp_pipeline.recipe import ProposalSettings, load_recipe
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages import proposals
 

@@ -138,7 +138,8 @@ class RowMaker:
 def write_run(project: Project) -> None:
     """Finishes every shard of the three stages that have shards, by the stages' own functions but for their models."""
     from vitp_pipeline.artifacts.proposals import open_proposals
-    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
     from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages import classify
     from vitp_pipeline.stages.driver import run_parts

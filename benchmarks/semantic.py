@@ -43,10 +43,11 @@ def real_case(data_root: Path, images: int) -> Case:
     """CamVid with the generator of the recipe: Q = 30, K = 11."""
     import torch
 
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.datasets import Dataset
     from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.generators.views import propose
-    from vitp_pipeline.recipe import ProposalSettings, load_recipe
     from vitp_pipeline.stages.proposals import load_generator
 
     recipe = load_recipe("camvid")

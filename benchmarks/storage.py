@@ -58,11 +58,12 @@ class Case:
 
 def real_case(name: str, data_root: Path, count: int) -> Case:
     """The first images of a recipe's split, with its generator."""
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
     from vitp_pipeline.datasets import Dataset
     from vitp_pipeline.datasets.components import component_segments
     from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.generators.views import propose
-    from vitp_pipeline.recipe import EvaluateSettings, ProposalSettings, load_recipe
     from vitp_pipeline.stages.proposals import load_generator
 
     recipe = load_recipe(name)

@@ -15,11 +15,11 @@ from torch import nn
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.classifier.model import ModelConfig, PointViT
 from vitp_pipeline.classifier.official import to_official
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.cost import classifier_cost, count_flops, generator_cost
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.info import costs_of, parse_size
 from vitp_pipeline.paths import PACKAGE
-from vitp_pipeline.recipe import TrainSettings
 
 BASE, LARGE = "vit_base_patch14_dinov2", "vit_large_patch14_dinov2"
 TINY = TrainSettings(backbone="vit_tiny_patch16_224", backbone_args=ARGS, image_size=(32, 48))

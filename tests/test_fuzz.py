@@ -25,12 +25,12 @@ from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import open_run
 from vitp_pipeline.cli.main import main
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.images import read_labels, read_rgb, read_segment_ids
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import load_manifest
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.recipe import load_recipe
 
 TIMES = float(os.environ.get("VITP_FUZZ", "1"))
 CODES = {0, 2, 3, 4, 5, 6, 7, 9}

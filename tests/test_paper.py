@@ -14,6 +14,8 @@ import pytest
 
 from tests.generators.detectron2_making import Head, on_meta, shapes_of
 from vitp_pipeline.cluster.plan import Request, plan_chain
+from vitp_pipeline.config.recipe import Recipe, load_preset, load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.cost import classifier_cost
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.errors import InputError
@@ -21,15 +23,6 @@ from vitp_pipeline.generators.detectron2_names import Layout
 from vitp_pipeline.generators.published import dilations_of, edges_of
 from vitp_pipeline.generators.registry import OpenMMLabSource, TransformersSource, find_source
 from vitp_pipeline.paths import shipped
-from vitp_pipeline.recipe import (
-    ClassifySettings,
-    EvaluateSettings,
-    ProposalSettings,
-    Recipe,
-    TrainSettings,
-    load_preset,
-    load_recipe,
-)
 
 ROOT = Path(__file__).parents[1]
 FOLDER = shipped("stages/paper")
@@ -181,7 +174,7 @@ def test_the_commands_of_the_page_are_real() -> None:
     from typer.main import get_command
 
     from vitp_pipeline.cli.main import app
-    from vitp_pipeline.recipe import parse_changes
+    from vitp_pipeline.config.recipe import parse_changes
 
     group, seen = get_command(app), 0
     page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")

@@ -11,20 +11,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.cli import main as cli
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.cost import generator_cost, product_speed
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.demo.scenes import draw_scenes
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stage_one import estimate, lines_of
 from vitp_pipeline.stages.proposals import generate_proposals
 from vitp_pipeline.trial import FLOPS, MEASURED, Trial, TrialGenerator
 
-BOUNDED = settle(ProposalSettings(""), begun=False)
+BOUNDED = ProposalSettings("").settled(begun=False)
 TRIED = Trial(MEASURED, "some.py", "cpu, 1 thread", 3, 20, 2.0, 100.0, start=10.0, seconds=0.5, stored=1000.0)
 
 
@@ -41,7 +41,7 @@ def demo() -> Recipe:
 
 
 def tried(scenes: Path, demo: Recipe, how: str, **keys) -> tuple[Trial, Dataset, ProposalSettings]:
-    settings = settle(demo.stage(ProposalSettings, **keys), begun=False)
+    settings = demo.stage(ProposalSettings, **keys).settled(begun=False)
     dataset = Dataset(demo.manifest, scenes, "val")
     trial = TrialGenerator(demo, settings, demo.manifest, scenes, how).tried(dataset, dataset.samples)
     return trial, dataset, settings

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from measure import EVERYTHING, measure
 
-from vitp_pipeline.recipe import ProposalSettings, load_recipe
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.stages.proposals import generate_proposals
 
 ROWS = Path(__file__).with_suffix(".toml")

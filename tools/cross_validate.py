@@ -26,20 +26,15 @@ from vitp_pipeline.assemble.semantic import semantic_label_maps
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe, load_recipe, parse_changes
+from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset
-from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.fusion import fuse
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.progress import say
-from vitp_pipeline.recipe import (
-    ClassifySettings,
-    ProposalSettings,
-    Recipe,
-    TrainSettings,
-    load_recipe,
-    parse_changes,
-)
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import fitted_temperature
 from vitp_pipeline.stages.proposals import generate_proposals

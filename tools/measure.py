@@ -16,16 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.alphas import parse_alphas
-from vitp_pipeline.fingerprint import identity_of
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy
-from vitp_pipeline.recipe import (
-    ClassifySettings,
-    EvaluateSettings,
-    ProposalSettings,
-    TrainSettings,
-    load_recipe,
-    parse_changes,
-)
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare

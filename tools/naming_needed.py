@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.evaluate import prepare
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.codec import settle
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
 from vitp_pipeline.datasets.samples import Sample
@@ -16,7 +17,6 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.paths import find_toml, read_toml, shipped_names
 from vitp_pipeline.progress import progress, say
-from vitp_pipeline.recipe import ProposalSettings, Recipe, load_recipe
 from vitp_pipeline.stage_one import estimate, lines_of
 from vitp_pipeline.trial import TrialGenerator
 
@@ -63,7 +63,7 @@ def check_dataset(
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
     size = _size(mask_size)
     spec, recipe = manifest_of(name)
-    settings = settle(_settings_of(recipe, generator), begun=False)
+    settings = _settings_of(recipe, generator).settled(begun=False)
     trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
     splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
     reports, absent = [], []

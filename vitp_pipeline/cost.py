@@ -18,8 +18,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.recipe import TrainSettings
 
 if TYPE_CHECKING:
     from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator

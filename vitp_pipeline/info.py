@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe, TrainSettings, load_recipe
 
 if TYPE_CHECKING:
     from vitp_pipeline.cost import Cost

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.rle import Rle
 from vitp_pipeline.datasets.spec import default_color
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.paths import PACKAGE
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +206,7 @@ class Predictor:
 
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
-        self.proposals = replace(settle(proposals or ProposalSettings(""), begun=False), points=points)
+        self.proposals = replace((proposals or ProposalSettings("")).settled(begun=False), points=points)
         if classifier is None and evaluate.alpha:
             raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier

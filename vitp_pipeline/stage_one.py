@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.trial import FLOPS, HOWS, MEASURED, Trial
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.recipe import ProposalSettings, Recipe
 
 if TYPE_CHECKING:
     import torch

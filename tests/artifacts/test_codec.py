@@ -12,21 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from vitp_pipeline.artifacts.codec import (
-    NEW_RUN,
-    PRESETS,
-    MaskCodec,
-    MaskLoss,
-    keep_queries,
-    loss_of,
-    settle,
-    store_masks,
-    with_preset,
-)
+from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec, MaskLoss, keep_queries, loss_of, store_masks
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter
 from vitp_pipeline.artifacts.steps import MOST_STEPS
+from vitp_pipeline.config.generate_proposals import NEW_RUN, with_mask_preset
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.recipe import ProposalSettings
 
 
 def logits(seed: int, queries: int = 5, size: tuple[int, int] = (9, 12), spread: float = 8.0) -> torch.Tensor:
@@ -205,16 +196,17 @@ def test_damaged_steps_are_noticed(tmp_path: Path) -> None:
 
 
 def test_keys_count_before_a_preset() -> None:
-    assert with_preset({"masks": "compact", "floor": -7.0}) == {**PRESETS["compact"], "masks": "compact", "floor": -7.0}
-    assert with_preset({"drop_below": 0.0})["masks"] == "keys"  # said without a preset: they alone count
-    assert with_preset({"config": "x"}) == {"config": "x"}
+    said = {"masks": "compact", "floor": -7.0}
+    assert with_mask_preset(said) == PRESETS["compact"] | said
+    assert with_mask_preset({"drop_below": 0.0})["masks"] == "keys"  # said without a preset: they alone count
+    assert with_mask_preset({"config": "x"}) == {"config": "x"}
     assert MaskCodec.said_by({"drop_below": 0.0, "mask_dtype": "float32"}).keeps_all
-    assert not any(MaskCodec.of(ProposalSettings("x", **PRESETS[p])).keeps_all for p in PRESETS if p != "lossless")
+    assert not any(ProposalSettings("x", **PRESETS[p]).codec.keeps_all for p in PRESETS if p != "lossless")
 
 
 def test_a_new_run_is_bounded_and_one_that_was_begun_without_goes_on_without() -> None:
     nothing_said = ProposalSettings("x")
-    assert settle(nothing_said, begun=True) == nothing_said
-    assert MaskCodec.of(settle(nothing_said, begun=False)) == MaskCodec(**PRESETS[NEW_RUN])
+    assert nothing_said.settled(begun=True) == nothing_said
+    assert nothing_said.settled(begun=False).codec == MaskCodec(**PRESETS[NEW_RUN])
     for said in (ProposalSettings("x", masks="keys"), ProposalSettings("x", drop_below=0.0)):
-        assert settle(said, begun=False) == said
+        assert said.settled(begun=False) == said

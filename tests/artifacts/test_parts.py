@@ -300,7 +300,7 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
 
     from vitp_pipeline.classifier.folder import TrainingFolder
     from vitp_pipeline.classifier.train import Trainer
-    from vitp_pipeline.recipe import TrainSettings
+    from vitp_pipeline.config.settings import TrainSettings
 
     model = tiny_model()
     batches = type("Batches", (), {"skipped": {}})()

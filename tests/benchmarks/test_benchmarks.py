@@ -275,8 +275,9 @@ def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks import report
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import TrainSettings
     from vitp_pipeline.demo.scenes import draw_scenes
-    from vitp_pipeline.recipe import TrainSettings, load_recipe
     from vitp_pipeline.stages.train import train_classifier
 
     for split in ("train", "val"):

@@ -55,7 +55,8 @@ def written(folder: Path, images: int, shards: int, part_size: int) -> scale.Pro
 
 
 def evaluation_of(project: scale.Project):
-    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
     from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages.evaluate import prepare
 

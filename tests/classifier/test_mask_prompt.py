@@ -160,10 +160,10 @@ def test_backbone_weights_are_those_of_a_point_classifier() -> None:
 
 def test_frozen_backbone_leaves_the_new_layers_to_learn() -> None:
     from vitp_pipeline.classifier.train import parameter_groups
-    from vitp_pipeline.recipe import TrainSettings
+    from vitp_pipeline.config.settings import TrainSettings
 
     model, (images, coverage) = mask_model(**FORMS[1]), inputs()
-    parameter_groups(model, TrainSettings(backbone_lr=0.0))
+    parameter_groups(model, TrainSettings(prompt="mask", backbone_lr=0.0))
     model.train()(images, coverage).sum().backward()
     learning = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert learning == {"mask_layers", "head"}

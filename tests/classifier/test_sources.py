@@ -11,7 +11,8 @@ from tests.datasets import making
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.data import PointBatches
 from vitp_pipeline.classifier.prior import log_prior
-from vitp_pipeline.classifier.sources import Boxes, Mixture, parse_mixture, read_truth
+from vitp_pipeline.classifier.sources import Boxes, read_truth
+from vitp_pipeline.config.mixture import Mixture, parse_mixture
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError

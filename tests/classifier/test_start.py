@@ -12,8 +12,9 @@ from tests.datasets import making
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.start import start_from
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError, UserError
-from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import train_classifier
 
 OTHER = ("lawn", "house", "dog", "cat")
@@ -149,9 +150,9 @@ def test_a_trained_point_layer_may_be_frozen(train) -> None:
 def test_starts_that_cannot_be(train, tmp_path: Path) -> None:
     with pytest.raises(MissingStageError, match=r"boxes/model.safetensors"):
         train("points", init_from="boxes")
-    with pytest.raises(UsageError, match="is to be trained"):
+    with pytest.raises(UsageError, match="to be trained"):
         train("points", init_from="points")
-    with pytest.raises(UsageError, match="both given"):
+    with pytest.raises(UsageError, match="both set"):
         train("points", init_from="boxes", weights="hub")
     with pytest.raises(InputError, match="does not exist"):
         train("points", init_from="gone/model.safetensors")

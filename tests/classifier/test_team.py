@@ -18,9 +18,10 @@ from tests.classifier.making import TOY_MANIFEST
 from tests.datasets import making
 from vitp_pipeline.classifier.train import Trainer
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UserError
-from vitp_pipeline.recipe import TrainSettings, load_recipe
 from vitp_pipeline.stages.train import split_samples, train_classifier
 from vitp_pipeline.team import ALONE, Team, launched_team
 
@@ -44,7 +45,8 @@ import contextlib, json, sys
 from pathlib import Path
 from vitp_pipeline.cli import main as command
 from vitp_pipeline.errors import PartialError, UserError
-from vitp_pipeline.recipe import TrainSettings, load_recipe
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.stages.train import train_classifier
 from vitp_pipeline.team import launched_team
 

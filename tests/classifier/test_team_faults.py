@@ -23,9 +23,9 @@ from tests.classifier.test_team import RECIPE, assert_equal
 from tests.datasets import making
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.launch import FIRST_PORT, PORTS
-from vitp_pipeline.recipe import load_recipe
 from vitp_pipeline.team import Team
 
 pytestmark = pytest.mark.xdist_group("team")  # its trainings are made once

@@ -30,7 +30,7 @@ def test_shipped_profiles_load() -> None:
     [
         ("partitoin = 'x'", UsageError, ["partitoin", "Did you mean 'partition'?"]),
         ("[classfy]\ngpus = 1", UsageError, ["classfy", "classify"]),
-        ("gpus = 'one'", UsageError, ["gpus = 'one'"]),
+        ("gpus = 'one'", UsageError, ['gpus = "one"']),
         ("gpus = true", UsageError, ["gpus"]),
         ("throttle = -1", UsageError, ["throttle"]),
         ("cpus = 0", UsageError, ["cpus"]),

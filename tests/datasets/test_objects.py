@@ -178,7 +178,8 @@ def test_boxes_without_masks_can_be_trained_on_and_nothing_else(tmp_path: Path) 
 
 
 def test_training_on_boxes_alone_is_refused_at_once_when_it_needs_masks(tmp_path: Path) -> None:
-    from vitp_pipeline.recipe import Recipe, TrainSettings
+    from vitp_pipeline.config.recipe import Recipe
+    from vitp_pipeline.config.settings import TrainSettings
     from vitp_pipeline.stages.train import train_classifier
 
     write_instances(tmp_path, outlines=False)

@@ -58,8 +58,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="session")
 def finished(place: Place) -> Place:
     """With the data set, photographs, and runs in which all four stages are done."""
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
     from vitp_pipeline.demo.scenes import draw_scenes
-    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
     from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages.classify import classify
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare

@@ -10,9 +10,10 @@ import pytest
 
 from tests.docs.conftest import Place
 from tests.docs.pages import PAGES, Block, blocks
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.recipe import TABLES, load_recipe
 
 COMPILED_ALONE = {
     r"import fiftyone": "FiftyOne is not installed",

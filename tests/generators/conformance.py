@@ -18,11 +18,11 @@ from tests.datasets.making import semantic_spec, write_png
 from vitp_pipeline.artifacts.parts import arrays_path
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.assemble.upsample import PROTOCOLS
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
-from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.stages.driver import Turn
 from vitp_pipeline.stages.proposals import ProposalMaker
 

@@ -17,10 +17,11 @@ from tests.generators.conformance import GeneratorConformance
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.cli.main import app
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError
 from vitp_pipeline.generators.base import Generator
 from vitp_pipeline.generators.registry import OpenMMLabSource, OwnSource, TransformersSource, find_source
-from vitp_pipeline.recipe import ProposalSettings, load_recipe
 from vitp_pipeline.shard import choose_shard
 from vitp_pipeline.stages.proposals import generate_proposals
 
@@ -114,7 +115,7 @@ def test_a_name_of_the_hub_is_a_folder_and_needs_no_torch(tmp_path: Path) -> Non
         "from pathlib import Path\n"
         "from vitp_pipeline.artifacts.digests import Digests\n"
         "from vitp_pipeline.generators.registry import find_source\n"
-        "from vitp_pipeline.recipe import ProposalSettings\n"
+        "from vitp_pipeline.config.recipe import ProposalSettings\n"
         "from vitp_pipeline.errors import InputError\n"
         "source = find_source(ProposalSettings('hf:owner/model'), Path)\n"
         "assert source.model.weights and source.identity(Digests(Path(sys.argv[1])))\n"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.shard import choose_shard
 
 RECIPE = """

@@ -14,9 +14,9 @@ from vitp_pipeline.artifacts.proposals import open_proposals, points_of
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import fill_chunks, point_logits
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.recipe import load_recipe
 from vitp_pipeline.stages import classify as stage
 
 

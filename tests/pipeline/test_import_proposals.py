@@ -13,10 +13,11 @@ from pycocotools import mask as coco
 from scipy.ndimage import distance_transform_edt
 
 from vitp_pipeline.artifacts.proposals import open_proposals
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.foreign.logits import SURE, logits_of_class_probabilities, logits_of_scores
-from vitp_pipeline.recipe import ProposalSettings, load_recipe
 from vitp_pipeline.shard import choose_shard
 from vitp_pipeline.stages.import_proposals import import_proposals
 
@@ -140,7 +141,7 @@ def test_all_stages_work_on_them(project, truth, finished, tmp_path: Path) -> No
     run(project, "coco", file, out, shard="1/2")
     classifier = str(finished / "classifier/default/model.safetensors")
     project.run("classify", out, classifier=classifier)
-    from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
+    from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
     from vitp_pipeline.stages.results import result_of
 

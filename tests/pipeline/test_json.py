@@ -16,8 +16,8 @@ from tests.classifier.test_official import official_state
 from tests.datasets import making
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.cli import main as cli
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset, load_manifest
-from vitp_pipeline.recipe import load_recipe
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches
 from vitp_pipeline.classifier.train import Trainer
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
-from vitp_pipeline.recipe import load_recipe
 from vitp_pipeline.stages.results import result_of
 
 LOSSLESS = {"drop_below": 0.0, "mask_dtype": "float32"}

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from vitp_pipeline.artifacts.proposals import open_proposals
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.pictures import find_pictures
 from vitp_pipeline.stages.predict import Predicted, predict

@@ -16,10 +16,11 @@ from vitp_pipeline.artifacts.proposals import by_image, open_proposals
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import point_logits
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, load_recipe
 from vitp_pipeline.report.stored import open_evaluation
 from vitp_pipeline.shard import choose_shard
 from vitp_pipeline.stages.results import result_of

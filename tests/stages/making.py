@@ -15,9 +15,10 @@ from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.geometry import View
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classifier_file
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare

@@ -10,9 +10,9 @@ import torch
 from tests.datasets import making
 from tests.stages.making import Project, drawn, make_project, make_run
 from vitp_pipeline.alphas import parse_alphas
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import CorruptError, MissingStageError, PartialError, UsageError
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.counts import sparse_confusion
 from vitp_pipeline.stages.evaluate import prepare

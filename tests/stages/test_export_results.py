@@ -14,11 +14,11 @@ from PIL import Image
 
 from tests.datasets import making
 from tests.stages.making import Project, make_project, make_run
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.errors import PartialError, UsageError
 from vitp_pipeline.export.formats import CITYSCAPES, check_format
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.export_results import Export, export_shards, prepare
 from vitp_pipeline.stages.results import result_of

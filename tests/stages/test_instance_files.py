@@ -19,11 +19,11 @@ from tests.datasets.test_objects import instances_spec, write_instances
 from tests.metrics.test_instances import NAMES, columns
 from tests.stages.making import RECIPE, Project, make_run
 from tests.stages.test_export_results import export
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset, load_manifest
 from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.metrics.instances import Detections, average_precision, match, overlaps, true_counts
-from vitp_pipeline.recipe import load_recipe
 from vitp_pipeline.stages.instances import listed_instances
 from vitp_pipeline.stages.results import result_of
 

@@ -15,12 +15,13 @@ from tests.metrics.test_instances import same as same_figures
 from tests.stages.making import Project, drawn, make_project, make_run
 from vitp_pipeline import progress
 from vitp_pipeline.assemble.instance import best_pairs, instance_masks
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.datasets.rle import decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.fusion import fuse
 from vitp_pipeline.metrics.instances import Detections
-from vitp_pipeline.recipe import EvaluateSettings, load_recipe
 from vitp_pipeline.stages.by_class import by_class, print_by_class
 from vitp_pipeline.stages.evaluate import prepare
 from vitp_pipeline.stages.instances import image_numbers

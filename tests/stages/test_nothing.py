@@ -19,12 +19,13 @@ from tests.datasets import making
 from tests.stages.making import RECIPE, Project, make_run
 from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UsageError
 from vitp_pipeline.export.formats import FORMATS, check_format
 from vitp_pipeline.geometry import View
 from vitp_pipeline.metrics.figure import DASH, difference, falling, percent, plain, signed, span
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.by_class import print_by_class
 from vitp_pipeline.stages.export_results import export_shards, prepare

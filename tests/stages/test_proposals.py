@@ -11,11 +11,10 @@ import pytest
 from tests.datasets.making import NAMES, semantic_spec, write_semantic
 from tests.generators.test_views import ColourGenerator
 from tests.stages.test_driver import content
-from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, StoppedError, StorageError
-from vitp_pipeline.recipe import ProposalSettings
 from vitp_pipeline.stages import driver, proposals
 from vitp_pipeline.stages.driver import run_parts
 from vitp_pipeline.stages.proposals import READ_AHEAD, READERS, ProposalMaker
@@ -56,9 +55,8 @@ def data(tmp_path: Path) -> Path:
 def made(folder: Path, data: Path, generator: ColourGenerator | None = None, **changes) -> StageRun:
     dataset = Dataset(semantic_spec(), data, "train")
     images = tuple(sample.image_id for sample in dataset.samples)
-    settings = settle(
-        ProposalSettings("x", points=("max", "random"), **{"part_size": 5, "batch_size": 2, **changes}), begun=False
-    )
+    changes = {"part_size": 5, "batch_size": 2, **changes}
+    settings = ProposalSettings("x", points=("max", "random"), **changes).settled(begun=False)
     run = create_or_check(folder, {"stage": "proposals"}, images, 1, settings.part_size)
     run_parts(run, [0], lambda: ProposalMaker(run, dataset, generator or Colours(), settings), "proposals")
     return run

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +25,6 @@ from vitp_pipeline.artifacts.steps import MOST_STEPS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitp_pipeline.recipe import ProposalSettings
-
 PRESETS: dict[str, dict[str, Any]] = {
     "lossless": {"drop_below": 0.0, "mask_dtype": "float32"},
     "panoptic-exact": {"drop_below": 0.0, "mask_dtype": "float32", "drop_threshold": 0.8},
@@ -35,10 +33,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Keys of [generate-proposals] that `masks = "…"` stands for; one that is said beside it counts."""
 
-FREE = ("auto", "keys")
-"""Values of `masks` that are no preset: `bounded` for a new run, or what the keys say and nothing else."""
-
-NEW_RUN = "bounded"
 ROUNDING = 1e-6
 """Of the fused probabilities, float32: a mask is dropped by `drop_threshold` only when it is below by more."""
 
@@ -55,10 +49,6 @@ class MaskCodec:
     graded: bool = False
 
     @classmethod
-    def of(cls, settings: ProposalSettings) -> MaskCodec:
-        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
-
-    @classmethod
     def said_by(cls, identity: dict[str, Any]) -> MaskCodec:
         """Of a run, from the settings in its identity, which lack those that have their default."""
         return cls(**{field.name: identity.get(field.name, field.default) for field in fields(cls)})
@@ -67,28 +57,6 @@ class MaskCodec:
     def keeps_all(self) -> bool:
         """Whether every mask can be read as the generator gave it."""
         return self == MaskCodec(**PRESETS["lossless"])
-
-
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Keys of [generate-proposals], those that `masks` stands for put under the ones that are said.
-
-    Where keys are said and `masks` is not, the keys alone count.
-    """
-    own = [field.name for field in fields(MaskCodec)]
-    if "masks" not in values and any(name in values for name in own):
-        return {**values, "masks": "keys"}
-    return {**PRESETS.get(str(values.get("masks")), {}), **values}
-
-
-def settle(settings: ProposalSettings, begun: bool) -> ProposalSettings:
-    """What `masks = "auto"` means: `bounded`, unless the run was begun without (by an older version).
-
-    Args:
-        begun: whether there is a run that these settings, taken as they are, belong to.
-    """
-    if settings.masks != "auto" or begun or MaskCodec.of(settings) != MaskCodec():
-        return settings
-    return replace(settings, masks=NEW_RUN, **PRESETS[NEW_RUN])
 
 
 @dataclass(frozen=True)

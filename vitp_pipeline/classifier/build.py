@@ -11,8 +11,8 @@ from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
 from vitp_pipeline.classifier.start import start_from
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.recipe import TrainSettings
 
 
 def starting_model(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitp_pipeline.classifier.augment import Augmentation
 from vitp_pipeline.classifier.sampling import NO_LABEL
-from vitp_pipeline.classifier.sources import Mixture, read_truth, require_same_size
+from vitp_pipeline.classifier.sources import read_truth, require_same_size
+from vitp_pipeline.config.mixture import Mixture
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size

@@ -19,10 +19,10 @@ import torch
 from vitp_pipeline.classifier.data import Batch, PointBatches
 from vitp_pipeline.classifier.folder import TrainingFolder
 from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.progress import progress
-from vitp_pipeline.recipe import TrainSettings
 from vitp_pipeline.stopping import stop_wanted, stopped
 from vitp_pipeline.team import ALONE, Team
 

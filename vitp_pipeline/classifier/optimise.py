@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitp_pipeline.classifier.model import PointViT
-from vitp_pipeline.recipe import TrainSettings
+from vitp_pipeline.config.settings import TrainSettings
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:

@@ -32,11 +32,11 @@ from vitp_pipeline.classifier.optimise import (
     parameter_groups,
     warmup_steps,
 )
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.progress import progress
-from vitp_pipeline.recipe import TrainSettings
 from vitp_pipeline.stopping import stop_wanted, stopped
 from vitp_pipeline.team import ALONE, Team
 

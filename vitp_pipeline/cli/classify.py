@@ -17,11 +17,12 @@ from vitp_pipeline.cli.options import (
     RecipeName,
     RetryFailed,
     Shard,
+    with_keys,
 )
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("classify", rich_help_panel="Stages")
+    @app.command("classify", rich_help_panel="Stages", cls=with_keys("classify"))
     def classify(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -45,7 +46,8 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.recipe import ClassifySettings, load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ClassifySettings
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.classify import classify
 

@@ -19,11 +19,12 @@ from vitp_pipeline.cli.options import (
     RecipeName,
     RetryFailed,
     Shard,
+    with_keys,
 )
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("evaluate", rich_help_panel="Stages")
+    @app.command("evaluate", rich_help_panel="Stages", cls=with_keys("evaluate"))
     def evaluate(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -73,15 +74,10 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
-        from vitp_pipeline.recipe import (
-            ClassifySettings,
-            EvaluateSettings,
-            ProposalSettings,
-            load_recipe,
-            parse_changes,
-        )
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.by_class import print_by_class
         from vitp_pipeline.stages.evaluate import evaluate_shards, prepare

@@ -56,8 +56,9 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
         from vitp_pipeline.progress import say
-        from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, load_recipe, parse_changes
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.export_results import export_shards, prepare
 

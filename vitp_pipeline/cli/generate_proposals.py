@@ -6,11 +6,22 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import BatchSize, Changes, DataRoot, Device, Json, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import (
+    BatchSize,
+    Changes,
+    DataRoot,
+    Device,
+    Json,
+    Out,
+    RecipeName,
+    RetryFailed,
+    Shard,
+    with_keys,
+)
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("generate-proposals", rich_help_panel="Stages")
+    @app.command("generate-proposals", rich_help_panel="Stages", cls=with_keys("generate-proposals"))
     def generate_proposals(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -47,7 +58,8 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.proposals import generate_proposals
 

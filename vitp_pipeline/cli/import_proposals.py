@@ -39,7 +39,8 @@ def register(app: typer.Typer) -> None:
             vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.recipe import ProposalSettings, load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.import_proposals import import_proposals
 

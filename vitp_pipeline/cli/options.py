@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vitp_pipeline.artifacts.places import run_directory
 
@@ -78,6 +79,19 @@ Run = Annotated[
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks: results and errors alone.")]
+
+
+def with_keys(*tables: str) -> type[TyperCommand]:
+    """A command whose help also shows the keys of some tables of a recipe."""
+
+    class WithKeys(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            from vitp_pipeline.cli.keys import print_keys
+
+            print_keys(tables)
+
+    return WithKeys
 
 
 def with_global_options(command: Callable[..., Any]) -> Callable[..., Any]:

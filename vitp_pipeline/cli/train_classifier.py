@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device, Json, Out, RecipeName
+from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device, Json, Out, RecipeName, with_keys
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("train-classifier", rich_help_panel="Stages")
+    @app.command("train-classifier", rich_help_panel="Stages", cls=with_keys("train-classifier"))
     def train_classifier(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -41,7 +41,8 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.recipe import TrainSettings, load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.settings import TrainSettings
         from vitp_pipeline.stages.train import train
         from vitp_pipeline.team import launched_team
 

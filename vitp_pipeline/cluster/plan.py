@@ -16,15 +16,9 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.places import shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
-from vitp_pipeline.recipe import (
-    ClassifySettings,
-    EvaluateSettings,
-    ProposalSettings,
-    Recipe,
-    TrainSettings,
-    load_recipe,
-)
 from vitp_pipeline.shard import ShardChoice
 
 

@@ -6,95 +6,88 @@ example lies in stages/cluster/.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic.dataclasses import dataclass
+
+from vitp_pipeline.config.constraints import Count, within
+from vitp_pipeline.config.keys import DRAFT, STRICT, Key, schema_of
+from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.config.validation import checked, did_you_mean
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.fingerprint import setting
 from vitp_pipeline.paths import find_toml, read_toml
-from vitp_pipeline.recipe import TABLES
 
 STAGES = (*TABLES, "merge")
 """The stages of a chain; `merge` is the last `vitp evaluate`, which adds up what the tasks measured."""
 
+Lines = tuple[str, ...]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
 class Resources:
     """What a task of one stage needs."""
 
-    partition: str = setting("", help="Slurm partition")
-    account: str = setting("", help="Slurm account")
-    gpus: int = setting(0, help="GPUs of a task")
-    cpus: int = setting(1, help="cores of a task, also its number of threads; in Slurm of each process of a training")
-    memory_gb: int = setting(0, help="memory of a task; 0 = the cluster's default")
-    minutes: int = setting(0, help="time limit of a task; 0 = the cluster's default")
-    throttle: int = setting(0, help="tasks of an array at once; 0 = as many as there is room for")
-    max_array_size: int = setting(0, help="Slurm's MaxArraySize; 0 = ask scontrol")
-    processes: int = setting(1, help="of a training task: by srun in Slurm, by torchrun elsewhere")
-    image: str = setting("", help="container image; Slurm runs it with apptainer")
-    binds: tuple[str, ...] = setting((), help="folders that apptainer shows inside the image")
-    venv: str = setting("", help="virtual environment to activate; without it and image, the one that submits")
-    modules: tuple[str, ...] = setting((), help="for `module load`")
-    setup: tuple[str, ...] = setting((), help="further shell lines before vitp starts")
-    options: tuple[str, ...] = setting((), help='further options of sbatch, e.g. "--constraint=a100"')
-    claim: str = setting("", help="Kubernetes: PersistentVolumeClaim with data and run")
-    mount: str = setting("/data", help="Kubernetes: where it appears in the container")
-    requeues: int = setting(20, help="Slurm: how often a task that meets its time limit is queued again; 0 = never")
-    grace: int = setting(120, help="Slurm: seconds before the time limit at which a task is told to end")
-    queue: str = setting("", help="AWS Batch: job queue")
-    definition: str = setting("", help="AWS Batch: job definition, which names the image and the volumes")
+    partition: Annotated[str, Key("Slurm partition.")] = ""
+    account: Annotated[str, Key("Slurm account.")] = ""
+    gpus: Annotated[int, within(0, 1024), Key("GPUs of a task.", "GPUs")] = 0
+    cpus: Annotated[
+        int, within(1, 4096), Key("Cores and threads of a task; in Slurm of each process of a training.", "cores")
+    ] = 1
+    memory_gb: Annotated[int, within(0, 10**6), Key("Memory of a task; 0 = the cluster's default.", "GB")] = 0
+    minutes: Annotated[int, within(0, 10**6), Key("Time limit of a task; 0 = the cluster's default.", "minutes")] = 0
+    throttle: Annotated[Count, Key("Tasks of an array at once; 0 = as many as there is room for.", "tasks")] = 0
+    max_array_size: Annotated[Count, Key("MaxArraySize of Slurm; 0 = ask scontrol.", "tasks")] = 0
+    processes: Annotated[
+        int, within(1, 4096), Key("Processes of a training task: by srun in Slurm, by torchrun elsewhere.", "processes")
+    ] = 1
+    image: Annotated[str, Key("Container image; Slurm runs it with apptainer.")] = ""
+    binds: Annotated[Lines, Key("Folders that apptainer shows inside the image.")] = ()
+    venv: Annotated[str, Key("Virtual environment to activate; without it and image, the one that submits.")] = ""
+    modules: Annotated[Lines, Key("Modules for `module load`.")] = ()
+    setup: Annotated[Lines, Key("Further shell lines before vitp starts.")] = ()
+    options: Annotated[Lines, Key('Further options of sbatch, such as "--constraint=a100".')] = ()
+    claim: Annotated[str, Key("Kubernetes: PersistentVolumeClaim with data and run.")] = ""
+    mount: Annotated[str, Key("Kubernetes: where the claim appears in the container.")] = "/data"
+    requeues: Annotated[
+        Count, Key("Slurm: how often a task that meets its time limit is queued again; 0 = never.", "times")
+    ] = 20
+    grace: Annotated[
+        int, within(0, 86400), Key("Slurm: time before the limit at which a task is told to end; 0 = never.", "seconds")
+    ] = 120
+    queue: Annotated[str, Key("AWS Batch: job queue.")] = ""
+    definition: Annotated[str, Key("AWS Batch: job definition, which names the image and the volumes.")] = ""
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Resources by stage."""
+Profile = dict[str, Resources]
+"""Resources by stage."""
 
-    stages: dict[str, Resources]
 
-    def __getitem__(self, stage: str) -> Resources:
-        return self.stages[stage]
+def profile_schema() -> dict[str, Any]:
+    """JSON Schema of a profile."""
+    own = schema_of(Resources)
+    tables = {stage: {**own, "title": stage} for stage in STAGES}
+    return {"$schema": DRAFT, **own, "title": "vitp profile", "properties": own["properties"] | tables}
 
 
 def load_profile(name_or_path: str | None) -> Profile:
-    """Reads a profile; None is one of defaults alone.
+    """Read a profile; None is one of defaults alone.
 
     Raises:
         InputError: not found, or not TOML.
-        UsageError: a key or table that does not exist, a value of the wrong type or below zero.
+        UsageError: a key or table that does not exist, a value of the wrong type or out of range.
     """
     if name_or_path is None:
-        return Profile(dict.fromkeys(STAGES, Resources()))
+        return dict.fromkeys(STAGES, Resources())
     path = find_toml(name_or_path, "stages/cluster")
     content = read_toml(path)
     tables = {name: content.pop(name) for name in list(content) if isinstance(content[name], dict)}
     for name in tables:
         if name not in STAGES:
-            raise UsageError(f"{path}: unknown table {name!r}", f"Known are: {', '.join(STAGES)}")
-    common = _checked(content, str(path))
-    own = {name: _checked(table, f"{path}: [{name}]") for name, table in tables.items()}
-    return Profile({stage: Resources(**{**common, **own.get(stage, {})}) for stage in STAGES})
-
-
-def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The values as fields of `Resources`."""
-    fields = {field.name: field for field in dataclasses.fields(Resources)}
-    checked = {}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1, 0.5)
-            raise UsageError(
-                f"{where} has no key {key!r}",
-                f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(fields)}",
-            )
-        default: Any = fields[key].default
-        if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
-            value = tuple(value)
-        if type(value) is not type(default) or (isinstance(value, int) and value < 0):
-            raise UsageError(f"{where} {key} = {value!r} cannot be", fields[key].metadata["help"])
-        if key in ("processes", "cpus") and value == 0:
-            raise UsageError(f"{where} {key} = 0 cannot be", fields[key].metadata["help"])
-        checked[key] = str(Path(value).expanduser()) if key == "venv" and value else value
-    return checked
+            raise UsageError(f"{path}: unknown table {name!r}", did_you_mean(name, STAGES))
+    checked(Resources, content, str(path))  # so that a message names the place
+    found = {stage: checked(Resources, content | tables.get(stage, {}), f"{path}: [{stage}]") for stage in STAGES}
+    return {
+        stage: replace(own, venv=str(Path(own.venv).expanduser())) if own.venv else own for stage, own in found.items()
+    }

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.progress import say
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 
 TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.generators import hf_folder
 from vitp_pipeline.generators.configs import resolve_config
 from vitp_pipeline.generators.hf_folder import Pretrained
 from vitp_pipeline.generators.identity import describe
-from vitp_pipeline.recipe import ProposalSettings
 
 if TYPE_CHECKING:
     import torch

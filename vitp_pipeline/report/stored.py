@@ -11,11 +11,12 @@ from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.places import folders_in, there
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.paths import shipped
-from vitp_pipeline.recipe import EvaluateSettings, load_recipe
 from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.labels import classifier_folder, classifier_named, facts_of, labels
 from vitp_pipeline.stages.results import headline_variants, in_order, read_result_totals, summarise

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.artifacts.proposals import ProposalRecord
-    from vitp_pipeline.recipe import EvaluateSettings
+    from vitp_pipeline.config.settings import EvaluateSettings
 
 FIELDS = {"certain": "int64", "pixels": "int64"}
 """A row's column `certain`: pixels whose label is, and all pixels of the image."""

@@ -27,11 +27,13 @@ from vitp_pipeline.artifacts.proposals import (
     points_of,
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
-from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.recipe import ClassifySettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord, by_image, points_of
+from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.recipe import EvaluateSettings
 from vitp_pipeline.stages.certain import certain_pixels, check_ring
 from vitp_pipeline.stages.counts import CountRows, sparse_confusion
 from vitp_pipeline.stages.driver import Turn

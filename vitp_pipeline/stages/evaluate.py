@@ -11,10 +11,11 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import MissingStageError
 from vitp_pipeline.fingerprint import fingerprint
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import (

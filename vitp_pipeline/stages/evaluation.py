@@ -16,10 +16,10 @@ from typing import Any
 from vitp_pipeline.artifacts.codec import MaskCodec
 from vitp_pipeline.artifacts.proposals import ProposalStore
 from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.fingerprint import identity_of
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 
 GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")

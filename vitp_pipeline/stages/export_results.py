@@ -20,12 +20,14 @@ from vitp_pipeline.artifacts.files import write_json
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.rle import Rle
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.export.formats import ImageResult, check_format, json_files, write_image
-from vitp_pipeline.fingerprint import fingerprint, identity_of
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, Recipe
+from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import (

@@ -12,11 +12,12 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.foreign.sources import VOID_SHARE, MaskSource, open_source
-from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.proposals import settled

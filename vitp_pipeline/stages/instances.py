@@ -14,6 +14,8 @@ import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.config.evaluate import INSTANCE_MEASURES
+from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.datasets.dataset import GroundTruthInstance
 from vitp_pipeline.datasets.rle import encode_mask
@@ -21,7 +23,6 @@ from vitp_pipeline.geometry import Size
 from vitp_pipeline.metrics import cityscapes, instances
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances
-from vitp_pipeline.recipe import INSTANCE_MEASURES, EvaluateSettings
 
 if TYPE_CHECKING:
     import torch

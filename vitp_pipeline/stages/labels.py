@@ -13,8 +13,8 @@ from typing import Any
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings
 
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")

@@ -7,22 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.checking import manifest_of
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, parse_changes
+from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
+from vitp_pipeline.config.validation import did_you_mean
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import find_source
-from vitp_pipeline.recipe import (
-    NO_DATA_ROOT,
-    TABLES,
-    ClassifySettings,
-    EvaluateSettings,
-    ProposalSettings,
-    Recipe,
-    did_you_mean,
-    parse_changes,
-)
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.export_results import MEASURED
 from vitp_pipeline.stages.predict import OVERLAYS, Wish
@@ -136,7 +128,7 @@ def _settings(
     proposals, classify, evaluate = (
         recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]}) for kind in KINDS
     )
-    return settle(proposals, begun=False), classify, evaluate
+    return proposals.settled(begun=False), classify, evaluate
 
 
 def _absolute(text: str | None) -> str | None:

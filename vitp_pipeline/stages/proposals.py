@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.codec import MaskCodec, settle, store_masks
+from vitp_pipeline.artifacts.codec import MaskCodec, store_masks
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
-from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.generators.registry import Source, find_source
-from vitp_pipeline.recipe import ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.overlap import Ahead, Behind
@@ -80,10 +81,10 @@ NEW_PART_SIZE = 1000
 def settled(settings: ProposalSettings, out: Path) -> ProposalSettings:
     """The settings with what they leave to the run: as it was begun, if it was."""
     if not there(out / "proposals" / "run.json"):
-        return replace(settle(settings, begun=False), part_size=settings.part_size or NEW_PART_SIZE)
+        return replace(settings.settled(begun=False), part_size=settings.part_size or NEW_PART_SIZE)
     store = open_proposals(out)
     begun_with = store.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
-    return replace(settle(settings, store.codec == MaskCodec()), part_size=settings.part_size or begun_with)
+    return replace(settings.settled(begun=store.codec == MaskCodec()), part_size=settings.part_size or begun_with)
 
 
 def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:
@@ -376,7 +377,7 @@ def make_record(
     name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
     points = choose_points(masks, found.view, protocol, settings, name)
     present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
-    stored = store_masks(masks, present, MaskCodec.of(settings), source_reach(found.view))
+    stored = store_masks(masks, present, settings.codec, source_reach(found.view))
     return ProposalRecord(
         image_id,
         file_name,

@@ -131,7 +131,7 @@ def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
 
 
 def _training(run: StageRun) -> dict[str, Any]:
-    from vitp_pipeline.recipe import TrainSettings
+    from vitp_pipeline.config.settings import TrainSettings
 
     folder = run.folder
     last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})

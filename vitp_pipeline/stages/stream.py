@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.codec import settle
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.fingerprint import fingerprint, identity_of
+from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.generators.registry import find_source
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, Recipe
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
@@ -82,7 +83,7 @@ class Stream:
 
         begun = there(folder_with(generate) / "run.json")  # by an older version, which noted no size of its parts
         part_size = generate.part_size or (0 if begun else NEW_PART_SIZE)
-        self.generate = generate = replace(settle(generate, begun), part_size=part_size)
+        self.generate = generate = replace(generate.settled(begun), part_size=part_size)
         identity, folder = identity_with(generate), folder_with(generate)
         if not there(folder / "run.json"):
             shard.for_new_run()

@@ -16,12 +16,12 @@ from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.places import discard, run_directory, there
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
-from vitp_pipeline.classifier.sources import Mixture, parse_mixture
+from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
-from vitp_pipeline.fingerprint import identity_of
 from vitp_pipeline.progress import counted, say
-from vitp_pipeline.recipe import ProposalSettings, Recipe, TrainSettings
 from vitp_pipeline.stopping import finishing
 from vitp_pipeline.team import ALONE, Team
 
@@ -86,7 +86,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     Raises:
         UserError: any of its kinds but PartialError.
     """
-    mixture = check_settings(settings)
+    mixture = settings.mixture
     dataset = Dataset(recipe.manifest, data_root, settings.split)
     if not dataset.has_masks and (mixture.kinds != ("boxes",) or settings.hold_out or settings.prompt == "mask"):
         raise UsageError(
@@ -141,23 +141,6 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
         fingerprint=run.fingerprint,
         classifier=folder / "model.safetensors",
     )
-
-
-def check_settings(settings: TrainSettings) -> Mixture:
-    """What `data` says, when the settings go together. Raises UsageError when they do not."""
-    if settings.keep == "best" and (settings.fit == "discriminant" or not settings.hold_out):
-        raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
-    if settings.fit == "discriminant" and settings.prompt == "mask" and settings.mask_form == "maft":
-        raise UsageError('fit = "discriminant" trains no layers but the head, and those of mask_form = "maft" are new')
-    frozen = settings.backbone_lr == 0 or settings.fit == "discriminant"
-    if frozen and settings.prompt == "point" and settings.point_token == "linear" and not settings.init_from:
-        raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
-    mixture = parse_mixture(settings.data)
-    if mixture.has_boxes and settings.point_token == "sampled":
-        raise UsageError('point_token = "sampled" reads a place, it cannot tell boxes apart', 'Use "linear" or "patch"')
-    if settings.prompt == "mask" and (settings.data != TrainSettings.data or settings.sampling == "instance-balanced"):
-        raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
-    return mixture
 
 
 def _train(
@@ -259,7 +242,7 @@ def _batches(
         settings.sampling,
         settings.seed,
         settings.workers,
-        parse_mixture(settings.data),
+        settings.mixture,
         settings.coarse_erosion,
     )
     if masks is not None:
@@ -315,19 +298,12 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
     """The proposals of the training split whose masks are to be learned.
 
     Raises:
-        UsageError: settings that do not go with them.
         MissingStageError: they are not there, or not finished.
         IncompatibleError: of other images or classes, or not all masks are stored.
     """
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.stages.classify import check_manifest, require_proposals
 
-    if settings.prompt != "mask":
-        raise UsageError('mask_proposals goes with prompt = "mask"; point prompts need no proposals')
-    if settings.crop_scale != (1.0, 1.0) or settings.rotation:
-        raise UsageError(
-            "mask_proposals: generated masks are of whole images, so they go with neither crops nor rotation"
-        )
     masks = open_proposals(run_directory(settings.mask_proposals).expanduser())
     check_manifest(masks, recipe)
     masks.require_all_masks()
@@ -354,19 +330,14 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) 
     """The classifier to start from.
 
     Raises:
-        UsageError: together with `weights`, or the training itself.
         MissingStageError: a name whose training has not finished.
         InputError: a file that does not exist.
     """
     text = settings.init_from
     if not text:
         return None
-    if settings.weights:
-        raise UsageError("`weights` and `init_from` are both given", "Keep one: a classifier brings its backbone along")
     if "/" in text or text.endswith(".safetensors"):
         return recipe.find_file(text, data_root)
-    if text == settings.name:
-        raise UsageError(f"init_from = {text!r} is the classifier that is to be trained", "Give it another --name")
     path = out / "classifier" / text / "model.safetensors"
     if not there(path):
         raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")

@@ -1,0 +1,100 @@
+"""The schema that editors read, and the page of all keys."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from vitp_pipeline.cli.main import app
+from vitp_pipeline.cluster.profile import Resources, profile_schema
+from vitp_pipeline.config.keys import keys_of
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.reference import recipe_schema, with_tables
+from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.paths import shipped
+
+ROOT = Path(__file__).parents[2]
+STAGES = shipped("stages")
+RECIPES = [*STAGES.glob("*.toml"), *(path for path in (STAGES / "paper").glob("*.toml") if path.stem != "rows")]
+
+
+def errors(schema: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    return [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(content)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert errors(recipe_schema(), tomllib.loads(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", (STAGES / "presets").glob("*.toml"), ids=lambda path: path.stem)
+def test_presets_are_valid(path: Path) -> None:
+    table = "generate-proposals" if path.stem.startswith("views-") else "train-classifier"
+    content = {"manifest": "x", table: tomllib.loads(path.read_text(encoding="utf-8"))}
+    assert errors(recipe_schema(), content) == []
+
+
+def test_the_schemas_are_draft_7_and_profiles_are_valid() -> None:
+    for schema in (recipe_schema(), profile_schema()):
+        jsonschema.Draft7Validator.check_schema(schema)
+        assert "$ref" not in json.dumps(schema) and "prefixItems" not in json.dumps(schema)
+    for path in (STAGES / "cluster").glob("*.toml"):
+        assert errors(profile_schema(), tomllib.loads(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("evaluate", "alfa = 0.4"),
+        ("evaluate", "alpha = 1.5"),
+        ("evaluate", "alpha = '0.4'"),
+        ("evaluate", "tasks = ['semantic', 'semantic']"),
+        ("evaluate", "tasks = []"),
+        ("evaluate", "formula = 'paper'"),
+        ("classify", "temperature = 0"),
+        ("classify", "points = 'mean'"),
+        ("classify", "device = 'gpu'"),
+        ("train-classifier", "epochs = 3.5"),
+        ("train-classifier", "backbone_lr = -2"),
+        ("train-classifier", "image_size = [518]"),
+        ("train-classifier", "image_size = [518, 0]"),
+        ("train-classifier", "dropout = 1.0"),
+        ("generate-proposals", "scales = [0.0]"),
+        ("generate-proposals", "floor = -0.5"),
+        ("generate-proposals", "config = 3"),
+    ],
+)
+def test_the_schema_refuses_what_the_program_refuses(table: str, line: str, tmp_path: Path) -> None:
+    text = f'manifest = "camvid"\n[{table}]\n{line}\n'
+    assert errors(recipe_schema(), tomllib.loads(text))
+    (tmp_path / "r.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError):
+        load_recipe(tmp_path / "r.toml").stage(TABLES[table])
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == with_tables(page), "run: python -m vitp_pipeline.config.reference docs/settings.md"
+
+
+def test_commands_print_schemas_and_show_keys() -> None:
+    def vitp(*words: str) -> str:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    for words, expected in (((), recipe_schema()), (("--profile",), profile_schema())):
+        assert json.loads(vitp("schema", *words)) == expected
+    for table, kind in TABLES.items():
+        out = vitp(table, "--help")
+        assert f"Keys of [{table}]" in out
+        assert all(re.search(rf"│ {key} ", out) for key in keys_of(kind))
+    assert set(keys_of(Resources)) < set(profile_schema()["properties"])

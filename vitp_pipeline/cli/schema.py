@@ -1,0 +1,27 @@
+"""vitp schema"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("schema", rich_help_panel="Also")
+    def schema(
+        profile: Annotated[bool, typer.Option("--profile", help="Of a cluster profile, as `submit` reads it.")] = False,
+    ) -> None:
+        """Print the JSON Schema of recipes, from which editors complete keys and check values.
+
+            vitp schema > vitp.schema.json
+
+        Then begin a recipe with the line `#:schema ./vitp.schema.json` (Taplo, Even Better TOML).
+        """
+        from json import dumps
+
+        if profile:
+            from vitp_pipeline.cluster.profile import profile_schema as made
+        else:
+            from vitp_pipeline.config.reference import recipe_schema as made
+        print(dumps(made(), indent=2, ensure_ascii=False))

@@ -1,0 +1,45 @@
+"""[classify]: the classifier, the points it classifies, and how its scores of a mask are averaged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic.dataclasses import dataclass
+
+from vitp_pipeline.config.constraints import Device, FolderName, within
+from vitp_pipeline.config.generate_proposals import PointPolicy
+from vitp_pipeline.config.keys import STRICT, Key
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ClassifySettings:
+    """[classify]: which classifier scores which points."""
+
+    name: Annotated[FolderName, Key("Classifier trained in this run.", enters="content")] = "default"
+    classifier: Annotated[
+        str, Key("File of a classifier from elsewhere (.safetensors), in place of `name`.", enters="content")
+    ] = ""
+    points: Annotated[PointPolicy, Key("Stored points to classify; those of spread and peaks are averaged.")] = "max"
+    flip: Annotated[bool, Key("Average log-probabilities with those of the horizontally flipped image.")] = False
+    temperature: Annotated[
+        float,
+        within(0, 1000, "(]"),
+        Key("Softmax temperature of a mask's scores; below 1 sharpens.", "factor"),
+    ] = 1.0
+    precision: Annotated[Precision, Key("Precision of forward passes; auto = bfloat16 on GPUs that have it.")] = "auto"
+    batch_size: Annotated[int, within(1, 4096), Key("Images per forward pass.", "images", "not")] = 4
+    device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
+    chunk: Annotated[
+        int,
+        within(0, 10**6),
+        Key("Points per forward pass, padded with random ones as in the released code; 0 = all.", "points"),
+    ] = 0
+    average: Annotated[
+        Literal["auto", "probabilities", "log-probabilities"],
+        Key("Average over a mask's points; auto = log-probabilities for peaks, probabilities otherwise."),
+    ] = "auto"
+    calibrated: Annotated[
+        bool, Key("Divide the logits of points by the temperature fitted on the held-out training images.")
+    ] = False

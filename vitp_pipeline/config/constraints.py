@@ -1,0 +1,86 @@
+"""Limits of values: ranges, choices and what a range cannot say, each with the words for a value outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Interval, Len
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+MANY = 10**9
+"""Upper end of counts that nothing bounds."""
+
+
+def within(low: float, high: float, ends: str = "[]") -> Interval:
+    """A range of numbers; `ends` as mathematics writes them: "[)" leaves `high` out."""
+    return Interval(**{"ge" if ends[0] == "[" else "gt": low, "le" if ends[1] == "]" else "lt": high})
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on values of the right type.
+
+    Attributes:
+        holds: whether a value keeps it.
+        words: what is said behind `key = value` of one that does not.
+        schema: what JSON Schema can say of it.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+    schema: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), **self.schema}
+
+    def _checked(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise PydanticCustomError("check", "{words}", {"words": self.words})
+        return value
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Names of a registry. It is read at every check, so that a name added to it is known at once."""
+
+    names: Callable[[], Iterable[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), "enum": list(self.names())}
+
+    def _checked(self, value: str) -> str:
+        known = list(self.names())
+        if value not in known:
+            raise PydanticCustomError("choice", "{known}", {"known": known})
+        return value
+
+
+def matching(pattern: str, words: str) -> Check:
+    """Text that a regular expression matches as a whole."""
+    return Check(lambda text: re.fullmatch(pattern, text) is not None, words, {"pattern": f"^(?:{pattern})$"})
+
+
+DISTINCT = Check(lambda values: len(set(values)) == len(values), "names one twice", {"uniqueItems": True})
+SOME = Len(1)
+PAIR = Len(2, 2)
+PAIR_OR_NONE = Check(lambda values: len(values) in (0, 2), "is neither a pair nor empty", {"maxItems": 2})
+ASCENDING = Check(lambda values: tuple(values) == tuple(sorted(values)), "is not in ascending order")
+
+Fraction = Annotated[float, within(0, 1)]
+Count = Annotated[int, within(0, MANY)]
+Positive = Annotated[int, within(1, MANY)]
+Pixels = Annotated[int, within(1, 2**16)]
+Seed = Annotated[int, within(0, 2**32 - 1)]
+Device = Annotated[str, matching(r"auto|cpu|mps|xpu|cuda(:\d{1,3})?", "is no device: use auto, cpu, cuda or cuda:N")]
+FolderName = Annotated[str, matching(r"\w[\w.+=@ -]{0,99}", "is no plain folder name: use letters, digits, . _ and -")]

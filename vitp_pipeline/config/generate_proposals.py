@@ -1,0 +1,189 @@
+"""[generate-proposals]: the generator, the views of an image, the points of a mask, and how masks are stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Len
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
+from vitp_pipeline.config.constraints import (
+    ASCENDING,
+    DISTINCT,
+    PAIR_OR_NONE,
+    Check,
+    Count,
+    Device,
+    Fraction,
+    OneOf,
+    Pixels,
+    Seed,
+    within,
+)
+from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.errors import UsageError
+
+
+def point_policies() -> tuple[str, ...]:
+    """Names of the policies that choose a mask's points."""
+    from vitp_pipeline.artifacts.proposals import POINT_POLICIES
+
+    return POINT_POLICIES
+
+
+PointPolicy = Annotated[str, OneOf(point_policies)]
+Scale = Annotated[float, within(0, 100, "()")]
+STEP = Check(
+    lambda step: step == 0 or (step >= 2**-14 and math.frexp(step)[0] == 0.5), "is neither 0 nor 1, 1/2, 1/4 … 1/16384"
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProposalSettings:
+    """[generate-proposals]: which generator draws the masks, and what of them is kept."""
+
+    config: Annotated[
+        str,
+        Key(
+            "Generator: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or python:FILE.py:CLASS.",
+            enters="content",
+        ),
+    ]
+    checkpoint: Annotated[
+        str, Key("Weights of the generator; empty = random, or those of the folder.", enters="content")
+    ] = ""
+    split: Annotated[str, Len(1), Key("Split of the manifest.")] = "val"
+    limit: Annotated[Count, Key("Process only the first images of the split; 0 = all.", "images")] = 0
+    points: Annotated[
+        tuple[PointPolicy, ...],
+        DISTINCT,
+        Check(lambda names: "max" in names, 'lacks "max", which the upper bound by point needs'),
+        Key("Point policies to store: max (highest logit), centre, random, spread (random pixels), peaks."),
+    ] = ("max",)
+    spread: Annotated[
+        int, within(1, 4096), Key("Random pixels drawn inside a mask under the policy spread.", "points")
+    ] = 16
+    max_at: Annotated[
+        Literal["image", "mask"], Key("Resolution at which the highest logit is searched: of the image or of the mask.")
+    ] = "image"
+    drop_below: Annotated[
+        float,
+        within(0, 1000),
+        Key("Largest summed objectness of the masks of an image that are not stored; 0 = store all.", "probability"),
+    ] = 0.01
+    mask_dtype: Annotated[Literal["float16", "float32"], Key("Data type of stored mask logits.")] = "float16"
+    part_size: Annotated[
+        int,
+        within(0, 10**6),
+        Key("Images in a part, the unit that is committed as a whole; 0 = as the run was begun, or 1000.", "images"),
+    ] = 0
+    seed: Annotated[Seed, Key("Seed of random weights and random points.", "integer")] = 0
+    batch_size: Annotated[int, within(1, 4096), Key("Images per forward pass.", "images", "not")] = 1
+    device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
+    peaks: Annotated[
+        int,
+        within(1, 4096),
+        Key("Points of a mask under the policy peaks: max, then local maxima.", "points"),
+    ] = 4
+    task: Annotated[Literal["semantic", "instance", "panoptic"], Key("Task token of OneFormer.")] = "panoptic"
+    test_size: Annotated[
+        tuple[Pixels, ...],
+        PAIR_OR_NONE,
+        ASCENDING,
+        Key("Shortest and longest edge of the resized image in transformers' models; empty = the folder's own.", "px"),
+    ] = ()
+    # the views of every image (docs/views.md)
+    preset: Annotated[str, Key("Table of stages/presets/ that gives the keys not set here.", enters="keys")] = ""
+    scales: Annotated[
+        tuple[Scale, ...], Len(1, 64), Key("Factors on the generator's own test size: one frame for each.", "factor")
+    ] = (1.0,)
+    mirror: Annotated[bool, Key("Add a horizontally flipped copy of every frame.")] = False
+    window: Annotated[
+        tuple[Annotated[int, within(0, 2**16)], ...],
+        PAIR_OR_NONE,
+        Key("Height, width of sliding windows in the frame; empty = the generator's own, [0, 0] = none.", "px"),
+    ] = ()
+    stride: Annotated[
+        tuple[Pixels, ...],
+        PAIR_OR_NONE,
+        Key("Step from one window to the next, rows and columns; empty = the generator's own, or half a window.", "px"),
+    ] = ()
+    # how much of the masks is stored (docs/storage.md)
+    masks: Annotated[
+        Literal["auto", "keys", "lossless", "panoptic-exact", "bounded", "compact"],
+        Key(
+            "Mask storage preset, gives the keys below; auto = bounded, keys = those set here alone.",
+            enters="keys",
+        ),
+    ] = "auto"
+    drop_threshold: Annotated[
+        Fraction,
+        Key("Drop masks that no panoptic map with at least this object_threshold shows; 0 = off.", "probability"),
+    ] = 0.0
+    floor: Annotated[
+        float,
+        within(-1000, 0),
+        Check(float.is_integer, "is no whole number", {"multipleOf": 1}),
+        Key("Raise far background to this logit, such as -8; 0 = off.", "logit"),
+    ] = 0.0
+    step: Annotated[
+        float,
+        within(0, 1),
+        STEP,
+        Key("Quantize mask logits to multiples of this power of two, such as 0.0078125; 0 = off.", "logit"),
+    ] = 0.0
+    graded: Annotated[bool, Key("Double the step with every whole number that a logit and all near it lie from 0.")] = (
+        False
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if any(self.window) and not all(self.window):
+            raise UsageError(f"window = {list(self.window)}", "Give height and width; [0, 0] = no windows")
+        if self.stride and self.window and not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True)):
+            raise UsageError(
+                f"stride = {list(self.stride)} does not fit window = {list(self.window)}",
+                "Strides lie between 1 and the window's own height and width",
+            )
+        if self.graded and not self.step:
+            raise UsageError("graded = true needs a step", "Like step = 0.0078125, for 1/128")
+        return self
+
+    @property
+    def codec(self) -> MaskCodec:
+        """How masks are stored."""
+        return MaskCodec(**{field.name: getattr(self, field.name) for field in fields(MaskCodec)})
+
+    @property
+    def one_view(self) -> bool:
+        """True if every image is seen once, whole, unless the generator's own config asks for windows."""
+        return not self.mirror and len(self.scales) == 1 and not any(self.window)
+
+    def settled(self, begun: bool) -> ProposalSettings:
+        """Resolve `masks = "auto"`: `bounded`, unless the run was begun without.
+
+        Args:
+            begun: True if there is a run that these settings, taken as they are, belong to.
+        """
+        if self.masks != "auto" or begun or self.codec != MaskCodec():
+            return self
+        return replace(self, masks=NEW_RUN, **PRESETS[NEW_RUN])
+
+
+NEW_RUN: Literal["bounded"] = "bounded"
+"""Mask preset of a new run."""
+
+
+def with_mask_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """Put the keys that `masks` stands for under the ones that are set.
+
+    Where keys of mask storage are set and `masks` is not, these keys alone count.
+    """
+    own = [field.name for field in fields(MaskCodec)]
+    if "masks" not in values and any(name in values for name in own):
+        return {**values, "masks": "keys"}
+    return {**PRESETS.get(str(values.get("masks")), {}), **values}

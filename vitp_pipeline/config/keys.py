@@ -1,0 +1,83 @@
+"""Declaration of a key: what it means, its unit, and whether it is part of a run's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Of every table: types as TOML has them (an integer stands for a float, a boolean for no number), finite numbers."""
+
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+"""Version of JSON Schema that editors of TOML read."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Documentation of a field, as in `Annotated[int, within(1, 64), Key("Images per forward.", "images")] = 4`.
+
+    Attributes:
+        help: what it does, a sentence for people.
+        unit: of its numbers: px, images, fraction … ; empty for text and switches.
+        enters: how it takes part in a run's identity: by its "value", by the "content" of what it names, by the "keys"
+            that it stands for, or "not": it cannot change results.
+    """
+
+    help: str
+    unit: str = ""
+    enters: Literal["value", "content", "keys", "not"] = "value"
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), "description": self.help} | ({"x-unit": self.unit} if self.unit else {})
+
+
+def keys_of(kind: Any) -> dict[str, Key]:
+    """Key of every field of a table, in the order of their declaration."""
+    return _keys_of(kind)
+
+
+@cache
+def _keys_of(kind: Any) -> dict[str, Key]:
+    hints = get_type_hints(kind, include_extras=True)
+    declared = {name: next(m for m in hint.__metadata__ if isinstance(m, Key)) for name, hint in hints.items()}
+    return {field.name: declared[field.name] for field in dataclasses.fields(kind)}
+
+
+def schema_of(annotation: Any) -> dict[str, Any]:
+    """JSON Schema (draft 7, without references) of a table or of the type of a value."""
+    return TypeAdapter(annotation).json_schema(schema_generator=_Draft7)
+
+
+class _Draft7(GenerateJsonSchema):
+    """pydantic writes draft 2020-12, where a pair has `prefixItems`; both items are alike here."""
+
+    def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
+        found = super().tuple_schema(schema)
+        if parts := found.pop("prefixItems", None):
+            found["items"] = parts[0]
+        return found
+
+    def get_title_from_name(self, name: str) -> str:
+        return name
+
+
+def identity_of(settings: Any) -> dict[str, Any]:
+    """Fields of a table that belong to its fingerprint and differ from their default, as JSON has them.
+
+    Those that have their default stay out, so that an option added later, whose default is the old behavior, leaves old
+    caches valid. Hence a default never changes.
+    """
+    keys = keys_of(type(settings))
+    identity = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if keys[field.name].enters == "value" and value != field.default:
+            identity[field.name] = list(value) if isinstance(value, tuple) else value
+    return identity

@@ -1,0 +1,56 @@
+"""Mixture of annotations that a classifier is trained on: `data = ["fine=3", "coarse=1"]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitp_pipeline.errors import UsageError
+
+KINDS = ("fine", "coarse", "boxes")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Kinds of annotation and how often an image is seen with each; the shares sum to 1."""
+
+    kinds: tuple[str, ...] = ("fine",)
+    shares: tuple[float, ...] = (1.0,)
+
+    @property
+    def has_boxes(self) -> bool:
+        return "boxes" in self.kinds
+
+    def order(self, rng: np.random.Generator) -> list[str]:
+        """All kinds, a drawn one first: the others stand in where an image has nothing of it."""
+        if len(self.kinds) == 1:
+            return list(self.kinds)
+        first = self.kinds[int(rng.choice(len(self.kinds), p=self.shares))]
+        return [first, *(kind for kind in self.kinds if kind != first)]
+
+
+def parse_mixture(words: tuple[str, ...]) -> Mixture:
+    """`("fine=3", "coarse=1")`: three of four times fine masks. Without `=` all have the same share.
+
+    Raises:
+        UsageError: nothing, an unknown kind, one twice, or a share that is no positive number.
+    """
+    shares: dict[str, float] = {}
+    for word in words:
+        kind, _, text = word.partition("=")
+        kind = kind.strip()
+        if kind not in KINDS:
+            raise UsageError(f"data = {list(words)}: no kind {kind!r}", f"Choose among: {', '.join(KINDS)}")
+        if kind in shares:
+            raise UsageError(f"data = {list(words)} names {kind!r} twice")
+        try:
+            shares[kind] = float(text) if "=" in word else 1.0
+        except ValueError:
+            shares[kind] = 0.0
+        if not 0.0 < shares[kind] < float("inf"):
+            raise UsageError(f"data: the share in {word!r} is not a positive number", 'For example "fine=0.5"')
+    if not shares:
+        raise UsageError("data = [] names nothing to train on", f"Choose among: {', '.join(KINDS)}")
+    total = sum(shares.values())
+    return Mixture(tuple(shares), tuple(share / total for share in shares.values()))

@@ -1,0 +1,129 @@
+"""A recipe: what to run, as one TOML file with a table per stage.
+
+Every table is a class of `settings`; its fields are the keys of the TOML file. Flags of the command line override keys,
+keys override a preset's. Paths may start with `~`, or contain `{data_root}` or `{package}` (the installed
+vitp_pipeline); relative ones are looked for beside the recipe, then in the current directory.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.config.generate_proposals import with_mask_preset
+from vitp_pipeline.config.keys import keys_of
+from vitp_pipeline.config.settings import TABLES, ProposalSettings, Settings, TrainSettings
+from vitp_pipeline.config.validation import checked, did_you_mean
+from vitp_pipeline.datasets import DatasetSpec, load_manifest
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.paths import PACKAGE, find_toml, read_toml
+
+NO_DATA_ROOT = Path("--data-root")
+"""Stands for the data root where a command goes without."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe. `tables` holds the raw TOML tables; `stage()` gives them as settings."""
+
+    path: Path
+    title: str
+    manifest: DatasetSpec
+    tables: dict[str, dict[str, Any]]
+
+    def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
+        """The settings of a stage: flags that are not None put over the file's keys, these over a preset's.
+
+        Raises:
+            InputError: no such preset.
+            UsageError: as `validation.checked`.
+        """
+        name = next(n for n, k in TABLES.items() if k is kind)
+        given = {k: v for k, v in overrides.items() if v is not None}
+        values = {**self.tables.get(name, {}), **given}
+        places = dict.fromkeys(given, f"on the command line: [{name}]")
+        if kind in (ProposalSettings, TrainSettings) and isinstance(preset := values.get("preset"), str) and preset:
+            behind = load_preset(preset)
+            places = {key: f"preset {preset}: [{name}]" for key in behind.keys() - values.keys()} | places
+            values = {**behind, **values}
+        if kind is ProposalSettings:
+            values = with_mask_preset(values)
+        return checked(kind, values, f"{self.path}: [{name}]", places)
+
+    def find_file(self, text: str, data_root: Path) -> Path:
+        """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.
+
+        Raises:
+            InputError: no such file, or it lies below a data root that is not given.
+        """
+        if data_root == NO_DATA_ROOT and "{data_root}" in text:
+            raise InputError(
+                f"{self.path.name} names {text}, and --data-root is not given",
+                "Give it, or name files in place of the recipe's: --generator and --checkpoint, --classifier",
+            )
+        for name, folder in {"data_root": data_root, "package": PACKAGE}.items():
+            text = text.replace(f"{{{name}}}", str(folder))
+        path = Path(text).expanduser()
+        for candidate in (self.path.parent / path, Path.cwd() / path):
+            if candidate.is_file():
+                return candidate
+        places = "" if path.is_absolute() else ", neither beside the recipe nor here"
+        raise InputError(f"{path}: this file does not exist{places}", f"Correct it in {self.path.name}, or the flag")
+
+
+def load_preset(name_or_path: str) -> dict[str, Any]:
+    """Keys of a table from a shipped preset or a user's own file (`./mine.toml`).
+
+    Those called views-… are for [generate-proposals], the others for [train-classifier].
+
+    Raises:
+        InputError: not found, or not TOML.
+    """
+    return read_toml(find_toml(name_or_path, "stages/presets"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads and checks a recipe, shipped (`camvid`) or a user's own (`./mine.toml`).
+
+    Raises:
+        InputError: not found, or not TOML.
+        UsageError: a table or key that does not exist, a value of the wrong type.
+    """
+    path = find_toml(name_or_path, "stages")
+    content = read_toml(path)
+    title, manifest = content.pop("title", path.stem), content.pop("manifest", None)
+    if not isinstance(manifest, str):
+        raise UsageError(f"{path}: the key `manifest` is missing", 'Add e.g. manifest = "camvid"')
+    for name, table in content.items():
+        if name not in TABLES or not isinstance(table, dict):
+            raise UsageError(
+                f"{path}: unknown {_entry(table)} {name!r}", did_you_mean(name, [*TABLES, "title", "manifest"])
+            )
+        for key in table:
+            if key not in (known := keys_of(TABLES[name])):
+                raise UsageError(f"{path}: [{name}] has no key {key!r}", did_you_mean(key, known))
+    return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
+
+
+def parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    """`KEY=VALUE` words of the command line as keys of a table; VALUE is TOML, or else plain text.
+
+    Raises:
+        UsageError: a word without `=`.
+    """
+    values: dict[str, Any] = {}
+    for word in changes or []:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set {word!r} is not of the form KEY=VALUE", "For example --set lr=0.003")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def _entry(value: Any) -> str:
+    return "table" if isinstance(value, dict) else "key"

@@ -1,0 +1,195 @@
+"""[train-classifier]: the ViT-P model, what it is trained on, and its optimization."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from annotated_types import Len
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from vitp_pipeline.config.classify import Precision
+from vitp_pipeline.config.constraints import (
+    ASCENDING,
+    DISTINCT,
+    Count,
+    Device,
+    FolderName,
+    Fraction,
+    Pixels,
+    Seed,
+    within,
+)
+from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.config.mixture import Mixture, parse_mixture
+from vitp_pipeline.errors import UsageError
+
+Rate = Annotated[float, within(0, 100)]
+BelowOne = Annotated[float, within(0, 1, "[)")]
+Share = Annotated[float, within(0, 1, "(]")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainSettings:
+    """[train-classifier]: the ViT-P model and its training."""
+
+    name: Annotated[FolderName, Key("Folder of the classifier in the run.", enters="not")] = "default"
+    split: Annotated[str, Len(1), Key("Split of the manifest.")] = "train"
+    backbone: Annotated[str, Len(1), Key("Backbone: the name of a plain ViT of timm.")] = "vit_small_patch14_dinov2"
+    weights: Annotated[
+        str, Key("Weights of the backbone: a local file, hub = timm's, empty = from scratch.", enters="content")
+    ] = ""
+    backbone_args: Annotated[str, Key("Further arguments of the backbone, a JSON object.")] = ""
+    depth: Annotated[int, within(0, 1000), Key("Use the first blocks of the backbone; 0 = all.", "blocks")] = 0
+    taps: Annotated[
+        tuple[Annotated[int, within(1, 1000)], ...],
+        DISTINCT,
+        Key("Blocks whose point tokens enter the head, counted from 1; empty = the last one.", "blocks"),
+    ] = ()
+    point_token: Annotated[
+        Literal["linear", "patch", "sampled"],
+        Key("Point token: linear as in the paper, patch starts from the patches around the point, sampled reads them."),
+    ] = "linear"
+    attention: Annotated[
+        Literal["full", "read-only"], Key("Attention: full as in the paper, read-only lets no token see a point.")
+    ] = "full"
+    head: Annotated[Literal["linear", "mlp"], Key("Classification head.")] = "linear"
+    norm: Annotated[
+        Literal["layer", "batch", "none"], Key("Norm before the head: layer, batch over training points, none.")
+    ] = "layer"
+    dropout: Annotated[BelowOne, Key("Dropout on the input of the head.", "probability")] = 0.0
+    drop_path: Annotated[BelowOne, Key("Stochastic depth of the backbone.", "probability")] = 0.0
+    image_size: Annotated[tuple[Pixels, Pixels], Key("Height, width of the classifier's input.", "px")] = (518, 518)
+    points_per_image: Annotated[
+        int, within(1, 10**6), Key("Ground-truth points drawn per image and step.", "points")
+    ] = 250
+    fit: Annotated[
+        Literal["gradient", "discriminant"],
+        Key("Training: gradient, or discriminant = a linear head on frozen features in closed form (LDA)."),
+    ] = "gradient"
+    shrinkage: Annotated[
+        float, within(0, 10**6), Key("Shrinkage of the LDA covariance towards the variances of the features.", "factor")
+    ] = 1.0
+    sampling: Annotated[
+        Literal["class-balanced", "instance-balanced", "uniform"],
+        Key("Draw points evenly over the classes of an image, over its objects, or over its pixels."),
+    ] = "class-balanced"
+    epochs: Annotated[int, within(1, 10**6), Key("Passes over the training images.", "epochs")] = 30
+    batch_size: Annotated[int, within(1, 65536), Key("Images per step.", "images")] = 8
+    optimizer: Annotated[Literal["sgd", "adamw"], Key("Optimizer: sgd with momentum 0.9, or adamw.")] = "sgd"
+    lr: Annotated[Rate, Key("Peak learning rate of the head and the point layer.", "rate")] = 0.01
+    backbone_lr: Annotated[
+        Rate | Literal[-1],
+        Key("Peak learning rate of the backbone; -1 = lr, 0 = frozen, the head alone learns.", "rate"),
+    ] = -1.0
+    weight_decay: Annotated[Rate, Key("Weight decay of matrices; biases, norms and scales have none.", "rate")] = 0.0
+    warmup: Annotated[Fraction, Key("Fraction of the steps with a linearly rising rate.", "fraction")] = 0.05
+    clip: Annotated[float, within(0, 10**6), Key("Largest norm of the gradient; 0 = no clipping.", "norm")] = 1.0
+    label_smoothing: Annotated[BelowOne, Key("Label smoothing of the cross-entropy.", "fraction")] = 0.0
+    class_prior: Annotated[
+        float, within(0, 10), Key("Logit adjustment: factor on log(class frequency) in the loss.", "factor")
+    ] = 0.0
+    flip: Annotated[bool, Key("Flip images horizontally at random.")] = True
+    crop_scale: Annotated[
+        tuple[Share, Share], ASCENDING, Key("Random resized crop: lowest and highest fraction of the area.", "fraction")
+    ] = (1.0, 1.0)
+    rotation: Annotated[
+        float, within(0, 180), Key("Largest random rotation; corners become unlabelled.", "degrees")
+    ] = 0.0
+    color_jitter: Annotated[Fraction, Key("Strength of brightness, contrast and saturation jitter.", "fraction")] = 0.0
+    precision: Annotated[Precision, Key("Precision of forward passes; auto = bfloat16 on GPUs that have it.")] = "auto"
+    seed: Annotated[Seed, Key("Seed of initialization, order and augmentation.", "integer")] = 0
+    hold_out: Annotated[Count, Key("Training images held out, to choose settings by.", "images")] = 0
+    hold_out_fold: Annotated[
+        Count, Key("Number of the disjoint set of held-out images, for cross-validation.", "folds")
+    ] = 0
+    prompt: Annotated[
+        Literal["point", "mask"], Key("Prompt: point, or mask = classified from all patches of a mask (Table 6).")
+    ] = "point"
+    mask_form: Annotated[
+        Literal["attention", "maft"],
+        Key("Mask prompt: attention passes masks through the pre-trained blocks, maft through new ones behind them."),
+    ] = "attention"
+    maft_layers: Annotated[int, within(0, 1000), Key("New blocks of mask_form = maft.", "blocks")] = 0
+    mask_proposals: Annotated[
+        str, Key("Run whose proposals of this split are the masks to learn; empty = ground truth.", enters="content")
+    ] = ""
+    checkpoint_minutes: Annotated[
+        float, within(0, 10080, "(]"), Key("Time between checkpoints: the work that a kill may cost.", "minutes", "not")
+    ] = 2.0
+    workers: Annotated[int, within(0, 1024), Key("Threads that read images ahead.", "threads", "not")] = 1
+    device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
+    preset: Annotated[str, Key("Table of stages/presets/ that gives the keys not set here.", enters="keys")] = ""
+    warmup_steps: Annotated[Count, Key("Steps with a linearly rising rate; 0 = by `warmup`.", "steps")] = 0
+    layer_decay: Annotated[
+        Share, Key("Factor on the rate from a block of the backbone to the one below.", "factor")
+    ] = 1.0
+    accumulate: Annotated[int, within(1, 65536), Key("Batches whose gradients are summed to one step.", "batches")] = 1
+    ema: Annotated[
+        BelowOne, Key("Decay of a running mean of the weights, which becomes the model; 0 = off.", "factor")
+    ] = 0.0
+    keep: Annotated[
+        Literal["last", "best"], Key("Weights to keep: of the last epoch, or of the best held_out_class_accuracy.")
+    ] = "last"
+    checkpointing: Annotated[bool, Key("Recompute activations in the backward pass to save memory.", enters="not")] = (
+        False
+    )
+    compile: Annotated[bool, Key("Use torch.compile, which rounds differently.", enters="not")] = False
+    # what is learned from, and where it starts
+    data: Annotated[
+        tuple[str, ...],
+        Key('Annotations: fine, coarse, boxes, or a mixture with shares such as ["fine=0.5", "coarse=0.5"].'),
+    ] = ("fine",)
+    coarse_erosion: Annotated[
+        BelowOne, Key("Fraction of an object's depth that is eroded to make coarse masks of fine ones.", "fraction")
+    ] = 0.2
+    hue_jitter: Annotated[float, within(0, 0.5), Key("Largest random shift of the hue.", "turns")] = 0.0
+    init_from: Annotated[
+        str, Key("Classifier to start from in place of `weights`: its name in this run, or a file.", enters="content")
+    ] = ""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        mixture, lda = self.mixture, self.fit == "discriminant"
+        if self.keep == "best" and (lda or not self.hold_out):
+            raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
+        if self.hold_out_fold and not self.hold_out:
+            raise UsageError(f"hold_out_fold = {self.hold_out_fold} needs hold_out images")
+        if lda and (self.head != "linear" or self.norm != "none"):
+            raise UsageError('fit = "discriminant" needs head = "linear" and norm = "none": it brings its own scaling')
+        if lda and self.prompt == "mask" and self.mask_form == "maft":
+            raise UsageError('fit = "discriminant" trains the head alone, and the blocks of mask_form = "maft" are new')
+        if self.prompt == "mask" and self.mask_form == "maft" and (self.taps or not self.maft_layers):
+            raise UsageError('mask_form = "maft" needs maft_layers ≥ 1, and no taps: the head reads the last layer')
+        if self.prompt == "mask" and (self.data != ("fine",) or self.sampling == "instance-balanced"):
+            raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
+        frozen = self.backbone_lr == 0 or lda
+        if frozen and self.prompt == "point" and self.point_token == "linear" and not self.init_from:
+            raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
+        if mixture.has_boxes and self.point_token == "sampled":
+            raise UsageError(
+                'point_token = "sampled" reads one place, it cannot tell boxes apart', 'Use "linear" or "patch"'
+            )
+        if self.mask_proposals and self.prompt != "mask":
+            raise UsageError('mask_proposals goes with prompt = "mask"; point prompts need no proposals')
+        if self.mask_proposals and (self.crop_scale != (1.0, 1.0) or self.rotation):
+            raise UsageError("mask_proposals goes with neither crop_scale nor rotation: its masks are of whole images")
+        if self.weights and self.init_from:
+            raise UsageError("weights and init_from are both set", "Keep one: a classifier brings its backbone along")
+        if self.init_from == self.name:
+            raise UsageError(f"init_from = {self.init_from!r} is the classifier to be trained", "Give it another name")
+        if self.depth and any(tap > self.depth for tap in self.taps):
+            raise UsageError(f"taps = {list(self.taps)} are not among the first depth = {self.depth} blocks")
+        patch = re.search(r"_patch(\d+)", self.backbone)
+        if patch and not self.backbone_args and any(side % int(patch[1]) for side in self.image_size):
+            raise UsageError(
+                f"image_size = {list(self.image_size)} is not a multiple of {patch[1]}, the patch of {self.backbone}",
+                f"Use {[max(1, round(side / int(patch[1]))) * int(patch[1]) for side in self.image_size]}",
+            )
+        return self
+
+    @property
+    def mixture(self) -> Mixture:
+        """Kinds of annotation in `data` and their shares."""
+        return parse_mixture(self.data)

@@ -1,0 +1,159 @@
+"""Values into settings, and one line for what cannot be: key, value and what it takes, all from the declarations."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from vitp_pipeline.config.constraints import MANY
+from vitp_pipeline.config.keys import STRICT, keys_of, schema_of
+from vitp_pipeline.errors import UsageError
+
+Table = TypeVar("Table")
+OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+
+
+def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Mapping[str, str] | None = None) -> Table:
+    """Build the settings of a table.
+
+    Args:
+        kind: a class of `Key`s.
+        values: by key; arrays may be lists.
+        where: place of the values, for messages: "mine.toml: [evaluate]".
+        places: of single keys that were set elsewhere: "on the command line: [evaluate]".
+    Raises:
+        UsageError: a key is unknown or missing, a value has another type or is out of range, values exclude each other.
+    """
+    keys, places = keys_of(kind), places or {}
+    for key in values:
+        if key not in keys:
+            raise UsageError(f"{places.get(key, where)} has no key {key!r}", did_you_mean(key, keys))
+    try:
+        return kind(**{key: frozen(value) for key, value in values.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        if key not in values:
+            raise UsageError(f"{where} needs the key {key!r}", f"It is: {keys[key].help}") from None
+        schema = schema_of(kind)["properties"][key]
+        raise _refused(f"{places.get(key, where)} {key} = {toml(values[key])}", schema, first) from None
+    except UsageError as error:
+        place = next((place for key, place in places.items() if re.search(rf"\b{key}\b", error.message)), where)
+        raise UsageError(f"{place} {error.message}", error.mend) from None
+
+
+def check_value(name: str, value: Any, annotation: Any) -> Any:
+    """Check one value, as of a flag, against a type of `constraints`.
+
+    Raises:
+        UsageError: it is of the wrong type or out of range.
+    """
+    try:
+        return _adapter(annotation).validate_python(frozen(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _refused(f"{name} {toml(value)}", schema_of(annotation), first) from None
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=STRICT)
+
+
+def frozen(value: Any) -> Any:
+    """The value with tuples in place of lists."""
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageError:
+    """Error for `what`, a key and its value."""
+    takes = takes_of(schema)
+    if error["type"] == "check":
+        return UsageError(f"{what} {error['ctx']['words']}", "" if takes == "text" else f"It takes {takes}")
+    if error["type"] in ("choice", "literal_error") and "enum" in _of_items(schema):
+        choose = "Choose among" if schema.get("type") == "array" else "Choose one of"
+        return UsageError(what, f"{choose}: {takes_choice(schema)}")
+    if "anyOf" in schema:
+        return UsageError(f"{what} is not {takes}")
+    inner = _of_items(schema)
+    if error["type"] in OUTSIDE and (interval := interval_of(inner)):
+        odd = "" if inner is schema else f": {toml(error['input'])}"
+        return UsageError(f"{what}{odd} is outside {interval}")
+    wrong = "length" if error["type"] in ("too_short", "too_long", "missing") else "type"
+    return UsageError(f"{what} has the wrong {wrong}: it takes {takes}")
+
+
+def _of_items(schema: dict[str, Any]) -> dict[str, Any]:
+    """Schema of a single value: of an array's items, or of the first of several forms."""
+    if "anyOf" in schema:
+        return _of_items(schema["anyOf"][0])
+    return _of_items(schema["items"]) if schema.get("type") == "array" else schema
+
+
+def takes_choice(schema: dict[str, Any]) -> str:
+    """The words that a value may be."""
+    return ", ".join(word or '""' for word in _of_items(schema)["enum"])
+
+
+def takes_of(schema: dict[str, Any]) -> str:
+    """What a value may be, in words: "a whole number in [1, 64]"."""
+    if "anyOf" in schema:
+        return " or ".join(map(takes_of, schema["anyOf"]))
+    if "const" in schema:
+        return toml(schema["const"])
+    if "enum" in schema:
+        return f"one of: {takes_choice(schema)}"
+    kind = schema.get("type")
+    if kind == "array":
+        low, high = schema.get("minItems", 0), schema.get("maxItems")
+        count = "two " if low == high == 2 else "one or more " if low else "two or no " if high == 2 else ""
+        return f"a list of {count}{_PLURALS[_of_items(schema)['type']]}{_suffix(_of_items(schema))}"
+    return f"{_SINGULAR[str(kind)]}{_suffix(schema)}"
+
+
+def _suffix(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return f" among: {takes_choice(schema)}"
+    return f" in {interval}" if (interval := interval_of(schema)) else ""
+
+
+_SINGULAR = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+_PLURALS = {"integer": "whole numbers", "number": "numbers", "boolean": "true or false", "string": "words"}
+
+
+def interval_of(schema: dict[str, Any]) -> str:
+    """Range of a number as mathematics writes it: "[0, 1)"; empty where there is none."""
+    low, high = (schema.get(end, schema.get(f"exclusive{end.title()}")) for end in ("minimum", "maximum"))
+    if low is None or high is None:
+        return ""
+    ends = "[" if "minimum" in schema else "(", "]" if "maximum" in schema else ")"
+    return f"{ends[0]}{_end(low)}, {_end(high)}{ends[1]}"
+
+
+def _end(value: float) -> str:
+    """An end of a range; 1e9 for a count that nothing bounds."""
+    return "1e9" if value == MANY else toml(value)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it, cut where it is long."""
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(toml, value))}]"
+    elif isinstance(value, float):
+        text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice on a word that is none of the known ones: the nearest of them, or all."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}"
