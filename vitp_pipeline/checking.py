@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -13,12 +13,15 @@ from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
-from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.paths import find_toml, read_toml, shipped_names
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.stage_one import estimate, lines_of
 from vitp_pipeline.trial import TrialGenerator
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SHOWN = 20
 """Lines of a kind that are printed; --json has all."""
@@ -66,12 +69,14 @@ def check_dataset(
     settings = _settings_of(recipe, generator).settled(begun=False)
     trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
     splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
-    reports, absent = [], []
+    reports: list[dict[str, Any]] = []
+    absent: dict[str, InputError] = {}
+    unreadable: dict[str, InputError] = {}
     for key in splits:
         try:
             dataset = Dataset(spec, data_root, key)
         except InputError as error:
-            absent.append((key, error))
+            (absent if isinstance(error, MissingDataError) else unreadable)[key] = error
             continue
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
@@ -93,12 +98,19 @@ def check_dataset(
         reports.append(report)
         if not as_json:
             print_report(report)
-    if not reports:
-        raise absent[0][1]
-    for key, reason in absent:
+    left_out = absent | unreadable
+    if len(splits) == len(left_out) == 1:
+        raise left_out[splits[0]]
+    for key, reason in left_out.items():
         say(f"{key}: {reason}")
     if as_json:
-        print(json.dumps({"manifest": spec.name, "splits": reports}, indent=2, ensure_ascii=False))
+        why = {
+            name: {key: str(error) for key, error in found.items()}
+            for name, found in (("absent", absent), ("unreadable", unreadable))
+        }
+        print(json.dumps({"manifest": spec.name, "splits": reports, **why}, indent=2, ensure_ascii=False))
+    if unreadable or not reports:
+        raise next(iter((unreadable or absent).values()))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
         total = sum(report["checked"] for report in reports)
         raise InputError(
@@ -153,7 +165,6 @@ def _usable(dataset: Dataset, report: dict[str, Any], count: int) -> list[Sample
 def print_report(report: dict[str, Any]) -> None:
     """For people, on standard output."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False, soft_wrap=True, file=sys.stdout)
     some = "" if report["checked"] == report["images"] else f", {report['checked']} of them looked at"
@@ -161,25 +172,10 @@ def print_report(report: dict[str, Any]) -> None:
     sizes = list(report["sizes"].items())
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
     console.print(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
-    console.print(f"  modes: images {_counts(report['image_modes'])}; labels {_counts(report['label_modes'])}")
-    if report["ignored_share"] is not None:
-        console.print(f"  pixels without a class: {report['ignored_share']:.1%}")
-    counted = report["classes"][0]["objects"] is not None
-    columns = ("label", "class", "images", *(("objects",) if counted else ()), "share of pixels")
-    table = Table(*columns, box=None, padding=(0, 2))
-    pixels = sum(entry["pixels"] for entry in report["classes"])
-    for entry in report["classes"]:
-        if entry["images"]:
-            share = f"{entry['pixels'] / pixels:.3%}" if pixels else "–"
-            objects = (str(entry["objects"]),) if counted else ()
-            table.add_row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
-    console.print(table)
-    missing, total = report["missing"], len(report["classes"])
-    console.print(
-        f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else "")
-    )
-    for value, where in report["unknown"].items():
-        console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+    labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so there is nothing to measure"
+    console.print(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
+    if report["ground_truth"]:
+        _print_classes(console, report)
     reasons = [entry["reason"] for entry in report["broken"]]
     if report["unknown"]:  # of which one file is enough
         first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
@@ -199,7 +195,31 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"  sheet: {report['sheet']}")
 
 
-def _list(console: Any, kind: str, lines: list[str]) -> None:
+def _print_classes(console: Console, report: dict[str, Any]) -> None:
+    """Which classes there are, and values that are none."""
+    from rich.table import Table
+
+    if report["ignored_share"] is not None:
+        console.print(f"  pixels without a class: {report['ignored_share']:.1%}")
+    counted = report["classes"][0]["objects"] is not None
+    columns = ("label", "class", "images", *(("objects",) if counted else ()), "share of pixels")
+    table = Table(*columns, box=None, padding=(0, 2))
+    pixels = sum(entry["pixels"] for entry in report["classes"])
+    for entry in report["classes"]:
+        if entry["images"]:
+            share = f"{entry['pixels'] / pixels:.3%}" if pixels else "–"
+            objects = (str(entry["objects"]),) if counted else ()
+            table.add_row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
+    console.print(table)
+    missing, total = report["missing"], len(report["classes"])
+    console.print(
+        f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else "")
+    )
+    for value, where in report["unknown"].items():
+        console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+
+
+def _list(console: Console, kind: str, lines: list[str]) -> None:
     for line in lines[:SHOWN]:
         console.print(f"  {kind}: {line}")
     if len(lines) > SHOWN:

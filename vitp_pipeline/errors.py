@@ -34,6 +34,10 @@ class InputError(UserError):
     exit_code = 3
 
 
+class MissingDataError(InputError):
+    """Nothing lies where a split of the manifest names its files."""
+
+
 class IncompatibleError(UserError):
     """Two things that must agree do not: a run made with other settings, class names, checkpoint shapes."""
 

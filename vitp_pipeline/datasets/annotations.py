@@ -59,6 +59,7 @@ class Annotations:
         named_by_url: whether the file names are folder and name of `coco_url`s, as LVIS has it.
         sizes: (I, 2) height, width of the images; 0 where the file says none.
         label_names: file names of the label PNGs (panoptic only); "" of an image without annotation.
+        unlabeled: why there is no ground truth, or "": files of test splits have images alone. An empty list is one.
     Raises:
         InputError: missing, not such a file, or of another dataset than the manifest's.
     """
@@ -76,6 +77,9 @@ class Annotations:
             check_categories(path, data["categories"], spec)
             _say_other_things(path, data["categories"], spec)
             self._listed = {c["id"] for c in data["categories"]}
+            self.unlabeled = ""
+            if data.get("annotations") is None:
+                data, self.unlabeled = {**data, "annotations": []}, f"{path} has no `annotations`"
             for key in ("images", "annotations"):
                 _check_objects(data[key], f"{path}: {key}")
             # ids become names of arrays
@@ -85,6 +89,8 @@ class Annotations:
             self.sizes = self._image_sizes(data["images"])
             self.label_names: list[str] = []
             self._outlines: list[Any] | None = None
+            for number in range(len(self) if self.unlabeled else 0):
+                self._spoil(number, "", "it has no ground truth: the file has no `annotations`")
             if spec.kind == "coco-panoptic":
                 self._take_panoptic(data)
             else:

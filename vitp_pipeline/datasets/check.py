@@ -29,6 +29,7 @@ class Finding:
 
     Attributes:
         size: (H, W), or None when the image cannot be read.
+        labeled: whether there is ground truth to look at.
         values: pixels by label value (semantic-png), or by category id.
         objects: objects by category id (COCO kinds).
         void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
@@ -38,6 +39,7 @@ class Finding:
 
     image_id: str
     size: Size | None = None
+    labeled: bool = True
     image_mode: str = ""
     label_mode: str = ""
     values: Counter[int] = field(default_factory=Counter)
@@ -54,6 +56,7 @@ class SplitCheck:
     Attributes:
         listed: images of the split.
         checked: those looked at.
+        unlabeled: why the split has no ground truth, or "".
         unknown: images by label value that is neither a class nor ignored.
         value_images: images by label value.
         unlabelled: ids of images in which nothing has a class.
@@ -63,6 +66,7 @@ class SplitCheck:
     name: str
     listed: int
     checked: int = 0
+    unlabeled: str = ""
     sizes: Counter[Size] = field(default_factory=Counter)
     image_modes: Counter[str] = field(default_factory=Counter)
     label_modes: Counter[str] = field(default_factory=Counter)
@@ -90,7 +94,7 @@ class SplitCheck:
         self.unknown.update(set(found.values) - classes - ignored)
         self.broken += [(found.image_id, path, reason) for path, reason in found.broken]
         self.odd += [(found.image_id, reason) for reason in found.odd]
-        if not found.broken and not classes & (set(found.values) | set(found.objects)):
+        if found.labeled and not found.broken and not classes & (set(found.values) | set(found.objects)):
             self.unlabelled.append(found.image_id)
 
 
@@ -105,7 +109,7 @@ def check_split(
         advance: is called after every image.
     """
     chosen = spread(dataset.samples, limit)
-    check = SplitCheck(dataset.split, len(dataset))
+    check = SplitCheck(dataset.split, len(dataset), unlabeled=dataset.samples.unlabeled)
     classes, ignored = {info.label for info in dataset.spec.classes}, set(dataset.spec.ignore)
     ahead = 4 * workers
     with ThreadPoolExecutor(workers) as pool:
@@ -133,11 +137,14 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
         found.size = rgb_of(image, sample.image).shape[:2]
     except InputError as error:
         found.broken.append((sample.image, error.message))
+    if sample.truth is None:
+        found.labeled = False
+        return found
     look = {"semantic-png": _look_at_values, "coco-panoptic": _look_at_segments, "coco-instances": _look_at_shapes}
     try:
         look[dataset.spec.kind](dataset, sample, found)
     except InputError as error:
-        found.broken.append((sample.label, error.message))
+        found.broken.append((sample.truth, error.message))
     return found
 
 
@@ -260,6 +267,7 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
         "split": check.name,
         "images": check.listed,
         "checked": check.checked,
+        "ground_truth": not check.unlabeled,
         "sizes": {f"{width}x{height}": count for (height, width), count in check.sizes.most_common()},
         "image_modes": dict(check.image_modes),
         "label_modes": dict(check.label_modes),

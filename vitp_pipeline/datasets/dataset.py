@@ -227,6 +227,14 @@ class Dataset:
         width, height = upright(open_image(sample.image)).size
         return height, width
 
+    def require_truth(self, what: str) -> None:
+        """Raises UsageError where the split has no ground truth, which `what` needs."""
+        if reason := self.samples.unlabeled:
+            raise UsageError(
+                f"{what}: split {self.split!r} of {self.spec.name!r} has no ground truth: {reason}",
+                "`vitp export-results` writes its results; measure and train on a split with labels",
+            )
+
     @property
     def has_segments(self) -> bool:
         return self.spec.kind == "coco-panoptic"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.datasets.storage import read_bytes
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import InputError, MissingDataError
 
 SMALL = 2**20
 """Bytes of a file that is parsed without a look at what it would take."""
@@ -24,7 +24,8 @@ def read_foreign_json(path: Path, what: str) -> Any:
     Args:
         what: it is, for messages: "annotation file".
     Raises:
-        InputError: missing, not JSON, or it would take more than three quarters of the memory that there is.
+        MissingDataError: missing.
+        InputError: not JSON, or it would take more than three quarters of the memory that there is.
     """
     limit = memory_limit() * 3 // 4
     try:
@@ -37,7 +38,7 @@ def read_foreign_json(path: Path, what: str) -> Any:
             )
         return json.loads(content)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: the {what} does not exist", "Check the path and --data-root") from error
+        raise MissingDataError(f"{path}: the {what} does not exist", "Check the path and --data-root") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})", f"Make or download the {what} again") from error
     except OSError as error:

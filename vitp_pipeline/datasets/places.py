@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitp_pipeline.datasets.spec import words_of
 from vitp_pipeline.datasets.storage import archives_in, compiled, compressed_in, is_archive, is_file, listing
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import MissingDataError
 
 
 class Places:
@@ -58,12 +58,12 @@ class Places:
         there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
-    def nothing_there(self, patterns: tuple[str, ...], mend: str) -> InputError:
+    def nothing_there(self, patterns: tuple[str, ...], mend: str) -> MissingDataError:
         """The error for a pattern that no file matches; compressed archives, which cannot be read, are named."""
         if compressed := [path for folder in self.folders for path in compressed_in(folder)]:
             mend = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
             mend += "plain .tar or .zip of it"
-        return InputError(f"{self.expected(patterns[0])}: no images there", mend)
+        return MissingDataError(f"{self.expected(patterns[0])}: no images there", mend)
 
     @cached_property
     def folders(self) -> list[Path]:

@@ -22,16 +22,23 @@ class Sample:
 
     Attributes:
         image: its file. Paths start with the data root; one that goes through an archive names a file in it.
-        label: its label file; the annotation file where objects are not in images.
+        truth: its label file; the annotation file where objects are not in images; None where a split is `unlabeled`.
         coarse: its coarse label file, if the manifest names such files.
         annotation: what the annotation file says about it (COCO kinds).
     """
 
     image_id: str
     image: Path
-    label: Path
+    truth: Path | None
     coarse: Path | None = None
     annotation: Annotation | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def label(self) -> Path:
+        """`truth`. Raises InputError where there is none."""
+        if self.truth is None:
+            raise InputError(f"{self.image}: its split has no ground truth")
+        return self.truth
 
     @property
     def segments(self) -> tuple[GroundTruthSegment, ...] | None:
@@ -42,9 +49,14 @@ class Sample:
 
 
 class Listed(Protocol):
-    """Images in an order, whose samples are made when they are asked for: of a million images only names are held."""
+    """Images in an order, whose samples are made when they are asked for: of a million images only names are held.
+
+    Attributes:
+        unlabeled: why they have no ground truth, or "".
+    """
 
     image_ids: Sequence[str]
+    unlabeled: str
 
     def sample(self, number: int) -> Sample: ...
 
@@ -62,6 +74,11 @@ class Samples(Sequence[Sample]):
     def image_ids(self) -> tuple[str, ...]:
         ids = [image_id for piece in self._pieces for image_id in piece.image_ids]
         return tuple(ids if len(self) == len(ids) else (ids[number] for number in self._numbers))
+
+    @property
+    def unlabeled(self) -> str:
+        """Why some images have no ground truth; "" where all have."""
+        return next((piece.unlabeled for piece in self._pieces if piece.unlabeled), "")
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -131,9 +148,13 @@ class _Chosen:
         self._listed = listed
         self._numbers = [number for number, image_id in enumerate(listed.image_ids) if image_id in wanted]
         self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
+        self.unlabeled = listed.unlabeled
 
     def sample(self, number: int) -> Sample:
         return self._listed.sample(self._numbers[number])
+
+
+NO_LABELS = "its manifest names no `labels`"
 
 
 class _ByPattern:
@@ -141,10 +162,11 @@ class _ByPattern:
 
     def __init__(self, places: Places, split: SplitSpec) -> None:
         self.image_ids: Sequence[str] = ()
+        self.unlabeled = "" if split.labels else NO_LABELS
         self._found = found = places.images(alternatives(split.images))
         if not found:
             return
-        self._labels = places.beside(alternatives(split.labels))
+        self._labels = places.beside(alternatives(split.labels)) if split.labels else None
         self._coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
         for number, relative in enumerate(found.relative):
             check_inside(relative, found.base(number))
@@ -152,8 +174,8 @@ class _ByPattern:
 
     def sample(self, number: int) -> Sample:
         words = words_of_file(self._found.relative[number]) | self._found.words(number)
-        coarse = None if self._coarse is None else self._coarse.of(words)
-        return Sample(self.image_ids[number], self._found.path(number), self._labels.of(words), coarse=coarse)
+        truth, coarse = (None if files is None else files.of(words) for files in (self._labels, self._coarse))
+        return Sample(self.image_ids[number], self._found.path(number), truth, coarse=coarse)
 
 
 class _ByAnnotations:
@@ -162,18 +184,20 @@ class _ByAnnotations:
     def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
         self._file = Annotations(places.file(alternatives(split.annotations)), spec)
         self.image_ids: Sequence[str] = self._file.image_ids
+        self.unlabeled = NO_LABELS if spec.kind == "coco-panoptic" and not split.labels else self._file.unlabeled
         if not self.image_ids:
             return
         self._images = _ImageFinder(places, alternatives(split.images), self._file)
         self._label_folder = self._file.path
-        if name := next(filter(None, self._file.label_names), ""):
+        if not self.unlabeled and (name := next(filter(None, self._file.label_names), "")):
             first = places.file(tuple(f"{folder}/{name}" for folder in alternatives(split.labels)))
             self._label_folder = Path(first.as_posix().removesuffix("/" + name))
 
     def sample(self, number: int) -> Sample:
         names = self._file.label_names
         label = self._label_folder / names[number] if names and names[number] else self._file.path
-        return Sample(self.image_ids[number], self._images.of(number), label, annotation=Annotation(self._file, number))
+        truth, annotation = None if self.unlabeled else label, Annotation(self._file, number)
+        return Sample(self.image_ids[number], self._images.of(number), truth, annotation=annotation)
 
 
 def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
@@ -183,9 +207,9 @@ def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sam
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
     if any(split.list for split in parts):  # the others' may belong to other splits
         return []
-    places, used = Places(root, spec.roots), {sample.label for sample in samples}
-    found = {path for split in parts for path in places.beside(alternatives(split.labels)).all()}
-    return sorted(found - used)
+    places, used = Places(root, spec.roots), {sample.truth for sample in samples}
+    labels = (alternatives(split.labels) for split in parts if split.labels)
+    return sorted({path for templates in labels for path in places.beside(templates).all()} - used)
 
 
 class _ImageFinder:

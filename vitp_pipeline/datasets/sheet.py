@@ -60,7 +60,9 @@ def _tile(dataset: Dataset, sample: Sample) -> Image.Image:
 
 
 def _overlay(dataset: Dataset, sample: Sample, image: np.ndarray) -> tuple[Image.Image, dict[int, float]]:
-    """The overlay, and area (or number of boxes) by class."""
+    """The overlay, and area (or number of boxes) by class; the image itself where there is no ground truth."""
+    if sample.truth is None:
+        return Image.fromarray(image), {}
     colors = np.array([info.color for info in dataset.spec.classes], np.uint8)
     if not dataset.has_masks:
         edges, classes = dataset.read_boxes(sample, (image.shape[0], image.shape[1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +56,8 @@ class SplitSpec:
 
     Attributes:
         images: a pattern of image files (semantic-png), or their folder or names (COCO kinds).
-        labels: the label file of an image, with the words in braces of `images` (semantic-png), or the PNG folder.
+        labels: the label file of an image, with the words in braces of `images` (semantic-png), or the PNG folder. None
+            in a split without ground truth, which can be proposed for, classified and exported.
         annotations: the JSON file (COCO kinds).
         labels_coarse: coarse label files, named and valued as `labels` (semantic-png only).
         of: other splits, whose images together are this one's; the rest is then empty.
@@ -195,7 +197,7 @@ def _split(name: str, entry: dict[str, Any], kind: str) -> SplitSpec:
     if kind != "semantic-png" and "labels_coarse" in entry:
         raise ValueError(f"{where} labels_coarse is for semantic-png")
     images = _paths(entry["images"])
-    labels = _paths(entry["labels"] if kind != "coco-instances" else entry.get("labels", ()))
+    labels = _paths(entry.get("labels", ()))
     coarse = _paths(entry["labels_coarse"]) if "labels_coarse" in entry else None
     if kind == "semantic-png":
         words = set.intersection(*({*IMAGE_WORDS, *words_of(pattern)} for pattern in images))
@@ -217,7 +219,7 @@ def words_of(pattern: str) -> list[str]:
     return re.findall(r"\{(\w*)\}", pattern)
 
 
-def _paths(entry: str | list[str]) -> tuple[str, ...]:
+def _paths(entry: str | Sequence[str]) -> tuple[str, ...]:
     paths = alternatives(entry if isinstance(entry, str) else tuple(entry))
     if not all(isinstance(path, str) for path in paths):
         raise TypeError(f"{entry!r} is no path, nor a list of paths")

@@ -109,7 +109,8 @@ def check_views(evaluation: Evaluation) -> None:
 
 
 def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
-    """Raises UsageError when the dataset has no ground truth for a task that was asked for."""
+    """Raises UsageError when the dataset has no ground truth, or none for a task that was asked for."""
+    dataset.require_truth("evaluate")
     if dataset.has_segments or settings.components:
         return
     measured = {"semantic", "instance"} if dataset.has_instances else {"semantic"}

@@ -88,6 +88,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     """
     mixture = settings.mixture
     dataset = Dataset(recipe.manifest, data_root, settings.split)
+    dataset.require_truth("train-classifier")
     if not dataset.has_masks and (mixture.kinds != ("boxes",) or settings.hold_out or settings.prompt == "mask"):
         raise UsageError(
             f"split {settings.split!r} of {dataset.spec.name} has boxes only, no masks",
