@@ -204,10 +204,11 @@ class Dataset:
         Raises:
             InputError: a segment without a box, an unreadable label image, or one of another size.
         """
+        label = sample.label
         if sample.annotation is None:
             numbers, classes = self.read_regions(sample)
             if numbers.shape != size:
-                raise InputError(f"{sample.label}: its image {sample.image.name} has another size")
+                raise InputError(f"{label}: its image {sample.image.name} has another size")
             return boxes_of_regions(numbers, len(classes)), classes
         wanted = [s for s in sample.annotation.segments if not s.iscrowd]
         if without := [s for s in wanted if s.bbox is None]:

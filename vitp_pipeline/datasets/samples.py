@@ -184,7 +184,8 @@ class _ByAnnotations:
     def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
         self._file = Annotations(places.file(alternatives(split.annotations)), spec)
         self.image_ids: Sequence[str] = self._file.image_ids
-        self.unlabeled = NO_LABELS if spec.kind == "coco-panoptic" and not split.labels else self._file.unlabeled
+        pictures = spec.kind == "coco-panoptic"
+        self.unlabeled = self._file.unlabeled or (NO_LABELS if pictures and not split.labels else "")
         if not self.image_ids:
             return
         self._images = _ImageFinder(places, alternatives(split.images), self._file)
