@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +184,72 @@ def test_a_recipe_or_a_manifest(tmp_path: Path) -> None:
     assert manifest_of(str(tmp_path / "m.toml"))[0].name == "x"
     with fails(InputError, "nope", "ade20k"):
         manifest_of("nope")
+
+
+# ---- splits that cannot be read -------------------------------------------------------------------------------------
+
+TWO_SPLITS = (
+    making.COCO_MANIFEST + '[splits.other]\nimages = "val"\nlabels = "panoptic_val"\nannotations = "other.json"\n'
+)
+
+
+def encrypted(path: Path, name: str, content: bytes) -> None:
+    """A zip archive whose member says that it is encrypted."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
+    whole = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        whole[whole.index(signature) + place] |= 1
+    path.write_bytes(whole)
+
+
+ODD_FILES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "not JSON": lambda whole: b"images: []",
+    "a list": lambda whole: b"[" + whole + b"]",
+    "a number": lambda whole: b"1",
+    "no images": lambda whole: whole.replace(b'"images"', b'"pictures"'),
+    "no categories": lambda whole: whole.replace(b'"categories"', b'"classes"'),
+    "other classes": lambda whole: whole.replace(b'"sky"', b'"sea"'),
+    "annotations of another type": lambda whole: whole.replace(b'"annotations": [', b'"annotations": 7, "x": ['),
+    "too deep": lambda whole: b"[" * 100_000,
+    "not UTF-8": lambda whole: b"\xff\xff" + whole,
+}
+
+
+@pytest.mark.parametrize("name", [*ODD_FILES, "encrypted", "a folder"])
+def test_a_split_that_cannot_be_read_is_no_success(tmp_path: Path, name: str) -> None:
+    """Others are looked at all the same; in JSON it stands with its reason."""
+    making.write_coco(tmp_path, 2)
+    whole = (tmp_path / "annotations/panoptic_val.json").read_bytes()
+    manifest, where = TWO_SPLITS, tmp_path / "other.json"
+    if name == "encrypted":
+        encrypted(tmp_path / "other.zip", "other.json", whole)
+        manifest, where = manifest.replace('"other.json"', '"other.zip/other.json"'), tmp_path / "other.zip"
+    elif name == "a folder":
+        where.mkdir()
+        (tmp_path / "other.json" / "x").touch()
+        manifest = manifest.replace('"other.json"', '"other.json/x"')
+    else:
+        where.write_bytes(ODD_FILES[name](whole))
+    (tmp_path / "m.toml").write_text(manifest)
+    result = CliRunner().invoke(
+        cli.app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
+    )
+    assert isinstance(result.exception, InputError) and str(where) in str(result.exception)
+    found = json.loads(result.stdout)
+    assert [split["split"] for split in found["splits"]] == ["val"] and found["splits"][0]["checked"] == 2
+    assert str(where) in found["unreadable"]["other"] and found["absent"] == {}
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A manifest names more splits than most people have."""
+    making.write_coco(tmp_path, 2)
+    (tmp_path / "m.toml").write_text(TWO_SPLITS)
+    result = CliRunner().invoke(
+        cli.app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
+    )
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert "other.json: the annotation file does not exist" in found["absent"]["other"] and found["unreadable"] == {}
