@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from vitp_pipeline.checking import manifest_of
 from vitp_pipeline.cluster.profile import load_profile
+from vitp_pipeline.config.recipe import load_preset, load_recipe
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.paths import read_toml
-from vitp_pipeline.recipe import load_preset, load_recipe
 
 READERS: dict[str, Callable[[str], Any]] = {
     "manifest": load_manifest,

@@ -222,6 +222,7 @@ def test_changes_of_the_command_line() -> None:
     words = ["lr=0.003", "taps=[8, 9]", "head=mlp", 'fit = "gradient"', "flip=false"]
     expected = {"lr": 0.003, "taps": [8, 9], "head": "mlp", "fit": "gradient", "flip": False}
     assert parse_changes(words) == expected
+    assert parse_changes([f"lr={'[' * 20_000}"]) == {"lr": "[" * 20_000}  # too deep for TOML: plain text
     settings = load_recipe("demo").stage(TrainSettings, **parse_changes(words))
     assert settings.taps == (8, 9) and settings.lr == 0.003 and not settings.flip
     with pytest.raises(UsageError, match="KEY=VALUE"):

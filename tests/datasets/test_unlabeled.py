@@ -14,13 +14,14 @@ import pytest
 from tests.classifier.making import tiny_model
 from tests.datasets import making
 from vitp_pipeline.classifier.weights import save_classifier
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import as_dict, check_split
 from vitp_pipeline.datasets.samples import NO_LABELS
 from vitp_pipeline.datasets.sheet import draw_sheet
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.recipe import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings, load_recipe
 from vitp_pipeline.shard import ShardChoice
 
 FILE = "annotations/image_info_test-dev2017.json"

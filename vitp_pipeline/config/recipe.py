@@ -120,7 +120,7 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
             raise UsageError(f"--set {word!r} is not of the form KEY=VALUE", "For example --set lr=0.003")
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             values[key.strip()] = text
     return values
 
