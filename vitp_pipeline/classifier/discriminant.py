@@ -162,14 +162,14 @@ class DiscriminantTrainer:
 
     def _resume(self, statistics: DiscriminantStatistics) -> int:
         step = 0
-        if (state := self.folder.load(torch.device("cpu"))) is not None:
+        if (state := self.folder.load()) is not None:
             try:
                 for name in ("count", "sum", "square"):
                     if self.team.leads:  # what is there already counts once
                         setattr(statistics, name, state[name].numpy())
                 self.batches.skipped.update(state["skipped"])
                 step = int(state["step"])
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise self.folder.damaged(error) from error
         self.folder.require_shared(self.team, step)
         if self.team.leads:

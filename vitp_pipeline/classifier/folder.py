@@ -15,6 +15,7 @@ import torch
 from vitp_pipeline.artifacts.files import refusals, write_whole
 from vitp_pipeline.artifacts.locks import Lock
 from vitp_pipeline.artifacts.places import publish, there
+from vitp_pipeline.artifacts.torch_file import read_torch_file
 from vitp_pipeline.artifacts.writes import append, fill
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
@@ -55,13 +56,16 @@ class TrainingFolder:
         torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
         write_whole(self.checkpoint, lambda unfinished: fill(unfinished, content.getbuffer()))
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The checkpoint, or None before the first. Raises CorruptError."""
+    def load(self) -> dict[str, Any] | None:
+        """Read the checkpoint, its tensors on the CPU; None before the first. Raises CorruptError."""
         if not there(self.checkpoint):
             return None
         try:
-            return torch.load(self.checkpoint, map_location=device, weights_only=True)
-        except Exception as error:  # unpickling fails in many ways
+            state = read_torch_file(self.checkpoint, self.checkpoint.read_bytes())
+            if not isinstance(state, dict):
+                raise TypeError("no table")
+            return state
+        except (InputError, OSError, TypeError) as error:
             raise self.damaged(error) from error
 
     def require_shared(self, team: Team, step: int) -> None:

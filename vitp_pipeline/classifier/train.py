@@ -189,16 +189,16 @@ class Trainer:
 
     def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
         step, losses = 0, []
-        if (state := self.folder.load(self.device)) is not None:
+        if (state := self.folder.load()) is not None:
             try:
                 self.model.load_state_dict(state["model"])
                 if self.average is not None:
-                    self.average.mean = state["average"]
+                    self.average.mean = {k: v.to(self.device) for k, v in state["average"].items()}
                 optimizer.load_state_dict(state["optimizer"])
                 scaler.load_state_dict(state["scaler"])
                 self.batches.skipped.update(state["skipped"])
                 step, losses, self.best = int(state["step"]), list(state["losses"]), state.get("best", self.best)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise self.folder.damaged(error) from error
         self.folder.require_shared(self.team, step)
         if self.team.leads:

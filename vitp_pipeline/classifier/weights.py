@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.artifacts.torch_file import read_torch_file
+from vitp_pipeline.artifacts.weight_names import backbone_weights
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import ModelConfig, PointViT
@@ -82,26 +83,17 @@ def load_classifier(path: str | Path) -> PointViT:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Backbone tensors from a .safetensors or a .pth file (read without running any code in it).
+    """Read the tensors of a backbone, by the names that the network itself has, from a .safetensors or a .pth file.
 
     Raises:
-        InputError: missing, not such a file, or a pickle that wants more than tensors.
+        InputError: missing, not such a file, a pickle that asks for more than data, or a file of several networks.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file", "Correct the path")
+    if path.suffix != ".safetensors":
+        return backbone_weights(read_torch_file(path), path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways, all of them the file's
+        return backbone_weights(load_file(path), path)
+    except (SafetensorError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run what is in it
-            reason = "no file of torch.save, or one of more than tensors"
-        raise InputError(
-            f"{path}: cannot be read as weights ({reason})", "Give a .pth or .safetensors file that is whole"
-        ) from error
-    for key in ("state_dict", "model", "teacher"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no table of weights", "Give the weights alone, not a training state")
-    return state
+        raise InputError(f"{path}: cannot be read as weights ({reason})", "Give a file that is whole") from error

@@ -1,23 +1,20 @@
 """Read generator checkpoints without running what a pickle asks for, and load them without silence.
 
-A `.pth` file is a pickle: it may name any Python function to be called on reading. Only tensors, plain
-containers and the few types that mmengine's own checkpoints hold are let through.
+A `.pth` file is a pickle: `artifacts.torch_file` and `artifacts.safe_pickle` say what it may ask for.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from vitp_pipeline.artifacts.torch_file import read_torch_file
+from vitp_pipeline.artifacts.weight_names import unwrapped
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.generators.numpy_pickle import read_numpy_pickle
 
@@ -49,11 +46,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         content, meta = _read_safetensors(path)
     else:
-        content, meta = _weights_of(read_numpy_pickle(path) if path.suffix == ".pkl" else _read_pickle(path), path)
+        read = read_numpy_pickle if path.suffix == ".pkl" else read_torch_file
+        content, meta = _weights_of(read(path), path)
     if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
         shown = " ".join(", ".join(map(str, list(content)[:SHOWN])).split()) or "nothing"
         raise InputError(f"{path}: holds no state_dict (it has {shown})", WANTED)
-    return Checkpoint(path, _without_prefix(content, "module."), _class_names(meta))
+    return Checkpoint(path, unwrapped(content), _class_names(meta))
 
 
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -107,24 +105,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     return tensors, {"dataset_meta": meta}
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_data_types()):
-            # Mapped, what is not used (an optimizer's state, say) is not even read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|Unsupported class|function|module) ([\w.]+)", str(error))
-        if wanted is None:
-            raise InputError(f"{path}: not a readable checkpoint (no file of torch.save)", AGAIN) from error
-        raise InputError(
-            f"{path}: refused: its pickle asks for {wanted[1]}, which is not data",
-            mend="If you trust the file, save its state_dict alone and use that",
-        ) from error
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError(f"{path}: not a readable checkpoint ({_reason(error)})", AGAIN) from error
-    return content
-
-
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no state_dict (it is a {type(content).__name__})", WANTED)
@@ -133,42 +113,6 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]
         if isinstance(inner, dict):
             return inner, content.get("meta")
     return content, None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class LogHistory:
-    """Takes the place of mmengine's HistoryBuffer, of which the logs beside the weights are made; never used."""
-
-    STATISTICS = ("min", "max", "current", "mean")
-
-
-def _getattr_of_history(owner: Any, name: str) -> str:
-    """`getattr` as mmengine's pickles need it: to name the methods of HistoryBuffer, and for nothing else."""
-    if owner is not LogHistory or name not in LogHistory.STATISTICS:
-        raise pickle.UnpicklingError("GLOBAL builtins.getattr outside of HistoryBuffer")
-    return name
-
-
-def _data_types() -> list[Any]:
-    """What mmengine writes beside tensors: its log histories, and numpy values of any age."""
-    reconstruct = np.zeros(1).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    types: list[Any] = [np.ndarray, np.dtype]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
-        types += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
-    types += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSU"}
-    types += [(LogHistory, f"mmengine.logging{module}.HistoryBuffer") for module in ("", ".history_buffer")]
-    return [*types, (_getattr_of_history, "builtins.getattr")]
-
-
-def _without_prefix(weights: Mapping[str, torch.Tensor], prefix: str) -> Mapping[str, torch.Tensor]:
-    """Names as before a data-parallel wrapper came around the model."""
-    if not all(name.startswith(prefix) for name in weights):
-        return weights
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
 def _class_names(meta: Any) -> tuple[str, ...] | None:
