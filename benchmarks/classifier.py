@@ -63,6 +63,8 @@ class Data:
     def _link(self, images: Path, count: int) -> None:
         from PIL import Image
 
+        from vitp_pipeline.datasets.images import read_rgb
+
         files = sorted(p.resolve() for p in images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not files:
             sys.exit(f"{images}: no .jpg or .png there")
@@ -72,7 +74,7 @@ class Data:
         for index in range(count):
             file = files[index % len(files)]
             (self.root / "images" / f"{index:06d}{file.suffix}").symlink_to(file)
-            width, height = Image.open(file).size
+            height, width = read_rgb(file).shape[:2]
             blocks = rng.integers(0, 12, (-(-height // BLOCK), -(-width // BLOCK)), np.uint8)
             labels = np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))[:height, :width]
             Image.fromarray(labels).save(self.root / "labels" / f"{index:06d}.png")

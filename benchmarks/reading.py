@@ -143,8 +143,9 @@ def profile(picture: Path, repeats: int) -> dict[str, float]:
     from benchmarks.storage import drawn, read, stored, write
     from vitp_pipeline.artifacts import steps
     from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.datasets.images import read_rgb
 
-    large, jpeg = Image.open(picture).convert("RGB").resize((2048, 1024), Image.Resampling.BICUBIC), io.BytesIO()
+    large, jpeg = Image.fromarray(read_rgb(picture)).resize((2048, 1024), Image.Resampling.BICUBIC), io.BytesIO()
     large.save(jpeg, "JPEG", quality=90)
     (image,) = drawn("Cityscapes-like", (1024, 2048), 25, 19).images
     with tempfile.TemporaryDirectory() as folder:

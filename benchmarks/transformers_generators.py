@@ -16,9 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 SWIN_T = {
     "model_type": "swin",
     "embed_dim": 96,
@@ -60,6 +57,7 @@ def measure(options: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.paired import peak_memory
+    from vitp_pipeline.datasets.images import read_rgb
     from vitp_pipeline.generators.transformers import TransformersGenerator
     from vitp_pipeline.generators.views import propose
 
@@ -72,7 +70,7 @@ def measure(options: argparse.Namespace) -> None:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(content))
         generator = TransformersGenerator(config, test_size=size)
-    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    images = [read_rgb(file) for file in files]
     propose(generator, images[:1])
     wall, processor = time.perf_counter(), time.process_time()
     for image in images:

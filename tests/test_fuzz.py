@@ -27,7 +27,8 @@ from vitp_pipeline.artifacts.run import open_run
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.datasets.images import read_labels, read_rgb, read_segment_ids
+from vitp_pipeline.datasets.images import read_rgb
+from vitp_pipeline.datasets.label_files import read_label_file, read_segment_ids
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import load_manifest
 from vitp_pipeline.errors import UserError
@@ -141,7 +142,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], int]] = {
     "gif": ("x.gif", read_rgb, 200),
     "webp": ("x.webp", read_rgb, 200),
     "tiff": ("x.tiff", read_rgb, 200),
-    "label": ("semantic/labels/a0.png", read_labels, 300),
+    "label": ("semantic/labels/a0.png", read_label_file, 300),
     "panoptic png": ("data/panoptic_val/000139.png", read_segment_ids, 300),
     "polygons": ("polygons.json", lambda p: read_polygons(p, datasets.semantic_spec()), 500),
     "annotations": ("data/annotations/panoptic_val.json", _coco, 500),

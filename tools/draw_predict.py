@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.demo.scenes import draw_scenes
 from vitp_pipeline.stages.pictures import find_pictures
 from vitp_pipeline.stages.predict import predict
@@ -41,7 +42,7 @@ def main() -> None:
         predict(find_pictures([scenes / "images" / "val"], found), build, wish).report()
         best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
         columns = [
-            [Image.open(p).convert("RGB") for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]
+            [Image.fromarray(read_rgb(p)) for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]
             for f in best
         ]
     sheet(columns).save(arguments.out, optimize=True)

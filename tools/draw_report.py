@@ -9,12 +9,13 @@ python tools/draw_report.py camvid.html --section summary --dark --out docs/imag
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 from pathlib import Path
 
 from PIL import Image
+
+from vitp_pipeline.datasets.images import read_rgb
 
 WIDTH, HEIGHT = 1180, 1010
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -29,7 +30,8 @@ def main() -> None:
     parser.add_argument("--phone", action="store_true", help="390 pixels wide")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     options = parser.parse_args()
-    Image.open(io.BytesIO(screenshot(options))).convert("RGB").save(options.out, optimize=True)
+    options.out.write_bytes(screenshot(options))
+    Image.fromarray(read_rgb(options.out)).save(options.out, optimize=True)
     print(f"{options.out}: {options.out.stat().st_size / 1e3:.0f} kB")
 
 

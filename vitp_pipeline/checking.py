@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,8 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
     labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so there is nothing to measure"
     console.print(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
+    for line in _storage_lines(report):
+        console.print(f"  {line}")
     if report["ground_truth"]:
         _print_classes(console, report)
     reasons = [entry["reason"] for entry in report["broken"]]
@@ -217,6 +220,19 @@ def _print_classes(console: Console, report: dict[str, Any]) -> None:
     )
     for value, where in report["unknown"].items():
         console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+
+
+def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Say how label files are read, and what is done about orientations."""
+    ways = {"stored": "as stored", "shown": "as the gray levels that they show", "refused": "REFUSED"}
+    if readings := [f"{r['stored']} {ways[r['read']]} ({r['files']})" for r in report["label_readings"]]:
+        palettes = f"; {report['label_palettes']} different palettes" if report["label_palettes"] > 1 else ""
+        yield f"labels are read: {', '.join(readings)}{palettes}"
+    turns = {"upright": "turned upright", "stored": "left as stored, like their labels", "refused": "REFUSED"}
+    if turned := [f"{o['orientation']} {turns[o['read']]} ({o['images']})" for o in report["image_orientations"]]:
+        yield f"EXIF orientations of images: {', '.join(turned)}"
+    if report["label_orientations"]:
+        yield f"EXIF orientations of labels: {_counts(report['label_orientations'])}"
 
 
 def _list(console: Console, kind: str, lines: list[str]) -> None:

@@ -6,7 +6,6 @@ they would be on disk.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,16 +162,11 @@ def _named_by(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
 
 def read_picture(path: Path) -> np.ndarray:
     """A photograph as (H, W, 3) uint8 RGB, upright: turned as its camera says. Raises InputError."""
-    from PIL import ImageOps
-
-    from vitp_pipeline.datasets.images import open_image, rgb_of, unread_format
+    from vitp_pipeline.datasets.images import read_rgb, unread_format
 
     if kind := unread_format(path):
         raise InputError(f"{path}: {kind} is a format that is not read: convert it to JPEG or PNG")
-    image = open_image(path)
-    with contextlib.suppress(Exception):  # a damaged note on the orientation; the picture itself is whole
-        image = ImageOps.exif_transpose(image)
-    return rgb_of(image, path)
+    return read_rgb(path)
 
 
 class Predictor:

@@ -59,7 +59,11 @@ def test_counts_are_those_of_a_slow_loop(tmp_path: Path) -> None:
         pixels.update(labels.ravel().tolist())
     assert {c["label"]: c["pixels"] for c in found["classes"]} == {k: pixels[k] for k in (1, 2, 3)}
     assert {c["label"]: c["images"] for c in found["classes"]} == {k: images[k] for k in (1, 2, 3)}
-    assert found["sizes"] == dict(sizes) and found["image_modes"] == {"RGB": 7} and found["label_modes"] == {"L": 7}
+    assert (
+        found["sizes"] == dict(sizes)
+        and found["image_modes"] == {"RGB": 7}
+        and found["label_modes"] == {"8-bit gray": 7}
+    )
     assert math.isclose(found["ignored_share"], pixels[255] / sum(pixels.values()))
     assert found["broken"] == found["odd"] == found["unlabelled"] == found["missing"] == []
     json.dumps(found)
@@ -76,7 +80,7 @@ def test_everything_that_is_wrong_is_named(tmp_path: Path) -> None:
     raw[2, 3:6] = 77
     making.write_png(labels / "a3.png", raw)
     making.write_png(labels / "a4.png", np.ones((5, 6), np.uint8))
-    making.write_png(labels / "a5.png", np.zeros((28, 36, 3), np.uint8))
+    making.write_png(labels / "a5.png", np.full((28, 36, 3), (1, 2, 3), np.uint8))
     Image.fromarray(np.full((28, 36), 4000, np.uint16)).save(tmp_path / "images/a6.png")
     shape = np.asarray(Image.open(labels / "a7.png")).shape
     making.write_png(labels / "a7.png", np.full(shape, 255, np.uint8))

@@ -103,6 +103,7 @@ def test_label_modes_read_the_same(tmp_path: Path, mode: str) -> None:
     else:
         image = Image.fromarray(raw.astype({"L": np.uint8, "I;16": np.uint16}[mode]))
     image.save(tmp_path / "labels/a0.png")
+    data = Dataset(spec, tmp_path, "train")
     assert np.array_equal(data.read_semantic(data.samples[0]), before)
 
 
@@ -188,7 +189,7 @@ def test_label_value_beyond_every_known_one(tmp_path: Path, semantic: Dataset) -
 
 
 def test_colour_label(tmp_path: Path, semantic: Dataset) -> None:
-    making.write_png(tmp_path / "labels/a0.png", np.zeros((28, 36, 3), np.uint8))
+    making.write_png(tmp_path / "labels/a0.png", np.full((28, 36, 3), (1, 2, 3), np.uint8))
     with fails(InputError, "labels/a0.png", "RGB", "convert"):
         semantic.read_semantic(semantic.samples[0])
 
@@ -323,8 +324,8 @@ def test_coco_segment_id_listed_twice_spoils_one_image_only(tmp_path: Path) -> N
     dataset.read_panoptic(dataset.samples[1])
 
 
-def test_coco_gray_panoptic_png(tmp_path: Path, coco: Dataset) -> None:
-    making.write_png(tmp_path / "panoptic_val/000139.png", np.zeros((28, 36), np.uint8))
+def test_coco_16_bit_panoptic_png(tmp_path: Path, coco: Dataset) -> None:
+    making.write_png(tmp_path / "panoptic_val/000139.png", np.zeros((28, 36), np.uint16))
     with fails(InputError, "000139.png", "three channels"):
         coco.read_panoptic(coco.samples[0])
 

@@ -21,7 +21,8 @@ from tests.datasets import making
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets import images as module
 from vitp_pipeline.datasets.foreign_records import segmentation_mask
-from vitp_pipeline.datasets.images import read_labels, read_rgb
+from vitp_pipeline.datasets.images import read_rgb
+from vitp_pipeline.datasets.label_files import read_label_file
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import load_manifest
 from vitp_pipeline.datasets.storage import check_inside
@@ -177,7 +178,7 @@ def test_an_archive_member_that_unpacks_to_gigabytes(tmp_path: Path, monkeypatch
     assert read_rgb(tmp_path / "d.zip/good.png").shape == PIXELS.shape
     (tmp_path / "big.png").write_bytes(bytes(10**7))
     with pytest.raises(InputError, match="more than"):
-        read_labels(tmp_path / "big.png")
+        read_label_file(tmp_path / "big.png")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])

@@ -194,7 +194,7 @@ def test_cityscapes(project: Project, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("format", ["ade20k", "label-png"])
 def test_label_images(project: Project, tmp_path: Path, format: str) -> None:
     """Read back as a label folder, their mIoU is that of `evaluate`."""
-    from vitp_pipeline.datasets.images import read_labels
+    from vitp_pipeline.datasets.label_files import read_label_file
     from vitp_pipeline.metrics.semantic import Confusion
 
     make_run(project, tmp_path / "run", 2, 2)
@@ -202,7 +202,7 @@ def test_label_images(project: Project, tmp_path: Path, format: str) -> None:
     results, confusion = export(project, tmp_path / "run", format).results, Confusion(3)
     index = {label: k for k, label in enumerate(making.CATEGORIES)}
     for sample in project.dataset.samples:
-        labels = read_labels(results / f"{sample.image.stem}.png")
+        labels = read_label_file(results / f"{sample.image.stem}.png").samples
         confusion.update(np.vectorize(index.__getitem__)(labels), project.dataset.read_semantic(sample))
         with Image.open(results / f"{sample.image.stem}.png") as image:
             assert image.mode == ("P" if format == "label-png" else "L")

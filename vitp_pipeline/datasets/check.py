@@ -14,7 +14,9 @@ import numpy as np
 from vitp_pipeline.datasets.annotations import Shape
 from vitp_pipeline.datasets.dataset import Dataset
 from vitp_pipeline.datasets.foreign_records import segmentation_mask
-from vitp_pipeline.datasets.images import labels_of, open_image, read_segment_ids, rgb_of
+from vitp_pipeline.datasets.images import open_image
+from vitp_pipeline.datasets.label_files import form_of, open_exactly, segment_ids
+from vitp_pipeline.datasets.label_values import LabelReader
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.samples import Sample, stray_labels
 from vitp_pipeline.errors import InputError
@@ -28,8 +30,13 @@ class Finding:
     """What one image and its labels are like.
 
     Attributes:
-        size: (H, W), or None when the image cannot be read.
+        size: (H, W) as it is read, or None when the image cannot be.
         labeled: whether there is ground truth to look at.
+        image_mode: PIL's mode, with the bits of a sample where they are not 8.
+        label_mode: how its labels are stored. reading: how they are read: `stored`, `shown`, `refused`, or "".
+        palette: the colors of a label image that has some.
+        orientation, label_orientation: as EXIF numbers them, where a file states another than 1.
+        turned: what is done about `orientation`: `upright`, `stored` or `refused`.
         values: pixels by label value (semantic-png), or by category id.
         objects: objects by category id (COCO kinds).
         void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
@@ -42,6 +49,11 @@ class Finding:
     labeled: bool = True
     image_mode: str = ""
     label_mode: str = ""
+    reading: str = ""
+    palette: bytes = b""
+    orientation: int = 1
+    turned: str = ""
+    label_orientation: int = 1
     values: Counter[int] = field(default_factory=Counter)
     objects: Counter[int] = field(default_factory=Counter)
     void: int = 0
@@ -54,6 +66,9 @@ class SplitCheck:
     """What a split is like. Values are label values or category ids, as `Finding` has them.
 
     Attributes:
+        label_readings: label files by (how they are stored, how they are read).
+        palettes: the different palettes of label images.
+        orientations: images by (EXIF orientation, what is done about it). label_orientations: label images by theirs.
         listed: images of the split.
         checked: those looked at.
         unlabeled: why the split has no ground truth, or "".
@@ -70,6 +85,10 @@ class SplitCheck:
     sizes: Counter[Size] = field(default_factory=Counter)
     image_modes: Counter[str] = field(default_factory=Counter)
     label_modes: Counter[str] = field(default_factory=Counter)
+    label_readings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    palettes: set[bytes] = field(default_factory=set)
+    orientations: Counter[tuple[int, str]] = field(default_factory=Counter)
+    label_orientations: Counter[int] = field(default_factory=Counter)
     values: Counter[int] = field(default_factory=Counter)
     value_images: Counter[int] = field(default_factory=Counter)
     objects: Counter[int] = field(default_factory=Counter)
@@ -87,6 +106,14 @@ class SplitCheck:
             self.image_modes[found.image_mode] += 1
         if found.label_mode:
             self.label_modes[found.label_mode] += 1
+        if found.reading:
+            self.label_readings[found.label_mode, found.reading] += 1
+        if found.palette:
+            self.palettes.add(found.palette)
+        if found.orientation != 1:
+            self.orientations[found.orientation, found.turned] += 1
+        if found.label_orientation != 1:
+            self.label_orientations[found.label_orientation] += 1
         self.values += found.values
         self.value_images.update(found.values.keys() | found.objects.keys())
         self.objects += found.objects
@@ -133,8 +160,9 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
     found = Finding(sample.image_id)
     try:
         image = open_image(sample.image)
-        found.image_mode = image.mode
-        found.size = rgb_of(image, sample.image).shape[:2]
+        found.image_mode, found.orientation, found.turned = image.mode, image.orientation or 1, "refused"
+        found.size = dataset.pixels_of(sample, image).shape[:2]
+        found.turned = "upright" if dataset.is_upright(sample, image) else "stored"
     except InputError as error:
         found.broken.append((sample.image, error.message))
     if sample.truth is None:
@@ -149,14 +177,14 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
 
 
 def _look_at_values(dataset: Dataset, sample: Sample, found: Finding) -> None:
-    values, found.label_mode = _values(dataset, sample.label)
+    values = _values(dataset, dataset.labels, sample.label, found)
     _require_size(found, sample.label, values)
     numbers, counts = np.unique(values, return_counts=True)
     found.values.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
     _require_known(dataset, found, sample.label, found.values)
     if sample.coarse is not None and sample.coarse != sample.label:
         try:
-            coarse, _ = _values(dataset, sample.coarse)
+            coarse = _values(dataset, dataset.coarse_labels, sample.coarse, Finding(sample.image_id))
         except InputError as error:
             found.odd.append(error.message)
         else:
@@ -164,11 +192,15 @@ def _look_at_values(dataset: Dataset, sample: Sample, found: Finding) -> None:
             _require_known(dataset, found, sample.coarse, Counter(np.unique(coarse).tolist()))
 
 
-def _values(dataset: Dataset, path: Path) -> tuple[np.ndarray, str]:
+def _values(dataset: Dataset, reader: LabelReader, path: Path, found: Finding) -> np.ndarray:
     if path.suffix == ".json":
-        return read_polygons(path, dataset.spec), "polygons"
-    image = open_image(path, "label image")
-    return labels_of(image, path), image.mode
+        found.label_mode = "polygons"
+        return read_polygons(path, dataset.spec)
+    file = reader.open(path)
+    found.label_mode, found.label_orientation, found.reading = file.form, file.orientation or 1, "refused"
+    found.palette = file.palette.tobytes() if file.palette is not None else b""
+    values, found.reading = reader.labels(file)
+    return values
 
 
 def _require_known(dataset: Dataset, found: Finding, path: Path, values: Counter[int]) -> None:
@@ -186,8 +218,9 @@ def _require_size(found: Finding, path: Path, labels: np.ndarray) -> None:
 
 def _look_at_segments(dataset: Dataset, sample: Sample, found: Finding) -> None:
     _require_listed_size(sample, found)
-    ids = read_segment_ids(sample.label)
-    found.label_mode = "RGB ids"
+    image = open_exactly(sample.label, "panoptic image")
+    found.label_mode, found.label_orientation = form_of(image), image.orientation or 1
+    ids = segment_ids(image, dataset.spec.orientation != "stored")
     _require_size(found, sample.label, ids)
     numbers, counts = np.unique(ids, return_counts=True)
     pixels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
@@ -271,6 +304,18 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
         "sizes": {f"{width}x{height}": count for (height, width), count in check.sizes.most_common()},
         "image_modes": dict(check.image_modes),
         "label_modes": dict(check.label_modes),
+        "label_readings": [
+            {"stored": form, "read": reading, "files": count}
+            for (form, reading), count in sorted(check.label_readings.items())
+        ],
+        "label_palettes": len(check.palettes),
+        "image_orientations": [
+            {"orientation": orientation, "read": turned, "images": count}
+            for (orientation, turned), count in sorted(check.orientations.items())
+        ],
+        "label_orientations": {
+            str(orientation): count for orientation, count in sorted(check.label_orientations.items())
+        },
         "classes": classes,
         "missing": [c["name"] for c in classes if not c["images"]],
         "ignored_share": ignored / pixels if pixels else None,

@@ -10,13 +10,16 @@ import numpy as np
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.foreign_records import segmentation_rle
-from vitp_pipeline.datasets.images import open_image, read_labels, read_rgb, read_segment_ids, upright
+from vitp_pipeline.datasets.images import ImageFile, open_image
+from vitp_pipeline.datasets.label_files import read_segment_ids
+from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
+from vitp_pipeline.datasets.orientation import is_read_upright
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
 from vitp_pipeline.datasets.rle import Rle, decode_mask, encode_mask, mask_area
 from vitp_pipeline.datasets.samples import Sample, Samples, list_samples
 from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
-from vitp_pipeline.datasets.storage import is_archive
+from vitp_pipeline.datasets.storage import is_archive, is_file
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 
@@ -64,7 +67,8 @@ class Dataset:
         if not root.is_dir() and not is_archive(root):
             raise InputError(f"{root}: this data root is not a folder", "Give the dataset's folder as --data-root")
         self.spec, self.root, self.split = spec, root, split
-        self.samples: Samples = list_samples(spec, root, split)[:limit]
+        self._all = list_samples(spec, root, split)
+        self.samples: Samples = self._all[:limit]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,6 +76,15 @@ class Dataset:
     @property
     def image_ids(self) -> tuple[str, ...]:
         return self.samples.image_ids
+
+    @cached_property
+    def labels(self) -> LabelReader:
+        """Reads the label images (semantic-png)."""
+        return LabelReader.of(self.spec, self._spread_labels)
+
+    @cached_property
+    def coarse_labels(self) -> LabelReader:
+        return LabelReader.of(self.spec, lambda: self._spread_labels(coarse=True))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -87,8 +100,30 @@ class Dataset:
             ) from None
 
     def read_image(self, sample: Sample) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return read_rgb(sample.image)
+        """(H, W, 3) uint8 RGB, turned by its EXIF orientation as its labels lie (`orientation`). Raises InputError."""
+        return self.pixels_of(sample, open_image(sample.image))
+
+    def pixels_of(self, sample: Sample, image: ImageFile) -> np.ndarray:
+        """What `read_image` gives of a file that is open."""
+        return image.rgb(self.is_upright(sample, image))
+
+    def is_upright(self, sample: Sample, image: ImageFile) -> bool:
+        """Whether an image is read upright, not as stored. Raises InputError where that is open."""
+        if image.orientation in (None, 1):
+            return True
+        size, said = None, self.spec.orientation
+        truth = sample.truth if self.spec.kind != "coco-instances" else None
+        if not said and truth is not None and is_file(truth):
+            if truth.suffix == ".json":
+                size = read_polygons(truth, self.spec).shape
+            else:
+                label = open_image(truth, "label image")
+                size, said = label.upright_size, "upright" if label.orientation else ""
+        elif sample.annotation is not None and all(sample.annotation.size):
+            size = sample.annotation.size
+        elif self.spec.kind != "coco-instances":
+            said = said or "upright"  # without labels nothing can lie otherwise
+        return is_read_upright(image, size, said)
 
     def read_values(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """(H, W) int32 label values as the label file has them, known or not. Only for semantic-png.
@@ -96,10 +131,12 @@ class Dataset:
         Args:
             coarse: read the coarse label file instead, where the sample has one.
         Raises:
-            InputError: missing or broken.
+            InputError: missing or broken, or it can be read in more than one way (`label_values`).
         """
-        path = sample.coarse if coarse and sample.coarse else sample.label
-        return read_polygons(path, self.spec) if path.suffix == ".json" else read_labels(path)
+        path, reader = sample.label, self.labels
+        if coarse and sample.coarse:
+            path, reader = sample.coarse, self.coarse_labels
+        return read_polygons(path, self.spec) if path.suffix == ".json" else reader.read(path)
 
     def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """(H, W) int16 class indices, IGNORE where there is no label; crowd segments keep their class.
@@ -137,7 +174,7 @@ class Dataset:
         segments = sample.segments
         if segments is None:
             raise InputError(f"{self.spec.name}: its labels have no segments, so there is no panoptic ground truth")
-        ids = read_segment_ids(sample.label)
+        ids = read_segment_ids(sample.label, self.spec.orientation != "stored")
         listed = {s.id for s in segments} | {0}
         if len(listed) <= len(segments):
             raise InputError(
@@ -225,8 +262,14 @@ class Dataset:
         """(H, W) of an image: as its annotation file says it, or by reading it."""
         if sample.annotation is not None and all(sample.annotation.size):
             return sample.annotation.size
-        width, height = upright(open_image(sample.image)).size
-        return height, width
+        image = open_image(sample.image)
+        return image.upright_size if self.is_upright(sample, image) else image.size
+
+    def _spread_labels(self, coarse: bool = False) -> list[Path]:
+        """Label files of the whole split, evenly spread."""
+        samples = [self._all[n] for n in range(0, len(self._all), -(-len(self._all) // SURVEYED))]
+        paths = [sample.coarse if coarse else sample.truth for sample in samples]
+        return [path for path in paths if path is not None]
 
     def require_truth(self, what: str) -> None:
         """Raises UsageError where the split has no ground truth, which `what` needs."""

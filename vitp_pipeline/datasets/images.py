@@ -1,4 +1,4 @@
-"""Image files to arrays, and nothing unreadable gets through.
+"""The one module that opens image files: photographs as RGB, and what `label_files` needs to know of a file.
 
 What is read as what (docs/faults.md): the format by the content, never by the name; of animations the first frame;
 photographs upright by their EXIF orientation, as mmcv and detectron2 read them; transparency is left out.
@@ -7,14 +7,18 @@ photographs upright by their EXIF orientation, as mmcv and detectron2 read them;
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile as ImagePlugin
 
 from vitp_pipeline.datasets.storage import MAX_BYTES, read_bytes
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
 
 MAX_PIXELS = 250_000_000
 """A file of a few kilobytes can claim to be larger, and would fill the memory."""
@@ -23,9 +27,82 @@ FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JP
 Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit; PIL would warn first, and on every thread
 
 
-def open_image(path: Path, what: str = "image") -> Image.Image:
-    """A decoded image file, on disk or in an archive.
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file.
 
+    Attributes:
+        path: for messages.
+        pixels: decoded; as stored, or upright where `is_turned`.
+        size: (H, W) as stored.
+        orientation: 1..8 as EXIF numbers them, 1 being upright; None where the file states none.
+        is_turned: PIL has turned the pixels upright by itself, as it does with TIFF files.
+        format: PIL's name of it, for TIFF with that of its compression.
+        raw_mode: how the decoder unpacks samples in PIL's words (`RGB`, `L;4`, `P;1`, `I;16B`), or a note on why they
+            are not what the file stores.
+    """
+
+    path: Path
+    pixels: Image.Image = field(repr=False)
+    size: Size
+    orientation: int | None
+    is_turned: bool
+    format: str
+    raw_mode: str
+
+    @property
+    def mode(self) -> str:
+        """PIL's mode, with the bits of a sample where the file has other than 8."""
+        bits = re.search(r"^\w+;(1|2|4|12|16|32)\D*$", self.raw_mode)
+        return f"{bits[1]}-bit {self.pixels.mode}" if bits and ";" not in self.pixels.mode else self.pixels.mode
+
+    @property
+    def upright_size(self) -> Size:
+        """(H, W) once turned upright."""
+        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
+
+    def rgb(self, upright: bool = True) -> np.ndarray:
+        """(H, W, 3) uint8 RGB. Raises InputError for 16-bit gray, real numbers and colors that PIL cannot convert."""
+        if (mode := self.pixels.mode).startswith(("I", "F")):  # PIL would cut them off at 255
+            raise InputError(
+                f"{self.path}: an image needs 8 bits a channel, this one is {mode}", "Convert it to 8 bits"
+            )
+        try:
+            return self.turn(np.asarray(self.pixels.convert("RGB")), upright)
+        except ValueError as error:  # a color space that PIL has no way from
+            raise InputError(f"{self.path}: its colors cannot be read ({error})", "Convert it to RGB") from error
+
+    def turn(self, array: np.ndarray, upright: bool) -> np.ndarray:
+        """Turn what came from `pixels`, (H, W) or (H, W, C), upright or as stored."""
+        orientation = self.orientation or 1
+        if orientation == 1 or upright == self.is_turned:
+            return array
+        if not upright:  # the others undo themselves
+            orientation = {6: 8, 8: 6}.get(orientation, orientation)
+        if orientation in SIDEWAYS:
+            array = array.swapaxes(0, 1)
+        if orientation in (3, 4, 7, 8):
+            array = array[::-1]
+        if orientation in (2, 3, 6, 7):
+            array = array[:, ::-1]
+        return np.ascontiguousarray(array)
+
+
+SIDEWAYS = (5, 6, 7, 8)
+"""The EXIF orientations that exchange height and width."""
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read a photograph as (H, W, 3) uint8 RGB, upright. Raises InputError as `open_image` and `ImageFile.rgb`."""
+    return open_image(path).rgb()
+
+
+def open_image(path: Path, what: str = "image", decode: bool = True) -> ImageFile:
+    """Read an image file, on disk or in an archive.
+
+    Args:
+        what: what messages call it.
+        decode: False = its header alone: neither `pixels` nor `orientation` can be relied on.
     Raises:
         InputError: missing, too large, of a format that is not read, or it cannot be decoded.
     """
@@ -33,7 +110,14 @@ def open_image(path: Path, what: str = "image") -> Image.Image:
         content = read_bytes(path, MAX_BYTES)
         image = Image.open(io.BytesIO(content), formats=_formats())
         check_pixels(image.width, image.height, f"{path}: this {what}")
-        image.load()
+        raw_mode, kind, size, orientation = _raw_mode(image, content), str(image.format), image.size[::-1], None
+        if kind == "TIFF":
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            kind, size = f"TIFF {image.info.get('compression')}", (int(tags[257]), int(tags[256]))
+            orientation = _stated_orientation(image)  # PIL forgets it in `load`
+        if decode:
+            image.load()
+            orientation = orientation or _stated_orientation(image)
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -45,7 +129,34 @@ def open_image(path: Path, what: str = "image") -> Image.Image:
         raise InputError(
             f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again"
         ) from error
-    return image
+    return ImageFile(path, image, size, orientation, kind.startswith("TIFF"), kind, raw_mode)
+
+
+def _stated_orientation(image: Image.Image) -> int | None:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF is a format of its own, with damage of its own
+        return None
+    return orientation if orientation in range(1, 9) else None
+
+
+def _raw_mode(image: ImagePlugin, content: bytes) -> str:
+    """`ImageFile.raw_mode` of an image that is opened and not yet loaded."""
+    if image.format not in ("PNG", "TIFF", "BMP", "DIB", "PPM") or not image.tile:
+        return image.mode  # their decoders have one way only
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
+        return "white is zero"
+    decoder, _, _, given = image.tile[0]
+    arguments = (given,) if isinstance(given, str) else tuple(given or ("",))
+    if decoder.startswith("ppm") and arguments[-1] not in (255, 65535):  # PIL stretches them to 8 or 16 bits
+        return f"samples up to {arguments[-1]}"
+    if image.format in ("BMP", "DIB") and image.mode in ("1", "L"):  # gray palettes, which PIL leaves out
+        start = 14 if image.format == "BMP" else 0
+        at = start + (10 if content[start] == 12 else 14)
+        bits = int.from_bytes(content[at : at + 2], "little")
+        if bits != (1 if image.mode == "1" else 8):
+            return f"BMP of {bits} bits"
+    return str(arguments[0])
 
 
 def check_pixels(width: int, height: int, what: str) -> None:
@@ -87,68 +198,3 @@ def _formats() -> tuple[str, ...]:
     """Of FORMATS those that this PIL was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises InputError for a missing, broken, foreign or 16-bit file."""
-    return rgb_of(open_image(path), path)
-
-
-def rgb_of(image: Image.Image, path: Path) -> np.ndarray:
-    """A decoded image as (H, W, 3) uint8 RGB, upright. Raises InputError, which names `path`, where that cannot be."""
-    if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
-        raise InputError(f"{path}: an image needs 8 bits a channel, this one is {image.mode}", "Convert it to 8 bits")
-    try:
-        return np.asarray(upright(image).convert("RGB"))
-    except ValueError as error:  # a colour space that PIL has no way from
-        raise InputError(f"{path}: its colours cannot be read ({error})", "Convert it to RGB") from error
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; one that cannot be read counts as none."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF is a format of its own, with damage of its own
-        return image
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By the values of the EXIF orientation; 1 is upright."""
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """A single-channel label PNG as (H, W) int32 pixel values.
-
-    Raises:
-        InputError: missing or unreadable, or a colour image where ids are expected.
-    """
-    return labels_of(open_image(path, "label image"), path)
-
-
-def labels_of(image: Image.Image, path: Path) -> np.ndarray:
-    """A decoded label image as (H, W) int32 pixel values. Raises InputError, which names `path`, for a colour image."""
-    if image.mode not in ("L", "P", "I", "I;16", "1"):
-        raise InputError(
-            f"{path}: a label image needs one channel of class ids, this one is {image.mode}",
-            "If it holds colours, convert them to ids first",
-        )
-    return np.asarray(image).astype(np.int32)
-
-
-def read_segment_ids(path: Path) -> np.ndarray:
-    """A COCO panoptic PNG as (H, W) int32 ids, R + 256·G + 65536·B; 0 is void. Raises InputError as above."""
-    image = open_image(path, "panoptic image")
-    if image.mode not in ("RGB", "RGBA"):
-        raise InputError(f"{path}: a panoptic PNG needs three channels, this one is {image.mode}")
-    rgb = np.asarray(image)[..., :3].astype(np.int32)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]

@@ -28,6 +28,12 @@ UNKNOWN = -2
 
 LABEL_KINDS = ("semantic-png", "coco-panoptic", "coco-instances")
 
+VALUES = ("stored", "shown")
+"""What `[labels] values` may say: label images hold labels as samples and indices, or as the gray levels they show."""
+
+ORIENTATIONS = ("upright", "stored")
+"""What `[labels] orientation` may say: labels lie on images as EXIF turns them, or as their files store them."""
+
 LEFT_OUT = -1
 """Value of a polygon that is not drawn."""
 
@@ -87,6 +93,8 @@ class DatasetSpec:
         ignore: label values of pixels that count nowhere.
         roots: folders below the data root in which the dataset may lie; "" is the data root itself.
         polygons: for label files of polygons, the label value of every name that is no class; LEFT_OUT = not drawn.
+        values, orientation: one of VALUES and ORIENTATIONS; "" = what each file shows by itself (`label_values`,
+            `orientation`).
     """
 
     name: str
@@ -96,6 +104,8 @@ class DatasetSpec:
     splits: dict[str, SplitSpec]
     roots: tuple[str, ...] = ("",)
     polygons: dict[str, int] = field(default_factory=dict)
+    values: str = ""
+    orientation: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -134,7 +144,8 @@ class DatasetSpec:
             "classes": [[c.name, c.label, c.thing] for c in self.classes],
             "ignore": list(self.ignore),
         }
-        return identity | ({"polygons": self.polygons} if self.polygons else {})
+        said = {"polygons": self.polygons, "values": self.values, "orientation": self.orientation}
+        return identity | {key: value for key, value in said.items() if value}
 
 
 def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> DatasetSpec:
@@ -158,7 +169,11 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
 def _parse(table: dict[str, Any]) -> DatasetSpec:
     _known(table, {"name", "classes", "labels", "splits", "roots"}, "manifest")
     labels = table["labels"]
-    _known(labels, {"kind", "ignore", "polygons"}, "[labels]")
+    _known(labels, {"kind", "ignore", "polygons", "values", "orientation"}, "[labels]")
+    values, orientation = labels.get("values", ""), labels.get("orientation", "")
+    for key, value, choices in (("values", values, VALUES), ("orientation", orientation, ORIENTATIONS)):
+        if value and value not in choices:
+            raise ValueError(f"labels.{key} is {value!r}, known are {', '.join(choices)}")
     kind = labels["kind"]
     if kind not in LABEL_KINDS:
         raise ValueError(f"labels.kind is {kind!r}, known are {', '.join(LABEL_KINDS)}")
@@ -182,7 +197,8 @@ def _parse(table: dict[str, Any]) -> DatasetSpec:
         if missing := [part for part in split.of if part not in splits or splits[part].of]:
             raise ValueError(f"[splits.{name}] of: {missing[0]!r} is no split with files of its own")
     roots = tuple(_below_root(str(root).strip("/")) for root in table.get("roots", [""]))
-    return DatasetSpec(str(table["name"]), tuple(classes), kind, ignore, splits, roots, polygons)
+    name = str(table["name"])
+    return DatasetSpec(name, tuple(classes), kind, ignore, splits, roots, polygons, values, orientation)
 
 
 def _split(name: str, entry: dict[str, Any], kind: str) -> SplitSpec:

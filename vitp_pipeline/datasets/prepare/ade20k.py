@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.datasets.images import open_image, read_labels
+from vitp_pipeline.datasets.label_files import label_colors, open_exactly
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, ids_to_rgb, measured, png
 from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.errors import InputError
@@ -21,13 +21,14 @@ FOLDERS = {"train": "training", "val": "validation"}
 
 def semantic(work: Work) -> None:
     """`annotations_detectron2/`: class numbers 0..149, 255 where there is no label."""
-    for_each = work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png")
+    sources = work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png")
+    reader = work.reader(sources)
 
     def make(source: Source) -> None:
         relative = source.relative.replace("annotations/", "annotations_detectron2/", 1)
-        work.write(source, relative, lambda: png(class_numbers(read_labels(source.path), work.spec, source.path)))
+        work.write(source, relative, lambda: png(class_numbers(reader.read(source.path), work.spec, source.path)))
 
-    work.each(for_each, make)
+    work.each(sources, make)
 
 
 def panoptic(work: Work) -> None:
@@ -38,11 +39,12 @@ def panoptic(work: Work) -> None:
     sources, name = _sources(work), f"ade20k_panoptic_{work.split}"
     if not sources:
         return
+    reader = work.reader(work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png"))
 
     def make(source: Source) -> dict[str, Any]:
         instances = read_instances(source.path, work.spec)
         labels = work.file(source.relative.replace("annotations_instance/", "annotations/", 1))
-        classes = class_numbers(read_labels(labels), work.spec, labels)
+        classes = class_numbers(reader.read(labels), work.spec, labels)
         if classes.shape != instances[0].shape:
             raise InputError(f"{source.path}: has another size than {labels}")
         ids, segments = panoptic_of(classes, *instances, work.spec.things)
@@ -114,10 +116,7 @@ def read_instances(path: Path, spec: DatasetSpec) -> tuple[np.ndarray, list[int]
     Raises:
         InputError: unreadable, or an object with two classes, or with one that does not exist.
     """
-    image = open_image(path, "instance image")
-    if image.mode not in ("RGB", "RGBA"):
-        raise InputError(f"{path}: an instance PNG of ADE20K needs three channels, this one is {image.mode}")
-    rgb = np.asarray(image)
+    rgb = label_colors(open_exactly(path, "instance image"), "instance image")
     numbers, kinds = rgb[..., 1].astype(np.int32), rgb[..., 0].astype(np.int32)
     things = [k for k, thing in enumerate(spec.things) if thing]
     classes = [-1] * int(numbers.max(initial=0))

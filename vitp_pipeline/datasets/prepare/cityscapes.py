@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.datasets.images import read_labels
+from vitp_pipeline.datasets.label_values import LabelReader
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, ids_to_rgb, measured, png
 from vitp_pipeline.datasets.spec import DatasetSpec
@@ -35,13 +35,14 @@ def train_ids(work: Work) -> None:
     for kind in KINDS:
         stem = f"{kind}/{work.split}/{{city}}/{{id}}_{kind}"
         sources = work.sources(f"{stem}_labelIds.png", f"{stem}_polygons.json")
+        reader = work.reader(sources)
 
-        def make(source: Source) -> None:
+        def make(source: Source, reader: LabelReader = reader) -> None:
             ending = "_labelIds.png" if source.relative.endswith(".png") else "_polygons.json"
             work.write(
                 source,
                 source.relative.replace(ending, "_labelTrainIds.png"),
-                lambda: png(class_numbers(_values(source.path, work.spec), work.spec, source.path)),
+                lambda: png(class_numbers(_values(source.path, reader, work.spec), work.spec, source.path)),
             )
 
         work.each(sources, make)
@@ -55,10 +56,10 @@ def panoptic(work: Work) -> None:
     if not sources:
         return
     name = f"gtFine/cityscapes_panoptic_{work.split}"
+    reader = work.reader(sources, classes=False)
 
     def make(source: Source) -> dict[str, Any]:
-        instances = read_labels(source.path)
-        ids, segments = panoptic_of(instances, work.spec)
+        ids, segments = panoptic_of(reader.read(source.path), work.spec)
         file_name = f"{source.words['id']}_gtFine_panoptic.png"
         work.write(source, f"{name}/{file_name}", lambda: png(ids_to_rgb(ids)))
         # the name of the image is createPanopticImgs.py's, though no image is called so
@@ -107,5 +108,5 @@ def panoptic_of(instances: np.ndarray, spec: DatasetSpec) -> tuple[np.ndarray, l
     return ids[numbers], segments
 
 
-def _values(path: Path, spec: DatasetSpec) -> np.ndarray:
-    return read_polygons(path, spec) if path.suffix == ".json" else read_labels(path)
+def _values(path: Path, reader: LabelReader, spec: DatasetSpec) -> np.ndarray:
+    return read_polygons(path, spec) if path.suffix == ".json" else reader.read(path)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets.dataset import Dataset
-from vitp_pipeline.datasets.images import read_labels
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE
@@ -60,12 +59,14 @@ def stuff_train_ids(work: Work) -> None:
     folders = (f"stuffthingmaps/{work.split}2017", f"annotations/{work.split}2017", f"{work.split}2017")
     sources = work.sources(*(f"{folder}/{{id}}.png" for folder in folders))
     made_here = "_labelTrainIds"
+    sources = [source for source in sources if not source.words["id"].endswith(made_here)]
+    reader = work.reader(sources)
 
     def make(source: Source) -> None:
         relative = source.relative.replace(".png", f"{made_here}.png")
-        work.write(source, relative, lambda: png(class_numbers(read_labels(source.path), work.spec, source.path)))
+        work.write(source, relative, lambda: png(class_numbers(reader.read(source.path), work.spec, source.path)))
 
-    work.each([s for s in sources if not s.words["id"].endswith(made_here)], make)
+    work.each(sources, make)
 
 
 def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:

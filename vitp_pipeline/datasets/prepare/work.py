@@ -16,6 +16,7 @@ from PIL import Image
 
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill, remove
+from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.places import Places
 from vitp_pipeline.datasets.spec import DatasetSpec, load_manifest
 from vitp_pipeline.datasets.storage import is_file
@@ -67,6 +68,11 @@ class Work:
         self.found = self.found or bool(found)
         self.needs = self.needs or patterns[0]
         return found
+
+    def reader(self, sources: list[Source], classes: bool = True) -> LabelReader:
+        """Reads the label images among sources; `classes`: they hold the manifest's labels, else any numbers."""
+        some = [source.path for source in sources[:: max(1, -(-len(sources) // SURVEYED))]]
+        return LabelReader.of(self.spec, lambda: some) if classes else LabelReader(lambda: some)
 
     def target(self, source: Source, relative: str) -> Path:
         """Where a product goes: beside its source, or where that would lie if its archive were unpacked."""

@@ -1,0 +1,38 @@
+"""One rule for photographs whose EXIF data say that they are to be turned: an image is read as its labels lie.
+
+Where the labels have the size of the upright image it is turned, where they have that of the stored pixels it is not.
+Where both sizes are the same, the label file or the manifest says which it is; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from vitp_pipeline.datasets.images import ImageFile
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
+
+SAY = 'Say orientation = "upright" (labels lie on the turned image) or "stored" (on its pixels) under [labels]'
+
+
+def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bool:
+    """Decide whether an image that states an orientation is turned by it.
+
+    Args:
+        labels: (H, W) of its labels; None = they do not tell.
+        said: `upright` or `stored`, by the manifest or the label file; "" = neither says.
+    Raises:
+        InputError: nobody says, and labels of this size fit both.
+    """
+    if image.orientation in (None, 1):
+        return True
+    if said:
+        return said == "upright"
+    fits = image.upright_size == labels, image.size == labels
+    if fits[0] != fits[1]:
+        return fits[0]
+    if labels is not None and not any(fits):
+        return True  # whoever compares sizes says that they differ
+    raise InputError(
+        f"{image.path}: its EXIF orientation {image.orientation} turns it, and nothing says whether its labels are of "
+        "the turned image",
+        SAY,
+    )
