@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from vitp_pipeline.artifacts.proposals import POINT_POLICIES, SEVERAL_POINTS, ProposalRecord, open_proposals, points_of
 from vitp_pipeline.assemble.labels import majority_label
-from vitp_pipeline.assemble.semantic import semantic_label_maps
+from vitp_pipeline.assemble.segmenter import Segmenter
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.classify import Average
 from vitp_pipeline.config.keys import identity_of
 from vitp_pipeline.config.recipe import Recipe, load_recipe, parse_changes
-from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.fingerprint import fingerprint
-from vitp_pipeline.fusion import fuse
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.progress import say
@@ -47,21 +47,19 @@ ALPHAS = (0.0, 0.4, 1.0)
 class Tally:
     """Figures of one policy and temperature, at each of ALPHAS."""
 
-    def __init__(self, classes: int) -> None:
-        self.maps = [Confusion(classes) for _ in ALPHAS]
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.maps = [Confusion(len(segmenter.things)) for _ in ALPHAS]
         self.right, self.matched = np.zeros(len(ALPHAS), int), 0
 
     def update(self, record: ProposalRecord, scores: torch.Tensor, truth: np.ndarray) -> None:
         """scores: (Q, K) logits of the masks; truth: (H, W) class indices."""
-        masks, logits = torch.from_numpy(record.masks).float(), torch.from_numpy(record.class_logits)
-        kept = record.kept.tolist()
-        probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in ALPHAS])[:, kept]
-        maps = semantic_label_maps(masks, probs, record.view, record.protocol)
-        for state, labels in zip(self.maps, maps, strict=True):
+        view = self.segmenter.score(record, scores.numpy(), ALPHAS)
+        for state, labels in zip(self.maps, self.segmenter.semantic([view]), strict=True):
             state.update(labels, truth)
-        label = majority_label(masks, record.view, truth)
-        matched = (1 - logits.softmax(1)[kept, -1].numpy() > 0.5) & (label != IGNORE)
-        self.right += (probs.argmax(2).numpy() == label)[:, matched].sum(1)
+        label = majority_label(view.masks, record.view, truth)
+        matched = (1 - view.no_object[0, view.kept].numpy() > 0.5) & (label != IGNORE)
+        self.right += (view.probs[:, view.kept].argmax(2).numpy() == label)[:, matched].sum(1)
         self.matched += int(matched.sum())
 
     def cells(self) -> list[str]:
@@ -122,22 +120,18 @@ def held_out_images(
     say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
 
 
-def _averages() -> tuple[str, ...]:
-    (field,) = (field for field in fields(ClassifySettings) if field.name == "average")
-    return field.metadata["limits"].choices
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--points", nargs="+", default=["max", "spread"], choices=POINT_POLICIES)
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
-    parser.add_argument("--averages", nargs="+", default=["auto"], choices=_averages())
+    parser.add_argument("--averages", nargs="+", default=["auto"], choices=get_args(Average))
     a = parser.parse_args()
 
     recipe = load_recipe(a.recipe)
     rows = [(p, m, t) for p in a.points for m in averages(p, a.averages) for t in a.temperatures]
-    tallies = {row: Tally(len(recipe.manifest.classes)) for row in rows}
+    segmenter = Segmenter(recipe.stage(EvaluateSettings, device="cpu"), recipe.manifest.things)
+    tallies = {row: Tally(segmenter) for row in rows}
     images = 0
     for image in held_out_images(recipe, parse_changes(a.set), a.points, a.data_root, a.out):
         images += 1

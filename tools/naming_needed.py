@@ -22,11 +22,7 @@ from vitp_pipeline.stages.evaluate import prepare
 
 
 def main() -> None:
-    import torch
-
     from vitp_pipeline.assemble.labels import label_at_points, majority_label
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
-    from vitp_pipeline.fusion import named_probs
     from vitp_pipeline.metrics.semantic import Confusion
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,19 +44,16 @@ def main() -> None:
             with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
                 for record in evaluation.proposals.read_part(shard, part):
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
-                    masks, logits = torch.from_numpy(record.masks).float(), torch.from_numpy(record.class_logits)
                     true_name = label_at_points(truth, record.points["max"])
                     given = scores.read(f"point_logits/{record.key}").argmax(1)
                     draw = np.random.default_rng([0, matched]).random(len(given))
                     names = np.where((draw < shares[:, None]) & (true_name != IGNORE), true_name, given)
-                    probs = torch.stack([named_probs(logits, n) for n in names])[:, record.kept.tolist()]
-                    for state, labels in zip(
-                        states, semantic_label_maps(masks, probs, record.view, record.protocol), strict=True
-                    ):
+                    view = evaluation.segmenter.score(record, None, (), labels=list(names))
+                    for state, labels in zip(states, evaluation.segmenter.semantic([view]), strict=True):
                         state.update(labels, truth)
                     majority = np.full(len(given), IGNORE)
-                    majority[record.kept] = majority_label(masks, record.view, truth)
-                    likely = (1 - logits.softmax(1)[:, -1].numpy() > 0.5) & (majority != IGNORE)
+                    majority[record.kept] = majority_label(view.masks, record.view, truth)
+                    likely = (1 - view.no_object[0].numpy() > 0.5) & (majority != IGNORE)
                     right += (names == majority)[:, likely].sum(1)
                     matched += int(likely.sum())
     print("| true names mixed in | matched masks named right | mIoU |\n|---:|---:|---:|")

@@ -34,19 +34,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitp_pipeline.assemble.labels import label_at_points
-from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
-from vitp_pipeline.assemble.semantic import semantic_label_maps
-from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
+from vitp_pipeline.assemble.segmenter import Segmenter
+from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
+from vitp_pipeline.datasets import IGNORE, GroundTruthSegment, load_manifest
 from vitp_pipeline.demo import scenes
-from vitp_pipeline.fusion import named_probs
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
 from vitp_pipeline.generators.views import propose
 from vitp_pipeline.metrics.panoptic import PanopticQuality
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.points import max_points
+from vitp_pipeline.paths import find_toml
+from vitp_pipeline.stages.proposals import make_record
 
 CONFIG = Path(scenes.__file__).with_name("generator_config.py")
+KEEP_ALL = ProposalSettings("", masks="lossless", drop_below=0.0)
 
 
 class Sample:
@@ -120,25 +121,25 @@ def class_map(scene: scenes.Scene) -> np.ndarray:
 def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> None:
     """Print mIoU and PQ of the generator, and of its masks named by the truth at their maximum points."""
     classes = generator.num_classes
+    spec = load_manifest(find_toml("demo", "manifests"))
     things = [category.isthing for category in scenes.CATEGORIES]
-    rule = PanopticRule(object_threshold=0.4)
+    segmenter = Segmenter(EvaluateSettings(alpha=0.0, object_threshold=0.4), things)
     semantic = [Confusion(classes) for _ in range(2)]
     panoptic = [PanopticQuality(classes, things) for _ in range(2)]
     right = named = 0.0
     for scene in held_out:
         (proposals,) = propose(generator, [scene.image])
-        masks, view, protocol = proposals.mask_logits, proposals.view, generator.protocol
+        record = make_record(proposals, generator.protocol, KEEP_ALL, spec, "scene", "scene")
         truth = class_map(scene)
         truths = [GroundTruthSegment(s.id, s.category.id - 1, False) for s in scene.segments]
-        labels = label_at_points(truth, max_points(masks, view, protocol))
-        own = proposals.class_logits.softmax(-1)
-        sets = torch.stack([own[:, :-1], named_probs(proposals.class_logits, labels)])
-        best = own[:, :-1].argmax(1).numpy()
-        weight = (1 - own[:, -1]).numpy() * (labels != IGNORE)
+        labels = label_at_points(truth, record.points["max"])
+        view = segmenter.score(record, None, labels=[labels])
+        best = view.probs[0].argmax(1).numpy()
+        weight = (1 - view.no_object[0]).numpy() * (labels != IGNORE)
         right, named = right + (weight * (best == labels)).sum(), named + weight.sum()
-        for which, found in enumerate(semantic_label_maps(masks, sets, view, protocol)):
+        maps = zip(segmenter.semantic([view]), segmenter.panoptic(view), strict=True)
+        for which, (found, (ids, segments)) in enumerate(maps):
             semantic[which].update(found, truth)
-            ids, segments = panoptic_map(masks, sets[which], own[:, -1], view, protocol, rule, things)
             panoptic[which].update(ids, segments, scene.ids, truths)
     for which, title in enumerate(("generator", "bound")):
         scores = panoptic[which].summary()["all"]

@@ -23,9 +23,8 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.paths import PACKAGE
 
 if TYPE_CHECKING:
-    import torch
-
     from vitp_pipeline.assemble.panoptic import Segment
+    from vitp_pipeline.assemble.segmenter import FusedView
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.stages.classify import Namer
@@ -192,9 +191,8 @@ class Predictor:
         classify: ClassifySettings | None = None,
         evaluate: EvaluateSettings | None = None,
     ) -> None:
-        from vitp_pipeline.assemble.panoptic import PanopticRule
+        from vitp_pipeline.assemble.segmenter import Segmenter
         from vitp_pipeline.classifier.weights import load_classifier
-        from vitp_pipeline.devices import choose_device
         from vitp_pipeline.stages.classify import Namer
         from vitp_pipeline.stages.proposals import check_classes, view_plan
 
@@ -212,9 +210,7 @@ class Predictor:
         self.namer = None if model is None else Namer(model, classify, identity_of(self.proposals), self.spec)
         if self.namer and self.namer.reads_masks:
             raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
-        self.device = choose_device(evaluate.device)
-        self.things = np.asarray(self.spec.things)
-        self.rule = PanopticRule(evaluate.panoptic_rule, evaluate.object_threshold, evaluate.overlap_threshold)
+        self.segmenter = Segmenter(evaluate, self.spec.things)
         self._managed = False  # whether the generator has worked on any image
 
     def segment(
@@ -243,7 +239,7 @@ class Predictor:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
             if task != "semantic" and not self.plan.one_whole:
                 raise UsageError(f"{task} maps need one view of an image", "Leave out scales, mirror and window")
-        if "instance" in tasks and not self.things.any():
+        if "instance" in tasks and not self.segmenter.things.any():
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
     def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
@@ -260,22 +256,11 @@ class Predictor:
         protocol = self.generator.protocol
         return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
 
-    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> _View:
-        import torch
-
-        from vitp_pipeline.fusion import fuse
-
-        masks = torch.from_numpy(record.masks).to(self.device)
-        logits = torch.from_numpy(record.class_logits).to(self.device)
-        formula = self.settings.formula
-        named = {"generator": 0.0, "classifier": 1.0, "fused": self.settings.alpha}
-        if self.namer and pixels is not None:
-            points = torch.from_numpy(self._scores(self.namer, record, pixels)).to(self.device)
-        else:
-            points = torch.zeros_like(logits[:, :-1])  # not read where α = 0
-            del named["classifier"]
-        probs = {namer: fuse(logits, points, alpha, formula) for namer, alpha in named.items()}
-        return _View(record, masks.float() if record.view.whole else masks, probs)
+    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
+        """A view's scores by the generator, by fusion, and by the classifier where there is one."""
+        points = None if self.namer is None or pixels is None else self._scores(self.namer, record, pixels)
+        alphas = (0.0, self.settings.alpha) if points is None else (0.0, self.settings.alpha, 1.0)
+        return self.segmenter.score(record, points, alphas)
 
     def _scores(self, namer: Namer, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """The classifier's (Q, K) logits."""
@@ -286,61 +271,39 @@ class Predictor:
             raise InputError(f"{record.file_name}: {NOT_FINITE}")
         return scores
 
-    def _assemble(self, views: list[_View], tasks: Sequence[str]) -> Segmentation:
-        from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
-        from vitp_pipeline.assemble.panoptic import panoptic_map
-        from vitp_pipeline.assemble.quality import mask_quality
-        from vitp_pipeline.stages.export_results import detected
-
-        first = views[0]
-        record = first.record
+    def _assemble(self, views: list[FusedView], tasks: Sequence[str]) -> Segmentation:
         labels = ids = segments = instances = None
+        fused = [view.only(1) for view in views]
         if "semantic" in tasks:
-            scored = [ScoredView(v.masks, v.fused[0][v.kept][None], v.record.view) for v in views]
-            labels = averaged_label_maps(scored, record.protocol)[0]
+            labels = self.segmenter.semantic(fused)[0]
         if "panoptic" in tasks:
-            probs, void = (values[first.kept] for values in first.fused)
-            frame = (record.view, record.protocol)
-            quality = mask_quality(first.masks, *frame) if self.settings.mask_quality else None
-            ids, found = panoptic_map(first.masks, probs, void, *frame, self.rule, self.things, quality)
-            segments = tuple(replace(s, masks=tuple(record.kept[list(s.masks)].tolist())) for s in found)
+            ids, found = self.segmenter.panoptic(fused[0])[0]
+            kept = fused[0].record.kept
+            segments = tuple(replace(s, masks=tuple(kept[list(s.masks)].tolist())) for s in found)
         if "instance" in tasks:
-            best = detected(first.masks, first.fused[0], record, self.things, self.settings.detections)
-            instances = tuple(Instance(int(k), float(score), rle) for rle, k, score in zip(*best, strict=True))
+            objects = self.segmenter.instances(fused[0])
+            best = objects.variants[0]
+            instances = tuple(
+                Instance(int(k), float(score), rle)
+                for rle, k, score in zip(objects.rles(), best.categories, best.scores, strict=True)
+            )
         used = {q for s in segments or () for q in s.masks}
-        masks = tuple(m for view in views if view.record.view.whole for m in view.named(used))
+        masks = tuple(m for view in views if view.record.view.whole for m in _named(view, used))
         return Segmentation(self.spec.class_names, masks, labels, ids, segments, instances)
 
 
-@dataclass(frozen=True)
-class _View:
-    """A view's proposals, its masks on the device, and per namer probabilities (Q, K) and of nothing (Q,)."""
-
-    record: ProposalRecord
-    masks: torch.Tensor
-    probs: dict[str, tuple[torch.Tensor, torch.Tensor]]
-
-    @property
-    def fused(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.probs["fused"]
-
-    @property
-    def kept(self) -> torch.Tensor:
-        import torch
-
-        return torch.from_numpy(self.record.kept).long().to(self.masks.device)
-
-    def named(self, used: set[int]) -> list[NamedMask]:
-        present = (1 - self.probs["generator"][1].double()).cpu().numpy()
-        best = {namer: probs.max(1) for namer, (probs, _) in self.probs.items()}
-        names = {
-            namer: [Name(k, s) for s, k in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
-            for namer, found in best.items()
-        }
-        points = self.record.points["max"].tolist()
-        of = [names.get(namer, [None] * len(points)) for namer in ("generator", "classifier", "fused")]
-        return [
-            NamedMask(q, tuple(points[q]), float(present[q]), *(name[q] for name in of))
-            for q in self.record.kept.tolist()
-            if present[q] > LIKELY or q in used
-        ]
+def _named(view: FusedView, used: set[int]) -> list[NamedMask]:
+    """The masks that likely are objects, and those in `used`, with their classes under every variant."""
+    objectness = (1 - view.no_object[0].double()).cpu().numpy()
+    best = view.probs.max(2)
+    names = [
+        [Name(k, s) for s, k in zip(values, classes, strict=True)]
+        for values, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    generator, fused, *alone = names
+    points = view.record.points["max"].tolist()
+    return [
+        NamedMask(q, tuple(points[q]), float(objectness[q]), generator[q], alone[0][q] if alone else None, fused[q])
+        for q in view.record.kept.tolist()
+        if objectness[q] > LIKELY or q in used
+    ]

@@ -10,6 +10,7 @@ from vitp_pipeline.config.constraints import Device, FolderName, within
 from vitp_pipeline.config.generate_proposals import PointPolicy
 from vitp_pipeline.config.keys import STRICT, Key
 
+Average = Literal["auto", "probabilities", "log-probabilities"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -37,7 +38,7 @@ class ClassifySettings:
         Key("Points per forward pass, padded with random ones as in the released code; 0 = all.", "points"),
     ] = 0
     average: Annotated[
-        Literal["auto", "probabilities", "log-probabilities"],
+        Average,
         Key("Average over a mask's points; auto = log-probabilities for peaks, probabilities otherwise."),
     ] = "auto"
     calibrated: Annotated[

@@ -69,18 +69,11 @@ def _panels(
     evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray
 ) -> tuple[float, list[np.ndarray], set[int]]:
     """(pixels that fusion put right, the four pictures, the classes in them)."""
-    import torch
-
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
-    from vitp_pipeline.fusion import fuse
-
     dataset = evaluation.dataset
     sample = dataset.sample(record.image_id)
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
-    logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
-    alphas = (0.0, evaluation.alpha)
-    probs = torch.stack([fuse(logits, scores, alpha)[0] for alpha in alphas])[:, record.kept.tolist()]
-    generator, fused = semantic_label_maps(torch.from_numpy(record.masks).float(), probs, record.view, record.protocol)
+    view = evaluation.segmenter.score(record, point_logits, (0.0, evaluation.alpha))
+    generator, fused = evaluation.segmenter.semantic([view])
     labelled = truth != IGNORE
     gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0
     maps = (truth, generator, fused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.metrics.figure import DASH, plain
 from vitp_pipeline.progress import progress
 from vitp_pipeline.report.stored import StoredEvaluation
+
+if TYPE_CHECKING:
+    from vitp_pipeline.assemble.segmenter import FusedView
 
 NAMERS = ("generator", "classifier", "fused")
 AREA_EDGES = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0)
@@ -54,22 +57,21 @@ class MaskFacts:
         return self.label != IGNORE
 
 
-def name_scores(stored: StoredEvaluation, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, np.ndarray]:
-    """Per namer (Q, K) float64 probabilities of the classes given that the mask is something: rows sum to 1, or to 0
-    where nothing can be named.
+def alphas_of(stored: StoredEvaluation) -> tuple[float, float, float]:
+    """The weights of the classifier by which `NAMERS` classify."""
+    return 0.0, 1.0, stored.evaluation.alpha
+
+
+def class_scores(view: FusedView) -> dict[str, np.ndarray]:
+    """Per variant (Q, K) float64 class probabilities given that the mask is an object: rows sum to 1, or to 0 where
+    no class has any.
+
+    Args:
+        view: scored with `alphas_of`.
     """
-    import torch
-
-    from vitp_pipeline.fusion import fuse
-
-    logits, scores = torch.from_numpy(record.class_logits), torch.from_numpy(point_logits)
-    alphas = {"generator": 0.0, "classifier": 1.0, "fused": stored.evaluation.alpha}
-    found = {}
-    for name, alpha in alphas.items():
-        probs = fuse(logits, scores, alpha, stored.evaluation.settings.formula)[0].double()
-        total = probs.sum(1, keepdim=True)
-        found[name] = torch.where(total > 0, probs / total, 0.0).numpy()
-    return found
+    probs = view.probs.double().cpu()
+    total = probs.sum(2, keepdim=True)
+    return dict(zip(NAMERS, (probs / total).nan_to_num(0.0).numpy(), strict=True))
 
 
 def presence(class_logits: np.ndarray) -> np.ndarray:
@@ -91,6 +93,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     failed = {image for image, _ in stored.rows.failed}
     labels = _labels(stored)
     proposals, classes = stored.evaluation.proposals, stored.evaluation.classes
+    segmenter = stored.evaluation.segmenter
     uncertainty = np.full(len(number), np.nan)
     pieces: list[tuple] = []
     with progress("reading masks", len(number) - len(failed)) as shown:
@@ -103,8 +106,8 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                         if record.image_id in failed:
                             continue
                         image = number[record.image_id]
-                        found = name_scores(stored, record, scores.read(f"point_logits/{record.key}"))
-                        piece, uncertainty[image] = _facts(record, found)
+                        view = segmenter.score(record, scores.read(f"point_logits/{record.key}"), alphas_of(stored))
+                        piece, uncertainty[image] = _facts(record, class_scores(view))
                         query = piece[0]
                         label = [labels.get((image, q), IGNORE) for q in query.tolist()]
                         pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))

@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.report.masks import NAMERS, mask_areas, name_scores, presence
+from vitp_pipeline.report.masks import NAMERS, alphas_of, class_scores, mask_areas, presence
 from vitp_pipeline.report.stored import StoredEvaluation
 
 LONG_SIDE = 384
@@ -40,8 +40,9 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
     """
     record, scores = _read(stored, image_id)
     size = thumbnail_size(record.view.original)
-    found = name_scores(stored, record, scores)
-    generator, fused = (shrunk(m, size) for m in _maps(stored, record, scores))
+    view = stored.evaluation.segmenter.score(record, scores, alphas_of(stored))
+    record, found = view.record, class_scores(view)
+    generator, fused = (shrunk(m, size) for m in stored.evaluation.segmenter.semantic([view])[[0, 2]])
     present = presence(record.class_logits)
     shown = np.flatnonzero(present[record.kept] > 0.5)
     truth, photo = np.full(size, IGNORE, np.int16), None
@@ -104,20 +105,6 @@ def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.n
     with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
         record = evaluation.proposals.read(image_id)
         return record, scores.read(f"point_logits/{record.key}")
-
-
-def _maps(stored: StoredEvaluation, record: ProposalRecord, scores: np.ndarray) -> np.ndarray:
-    """(2, H, W) int16 semantic maps of generator and fusion, as they were measured."""
-    import torch
-
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
-    from vitp_pipeline.fusion import fuse
-
-    logits, points = torch.from_numpy(record.class_logits), torch.from_numpy(scores)
-    alphas = (0.0, stored.evaluation.alpha)
-    probs = torch.stack([fuse(logits, points, alpha, stored.evaluation.settings.formula)[0] for alpha in alphas])
-    masks = torch.from_numpy(record.masks).float()
-    return semantic_label_maps(masks, probs[:, record.kept.tolist()], record.view, record.protocol)
 
 
 def _masks(

@@ -32,19 +32,6 @@ def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, 
         )
 
 
-def check_ring(record: ProposalRecord) -> None:
-    """Raises IncompatibleError when background was floored, or rounded, nearer to a mask than its view reads."""
-    from vitp_pipeline.assemble.upsample import source_reach
-
-    loss = record.loss
-    if loss and (loss.floor is not None or loss.graded) and (need := source_reach(record.view)) > loss.ring:
-        raise IncompatibleError(
-            f"{record.image_id}: its background is floored or coarser up to {loss.ring} cells from a mask, "
-            f"and a pixel of the image reads cells {need} apart",
-            'Generate proposals with masks = "lossless"',
-        )
-
-
 def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Tensor, kept: torch.Tensor) -> np.ndarray:
     """(H0, W0) bool: whose labels, by (Q, K) class probabilities of all queries, no loss of the store can change."""
     from vitp_pipeline.assemble.certain import certain_map

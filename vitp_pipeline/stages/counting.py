@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,51 +20,26 @@ from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.stages.certain import certain_pixels, check_ring
+from vitp_pipeline.stages.certain import certain_pixels
 from vitp_pipeline.stages.counts import CountRows, sparse_confusion
 from vitp_pipeline.stages.driver import Turn
 from vitp_pipeline.stages.evaluation import Evaluation, variant_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
 
-    from vitp_pipeline.assemble.average import ScoredView
+    from vitp_pipeline.assemble.segmenter import FusedView
     from vitp_pipeline.datasets.samples import Sample
     from vitp_pipeline.metrics.instances import TrueInstances
-
-
-@dataclass(frozen=True)
-class NamedView:
-    """A view's masks (M, h, w) on the device, which queries they are (M,), and under every variant probabilities of all
-    queries (V, Q, K) and of no object (V, Q); the likely masks and what they are called.
-    """
-
-    record: ProposalRecord
-    masks: torch.Tensor
-    kept: torch.Tensor
-    probs: torch.Tensor
-    voids: torch.Tensor
-    masks_named: dict[str, np.ndarray]
-
-    @property
-    def scored(self) -> ScoredView:
-        from vitp_pipeline.assemble.average import ScoredView
-
-        return ScoredView(self.masks, self.probs[:, self.kept], self.record.view)
 
 
 class CountMaker:
     """Makes parts of an evaluation: one row of counts an image, no arrays."""
 
     def __init__(self, evaluation: Evaluation, settings: EvaluateSettings, policy: str) -> None:
-        from vitp_pipeline.assemble.panoptic import PanopticRule
-        from vitp_pipeline.devices import choose_device
-
         self.evaluation, self.settings, self.policy = evaluation, settings, policy
-        self.device = choose_device(settings.device)
-        self.things = np.asarray(evaluation.dataset.spec.things)
-        self.rule = PanopticRule(settings.panoptic_rule, settings.object_threshold, settings.overlap_threshold)
+        self.segmenter = evaluation.segmenter
+        self.things = self.segmenter.things
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         rows = CountRows(self.evaluation)
@@ -136,25 +110,20 @@ class CountMaker:
         objects: TrueInstances | None,
         keep_views: bool,
     ) -> dict[str, Any]:
-        from vitp_pipeline.assemble.average import ScoreAverage, averaged_label_maps
-
         tasks, average = self.evaluation.tasks, None
-        kept: list[NamedView] = []
+        kept: list[FusedView] = []
         masks: list[dict[str, np.ndarray]] = []
         for record, point_logits in views:
-            if self.settings.protocol:
-                record = replace(record, protocol=self.settings.protocol)
-            named = self._name(record, point_logits, truth)
-            masks.append(named.masks_named)
+            view, by_mask = self._score(record, point_logits, truth)
+            masks.append(self._classified(view, by_mask))
             if keep_views:
-                kept.append(named)
+                kept.append(view)
                 continue
-            average = average or ScoreAverage(record.protocol, record.view.original)
-            average.add(*named.scored)
+            average = average or self.segmenter.running_average(view)
+            average.add(*view.scored)
         row: dict[str, Any] = {"masks": {name: np.concatenate([m[name] for m in masks]) for name in masks[0]}}
         if "semantic" in tasks:
-            scored = [named.scored for named in kept]
-            maps = average.labels() if average else averaged_label_maps(scored, kept[0].record.protocol)
+            maps = average.labels() if average else self.segmenter.semantic(kept)
             row["semantic"] = [sparse_confusion(m, truth, len(self.things)) for m in maps]
             if self.settings.certain:
                 row["certain"] = self._certain(kept[0])
@@ -162,9 +131,9 @@ class CountMaker:
                 row["boundary"] = self._boundaries(maps, truth)
         return row | self._one_view_tasks(kept, segments, objects)
 
-    def _one_view_tasks(self, views: Sequence[NamedView], segments, objects: TrueInstances | None) -> dict[str, Any]:
+    def _one_view_tasks(self, views: Sequence[FusedView], segments, objects: TrueInstances | None) -> dict[str, Any]:
         """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
-        from vitp_pipeline.assemble.quality import mask_quality
+        from vitp_pipeline.metrics.panoptic import count
         from vitp_pipeline.stages.instances import image_row
 
         row: dict[str, Any] = {}
@@ -172,62 +141,33 @@ class CountMaker:
         if not {"instance", "panoptic"} & set(tasks):
             return row
         (view,) = views
-        record, masks = view.record, view.masks
         if "instance" in tasks:
-            row |= image_row(record, masks, view.probs, objects, self.things, self.settings)
+            row |= image_row(self.segmenter.instances(view), objects, len(self.things), self.settings)
         if "panoptic" in tasks and segments is not None:
-            quality = mask_quality(masks, record.view, record.protocol) if self.settings.mask_quality else None
-            probs, voids = view.probs[:, view.kept], view.voids[:, view.kept]
-            row["panoptic"] = [
-                self._panoptic(masks, p, v, record, segments, quality) for p, v in zip(probs, voids, strict=True)
-            ]
+            maps = self.segmenter.panoptic(view)
+            row["panoptic"] = [count(ids, found, *segments, len(self.things)) for ids, found in maps]
         return row
 
-    def _name(self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray) -> NamedView:
-        """Names the masks of a view under every variant."""
+    def _score(
+        self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray
+    ) -> tuple[FusedView, np.ndarray]:
+        """A view's scores under every variant, and (Q,) the majority of the ground truth inside its masks."""
         import torch
 
         from vitp_pipeline.assemble.labels import label_at_points, majority_label
-        from vitp_pipeline.fusion import fuse, named_probs
 
-        check_ring(record)
-        masks = torch.from_numpy(record.masks).to(self.device)
-        logits = torch.from_numpy(record.class_logits).to(self.device)
-        scores = torch.from_numpy(point_logits).to(self.device)
-        kept = torch.from_numpy(record.kept).long().to(self.device)
         policy = "max" if self.policy in SEVERAL_POINTS else self.policy  # the bound needs one point a mask
         by_point = label_at_points(truth, points_of(record, policy))
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
+        masks = torch.from_numpy(record.masks).to(self.segmenter.device)
         by_mask[record.kept] = majority_label(masks, record.view, truth)
-        named = [fuse(logits, scores, alpha, self.settings.formula) for alpha in self.evaluation.alphas]
-        void = logits.softmax(1)[:, -1]
-        named += [(named_probs(logits, labels), void) for labels in (by_point, by_mask)]
-        probs, voids = (torch.stack(values) for values in zip(*named, strict=True))
-        found = self._named(probs.argmax(2).cpu().numpy(), void, by_mask)
-        found["query"] = found["query"] + record.number * len(void)  # numbered on from view to view
-        return NamedView(record, masks, kept, probs, voids, found)
+        return self.segmenter.score(record, point_logits, self.evaluation.alphas, (by_point, by_mask)), by_mask
 
-    def _certain(self, view: NamedView) -> np.ndarray:
+    def _certain(self, view: FusedView) -> np.ndarray:
         """Of the headline: see `certain.FIELDS`."""
         number = self.evaluation.variants.index(self.evaluation.headline)
         found = certain_pixels(view.record, view.masks, view.probs[number], view.kept)
         return np.array([found.sum(), found.size])
-
-    def _panoptic(
-        self,
-        masks: torch.Tensor,
-        probs: torch.Tensor,
-        void: torch.Tensor,
-        record: ProposalRecord,
-        segments,
-        quality: torch.Tensor | None,
-    ):
-        from vitp_pipeline.assemble.panoptic import panoptic_map
-        from vitp_pipeline.metrics.panoptic import count
-
-        ids, found = panoptic_map(masks, probs, void, record.view, record.protocol, self.rule, self.things, quality)
-        truth_ids, truth_segments = segments
-        return count(ids, found, truth_ids, truth_segments, probs.shape[1])
 
     def _boundaries(self, maps: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
         """(K, 3) pixels of boundaries of every variant, see `metrics.boundary.boundary_areas`."""
@@ -236,16 +176,21 @@ class CountMaker:
         width = boundary_width(truth.shape, self.settings.boundary_ratio)
         return [boundary_areas(m, truth, width, len(self.things)) for m in maps]
 
-    def _named(self, names: np.ndarray, void: torch.Tensor, by_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """What the masks that likely are something, and cover labelled pixels, are called. names: (V, Q)."""
-        present = 1 - void.double().cpu().numpy()
-        matched = np.flatnonzero((present > 0.5) & (by_mask != IGNORE))
+    def _classified(self, view: FusedView, by_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """The predicted classes of the masks that likely are objects and cover labeled pixels.
+
+        Args:
+            by_mask: (Q,) majority ground-truth classes.
+        """
+        objectness = 1 - view.no_object[0].double().cpu().numpy()
+        matched = np.flatnonzero((objectness > 0.5) & (by_mask != IGNORE))
+        classes = view.probs.argmax(2).cpu().numpy()
         at = {variant: i for i, variant in enumerate(self.evaluation.variants)}
         return {
-            "query": matched,
-            "present": present[matched],
+            "query": matched + view.record.number * len(by_mask),  # numbered on from view to view
+            "present": objectness[matched],
             "label": by_mask[matched],
-            "generator": names[at[variant_of(0)]][matched],
-            "classifier": names[at[variant_of(1)]][matched],
-            "fused": names[at[self.evaluation.headline]][matched],
+            "generator": classes[at[variant_of(0)]][matched],
+            "classifier": classes[at[variant_of(1)]][matched],
+            "fused": classes[at[self.evaluation.headline]][matched],
         }

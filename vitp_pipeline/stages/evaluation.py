@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.codec import MaskCodec
 from vitp_pipeline.artifacts.proposals import ProposalStore
@@ -21,8 +22,19 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import UsageError
 
+if TYPE_CHECKING:
+    from vitp_pipeline.assemble.segmenter import Segmenter
+
 GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")
+MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
+MAP_KEYS |= {"mask_quality", "detections"}
+"""Keys of [evaluate] that change a map; `assemble.segmenter` is where they act. The others say what is measured."""
+
+
+def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
+    """Return what of the settings identifies a map, where nothing is measured."""
+    return {key: value for key, value in identity_of(settings).items() if key in MAP_KEYS}
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,13 @@ class Evaluation:
     @property
     def variants(self) -> tuple[str, ...]:
         return (*map(variant_of, self.alphas), *BOUNDS)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """Makes the maps that are measured, or shown."""
+        from vitp_pipeline.assemble.segmenter import Segmenter
+
+        return Segmenter(self.settings, self.dataset.spec.things)
 
     @property
     def headline(self) -> str:

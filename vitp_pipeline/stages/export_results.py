@@ -20,7 +20,6 @@ from vitp_pipeline.artifacts.files import write_json
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.config.keys import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
@@ -38,15 +37,13 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
+from vitp_pipeline.stages.evaluation import map_settings
 from vitp_pipeline.stages.instances import image_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
 
 VARIANTS = ("fused", "generator", "classifier")
-MEASURED = {"tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components", "certain"}
-"""Keys of [evaluate] that say what is measured, not what is predicted."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def prepare(
         "variant": variant,
         "proposals": proposals.run.fingerprint,
         "classes": classes.fingerprint,
-        "settings": {k: v for k, v in identity_of(settings).items() if k not in MEASURED},
+        "settings": map_settings(settings),
         **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
     }
     folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
@@ -151,14 +148,10 @@ class ResultMaker:
     """Writes the files of parts; their rows carry what enters the JSON files."""
 
     def __init__(self, export: Export) -> None:
-        from vitp_pipeline.assemble.panoptic import PanopticRule
-        from vitp_pipeline.devices import choose_device
+        from vitp_pipeline.assemble.segmenter import Segmenter
 
-        self.export, self.settings = export, export.settings
-        self.device = choose_device(self.settings.device)
-        self.things = np.asarray(export.spec.things)
-        s = self.settings
-        self.rule = PanopticRule(s.panoptic_rule, s.object_threshold, s.overlap_threshold)
+        self.export = export
+        self.segmenter = Segmenter(export.settings, export.spec.things)
         numbers = image_numbers(export.run.images)
         self.numbers = {image_id: int(n) for image_id, n in zip(export.run.images, numbers, strict=True)}
 
@@ -191,56 +184,18 @@ class ResultMaker:
         return {"status": "ok", "error": None, **about, "entry": json.dumps(entry)}
 
     def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
-        import torch
+        view = self.segmenter.score(record, point_logits, (self.export.alpha,))
 
-        from vitp_pipeline.assemble.panoptic import panoptic_map
-        from vitp_pipeline.assemble.quality import mask_quality
-        from vitp_pipeline.assemble.semantic import semantic_label_maps
-        from vitp_pipeline.fusion import fuse
-
-        masks = torch.from_numpy(record.masks).float().to(self.device)
-        logits = torch.from_numpy(record.class_logits).to(self.device)
-        scores = torch.from_numpy(point_logits).to(self.device)
-        probs, void = fuse(logits, scores, self.export.alpha, self.settings.formula)
-        kept = torch.from_numpy(record.kept).long().to(self.device)
-        frame = (record.view, self.settings.protocol or record.protocol)
-
-        def panoptic():
-            quality = mask_quality(masks, *frame) if self.settings.mask_quality else None
-            return panoptic_map(masks, probs[kept], void[kept], *frame, self.rule, self.things, quality)
-
-        def instances():
-            return detected(masks, probs, record, self.things, self.settings.detections)
+        def instances() -> tuple[list[Rle], np.ndarray, np.ndarray]:
+            found = self.segmenter.instances(view)
+            return found.rles(), found.variants[0].categories, found.variants[0].scores
 
         return ImageResult(
             self.numbers[record.image_id],
             record.image_id,
             record.file_name,
             record.view.original,
-            lambda: semantic_label_maps(masks, probs[kept][None], *frame)[0],
-            panoptic,
+            lambda: self.segmenter.semantic([view])[0],
+            lambda: self.segmenter.panoptic(view)[0],
             instances,
         )
-
-
-def detected(
-    masks: torch.Tensor, probs: torch.Tensor, record: ProposalRecord, things: np.ndarray, limit: int
-) -> tuple[list[Rle], np.ndarray, np.ndarray]:
-    """The instances of an image whose masks are stored, the best first.
-
-    Args:
-        masks: (M, h, w) logits of the kept queries. probs: (Q, K) of all.
-        limit: pairs of a mask and a class, before stuff is left out; 0 = Q.
-    Returns:
-        run lengths, class indices and scores.
-    """
-    from vitp_pipeline.assemble.instance import best_pairs, instance_masks
-
-    place = np.full(len(probs), -1)
-    place[record.kept] = np.arange(len(record.kept))
-    pairs = best_pairs(probs, things, limit)
-    pairs = pairs.of(place[pairs.queries] >= 0)
-    used, mask = np.unique(place[pairs.queries], return_inverse=True)
-    drawn = instance_masks(masks[used], record.view, record.protocol)
-    found = pairs.probs * np.array([m.quality for m in drawn], np.float32)[mask]
-    return [drawn[m].rle for m in mask], pairs.categories, found

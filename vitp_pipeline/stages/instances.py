@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
-from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.evaluate import INSTANCE_MEASURES
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
@@ -25,8 +24,7 @@ from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances
 
 if TYPE_CHECKING:
-    import torch
-
+    from vitp_pipeline.assemble.segmenter import InstancesOfView
     from vitp_pipeline.stages.evaluation import Evaluation
     from vitp_pipeline.stages.rows import Rows
 
@@ -40,51 +38,32 @@ COLUMNS = {"instances": DETECTIONS, "instance_truth": TRUTHS, "instance_found": 
 
 
 def image_row(
-    record: ProposalRecord,
-    masks: torch.Tensor,
-    probs: torch.Tensor,
-    real: TrueInstances,
-    things: np.ndarray,
-    settings: EvaluateSettings,
+    found: InstancesOfView, real: TrueInstances, classes: int, settings: EvaluateSettings
 ) -> dict[str, dict[str, np.ndarray]]:
     """The instance entries of one image, per column of `COLUMNS`.
 
     Args:
-        record: the image's proposals.
-        masks: (M, h, w) logits of the kept queries.
-        probs: (V, Q, K) class probabilities of all queries under every variant.
+        found: the detected objects of every variant.
         real: the ground truth's, with `void`.
-        things: (K,) bool.
+        classes: K.
     """
-    from vitp_pipeline.assemble.instance import best_pairs, instance_masks
-
-    place = np.full(probs.shape[1], -1)
-    place[record.kept] = np.arange(len(record.kept))
-    pairs = [best_pairs(p, things, settings.detections) for p in probs]
-    stored = [p.of(place[p.queries] >= 0) for p in pairs]
-    used = np.unique(np.concatenate([place[p.queries] for p in stored]))
-    drawn = instance_masks(masks[used], record.view, record.protocol)
-    rles, quality = [m.rle for m in drawn], np.array([m.quality for m in drawn], np.float32)
-    found = []
-    for p in stored:
-        mask = np.searchsorted(used, place[p.queries])
-        found.append(Detections(mask, p.categories, p.probs * quality[mask]))
-
-    classes = len(things)
+    rles = [m.rle for m in found.masks]
+    objects = [Detections(v.masks, v.categories, v.scores) for v in found.variants]
     detections, truths = [], []
     for measure in settings.instance_ap:
-        matches, counts = _measured(measure, found, rles, real, classes, settings)
+        matches, counts = _measured(measure, objects, rles, real, classes, settings)
         number = INSTANCE_MEASURES.index(measure)
         for variant, m in enumerate(matches):
             size = len(m.categories)
             detections.append([np.full(size, number), np.full(size, variant), m.categories, m.scores, m.hit, m.ignored])
         k, a = np.nonzero(counts)
         truths.append([np.full(len(k), number), k, a, counts[k, a]])
-    lengths = [np.arange(len(pairs)), *(np.array([len(p) for p in some]) for some in (pairs, stored))]
+    without = np.array([v.without_mask for v in found.variants])
+    lengths = (np.arange(len(without)), np.array([len(v.masks) for v in found.variants]) + without, without)
     return {
         "instances": _joined(DETECTIONS, detections),
         "instance_truth": _joined(TRUTHS, truths),
-        "instance_found": dict(zip(FOUND, (lengths[0], lengths[1], lengths[1] - lengths[2]), strict=True)),
+        "instance_found": dict(zip(FOUND, lengths, strict=True)),
     }
 
 

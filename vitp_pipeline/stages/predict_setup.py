@@ -16,7 +16,7 @@ from vitp_pipeline.config.validation import did_you_mean
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.stages.classify import classifier_file
-from vitp_pipeline.stages.export_results import MEASURED
+from vitp_pipeline.stages.evaluation import map_settings
 from vitp_pipeline.stages.predict import OVERLAYS, Wish
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def prepare(
         "manifest": spec and {**spec.identity(), "colors": [list(c.color) for c in spec.classes]},
         "generate-proposals": {k: v for k, v in identity_of(proposals).items() if k not in NOT_PREDICTED},
         "classify": identity_of(classify),
-        "evaluate": {k: v for k, v in identity_of(evaluate).items() if k not in MEASURED},
+        "evaluate": map_settings(evaluate),
     }
     shown = {"generator": source.name, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
 
