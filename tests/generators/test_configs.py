@@ -110,17 +110,39 @@ def test_sources_by_every_way_of_inheriting(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("_base_ = 'gone.py'", "missing: .*gone.py"),
-        ("_base_ = ['a' + name]", "cannot be parsed"),
-        ("_base_ = 3", "neither a string"),
         ("_base_ = (", "cannot be parsed"),
+        ("x = " + "[" * 5000, "cannot be parsed"),
+        ("_base_ = " + "-" * 3000 + "1", "cannot be parsed"),
+        ("_base_ = 3", "neither a string"),
+        ("_base_ = ['a.py', None]", "neither a string"),
         ("_base_ = 'nowhere::a.py'", "nowhere is not installed"),
+        *(
+            (text, f"line {1 + text.count(chr(10))}: `_base_` is computed")
+            for text in (
+                "_base_ = ['a' + name]",
+                "_base_ = f'{1}.py'",
+                "_base_ = '../' + 'a.py'",
+                "_base_ = name",
+                "_base_ = [f'{n}.py' for n in 'ab']",
+                "import os\n_base_ = os.environ['BASE']",
+                "_base_ = __import__('os').path.join('a', 'b.py')",
+                "_base_: list = ['a.py']",
+                "_base_, x = 'a.py', 1",
+                "x = _base_ = 'a.py'",
+                "if True: _base_ = 'a.py'",
+                "for _base_ in ['a.py']: pass",
+                "_base_ = []\n_base_ += ['a.py']",
+                "(_base_ := 'a.py')",
+            )
+        ),
     ],
 )
 def test_faulty_bases_name_the_file(tmp_path: Path, text: str, fault: str) -> None:
     file = tmp_path / "faulty.py"
     file.write_text(text + "\n")
-    with pytest.raises(InputError, match=f"faulty.py.*{fault}"):
+    with pytest.raises(InputError, match=f"faulty.py.*{fault}") as caught:
         config_sources(file)
+    assert "\n" not in str(caught.value) and "<ast" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_needs_neither_torch_nor_openmmlab() -> None:

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.stages import making
 from tests.stages.making import Project, drawn, make_project, make_run
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss, loss_of
 from vitp_pipeline.artifacts.proposals import ProposalStore
 from vitp_pipeline.assemble.semantic import semantic_scores
+from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.fusion import fuse
+from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.results import print_result, result_of
+
+
+DEMO = load_recipe("demo")
 
 
 @pytest.fixture
@@ -73,6 +82,21 @@ def test_a_lower_object_threshold_than_the_store_was_made_for_is_refused(
     result = result_of(project.evaluate(tmp_path / "run", object_threshold=0.5))
     assert any("mIoU is approximate" in note and "0.5" in note for note in result["notes"])
     project.evaluate(tmp_path / "run", tasks=("semantic",))  # has no threshold
+
+
+@given(asked=st.floats(0, 1), kept=st.floats(0, 1, exclude_min=True))
+def test_the_advice_for_a_low_object_threshold_works(asked: float, kept: float) -> None:
+    """The key that it names is allowed, and proposals made with it are good for the threshold."""
+    settings = EvaluateSettings(object_threshold=asked)
+    try:
+        check_codec(MaskCodec(drop_threshold=kept), settings, ("panoptic",))
+    except IncompatibleError as error:
+        key, value = re.search(r"generate proposals with (\w+) = (\S+) ", error.mend).groups()
+        advised = DEMO.stage(ProposalSettings, **parse_changes([f"{key}={value}"]))
+        check_codec(advised.codec, settings, ("panoptic",))
+        assert asked < kept
+    else:
+        assert asked >= kept
 
 
 def test_a_floor_too_near_to_the_masks_is_refused(

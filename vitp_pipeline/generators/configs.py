@@ -11,6 +11,7 @@ import difflib
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard
 
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.paths import shipped
@@ -109,7 +110,7 @@ def _bases(file: Path) -> list[Path]:
             named, imported = _python_bases(file, ast.parse(text))
         else:
             named, imported = _data_file_base(file, text), []
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{file}: config cannot be parsed ({error})") from error
     bases = [_base_file(file, base) for base in named] + imported
     for base in bases:
@@ -121,14 +122,34 @@ def _bases(file: Path) -> list[Path]:
 def _python_bases(file: Path, tree: ast.Module) -> tuple[list[str], list[Path]]:
     named: list[str] = []
     imported: list[Path] = []
+    plain = [node for node in tree.body if isinstance(node, ast.Assign) and _is_base(node.targets[0])]
+    for node in plain:
+        try:
+            value = ast.literal_eval(node.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise _computed(file, node) from None
+        named += _strings(value)
+    expected = {node.targets[0] for node in plain}
+    for node in ast.walk(tree):
+        if _is_base(node) and not isinstance(node.ctx, ast.Load) and node not in expected:
+            raise _computed(file, node)
     for node in tree.body:
-        if isinstance(node, ast.Assign) and "_base_" in map(ast.unparse, node.targets):
-            named += _strings(ast.literal_eval(node.value))
-        elif isinstance(node, ast.With) and "read_base" in ast.unparse(node.items[0]):
+        if isinstance(node, ast.With) and "read_base" in ast.unparse(node.items[0]):
             for statement in node.body:
                 if isinstance(statement, ast.ImportFrom):
                     imported += _imported_configs(file, statement)
     return named, imported
+
+
+def _is_base(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and node.id == "_base_"
+
+
+def _computed(file: Path, node: ast.stmt | ast.expr) -> InputError:
+    return InputError(
+        f"{file}: line {node.lineno}: `_base_` is computed, so it is not known which files it means",
+        "Write the files that it inherits from as strings: _base_ = ['a.py', 'b.py']",
+    )
 
 
 def _data_file_base(file: Path, text: str) -> list[str]:

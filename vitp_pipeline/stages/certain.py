@@ -26,9 +26,9 @@ def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, 
     """Raises IncompatibleError when masks are missing that a panoptic map with this object threshold could show."""
     if "panoptic" in tasks and settings.object_threshold < codec.drop_threshold:
         raise IncompatibleError(
-            f"object_threshold = {settings.object_threshold:g}: the proposals hold only masks that may reach "
-            f"{codec.drop_threshold:g}",
-            f"Raise it, or generate proposals with drop_threshold = {settings.object_threshold:g} under another --out",
+            f"object_threshold = {settings.object_threshold}: the proposals hold only masks that may reach "
+            f"{codec.drop_threshold}",
+            f"Raise it, or generate proposals with drop_threshold = {settings.object_threshold} under another --out",
         )
 
 
