@@ -300,3 +300,38 @@ def test_what_slurm_says_is_passed_on_and_a_job_around_us_leaves_no_trace(
 
 def test_nothing_to_do_is_no_chain() -> None:
     assert submissions(Chain(4, ()), 1001) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "two words",
+        " blanks around ",
+        "it's",
+        'a "quoted" one',
+        "$HOME",
+        "`date`",
+        "$(date)",
+        "$JOB0",
+        "a;b|c&d>e<f",
+        "star* and [x]?",
+        "back\\slash",
+        "~tilde #comment",
+        "größe",
+        "-dash",
+        "tab\there",
+    ],
+)
+def test_a_shell_reads_the_calls_of_a_dry_run_as_they_are_made(tmp_path: Path, name: str) -> None:
+    """bash, with a function in place of sbatch that prints its words and hands out ids."""
+    planned = plan_scripts(make_chain(2), load_profile(None), tmp_path / name)
+    _, _, calls = planned.text().rpartition("# ---- submitted with\n")
+    fake = 'sbatch() { printf "%s\\0" "$@" end >&2; echo "<id>"; }\n'
+    done = subprocess.run(["bash", "-c", fake + calls], capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = [words.split("\0") for words in done.stderr.removesuffix("end\0").split("end\0")]
+    depends = "--dependency="
+    made = [
+        [re.sub(r"\$JOB\d", "<id>", w) if w.startswith(depends) else w for w in words[1:]] for words in planned.calls
+    ]
+    assert [words[:-1] for words in found] == made

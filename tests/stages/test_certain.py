@@ -23,7 +23,6 @@ from vitp_pipeline.fusion import fuse
 from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.results import print_result, result_of
 
-
 DEMO = load_recipe("demo")
 
 

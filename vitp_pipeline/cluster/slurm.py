@@ -148,10 +148,15 @@ class Planned:
     calls: list[list[str]]
 
     def text(self) -> str:
-        """The same for people."""
+        """The same for people, the calls as a shell takes them."""
         scripts = "".join(f"# ---- {path}\n{text}\n" for path, text in self.scripts)
-        calls = "".join(f"JOB{number}=$({' '.join(words)})\n" for number, words in enumerate(self.calls))
+        calls = "".join(f"JOB{number}=$({_in_shell(words)})\n" for number, words in enumerate(self.calls))
         return f"{scripts}# ---- submitted with\n{calls}"
+
+
+def _in_shell(words: Sequence[str]) -> str:
+    """A call as a line of a shell. Only what it waits for holds $JOB0 to be replaced, and nothing to be quoted."""
+    return " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in words)
 
 
 def plan_scripts(chain: Chain, profile: Profile, out: Path) -> Planned:
