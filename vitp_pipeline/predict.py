@@ -115,7 +115,7 @@ def segment(
         UsageError: an unknown task, or one that cannot be; no classifier, and α is not 0.
     """
     spec = load_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
-    classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=alpha, device=device)
+    classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=float(alpha), device=device)
     predictor = Predictor(generator, classifier, spec, classify=classify, evaluate=evaluate)
     picture = image if isinstance(image, np.ndarray) else read_picture(Path(image))
     return predictor.segment(picture, tasks)

@@ -68,13 +68,13 @@ def register(app: typer.Typer) -> None:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --stream --set preset=views-multiscale
         """
-        from dataclasses import fields, replace
+        from dataclasses import replace
 
         from vitp_pipeline.alphas import check_decimal_sign, parse_alphas
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import divide, load_recipe, parse_changes
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say
@@ -88,18 +88,15 @@ def register(app: typer.Typer) -> None:
         alphas = parse_alphas(alpha) if alpha else ()
         flags = {"alpha": alphas[0] if len(alphas) == 1 else None, "device": device}
         # scores are found by the settings that classify made them with, so its keys can be given here too
-        given = parse_changes(changes)
-        kinds = EvaluateSettings, ClassifySettings, ProposalSettings
-        own, others, first = ({field.name for field in fields(kind)} for kind in kinds)
-        of_classify = {k: given.pop(k) for k in list(given) if k in others - own}
-        of_proposals = {k: given.pop(k) for k in list(given) if stream and k in first - own}
-        settings = loaded.stage(EvaluateSettings, **flags | given)
+        kinds = (EvaluateSettings, ClassifySettings, *([ProposalSettings] if stream else []))
+        own, of_classify, *of_proposals = divide(parse_changes(changes), *kinds)
+        settings = loaded.stage(EvaluateSettings, **flags | own)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         if stream:
             from vitp_pipeline.stages.stream import Stream
 
-            generate = loaded.stage(ProposalSettings, **{"device": device} | of_proposals)
+            generate = loaded.stage(ProposalSettings, **{"device": device} | of_proposals[0])
             classify = replace(classify, device=device or classify.device)
             streamed = Stream(loaded, generate, classify, settings, alphas, data_root, out, choice)
             evaluation = streamed.evaluation

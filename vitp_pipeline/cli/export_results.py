@@ -52,20 +52,18 @@ def register(app: typer.Typer) -> None:
 
             vitp export-results camvid --data-root data/camvid --out runs/camvid --format label-png --alpha 0.5
         """
-        from dataclasses import fields
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.recipe import divide, load_recipe, parse_changes
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
         from vitp_pipeline.progress import say
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.export_results import export_shards, prepare
 
-        loaded, choice, given = load_recipe(recipe), choose_shard(shard), parse_changes(changes)
-        own, others = ({field.name for field in fields(kind)} for kind in (EvaluateSettings, ClassifySettings))
-        of_classify = {k: given.pop(k) for k in list(given) if k in others - own}
-        settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | given)
+        loaded, choice = load_recipe(recipe), choose_shard(shard)
+        own, of_classify = divide(parse_changes(changes), EvaluateSettings, ClassifySettings)
+        settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | own)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         with documented(json) as document:

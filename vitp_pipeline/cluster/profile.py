@@ -10,12 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic.dataclasses import dataclass
-
 from vitp_pipeline.config.constraints import Count, within
-from vitp_pipeline.config.keys import DRAFT, STRICT, Key, schema_of
+from vitp_pipeline.config.keys import DRAFT, Key, schema_of
 from vitp_pipeline.config.settings import TABLES
-from vitp_pipeline.config.validation import checked, did_you_mean
+from vitp_pipeline.config.validation import checked, did_you_mean, table
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.paths import find_toml, read_toml
 
@@ -25,7 +23,7 @@ STAGES = (*TABLES, "merge")
 Lines = tuple[str, ...]
 
 
-@dataclass(frozen=True, config=STRICT)
+@table
 class Resources:
     """What a task of one stage needs."""
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic.dataclasses import dataclass
-
 from vitp_pipeline.config.constraints import Device, FolderName, within
 from vitp_pipeline.config.generate_proposals import PointPolicy
-from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.config.keys import Key
+from vitp_pipeline.config.validation import table
 
 Average = Literal["auto", "probabilities", "log-probabilities"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True, config=STRICT)
+@table
 class ClassifySettings:
     """[classify]: which classifier scores which points."""
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic.dataclasses import dataclass
-
 from vitp_pipeline.config.constraints import DISTINCT, SOME, Device, Fraction, within
-from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.config.keys import Key
+from vitp_pipeline.config.validation import table
 
 Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -15,7 +14,7 @@ InstanceMeasure = Literal["coco", "boundary", "cityscapes"]
 INSTANCE_MEASURES: tuple[InstanceMeasure, ...] = get_args(InstanceMeasure)
 
 
-@dataclass(frozen=True, config=STRICT)
+@table
 class EvaluateSettings:
     """[evaluate]: how the scores are fused and what is measured."""
 

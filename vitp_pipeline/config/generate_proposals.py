@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
 from vitp_pipeline.config.constraints import (
@@ -24,7 +23,8 @@ from vitp_pipeline.config.constraints import (
     Seed,
     within,
 )
-from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.config.keys import Key
+from vitp_pipeline.config.validation import table
 from vitp_pipeline.errors import UsageError
 
 
@@ -42,7 +42,7 @@ STEP = Check(
 )
 
 
-@dataclass(frozen=True, config=STRICT)
+@table
 class ProposalSettings:
     """[generate-proposals]: which generator draws the masks, and what of them is kept."""
 

@@ -125,5 +125,14 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
     return values
 
 
+def divide(changes: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
+    """Give every change to the first of some tables that has its key; to the first of all where none has."""
+    parts: list[dict[str, Any]] = [{} for _ in kinds]
+    for key, value in changes.items():
+        at = next((number for number, kind in enumerate(kinds) if key in keys_of(kind)), 0)
+        parts[at][key] = value
+    return parts
+
+
 def _entry(value: Any) -> str:
     return "table" if isinstance(value, dict) else "key"

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from annotated_types import Len
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from vitp_pipeline.config.classify import Precision
 from vitp_pipeline.config.constraints import (
@@ -21,8 +20,9 @@ from vitp_pipeline.config.constraints import (
     Seed,
     within,
 )
-from vitp_pipeline.config.keys import STRICT, Key
+from vitp_pipeline.config.keys import Key
 from vitp_pipeline.config.mixture import Mixture, parse_mixture
+from vitp_pipeline.config.validation import table
 from vitp_pipeline.errors import UsageError
 
 Rate = Annotated[float, within(0, 100)]
@@ -30,7 +30,7 @@ BelowOne = Annotated[float, within(0, 1, "[)")]
 Share = Annotated[float, within(0, 1, "(]")]
 
 
-@dataclass(frozen=True, config=STRICT)
+@table
 class TrainSettings:
     """[train-classifier]: the ViT-P model and its training."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from vitp_pipeline.config.constraints import MANY
@@ -20,32 +22,42 @@ Table = TypeVar("Table")
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 
 
+@dataclass_transform(frozen_default=True)
+def table(kind: type[Table]) -> type[Table]:
+    """Make a frozen dataclass of `Key`s. Building one, and `dataclasses.replace`, raise UsageError for a bad value."""
+    made: Any = dataclass(frozen=True, config=STRICT)(kind)
+    build, names = made.__init__, [field.name for field in dataclasses.fields(made)]
+
+    @functools.wraps(build)
+    def checked_build(self: Table, *first: Any, **values: Any) -> None:
+        values = dict(zip(names, first, strict=False)) | values
+        try:
+            build(self, **values)
+        except ValidationError as error:
+            raise _refused_by(made, values, error.errors(include_url=False)[0]) from None
+
+    made.__init__ = checked_build
+    return cast("type[Table]", made)
+
+
 def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Mapping[str, str] | None = None) -> Table:
-    """Build the settings of a table.
+    """Build the settings of a table from values of a file and of the command line.
 
     Args:
-        kind: a class of `Key`s.
+        kind: made by `table`.
         values: by key; arrays may be lists.
         where: place of the values, for messages: "mine.toml: [evaluate]".
         places: of single keys that were set elsewhere: "on the command line: [evaluate]".
     Raises:
         UsageError: a key is unknown or missing, a value has another type or is out of range, values exclude each other.
     """
-    keys, places = keys_of(kind), places or {}
-    for key in values:
-        if key not in keys:
-            raise UsageError(f"{places.get(key, where)} has no key {key!r}", did_you_mean(key, keys))
+    places = places or {}
     try:
         return kind(**{key: frozen(value) for key, value in values.items()})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = str(first["loc"][0])
-        if key not in values:
-            raise UsageError(f"{where} needs the key {key!r}", f"It is: {keys[key].help}") from None
-        schema = schema_of(kind)["properties"][key]
-        raise _refused(f"{places.get(key, where)} {key} = {toml(values[key])}", schema, first) from None
     except UsageError as error:
-        place = next((place for key, place in places.items() if re.search(rf"\b{key}\b", error.message)), where)
+        words = re.findall(r"\w+", error.message)
+        about = words[:1] if words[0] in values else words  # a message begins with its key, if it is about one alone
+        place = next((places[word] for word in about if word in places), where)
         raise UsageError(f"{place} {error.message}", error.mend) from None
 
 
@@ -62,7 +74,7 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
         raise _refused(f"{name} {toml(value)}", schema_of(annotation), first) from None
 
 
-@cache
+@functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=STRICT)
 
@@ -70,6 +82,15 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def frozen(value: Any) -> Any:
     """The value with tuples in place of lists."""
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _refused_by(kind: type, values: Mapping[str, Any], error: ErrorDetails) -> UsageError:
+    keys, key = keys_of(kind), str(error["loc"][0])
+    if key not in keys:
+        return UsageError(f"has no key {key!r}", did_you_mean(key, keys))
+    if key not in values:
+        return UsageError(f"needs the key {key!r}", f"It is: {keys[key].help}")
+    return _refused(f"{key} = {toml(values[key])}", schema_of(kind)["properties"][key], error)
 
 
 def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageError:

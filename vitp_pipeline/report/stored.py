@@ -13,9 +13,10 @@ from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
+from vitp_pipeline.config.validation import checked
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
-from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.labels import classifier_folder, classifier_named, facts_of, labels
@@ -155,7 +156,10 @@ def _settings(run: StageRun) -> EvaluateSettings:
     given, known = run.identity["settings"], {field.name for field in fields(EvaluateSettings)}
     if unknown := sorted(set(given) - known):
         raise IncompatibleError(f"{run.folder}: made with the setting {unknown[0]!r}, unknown here", "Update vitp")
-    return EvaluateSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    try:
+        return checked(EvaluateSettings, given, f"{run.folder / 'run.json'}:")
+    except UsageError as error:
+        raise CorruptError(error.message, error.mend) from error
 
 
 def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> DatasetSpec:

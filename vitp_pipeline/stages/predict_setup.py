@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.checking import manifest_of
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.keys import identity_of, keys_of
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, parse_changes
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.config.validation import did_you_mean
@@ -110,7 +109,7 @@ def _settings(
     Raises:
         UsageError: no table has it, or no generator is named.
     """
-    known = {kind: {field.name for field in fields(kind)} for kind in KINDS}
+    known = {kind: set(keys_of(kind)) for kind in KINDS}
     known[ProposalSettings] -= NOT_PREDICTED
     all_known = sorted(set().union(*known.values()))
     for key in changes:
