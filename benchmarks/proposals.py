@@ -31,7 +31,8 @@ class StageOne:
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         from vitp_pipeline.artifacts.run import create_or_check
-        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.flags import parse_changes
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.datasets import Dataset
         from vitp_pipeline.generators.registry import find_source

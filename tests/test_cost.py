@@ -15,10 +15,11 @@ from torch import nn
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.classifier.model import ModelConfig, PointViT
 from vitp_pipeline.classifier.official import to_official
+from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.cost import classifier_cost, count_flops, generator_cost
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.info import costs_of, parse_size
+from vitp_pipeline.info import costs_of
 from vitp_pipeline.paths import PACKAGE
 
 BASE, LARGE = "vit_base_patch14_dinov2", "vit_large_patch14_dinov2"

@@ -174,7 +174,7 @@ def test_the_commands_of_the_page_are_real() -> None:
     from typer.main import get_command
 
     from vitp_pipeline.cli.main import app
-    from vitp_pipeline.config.recipe import parse_changes
+    from vitp_pipeline.config.flags import parse_changes
 
     group, seen = get_command(app), 0
     page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")

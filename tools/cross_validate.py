@@ -26,9 +26,10 @@ from vitp_pipeline.assemble.segmenter import Segmenter
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.weights import load_classifier
-from vitp_pipeline.config.classify import Average
+from vitp_pipeline.config.choices import Average
+from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.keys import identity_of
-from vitp_pipeline.config.recipe import Recipe, load_recipe, parse_changes
+from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.fingerprint import fingerprint

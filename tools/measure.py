@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.alphas import parse_alphas
+from vitp_pipeline.config.flags import parse_alphas, parse_changes
 from vitp_pipeline.config.keys import identity_of
-from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy
 from vitp_pipeline.shard import ShardChoice

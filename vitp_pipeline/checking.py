@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
@@ -15,7 +16,6 @@ from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, s
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
-from vitp_pipeline.geometry import Size
 from vitp_pipeline.paths import find_toml, read_toml, shipped_names
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.stage_one import estimate, lines_of
@@ -65,7 +65,7 @@ def check_dataset(
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
-    size = _size(mask_size)
+    size = parse_size(mask_size, "--mask-size") if mask_size else None
     spec, recipe = manifest_of(name)
     settings = _settings_of(recipe, generator).settled(begun=False)
     trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
@@ -248,12 +248,3 @@ def _some(names: list[str]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
-
-
-def _size(text: str | None) -> Size | None:
-    if text is None:
-        return None
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise UsageError(f"--mask-size {text} is not of the form HxW", "For example --mask-size 128x256")
-    return int(height), int(width)

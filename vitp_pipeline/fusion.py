@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp_pipeline.config.choices import FORMULAS
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError, UsageError
-
-FORMULAS = ("renormalised", "raw")
 
 
 def fuse(

@@ -6,16 +6,15 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.geometry import Size
 
 if TYPE_CHECKING:
     from vitp_pipeline.cost import Cost
@@ -112,13 +111,6 @@ def _classifier(
     count = points or naming.chunk or total
     chunks = math.ceil(total / count) if count == naming.chunk else 1
     return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if naming.flip else 1))
-
-
-def parse_size(text: str, flag: str) -> Size:
-    """(height, width) of "HxW". Raises UsageError naming the flag."""
-    if match := re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text.strip().lower()):
-        return int(match[1]), int(match[2])
-    raise UsageError(f"{flag} {text!r} is not a size", "Write height x width, e.g. 518x518")
 
 
 def print_costs(costs: Sequence[Cost], as_json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.config.keys import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.stages.classify import Namer
 
-TASKS = ("semantic", "panoptic", "instance")
 LIKELY = 0.5
 """Masks with a larger 1 − v are listed, and those of segments."""
 

@@ -89,8 +89,8 @@ def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) 
         match = re.fullmatch(r"(\d+)?(?:/(\d+))?", text.strip())
         if not match or text.strip() in ("", "/"):
             raise UsageError(f"--shard {text!r} is not of the form I/N", "For example --shard 0/8")
-        index = int(match[1]) if match[1] else None
-        count = int(match[2]) if match[2] else None
+        index = _number(match[1]) if match[1] else None
+        count = _number(match[2]) if match[2] else None
         source = FLAG
     if index is None:
         index, found = _from_environment(environment)
@@ -126,10 +126,19 @@ def parse_shards(text: str) -> list[int]:
     shards: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", piece.strip())
-        if not match or int(match[2] or match[1]) < int(match[1]):
+        if not match or _number(match[2] or match[1]) < _number(match[1]):
             raise UsageError(f"{text!r} is no list of shards", "Write it like 3,17-19")
-        shards += range(int(match[1]), int(match[2] or match[1]) + 1)
+        shards += range(_number(match[1]), _number(match[2] or match[1]) + 1)
     return shards
+
+
+MOST_SHARDS = 10**6
+
+
+def _number(digits: str) -> int:
+    if len(digits) > 9 or int(digits) > MOST_SHARDS:
+        raise UsageError(f"shard {digits[:20]}: a run has at most {MOST_SHARDS} shards")
+    return int(digits)
 
 
 def array_expression(indices: Iterable[int]) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitp_pipeline.assemble.average import ScoreAverage, ScoredView, averaged_label_maps
 from vitp_pipeline.assemble.semantic import semantic_label_maps, semantic_scores
-from vitp_pipeline.assemble.upsample import PROTOCOLS
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.generators.views import slide

@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from vitp_pipeline.assemble import bounded, labels, panoptic, semantic
 from vitp_pipeline.assemble.blocks import block_cells, block_values, image_runs, pooled, upsampled_runs
 from vitp_pipeline.assemble.bounded import bounded_label_maps
-from vitp_pipeline.assemble.upsample import (
-    PROTOCOLS,
-    iter_mask_logits,
-    iter_mask_probabilities,
-    mask_logits_at_image,
-)
+from vitp_pipeline.assemble.upsample import iter_mask_logits, iter_mask_probabilities, mask_logits_at_image
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.geometry import View
 
 VIEWS = {

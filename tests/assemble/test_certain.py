@@ -12,7 +12,8 @@ from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec, MaskLoss, store_ma
 from vitp_pipeline.assemble.certain import ROUNDING, certain_map, score_bounds
 from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
 from vitp_pipeline.assemble.semantic import semantic_scores
-from vitp_pipeline.assemble.upsample import PROTOCOLS, iter_mask_logits, source_reach
+from vitp_pipeline.assemble.upsample import iter_mask_logits, source_reach
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.fusion import fuse
 from vitp_pipeline.geometry import View

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from vitp_pipeline.assemble.semantic import semantic_label_maps, semantic_scores
 from vitp_pipeline.assemble.upsample import (
-    PROTOCOLS,
     image_logit_band,
     iter_mask_logits,
     iter_mask_probabilities,
     mask_logits_at_image,
 )
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.keys import identity_of
-from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.paths import find_toml, shipped

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from vitp_pipeline.cluster.profile import Resources, load_profile
+from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.keys import keys_of, schema_of
-from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.config.validation import frozen, toml
 from vitp_pipeline.errors import UsageError

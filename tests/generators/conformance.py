@@ -17,7 +17,7 @@ import torch
 from tests.datasets.making import semantic_spec, write_png
 from vitp_pipeline.artifacts.parts import arrays_path
 from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.assemble.upsample import PROTOCOLS
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError

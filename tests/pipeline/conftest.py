@@ -60,7 +60,7 @@ class Project:
 
             retry = settings.pop("retry_failed", False)
             return classify(recipe, recipe.stage(ClassifySettings, **settings), self.data, out, choice, retry)
-        from vitp_pipeline.alphas import parse_alphas
+        from vitp_pipeline.config.flags import parse_alphas
         from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 
         retry = settings.pop("retry_failed", False)

@@ -133,7 +133,7 @@ def test_what_does_not_go_together_is_refused(project: Project, lossless: Path, 
     train = {"mask_proposals": str(lossless / "train")}
     with pytest.raises(UsageError, match="point prompts need no proposals"):
         project.run("train-classifier", tmp_path, **train)
-    with pytest.raises(UsageError, match="crops"):
+    with pytest.raises(UsageError, match="crop_scale"):
         project.run("train-classifier", tmp_path, **{**MASK, **train, "crop_scale": (0.5, 1.0)})
     with pytest.raises(IncompatibleError, match="of split 'val', not 'train'"):
         project.run("train-classifier", tmp_path, **{**MASK, "mask_proposals": str(lossless)})

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.pipeline.conftest import Project, snapshot
-from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index, write_index
 from vitp_pipeline.artifacts.proposals import by_image, open_proposals
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import point_logits
 from vitp_pipeline.classifier.weights import load_classifier
+from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from tests.datasets import making
-from vitp_pipeline.alphas import parse_alphas
 from vitp_pipeline.artifacts.codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset

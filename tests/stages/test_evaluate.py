@@ -9,7 +9,7 @@ import torch
 
 from tests.datasets import making
 from tests.stages.making import Project, drawn, make_project, make_run
-from vitp_pipeline.alphas import parse_alphas
+from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import CorruptError, MissingStageError, PartialError, UsageError

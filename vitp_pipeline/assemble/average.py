@@ -66,7 +66,7 @@ class ScoreAverage:
     ) -> None:
         """
         Args:
-            protocol: one of `assemble.upsample.PROTOCOLS`.
+            protocol: one of `config.choices.PROTOCOLS`.
             original: (H0, W0).
             rows: the half-open range of rows to make; None = all.
             budget_bytes: bound on the temporaries; at least one row is made at a time.
@@ -201,7 +201,7 @@ def averaged_label_maps(views: Sequence[ScoredView], protocol: str, budget_bytes
 
     Args:
         views: all views of an image, in the order of `generators.views`; masks may be float16.
-        protocol: one of `assemble.upsample.PROTOCOLS`.
+        protocol: one of `config.choices.PROTOCOLS`.
         budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made at a time.
     Returns:
         (A, H0, W0) int16 class indices; IGNORE all over where no view has a class.

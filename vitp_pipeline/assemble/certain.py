@@ -64,7 +64,7 @@ def certain_map(
         probs: (Q, K) class probabilities of all queries.
         kept: (M,) integers, the queries of the masks.
         view: whole and upright.
-        protocol: one of `assemble.upsample.PROTOCOLS`.
+        protocol: one of `config.choices.PROTOCOLS`.
         loss: what storing did to the masks.
         budget_bytes: bound on the temporaries; at least one row is made at a time.
     Returns:

@@ -23,6 +23,7 @@ from vitp_pipeline.assemble.blocks import (
     sole,
 )
 from vitp_pipeline.assemble.upsample import check_frame, check_protocol, iter_mask_probabilities
+from vitp_pipeline.config.choices import PANOPTIC_RULES
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
 
@@ -53,8 +54,8 @@ class PanopticRule:
     filter_low_score: bool = False
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("d2", "mmdet"):
-            raise UsageError(f"unknown panoptic rule {self.protocol!r}", "Choose d2 or mmdet")
+        if self.protocol not in PANOPTIC_RULES:
+            raise UsageError(f"unknown panoptic rule {self.protocol!r}", f"Choose one of {', '.join(PANOPTIC_RULES)}")
         for name in ("object_threshold", "overlap_threshold", "pixel_threshold"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} = {getattr(self, name)} is not in [0, 1]")

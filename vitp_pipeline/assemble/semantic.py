@@ -39,7 +39,7 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
         mask_logits: (Q, h, w) floats in the padded frame.
         probs: (A, Q, K) class probabilities of the queries, one set per α.
         view: how the generator saw the image: whole and upright.
-        protocol: one of `assemble.upsample.PROTOCOLS`.
+        protocol: one of `config.choices.PROTOCOLS`.
     Returns:
         (A, K, H0, W0) float32. Holds everything whole; `semantic_label_maps` does not.
     Raises:

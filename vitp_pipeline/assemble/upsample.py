@@ -20,10 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from vitp_pipeline.assemble.resize import Taps, bilinear, resize_band, resize_by_taps, taps
+from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import Size, View
-
-PROTOCOLS = ("mmseg0", "mmseg1", "mmdet", "d2")
 
 
 def check_protocol(protocol: str) -> None:

@@ -27,16 +27,16 @@ def register(app: typer.Typer) -> None:
         out: Annotated[
             Path | None, typer.Option(help="Draw a sheet of images with their labels laid over them.", metavar="PNG")
         ] = None,
-        limit: Annotated[int, typer.Option(min=0, help="Look at so many images, evenly spread; 0 = all.")] = 0,
-        workers: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 1,
-        queries: Annotated[int, typer.Option(min=1, help="Masks of the generator, for the estimate.")] = 100,
+        limit: Annotated[int, typer.Option(min=0, max=10**9, help="Look at so many images, spread; 0 = all.")] = 0,
+        workers: Annotated[int, typer.Option(min=1, max=1024, help="Threads that read.")] = 1,
+        queries: Annotated[int, typer.Option(min=1, max=10**6, help="Masks of the generator, for the estimate.")] = 100,
         mask_size: Annotated[
             str | None,
             typer.Option(
                 help="Size of its masks, for the estimate (default: a quarter of the images').", metavar="HxW"
             ),
         ] = None,
-        tasks: Annotated[int, typer.Option(min=1, help="Tasks at once, for the estimate.", metavar="N")] = 1,
+        tasks: Annotated[int, typer.Option(min=1, max=10**6, help="Tasks at once, for the estimate.", metavar="N")] = 1,
         time: Annotated[
             How | None,
             typer.Option(
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
                 "says how much is stored; flops: count its operations, without weights."
             ),
         ] = None,
-        tried: Annotated[int, typer.Option(min=1, help="Images to run it on, for --time.", metavar="N")] = 3,
+        tried: Annotated[int, typer.Option(min=1, max=10**9, help="Images to run it on, for --time.", metavar="N")] = 3,
         config: Annotated[
             str | None, typer.Option(help="The generator for --time (default: the recipe's), named as in a recipe.")
         ] = None,

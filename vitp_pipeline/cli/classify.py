@@ -46,7 +46,8 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.flags import parse_changes
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.classify import classify

@@ -70,11 +70,11 @@ def register(app: typer.Typer) -> None:
         """
         from dataclasses import replace
 
-        from vitp_pipeline.alphas import check_decimal_sign, parse_alphas
         from vitp_pipeline.artifacts.files import write_whole
         from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import divide, load_recipe, parse_changes
+        from vitp_pipeline.config.flags import check_decimal_sign, divide, parse_alphas, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
         from vitp_pipeline.errors import PartialError
         from vitp_pipeline.progress import say

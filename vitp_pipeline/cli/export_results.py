@@ -55,7 +55,8 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import divide, load_recipe, parse_changes
+        from vitp_pipeline.config.flags import divide, parse_changes
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
         from vitp_pipeline.progress import say
         from vitp_pipeline.shard import choose_shard

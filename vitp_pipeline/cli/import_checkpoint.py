@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitp_pipeline.cli.options import Json
+from vitp_pipeline.cli.options import Json, checked_as
 from vitp_pipeline.errors import UsageError
 
 
@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
             ),
         ] = Layout.vitp,
         manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
-        image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of its input.")] = (518, 518),
+        image_size: Annotated[
+            tuple[int, int], typer.Option(callback=checked_as("PixelPair"), help="Height and width of its input.")
+        ] = (518, 518),
         dilations: Annotated[
             str | None,
             typer.Option(
@@ -45,7 +47,11 @@ def register(app: typer.Typer) -> None:
         ] = None,
         test_size: Annotated[
             tuple[int, int] | None,
-            typer.Option(help="Shortest and longest edge that a generator's images get, likewise.", show_default=False),
+            typer.Option(
+                callback=checked_as("EdgePair"),
+                help="Shortest and longest edge that a generator's images get, likewise.",
+                show_default=False,
+            ),
         ] = None,
         config: Annotated[
             str | None,

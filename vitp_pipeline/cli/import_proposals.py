@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, DataRoot, Json, Out, RecipeName, RetryFailed, Shard
+from vitp_pipeline.cli.options import Changes, DataRoot, Json, Out, RecipeName, RetryFailed, Shard, checked_as
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,11 @@ def register(app: typer.Typer) -> None:
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
         void_share: Annotated[
-            float, typer.Option(help="Of what a score leaves open, the share of “no object”; the rest: other classes.")
+            float,
+            typer.Option(
+                callback=checked_as("Fraction"),
+                help="Fraction of what a score leaves open that “no object” gets; the rest: the other classes.",
+            ),
         ] = 0.5,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
@@ -39,7 +43,8 @@ def register(app: typer.Typer) -> None:
             vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.config.recipe import load_recipe, parse_changes
+        from vitp_pipeline.config.flags import parse_changes
+        from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.shard import choose_shard
         from vitp_pipeline.stages.import_proposals import import_proposals

@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="Input of the classifier (default: the recipe's).", metavar="HxW")
         ] = None,
         points: Annotated[
-            int | None, typer.Option(min=1, help="Points of a forward (default: the generator's queries).", metavar="N")
+            int | None,
+            typer.Option(min=1, max=10**6, help="Points of a forward (default: its queries).", metavar="N"),
         ] = None,
         crop: Annotated[
             str | None,
@@ -30,7 +31,7 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="A timm ViT instead of the recipe's.", metavar="NAME")
         ] = None,
         classes: Annotated[
-            int | None, typer.Option(min=1, help="Number of classes, where no recipe says it.", metavar="K")
+            int | None, typer.Option(min=1, max=10**6, help="Number of classes, where no recipe says it.", metavar="K")
         ] = None,
         config: Annotated[str | None, typer.Option(help="A generator, not the recipe's: named as in a recipe.")] = None,
         data_root: Annotated[

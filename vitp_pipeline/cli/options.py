@@ -81,6 +81,20 @@ Run = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks: results and errors alone.")]
 
 
+def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
+    """A callback that checks the value of a flag against a type of `config.constraints`."""
+
+    def check(flag: typer.CallbackParam, value: Any) -> Any:
+        if value is None:
+            return None
+        from vitp_pipeline.config import constraints
+        from vitp_pipeline.config.validation import check_value
+
+        return check_value(flag.opts[0], value, getattr(constraints, kind))
+
+    return check
+
+
 def with_keys(*tables: str) -> type[TyperCommand]:
     """A command whose help also shows the keys of some tables of a recipe."""
 

@@ -71,8 +71,8 @@ def register(app: typer.Typer) -> None:
 
             vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
         """
-        from vitp_pipeline.alphas import parse_alpha
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.flags import parse_alpha
         from vitp_pipeline.stages.pictures import find_pictures
         from vitp_pipeline.stages.predict import predict
         from vitp_pipeline.stages.predict_setup import prepare

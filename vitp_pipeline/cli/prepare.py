@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--only", help="Only these products; without it all.", metavar="WHAT")
         ] = None,
         split: Annotated[str | None, typer.Option(help="Only this split.", metavar="S")] = None,
-        workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+        workers: Annotated[int, typer.Option(min=1, max=1024, help="Threads.")] = 1,
         json: Json = False,
     ) -> None:
         """Makes the files that other tools' scripts derive from a download, where they are missing.

@@ -30,9 +30,12 @@ def register(app: typer.Typer) -> None:
         engine: Annotated[
             Engine, typer.Option("--engine", help="k8s and aws print what you submit yourself.", show_default=False)
         ],
-        shards: Annotated[int | None, typer.Option("--shards", min=1, help="Of a new run.", metavar="N")] = None,
+        shards: Annotated[
+            int | None, typer.Option("--shards", min=1, max=10**6, help="Of a new run", metavar="N")
+        ] = None,
         workers: Annotated[
-            int | None, typer.Option("-j", "--workers", min=1, help="local: processes at once (default: one per GPU).")
+            int | None,
+            typer.Option("-j", "--workers", min=1, max=1024, help="local: processes (default: one per GPU)."),
         ] = None,
         profile: Annotated[
             str | None, typer.Option("--profile", help="What the cluster must be told: a .toml.", metavar="FILE")
@@ -60,7 +63,6 @@ def register(app: typer.Typer) -> None:
         from json import loads
         from pathlib import Path
 
-        from vitp_pipeline.alphas import check_decimal_sign
         from vitp_pipeline.artifacts.places import mirror_of, shown
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.local import ended, make_slots, report, run_chain, visible_gpus
@@ -68,6 +70,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.cluster.profile import load_profile
         from vitp_pipeline.cluster.slurm import jobs_folder, plan_scripts, submit_chain
         from vitp_pipeline.cluster.templates import aws_batch, kubernetes
+        from vitp_pipeline.config.flags import check_decimal_sign
         from vitp_pipeline.errors import UsageError
         from vitp_pipeline.progress import say
 

@@ -166,7 +166,7 @@ def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> Sta
 
 def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) -> tuple[tuple[int, ...], bool]:
     """(shards of evaluate, whether the figures are there)."""
-    from vitp_pipeline.alphas import parse_alphas
+    from vitp_pipeline.config.flags import parse_alphas
     from vitp_pipeline.stages.evaluate import prepare
 
     alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()

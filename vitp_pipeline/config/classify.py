@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
+from vitp_pipeline.config.choices import Average, Precision
 from vitp_pipeline.config.constraints import Device, FolderName, within
 from vitp_pipeline.config.generate_proposals import PointPolicy
 from vitp_pipeline.config.keys import Key
 from vitp_pipeline.config.validation import table
-
-Average = Literal["auto", "probabilities", "log-probabilities"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @table

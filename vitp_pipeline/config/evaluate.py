@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
+from vitp_pipeline.config.choices import Formula, InstanceMeasure, PanopticRule, Protocol, Task
 from vitp_pipeline.config.constraints import DISTINCT, SOME, Device, Fraction, within
 from vitp_pipeline.config.keys import Key
 from vitp_pipeline.config.validation import table
-
-Task = Literal["semantic", "panoptic", "instance"]
-TASKS: tuple[Task, ...] = get_args(Task)
-InstanceMeasure = Literal["coco", "boundary", "cityscapes"]
-INSTANCE_MEASURES: tuple[InstanceMeasure, ...] = get_args(InstanceMeasure)
 
 
 @table
@@ -22,12 +18,12 @@ class EvaluateSettings:
         0.4
     )
     formula: Annotated[
-        Literal["renormalised", "raw"],
+        Formula,
         Key("Fusion formula: renormalised as in OneFormer's code, raw as in InternImage's."),
     ] = "renormalised"
-    panoptic_rule: Annotated[
-        Literal["d2", "mmdet"], Key("Order of steps in panoptic assembly: of detectron2 or of mmdet.")
-    ] = "d2"
+    panoptic_rule: Annotated[PanopticRule, Key("Order of steps in panoptic assembly: of detectron2 or of mmdet.")] = (
+        "d2"
+    )
     object_threshold: Annotated[Fraction, Key("Lowest score of a panoptic segment.", "probability")] = 0.8
     overlap_threshold: Annotated[Fraction, Key("Lowest visible fraction of a panoptic segment.", "fraction")] = 0.8
     device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
@@ -54,6 +50,6 @@ class EvaluateSettings:
         Key("Report the fraction of pixels whose label provably does not depend on mask compression."),
     ] = False
     protocol: Annotated[
-        Literal["", "mmseg0", "mmseg1", "mmdet", "d2"],
+        Literal["", Protocol],
         Key("Order of upsampling, sigmoid, crop and resize of masks; empty = the generator's own."),
     ] = ""

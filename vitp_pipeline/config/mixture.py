@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitp_pipeline.config.choices import ANNOTATIONS
 from vitp_pipeline.errors import UsageError
-
-KINDS = ("fine", "coarse", "boxes")
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ def parse_mixture(words: tuple[str, ...]) -> Mixture:
     for word in words:
         kind, _, text = word.partition("=")
         kind = kind.strip()
-        if kind not in KINDS:
-            raise UsageError(f"data = {list(words)}: no kind {kind!r}", f"Choose among: {', '.join(KINDS)}")
+        if kind not in ANNOTATIONS:
+            raise UsageError(f"data = {list(words)}: no kind {kind!r}", f"Choose among: {', '.join(ANNOTATIONS)}")
         if kind in shares:
             raise UsageError(f"data = {list(words)} names {kind!r} twice")
         try:
@@ -51,6 +50,6 @@ def parse_mixture(words: tuple[str, ...]) -> Mixture:
         if not 0.0 < shares[kind] < float("inf"):
             raise UsageError(f"data: the share in {word!r} is not a positive number", 'For example "fine=0.5"')
     if not shares:
-        raise UsageError("data = [] names nothing to train on", f"Choose among: {', '.join(KINDS)}")
+        raise UsageError("data = [] names nothing to train on", f"Choose among: {', '.join(ANNOTATIONS)}")
     total = sum(shares.values())
     return Mixture(tuple(shares), tuple(share / total for share in shares.values()))

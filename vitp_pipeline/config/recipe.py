@@ -7,7 +7,6 @@ vitp_pipeline); relative ones are looked for beside the recipe, then in the curr
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,33 +104,6 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             if key not in (known := keys_of(TABLES[name])):
                 raise UsageError(f"{path}: [{name}] has no key {key!r}", did_you_mean(key, known))
     return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
-
-
-def parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    """`KEY=VALUE` words of the command line as keys of a table; VALUE is TOML, or else plain text.
-
-    Raises:
-        UsageError: a word without `=`.
-    """
-    values: dict[str, Any] = {}
-    for word in changes or []:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UsageError(f"--set {word!r} is not of the form KEY=VALUE", "For example --set lr=0.003")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):
-            values[key.strip()] = text
-    return values
-
-
-def divide(changes: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
-    """Give every change to the first of some tables that has its key; to the first of all where none has."""
-    parts: list[dict[str, Any]] = [{} for _ in kinds]
-    for key, value in changes.items():
-        at = next((number for number, kind in enumerate(kinds) if key in keys_of(kind)), 0)
-        parts[at][key] = value
-    return parts
 
 
 def _entry(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Len
 from pydantic import model_validator
 
-from vitp_pipeline.config.classify import Precision
+from vitp_pipeline.config.choices import Precision
 from vitp_pipeline.config.constraints import (
     ASCENDING,
     DISTINCT,
@@ -16,7 +16,7 @@ from vitp_pipeline.config.constraints import (
     Device,
     FolderName,
     Fraction,
-    Pixels,
+    PixelPair,
     Seed,
     within,
 )
@@ -60,7 +60,7 @@ class TrainSettings:
     ] = "layer"
     dropout: Annotated[BelowOne, Key("Dropout on the input of the head.", "probability")] = 0.0
     drop_path: Annotated[BelowOne, Key("Stochastic depth of the backbone.", "probability")] = 0.0
-    image_size: Annotated[tuple[Pixels, Pixels], Key("Height, width of the classifier's input.", "px")] = (518, 518)
+    image_size: Annotated[PixelPair, Key("Height, width of the classifier's input.", "px")] = (518, 518)
     points_per_image: Annotated[
         int, within(1, 10**6), Key("Ground-truth points drawn per image and step.", "points")
     ] = 250

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.config.constraints import Fraction
+from vitp_pipeline.config.validation import check_value
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.fingerprint import file_digest
@@ -276,8 +278,7 @@ def open_source(format: str, path: Path, dataset: Dataset, void_share: float = V
     """
     if format not in FORMATS:
         raise UsageError(f"--from {format!r}", f"Choose one of: {', '.join(FORMATS)}")
-    if not 0 <= void_share <= 1:
-        raise UsageError(f"--void-share {void_share:g} is outside [0, 1]")
+    check_value("--void-share", void_share, Fraction)
     if format == "npz":
         return NpzFolder(path, dataset, void_share)
     read = read_coco if format == "coco" else read_mmdet

@@ -51,7 +51,7 @@ class Generator(Protocol):
 
     Attributes:
         classes: the K class names in the order of the class logits, or None when nothing names them.
-        protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `assemble.upsample.PROTOCOLS`.
+        protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `config.choices.PROTOCOLS`.
         describe: one line for people: which network, which weights, which device.
 
     An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, where the model's own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,21 +102,14 @@ class ImportMaker:
 
         from vitp_pipeline.generators.base import Proposals
         from vitp_pipeline.geometry import View
-        from vitp_pipeline.stages.proposals import choose_points, make_record
+        from vitp_pipeline.stages.proposals import make_record
 
         size = self.dataset.image_size(sample)
         found = self.source.read(sample, size)
         view = View(size, size, size, found.mask_logits.shape[1:])
         masks = torch.from_numpy(found.mask_logits)
         proposals = Proposals(masks, torch.from_numpy(found.class_logits), view)
-        if not found.binary:
-            return make_record(proposals, PROTOCOL, self.settings, self.dataset.spec, sample.image_id, file_name)
-        if "peaks" in self.settings.points:
+        if found.binary and "peaks" in self.settings.points:
             raise InputError("binary masks have no peaks", "Leave peaks out of `points`, or import logits")
-        # all pixels of a binary mask are equally sure: its highest point is taken to be the deepest
-        centre = replace(self.settings, points=("centre",))
-        record = make_record(proposals, PROTOCOL, centre, self.dataset.spec, sample.image_id, file_name)
-        others = replace(self.settings, points=tuple(p for p in self.settings.points if p not in ("max", "centre")))
-        points = choose_points(masks, view, PROTOCOL, others, sample.image_id)
-        points |= {policy: record.points["centre"] for policy in ("max", "centre") if policy in self.settings.points}
-        return replace(record, points=points)
+        spec, binary = self.dataset.spec, found.binary
+        return make_record(proposals, PROTOCOL, self.settings, spec, sample.image_id, file_name, binary=binary)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
-from vitp_pipeline.config.evaluate import INSTANCE_MEASURES
+from vitp_pipeline.config.choices import INSTANCE_MEASURES
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.datasets.dataset import GroundTruthInstance

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.checking import manifest_of
+from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.keys import identity_of, keys_of
-from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, parse_changes
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.config.validation import did_you_mean
 from vitp_pipeline.errors import UsageError
@@ -21,7 +23,6 @@ from vitp_pipeline.stages.predict import OVERLAYS, Wish
 if TYPE_CHECKING:
     from vitp_pipeline.predict import Predictor
 
-TASKS = ("semantic", "panoptic", "instance")
 KINDS = (ProposalSettings, ClassifySettings, EvaluateSettings)
 
 
