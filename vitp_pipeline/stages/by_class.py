@@ -54,6 +54,9 @@ def print_by_class(result: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     for figure, rows in by_class(result).items():
+        if not rows:
+            console.print(f"{figure}: neither ground truth nor predictions have a class")
+            continue
         table = Table(title=f"{figure} of every class", title_justify="left")
         table.add_column("class")
         for title in TITLES.values():
