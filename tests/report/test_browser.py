@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.stages.test_nothing import CASES, evaluated
 from vitp_pipeline.report.compare import compare, write_comparison
+from vitp_pipeline.report.report import write_report
 from vitp_pipeline.report.stored import open_evaluation
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # the module's pages are made once
@@ -284,3 +287,26 @@ def test_a_comparison(browser, folders: list[Path], tmp_path: Path) -> None:
     assert shown.count() == 1 and shown.get_attribute("data-other") == second
     page.locator("#classes .chart:visible .main-svg").first.wait_for()
     visit.close()
+
+
+@pytest.mark.parametrize("name", ["all pixels ignored, every task", "no mask", "nothing measured by any task or rule"])
+def test_pages_of_nothing_are_drawn(browser, tmp_path: Path, name: str) -> None:
+    """Dashes in the tables, charts without a point, and nothing that the browser complains of."""
+    project, out, _ = evaluated(CASES[name], tmp_path)
+    shutil.copytree(out, tmp_path / "other")
+    runs = [open_evaluation(path, project.root, str(project.recipe.path)) for path in (out, tmp_path / "other")]
+    write_report(runs[0], tmp_path / "report.html")
+    write_comparison(runs, compare(runs), tmp_path / "compare.html")
+    for page in ("report.html", "compare.html"):
+        visit = Visit(browser, tmp_path / page)
+        visit.draw_everything()
+        shown = visit.page.locator("main").inner_text()
+        assert not re.search(r"\b(nan|null|undefined|Infinity)\b", shown, re.IGNORECASE)
+        assert ("does not exist" in shown) == (name != "no mask") and "–" in shown
+        if page == "report.html":
+            for order in ("gain", "harm", "bound", "fused"):
+                visit.page.select_option("#order", order)
+            visit.see("#gallery")
+            if visit.page.locator("article.card").count():  # there is none of images without masks
+                visit.page.locator("article.card[data-loaded]").first.wait_for()
+        visit.close()

@@ -28,6 +28,7 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.metrics.figure import DASH, difference, falling, percent, plain, signed, span
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.by_class import print_by_class
+from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.export_results import export_shards, prepare
 from vitp_pipeline.stages.results import print_result, result_of, to_json
 from vitp_pipeline.stages.status import print_status, run_status
@@ -206,11 +207,15 @@ def proposed(case: Case, labels: np.ndarray, image_id: str) -> tuple[ProposalRec
     return ProposalRecord(*about, logits.astype(np.float32), masks[kept].astype(np.float16)), scores.astype(np.float32)
 
 
-def absent(value: Any) -> bool:
-    """Whether a tree of results holds a figure that does not exist."""
-    if isinstance(value, dict):
-        return any(map(absent, value.values()))
-    return any(map(absent, value)) if isinstance(value, list) else value is None
+def evaluated(case: Case, folder: Path) -> tuple[Project, Path, Evaluation]:
+    """The dataset, its run, and the evaluation of it."""
+    project, labels = write(folder, case)
+
+    def draw(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
+        return proposed(case, labels[image_id], image_id)
+
+    make_run(project, folder / "run", failed=tuple(str(n + 1) for n in case.failed), draw=draw)
+    return project, folder / "run", project.evaluate(folder / "run", case.alphas, tasks=case.tasks, **case.settings)
 
 
 def strict_json(text: str) -> Any:
@@ -230,23 +235,15 @@ def test_every_command_takes_it(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # 5 MB that no check looks at
-    case = CASES[name]
-    project, labels = write(tmp_path, case)
-    out, failed = tmp_path / "run", tuple(str(n + 1) for n in case.failed)
-
-    def draw(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
-        return proposed(case, labels[image_id], image_id)
-
-    make_run(project, out, failed=failed, draw=draw)
-    settings = {"tasks": case.tasks, **case.settings}
-    evaluation = project.evaluate(out, case.alphas, **settings)
-    if len(failed) == case.count:
+    case, settings = CASES[name], {"tasks": CASES[name].tasks, **CASES[name].settings}
+    project, out, evaluation = evaluated(case, tmp_path)
+    if len(case.failed) == case.count:
         with pytest.raises(PartialError, match=f"0 of {case.count} images are measured"):
             result_of(evaluation, allow_missing=True)
         check_status(out, capsys)
         check_exports(project, out, settings)
         return
-    result = result_of(evaluation, allow_missing=bool(failed))
+    result = result_of(evaluation, allow_missing=bool(case.failed))
     for note in case.notes:
         assert any(re.search(note, line) for line in result["notes"]), result["notes"]
     for path in case.missing:
