@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vitp_pipeline.generators.yapf_cache import import_yapf
+from vitp_pipeline.stopping import SIGNALS
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before torch is imported, for children as well
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -15,6 +18,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """yapf (of mmengine) writes a cache when first imported, of which workers that start at once would read half."""
     if not hasattr(config, "workerinput"):
         import_yapf()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """The command line, run to its end in this process, leaves signals ignored: its own process would end now."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

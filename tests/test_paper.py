@@ -173,7 +173,7 @@ def test_the_commands_of_the_page_are_real() -> None:
     """Every line is parsed by the program's own commands, and names recipes and settings that exist."""
     from typer.main import get_command
 
-    from vitp_pipeline.cli.main import app
+    from vitp_pipeline.cli.app import app
     from vitp_pipeline.config.flags import parse_changes
 
     group, seen = get_command(app), 0

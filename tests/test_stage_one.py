@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from vitp_pipeline.artifacts.parts import arrays_path, index_path
-from vitp_pipeline.cli import main as cli
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.cost import generator_cost, product_speed
@@ -109,12 +109,12 @@ def test_speed_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -
 
 def test_command(scenes: Path) -> None:
     words = ["check-dataset", "demo", "--data-root", str(scenes), "--split", "val"]
-    result = CliRunner().invoke(cli.app, [*words, "--time", "measured", "--tried", "1", "--tasks", "3", "--json"])
+    result = CliRunner().invoke(app, [*words, "--time", "measured", "--tried", "1", "--tasks", "3", "--json"])
     assert result.exit_code == 0
     need = json.loads(result.stdout)["splits"][0]["stage_one"]
     assert need["queries"] == 30 and need["trial"]["images"] == 1 and need["images_per_shard"] == 1
-    assert "for its time, too, give --time measured" in CliRunner().invoke(cli.app, words).stdout
+    assert "for its time, too, give --time measured" in CliRunner().invoke(app, words).stdout
     with pytest.raises(UsageError, match="of which generator"):
         CliRunner().invoke(
-            cli.app, ["check-dataset", "ade20k", "--data-root", "x", "--time", "flops"], catch_exceptions=False
+            app, ["check-dataset", "ade20k", "--data-root", "x", "--time", "flops"], catch_exceptions=False
         )

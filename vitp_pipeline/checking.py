@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +16,12 @@ from vitp_pipeline.datasets.sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.paths import find_toml, read_toml, shipped_names
 from vitp_pipeline.progress import progress, say
+from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.stage_one import estimate, lines_of
 from vitp_pipeline.trial import TrialGenerator
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 SHOWN = 20
 """Lines of a kind that are printed; --json has all."""
@@ -109,7 +108,7 @@ def check_dataset(
             name: {key: str(error) for key, error in found.items()}
             for name, found in (("absent", absent), ("unreadable", unreadable))
         }
-        print(json.dumps({"manifest": spec.name, "splits": reports, **why}, indent=2, ensure_ascii=False))
+        show_json({"manifest": spec.name, "splits": reports, **why}, indent=2)
     if unreadable or not reports:
         raise next(iter((unreadable or absent).values()))
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
@@ -165,61 +164,57 @@ def _usable(dataset: Dataset, report: dict[str, Any], count: int) -> list[Sample
 
 def print_report(report: dict[str, Any]) -> None:
     """For people, on standard output."""
-    from rich.console import Console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True, file=sys.stdout)
     some = "" if report["checked"] == report["images"] else f", {report['checked']} of them looked at"
-    console.print(f"{report['split']}: {report['images']} images{some}")
+    show(f"{report['split']}: {report['images']} images{some}")
     sizes = list(report["sizes"].items())
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
-    console.print(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
+    show(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
     labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so there is nothing to measure"
-    console.print(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
+    show(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
     for line in _storage_lines(report):
-        console.print(f"  {line}")
+        show(f"  {line}")
     if report["ground_truth"]:
-        _print_classes(console, report)
+        _print_classes(report)
     reasons = [entry["reason"] for entry in report["broken"]]
     if report["unknown"]:  # of which one file is enough
         first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
-        console.print(
-            f"  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]; {first}"
-        )
+        show(f"  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]; {first}")
         reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
-    _list(console, "BROKEN", reasons)
-    _list(console, "odd", [entry["reason"] for entry in report["odd"]])
+    _list("BROKEN", reasons)
+    _list("odd", [entry["reason"] for entry in report["odd"]])
     if report["unlabelled"]:
-        console.print(f"  images without any class: {_some(report['unlabelled'])}")
+        show(f"  images without any class: {_some(report['unlabelled'])}")
     if report["labels_without_image"]:
-        console.print(f"  label files without an image: {_some(report['labels_without_image'])}")
+        show(f"  label files without an image: {_some(report['labels_without_image'])}")
     for line in lines_of(report["stage_one"]):
-        console.print(f"  {line}")
+        show(f"  {line}")
     if "sheet" in report:
-        console.print(f"  sheet: {report['sheet']}")
+        show(f"  sheet: {report['sheet']}")
 
 
-def _print_classes(console: Console, report: dict[str, Any]) -> None:
+def _print_classes(report: dict[str, Any]) -> None:
     """Which classes there are, and values that are none."""
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
     if report["ignored_share"] is not None:
-        console.print(f"  pixels without a class: {report['ignored_share']:.1%}")
+        show(f"  pixels without a class: {report['ignored_share']:.1%}")
     counted = report["classes"][0]["objects"] is not None
     columns = ("label", "class", "images", *(("objects",) if counted else ()), "share of pixels")
-    table = Table(*columns, box=None, padding=(0, 2))
+    table = Table.bare()
+    for column in columns:
+        table.column(column)
     pixels = sum(entry["pixels"] for entry in report["classes"])
     for entry in report["classes"]:
         if entry["images"]:
             share = f"{entry['pixels'] / pixels:.3%}" if pixels else "–"
             objects = (str(entry["objects"]),) if counted else ()
-            table.add_row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
-    console.print(table)
+            table.row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
+    table.show(cut=False)
     missing, total = report["missing"], len(report["classes"])
-    console.print(
-        f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else "")
-    )
+    show(f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else ""))
     for value, where in report["unknown"].items():
-        console.print(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+        show(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
 
 
 def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -235,11 +230,11 @@ def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"EXIF orientations of labels: {_counts(report['label_orientations'])}"
 
 
-def _list(console: Console, kind: str, lines: list[str]) -> None:
+def _list(kind: str, lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        console.print(f"  {kind}: {line}")
+        show(f"  {kind}: {line}")
     if len(lines) > SHOWN:
-        console.print(f"  {kind}: {len(lines) - SHOWN} more (--json names all)")
+        show(f"  {kind}: {len(lines) - SHOWN} more (--json names all)")
 
 
 def _some(names: list[str]) -> str:

@@ -74,6 +74,12 @@ class LockedError(UserError):
     exit_code = 9
 
 
+class OutputError(UserError):
+    """The work ended well, but what it had to say could not be printed (EX_IOERR of sysexits.h)."""
+
+    exit_code = 74
+
+
 class StoppedError(UserError):
     """A signal asked the task to end before its work was done; what is finished is kept (EX_TEMPFAIL of sysexits.h)."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +12,7 @@ from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.runtime.output import results_apart, show_json
 
 if TYPE_CHECKING:
     from vitp_pipeline.cost import Cost
@@ -80,7 +78,7 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
     source = find_source(settings, locate, with_weights=False)
     if isinstance(source, OwnSource):
         raise UsageError(f"info: what {source.name} costs is not known", "Name a generator of a library")
-    with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
+    with results_apart():  # some backbones print that they have no weights
         generator = cast("OpenMMLabGenerator | TransformersGenerator", source.build("cpu"))
     size = parse_size(crop, "--crop") if crop else generator.crop_size
     if size is None:
@@ -119,27 +117,22 @@ def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
     if len(costs) > 1:
         rows.append({"part": "both", **{key: sum(r[key] for r in rows) for key in ("parameters", "flops", "macs")}})
     if as_json:
-        print(json.dumps(rows, indent=2))
+        show_json(rows, indent=2)
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    table = Table.open(
         collapse_padding=True,
         caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs.",
-        caption_justify="left",
     )
-    table.add_column("", no_wrap=True)
-    table.add_column("network", overflow="fold")
+    table.column("", no_wrap=True)
+    table.column("network", overflow="fold")
     for column in ("input", "N", "params", "GMACs", "GFLOPs"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.column(column, justify="right", no_wrap=True)
     for row in rows:
         network, size = row.get("network", ""), "×".join(map(str, row.get("size", ())))
         if row.get("forwards", 1) > 1:
             network += f" ({row['forwards']} forwards)"
         counts = [f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.2f}", f"{row['flops'] / 1e9:.2f}"]
-        table.add_row(row["part"], network, size, str(row.get("n", "")), *counts)
-    Console(highlight=False).print(table)
+        table.row(row["part"], network, size, str(row.get("n", "")), *counts)
+    table.show()

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from vitp_pipeline.artifacts.places import shown
+from vitp_pipeline.runtime.escaping import escape
+from vitp_pipeline.runtime.output import is_terminal, tell
 
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
@@ -64,8 +65,8 @@ class _Bar(Progress):
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
         rate = f"{self.done / max(time.monotonic() - self._began, 1e-9):.2f} {self.unit}/s"
-        shown = "  ".join(word for word in (note, device_memory()) if word)
-        self._bar.update(self._task, advance=count, note=shown, rate=rate)  # type: ignore[attr-defined]
+        beside = "  ".join(word for word in (escape(note), device_memory()) if word)
+        self._bar.update(self._task, advance=count, note=beside, rate=rate)  # type: ignore[attr-defined]
 
 
 class _Silent(Progress):
@@ -81,18 +82,19 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
     if not shown or _hushed:
         yield _Silent(title, total, unit)
         return
-    if not sys.stderr.isatty():
+    if not is_terminal(2):
         yield Progress(title, total, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    about = TextColumn("{task.description}", markup=False, style="progress.description")
     rate, note = (TextColumn(f"{{task.fields[{field}]}}", markup=False) for field in ("rate", "note"))
-    console = Console(stderr=True)
-    with RichProgress(*columns, rate, TimeRemainingColumn(), note, console=console, transient=True) as bar:
-        yield _Bar(title, total, unit, bar)
+    columns = (about, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), note)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        yield _Bar(escape(title), total, unit, bar)
 
 
 def counted(count: int, thing: str) -> str:
@@ -103,7 +105,7 @@ def counted(count: int, thing: str) -> str:
 def say(text: str) -> None:
     """One line for the person at the terminal or the log, on standard error, unless nothing is to be said."""
     if not _hushed:
-        print(shown(text), file=sys.stderr, flush=True)
+        tell(text)
 
 
 _quieting = threading.Lock()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.runtime.output import results_apart
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +87,7 @@ class TrialGenerator:
 
         began = time.perf_counter()
         source = find_source(settings, locate, with_weights=how == MEASURED)
-        with contextlib.redirect_stdout(sys.stderr):  # some backbones print that they have no weights
+        with results_apart():  # some backbones print that they have no weights
             self.generator = load_generator(source, settings, spec)
         self.start = time.perf_counter() - began
         self.name, self.settings, self.how = source.name, settings, how

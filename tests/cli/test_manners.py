@@ -18,6 +18,7 @@ from tests.cli.test_cli import COMMANDS
 from vitp_pipeline import progress as progress_module
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.cli import main as cli
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.cli.document import documented
 from vitp_pipeline.errors import PartialError, UsageError
 
@@ -110,12 +111,12 @@ def test_quiet_leaves_results_and_errors(
 
 @pytest.mark.parametrize("command", (*COMMANDS, "generators"))
 def test_every_command_can_be_quiet(command: str) -> None:
-    assert "--quiet" in CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert "--quiet" in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
 
 
 @pytest.mark.parametrize("command", (*COMMANDS, "generators"))
 def test_every_command_speaks_json(command: str) -> None:
-    assert "--json" in CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert "--json" in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
 
 
 def test_a_document_is_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.making import make_chain
+from vitp_pipeline import stopping
 from vitp_pipeline.cluster import local
 from vitp_pipeline.cluster.local import Slot, make_slots, report, run_chain, visible_gpus
 from vitp_pipeline.cluster.plan import Chain, Job
-from vitp_pipeline.errors import PartialError, UserError
-from vitp_pipeline.stopping import noticing_signals
+from vitp_pipeline.errors import PartialError, StoppedError, UserError
+from vitp_pipeline.stopping import SIGNALS, noticing_signals
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -89,18 +91,39 @@ def test_failed_images_do_not_end_the_chain_but_are_said(engine) -> None:
         engine(make_chain(1), make_slots(1, [], CORES), {"generate-proposals 0": 7, "merge": 7})
 
 
-def test_an_interruption_ends_the_tasks(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import _thread
-
+@pytest.mark.parametrize(("number", "code"), [(s, 130 if s == signal.SIGINT else 75) for s in SIGNALS])
+def test_a_signal_is_handed_on(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+    """The tasks get TERM, and the time to keep what is finished; then the engine ends as every stage does."""
     monkeypatch.setenv("TOY_SECONDS", "60")
     begun = []
     real = local._start
     monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))
-    threading.Timer(0.5, _thread.interrupt_main).start()
-    with noticing_signals(), pytest.raises(KeyboardInterrupt):
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    with noticing_signals(), pytest.raises(StoppedError, match="0 of 8 tasks have ended") as info:
         engine(make_chain(2), make_slots(2, [], CORES))
-    assert len(begun) == 2 and all(task.process.returncode is not None for task in begun)
+    assert info.value.exit_code == code
+    assert len(begun) == 2 and all(task.process.returncode == -signal.SIGTERM for task in begun)
     assert not (tmp_path / "trace.jsonl").exists()
+
+
+def test_a_second_signal_ends_the_tasks_at_once(engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_SECONDS", "60")
+    monkeypatch.setenv("TOY_DEAF", "1")
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    begun = []
+    real = local._start
+    monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))
+    for seconds in (0.5, 0.8):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with noticing_signals(), pytest.raises(SystemExit) as stop:
+        engine(make_chain(1), make_slots(1, [], CORES))
+    assert stop.value.code == 75 and [task.process.returncode for task in begun] == [-signal.SIGKILL]
+
+
+def test_the_work_does_not_depend_on_its_logs(engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log/train-classifier.log").mkdir(parents=True)
+    assert len(engine(make_chain(1), make_slots(1, [], CORES))) == 5
+    assert "train-classifier has no log" in capsys.readouterr().err
 
 
 def test_slots() -> None:

@@ -12,6 +12,8 @@ shard = sys.argv[sys.argv.index("--shard") + 1] if "--shard" in sys.argv else "a
 name = stage if shard == "all" else f"{stage} {shard.partition('/')[0]}"
 begun = time.monotonic()
 seen = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_ARRAY_TASK_ID", "VITP_SHARDS")}
+if "TOY_DEAF" in os.environ:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(float(os.environ.get("TOY_SECONDS", "0.1")))
 entry = {"name": name, "shard": shard, "begun": begun, "ended": time.monotonic(), "seen": seen}
 entry["cores"] = sorted(os.sched_getaffinity(0))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from typer.models import OptionInfo
 
-from vitp_pipeline.cli.main import app
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.flags import check_decimal_sign, parse_alpha, parse_size
 from vitp_pipeline.config.keys import keys_of
 from vitp_pipeline.config.settings import TABLES

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from vitp_pipeline.cli.main import app
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.cluster.profile import Resources, profile_schema
 from vitp_pipeline.config.keys import keys_of
 from vitp_pipeline.config.recipe import load_recipe

@@ -18,7 +18,7 @@ from tests.datasets import making
 from tests.datasets.test_dataset import GOOD, fails
 from tests.datasets.test_objects import instances_spec, write_instances
 from vitp_pipeline.checking import check_dataset, manifest_of
-from vitp_pipeline.cli import main as cli
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import as_dict, check_split, spread
 from vitp_pipeline.datasets.sheet import draw_sheet
@@ -165,11 +165,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     making.write_semantic(tmp_path)
     (tmp_path / "m.toml").write_text(SEMANTIC)
     arguments = ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path)]
-    result = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "out/sheet.png")])
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out/sheet.png")])
     assert result.exit_code == 0
     assert "train: 4 images" in result.output and "missing: tram" in result.output
     assert (tmp_path / "out/sheet.train.png").is_file() and "100 masks of " in result.output
-    result = CliRunner().invoke(cli.app, [*arguments, "--split", "train", "--json"])
+    result = CliRunner().invoke(app, [*arguments, "--split", "train", "--json"])
     report = json.loads(result.stdout[: result.stdout.rindex("}") + 1])
     assert report["splits"][0]["classes"][3] == {"name": "tram", "label": 9, "pixels": 0, "objects": None, "images": 0}
     (tmp_path / "labels/a1.png").unlink()
@@ -239,7 +239,7 @@ def test_a_split_that_cannot_be_read_is_no_success(tmp_path: Path, name: str) ->
         where.write_bytes(ODD_FILES[name](whole))
     (tmp_path / "m.toml").write_text(manifest)
     result = CliRunner().invoke(
-        cli.app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
+        app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
     )
     assert isinstance(result.exception, InputError) and str(where) in str(result.exception)
     found = json.loads(result.stdout)
@@ -252,7 +252,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     making.write_coco(tmp_path, 2)
     (tmp_path / "m.toml").write_text(TWO_SPLITS)
     result = CliRunner().invoke(
-        cli.app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
+        app, ["check-dataset", str(tmp_path / "m.toml"), "--data-root", str(tmp_path), "--json"]
     )
     assert result.exit_code == 0
     found = json.loads(result.stdout)

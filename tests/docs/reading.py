@@ -16,7 +16,7 @@ import typer
 
 from tests.docs.pages import ROOT
 from vitp_pipeline.checking import manifest_of
-from vitp_pipeline.cli.main import app
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES

@@ -23,13 +23,15 @@ OTHERS = {
     "artifacts/object_store.py:_drop": "as above",
     "artifacts/object_store.py:Mirror.forget": "copies in a scratch folder",
     "classifier/folder.py:TrainingFolder._tensorboard": "curves for people, where tensorboard is installed",
-    "cluster/local.py:_start": "what a task prints goes into its log, for people",
+    "cluster/local.py:_open_log": "what a task prints goes into its log, for people",
     "demo/picture.py:draw_result": "a picture for people, drawn at every run of the demo",
     "demo/run.py:run_demo": "scenes are drawn anew until the file `complete` is there",
     "demo/scenes.py:draw_scenes": "as above; the demo alone calls it",
     "generators/detectron2.py:_write_folder": "transformers fills a temporary folder itself, with gigabytes",
     "trial.py:TrialGenerator._measured": "a folder for a trial, removed after it",
-    "stopping.py:_say": "standard error",
+    "runtime/output.py:guard_streams": "/dev/null in place of a standard stream that is closed",
+    "runtime/output.py:tell_at_once": "standard error",
+    "runtime/output.py:_Descriptor.write": "standard output and error",
     "generators/openmmlab_import.py:import_openmmlab": "safetensors fills a temporary file itself, with gigabytes",
 }
 """Writes outside of `artifacts.writes`, by file and function, and why that is right."""

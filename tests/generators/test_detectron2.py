@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.generators.detectron2_making import TINY_HEAD, random_state, shapes_of, text_tensors
 from tests.generators.test_detectron2_names import NO_INTERNIMAGE, TINY, layout_of
-from vitp_pipeline.cli.main import app
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.errors import IncompatibleError, InputError, StorageError
 from vitp_pipeline.generators.detectron2 import converted, import_detectron2
 from vitp_pipeline.generators.detectron2_names import Layout, renamed

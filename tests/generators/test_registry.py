@@ -16,7 +16,7 @@ from tests.datasets import making
 from tests.generators.conformance import GeneratorConformance
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.cli.main import app
+from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -118,8 +117,6 @@ def _stage(project: Project, stage: str, out: Path) -> None:
             project.run(stage, out)
         except UserError as error:
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            sys.exit(130)
 
 
 @pytest.mark.kill
@@ -140,33 +137,6 @@ def test_signals_at_random_moments(stage: str, project: Project, finished: Path,
         assert codes[-1] in (0, 75, 130)
         assert done <= (done := _progress(out, stage))  # nothing that was finished is lost
     assert results(out, stage) == results(finished, stage)
-
-
-PRESSED = """
-import os, signal, sys
-class Finder:
-    def find_spec(self, name, *rest):
-        if name == {moment!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Finder())
-from vitp_pipeline.cli.main import main
-main()
-"""
-"""Ctrl-C when a module is imported."""
-
-
-@pytest.mark.kill
-@pytest.mark.parametrize(
-    ("moment", "words"), [("tomllib", "vitp: stopped. What"), ("mmseg.models", "vitp: stopped by Ctrl-C: 0 of 9")]
-)
-def test_ctrl_c_on_the_command_line(project: Project, tmp_path: Path, moment: str, words: str) -> None:
-    """While the program starts, and while it works: code 130, and a line that says how to go on."""
-    stage = ["generate-proposals", str(project.recipe), "--data-root", str(project.data), "--out", str(tmp_path / "r")]
-    command = [sys.executable, "-c", PRESSED.format(moment=moment), *stage]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 130 and done.stdout == ""
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(words) and "un the same command" in last and "Traceback" not in done.stderr
 
 
 def _wait_for_lock(folder: Path, process) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from vitp_pipeline.artifacts.writes import remove
+from vitp_pipeline.runtime.output import alias, with_aliases
 
 if TYPE_CHECKING:
     from vitp_pipeline.artifacts.object_store import Mirror
@@ -44,6 +45,7 @@ def run_directory(text: str | Path) -> Path:
     url, evaluation = found.groups("")
     if url not in _mirrors:
         _mirrors[url] = Mirror(url)
+        alias(str(_mirrors[url].folder), url)
     return _mirrors[url].folder / evaluation.lstrip("/")
 
 
@@ -54,10 +56,7 @@ def mirror_of(path: Path) -> Mirror | None:
 
 def shown(text: str | Path) -> str:
     """Text for people: with the URLs of runs in place of their scratch folders."""
-    text = str(text)
-    for mirror in _mirrors.values():
-        text = text.replace(str(mirror.folder), mirror.url)
-    return text
+    return with_aliases(text)
 
 
 def there(path: Path) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import JsonFile
+from vitp_pipeline.runtime.output import show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +35,6 @@ def register(app: typer.Typer) -> None:
 
             vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
         """
-        from json import dumps
 
         from vitp_pipeline.artifacts.files import write_json
         from vitp_pipeline.errors import UsageError
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
                 say(f"{run} holds {len(found)} evaluations; the newest is taken, {folder.name}: {found[folder.name]}")
         result = compare(evaluations)
         if json == Path("-"):
-            print(dumps(result, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))
+            show_json(result, indent=2, sort_keys=True, allow_nan=False)
         else:
             print_comparison(result)
         write_comparison(evaluations, result, out)

@@ -16,17 +16,14 @@ def register(app: typer.Typer) -> None:
 
         vitp doctor --json
         """
-        from json import dumps
-
-        from rich.console import Console
-        from rich.table import Table
-
         from vitp_pipeline.doctor import findings
+        from vitp_pipeline.runtime.output import show_json
+        from vitp_pipeline.runtime.tables import Table
 
         if json:
-            print(dumps(dict(findings()), indent=2))
+            show_json(dict(findings()), indent=2)
             return
         table = Table(show_header=False)
         for name, finding in findings():
-            table.add_row(name, finding)
-        Console(highlight=False).print(table)
+            table.row(name, finding)
+        table.show()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.metrics.figure import plain
+from vitp_pipeline.runtime.output import results_apart, show_json
 
 
 class Document:
@@ -38,7 +36,7 @@ def documented(wanted: bool) -> Iterator[Document]:
         yield document
         return
     try:
-        with redirect_stdout(sys.stderr):
+        with results_apart():
             yield document
     except UserError:
         if document.content:
@@ -48,4 +46,4 @@ def documented(wanted: bool) -> Iterator[Document]:
 
 
 def _print(content: dict[str, Any]) -> None:
-    print(shown(json.dumps(plain(content), indent=2, default=str)), flush=True)
+    show_json(plain(content), indent=2, default=str)

@@ -21,6 +21,7 @@ from vitp_pipeline.cli.options import (
     Shard,
     with_keys,
 )
+from vitp_pipeline.runtime.output import show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -115,7 +116,7 @@ def register(app: typer.Typer) -> None:
             return
         result = result_of(evaluation, allow_missing)
         if json == Path("-"):
-            print(to_json(result), end="")
+            show_json(result, indent=2, sort_keys=True)
         else:
             print_result(result)
             if by_class:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.cli.options import Json, Run
+from vitp_pipeline.runtime.output import show
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,6 @@ def register(app: typer.Typer) -> None:
 
         vitp gc runs/camvid
         """
-        from vitp_pipeline.artifacts.places import shown
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.gc import collect
         from vitp_pipeline.progress import say
@@ -31,6 +31,6 @@ def register(app: typer.Typer) -> None:
             document.give(dry_run=dry_run, removed=[{"path": path, "bytes": size} for path, size in found], bytes=size)
             if not json:
                 for path, _ in found:
-                    print(shown(path))
+                    show(path)
             would = "would remove" if dry_run else "removed"
             say(f"gc: {would} {len(found)} files, {size / 1e6:.1f} MB")

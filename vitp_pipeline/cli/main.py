@@ -1,154 +1,58 @@
-"""The command line: one module per command, each parses, calls one function and prints.
+"""The entry point: streams that do not fail, signals that are noticed, and the exit code.
 
-Nothing heavy is imported here: `vitp --help` must answer at once.
+Nothing is imported before these are in place: the commands are in `app`, which takes a moment to build.
 """
 
 from __future__ import annotations
 
-import re
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from typer.core import TyperGroup
-
-from vitp_pipeline.artifacts.files import refusal
-from vitp_pipeline.artifacts.places import shown
-from vitp_pipeline.cli import (
-    check_dataset,
-    classify,
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    export_classifier,
-    export_results,
-    gc,
-    generate_proposals,
-    generators,
-    import_checkpoint,
-    import_proposals,
-    info,
-    predict,
-    prepare,
-    report,
-    schema,
-    status,
-    submit,
-    train_classifier,
-    verify,
-)
-from vitp_pipeline.cli.options import with_global_options
-from vitp_pipeline.errors import KeyboardStopError, UsageError, UserError
-from vitp_pipeline.stopping import noticing_signals
-
-
-class Commands(TyperGroup):
-    """The commands. An empty argument is refused: where the shell knows no RUN, `--out "$RUN"` would be the current
-    folder. Ctrl-C is an error as any other: typer would make a code of it, without a word.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for before, word in zip(["", *args], args, strict=False):
-            if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:
-                option = word.rstrip("=") or (before if before.startswith("-") else "an argument")
-                raise UsageError(f"{option} is empty", "Is a variable of the shell not set?")
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise KeyboardStopError("stopped", "What was finished is kept, run the same command to go on") from None
-
-
-app = typer.Typer(
-    name="vitp",
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Names the masks of a frozen segmentation model with a point-prompted ViT (ViT-P), offline and in shards.
-
-The four stages, in order:
-
-  vitp generate-proposals RECIPE --data-root DIR --out RUN
-  vitp train-classifier   RECIPE --data-root DIR --out RUN
-  vitp classify           RECIPE --data-root DIR --out RUN
-  vitp evaluate           RECIPE --data-root DIR --out RUN
-
-Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
-Begin with `vitp demo`.""",
-)
-
-
-def show_version(wanted: bool) -> None:
-    """Prints the version of the installed package and ends, if that is wanted."""
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"vitp {version('vitp-pipeline')}")
-        raise typer.Exit
-
-
-@app.callback()
-def before_any_command(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and end.", callback=show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Flags that stand before the command; `show_version` has seen to the one there is."""
-
-
-for module in (
-    generate_proposals,
-    train_classifier,
-    classify,
-    evaluate,
-    submit,
-    status,
-    verify,
-    gc,
-    report,
-    compare,
-    predict,
-    demo,
-    check_dataset,
-    prepare,
-    info,
-    schema,
-    generators,
-    import_checkpoint,
-    import_proposals,
-    export_classifier,
-    export_results,
-    doctor,
-):
-    module.register(app)
-for command in app.registered_commands:
-    if command.callback:
-        command.callback = with_global_options(command.callback)
+from vitp_pipeline.errors import OutputError, UserError
+from vitp_pipeline.runtime import output
+from vitp_pipeline.stopping import ignore_signals, noticing_signals
 
 
 def main() -> None:
-    """Entry point. A UserError becomes one line and its exit code; anything else is a bug and shows its traceback."""
+    """Run the command line. A UserError becomes one line and its exit code; anything else is a bug, and raised."""
+    output.guard_streams()
+    with noticing_signals():
+        try:
+            code = _run()
+        except SystemExit as end:  # a signal, a process of a team that has nothing to say, a library
+            code = _code_of(end)
+        ignore_signals()
+    if code := _with_output(code):
+        sys.exit(code)
+
+
+def _run() -> int:
     try:
-        with noticing_signals():
-            code = app(prog_name="vitp", standalone_mode=False)
-        if code:
-            sys.exit(code)
+        from vitp_pipeline.cli.app import app
+
+        return app(prog_name="vitp", standalone_mode=False) or 0
     except UserError as error:
-        print(f"vitp: {shown(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return _refused(error)
     except Exception as error:
-        if isinstance(error, OSError) and (refused := refusal(error)) is not None:
-            print(f"vitp: {shown(str(refused))}", file=sys.stderr)
-            sys.exit(refused.exit_code)
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            _show_usage_error(error)
-            sys.exit(error.exit_code)
-        raise
+        return _other(error)
+
+
+def _refused(error: UserError) -> int:
+    ignore_signals()
+    output.tell(f"vitp: {error}")
+    return error.exit_code
+
+
+def _other(error: Exception) -> int:
+    ignore_signals()
+    from vitp_pipeline.artifacts.files import refusal
+
+    if isinstance(error, OSError) and (refused := refusal(error)) is not None:
+        return _refused(refused)
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+        _show_usage_error(error)
+        return int(error.exit_code)
+    raise error
 
 
 def _show_usage_error(error: Any) -> None:
@@ -159,7 +63,24 @@ def _show_usage_error(error: Any) -> None:
     message = " ".join(error.format_message().split())
     message = message.rstrip(".")
     end = "" if message.endswith("?") else "."
-    print(f"vitp: {message}{end} See `{command} --help`", file=sys.stderr)
+    output.tell(f"vitp: {message}{end} See `{command} --help`")
+
+
+def _code_of(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    output.tell(end.code)
+    return 1
+
+
+def _with_output(code: int) -> int:
+    """The exit code, which also says when something could not be printed; what the command has done stays done."""
+    output.flush()
+    if not output.lost:
+        return code
+    lost = " and ".join(f"{stream} ({reason})" for stream, reason in output.lost.items())
+    output.tell(f"vitp: not everything could be printed on {lost}; the work itself has not suffered")
+    return code or OutputError.exit_code
 
 
 if __name__ == "__main__":

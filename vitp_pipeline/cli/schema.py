@@ -18,10 +18,10 @@ def register(app: typer.Typer) -> None:
 
         Then begin a recipe with the line `#:schema ./vitp.schema.json` (Taplo, Even Better TOML).
         """
-        from json import dumps
+        from vitp_pipeline.runtime.output import show_json
 
         if profile:
             from vitp_pipeline.cluster.profile import profile_schema as made
         else:
             from vitp_pipeline.config.reference import recipe_schema as made
-        print(dumps(made(), indent=2, ensure_ascii=False))
+        show_json(made(), indent=2)

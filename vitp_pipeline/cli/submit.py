@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Json, Out, RecipeName
+from vitp_pipeline.runtime.output import show_lines
 
 if TYPE_CHECKING:
     from vitp_pipeline.cluster.plan import Chain
@@ -58,7 +59,6 @@ def register(app: typer.Typer) -> None:
             vitp submit camvid --data-root data/camvid --out runs/camvid --shards 4 --engine local -j 4
         """
         import os
-        import signal
         from dataclasses import asdict
         from json import loads
         from pathlib import Path
@@ -115,13 +115,12 @@ def register(app: typer.Typer) -> None:
                 document.give(**plan)
                 text = "".join(f"{line}\n" for line in commands(chain))
             else:
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends its processes too
                 logs = jobs_folder(out) / "log"
                 tasks = run_chain(chain, logs, slots, show_figures=not json)
                 document.give(**plan, tasks=[ended(task, logs) for task in tasks])
                 report(tasks, logs)
             if not json:
-                print(text, end="")
+                show_lines(text)
 
 
 def commands(chain: Chain) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vitp_pipeline.cluster.plan import Job
 from vitp_pipeline.cluster.profile import Resources
-from vitp_pipeline.errors import PartialError, StoppedError
+from vitp_pipeline.errors import OutputError, PartialError, StoppedError
 
 MAIN = "vitp_pipeline.cli.main"
 
@@ -65,7 +65,7 @@ def _requeue(resources: Resources) -> list[str]:
 def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal: str = "TERM") -> list[str]:
     """Runs the words and passes on signals, which a scheduler may send to the shell alone.
 
-    Images that failed are on record: they do not end a chain, its last job names them.
+    Images that failed are on record: they do not end a chain, its last job names them. Nor does a log that is full.
 
     Args:
         when_stopped: lines for when USR1 has come and the words have ended in order because of it.
@@ -82,6 +82,6 @@ def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal
     ]
     if when_stopped:
         lines += [f'if [ "$warned" ] && [ "$code" -eq {StoppedError.exit_code} ]; then', *when_stopped, "fi"]
-    if job.stage != "merge":
-        lines.append(f'if [ "$code" -eq {PartialError.exit_code} ]; then code=0; fi')
+    done = [OutputError.exit_code] if job.stage == "merge" else [PartialError.exit_code, OutputError.exit_code]
+    lines += [f'if [ "$code" -eq {code} ]; then code=0; fi' for code in done]
     return [*lines, 'exit "$code"']

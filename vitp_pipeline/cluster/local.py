@@ -21,14 +21,18 @@ from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.artifacts.writes import make_folder
 from vitp_pipeline.cluster.commands import MAIN
 from vitp_pipeline.cluster.plan import Chain, Job
-from vitp_pipeline.errors import PartialError, UserError
+from vitp_pipeline.errors import OutputError, PartialError, UserError
 from vitp_pipeline.progress import progress, say
 from vitp_pipeline.shard import SCHEDULERS, SHARDS
-from vitp_pipeline.stopping import stop_wanted
+from vitp_pipeline.stopping import finishing, stop_wanted, stopped
 
-GOOD_ENDS = (0, PartialError.exit_code)
-"""Exit codes after which the chain goes on; images that failed are on record."""
+GOOD_ENDS = (0, PartialError.exit_code, OutputError.exit_code)
+"""Exit codes after which the chain goes on: images that failed are on record, and work of which a log is not whole is
+done.
+"""
 POLL = 0.05
+GRACE = 60.0
+"""Seconds for tasks that are asked to stop: they finish their image."""
 ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merge")
 """Which of several tasks that could start does: the long one, then those that finish shards."""
 
@@ -131,18 +135,23 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
 
     Args:
         show_figures: those of its last job go to standard output, else to its log.
+    Raises:
+        StoppedError: a signal came. It is handed on to the tasks that run, which keep what is finished; a second one
+            ends them at once.
     """
     tasks, free, running = make_tasks(chain), list(slots), []
     with refusals(logs):
         make_folder(logs)
     try:
-        with progress("submit", len(tasks), "tasks") as bar:
+        with finishing(), progress("submit", len(tasks), "tasks") as bar:
             while any(task.code is None for task in tasks):
-                if stop_wanted():  # a Ctrl-C that came while Python cleaned up, where what is raised is lost
-                    raise KeyboardInterrupt
+                if stop_wanted():
+                    _ask_to_stop(running)
+                    ended = sum(task.code is not None for task in tasks)
+                    raise stopped(f"{ended} of {len(tasks)} tasks have ended, the others keep what is finished")
                 for task in _ready(tasks, bar.advance)[: len(free)]:
-                    _start(task, free.pop(0), chain.shards, logs, show_figures)
                     running.append(task)
+                    _start(task, free.pop(0), chain.shards, logs, show_figures)
                 for task in [t for t in running if t.process.poll() is not None]:
                     running.remove(task)
                     free.append(task.slot)
@@ -151,7 +160,7 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
                 if running:
                     time.sleep(POLL)
     finally:
-        _stop(running)
+        _kill(running)
     return tasks
 
 
@@ -173,9 +182,7 @@ def _start(task: Task, slot: Slot, shards: int, logs: Path, show_figures: bool) 
     words = [sys.executable, "-m", MAIN, *task.job.command]
     if task.shard is not None:
         words += ["--shard", f"{task.shard}/{shards}"]
-    path = log_of(task, logs)
-    with refusals(path):
-        task.log = path.open("a", encoding="utf-8")
+    task.log = _open_log(task, logs)
     task.slot, task.began = slot, time.monotonic()
     figures = None if task.job.stage == "merge" and show_figures else task.log
     task.process = subprocess.Popen(
@@ -184,6 +191,15 @@ def _start(task: Task, slot: Slot, shards: int, logs: Path, show_figures: bool) 
     if not slot.gpus:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(task.process.pid, slot.cores)
+
+
+def _open_log(task: Task, logs: Path) -> IO[str]:
+    path = log_of(task, logs)
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:  # the work does not depend on it
+        say(f"{path}: cannot be written ({error.strerror}); {task.name} has no log")
+        return Path(os.devnull).open("a", encoding="utf-8")
 
 
 def _end(task: Task, logs: Path) -> None:
@@ -205,21 +221,29 @@ def log_of(task: Task, logs: Path) -> Path:
 def _reason(task: Task, logs: Path) -> str:
     if task.code < 0:
         return f"killed by signal {-task.code}"
-    lines = log_of(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = log_of(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else f"code {task.code}"
 
 
-def _stop(running: Sequence[Task]) -> None:
-    """Ends what still runs, when this process is interrupted itself."""
+def _ask_to_stop(running: Sequence[Task]) -> None:
+    """Hand the signal on, and wait until the tasks have kept what is finished."""
     for task in running:
         task.process.terminate()
+    until = time.monotonic() + GRACE
+    while any(task.process.poll() is None for task in running) and time.monotonic() < until:
+        time.sleep(POLL)
+
+
+def _kill(running: Sequence[Task]) -> None:
+    """End what still runs, at once; nothing committed is lost by that."""
     for task in running:
-        try:
-            task.process.wait(60)  # it finishes its image
-        except subprocess.TimeoutExpired:
+        if task.process is not None:
             task.process.kill()
             task.process.wait()
-        task.log.close()
+        if task.log is not None:
+            task.log.close()
 
 
 def ended(task: Task, logs: Path) -> dict[str, Any]:
@@ -230,7 +254,9 @@ def ended(task: Task, logs: Path) -> dict[str, Any]:
 
 
 def report(tasks: Sequence[Task], logs: Path) -> None:
-    """Raises UserError when tasks failed, with their exit code where they agree; PartialError when images did."""
+    """Raises UserError when tasks failed, with their exit code where they agree; PartialError when images did;
+    OutputError when all is done, but a task could not print what it had to say.
+    """
     failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]
     if failed:
         left_out = sum(t.code == LEFT_OUT for t in tasks)
@@ -248,6 +274,8 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
             f"submit: all is done, but images failed in {_names(partial)}",
             f"The logs in {logs} name them; mend them and run again with --retry-failed",
         )
+    if unsaid := [t for t in tasks if t.code == OutputError.exit_code]:
+        raise OutputError(f"submit: all is done, but the logs of {_names(unsaid)} are not whole", f"See {logs}")
 
 
 def _names(tasks: Sequence[Task]) -> str:

@@ -24,11 +24,12 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.locks import locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, is_sealed, read_index, totals_path
-from vitp_pipeline.artifacts.places import discard, look_anew, shown, there
+from vitp_pipeline.artifacts.places import discard, look_anew, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, LockedError, UserError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import progress, say
+from vitp_pipeline.runtime.output import show
 from vitp_pipeline.shard import array_expression
 from vitp_pipeline.stages.driver import ARRAYS_DIGEST, shard_stats
 from vitp_pipeline.stages.status import stage_folders
@@ -233,7 +234,7 @@ def repair(damages: list[Damage]) -> list[Damage]:
 def print_damages(damages: list[Damage]) -> None:
     """A line for each, on standard output."""
     for damage in damages:
-        print(f"{shown(damage.path)}: {damage.reason}")
+        show(f"{damage.path}: {damage.reason}")
 
 
 def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:

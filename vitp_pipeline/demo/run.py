@@ -11,6 +11,7 @@ from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.progress import say
+from vitp_pipeline.runtime.output import show
 from vitp_pipeline.shard import ShardChoice
 
 TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0
@@ -66,8 +67,7 @@ def print_demo(demo: Demo) -> None:
     from vitp_pipeline.stages.results import print_result
 
     print_result(demo.result)
-    print(
-        "These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.\n"
-        f"Picture: {demo.picture}\nRun directory: {demo.run} (try `vitp status {demo.run}`)\n"
-        f"{demo.seconds:.0f} seconds in all. A second `vitp demo` does no work."
-    )
+    show("These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.")
+    show(f"Picture: {demo.picture}")
+    show(f"Run directory: {demo.run} (try `vitp status {demo.run}`)")
+    show(f"{demo.seconds:.0f} seconds in all. A second `vitp demo` does no work.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from vitp_pipeline.generators.registry import FAMILIES, Family
+from vitp_pipeline.runtime.output import show_json
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,16 @@ def _version(module: str, distributions: tuple[str, ...]) -> str | None:
 def print_availability(found: list[Availability], as_json: bool) -> None:
     """A table, or JSON, on standard output."""
     if as_json:
-        print(json.dumps([asdict(entry) for entry in found], indent=2))
+        show_json([asdict(entry) for entry in found], indent=2)
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table.open()
     for column in ("", "networks", "config =", "here"):
-        table.add_column(column, overflow="fold")
+        table.column(column, overflow="fold")
     for entry in found:
         here = ", ".join(f"{name} {number}" for name, number in entry.packages.items() if number is not None)
         lacking = ", ".join(name for name, number in entry.packages.items() if number is None)
         state = f"yes{f': {here}' if here else ''}" if entry.ready else f"no, lacks {lacking}: {entry.install}"
-        table.add_row(entry.family, entry.networks, entry.config, state)
-    Console(highlight=False, markup=False).print(table)
+        table.row(entry.family, entry.networks, entry.config, state)
+    table.show()

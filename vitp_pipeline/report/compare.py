@@ -19,6 +19,7 @@ from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.page import require_libraries, write_page
 from vitp_pipeline.report.stored import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.runtime.output import show
 from vitp_pipeline.stages.labels import facts_of, labels
 from vitp_pipeline.stages.results import RESAMPLES, headline_variants
 from vitp_pipeline.stages.rows import image_areas, read_rows
@@ -251,28 +252,26 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
 
 def print_comparison(result: dict[str, Any]) -> None:
     """A table for people, on standard output."""
-    from rich.console import Console
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
-    console = Console(highlight=False)
     for label in result["labels"]:
-        console.print(label, markup=False)
+        show(label)
     for label, words in result["differs"].items():
         together = " (a fused difference is of all of these together)" if len(words) > 1 else ""
         text = "; ".join(words) or "nothing that decides results"
-        console.print(f"{label.split(':')[0]} differs in {text}{together}", markup=False, soft_wrap=True)
+        show(f"{label.split(':')[0]} differs in {text}{together}")
     base = result["labels"][0].split(":")[0]
-    table = Table(title=f"against {base}, {result['images']} images", title_justify="left")
+    table = Table(title=f"against {base}, {result['images']} images")
     for column in ("", "named by", "figure"):
-        table.add_column(column, no_wrap=True)
+        table.column(column, no_wrap=True)
     for column in ("difference", f"{100 * result['level']:g} % of resamples"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.column(column, justify="right", no_wrap=True)
     for row in result["differences"]:
         letter, interval = row["label"].split(":")[0], span(row["low"], row["high"])
-        table.add_row(letter, NAMES[row["variant"]], row["metric"], signed(row["estimate"]), interval)
-    console.print(table)
+        table.row(letter, NAMES[row["variant"]], row["metric"], signed(row["estimate"]), interval)
+    table.show()
     for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        show(f"note: {note}")
 
 
 def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], path: Path) -> None:

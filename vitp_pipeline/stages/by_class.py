@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitp_pipeline.metrics.figure import difference, percent, signed
+from vitp_pipeline.runtime.output import show
 
 COLUMNS = ("generator", "fused", "bound_point", "bound_mask")
 TITLES = {
@@ -49,18 +50,16 @@ def _measured(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | N
 
 def print_by_class(result: dict[str, Any]) -> None:
     """A table a figure, on standard output, in the order of the classes."""
-    from rich.console import Console
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
-    console = Console(highlight=False)
     for figure, rows in by_class(result).items():
         if not rows:
-            console.print(f"{figure}: neither ground truth nor predictions have a class")
+            show(f"{figure}: neither ground truth nor predictions have a class")
             continue
-        table = Table(title=f"{figure} of every class", title_justify="left")
-        table.add_column("class")
+        table = Table(title=f"{figure} of every class")
+        table.column("class")
         for title in TITLES.values():
-            table.add_column(title, justify="right", no_wrap=True)
+            table.column(title, justify="right", no_wrap=True)
         for name, values in rows.items():
-            table.add_row(name, *(signed(values[key]) if key == "gain" else percent(values[key]) for key in TITLES))
-        console.print(table)
+            table.row(name, *(signed(values[key]) if key == "gain" else percent(values[key]) for key in TITLES))
+        table.show()

@@ -20,7 +20,7 @@ from vitp_pipeline.artifacts.writes import append, make_folder
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import Progress, counted, progress, say
-from vitp_pipeline.stopping import finishing, stop_wanted, stopped
+from vitp_pipeline.stopping import finishing, interruptible, stop_wanted, stopped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,7 +148,8 @@ def run_parts(
                         bar.advance(len(images))
                         continue
                     if maker is None:
-                        maker = build()
+                        with interruptible(f"{bar.done} of {bar.total} images are done"):
+                            maker = build()
                     made = _make_part(run, shard, part, maker, bar, lock)
                     outcome.made += made
                     outcome.cached += len(images) - made

@@ -13,6 +13,7 @@ from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
 from vitp_pipeline.metrics.figure import percent, plain, signed, span
 from vitp_pipeline.progress import counted, say
+from vitp_pipeline.runtime.output import show
 from vitp_pipeline.stages import instances
 from vitp_pipeline.stages.certain import certain_share
 from vitp_pipeline.stages.evaluation import BOUNDS, Evaluation, variant_of
@@ -199,10 +200,8 @@ def in_order(result: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
 
 def print_result(result: dict[str, Any]) -> None:
     """A table for people, on standard output."""
-    from rich.console import Console
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
-    console = Console(highlight=False)
     images, semantic, panoptic = result["images"], result["semantic"], result["panoptic"]
     instance = result.get("instance")
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
@@ -220,44 +219,44 @@ def print_result(result: dict[str, Any]) -> None:
     together = sum(widths) <= WIDEST  # in one table, else in one for each task
     tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
     for tasks in tables:
-        table = Table(title=f"{where}, {count}, {alpha}", title_justify="left")
-        table.add_column("masks named by", no_wrap=True)
+        table = Table(title=f"{where}, {count}, {alpha}")
+        table.column("masks named by", no_wrap=True)
         for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
-            table.add_column(column, justify="right", min_width=len("99.99"))
+            table.column(column, justify="right", min_width=len("99.99"))
         for name, title in titles.items():
             cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
-            table.add_row(title, *map(percent, cells), style="bold" if name == "fused" else None)
+            table.row(title, *map(percent, cells), bold=name == "fused")
             if name == "fused":
                 table.add_section()
-        console.print(table)
+        table.show()
     if semantic:
         gain = semantic["bootstrap"]["gain_mIoU"]
-        console.print(
+        show(
             f"fused − generator: {signed(gain['estimate'])} mIoU (95 % of {RESAMPLES} resamples of the images: "
             f"{span(*gain['interval'])}); mIoU over the {semantic['classes_present']} classes present"
         )
     if semantic and (certain := semantic.get("certain")):
         share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
-        console.print(f"label certain, whatever storing changed in the masks: {share}")
+        show(f"label certain, whatever storing changed in the masks: {share}")
     named = result["masks"]["named_right"]
     if result["masks"]["matched"]:
         shares = ", ".join(f"{name} {percent(named[name])} %" for name in NAMED_BY)
         of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
-        console.print(f"masks named right: {shares} of {of}", soft_wrap=True)
+        show(f"masks named right: {shares} of {of}")
     for note in result["notes"]:
         if note.startswith(NO_PQ):
             say(f"note: {note}")  # a remark: it is about no figure
         else:
-            console.print(f"note: {note}")
+            show(f"note: {note}")
     swept = [(s["sweep"], keys) for s, keys in ((semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))) if s]
     if len(swept[0][0]) > 3:
-        sweep = Table(title="α sweep, on this split: not for choosing α", title_justify="left")
+        sweep = Table(title="α sweep, on this split: not for choosing α")
         for column in ("α", *(SHOWN.get(key, key) for _, keys in swept for key in keys)):
-            sweep.add_column(column, justify="right")
+            sweep.column(column, justify="right")
         for rows in zip(*(rows for rows, _ in swept), strict=True):
             cells = [row[key] for row, (_, keys) in zip(rows, swept, strict=True) for key in keys]
-            sweep.add_row(f"{rows[0]['alpha']:g}", *map(percent, cells))
-        console.print(sweep)
+            sweep.row(f"{rows[0]['alpha']:g}", *map(percent, cells))
+        sweep.show()
 
 
 def figures_shown(result: dict[str, Any], name: str) -> list[dict[str, float | None]]:

@@ -17,11 +17,12 @@ from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.metrics.figure import plain
+from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.shard import array_expression
 from vitp_pipeline.stages.labels import ALWAYS, facts_of, labels
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from vitp_pipeline.runtime.tables import Table
 
 WATCH_EVERY = 5.0
 """Seconds between two looks of `vitp status --watch`."""
@@ -183,16 +184,11 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
     """A table and what to do, or JSON, on standard output."""
     if as_json:
-        print(json.dumps(plain(entries), indent=2))
+        show_json(plain(entries), indent=2)
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a log has no margin
-    console.print(_table(entries))
+    _table(entries).show(log_width=120)  # a log has no margin
     for line in _remarks(entries):
-        console.print(line, markup=False, soft_wrap=True)
+        show(line)
 
 
 FAILURES_SHOWN = 5
@@ -212,19 +208,18 @@ def _remarks(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _table(entries: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+    from vitp_pipeline.runtime.tables import Table
 
     table = Table()
-    table.add_column("stage", no_wrap=True, overflow="fold")
+    table.column("stage", no_wrap=True, overflow="fold")
     for column in ("images", "failed", "shards", "running", "size", "images/s", "left"):
-        table.add_column(column, justify="right")
+        table.column(column, justify="right")
     for e in entries:
         images = f"{e['images']}/{e['of']}"
         if e["stage"].startswith("classifier"):
             images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}/{e['epochs']}"
-        table.add_row(
-            Text(f"{e['stage']}\n  {e['label']}" if e["label"] else e["stage"]),
+        table.row(
+            [e["stage"], f"  {e['label']}"] if e["label"] else e["stage"],
             images,
             str(e["failed"]),
             f"{e['shards_done']}/{e['shards']}",
@@ -249,14 +244,14 @@ def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.
     Args:
         wait: sleeps.
     """
-    from rich.console import Console
+    from vitp_pipeline.runtime.tables import clear_screen
 
     while True:
         entries = run_status(run)
         if as_json:
-            print(json.dumps(plain(entries)), flush=True)
+            show_json(plain(entries))
         else:
-            Console().clear()  # does nothing where the output is no terminal
+            clear_screen()
             print_status(entries, as_json=False)
         if all(e["shards_done"] == e["shards"] for e in entries):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
 from vitp_pipeline.progress import counted, say
-from vitp_pipeline.stopping import finishing
+from vitp_pipeline.stopping import finishing, interruptible
 from vitp_pipeline.team import ALONE, Team
 
 if TYPE_CHECKING:
@@ -163,25 +164,26 @@ def _train(
     from vitp_pipeline.classifier.validation import POINTS, HeldOut
     from vitp_pipeline.devices import choose_device
 
-    device = team.device(choose_device(settings.device))
-    training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
-    try:
-        model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
-    except UserError:
-        if lock and not there(folder / "checkpoint.pt"):
-            discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
-        raise
-    batches = _batches(dataset, training, settings, masks, model.grid, team)
-    about = {
-        "fingerprint": fingerprint,
-        "manifest": dataset.spec.name,
-        "held_out": [sample.image_id for sample in held_out],
-        "settings": identity_of(settings),
-    }
-    files = TrainingFolder(folder, about, lock)
-    held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
-    validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
-    evaluate = (lambda model: validate(model).figures()) if validate else None
+    with _loading(team):
+        device = team.device(choose_device(settings.device))
+        training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
+        try:
+            model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
+        except UserError:
+            if lock and not there(folder / "checkpoint.pt"):
+                discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
+            raise
+        batches = _batches(dataset, training, settings, masks, model.grid, team)
+        about = {
+            "fingerprint": fingerprint,
+            "manifest": dataset.spec.name,
+            "held_out": [sample.image_id for sample in held_out],
+            "settings": identity_of(settings),
+        }
+        files = TrainingFolder(folder, about, lock)
+        held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
+        validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
+        evaluate = (lambda model: validate(model).figures()) if validate else None
     if team.leads:
         say(f"train-classifier: starts {origin}")
     began = time.monotonic()
@@ -208,6 +210,11 @@ def _train(
         seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
     team.wait_for_leader()
+
+
+def _loading(team: Team) -> contextlib.AbstractContextManager[None]:
+    """A signal ends it at once; in a team the others would wait, so all end together, after the first step."""
+    return interruptible("nothing is trained yet") if team.size == 1 else contextlib.nullcontext()
 
 
 def _tidy(folder: Path, settings: TrainSettings) -> None:

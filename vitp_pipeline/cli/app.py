@@ -1,0 +1,129 @@
+"""The command line: one module per command, each parses, calls one function and prints.
+
+Nothing heavy is imported here: `vitp --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vitp_pipeline.cli import (
+    check_dataset,
+    classify,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export_classifier,
+    export_results,
+    gc,
+    generate_proposals,
+    generators,
+    import_checkpoint,
+    import_proposals,
+    info,
+    predict,
+    prepare,
+    report,
+    schema,
+    status,
+    submit,
+    train_classifier,
+    verify,
+)
+from vitp_pipeline.cli.options import with_global_options
+from vitp_pipeline.errors import KeyboardStopError, UsageError
+from vitp_pipeline.runtime.output import show
+
+
+class Commands(TyperGroup):
+    """The commands. An empty argument is refused: where the shell knows no RUN, `--out "$RUN"` would be the current
+    folder.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:
+                option = word.rstrip("=") or (before if before.startswith("-") else "an argument")
+                raise UsageError(f"{option} is empty", "Is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Typer would make a code of an interrupt that a library raises, without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise KeyboardStopError("stopped", "What is finished is kept, run the same command to go on") from None
+
+
+app = typer.Typer(
+    name="vitp",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Names the masks of a frozen segmentation model with a point-prompted ViT (ViT-P), offline and in shards.
+
+The four stages, in order:
+
+  vitp generate-proposals RECIPE --data-root DIR --out RUN
+  vitp train-classifier   RECIPE --data-root DIR --out RUN
+  vitp classify           RECIPE --data-root DIR --out RUN
+  vitp evaluate           RECIPE --data-root DIR --out RUN
+
+Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
+Begin with `vitp demo`.""",
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version of the installed package and ends, if that is wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        show(f"vitp {version('vitp-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and end.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Flags that stand before the command; `show_version` has seen to the one there is."""
+
+
+for module in (
+    generate_proposals,
+    train_classifier,
+    classify,
+    evaluate,
+    submit,
+    status,
+    verify,
+    gc,
+    report,
+    compare,
+    predict,
+    demo,
+    check_dataset,
+    prepare,
+    info,
+    schema,
+    generators,
+    import_checkpoint,
+    import_proposals,
+    export_classifier,
+    export_results,
+    doctor,
+):
+    module.register(app)
+for command in app.registered_commands:
+    if command.callback:
+        command.callback = with_global_options(command.callback)
