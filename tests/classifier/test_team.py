@@ -43,7 +43,7 @@ precision = "float32"
 TRAININGS = """
 import contextlib, json, sys
 from pathlib import Path
-from vitp_pipeline.cli import main as command
+from vitp_pipeline.cli import app, main
 from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
@@ -58,8 +58,8 @@ def trainings(**_):
             with contextlib.suppress(PartialError):
                 train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, team)
 
-command.app = trainings  # one start of two processes for all of them; errors end as in the command line
-command.main()
+app.app = trainings  # one start of two processes for all of them; errors end as in the command line
+main.main()
 """
 # A batch of all 6 images, so that every epoch is a step and its line in metrics.jsonl tells the step's loss. One image
 # cannot be read: the processes have 3 and 2 images.
