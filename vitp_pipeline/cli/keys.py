@@ -12,9 +12,9 @@ def print_keys(tables: Iterable[str]) -> None:
     from vitp_pipeline.runtime.tables import Table
 
     for name in tables:
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.column("", style="bold cyan", no_wrap=True)
-        grid.column("")
+        grid = Table.headless()
+        grid.column(style="bold cyan", no_wrap=True)
+        grid.column()
         for row in rows_of(TABLES[name]):
             unit = f"; {row.unit}" if row.unit not in ("", "integer") else ""
             default = "" if row.default == "required" else "; default: "

@@ -34,7 +34,12 @@ class Table(_Table):
         """A table without lines."""
         return cls(box=None, padding=(0, 2))
 
-    def column(self, header: str, **options: Any) -> None:
+    @classmethod
+    def headless(cls) -> Table:
+        """A table without lines and headers."""
+        return cls(box=None, padding=(0, 2, 0, 0), show_header=False, show_edge=False, pad_edge=False)
+
+    def column(self, header: str = "", **options: Any) -> None:
         """Add a column. `options` are those of rich's `add_column`."""
         self.add_column(escape(header), **options)
 
