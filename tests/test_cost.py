@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from tests.classifier.making import ARGS, tiny_model
-from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.official import to_official
 from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.settings import TrainSettings

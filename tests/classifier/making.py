@@ -6,7 +6,8 @@ import json
 
 import torch
 
-from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.model_config import ModelConfig
 
 ARGS = json.dumps({"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8})
 

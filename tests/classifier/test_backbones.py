@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.classifier.making import tiny_model
-from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
 from vitp_pipeline.errors import IncompatibleError, UsageError
 

@@ -202,7 +202,8 @@ def test_flip_averages_the_mirrored_view() -> None:
 
 def test_initialisation_as_released() -> None:
     torch.manual_seed(0)
-    from vitp_pipeline.classifier.model import ModelConfig, PointViT
+    from vitp_pipeline.classifier.model import PointViT
+    from vitp_pipeline.classifier.model_config import ModelConfig
 
     model = PointViT(ModelConfig("vit_small_patch14_dinov2", tuple(map(str, range(150))), (28, 28)))
     assert 0.018 < model.point_layer.weight.std() < 0.022 and 0.018 < model.head.weight.std() < 0.022

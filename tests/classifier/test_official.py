@@ -143,7 +143,8 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_original_dinov2_file_as_backbone() -> None:
     """The original file has a mask token and a class token; timm's names are the same otherwise."""
-    from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
+    from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+    from vitp_pipeline.classifier.model_config import ModelConfig
 
     state = {k: v for k, v in official_state().items() if not k.startswith(("head", "cls_embeddings"))}
     state["cls_token"] = torch.zeros(1, 1, 384)

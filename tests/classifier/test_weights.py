@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.classifier.making import tiny_model
-from vitp_pipeline.classifier.model import ModelConfig
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import timm
 import torch
 
 from vitp_pipeline.classifier.mask_prompt import make_classifier
-from vitp_pipeline.classifier.model import ModelConfig, PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.start import start_from
+from vitp_pipeline.classifier.timm_backbone import create_vit
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.errors import InputError
@@ -74,12 +75,8 @@ def load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) 
         load_backbone_weights(model, read_backbone(weights), weights.name)
     elif weights == "hub":
         try:
-            hub = timm.create_model(
-                settings.backbone,
-                pretrained=True,
-                num_classes=0,
-                img_size=model.backbone.patch_embed.img_size,  # timm knows how each table is to be resampled
-            )
+            size = model.backbone.patch_embed.img_size  # timm knows how each table is to be resampled
+            hub = create_vit(settings.backbone, size, pretrained=True)
         except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
             raise InputError(
                 f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",

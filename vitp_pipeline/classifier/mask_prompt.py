@@ -18,7 +18,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError
 

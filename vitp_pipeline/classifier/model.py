@@ -19,11 +19,8 @@ the image's features are the pre-trained ones, and a point's scores do not depen
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import timm
 import torch
@@ -32,62 +29,9 @@ from timm.layers import Format
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.classifier.timm_backbone import create_vit
 from vitp_pipeline.errors import IncompatibleError, UsageError
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that the weights do not say. Saved beside them.
-
-    Attributes:
-        backbone: timm name of a ViT, with or without the tag of its weights: vit_base_patch14_dinov2,
-            vit_base_patch14_reg4_dinov2, vit_base_patch16_224.augreg_in21k, vit_base_patch16_224.mae,
-            vit_base_patch16_clip_quickgelu_224.openai … The tag decides `normalise`. (OpenAI's CLIP was trained with
-            the quick GELU; timm's vit_base_patch16_clip_224.openai has the plain one.)
-        classes: the K class names, in the order of the logits.
-        image_size: (height, width) of the input, multiples of the patch size.
-        backbone_args: further arguments of timm's constructor.
-        depth: number of blocks used; 0 = all.
-        taps: blocks (1-based) whose point tokens are concatenated for the head; empty = the last used one.
-        point_token, attention: see the module's docstring.
-        head: "linear" (released weights), or "mlp": D → D, GELU → K (the paper's words).
-        norm: before the head: "layer", "batch" (statistics over training points), or "none".
-        dropout, drop_path: rates.
-        pos_embed: "plain": the position table is resampled once, to the model's grid; "offset": the table of 37×37 is
-            kept and resampled at every forward by (size + 0.1)/37, also at 37×37, as the released weights need it.
-        point_dim: numbers per point. 4: [row, col, height, width], the last two 0 for a point (paper §3.4); 2:
-        released weights.
-        prompt: "point", or "mask" (`mask_prompt.MaskViT`), then with mask_form and maft_layers.
-        temperature_nll: divides logits to make them the likeliest probabilities of held-out points; None = not fitted.
-    """
-
-    backbone: str
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    backbone_args: str = ""
-    depth: int = 0
-    taps: tuple[int, ...] = ()
-    point_token: str = "linear"
-    attention: str = "full"
-    head: str = "linear"
-    norm: str = "layer"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    point_dim: int = 4
-    pos_embed: str = "plain"
-    prompt: str = "point"
-    mask_form: str = "attention"
-    maft_layers: int = 0
-    temperature_nll: float | None = None
-
-    def to_json(self) -> str:
-        fields = {name: value for name, value in asdict(self).items() if value is not None}
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelConfig:
-        fields = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 class PointViT(nn.Module):
@@ -132,8 +76,9 @@ class PointViT(nn.Module):
             self.head = nn.Linear(features, count)
         self._initialise()
         mean, std = (self.backbone.pretrained_cfg or {}).get("mean"), (self.backbone.pretrained_cfg or {}).get("std")
-        self.register_buffer("mean", torch.tensor(mean or (0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or (0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", mean or (0.485, 0.456, 0.406)), ("std", std or (0.229, 0.224, 0.225))):
+            # of the configuration, no weights: they have values also where a model without memory is made
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
 
     def _initialise(self) -> None:
         """Point layer and head as released (facts §1.1: truncated normal, 0.02); zero where the layer only corrects."""
@@ -341,18 +286,8 @@ def _make_backbone(config: ModelConfig) -> tuple[nn.Module, tuple[int, int]]:
     """The timm ViT without what comes after its blocks but the norm, and its grid (rows, columns) for the model's
     image size.
     """
-    try:
-        options: dict[str, Any] = json.loads(config.backbone_args) if config.backbone_args else {}
-        vit = timm.create_model(
-            config.backbone,
-            pretrained=False,
-            num_classes=0,
-            img_size=(518, 518) if config.pos_embed == "offset" else config.image_size,
-            drop_path_rate=config.drop_path,
-            **options,
-        )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"timm cannot make the backbone {config.backbone!r} ({error})") from error
+    size = (518, 518) if config.pos_embed == "offset" else config.image_size
+    vit = create_vit(config.backbone, size, config.backbone_args, config.drop_path)
     if not isinstance(vit, timm.models.VisionTransformer):
         raise UsageError(f"{config.backbone!r} is not a plain timm ViT", "For example vit_base_patch14_dinov2")
     if not isinstance(vit.patch_drop, nn.Identity):

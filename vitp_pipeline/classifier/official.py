@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitp_pipeline.classifier.model import ModelConfig, PointViT
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.errors import IncompatibleError
 
 ARCHITECTURES = {

@@ -18,8 +18,9 @@ from vitp_pipeline.artifacts.torch_file import read_torch_file
 from vitp_pipeline.artifacts.weight_names import backbone_weights
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.mask_prompt import make_classifier
-from vitp_pipeline.classifier.model import ModelConfig, PointViT
-from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, UserError
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
@@ -71,20 +72,30 @@ def load_classifier(path: str | Path) -> PointViT:
             f"{path}: not a classifier of vitp (its metadata do not say so)", "Released files: `vitp import-checkpoint`"
         )
     try:
-        model = make_classifier(ModelConfig.from_json(text))
-        if model.point_slot is not None:  # without one, a file of before there were such slots
-            state.setdefault("point_slot", torch.zeros_like(model.point_slot))
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        return _with_weights(ModelConfig.from_json(text), state).eval()
+    except (UserError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        reason = error.message if isinstance(error, UserError) else " ".join(str(error).split())[:300]
         raise IncompatibleError(
-            f"{path}: its tensors do not fit its configuration ({' '.join(str(error).split())[:300]})",
+            f"{path}: its tensors do not fit its configuration ({reason})",
             "Copy it again, or train or import it anew with this version",
         ) from error
-    return model.eval()
+
+
+def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:
+    """The model that a file describes. It is built without memory, and gets the tensors of the file: a configuration
+    that asks for larger ones takes none, and does not fit.
+    """
+    with torch.device("meta"):
+        model = make_classifier(config)
+    if model.point_slot is not None:  # without one, a file of before there were such slots
+        state.setdefault("point_slot", torch.zeros(model.point_slot.shape))
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
+    return model
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a backbone, by the names that the network itself has, from a .safetensors or a .pth file.
+    """Read the tensors of a backbone, by the names that the network itself has, from a .safetensors or a .pth file; of
+    a classifier of vitp, which is no backbone, all as they are.
 
     Raises:
         InputError: missing, not such a file, a pickle that asks for more than data, or a file of several networks.
@@ -94,7 +105,9 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return backbone_weights(read_torch_file(path), path)
     try:
-        return backbone_weights(load_file(path), path)
+        with safe_open(path, "pt") as file:
+            ours = "vitp" in (file.metadata() or {})
+        return load_file(path) if ours else backbone_weights(load_file(path), path)
     except (SafetensorError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be read as weights ({reason})", "Give a file that is whole") from error

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Len
 from pydantic import model_validator
 
+from vitp_pipeline.config.backbone_args import backbone_args
 from vitp_pipeline.config.choices import Precision
 from vitp_pipeline.config.constraints import (
     ASCENDING,
@@ -181,6 +182,7 @@ class TrainSettings:
             raise UsageError(f"init_from = {self.init_from!r} is the classifier to be trained", "Give it another name")
         if self.depth and any(tap > self.depth for tap in self.taps):
             raise UsageError(f"taps = {list(self.taps)} are not among the first depth = {self.depth} blocks")
+        backbone_args(self.backbone_args, "backbone_args")
         patch = re.search(r"_patch(\d+)", self.backbone)
         if patch and not self.backbone_args and any(side % int(patch[1]) for side in self.image_size):
             raise UsageError(
