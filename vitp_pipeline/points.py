@@ -88,18 +88,21 @@ def centre_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
     return _points_inside(mask_logits, view, protocol, deepest)[:, 0]
 
 
-def random_points(mask_logits: Tensor, view: View, protocol: str, image_id: str, seed: int = 0) -> np.ndarray:
+def random_points(
+    mask_logits: Tensor, view: View, protocol: str, image_id: str, seed: int = 0, first: int = 0
+) -> np.ndarray:
     """A pixel drawn uniformly from {logit > 0} at image resolution; where no logit is positive, the max point.
 
     The draw depends on (seed, image_id, query index) alone, not on the order of images, batches or other queries.
 
-    Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image.
+    Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image, `first` the index of
+        the first of these queries.
     """
-    return spread_points(mask_logits, view, protocol, image_id, 1, seed)[:, 0]
+    return spread_points(mask_logits, view, protocol, image_id, 1, seed, first)[:, 0]
 
 
 def spread_points(
-    mask_logits: Tensor, view: View, protocol: str, image_id: str, count: int, seed: int = 0
+    mask_logits: Tensor, view: View, protocol: str, image_id: str, count: int, seed: int = 0, first: int = 0
 ) -> np.ndarray:
     """Several pixels of every mask, drawn as in `random_points` with replacement.
 
@@ -109,7 +112,7 @@ def spread_points(
 
     def drawn(positive: np.ndarray, query: int) -> np.ndarray:
         pixels = np.flatnonzero(positive)
-        chosen = pixels[_generator(seed, image_id, query).integers(len(pixels), size=count)]
+        chosen = pixels[_generator(seed, image_id, first + query).integers(len(pixels), size=count)]
         return np.stack(np.divmod(chosen, positive.shape[1]), 1)
 
     return _points_inside(mask_logits, view, protocol, drawn, count)

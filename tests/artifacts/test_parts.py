@@ -22,6 +22,7 @@ from tests.disks import disk_of
 from vitp_pipeline.artifacts.parts import (
     ArrayReader,
     ArrayWriter,
+    Planes,
     _by_zarr,
     _encode,
     arrays_path,
@@ -51,6 +52,30 @@ def write_part(path: Path, arrays: dict[str, np.ndarray], **options) -> None:
     for name, values in arrays.items():
         writer.add(name, values, ["axis", "y", "x"][: values.ndim], **options)
     writer.close()
+
+
+@pytest.mark.parametrize("held", [0, 2**24])
+@pytest.mark.parametrize("count", [0, 1, 2, 12])
+@pytest.mark.parametrize(
+    ("dtype", "step"), [("float32", 0.0), ("float16", 0.0), ("float32", 1 / 128), ("float32", 2**-14)]
+)
+def test_planes_are_stored_as_the_whole_array_would_be(tmp_path, monkeypatch, held: int, count: int, dtype: str, step):
+    """Above a size each is a chunk, so that one is held at a time; every reader gets the same array."""
+    monkeypatch.setattr("vitp_pipeline.artifacts.parts.HELD", held)
+    rng = np.random.default_rng(0)
+    values = (rng.integers(-64, 64, (count, 9, 7)) * (step or 1)).astype(dtype)
+    for name in ("a", "b"):
+        writer = ArrayWriter(tmp_path / f"{name}.zarr.zip", {})
+        planes = Planes((count, 9, 7), np.dtype(dtype), 64.0 * (step or 1), iter(values))
+        writer.add("masks/x", planes, ["kept", "y", "x"], step=step)
+        writer.close()
+    with ArrayReader(tmp_path / "a.zarr.zip") as reader:
+        found = reader.read("masks/x")
+    assert found.dtype == values.dtype and np.array_equal(found, values)
+    array = zarr.open_array(zarr.storage.ZipStore(tmp_path / "a.zarr.zip", mode="r"), path="masks/x", mode="r")
+    assert np.array_equal(array[...], values) and array.metadata.dimension_names == ("kept", "y", "x")
+    assert array.chunks == ((1, 9, 7) if count and not held else (max(1, count), 9, 7))
+    assert (tmp_path / "a.zarr.zip").read_bytes() == (tmp_path / "b.zarr.zip").read_bytes()
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 4, 4)])

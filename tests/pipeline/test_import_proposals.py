@@ -219,7 +219,10 @@ def test_what_cannot_be_read_is_said(project, truth, tmp_path: Path, capsys) -> 
     bad = {
         "none.json": ([], "none of its 0 images"),
         "strange.json": ([{"image_id": 999, "category_id": labels[0], "score": 1, "segmentation": []}], "like '999'"),
-        "category.json": ([{"image_id": 0, "category_id": 4711, "score": 1, "segmentation": []}], "category 4711"),
+        "category.json": (
+            [{"image_id": 0, "category_id": 4711, "score": 1, "segmentation": []}],
+            "categories, like 4711",
+        ),
         "odd.json": ({"a": 1}, "no results as COCO has them"),
     }
     for name, (content, message) in bad.items():

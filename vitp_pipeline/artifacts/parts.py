@@ -14,9 +14,11 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +61,30 @@ def array_of(key: str) -> str | None:
     return match[1] if match else None
 
 
+@dataclass(frozen=True)
+class Planes:
+    """A (P, height, width) array that is made plane by plane while it is written, so that one plane is held.
+
+    Attributes:
+        largest: no value is farther from 0.
+        each: its P planes, (height, width) of `dtype`.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    largest: float
+    each: Iterable[np.ndarray]
+
+    @property
+    def few(self) -> bool:
+        """Whether it is small enough to be held, and then stored as one chunk."""
+        return math.prod(self.shape) <= HELD
+
+
+HELD = 2**24
+"""Numbers of an array that is held whole."""
+
+
 class ArrayWriter:
     """Appends named arrays to a part's zip as they come, so that one image at a time is in memory.
 
@@ -87,7 +113,7 @@ class ArrayWriter:
     def add(
         self,
         name: str,
-        values: np.ndarray,
+        values: np.ndarray | Planes,
         dimensions: Sequence[str],
         chunks: Sequence[int] | None = None,
         step: float = 0.0,
@@ -96,7 +122,7 @@ class ArrayWriter:
 
         Args:
             name: path in the zip, e.g. "masks/000139"; folders become groups.
-            values: any numeric array.
+            values: any numeric array; of large planes each is a chunk.
             dimensions: a name for every axis.
             chunks: chunk shape; None = the whole array is one chunk.
             step: of float32 multiples of it, stored as `artifacts.steps` does.
@@ -109,9 +135,24 @@ class ArrayWriter:
         parent = name.rpartition("/")[0]
         if parent and parent not in self._groups:
             self._group(parent, {})
+        if isinstance(values, Planes):
+            if not values.few:
+                self._add_planes(name, values, dimensions, step)
+                return
+            held = np.empty(values.shape, values.dtype)
+            for place, plane in enumerate(values.each):
+                held[place] = plane
+            values = held
         with refusals(self.path):
             for key, content in sorted(_encode(values, dimensions, chunks or values.shape, step).items()):
                 self._write(f"{name}/{key}", content)
+
+    def _add_planes(self, name: str, planes: Planes, dimensions: Sequence[str], step: float) -> None:
+        kind = kind_of(np.array([planes.largest]), step) if step else None
+        content = _shaped(planes.dtype, dimensions, step, kind, planes.shape, (1, *planes.shape[1:]))
+        self._write(f"{name}/zarr.json", content)
+        for place, plane in enumerate(planes.each):
+            self._write(f"{name}/c/{place}/0/0", _chunk(plane, kind, step))
 
     def close(self) -> None:
         """Completes the zip and renames it into place."""
@@ -139,22 +180,38 @@ class ArrayWriter:
 
 def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int], step: float) -> dict[str, bytes]:
     """The Zarr keys and bytes of one array, as zarr itself makes them; one chunk without its machinery."""
-    from numcodecs import Blosc
-
     kind = kind_of(values, step) if step else None
     if not values.size or tuple(chunks) != values.shape:
         return _by_zarr(values, dimensions, chunks, step, kind)
-    # this imports zarr, which forbids blosc its threads: they would make the order of its blocks depend on chance
-    metadata = json.loads(_metadata(values.dtype.str, tuple(dimensions), step, kind))
-    metadata["shape"] = metadata["chunk_grid"]["configuration"]["chunk_shape"] = list(values.shape)
-    if kind is not None:
-        chunk = encode(values, kind, step)
-    else:
-        chunk = Blosc(**_BLOSC, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(values))
     return {
-        "zarr.json": json.dumps(metadata, indent=2).encode(),
-        "/".join(["c", *("0" for _ in values.shape)]): chunk,
+        "zarr.json": _shaped(values.dtype, dimensions, step, kind, values.shape, values.shape),
+        "/".join(["c", *("0" for _ in values.shape)]): _chunk(values, kind, step),
     }
+
+
+def _chunk(values: np.ndarray, kind: np.dtype | None, step: float) -> bytes:
+    from numcodecs import Blosc
+
+    if kind is not None:
+        return encode(values, kind, step)
+    chunk: bytes = Blosc(**_BLOSC, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(values))
+    return chunk
+
+
+def _shaped(
+    dtype: np.dtype,
+    dimensions: Sequence[str],
+    step: float,
+    kind: np.dtype | None,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+) -> bytes:
+    """The zarr.json of an array of this shape. Comes before any chunk is made: it imports zarr, which forbids blosc its
+    threads, that would make the order of its blocks depend on chance.
+    """
+    metadata = json.loads(_metadata(dtype.str, tuple(dimensions), step, kind))
+    metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"] = list(shape), list(chunks)
+    return json.dumps(metadata, indent=2).encode()
 
 
 @lru_cache

@@ -26,7 +26,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.array_names import array_name
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss
-from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.places import run_directory, there
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
@@ -129,11 +129,16 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
     )
 
 
-def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
-    """Stores the arrays of one view of an image and returns its index row."""
-    assert record.masks is not None and record.class_logits is not None
+def write_record(arrays: ArrayWriter, record: ProposalRecord, planes: Planes | None = None) -> dict[str, Any]:
+    """Stores the arrays of one view of an image and returns its index row.
+
+    Args:
+        planes: the masks, where the record does not hold them.
+    """
+    masks = record.masks if planes is None else planes
+    assert masks is not None and record.class_logits is not None
     step = record.loss.step if record.loss else 0.0
-    arrays.add(f"masks/{record.key}", record.masks, ("kept", "y", "x"), step=step)
+    arrays.add(f"masks/{record.key}", masks, ("kept", "y", "x"), step=step)
     arrays.add(f"class_logits/{record.key}", record.class_logits, ("query", "class"))
     row: dict[str, Any] = {
         "image_id": record.image_id,

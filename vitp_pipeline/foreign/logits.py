@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitp_pipeline.datasets.rle import Rle
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
 
 SURE = 10.0
 """Logit inside a binary mask, its negative outside: probabilities of 0.99995 and 0.00005."""
@@ -27,14 +29,14 @@ class ForeignMasks:
     """The masks of an image, which span it whole.
 
     Attributes:
-        mask_logits: (Q, h, w) float32, of any resolution.
         class_logits: (Q, K + 1) float32, "no object" last.
-        binary: whether the masks were only yes or no.
+        masks: (Q, h, w) float32 logits, finite; or Q run lengths where the masks are only yes or no.
+        size: (h, w), any resolution.
     """
 
-    mask_logits: np.ndarray = field(repr=False)
     class_logits: np.ndarray = field(repr=False)
-    binary: bool
+    masks: np.ndarray | list[Rle] = field(repr=False)
+    size: Size
 
 
 def logits_of_binary(masks: np.ndarray) -> np.ndarray:
@@ -66,13 +68,14 @@ def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_
     Raises:
         InputError: a score or label that cannot be.
     """
-    labels, scores = np.asarray(labels, np.int64), np.asarray(scores, np.float64)
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise InputError(f"{labels.shape} labels for {scores.shape} scores")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise InputError(f"label {labels.max() if labels.min() >= 0 else labels.min()} is none of {classes} classes")
-    if len(scores) and not ((scores >= 0) & (scores <= 1)).all():
-        raise InputError("a score lies outside [0, 1]")
+    if (odd := ~((labels >= 0) & (labels < classes) & (labels == np.floor(labels)))).any():
+        raise InputError(f"label {labels[odd][0]} (mask {odd.argmax()}) is none of {classes} classes")
+    if (odd := ~((scores >= 0) & (scores <= 1))).any():
+        raise InputError(f"the score {scores[odd][0]} (mask {odd.argmax()}) lies outside [0, 1]")
+    labels = labels.astype(np.int64)
     own = scores.clip(2 * _LEAST, HIGHEST)
     others = np.minimum((1 - own) * (1 - void_share) / max(1, classes - 1), own / 2) if classes > 1 else 0 * own
     probs = np.repeat(others[:, None], classes + 1, 1)
@@ -90,7 +93,7 @@ def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray
     probs = np.asarray(probs, np.float64)
     if probs.ndim != 2 or probs.shape[1] not in (classes, classes + 1):
         raise InputError(f"class probabilities {probs.shape} for {classes} classes, with or without no object")
-    if probs.size and not (probs.min() >= 0 and probs.sum(1).max() <= 1 + 1e-3):
+    if probs.size and not (probs.min() >= 0 and probs.sum(1).max() <= 1 + 1e-3):  # nor with NaN
         raise InputError("class probabilities are negative, or sum to more than 1", "Give logits as class_logits")
     if probs.shape[1] == classes:
         probs = np.concatenate([probs, (1 - probs.sum(1, keepdims=True)).clip(0)], 1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from vitp_pipeline.artifacts.codec import StoredMasks, keep_queries, store_masks
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
@@ -15,8 +19,11 @@ from vitp_pipeline.config.keys import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.datasets.rle import Rle, decode_mask
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.foreign.logits import SURE, logits_of_binary
 from vitp_pipeline.foreign.sources import VOID_SHARE, MaskSource, open_source
+from vitp_pipeline.geometry import View
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.proposals import settled
@@ -85,7 +92,7 @@ class ImportMaker:
                 sample = self.dataset.sample(image_id)
                 file_name = sample.image.relative_to(self.dataset.root).as_posix()
                 try:
-                    rows.append(write_record(writer, self._record(sample, file_name)))
+                    rows.append(self._row(writer, sample, file_name))
                 except InputError as error:
                     rows.append(failed_row(image_id, file_name, error.message))
                 turn.advance(1)
@@ -97,19 +104,54 @@ class ImportMaker:
             raise
         return pa.Table.from_pylist(rows, schema=self.schema)
 
-    def _record(self, sample: Sample, file_name: str) -> ProposalRecord:
+    def _row(self, writer: ArrayWriter, sample: Sample, file_name: str) -> dict[str, Any]:
+        """Store the proposals of an image, and return its index row."""
         import torch
 
         from vitp_pipeline.generators.base import Proposals
-        from vitp_pipeline.geometry import View
         from vitp_pipeline.stages.proposals import make_record
 
         size = self.dataset.image_size(sample)
         found = self.source.read(sample, size)
-        view = View(size, size, size, found.mask_logits.shape[1:])
-        masks = torch.from_numpy(found.mask_logits)
-        proposals = Proposals(masks, torch.from_numpy(found.class_logits), view)
-        if found.binary and "peaks" in self.settings.points:
+        view = View(size, size, size, found.size)
+        if isinstance(found.masks, list):
+            return write_record(
+                writer, *self._binary(sample.image_id, file_name, view, found.masks, found.class_logits)
+            )
+        proposals = Proposals(torch.from_numpy(found.masks), torch.from_numpy(found.class_logits), view)
+        record = make_record(proposals, PROTOCOL, self.settings, self.dataset.spec, sample.image_id, file_name)
+        return write_record(writer, record)
+
+    def _binary(
+        self, image_id: str, file_name: str, view: View, rles: list[Rle], class_logits: np.ndarray
+    ) -> tuple[ProposalRecord, Planes]:
+        """Choose the points of binary masks, mask by mask; their planes are made when they are written."""
+        import torch
+
+        from vitp_pipeline.assemble.upsample import source_reach
+        from vitp_pipeline.stages.proposals import choose_points
+
+        policies = self.settings.points
+        if "peaks" in policies:
             raise InputError("binary masks have no peaks", "Leave peaks out of `points`, or import logits")
-        spec, binary = self.dataset.spec, found.binary
-        return make_record(proposals, PROTOCOL, self.settings, spec, sample.image_id, file_name, binary=binary)
+        each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in policies}
+        for query, rle in enumerate(rles):
+            logits = torch.from_numpy(logits_of_binary(decode_mask(rle)[None]))
+            chosen = choose_points(logits, view, PROTOCOL, self.settings, image_id, binary=True, first=query)
+            for policy, points in chosen.items():
+                each[policy].append(points)
+
+        codec, ring = self.settings.codec, source_reach(view)
+        present = 1 - torch.softmax(torch.from_numpy(class_logits).double(), dim=1)[:, -1].numpy()
+        kept, dropped = keep_queries(present, codec.drop_below, codec.drop_threshold)
+        codec = replace(codec, drop_below=0.0, drop_threshold=0.0)
+
+        def stored(mask: np.ndarray) -> StoredMasks:
+            return store_masks(torch.from_numpy(logits_of_binary(mask[None])), np.ones(1), codec, ring)
+
+        loss = stored(np.array([[True, False]])).loss  # the same for all: the two logits are multiples of every step
+        joined = {policy: np.concatenate(points) for policy, points in each.items()}
+        record = ProposalRecord(image_id, file_name, view, PROTOCOL, kept, dropped, joined, class_logits, loss=loss)
+        planes = (stored(decode_mask(rles[query])).masks[0] for query in kept)
+        largest = max(SURE, -codec.floor)
+        return record, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)

@@ -352,14 +352,12 @@ def make_record(
     image_id: str,
     file_name: str,
     number: int = 0,
-    binary: bool = False,
 ) -> ProposalRecord:
     """What is kept of the proposals of a view: points chosen from all that the generator said, and the masks that
     matter.
 
     Args:
         number: which of the image's views it is.
-        binary: see `choose_points`.
     Raises:
         IncompatibleError: the generator scores another number of classes.
         InputError: its output is not finite.
@@ -377,7 +375,7 @@ def make_record(
     if not (_finite(masks) and _finite(logits)):
         raise InputError(f"{file_name}: the generator's output is not finite")
     name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
-    points = choose_points(masks, found.view, protocol, settings, name, binary)
+    points = choose_points(masks, found.view, protocol, settings, name)
     present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
     stored = store_masks(masks, present, settings.codec, source_reach(found.view))
     return ProposalRecord(
@@ -403,14 +401,21 @@ def _finite(values: torch.Tensor) -> bool:
 
 
 def choose_points(
-    masks: torch.Tensor, view: View, protocol: str, settings: ProposalSettings, name: str, binary: bool = False
+    masks: torch.Tensor,
+    view: View,
+    protocol: str,
+    settings: ProposalSettings,
+    name: str,
+    binary: bool = False,
+    first: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The points of every policy in `settings.points`, as a `ProposalRecord` has them.
+    """Choose the points of some policies, as a `ProposalRecord` has them.
 
     Args:
         masks: (Q, h, w) float32 logits.
         name: of the view, for what is drawn at random.
         binary: True if all pixels inside a mask are equally sure: its deepest point is taken for the highest.
+        first: index of the first of these queries, for what is drawn at random.
     """
     from vitp_pipeline.points import centre_points, max_points, peak_points, random_points, spread_points
 
@@ -422,9 +427,9 @@ def choose_points(
     if "centre" in settings.points:
         points["centre"] = deepest
     if "random" in settings.points:
-        points["random"] = random_points(masks, view, protocol, name, settings.seed)
+        points["random"] = random_points(masks, view, protocol, name, settings.seed, first)
     if "spread" in settings.points:
-        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed)
+        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed, first)
         points["spread"] = spread.reshape(-1, 2)
     if "peaks" in settings.points:
         peaks = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
