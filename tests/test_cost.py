@@ -186,3 +186,16 @@ def test_what_is_not_said_is_asked_for(arguments: dict, words: list[str]) -> Non
     with pytest.raises(UsageError) as error:
         costs_of(**arguments)
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys", "each"),
+    [("max", "", 1), ("random", "", 1), ("spread", "", 16), ("spread", "spread = 5\n", 5), ("peaks", "peaks = 3\n", 3)],
+)
+def test_a_policy_costs_the_points_that_it_stores(tmp_path: Path, policy: str, keys: str, each: int) -> None:
+    recipe = tmp_path / "r.toml"
+    demo = (Path(__file__).parents[1] / "stages" / "demo.toml").read_text().replace("[classify]", "")
+    stored = f'[generate-proposals]\npoints = ["max", "{policy}"]\n{keys}'.replace('"max", "max"', '"max"')
+    recipe.write_text(f'{demo.replace("[generate-proposals]", stored)}\n[classify]\npoints = "{policy}"\n')
+    generator, classifier = costs_of(str(recipe), crop="64x96")
+    assert classifier.n == each * generator.n

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitp_pipeline.artifacts.proposals import points_per_mask
 from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
@@ -35,8 +36,8 @@ def costs_of(
     Args:
         recipe_name: its networks are the defaults; without it `backbone` or `config` names what is looked at.
         size: "HxW" of the classifier's input.
-        points: N of the only forward; default: what `classify` would do, a point a query (with spread, n of them), in
-            chunks if the recipe says so; without a generator as many as in training.
+        points: N of the only forward; default: what `classify` would do, the points that its policy stores of each
+            query, in chunks if the recipe says so; without a generator as many as in training.
         crop: "HxW" of the generator's input; default: the crop that its config trains on.
         classes: K of a classifier that no recipe describes.
     Raises:
@@ -105,7 +106,7 @@ def _classifier(
     settings, naming = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
     total = settings.points_per_image
     if queries is not None:
-        total = queries * (recipe.stage(ProposalSettings).spread if naming.points == "spread" else 1)
+        total = queries * points_per_mask(naming.points, recipe.stage(ProposalSettings))
     count = points or naming.chunk or total
     chunks = math.ceil(total / count) if count == naming.chunk else 1
     return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if naming.flip else 1))

@@ -52,12 +52,17 @@ def test_equal_to_mmdetections_fusion_head(protocol: str, limit: int) -> None:
 def test_ties_zeros_and_limits() -> None:
     probs = np.array([[0.5, 0.0, 0.2], [0.5, 0.3, 0.0], [0.0, 0.0, 0.0]], np.float32)
     pairs = best_pairs(probs, np.array([True, True, False]), 4)
-    # the lower query first; stuff takes one of the four places
+    # stuff takes one of the four places
     assert (pairs.queries.tolist(), pairs.categories.tolist()) == ([0, 1, 1], [0, 0, 1])
     assert len(best_pairs(probs, np.array([True] * 3), 0)) == 3  # as many as queries
     assert len(best_pairs(probs, np.array([True] * 3), 100)) == 4  # none of probability 0
     with pytest.raises(IncompatibleError):
         best_pairs(probs, np.array([True]), 4)
+    # the lower query, then the lower class first: an unstable sort of so many mixes equal ones
+    probs = np.random.default_rng(0).integers(1, 4, (50, 8)).astype(np.float32) / 8
+    expected = sorted(((q, k) for q in range(50) for k in range(8)), key=lambda pair: -probs[pair])[:300]
+    pairs = best_pairs(probs, np.array([True] * 8), 300)
+    assert list(zip(pairs.queries.tolist(), pairs.categories.tolist(), strict=True)) == expected
 
 
 def test_masks_that_are_empty_full_or_one_pixel() -> None:
