@@ -160,9 +160,7 @@ def test_a_store_reads_alike_in_threads_and_other_processes(stored: tuple[Path, 
     ids = [record.image_id for record in records] * 20
     before = [store.read(image_id).masks for image_id in ids]  # its parts are open from here on
     positions = open_positions(path)
-    forked = get_context("fork").Process(
-        target=lambda: [store.read(image_id) for image_id in ids]
-    )  # nothing is pickled
+    forked = get_context("fork").Process(target=lambda: store.read(ids[0]))  # nothing is pickled
     forked.start()
     forked.join()
     assert forked.exitcode == 0 and positions
