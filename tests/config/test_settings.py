@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from vitp_pipeline.cluster.profile import Resources, load_profile
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.keys import keys_of, schema_of
 from vitp_pipeline.config.recipe import load_recipe
-from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.config.settings import TABLES, TrainSettings
 from vitp_pipeline.config.validation import frozen, toml
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.stages.train import check_schedule
 
 UNITS = {
     *(
@@ -218,3 +220,43 @@ def test_values_that_exclude_each_other(table: str, values: dict[str, Any], word
             TABLES[table], **values
         )
     assert words in str(error.value) and f"[{table}] " in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "evaluate", "refused"),
+    [
+        ({"masks": "panoptic-exact"}, "object_threshold = 0.5\ntasks = ['panoptic']", True),
+        ({"drop_threshold": 0.9}, "tasks = ['semantic', 'panoptic']", True),
+        ({"drop_threshold": 0.5}, "object_threshold = 0.5\ntasks = ['panoptic']", False),
+        ({"drop_threshold": 0.9}, "tasks = ['semantic']", False),
+        ({"masks": "bounded"}, "object_threshold = 0.0\ntasks = ['panoptic']", False),
+    ],
+)
+def test_masks_that_panoptic_maps_need_are_not_dropped(
+    keys: dict[str, Any], evaluate: str, refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(
+        f'manifest = "camvid"\n[generate-proposals]\nconfig = "x"\n[evaluate]\n{evaluate}\n'
+    )
+    recipe = load_recipe(tmp_path / "r.toml")
+    if not refused:
+        assert recipe.stage(TABLES["generate-proposals"], **keys)
+        return
+    with pytest.raises(UsageError, match=r"drop_threshold = .* is above \[evaluate\] object_threshold"):
+        recipe.stage(TABLES["generate-proposals"], **keys)
+
+
+@pytest.mark.parametrize(
+    ("images", "keys", "refused"),
+    [
+        (20, {"warmup_steps": 1000}, True),
+        (80, {"warmup_steps": 300}, True),
+        (80, {"warmup_steps": 299}, False),
+        (80, {"warmup_steps": 299, "accumulate": 2}, True),
+        (1, {"epochs": 1}, False),
+        (1, {"epochs": 1, "warmup_steps": 1}, True),
+    ],
+)
+def test_warmup_ends_before_training_does(images: int, keys: dict[str, int], refused: bool) -> None:
+    with pytest.raises(UsageError, match=r"would not reach lr") if refused else nullcontext():
+        check_schedule(TrainSettings(**keys), images)

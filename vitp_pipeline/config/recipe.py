@@ -13,7 +13,7 @@ from typing import Any
 
 from vitp_pipeline.config.generate_proposals import with_mask_preset
 from vitp_pipeline.config.keys import keys_of
-from vitp_pipeline.config.settings import TABLES, ProposalSettings, Settings, TrainSettings
+from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
 from vitp_pipeline.config.validation import checked, did_you_mean
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
@@ -49,7 +49,21 @@ class Recipe:
             values = {**behind, **values}
         if kind is ProposalSettings:
             values = with_mask_preset(values)
-        return checked(kind, values, f"{self.path}: [{name}]", places)
+        settings = checked(kind, values, f"{self.path}: [{name}]", places)
+        if isinstance(settings, ProposalSettings) and settings.drop_threshold:
+            self._check_threshold(settings.drop_threshold)
+        return settings
+
+    def _check_threshold(self, dropped: float) -> None:
+        """Raise UsageError when masks would be dropped that the panoptic maps of [evaluate] show."""
+        evaluate = self.stage(EvaluateSettings)
+        asked = "panoptic" in self.tables.get("evaluate", {}).get("tasks", ())
+        if asked and evaluate.object_threshold < dropped:
+            raise UsageError(
+                f"{self.path}: [generate-proposals] drop_threshold = {dropped:g} is above [evaluate] "
+                f"object_threshold = {evaluate.object_threshold:g}: masks that panoptic maps show would not be stored",
+                f"Set drop_threshold = {evaluate.object_threshold:g}, or raise object_threshold",
+            )
 
     def find_file(self, text: str, data_root: Path) -> Path:
         """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.

@@ -95,6 +95,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
             f"split {settings.split!r} of {dataset.spec.name} has boxes only, no masks",
             'Set data = ["boxes"], prompt = "point" and hold_out = 0',
         )
+    check_schedule(settings, len(split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)[0]))
     start = _start(recipe, settings, data_root, out)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
@@ -283,6 +284,17 @@ def _fit(
     if settings.class_prior:
         prior = settings.class_prior * torch.from_numpy(log_prior(batches, team))
     Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+
+
+def check_schedule(settings: TrainSettings, images: int) -> None:
+    """Raise UsageError when training on so many images ends before the learning rate has reached its peak."""
+    steps = settings.epochs * -(-images // (settings.batch_size * settings.accumulate))
+    if settings.fit == "gradient" and settings.warmup_steps >= steps:
+        raise UsageError(
+            f"warmup_steps = {settings.warmup_steps}: {images} images in {settings.epochs} epochs are {steps} steps, "
+            "so the learning rate would not reach lr",
+            f"Lower it, raise epochs, or set warmup_steps = 0 and warmup = {TrainSettings.warmup}",
+        )
 
 
 def split_samples(samples: Sequence[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
