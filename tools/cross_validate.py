@@ -28,7 +28,7 @@ from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, 
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.choices import Average
 from vitp_pipeline.config.flags import parse_changes
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.config.flags import parse_alphas, parse_changes
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy

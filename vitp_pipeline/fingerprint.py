@@ -1,6 +1,6 @@
 """Fingerprints: the SHA-256 of canonical JSON, which decides whether a cached result still holds.
 
-Settings enter by `config.keys.identity_of`, files by their digest.
+Settings enter by `config.identity.identity_of`, files by their digest.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.choices import TASKS
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.rle import Rle

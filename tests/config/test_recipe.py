@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.config.flags import parse_changes
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.cluster.profile import Resources, profile_schema
-from vitp_pipeline.config.keys import keys_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.reference import recipe_schema, with_tables
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.paths import shipped
+from vitp_pipeline.validation.keys import keys_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = shipped("stages")

@@ -16,12 +16,12 @@ import pytest
 
 from vitp_pipeline.cluster.profile import Resources, load_profile
 from vitp_pipeline.config.flags import parse_changes
-from vitp_pipeline.config.keys import keys_of, schema_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, TrainSettings
-from vitp_pipeline.config.validation import frozen, toml
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.stages.train import check_schedule
+from vitp_pipeline.validation.keys import keys_of, schema_of
+from vitp_pipeline.validation.tables import frozen, toml
 
 UNITS = {
     *(

@@ -82,13 +82,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no r
 
 
 def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
-    """A callback that checks the value of a flag against a type of `config.constraints`."""
+    """A callback that checks the value of a flag against a type of `validation.constraints`."""
 
     def check(flag: typer.CallbackParam, value: Any) -> Any:
         if value is None:
             return None
-        from vitp_pipeline.config import constraints
-        from vitp_pipeline.config.validation import check_value
+        from vitp_pipeline.validation import constraints
+        from vitp_pipeline.validation.tables import check_value
 
         return check_value(flag.opts[0], value, getattr(constraints, kind))
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from vitp_pipeline.config.constraints import Count, within
-from vitp_pipeline.config.keys import DRAFT, Key, schema_of
 from vitp_pipeline.config.settings import TABLES
-from vitp_pipeline.config.validation import checked, did_you_mean, table
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.paths import find_toml, read_toml
+from vitp_pipeline.validation.constraints import Count, within
+from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
+from vitp_pipeline.validation.tables import checked, did_you_mean, table
 
 STAGES = (*TABLES, "merge")
 """The stages of a chain; `merge` is the last `vitp evaluate`, which adds up what the tasks measured."""

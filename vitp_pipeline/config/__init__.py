@@ -5,5 +5,5 @@ what it takes. The same declarations give the JSON Schema of `vitp schema`, the 
 docs/settings.md.
 
 Open `recipe.py` first; then a table: `generate_proposals.py`, `train_classifier.py`, `classify.py`, `evaluate.py`.
-`keys.py` and `constraints.py` are what fields are declared with, `validation.py` words what is refused.
+What fields are declared with is in `vitp_pipeline/validation/`.
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from vitp_pipeline.config.choices import Average, Precision
-from vitp_pipeline.config.constraints import Device, FolderName, within
 from vitp_pipeline.config.generate_proposals import PointPolicy
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.validation import table
+from vitp_pipeline.validation.constraints import Device, FolderName, within
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import table
 
 
 @table

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from vitp_pipeline.config.choices import Formula, InstanceMeasure, PanopticRule, Protocol, Task
-from vitp_pipeline.config.constraints import DISTINCT, SOME, Device, Fraction, within
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.validation import table
+from vitp_pipeline.validation.constraints import DISTINCT, SOME, Device, Fraction, within
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import table
 
 
 @table

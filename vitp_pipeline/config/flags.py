@@ -6,11 +6,11 @@ import re
 import tomllib
 from typing import Any, cast
 
-from vitp_pipeline.config.constraints import Fraction, PixelPair
-from vitp_pipeline.config.keys import keys_of
-from vitp_pipeline.config.validation import check_value
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size
+from vitp_pipeline.validation.constraints import Fraction, PixelPair
+from vitp_pipeline.validation.keys import keys_of
+from vitp_pipeline.validation.tables import check_value
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:

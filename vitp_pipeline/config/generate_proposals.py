@@ -10,7 +10,8 @@ from annotated_types import Len
 from pydantic import model_validator
 
 from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
-from vitp_pipeline.config.constraints import (
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.constraints import (
     ASCENDING,
     DISTINCT,
     PAIR_OR_NONE,
@@ -23,9 +24,8 @@ from vitp_pipeline.config.constraints import (
     Seed,
     within,
 )
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.validation import table
-from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import table
 
 
 def point_policies() -> tuple[str, ...]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.config.generate_proposals import with_mask_preset
-from vitp_pipeline.config.keys import keys_of
 from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
-from vitp_pipeline.config.validation import checked, did_you_mean
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.paths import PACKAGE, find_toml, read_toml
+from vitp_pipeline.validation.keys import keys_of
+from vitp_pipeline.validation.tables import checked, did_you_mean
 
 NO_DATA_ROOT = Path("--data-root")
 """Stands for the data root where a command goes without."""
@@ -37,7 +37,7 @@ class Recipe:
 
         Raises:
             InputError: no such preset.
-            UsageError: as `validation.checked`.
+            UsageError: as `validation.tables.checked`.
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         given = {k: v for k, v in overrides.items() if v is not None}

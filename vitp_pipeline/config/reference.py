@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.config.keys import DRAFT, keys_of, schema_of
 from vitp_pipeline.config.settings import TABLES
-from vitp_pipeline.config.validation import takes_of, toml
+from vitp_pipeline.validation.keys import DRAFT, keys_of, schema_of
+from vitp_pipeline.validation.tables import takes_of, toml
 
 
 def recipe_schema() -> dict[str, Any]:

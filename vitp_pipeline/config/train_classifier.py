@@ -10,7 +10,9 @@ from pydantic import model_validator
 
 from vitp_pipeline.config.backbone_args import backbone_args
 from vitp_pipeline.config.choices import Precision
-from vitp_pipeline.config.constraints import (
+from vitp_pipeline.config.mixture import Mixture, parse_mixture
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.constraints import (
     ASCENDING,
     DISTINCT,
     Count,
@@ -21,10 +23,8 @@ from vitp_pipeline.config.constraints import (
     Seed,
     within,
 )
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.mixture import Mixture, parse_mixture
-from vitp_pipeline.config.validation import table
-from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import table
 
 Rate = Annotated[float, within(0, 100)]
 BelowOne = Annotated[float, within(0, 1, "[)")]

@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.config.constraints import Fraction
-from vitp_pipeline.config.validation import check_value
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.datasets.foreign_json import read_foreign_json
 from vitp_pipeline.datasets.foreign_records import shown
@@ -21,6 +19,8 @@ from vitp_pipeline.foreign.content import Detection, masks_of_detections, masks_
 from vitp_pipeline.foreign.logits import ForeignMasks
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.progress import say
+from vitp_pipeline.validation.constraints import Fraction
+from vitp_pipeline.validation.tables import check_value
 
 VOID_SHARE = 0.5
 

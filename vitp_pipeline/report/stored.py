@@ -13,7 +13,6 @@ from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
-from vitp_pipeline.config.validation import checked
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
@@ -22,6 +21,7 @@ from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.labels import classifier_folder, classifier_named, facts_of, labels
 from vitp_pipeline.stages.results import headline_variants, in_order, read_result_totals, summarise
 from vitp_pipeline.stages.rows import Rows, read_rows
+from vitp_pipeline.validation.tables import checked
 
 COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
 """Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""

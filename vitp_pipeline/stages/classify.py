@@ -27,7 +27,7 @@ from vitp_pipeline.artifacts.proposals import (
     points_of,
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.codec import MaskCodec
 from vitp_pipeline.artifacts.proposals import ProposalStore
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import UsageError

@@ -10,15 +10,16 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.checking import manifest_of
 from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.config.flags import parse_changes
-from vitp_pipeline.config.keys import identity_of, keys_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
-from vitp_pipeline.config.validation import did_you_mean
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.evaluation import map_settings
 from vitp_pipeline.stages.predict import OVERLAYS, Wish
+from vitp_pipeline.validation.keys import keys_of
+from vitp_pipeline.validation.tables import did_you_mean
 
 if TYPE_CHECKING:
     from vitp_pipeline.predict import Predictor

@@ -17,7 +17,7 @@ from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec

@@ -19,7 +19,7 @@ from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset

@@ -17,7 +17,7 @@ from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.places import discard, run_directory, there
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.classifier.sampling import NO_LABEL
-from vitp_pipeline.config.keys import identity_of
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
-from vitp_pipeline.config.constraints import MANY
-from vitp_pipeline.config.keys import STRICT, keys_of, schema_of
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.constraints import MANY
+from vitp_pipeline.validation.keys import STRICT, keys_of, schema_of
 
 Table = TypeVar("Table")
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
