@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Len
 
-from vitp_pipeline.config.constraints import Pixels, within
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.validation import checked, table
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.constraints import Pixels, within
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import checked, table
 
 _LONGEST = 1 << 24
 _Rate = Annotated[float, within(0, 1, "[)")]

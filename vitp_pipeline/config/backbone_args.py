@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from vitp_pipeline.config.constraints import within
-from vitp_pipeline.config.keys import Key
-from vitp_pipeline.config.validation import checked, frozen, table
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.validation.constraints import within
+from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.tables import checked, frozen, table
 
 _LONGEST = 4096
 _LIKE = 'Like {"embed_dim": 96, "depth": 3, "num_heads": 4}'
