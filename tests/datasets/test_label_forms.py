@@ -237,6 +237,11 @@ MIXED: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (write_png(SIX, PALETTE, palette=VOC), "index 0 is"),
         (as_palette(SIX, VOC, 4), "index 0 is"),
     ],
+    "one new order in all files": [(as_palette(SIX, VOC, 4), "numbered them anew")] * 2,
+    "a shortened palette that fits one in a new order": [
+        (write_png(drawn(1), PALETTE, palette=VOC[:2]), drawn(1)),
+        (write_png(drawn(0, 1, 2, 3), PALETTE, palette=VOC[[0, 1, 9, 5]]), "numbered them anew"),
+    ],
     "a palette with one color twice, and the same without": [
         (write_png(SIX, PALETTE, palette=VOC[[0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 10, 11, 12]]), SIX),
         (write_png(drawn(0, 1), PALETTE, palette=VOC[:2]), "as 0, 1 .* or as 0, 9"),
@@ -247,7 +252,20 @@ MIXED: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
 @pytest.mark.parametrize("name", MIXED)
 def test_a_dataset_of_several_forms(tmp_path: Path, name: str) -> None:
     data = world(tmp_path, [content for content, _ in MIXED[name]], known=320)
-    for sample, (_, expected) in zip(data.samples, MIXED[name], strict=True):
+    _check(data, [expected for _, expected in MIXED[name]])
+
+
+def test_a_palette_of_all_classes_that_all_occur(tmp_path: Path) -> None:
+    labels = drawn(0, 1, 2)
+    _check(world(tmp_path, [write_png(labels, PALETTE, palette=COLORS[:3])] * 2, known=3), [labels] * 2)
+    padded = np.concatenate([COLORS[:3], GRAYS[[0]]])
+    _check(world(tmp_path, [write_png(labels, PALETTE, palette=padded)] * 2, known=4), ["numbered them anew"] * 2)
+    one = [write_png(labels, PALETTE, palette=COLORS[:3]), write_png(drawn(0, 2), PALETTE, palette=COLORS[:3])]
+    _check(world(tmp_path, one, known=256), [labels, drawn(0, 2)])
+
+
+def _check(data: Dataset, wanted: list[np.ndarray | str]) -> None:
+    for sample, expected in zip(data.samples, wanted, strict=True):
         if isinstance(expected, str):
             with pytest.raises(InputError, match=expected):
                 data.read_semantic(sample)
@@ -389,7 +407,7 @@ def test_panoptic_ids(tmp_path: Path, name: str) -> None:
 @st.composite
 def rewritten(draw: st.DrawFn) -> tuple[list[np.ndarray], list[bytes], list[int]]:
     """Labels; files that each show what the original file of them shows; and the values that the manifest knows. The
-    first file is an original where nothing else could tell palettes and 16 bits.
+    first file is an original where there would be no trace else: of 16 bits, or of indices of grays.
     """
     wide, indexed = draw(st.sampled_from([(False, False), (True, False), (False, True)]))
     some = st.sampled_from(
@@ -405,7 +423,8 @@ def rewritten(draw: st.DrawFn) -> tuple[list[np.ndarray], list[bytes], list[int]
     files = [
         write_png(labels[0], PALETTE, palette=palette) if indexed else write_png(labels[0], bits=16 if wide else 8)
     ]
-    for each in labels[1:] if wide or indexed or draw(st.booleans()) else labels:
+    has_original = wide or palette is VOC or palette is SHADES or draw(st.booleans())
+    for each in labels[1:] if has_original else labels:
         if wide and (each % 257).any():
             files.append(write_png(each, bits=16))
         else:
@@ -440,7 +459,8 @@ def test_rewriting_a_file_never_gives_other_labels(tmp_path_factory: pytest.Temp
     paths = [folder / f"{n}.png" for n in range(len(files))]
     for path, content in zip(paths, files, strict=True):
         path.write_bytes(content)
-    reader = LabelReader(lambda: paths, np.isin(np.arange(max(known) + 1), known))
+    # indices come from palettes of 256 colors, so that 255 is the largest label
+    reader = LabelReader(lambda: paths, np.isin(np.arange(max(known) + 1), known), 255)
     assume(reader.survey.forms not in ({"1-bit gray"}, {"2-bit gray"}, {"4-bit gray"}))  # these are read as stored
     for path, expected in zip(paths, labels, strict=True):
         try:

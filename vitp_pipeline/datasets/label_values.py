@@ -34,6 +34,7 @@ class Survey:
         forms: those of `LabelFile.form` that occur.
         palettes: the different palettes of colors, each with the first file that has it.
         conflict: two files whose palettes give an index different colors, and that index.
+        credible: those of them that no optimizer has numbered anew (`_is_credible`).
         optimized: some gray palettes are no drawn ramps: an optimizer has made them of gray levels.
         colored: a file of colors without a palette.
     """
@@ -41,11 +42,12 @@ class Survey:
     forms: frozenset[str] = frozenset()
     palettes: tuple[tuple[Path, np.ndarray], ...] = ()
     conflict: str = ""
+    credible: tuple[np.ndarray, ...] = ()
     optimized: bool = False
     colored: Path | None = None
 
 
-def survey(paths: Iterable[Path]) -> Survey:
+def survey(paths: Iterable[Path], largest: int | None = None) -> Survey:
     """Look at label images. Files that cannot be read are left out: whoever reads them says why."""
     palettes: dict[bytes, tuple[Path, np.ndarray]] = {}
     forms, files, optimized, colored = set(), [], False, None
@@ -72,7 +74,8 @@ def survey(paths: Iterable[Path]) -> Survey:
                 optimized |= not _is_ramp(_grays(file)) and not _is_identity(_grays(file))
     found = sorted(palettes.values(), key=lambda entry: -len(entry[1]))
     conflict = next((why for file in files for path, palette in found if (why := _clash(file, path, palette))), "")
-    return Survey(frozenset(forms), tuple(found), conflict, optimized and not found, colored)
+    credible = tuple(file.palette for file in files if file.palette is not None and _is_credible(file, largest))
+    return Survey(frozenset(forms), tuple(found), conflict, credible, optimized and not found, colored)
 
 
 class LabelReader:
@@ -81,6 +84,7 @@ class LabelReader:
     Args:
         files: gives the label images of the dataset that a survey looks at; called once, when it is needed.
         known: (L,) bool: which values are labels of the manifest, others than these being unknown; None = all may be.
+        largest: the largest label of a class, which a palette for all classes has a color for; None = no such rule.
         values: `stored` or `shown`, where the manifest says so.
         upright: turn label images by the orientation that they state.
     """
@@ -89,17 +93,19 @@ class LabelReader:
         self,
         files: Callable[[], Iterable[Path]],
         known: np.ndarray | None = None,
+        largest: int | None = None,
         values: str = "",
         upright: bool = True,
     ) -> None:
-        self._files, self._known, self._values, self._upright = files, known, values, upright
+        self._files, self._known, self._largest, self._values, self._upright = files, known, largest, values, upright
         self._survey: Survey | None = None
         self._lock = Lock()
 
     @classmethod
     def of(cls, spec: DatasetSpec, files: Callable[[], Iterable[Path]]) -> LabelReader:
         """Make the reader of a manifest's label images."""
-        return cls(files, spec.label_lut != UNKNOWN, spec.values, spec.orientation != "stored")
+        largest = max(info.label for info in spec.classes)
+        return cls(files, spec.label_lut != UNKNOWN, largest, spec.values, spec.orientation != "stored")
 
     def read(self, path: Path) -> np.ndarray:
         """Read a label image as (H, W) int32 label values.
@@ -127,7 +133,7 @@ class LabelReader:
     def survey(self) -> Survey:
         with self._lock:
             if self._survey is None:
-                self._survey = survey(self._files())
+                self._survey = survey(self._files(), self._largest)
             return self._survey
 
     def _is_plain(self) -> bool:
@@ -182,12 +188,17 @@ class LabelReader:
     def _require_one_palette(self, file: LabelFile) -> None:
         if self._values == "shown":
             raise InputError(f'{file.path}: has a palette of colors, and the manifest says values = "shown"', SAY)
-        if why := self.survey.conflict:
+        clashes = (_clash(file, *entry) for entry in self.survey.palettes)
+        if why := self.survey.conflict or next(filter(None, clashes), ""):
             raise InputError(f"the palettes of label images differ, so that indices are no class ids: {why}", SAY)
         if not self.survey.palettes:
             raise InputError(f"{file.path}: has a palette of colors, unlike the dataset's other label images", SAY)
-        if why := _clash(file, *self.survey.palettes[0]):
-            raise InputError(f"the palettes of label images differ, so that indices are no class ids: {why}", SAY)
+        if not _is_credible(file, self._largest) and not any(_confirms(each, file) for each in self.survey.credible):
+            raise InputError(
+                f"{file.path}: its palette has colors for what occurs and for no other class of the manifest, as if an "
+                "optimizer had numbered them anew",
+                SAY,
+            )
 
     def _rivals(self, file: LabelFile, used: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """What an optimizer could have made the file of: other indices into a palette of colors, or 16-bit gray."""
@@ -234,6 +245,23 @@ def _is_ramp(grays: np.ndarray) -> bool:
         if any(np.abs(grays[:count] - steps).max() <= 1 for steps in (even, even[::-1])):
             return True
     return False
+
+
+def _is_credible(file: LabelFile, largest: int | None) -> bool:
+    """Whether a palette has a color for every class, or for what does not occur: optimizers, which number colors anew,
+    leave those out. Black entries at its end may pad it.
+    """
+    assert file.palette is not None
+    colors = int(np.flatnonzero(file.palette.any(1))[-1]) + 1
+    has_others = not np.bincount(file.samples.ravel(), minlength=colors)[:colors].all()
+    return largest is None or colors > largest or has_others
+
+
+def _confirms(palette: np.ndarray, file: LabelFile) -> bool:
+    """Whether another file's palette gives the same colors to all indices that a file uses."""
+    assert file.palette is not None
+    used = np.flatnonzero(np.bincount(file.samples.ravel()))
+    return bool(used[-1] < len(palette) and (palette[used] == file.palette[used]).all())
 
 
 def _clash(file: LabelFile, path: Path, palette: np.ndarray) -> str:

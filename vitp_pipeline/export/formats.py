@@ -87,8 +87,7 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
         return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
-    labels = spec.label_values(image.semantic())
-    write_labels(folder / f"{image.stem}.png", labels, palette(spec) if name == "label-png" else None)
+    write_labels(folder / f"{image.stem}.png", spec, image.semantic(), colored=name == "label-png")
     return {}
 
 
@@ -155,7 +154,7 @@ def _extent(rle: Rle) -> dict[str, Any]:
 
 def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
     ids = np.array([*(CITYSCAPES[c.name] for c in spec.classes), 0])  # the last, IGNORE, is unlabeled
-    write_labels(folder / "semantic" / f"{image.stem}.png", ids[image.semantic()])
+    write_png(folder / "semantic" / f"{image.stem}.png", ids[image.semantic()].astype(np.uint8))
     lines = []
     for n, (rle, category, score) in enumerate(zip(*image.instances(), strict=True)):
         mask = f"masks/{image.stem}_{n:03d}.png"
@@ -166,10 +165,14 @@ def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str
     return {}
 
 
-def write_labels(path: Path, labels: np.ndarray, palette: list[tuple[int, int, int]] | None = None) -> None:
-    """(H, W) values as a PNG of 8 bits, with the palette if there is one; of 16 bits if a value needs them."""
-    wide = labels.max(initial=0) > 255
-    write_png(path, labels.astype(np.uint16 if wide else np.uint8), None if wide else palette)
+def write_labels(path: Path, spec: DatasetSpec, classes: np.ndarray, colored: bool) -> None:
+    """Write (H, W) class indices as a PNG of label values: of 8 bits, `colored` with a palette; of 16 bits where any of
+    the manifest's labels needs them, so that all files of a dataset have the same form.
+    """
+    if max(spec.void_label, *(info.label for info in spec.classes)) > 255:
+        write_png(path, spec.label_values(classes).astype(np.uint16))
+    else:
+        write_png(path, spec.label_values(classes).astype(np.uint8), palette(spec) if colored else None)
 
 
 def write_png(path: Path, pixels: np.ndarray, palette: list[tuple[int, int, int]] | None = None) -> None:

@@ -148,7 +148,7 @@ def _finished(wish: Wish, picture: Picture) -> bool:
 
 
 def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
-    from vitp_pipeline.export.formats import palette, rgb_of_ids, write_labels, write_png
+    from vitp_pipeline.export.formats import rgb_of_ids, write_labels, write_png
     from vitp_pipeline.predict import read_picture
 
     digest = file_digest(picture.path)
@@ -156,8 +156,7 @@ def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
     found = predictor.segment(image, wish.tasks, picture.name)
     spec = predictor.spec
     if found.labels is not None:
-        values = spec.label_values(found.labels)
-        write_labels(wish.out / "semantic" / f"{picture.name}.png", values, palette(spec))
+        write_labels(wish.out / "semantic" / f"{picture.name}.png", spec, found.labels, colored=True)
     if found.ids is not None:
         write_png(wish.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
     if wish.overlay != "none":
