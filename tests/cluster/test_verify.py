@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.cluster.making import content, new_run, work
-from vitp_pipeline.artifacts.files import temporary
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
+from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.cluster.gc import collect
 from vitp_pipeline.cluster.verify import print_damages, repair, report, verify_run
 from vitp_pipeline.errors import CorruptError, InputError
@@ -199,7 +199,7 @@ def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
     leavings = {
         run.shard_folder(0) / "part-0000.zarr.zip.elsewhere.77.tmp": 10,
         run.shard_folder(0) / "lock": 0,
-        run.folder / alive.name.replace(f".{os.getpid()}.", f".{dead.pid}."): 3,
+        run.folder / alive.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"): 3,
         tmp_path / "digests.json.elsewhere.5.tmp": 4,
     }
     for path, size in leavings.items():

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -149,4 +148,4 @@ def read_points(notes: Path) -> list[Point]:
 
 def _name(path: Path, run: Path) -> str:
     name = path.relative_to(run).as_posix()
-    return re.sub(rf"\.{re.escape(socket.gethostname())}\.[0-9]+\.tmp(?=/|$)", "~", name)
+    return re.sub(r"\.[0-9a-f]{8}-[0-9]+-[0-9]+\.tmp(?=/|$)", "~", name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.places import publish, publish_new
+from vitp_pipeline.artifacts.temporaries import temporary, tidy
 from vitp_pipeline.artifacts.writes import fill, link, make_folder, remove, rename, sync, sync_folder
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError
-
-TEMPORARY = ".tmp"
-"""Ending of files that are being written; one found without its writer is a killed task's leaving."""
 
 SETTLE = 1.0
 """Seconds between writing and reading back where several tasks could write at once and nothing keeps them apart."""
@@ -34,11 +31,6 @@ _REFUSALS = {
     errno.EOPNOTSUPP: ("no folder can be made here", "Choose another --out"),  # as make_folder says
     errno.EFBIG: ("the file would be larger than allowed here", "Raise `ulimit -f` and run the same command again"),
 }
-
-
-def temporary(path: Path) -> Path:
-    """Where this process writes what will become `path`; no other task uses the same name."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
 
 
 @contextmanager
@@ -91,6 +83,7 @@ def write_here(path: Path, write: Callable[[Path], object]) -> None:
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
+        tidy(path.parent)
         try:
             write(unfinished)
             sync(unfinished)
@@ -117,6 +110,7 @@ def create_json(path: Path, content: Any) -> bool:
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
+        tidy(path.parent)
         try:
             fill(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
             sync(unfinished)

@@ -62,7 +62,8 @@ class Mirror:
         """Whether a file exists; then it is in the scratch folder. A copy that is there is taken for good."""
         if path.exists():
             return True
-        from vitp_pipeline.artifacts.files import refusals, temporary
+        from vitp_pipeline.artifacts.files import refusals
+        from vitp_pipeline.artifacts.temporaries import temporary
 
         unfinished = temporary(path).with_suffix(f".{threading.get_ident()}.part")
         with refusals(path), self.answers(path):

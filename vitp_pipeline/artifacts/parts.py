@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import refusals, temporary, write_here, write_whole
+from vitp_pipeline.artifacts.files import refusals, write_here, write_whole
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.steps import codecs, decode, encode, kind_of, wrote
+from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
 from vitp_pipeline.errors import CorruptError
 

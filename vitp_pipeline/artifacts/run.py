@@ -22,6 +22,7 @@ from typing import Any
 
 from vitp_pipeline.artifacts.files import create_json, read_json
 from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.temporaries import tidy
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import difference, fingerprint
 
@@ -88,6 +89,7 @@ def create_or_check(
         UsageError: another number of shards than the run was begun with.
     """
     path = folder / "run.json"
+    tidy(folder)
     content = {
         "format_version": FORMAT_VERSION,
         "identity": identity,

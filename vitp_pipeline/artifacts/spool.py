@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.array_names import array_name, without_view
-from vitp_pipeline.artifacts.files import refusals, temporary, write_here
+from vitp_pipeline.artifacts.files import refusals, write_here
 from vitp_pipeline.artifacts.parts import array_of, index_path, read_index, write_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, there
+from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.fingerprint import file_digest

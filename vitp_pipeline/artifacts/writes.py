@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -148,6 +149,15 @@ def remove(path: Path) -> None:
     if path.exists() or path.is_symlink():
         _at(Step.REMOVE, path)
         path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        _at(Step.REMOVE, path)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove(path)
 
 
 def open_in_place(path: Path, flags: int = 0) -> int:

@@ -5,22 +5,17 @@ A task cleans its shard when it starts, so this is for shards that nobody will r
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import time
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import TEMPORARY, refusals
+from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.artifacts.locks import is_locked, locked
 from vitp_pipeline.artifacts.parts import index_path
 from vitp_pipeline.artifacts.places import discard, files_in, folders_in
 from vitp_pipeline.artifacts.spool import left_over
+from vitp_pipeline.artifacts.temporaries import TEMPORARY, is_abandoned
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
-
-HOUR = 3600.0
-"""A temporary file of another host that lies outside every lock is a leaving when it has not changed for so long."""
 
 
 def collect(run: Path, remove: bool = True) -> list[tuple[Path, int]]:
@@ -75,25 +70,8 @@ def _leavings(folder: Path, files: dict[str, int]) -> list[tuple[Path, int]]:
 
 def _unlocked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
     files = sorted(files_in(folder).items())
-    found = [(folder / name, size) for name, size in files if name.endswith(TEMPORARY) and _abandoned(folder / name)]
+    found = [(folder / name, size) for name, size in files if name.endswith(TEMPORARY) and is_abandoned(folder / name)]
     return _remove(found) if remove else found
-
-
-def _abandoned(path: Path) -> bool:
-    """Whether nobody is writing: its process is gone, or, on another host, it is old."""
-    match = re.fullmatch(rf".*\.{re.escape(socket.gethostname())}\.([0-9]+){re.escape(TEMPORARY)}", path.name)
-    if match:
-        try:
-            os.kill(int(match[1]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-    try:
-        return time.time() - path.stat().st_mtime > HOUR
-    except FileNotFoundError:
-        return False
 
 
 def _remove(found: list[tuple[Path, int]]) -> list[tuple[Path, int]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
-from vitp_pipeline.artifacts.files import refusals, temporary, write_json
+from vitp_pipeline.artifacts.files import refusals, write_json
+from vitp_pipeline.artifacts.temporaries import temporary, tidy
 from vitp_pipeline.artifacts.writes import make_folder, rename
 from vitp_pipeline.errors import IncompatibleError, StorageError
 from vitp_pipeline.fingerprint import file_digest
@@ -130,6 +131,7 @@ def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] 
     unfinished = temporary(out)
     with refusals(out):
         make_folder(out.parent)
+        tidy(out.parent)
         try:
             with quietly():
                 model.save_pretrained(unfinished)

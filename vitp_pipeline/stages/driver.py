@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
+from vitp_pipeline.artifacts.files import read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, totals_path, write_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, release, there
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
+from vitp_pipeline.artifacts.temporaries import TEMPORARY
 from vitp_pipeline.artifacts.writes import append, make_folder
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.fingerprint import file_digest

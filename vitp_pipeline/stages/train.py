@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import TEMPORARY, read_json, refusals, write_json
+from vitp_pipeline.artifacts.files import read_json, refusals, write_json
 from vitp_pipeline.artifacts.locks import Lock, locked
 from vitp_pipeline.artifacts.places import discard, run_directory, there
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.temporaries import TEMPORARY
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import threading
@@ -23,6 +24,7 @@ from vitp_pipeline.datasets.storage import is_file
 from vitp_pipeline.errors import InputError, PartialError
 from vitp_pipeline.progress import progress, say
 
+PIECE = ".piece-"
 PART = 500
 """Images whose entries of an annotation file are kept together until it is whole."""
 
@@ -137,22 +139,20 @@ class Work:
         path = self.target(items[0], relative)
         if path.is_file():
             self.kept += 1
+            _remove_pieces(path)
             return
         results: list[Any] = []
-        pieces = []
         for start in range(0, len(items), PART):
             some = items[start : start + PART]
-            piece = path.with_name(f"{path.name}.piece-{start // PART:04d}")
+            piece = path.with_name(f"{path.name}{PIECE}{start // PART:04d}")
             key = [item.relative for item in some]
             content = _piece(piece)
             if content is None or content["of"] != key:
                 content = {"of": key, "entries": self.each(some, make)}
                 _write_json(piece, content)
-            pieces.append(piece)
             results += content["entries"]
         self.write(items[0], relative, lambda: json.dumps(whole(results)).encode())
-        for piece in pieces:
-            remove(piece)
+        _remove_pieces(path)
 
 
 def png(array: np.ndarray) -> bytes:
@@ -196,6 +196,12 @@ def _piece(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return piece
+
+
+def _remove_pieces(path: Path) -> None:
+    """Remove what a whole annotation file was made of; a killed task may have left some."""
+    for piece in path.parent.glob(f"{glob.escape(path.name)}{PIECE}*"):
+        remove(piece)
 
 
 def _write_json(path: Path, content: Any) -> None:
