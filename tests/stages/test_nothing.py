@@ -18,14 +18,16 @@ from pycocotools import mask as coco_mask
 from tests.datasets import making
 from tests.stages.making import RECIPE, Project, make_run
 from vitp_pipeline.artifacts.codec import keep_queries
+from vitp_pipeline.artifacts.files import write_json
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UsageError
 from vitp_pipeline.export.formats import FORMATS, check_format
+from vitp_pipeline.figure import DASH, difference, falling, percent, plain, signed, span
 from vitp_pipeline.geometry import View
-from vitp_pipeline.metrics.figure import DASH, difference, falling, percent, plain, signed, span
+from vitp_pipeline.runtime.output import show_json
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.by_class import print_by_class
 from vitp_pipeline.stages.evaluation import Evaluation
@@ -342,6 +344,14 @@ def test_plain(value: Any, expected: Any) -> None:
     found = plain(value)
     assert found == expected and type(found) is type(expected)
     strict_json(json.dumps(found))
+
+
+def test_what_is_printed_and_written_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"a": [np.nan, np.float32(0.5)], "b": np.array([np.inf, 1])})
+    assert strict_json(capsys.readouterr().out) == {"a": [None, 0.5], "b": [None, 1.0]}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("nan")})  # a bug, found before it is a file
+    assert not list(tmp_path.iterdir())
 
 
 def test_shown() -> None:

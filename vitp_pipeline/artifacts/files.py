@@ -100,7 +100,7 @@ def write_here(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_whole` for JSON, with sorted keys. A NaN is a ValueError: see `metrics.figure.plain`."""
+    """`write_whole` for JSON, with sorted keys. A NaN is a ValueError: see `figure.plain`."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, lambda unfinished: fill(unfinished, text))
 

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
                 say(f"{run} holds {len(found)} evaluations; the newest is taken, {folder.name}: {found[folder.name]}")
         result = compare(evaluations)
         if json == Path("-"):
-            show_json(result, indent=2, sort_keys=True, allow_nan=False)
+            show_json(result, indent=2, sort_keys=True)
         else:
             print_comparison(result)
         write_comparison(evaluations, result, out)

@@ -8,7 +8,6 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.metrics.figure import plain
 from vitp_pipeline.runtime.output import results_apart, show_json
 
 
@@ -46,4 +45,4 @@ def documented(wanted: bool) -> Iterator[Document]:
 
 
 def _print(content: dict[str, Any]) -> None:
-    show_json(plain(content), indent=2, default=str)
+    show_json(content, indent=2, default=str)

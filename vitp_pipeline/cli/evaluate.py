@@ -116,7 +116,7 @@ def register(app: typer.Typer) -> None:
             return
         result = result_of(evaluation, allow_missing)
         if json == Path("-"):
-            show_json(result, indent=2, sort_keys=True, allow_nan=False)
+            show_json(result, indent=2, sort_keys=True)
         else:
             print_result(result)
             if by_class:

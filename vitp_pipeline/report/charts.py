@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.metrics.figure import Figure, difference, plain, signed
-from vitp_pipeline.metrics.figure import percent as in_percent
+from vitp_pipeline.figure import Figure, difference, plain, signed
+from vitp_pipeline.figure import percent as in_percent
 
 Chart = dict[str, Any]
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.figure import falling, plain, signed, span
 from vitp_pipeline.fingerprint import difference
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
-from vitp_pipeline.metrics.figure import falling, plain, signed, span
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.page import require_libraries, write_page

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.config.choices import TASKS
-from vitp_pipeline.metrics.figure import difference
+from vitp_pipeline.figure import difference
 from vitp_pipeline.report.stored import StoredEvaluation
 from vitp_pipeline.stages.results import HEADLINE, headline_variants
 from vitp_pipeline.stages.rows import Rows, image_areas

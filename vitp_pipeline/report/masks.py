@@ -11,8 +11,8 @@ import numpy as np
 from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.figure import DASH, plain
 from vitp_pipeline.geometry import View
-from vitp_pipeline.metrics.figure import DASH, plain
 from vitp_pipeline.progress import progress
 from vitp_pipeline.report.stored import StoredEvaluation
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.metrics.figure import Figure, percent, signed
+from vitp_pipeline.figure import Figure, percent, signed
 
 if TYPE_CHECKING:
     from jinja2 import Environment

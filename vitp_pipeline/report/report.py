@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.metrics.figure import difference, percent, plain
+from vitp_pipeline.figure import difference, percent, plain
 from vitp_pipeline.progress import progress
 from vitp_pipeline.report import charts, figures, masks
 from vitp_pipeline.report.gallery import choose

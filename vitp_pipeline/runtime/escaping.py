@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from vitp_pipeline.figure import plain
+
 ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of what acts or cannot be seen: controls, formats (bidi overrides), surrogates, line breaks."""
 LONGEST = 4000
@@ -39,8 +41,10 @@ def escape_lines(text: str) -> str:
 
 
 def to_json(content: Any, **options: Any) -> str:
-    r"""JSON that is safe to print, as readable as it can be: `\u202e`, but `ü`. `options` are those of `json.dumps`."""
-    text = json.dumps(content, ensure_ascii=False, **options)
+    r"""JSON that is safe to print, as readable as it can be: `\u202e`, but `ü`; NaN, which JSON has not, becomes null.
+    `options` are those of `json.dumps`.
+    """
+    text = json.dumps(plain(content), ensure_ascii=False, **options)
     return text if text.isprintable() else text.translate(_IN_JSON)
 
 

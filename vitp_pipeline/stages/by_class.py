@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitp_pipeline.metrics.figure import difference, percent, signed
+from vitp_pipeline.figure import difference, percent, signed
 from vitp_pipeline.runtime.output import show
 
 COLUMNS = ("generator", "fused", "bound_point", "bound_mask")

@@ -1,7 +1,7 @@
 """What a person must know beside the figures: why one is exactly zero or does not exist, and what is only approximate.
 
 A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
-it 0. A figure that does not exist (`metrics.figure`) says of what there is none.
+it 0. A figure that does not exist (`figure`) says of what there is none.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.figure import Figure
 from vitp_pipeline.metrics.cityscapes import SMALLEST
-from vitp_pipeline.metrics.figure import Figure
 from vitp_pipeline.stages.instances import columns_where
 
 if TYPE_CHECKING:

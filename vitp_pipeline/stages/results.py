@@ -11,7 +11,7 @@ from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
 from vitp_pipeline.errors import PartialError
-from vitp_pipeline.metrics.figure import percent, plain, signed, span
+from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.progress import counted, say
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.stages import instances

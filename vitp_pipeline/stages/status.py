@@ -16,7 +16,6 @@ from vitp_pipeline.artifacts.places import bring, files_in, folders_in, look_ane
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
 from vitp_pipeline.errors import CorruptError, InputError
-from vitp_pipeline.metrics.figure import plain
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.shard import array_expression
 from vitp_pipeline.stages.labels import ALWAYS, facts_of, labels
@@ -184,7 +183,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
     """A table and what to do, or JSON, on standard output."""
     if as_json:
-        show_json(plain(entries), indent=2)
+        show_json(entries, indent=2)
         return
     _table(entries).show(log_width=120)  # a log has no margin
     for line in _remarks(entries):
@@ -249,7 +248,7 @@ def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.
     while True:
         entries = run_status(run)
         if as_json:
-            show_json(plain(entries))
+            show_json(entries)
         else:
             clear_screen()
             print_status(entries, as_json=False)
