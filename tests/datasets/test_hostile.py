@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -194,7 +195,7 @@ OUTSIDE = ["../secret.png", "a/../../secret.png", "/etc/passwd", "..", "", "a\0b
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("where", ["image", "label", "id"])
+@pytest.mark.parametrize("where", ["image", "label", "id in a path"])
 def test_an_annotation_file_names_nothing_outside(tmp_path: Path, name: str, where: str) -> None:
     spec, data = making.write_coco(tmp_path / "data")
     making.write_png(tmp_path / "secret.png", np.zeros((28, 36, 3), np.uint8))
@@ -204,10 +205,23 @@ def test_an_annotation_file_names_nothing_outside(tmp_path: Path, name: str, whe
         data["annotations"][1]["file_name"] = name
     else:
         data["images"][1]["id"] = data["annotations"][1]["image_id"] = name
+        spec = dataclasses.replace(spec, splits={"val": dataclasses.replace(spec.splits["val"], images="val/{id}.png")})
     making.write_annotations(tmp_path / "data", data)
-    with pytest.raises(InputError, match=r"panoptic_val\.json: the name") as info:
+    with pytest.raises(InputError, match=r"panoptic_val\.json: (the name|.*is not UTF-8)") as info:
         Dataset(spec, tmp_path / "data", "val")
     assert str(info.value).isprintable() and len(str(info.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name", ["sub\\000139.png", "C:\\data\\000139.png", "C:\\", "C:/data/000139.png", "\\\\server\\share\\1.png"]
+)
+@pytest.mark.parametrize("where", ["images", "annotations"])
+def test_names_written_on_windows_are_told(tmp_path: Path, name: str, where: str) -> None:
+    spec, data = making.write_coco(tmp_path)
+    data[where][1]["file_name"] = name
+    making.write_annotations(tmp_path, data)
+    with pytest.raises(InputError, match=r"panoptic_val\.json: the name '.*' is a path of Windows. Write it with /"):
+        Dataset(spec, tmp_path, "val")
 
 
 def test_links_that_a_person_has_set_are_followed(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 from vitp_pipeline.datasets.foreign_columns import Columns
 from vitp_pipeline.datasets.foreign_json import read_foreign_json
 from vitp_pipeline.datasets.foreign_records import shown, whole_number
+from vitp_pipeline.datasets.identity import first_twice, image_key
 from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import DatasetSpec
-from vitp_pipeline.datasets.storage import check_inside
+from vitp_pipeline.datasets.storage import check_named
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.progress import say
 
@@ -82,9 +83,14 @@ class Annotations:
                 data, self.unlabeled = {**data, "annotations": []}, f"{path} has no `annotations`"
             for key in ("images", "annotations"):
                 _check_objects(data[key], f"{path}: {key}")
-            # ids become names of arrays
-            self.image_ids = [check_inside(str(image["id"]), path) for image in data["images"]]
-            self.file_names = [check_inside(_file_name(image, path), path) for image in data["images"]]
+            self.image_ids = _image_ids(path, data["images"], "id")
+            self.file_names = [check_named(_file_name(image, path), path) for image in data["images"]]
+            if twice := first_twice(self.image_ids):
+                one, other = (self.file_names[place] for place in twice)
+                raise InputError(
+                    f"{path}: image id {self.image_ids[twice[0]]!r} occurs twice: {one} and {other}",
+                    "Give each an id of its own, and its annotations that one",
+                )
             self.named_by_url = any(image.get("file_name") is None for image in data["images"])
             self.sizes = self._image_sizes(data["images"])
             self.label_names: list[str] = []
@@ -156,12 +162,13 @@ class Annotations:
         return self._outlines is not None
 
     def _take_panoptic(self, data: dict[str, Any]) -> None:
-        annotations = {a["image_id"]: a for a in data["annotations"]}
-        if len(annotations) < len(data["annotations"]):
-            raise InputError(f"{self.path}: an image has two annotations", "Image ids must be unique")
+        of = _image_ids(self.path, data["annotations"], "image_id")
+        annotations = dict(zip(of, data["annotations"], strict=True))
+        if twice := first_twice(of):
+            raise InputError(f"{self.path}: image {of[twice[0]]!r} has two annotations", "Join or remove one of them")
         infos: list[list[Any]] = []
-        for number, image in enumerate(data["images"]):
-            annotation = annotations.get(image["id"])
+        for number, image_id in enumerate(self.image_ids):
+            annotation = annotations.get(image_id)
             name, info = (annotation or {}).get("file_name"), (annotation or {}).get("segments_info")
             if annotation is None:
                 self._spoil(number, "", "it has no annotation", "Annotate it, or leave it out")
@@ -169,19 +176,21 @@ class Annotations:
                 self._spoil(number, "the annotation", f"its `file_name` is {shown(name)}, not a name")
             elif not isinstance(info, list) or not all(isinstance(segment, dict) for segment in info):
                 self._spoil(number, "the annotation", f"its `segments_info` is {shown(info)}, not a list of objects")
-            self.label_names.append(check_inside(name, self.path) if isinstance(name, str) else "")
+            self.label_names.append(check_named(name, self.path) if isinstance(name, str) else "")
             infos.append([] if number in self._faults else info or [])
         self._starts = np.cumsum([0, *map(len, infos)])
         self._take_columns([s for info in infos for s in info], "segment")
 
     def _take_instances(self, data: dict[str, Any]) -> None:
-        number = {image["id"]: n for n, image in enumerate(data["images"])}
-        stray = next((a for a in data["annotations"] if a["image_id"] not in number), None)
+        number = {image_id: n for n, image_id in enumerate(self.image_ids)}
+        ids = _image_ids(self.path, data["annotations"], "image_id")
+        stray = next((n for n, image_id in enumerate(ids) if image_id not in number), None)
         if stray is not None:
             raise InputError(
-                f"{self.path}: annotation {stray['id']} is of image {stray['image_id']}, which is not listed"
+                f"{self.path}: annotation {data['annotations'][stray]['id']} is of image {ids[stray]!r}, which is not "
+                "listed"
             )
-        of = np.array([number[a["image_id"]] for a in data["annotations"]], np.int64)
+        of = np.array([number[image_id] for image_id in ids], np.int64)
         order = np.argsort(of, kind="stable")
         entries = [data["annotations"][n] for n in order]
         self._starts = np.searchsorted(of[order], np.arange(len(number) + 1))
@@ -260,6 +269,18 @@ def _check_objects(records: Any, where: str) -> None:
     odd = next((n for n, record in enumerate(records) if not isinstance(record, dict)), None)
     if odd is not None:
         raise InputError(f"{where}[{odd}] is {shown(records[odd])}, not an object", "Remove it")
+
+
+def _image_ids(path: Path, entries: list[dict[str, Any]], key: str) -> list[str]:
+    """The ids of images, or those that annotations name."""
+    ids = []
+    for entry in entries:
+        try:
+            ids.append(image_key(entry[key]))
+        except ValueError as error:
+            about = entry.get("file_name") or f"annotation {entry.get('id')}"
+            raise InputError(f"{path}: {shown(about)}: {error}", f"Correct its `{key}`") from error
+    return ids
 
 
 def _file_name(image: dict[str, Any], path: Path) -> str:

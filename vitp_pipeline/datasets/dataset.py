@@ -10,6 +10,7 @@ import numpy as np
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.foreign_records import segmentation_rle
+from vitp_pipeline.datasets.identity import ImageIndex
 from vitp_pipeline.datasets.images import ImageFile, open_image
 from vitp_pipeline.datasets.label_files import read_segment_ids
 from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
@@ -76,6 +77,10 @@ class Dataset:
     @property
     def image_ids(self) -> tuple[str, ...]:
         return self.samples.image_ids
+
+    def index(self, where: object) -> ImageIndex:
+        """Finds images by the keys in a foreign file, among all of the split; `limit` does not matter."""
+        return ImageIndex(self._all.image_ids, lambda place: self._all.paths(place, self.root), str(where))
 
     @cached_property
     def labels(self) -> LabelReader:

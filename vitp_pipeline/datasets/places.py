@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from vitp_pipeline.datasets.identity import split_name
 from vitp_pipeline.datasets.spec import words_of
 from vitp_pipeline.datasets.storage import archives_in, compiled, compressed_in, is_archive, is_file, listing
 from vitp_pipeline.errors import MissingDataError
@@ -84,10 +86,12 @@ class Found:
 
     Attributes:
         relative: their paths below their bases.
+        folder: in which all of them lie, as far as the pattern says it without wildcards.
     """
 
     def __init__(self, pattern: str, places: Sequence[tuple[Path, list[str]]]) -> None:
         self._pattern = pattern
+        self.folder = fixed_folder(pattern)
         self._bases = {name: base for base, names in reversed(places) for name in names} if len(places) > 1 else None
         self._only = places[0][0] if places else Path()  # then nothing is found
         self.relative = sorted(self._bases or (places[0][1] if places else ()), key=_by_folder)
@@ -132,6 +136,11 @@ class Beside:
         return (base / relative for base in self.bases for relative in listing(base, _any_word(self.template)))
 
 
+def fixed_folder(pattern: str) -> str:
+    """The folder that a pattern names before its first wildcard or word, "" for none."""
+    return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
+
+
 def filled(template: str, words: Mapping[str, str]) -> str:
     """A path with its words in braces replaced."""
     for word in words_of(template):
@@ -141,9 +150,8 @@ def filled(template: str, words: Mapping[str, str]) -> str:
 
 def words_of_file(relative: str) -> dict[str, str]:
     """What every label path may name of an image: `stem`, `dir` and `name`."""
-    folder, _, name = relative.rpartition("/")
-    stem = name[: name.rindex(".")] if "." in name[1:] else name
-    return {"stem": stem, "dir": folder or ".", "name": name}
+    stem, folder = split_name(relative)
+    return {"stem": stem, "dir": folder or ".", "name": relative.rpartition("/")[2]}
 
 
 def _by_folder(path: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
+from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
 from vitp_pipeline.datasets.places import Places, filled, words_of_file
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, alternatives
 from vitp_pipeline.datasets.storage import check_inside, compiled, is_file, read_bytes
@@ -48,6 +50,9 @@ class Sample:
         return self.annotation.segments
 
 
+ONE_A_LINE = "Name an image a line by its id, its file name or its path"
+
+
 class Listed(Protocol):
     """Images in an order, whose samples are made when they are asked for: of a million images only names are held.
 
@@ -59,6 +64,10 @@ class Listed(Protocol):
     unlabeled: str
 
     def sample(self, number: int) -> Sample: ...
+
+    def below(self, number: int) -> str:
+        """Return the path of an image's file in the split's folder of images."""
+        ...
 
 
 class Samples(Sequence[Sample]):
@@ -97,6 +106,12 @@ class Samples(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return (self[n] for n in range(len(self)))
 
+    def paths(self, which: int, root: Path) -> tuple[str, str]:
+        """The paths by which an image may be meant: below the data root, and in the split's folder of images."""
+        number = self._numbers[which]
+        piece = bisect_right(self._starts, number) - 1
+        return _paths(self._pieces[piece], number - self._starts[piece], root)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, (list, Samples)) and list(self) == list(other)
 
@@ -110,57 +125,77 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
         InputError: no images, an annotation file or list missing or broken, an image id twice.
     """
     places = Places(root, spec.roots)
-    samples = Samples([_listed(spec, places, spec.splits[part]) for part in spec.splits[name].of or (name,)])
-    ids = samples.image_ids
-    if len(set(ids)) < len(ids):
-        first: dict[str, int] = {}
-        number = next(n for n, image_id in enumerate(ids) if first.setdefault(image_id, n) != n)
+    parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
+    samples = Samples([_listed(spec, places, part) for part in parts])
+    if len(parts) > 1 and spec.kind == "semantic-png" and first_twice(samples.image_ids):
+        folders = (places.images(alternatives(part.images)).folder for part in parts)
+        above = os.path.commonpath([f"/{folder}" for folder in folders])[1:]
+        samples = Samples([_listed(spec, places, part, above) for part in parts])
+    if twice := first_twice(samples.image_ids):
+        one, other = (samples[number] for number in twice)
         raise InputError(
-            f"image id {ids[number]!r} occurs twice: {samples[first[ids[number]]].image} and {samples[number].image}",
-            "Ids must be unique in a split",
+            f"image id {one.image_id!r} occurs twice: {one.image} and {other.image}", "Ids must be unique in a split"
         )
     return samples
 
 
-def _listed(spec: DatasetSpec, places: Places, split: SplitSpec) -> Listed:
-    listed: Listed = _ByPattern(places, split) if spec.kind == "semantic-png" else _ByAnnotations(spec, places, split)
+def _paths(listed: Listed, number: int, root: Path) -> tuple[str, str]:
+    return listed.sample(number).image.relative_to(root).as_posix(), listed.below(number)
+
+
+def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | None = None) -> Listed:
+    """Args: above: see `_ByPattern`."""
+    pattern = spec.kind == "semantic-png"
+    listed: Listed = _ByPattern(places, split, above) if pattern else _ByAnnotations(spec, places, split)
     if not listed.image_ids:
         raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
-    return _Chosen(listed, places.file(alternatives(split.list))) if split.list else listed
+    return _Chosen(listed, places.file(alternatives(split.list)), places.root) if split.list else listed
 
 
 class _Chosen:
-    """Those images that a text file names, an id or a file name a line, in the order that they have without it."""
+    """Those images that a text file names, one a line (`ImageIndex.find`), in the order that they have without it."""
 
-    def __init__(self, listed: Listed, path: Path) -> None:
+    def __init__(self, listed: Listed, path: Path, root: Path) -> None:
         try:
-            lines = read_bytes(path).decode("utf-8-sig").splitlines()
+            lines = read_bytes(path).decode("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: the list of images cannot be read ({error})", "Check --data-root") from error
-        known, wanted = set(listed.image_ids), set()
-        for line in filter(None, map(str.strip, lines)):
-            image_id = line if line in known else PurePosixPath(line).stem
-            if image_id not in known:
-                raise InputError(f"{path}: {line!r} is the id of no image of the split", "An id or a file name a line")
-            wanted.add(image_id)
-        if not wanted:
-            raise InputError(f"{path}: names no image", "An id or a file name a line")
+        index = ImageIndex(listed.image_ids, lambda number: _paths(listed, number, root), str(path))
+        claims = Claims(index)
+        for line in filter(str.strip, lines):
+            if (place := index.find(line)) is None:  # names may begin or end with blanks
+                place = index.find(line := line.strip())
+            if claims.add(line, place) is None:
+                near = index.near(line)
+                raise InputError(
+                    f"{path}: {line!r} is no image of the split" + (f" ({near})" if near else ""), ONE_A_LINE
+                )
+        if not claims.known:
+            raise InputError(f"{path}: names no image", ONE_A_LINE)
         self._listed = listed
-        self._numbers = [number for number, image_id in enumerate(listed.image_ids) if image_id in wanted]
+        self._numbers = [number for number, image_id in enumerate(listed.image_ids) if image_id in claims.known]
         self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
         self.unlabeled = listed.unlabeled
 
     def sample(self, number: int) -> Sample:
         return self._listed.sample(self._numbers[number])
 
+    def below(self, number: int) -> str:
+        return self._listed.below(self._numbers[number])
+
 
 NO_LABELS = "its manifest names no `labels`"
 
 
 class _ByPattern:
-    """Images by their names, labels by names made from them. An image's id is `{id}` of its pattern, or its stem."""
+    """Images by their names, labels by names made from them. An image's id is `{id}` of its pattern, or its stem; where
+    these recur (frames of several sequences), with the folders that the pattern leaves open.
 
-    def __init__(self, places: Places, split: SplitSpec) -> None:
+    Args:
+        above: a folder in which all files are; ids are the paths below it in any case.
+    """
+
+    def __init__(self, places: Places, split: SplitSpec, above: str | None = None) -> None:
         self.image_ids: Sequence[str] = ()
         self.unlabeled = "" if split.labels else NO_LABELS
         self._found = found = places.images(alternatives(split.images))
@@ -170,7 +205,14 @@ class _ByPattern:
         self._coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
         for number, relative in enumerate(found.relative):
             check_inside(relative, found.base(number))
-        self.image_ids = found.words_called("id") or [words_of_file(relative)["stem"] for relative in found.relative]
+        self.image_ids = found.words_called("id") or [split_name(relative)[0] for relative in found.relative]
+        if above is not None or first_twice(self.image_ids):
+            start = len(found.folder if above is None else above)
+            folders = (split_name(relative)[1][start:].strip("/") for relative in found.relative)
+            self.image_ids = [f"{f}/{own}" if f else own for f, own in zip(folders, self.image_ids, strict=True)]
+
+    def below(self, number: int) -> str:
+        return self._found.relative[number].removeprefix(f"{self._found.folder}/")
 
     def sample(self, number: int) -> Sample:
         words = words_of_file(self._found.relative[number]) | self._found.words(number)
@@ -200,6 +242,9 @@ class _ByAnnotations:
         truth, annotation = None if self.unlabeled else label, Annotation(self._file, number)
         return Sample(self.image_ids[number], self._images.of(number), truth, annotation=annotation)
 
+    def below(self, number: int) -> str:
+        return self._file.file_names[number]
+
 
 def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
     """Label files of a split that belong to none of its images (semantic-png; else there are none)."""
@@ -227,6 +272,9 @@ class _ImageFinder:
         templates = [image if "{" in image else f"{image}/{{file_name}}" for image in images]
         if annotations.named_by_url:  # the folder may be the one that the manifest names
             templates += [f"{image}/{{name}}" for image in images if "{" not in image]
+        if any("{id}" in template for template in templates):
+            for image_id in annotations.image_ids:
+                check_inside(image_id, annotations.path)
         self.known: dict[tuple[str, ...], Path] = {}
         step = -(-len(annotations) // self.LOOKED_AT)
         for self.template in templates:

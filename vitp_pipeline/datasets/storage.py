@@ -31,6 +31,7 @@ LEAST_BOMB, MOST_UNPACKED = 2**28, 200
 
 _ORDINARY = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,99}/){0,16}[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 """Names without a fault, for the many that are so: `check_inside` looks at the others closely."""
+_DRIVE = re.compile("[A-Za-z]:/")
 _THROUGH = re.compile(r"\.(?:zip|tar)(?=/|$)", re.IGNORECASE)
 
 
@@ -98,6 +99,22 @@ def check_inside(name: str, where: object) -> str:
         shown = ascii(name if len(name) < 80 else f"{name[:77]}...")
         raise InputError(f"{where}: the name {shown} {fault}", "Nothing outside of the data root is read; correct it")
     return name
+
+
+def check_named(name: object, where: object) -> str:
+    """A relative path that a data file names, as `check_inside`; one written on Windows is refused with the reason.
+
+    Raises:
+        InputError: see there; no text, or with backslashes.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{where}: the file name {name!r} is not text", "Correct it")
+    if "\\" in name or _DRIVE.match(name):
+        raise InputError(
+            f"{where}: the name {name!a} is a path of Windows",
+            "Write it with / and relative to the folder of images",
+        )
+    return check_inside(name, where)
 
 
 def is_archive(path: Path) -> bool:

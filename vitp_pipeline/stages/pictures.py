@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp_pipeline.datasets.identity import ENDINGS
 from vitp_pipeline.datasets.images import RAW, unread_format
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.progress import say
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of the files in a folder that are taken for images; a file that is named itself may have any."""
 
 NOT_READ = (".heic", ".heif", *RAW)
 """Photographs all the same, which people are told to convert."""
@@ -30,8 +28,8 @@ class Picture:
 def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
     """Image files as given, and those in folders (and folders in them), in this order; each once.
 
-    Of folders, nothing below `out` is taken, nor anything in a folder that an earlier predict wrote. What else is not
-    taken is counted in a line on standard error; hidden files are not.
+    Of folders, files with one of `ENDINGS` are taken; nothing below `out`, nor anything in a folder that an earlier
+    predict wrote. What else is not taken is counted in a line on standard error; hidden files are not.
 
     Raises:
         InputError: something is not there, or nothing but formats that are not read, or a folder holds no image.
