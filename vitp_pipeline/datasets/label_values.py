@@ -23,7 +23,7 @@ from vitp_pipeline.errors import InputError
 SURVEYED = 64
 """Label images that are looked at, evenly spread, to know how a dataset stores its labels."""
 
-SAY = 'Say values = "stored" (indices and raw samples) or values = "shown" (gray levels) under [labels] in the manifest'
+SAY = 'say values = "stored" (indices, samples as they are) or "shown" (gray levels) under [labels] in the manifest'
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ class LabelReader:
         )
         for how, rival in others:
             if (rival != labels).any():
-                raise InputError(
-                    f"{file.path}: its labels ({file.form}) can be read as {_listed(labels)} ({way}) or as "
-                    f"{_listed(rival)} ({how}); the dataset's label files are: {', '.join(sorted(self.survey.forms))}",
-                    SAY,
+                raise _open_question(
+                    file,
+                    f"its labels can be read as {_listed(labels)} ({way}) or as {_listed(rival)} ({how}); it is "
+                    f"{file.form} among {', '.join(sorted(self.survey.forms))}",
                 )
         return way, labels
 
@@ -180,24 +180,23 @@ class LabelReader:
             return shown if self.survey.optimized else stored | shown
         if file.form != "8-bit gray" and self.survey.colored is not None:
             raise InputError(
-                f"{file.path}: its channels are equal, but {self.survey.colored.name} beside it has colors",
-                "Convert the colors of all label images to ids first",
+                f"{file.path}: its channels are equal, but {self.survey.colored} has colors: convert those to ids first"
             )
         return stored
 
     def _require_one_palette(self, file: LabelFile) -> None:
         if self._values == "shown":
-            raise InputError(f'{file.path}: has a palette of colors, and the manifest says values = "shown"', SAY)
+            raise _open_question(file, 'it has a palette of colors, and the manifest says values = "shown"')
         clashes = (_clash(file, *entry) for entry in self.survey.palettes)
         if why := self.survey.conflict or next(filter(None, clashes), ""):
-            raise InputError(f"the palettes of label images differ, so that indices are no class ids: {why}", SAY)
+            raise _open_question(file, f"palettes of the dataset differ, so that indices are no class ids: {why}")
         if not self.survey.palettes:
-            raise InputError(f"{file.path}: has a palette of colors, unlike the dataset's other label images", SAY)
+            raise _open_question(file, "it has a palette of colors, unlike the dataset's other label images")
         if not _is_credible(file, self._largest) and not any(_confirms(each, file) for each in self.survey.credible):
-            raise InputError(
-                f"{file.path}: its palette has colors for what occurs and for no other class of the manifest, as if an "
-                "optimizer had numbered them anew",
-                SAY,
+            raise _open_question(
+                file,
+                "its palette has colors for what occurs and for no other class of the manifest, as if an optimizer had "
+                "numbered them anew",
             )
 
     def _rivals(self, file: LabelFile, used: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -224,6 +223,10 @@ class LabelReader:
         if self._known is None:
             return True
         return bool(labels.max() < len(self._known) and self._known[labels].all())
+
+
+def _open_question(file: LabelFile, what: str) -> InputError:
+    return InputError(f"{file.path}: {what}; {SAY}")  # in the message: reasons of failed images have no other fix
 
 
 def _grays(file: LabelFile) -> np.ndarray:

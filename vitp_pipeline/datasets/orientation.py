@@ -10,8 +10,6 @@ from vitp_pipeline.datasets.images import ImageFile
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
-SAY = 'Say orientation = "upright" (labels lie on the turned image) or "stored" (on its pixels) under [labels]'
-
 
 def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bool:
     """Decide whether an image that states an orientation is turned by it.
@@ -31,8 +29,8 @@ def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bo
         return fits[0]
     if labels is not None and not any(fits):
         return True  # whoever compares sizes says that they differ
-    raise InputError(
+    raise InputError(  # the fix is part of the message: reasons of failed images have no other
         f"{image.path}: its EXIF orientation {image.orientation} turns it, and nothing says whether its labels are of "
-        "the turned image",
-        SAY,
+        'the turned image: say orientation = "upright" (they are) or "stored" (they are not) under [labels] in the '
+        "manifest"
     )
