@@ -316,7 +316,6 @@ def test_nothing_to_do_is_no_chain() -> None:
         "$JOB0",
         "a;b|c&d>e<f",
         "star* and [x]?",
-        "back\\slash",
         "~tilde #comment",
         "größe",
         "-dash",

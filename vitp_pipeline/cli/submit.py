@@ -125,8 +125,9 @@ def register(app: typer.Typer) -> None:
 
 def commands(chain: Chain) -> Iterator[str]:
     """A line for each job, for people."""
+    from vitp_pipeline.runtime.escaping import shell_words
     from vitp_pipeline.shard import array_expression
 
     for job in chain.jobs:
         tasks = f", shards {array_expression(job.shards)}" if job.shards else ""
-        yield f"{job.stage}{tasks}: vitp {' '.join(job.command)}"
+        yield f"{job.stage}{tasks}: {shell_words(['vitp', *job.command])}"

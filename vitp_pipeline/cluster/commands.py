@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
 from vitp_pipeline.cluster.plan import Job
 from vitp_pipeline.cluster.profile import Resources
 from vitp_pipeline.errors import OutputError, PartialError, StoppedError
+from vitp_pipeline.runtime.escaping import shell_word, shell_words
 
 MAIN = "vitp_pipeline.cli.main"
 
@@ -40,9 +40,9 @@ def task_script(job: Job, resources: Resources, shards: int) -> str:
         options = [f"--ntasks={processes}", f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=0"]
         words = ["srun", *options, f"--wait={WAIT}", *words]
         signal = "USR1"  # srun hands it on, but at TERM it kills
-    lines = [f"module load {shlex.quote(module)}" for module in resources.modules]
+    lines = [f"module load {shell_word(module)}" for module in resources.modules]
     if resources.venv:
-        lines.append(f"source {shlex.quote(resources.venv)}/bin/activate")
+        lines.append(f"source {shell_word(resources.venv)}/bin/activate")
     lines.append(f"export OMP_NUM_THREADS={resources.cpus}")
     return "\n".join([*lines, *resources.setup, *guarded(job, words, _requeue(resources), signal)]) + "\n"
 
@@ -73,7 +73,7 @@ def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal
     """
     lines = [
         "warned=",
-        f"{shlex.join(words)} &",
+        f"{shell_words(words)} &",
         "task=$!",
         f"trap 'again=1; kill -{signal} \"$task\" 2>/dev/null' TERM",
         f"trap 'again=1 warned=1; kill -{signal} \"$task\" 2>/dev/null' USR1",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -24,8 +23,9 @@ from vitp_pipeline.artifacts.writes import fill, make_folder
 from vitp_pipeline.cluster.commands import task_script
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import Profile, Resources
-from vitp_pipeline.errors import LockedError, UserError
+from vitp_pipeline.errors import LockedError, UsageError, UserError
 from vitp_pipeline.progress import say
+from vitp_pipeline.runtime.escaping import acts, shell_word, shell_words
 from vitp_pipeline.shard import SCHEDULERS, SHARDS, array_expression
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -96,12 +96,14 @@ def submissions(chain: Chain, max_array_size: int) -> list[Submission]:
 
 
 def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
-    """The batch script of a stage; without --array on the command line it makes the tasks that were missing."""
-    pattern = "%A_%a" if job.shards is not None else "%j"
-    log = str(jobs_folder(out) / "log" / job.stage).replace("%", "%%")
+    """The batch script of a stage; without --array on the command line it makes the tasks that were missing.
+
+    Raises:
+        UsageError: something cannot be said in a line for sbatch.
+    """
     options = [
         f"--job-name=vitp-{job.stage}",
-        f'--output="{log}-{pattern}.log"',
+        f"--output={_word(_logs(job, out))}",
         "--open-mode=append",
         "--requeue",
         "--kill-on-invalid-dep=yes",
@@ -109,8 +111,8 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
         f"--ntasks={resources.processes if job.stage == 'train-classifier' else 1}",
         f"--cpus-per-task={resources.cpus}",
     ]
-    options += [f"--partition={resources.partition}"] if resources.partition else []
-    options += [f"--account={resources.account}"] if resources.account else []
+    options += [f"--partition={_word(resources.partition)}"] if resources.partition else []
+    options += [f"--account={_word(resources.account)}"] if resources.account else []
     options += [f"--gres=gpu:{resources.gpus}"] if resources.gpus else []
     options += [f"--mem={resources.memory_gb}G"] if resources.memory_gb else []
     options += [f"--time={resources.minutes}"] if resources.minutes else []
@@ -118,9 +120,31 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
         # in a short job not at its very beginning
         seconds = min(resources.grace, 30 * resources.minutes) if resources.minutes else resources.grace
         options.append(f"--signal=B:USR1@{seconds}")
-    options += resources.options
+    options += map(_line, resources.options)
     header = "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in options)])
     return f"{header}\n{task_script(job, resources, shards)}"
+
+
+def _logs(job: Job, out: Path) -> str:
+    """The pattern of the names of a job's logs."""
+    if "\\" in str(out):  # a pattern that holds one is not a pattern
+        raise UsageError(f"{out}: Slurm writes no logs below a name with a backslash", "Name another --out")
+    pattern = "%A_%a" if job.shards is not None else "%j"
+    return f"{str(jobs_folder(out) / 'log' / job.stage).replace('%', '%%')}-{pattern}.log"
+
+
+def _word(text: str) -> str:
+    """Text as sbatch reads it in a line of a script: a backslash takes the next character as it is, quotes group."""
+    if re.fullmatch(r"[\w%+,./:=@-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", _line(text)) + '"'
+
+
+def _line(text: str) -> str:
+    """Raises UsageError where sbatch would read another line, or a person another text."""
+    if any(acts(character) for character in text if character != "\t"):
+        raise UsageError(f"{text}: no line for sbatch can hold control characters", "Name another folder or option")
+    return text
 
 
 def max_array_size(profile: Profile) -> int:
@@ -156,7 +180,7 @@ class Planned:
 
 def _in_shell(words: Sequence[str]) -> str:
     """A call as a line of a shell. Only what it waits for holds $JOB0 to be replaced, and nothing to be quoted."""
-    return " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in words)
+    return " ".join(word if word.startswith("--dependency=") else shell_word(word) for word in words)
 
 
 def plan_scripts(chain: Chain, profile: Profile, out: Path) -> Planned:
@@ -253,7 +277,7 @@ def _call(words: list[str]) -> str:
         raise UserError(f"{words[0]}: cannot be run ({error.strerror})", "Submit where Slurm's programs are") from error
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        raise UserError(f"{shlex.join(words)}: {said}", "Nothing is submitted; correct the profile")
+        raise UserError(f"{shell_words(words)}: {said}", "Nothing is submitted; correct the profile")
     return done.stdout
 
 

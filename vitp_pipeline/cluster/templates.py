@@ -19,6 +19,7 @@ from vitp_pipeline.errors import (
     InputError,
     UsageError,
 )
+from vitp_pipeline.runtime.escaping import to_json
 from vitp_pipeline.shard import SHARDS, array_expression
 
 HOPELESS = sorted(kind.exit_code for kind in (UsageError, InputError, IncompatibleError, CorruptError))
@@ -167,7 +168,7 @@ def to_yaml(value: Any, indent: int = 0) -> str:
         if isinstance(inner, dict | list) and inner:
             text += f"{head}\n{to_yaml(inner, indent + 1)}"
         else:
-            text += f"{head} {json.dumps(inner, ensure_ascii=False)}\n"
+            text += f"{head} {to_json(inner)}\n"
     return text
 
 
@@ -176,6 +177,4 @@ WORDS = ("true", "false", "null", "yes", "off")
 
 
 def _key(key: str) -> str:
-    return (
-        key if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS else json.dumps(key, ensure_ascii=False)
-    )
+    return key if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS else to_json(key)

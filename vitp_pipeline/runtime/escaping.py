@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vitp_pipeline.figure import plain
@@ -53,6 +53,11 @@ def shell_word(text: str) -> str:
     if not any(map(acts, text)):
         return shlex.quote(text)
     return f"$'{''.join(_in_quotes(character) for character in text)}'"
+
+
+def shell_words(words: Iterable[str]) -> str:
+    """A command line of Bash."""
+    return " ".join(map(shell_word, words))
 
 
 def acts(character: str) -> bool:
