@@ -18,12 +18,13 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import as_dict, check_split
-from vitp_pipeline.datasets.samples import NO_LABELS
+from vitp_pipeline.datasets.samples import unlabeled
 from vitp_pipeline.datasets.sheet import draw_sheet
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.shard import ShardChoice
 
+NO_LABELS = "its manifest names no `labels`"
 FILE = "annotations/image_info_test-dev2017.json"
 FULL = "annotations/panoptic_val.json"
 
@@ -95,6 +96,7 @@ def write(root: Path, case: Case) -> DatasetSpec:
 def test_it_has_images_and_says_why_it_has_nothing_else(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     dataset = Dataset(write(tmp_path, case), tmp_path, "test")
+    assert unlabeled(dataset.spec, tmp_path, "test") == dataset.samples.unlabeled
     assert len(dataset) == (6 if case.some else 3)
     sample = dataset.samples[-1]
     image = dataset.read_image(sample)
@@ -204,6 +206,7 @@ MANIFEST = making.COCO_MANIFEST.replace('labels = "panoptic_val"\n', "").replace
 
 @pytest.mark.parametrize("kind", ["coco-panoptic", "coco-instances"])
 def test_it_is_proposed_for_classified_and_handed_in(tmp_path: Path, kind: str) -> None:
+    from vitp_pipeline.cluster.plan import Request, plan_chain
     from vitp_pipeline.stages import classify, evaluate, export_results, proposals, stream, train
 
     write(tmp_path / "data", Case())
@@ -216,8 +219,15 @@ def test_it_is_proposed_for_classified_and_handed_in(tmp_path: Path, kind: str) 
     recipe, out, everything = load_recipe(tmp_path / "r.toml"), tmp_path / "run", ShardChoice()
     root, settings = tmp_path / "data", recipe.stage(ClassifySettings, classifier=str(tmp_path / "model.safetensors"))
     measures, generate = recipe.stage(EvaluateSettings, object_threshold=0.1), recipe.stage(ProposalSettings)
+    request = Request(str(tmp_path / "r.toml"), root, out, 1, classifier=str(tmp_path / "model.safetensors"))
+
+    def planned() -> list[str]:
+        return [job.stage for job in plan_chain(request, begin=True).jobs]
+
+    assert planned() == ["generate-proposals", "classify"]  # and nothing that measures
     assert not proposals.generate_proposals(recipe, generate, root, out, everything).failed
     assert not classify.classify(recipe, settings, root, out, everything).failed
+    assert planned() == []
     for format in ("coco-results", "coco-panoptic"):
         export = export_results.prepare(recipe, measures, settings, format, "fused", root, out, everything)
         assert not export_results.export_shards(export, [0]).failed

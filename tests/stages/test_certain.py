@@ -16,7 +16,8 @@ from tests.stages.making import Project, drawn, make_project, make_run
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss, loss_of
 from vitp_pipeline.artifacts.proposals import ProposalStore
 from vitp_pipeline.assemble.semantic import semantic_scores
-from vitp_pipeline.config.recipe import load_recipe, parse_changes
+from vitp_pipeline.config.flags import parse_changes
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.fusion import fuse

@@ -3,7 +3,7 @@
 generate-proposals  one task a shard
 train-classifier    one task; none when the recipe or a flag names a classifier file
 classify            one task a shard: after its shard's proposals and the training
-evaluate            one task a shard: after its shard's scores
+evaluate            one task a shard: after its shard's scores; none where the split has no ground truth
 merge               one task: the last `vitp evaluate`, after all of evaluate
 """
 
@@ -19,6 +19,7 @@ from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
+from vitp_pipeline.progress import say
 from vitp_pipeline.shard import ShardChoice
 
 
@@ -113,7 +114,10 @@ def plan_chain(request: Request, begin: bool) -> Chain:
     scored = None if run is None or training else _scores(recipe, classify, request)
     scores = every if scored is None else _unfinished(scored, request.retry_failed)
     counts, measured = every, False
-    if begin and scored is not None:
+    if reason := _unlabeled(recipe, settings.split, request) if begin else "":
+        say(f"split {settings.split!r} has no ground truth, so nothing is evaluated: {reason}")
+        counts, measured = (), True
+    elif begin and scored is not None:
         counts, measured = _unmeasured(recipe, classify, request)
     jobs = [
         Job("generate-proposals", (), proposals),
@@ -123,6 +127,13 @@ def plan_chain(request: Request, begin: bool) -> Chain:
         Job("merge", (), all_of="evaluate") if not measured else None,
     ]
     return Chain(count, tuple(_with_command(j, request) for j in jobs if j is not None and j.shards != ()))
+
+
+def _unlabeled(recipe: Recipe, split: str, request: Request) -> str:
+    """Why the images have no ground truth, or ""."""
+    from vitp_pipeline.datasets.samples import unlabeled
+
+    return unlabeled(recipe.manifest, request.data_root, split)
 
 
 def _with_command(job: Job, request: Request) -> Job:

@@ -139,6 +139,17 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
     return samples
 
 
+def unlabeled(spec: DatasetSpec, root: Path, name: str) -> str:
+    """`Samples.unlabeled` of a split, without a list of its images. Raises InputError for a broken annotation file."""
+    for split in (spec.splits[part] for part in spec.splits[name].of or (name,)):
+        said = ""
+        if spec.kind != "semantic-png":
+            said = Annotations(Places(root, spec.roots).file(alternatives(split.annotations)), spec).unlabeled
+        if reason := said or spec.unlabeled(split):
+            return reason
+    return ""
+
+
 def _paths(listed: Listed, number: int, root: Path) -> tuple[str, str]:
     return listed.sample(number).image.relative_to(root).as_posix(), listed.below(number)
 
@@ -147,6 +158,7 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     """Args: above: see `_ByPattern`."""
     pattern = spec.kind == "semantic-png"
     listed: Listed = _ByPattern(places, split, above) if pattern else _ByAnnotations(spec, places, split)
+    listed.unlabeled = listed.unlabeled or spec.unlabeled(split)
     if not listed.image_ids:
         raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
     return _Chosen(listed, places.file(alternatives(split.list)), places.root) if split.list else listed
@@ -184,9 +196,6 @@ class _Chosen:
         return self._listed.below(self._numbers[number])
 
 
-NO_LABELS = "its manifest names no `labels`"
-
-
 class _ByPattern:
     """Images by their names, labels by names made from them. An image's id is `{id}` of its pattern, or its stem; where
     these recur (frames of several sequences), with the folders that the pattern leaves open.
@@ -197,7 +206,7 @@ class _ByPattern:
 
     def __init__(self, places: Places, split: SplitSpec, above: str | None = None) -> None:
         self.image_ids: Sequence[str] = ()
-        self.unlabeled = "" if split.labels else NO_LABELS
+        self.unlabeled = ""
         self._found = found = places.images(alternatives(split.images))
         if not found:
             return
@@ -226,13 +235,12 @@ class _ByAnnotations:
     def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
         self._file = Annotations(places.file(alternatives(split.annotations)), spec)
         self.image_ids: Sequence[str] = self._file.image_ids
-        pictures = spec.kind == "coco-panoptic"
-        self.unlabeled = self._file.unlabeled or (NO_LABELS if pictures and not split.labels else "")
+        self.unlabeled = self._file.unlabeled
         if not self.image_ids:
             return
         self._images = _ImageFinder(places, alternatives(split.images), self._file)
         self._label_folder = self._file.path
-        if not self.unlabeled and (name := next(filter(None, self._file.label_names), "")):
+        if split.labels and (name := next(filter(None, self._file.label_names), "")):
             first = places.file(tuple(f"{folder}/{name}" for folder in alternatives(split.labels)))
             self._label_folder = Path(first.as_posix().removesuffix("/" + name))
 

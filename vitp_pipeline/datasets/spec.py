@@ -123,6 +123,10 @@ class DatasetSpec:
         lut[[c.label for c in self.classes]] = np.arange(len(self.classes))
         return lut
 
+    def unlabeled(self, split: SplitSpec) -> str:
+        """Why a split has no ground truth, as far as its entry says it; else ""."""
+        return "" if split.labels or self.kind == "coco-instances" else "its manifest names no `labels`"
+
     @property
     def void_label(self) -> int:
         """The label value of a pixel without a class: 255 or else the first of `ignore`; without any, a value that no

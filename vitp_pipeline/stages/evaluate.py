@@ -50,9 +50,9 @@ def prepare(
     proposals = open_proposals(out)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
-    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
+    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     measured = Measured.of(settings, classify, sweep)
     identity = {
         "stage": "evaluation",
