@@ -92,16 +92,17 @@ class Data:
         """One part of proposals with N random points an image, and next to no masks: `classify` reads none."""
         import pyarrow as pa
 
-        from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
+        from vitp_pipeline.artifacts.parts import ArrayWriter
         from vitp_pipeline.artifacts.proposals import ProposalRecord, schema, write_record
         from vitp_pipeline.artifacts.run import create_or_check
         from vitp_pipeline.geometry import View
+        from vitp_pipeline.stages.driver import commit_part
 
         ids = tuple(sample.image_id for sample in self.dataset.samples)
         identity = {"stage": "proposals", "manifest": self.recipe.manifest.identity(), "settings": {"split": "train"}}
         run = create_or_check(self.root / "run" / "proposals", identity, ids, 1, len(ids))
         rng, rows = np.random.default_rng(0), []
-        arrays = ArrayWriter(arrays_path(run.shard_folder(0), 0), {})
+        arrays = ArrayWriter(run.folder / "made.zarr.zip", run.about(0, 0))
         for sample in self.dataset.samples:
             size = self.dataset.read_image(sample).shape[:2]
             points = rng.integers(0, size, (self.points, 2)).astype(np.int32)
@@ -113,7 +114,7 @@ class Data:
             rows.append(write_record(arrays, record))
         arrays.close()
         table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, self.recipe.manifest.class_names))
-        write_index(index_path(run.shard_folder(0), 0), table)
+        commit_part(run, 0, 0, table, arrays.path)
 
 
 class Ours:

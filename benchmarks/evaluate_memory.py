@@ -77,14 +77,14 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     import pyarrow as pa
     from PIL import Image
 
-    from vitp_pipeline.artifacts.files import write_json
-    from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
+    from vitp_pipeline.artifacts.parts import ArrayWriter
     from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, schema, write_record
     from vitp_pipeline.artifacts.run import create_or_check
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings
     from vitp_pipeline.geometry import View
     from vitp_pipeline.stages.classify import classes_run, classifier_file
+    from vitp_pipeline.stages.driver import commit_part, finish_shard
 
     first = scene(0)
     size, class_count = first.labels.shape, first.scores.shape[1]
@@ -111,8 +111,7 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     scored = classes_run(open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True)
     view = View(size, size, size, tuple(side // 4 for side in size))
     for part, members in enumerate(run.parts(0)):
-        folders = [stage.shard_folder(0) for stage in (run, scored)]
-        arrays, scores = (ArrayWriter(arrays_path(folder, part), {}) for folder in folders)
+        arrays, scores = (ArrayWriter(s.folder / "made.zarr.zip", s.about(0, part)) for s in (run, scored))
         rows = []
         for image_id in members:
             drawn = scene(int(image_id))
@@ -128,12 +127,12 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
         arrays.close()
         scores.close()
         table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, recipe.manifest.class_names))
-        write_index(index_path(folders[0], part), table)
+        commit_part(run, 0, part, table, arrays.path)
         states = [{"image_id": image_id, "status": "ok", "error": None} for image_id in members]
         text = pa.schema([(name, pa.string()) for name in ("image_id", "status", "error")])
-        write_index(index_path(folders[1], part), pa.Table.from_pylist(states, schema=text))
+        commit_part(scored, 0, part, pa.Table.from_pylist(states, schema=text), scores.path)
     for stage in (run, scored):
-        write_json(stage.shard_folder(0) / "done.json", {"images": count, "parts": 0, "bytes": 0, "failed": []})
+        finish_shard(stage, 0)
 
 
 def measure(root: Path, way: str) -> dict:

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.paired import Comparison, compare
-from vitp_pipeline.artifacts.files import read_json
 
 
 class StageOne:
@@ -63,7 +62,7 @@ class StageOne:
     @property
     def bytes(self) -> int:
         """On disk, index included."""
-        return read_json(self.run.shard_folder(0) / "done.json")["bytes"]
+        return self.run.read_done(0)["bytes"]
 
     def bare(self) -> None:
         for first in range(0, len(self.frames), self.batch):

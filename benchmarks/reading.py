@@ -57,14 +57,13 @@ def decoder(paths: list[Path]) -> Callable[[], int]:
 
 def measure(run: Path, repeats: int, clock: Callable[[], float], seed: int = 0) -> dict[str, dict[str, float]]:
     """Seconds and bytes of each way of reading, the median of the repeats; the ways take turns."""
-    from vitp_pipeline.artifacts.parts import arrays_path
     from vitp_pipeline.artifacts.proposals import open_proposals
 
     store = open_proposals(run)
     parts = [(shard, part) for shard in range(store.run.shards) for part in range(len(store.run.parts(shard)))]
     ids = [record.image_id for place in parts for record in store.read_part(*place, masks=False)]
     mixed = np.random.default_rng(seed).permutation(ids).tolist()
-    decode = decoder([arrays_path(store.run.shard_folder(shard), part) for shard, part in parts])
+    decode = decoder([store.run.open_arrays(shard, part).path for shard, part in parts])
     ways: dict[str, Callable[[], object]] = {
         "codec": decode,
         "single": lambda: [store.read(image_id) for image_id in mixed],
@@ -104,7 +103,7 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
 
     class Maker:
         def make(self, shard, part, images, arrays, turn):
-            writer, rows = ArrayWriter(arrays, {}), []
+            writer, rows = ArrayWriter(arrays, run.about(shard, part)), []
             for image_id in images:
                 generator = torch.Generator().manual_seed(int(image_id))
                 coarse = torch.randn(1, queries, 6, 8, generator=generator) * 6 - 4

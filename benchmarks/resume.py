@@ -28,7 +28,7 @@ checkpoint = "{package}/demo/generator.safetensors"
 
 def finished_run(root: Path, count: int) -> list[str]:
     """Makes a dataset of empty files and its finished run; returns the command that resumes it."""
-    from vitp_pipeline.artifacts.files import write_json
+    from vitp_pipeline.artifacts.sealed import write_sealed
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.shard import ShardChoice
@@ -48,7 +48,7 @@ def finished_run(root: Path, count: int) -> list[str]:
     run = run_parts.call_args.args[0]
     for shard in range(SHARDS):
         done = {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": 0, "failed": []}
-        write_json(run.shard_folder(shard) / "done.json", done)
+        write_sealed(run.shard_folder(shard) / "done.json", {**done, "run": run.digest, "files": {}})
     where = ["--data-root", str(root), "--out", str(root / "run")]
     start = "from vitp_pipeline.cli.main import main; main()"
     return [sys.executable, "-c", start, "generate-proposals", str(root / "recipe.toml"), *where]

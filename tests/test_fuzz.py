@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 from tests.datasets import making as datasets
 from tests.stages import making as stages
-from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import open_run
+from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
@@ -150,9 +150,9 @@ READERS: dict[str, tuple[str, Callable[[Path], object], int]] = {
     "recipe": ("r.toml", load_recipe, 400),
     "run.json": ("run/proposals/run.json", lambda p: open_run(p.parent), 300),
     "proposals": ("run/proposals/run.json", lambda p: open_proposals(p.parents[1]), 200),
-    "done.json": ("run/proposals/shards/00000/done.json", read_json, 200),
+    "done.json": ("run/proposals/shards/00000/done.json", read_sealed, 200),
     "index": ("run/proposals/shards/00000/part-0000.parquet", read_index, 300),
-    "arrays": ("run/proposals/shards/00000/part-0000.zarr.zip", _arrays, 200),
+    "arrays": ("run/proposals/shards/00000/part-0000-*.zarr.zip", _arrays, 200),
     "safetensors": ("weights.safetensors", _checkpoint, 100),
     "pth": ("weights.pth", _checkpoint, 150),
     "pkl": ("weights.pkl", _checkpoint, 300),
@@ -163,7 +163,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], int]] = {
 @pytest.mark.parametrize("name", READERS)
 def test_readers(name: str, world: Path) -> None:
     relative, read, count = READERS[name]
-    path, rng = world / relative, random.Random(name)
+    path, rng = next(world.glob(relative)), random.Random(name)
     good = path.read_bytes()
     refused = 0
     try:

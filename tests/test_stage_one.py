@@ -11,7 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vitp_pipeline.artifacts.parts import arrays_path, index_path
+from tests.runs import arrays_of
+from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -87,7 +88,7 @@ def test_a_measured_trial_stores_what_stage_one_stores(scenes: Path, demo: Recip
     generate_proposals(demo, settings, scenes, tmp_path / "run", ShardChoice())
     whole = time.perf_counter() - began
     shard = tmp_path / "run/proposals/shards/00000"
-    size = sum(path(shard, 0).stat().st_size for path in (index_path, arrays_path))
+    size = sum(path(shard, 0).stat().st_size for path in (index_path, arrays_of))
     assert trial.stored * len(dataset) == pytest.approx(size, rel=0.02)
     assert 0 < trial.seconds * len(dataset) < 20 * whole and trial.images == 3 and trial.views == 1
     assert (trial.queries, trial.cells) == (30, 24 * 32)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
@@ -41,7 +40,7 @@ def main() -> None:
     for shard in range(evaluation.run.shards):
         for part in range(len(evaluation.run.parts(shard))):
             evaluation.proposals.require_one_view("these figures")
-            with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
+            with evaluation.classes.open_arrays(shard, part) as scores:
                 for record in evaluation.proposals.read_part(shard, part):
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
                     true_name = label_at_points(truth, record.points["max"])

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.layout import open_plain
+
 
 def fingerprint(identity: dict[str, Any]) -> str:
     """64 hex digits of an identity (JSON types only)."""
@@ -19,7 +21,7 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, 64 hex digits."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -14,12 +14,13 @@ import pytest
 from tests.stages.test_driver import Maker, content, new_run, work
 from vitp_pipeline import stopping
 from vitp_pipeline.artifacts import locks, object_store, places, store_locks
+from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.locks import is_locked, locked
-from vitp_pipeline.artifacts.parts import index_path
 from vitp_pipeline.artifacts.places import files_in, folders_in, run_directory, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.cluster.gc import collect
-from vitp_pipeline.cluster.verify import repair, verify_run
+from vitp_pipeline.cluster.repair import repair
+from vitp_pipeline.cluster.verify import verify_run
 from vitp_pipeline.errors import LockedError, StoppedError, StorageError, UsageError
 from vitp_pipeline.stages.driver import Outcome
 from vitp_pipeline.stages.status import run_status
@@ -62,12 +63,16 @@ def make(maker: Maker, shards: list[int] | None = None, run: Callable[[Path], St
 def objects(fs: fsspec.AbstractFileSystem) -> dict[str, bytes]:
     """Of the stage's results, as `content` has those of a folder; a task that is killed last leaves its lock, too."""
     found = {k.removeprefix("/runs/toy/proposals/"): fs.cat_file(k) for k in fs.store}
-    return {k: v for k, v in found.items() if not k.startswith(("log/", "run.json")) and not k.endswith("lock")}
+    return {
+        k: v
+        for k, v in found.items()
+        if not k.startswith(("log/", "run.json", "copies.json")) and not k.endswith("lock")
+    }
 
 
 @pytest.fixture
 def expected(tmp_path: Path) -> dict[str, bytes]:
-    run = new_run(tmp_path / "plain")
+    run = new_run(tmp_path / "proposals")
     work(run, Maker())
     return content(run)
 
@@ -112,7 +117,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fs, moment: int, names: Sequence[st
 
 def test_killed_before_and_after_every_request(store, tmp_path: Path, monkeypatch) -> None:
     """Started again it ends with the same objects; what was committed is not made again."""
-    work(plain := small(tmp_path / "plain"), Maker())
+    work(plain := small(tmp_path), Maker())
     expected = content(plain)
     with monkeypatch.context() as patch:
         calls = kill_at(patch, store, 10_000)
@@ -220,18 +225,20 @@ def test_listing_and_fetching(store) -> None:
 
 def test_status_verify_and_gc(store) -> None:
     make(Maker(), [0])
-    store.pipe_file("/runs/toy/proposals/shards/00001/part-0000.zarr.zip", b"of a killed task")
+    stale = "/runs/toy/proposals/shards/00001/part-0000-0123456789ab.zarr.zip"
+    store.pipe_file(stale, b"of a killed task")
     (entry,) = run_status(anew())
     assert (entry["images"], entry["shards_done"], entry["missing"], entry["stopped"]) == (3, 1, "1", [1])
     assert entry["folder"] == f"{URL}/proposals" and entry["images_per_second"]
     found = collect(anew())
-    assert [shown(path) for path, _ in found] == [f"{URL}/proposals/shards/00001/part-0000.zarr.zip"]
-    assert not store.exists("/runs/toy/proposals/shards/00001/part-0000.zarr.zip") and collect(anew()) == []
+    assert [shown(path) for path, _ in found] == [f"memory:/{stale}"]
+    assert not store.exists(stale) and collect(anew()) == []
     make(Maker())
     assert verify_run(anew()).damages == []
-    store.pipe_file("/runs/toy/proposals/shards/00001/part-0001.zarr.zip", b"damaged")
+    (arrays,) = (key for key in store.store if "00001/part-0001-" in key)
+    store.pipe_file(arrays, b"damaged")
     (damage,) = verify_run(anew()).damages
-    assert shown(damage.path).endswith("00001/part-0001.zarr.zip")
+    assert shown(damage.path) == f"memory:/{arrays}"
     assert repair([damage]) == []
     assert not store.exists("/runs/toy/proposals/shards/00001/part-0001.parquet")
     make(maker := Maker())
@@ -266,8 +273,8 @@ def test_requests_of_a_part(store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return Counter(call.removeprefix("before ") for call in made if call.startswith("before"))
 
     part = calls(5) - calls(4)
-    # arrays, index and log; index and spool asked for; the lock looked at; a spool removed
-    assert part == {"put_file": 3, "get_file": 2, "cat_file": 1, "rm_file": 2}
+    # arrays and log; index made; index and spool asked for; the lock looked at twice; arrays listed; a spool removed
+    assert part == {"put_file": 2, "pipe_file": 1, "get_file": 2, "cat_file": 2, "ls": 1, "rm_file": 2}
 
 
 def test_urls(tmp_path: Path, store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,14 +20,14 @@ import zarr
 
 import vitp_pipeline
 from tests.disks import disk_of
+from vitp_pipeline.artifacts.layout import arrays_path, index_path
 from vitp_pipeline.artifacts.parts import (
+    RUN,
     ArrayReader,
     ArrayWriter,
     Planes,
     _by_zarr,
     _encode,
-    arrays_path,
-    index_path,
     read_index,
     write_index,
 )
@@ -145,7 +146,7 @@ def outcome_of(path: Path, arrays: dict[str, np.ndarray]) -> str:
                 assert found.dtype == values.dtype and found.shape == values.shape, name
                 assert np.array_equal(found, values, equal_nan=values.dtype.kind == "f"), name
     except CorruptError as error:
-        assert str(path) in str(error) and "part-0000.parquet" in str(error) and "\n" not in str(error)
+        assert str(path) in str(error) and "--repair" in str(error) and "\n" not in str(error)
         return "corrupt"
     return "same"
 
@@ -228,9 +229,9 @@ def test_index_round_trip_by_ours_and_by_pyarrow(tmp_path: Path) -> None:
 
 
 def test_index_bytes_depend_on_content_alone(tmp_path: Path) -> None:
-    write_index(tmp_path / "a.parquet", some_table())
-    write_index(tmp_path / "b.parquet", some_table())
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    for folder in ("a", "b"):
+        write_index(tmp_path / folder / "a.parquet", some_table())
+    assert (tmp_path / "a/a.parquet").read_bytes() == (tmp_path / "b/a.parquet").read_bytes()
 
 
 def test_a_flipped_byte_of_the_index_is_found_or_harmless(tmp_path: Path) -> None:
@@ -257,16 +258,33 @@ def test_a_flipped_byte_of_the_index_is_found_or_harmless(tmp_path: Path) -> Non
         read_index(path)
 
 
-def test_an_index_rewritten_by_another_tool_is_read(tmp_path: Path) -> None:
+def test_an_index_without_a_checksum_is_refused(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(some_table(), tmp_path / "x.parquet")
-    assert read_index(tmp_path / "x.parquet").to_pylist() == some_table().to_pylist()
+    with pytest.raises(CorruptError, match="no checksum"):
+        read_index(tmp_path / "x.parquet")
+
+
+def test_an_index_is_read_at_its_own_place_and_by_its_own_plan_alone(tmp_path: Path) -> None:
+    shards = tmp_path / "run/proposals/shards"
+    path = index_path(shards / "00000", 0)
+    write_index(path, some_table().replace_schema_metadata({RUN: b"a" * 64}))
+    assert read_index(path, run="a" * 64).num_rows == read_index(path).num_rows
+    with pytest.raises(CorruptError, match=r"was made for another run\.json"):
+        read_index(path, run="b" * 64)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    read_index(index_path(tmp_path / "moved/proposals/shards/00000", 0))
+    for other in (index_path(shards / "00000", 1), index_path(shards / "00001", 0), shards / "00000/_totals.parquet"):
+        other.parent.mkdir(exist_ok=True)
+        shutil.copy(path, other)
+        with pytest.raises(CorruptError, match=r"is the file of proposals/shards/00000/part-0000\.parquet"):
+            read_index(other)
 
 
 def test_names_of_parts(tmp_path: Path) -> None:
     assert index_path(tmp_path, 3) == tmp_path / "part-0003.parquet"
-    assert arrays_path(tmp_path, 12345) == tmp_path / "part-12345.zarr.zip"
+    assert arrays_path(tmp_path, 12345, "9f86d081884c7d65") == tmp_path / "part-12345-9f86d081884c.zarr.zip"
 
 
 # ---- a full disk ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, open_run
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 
 IDENTITY = {"stage": "x", "settings": {"seed": 1}, "classes": [["a", 0, True]]}
@@ -60,18 +61,18 @@ def test_missing_newer_and_damaged(tmp_path: Path) -> None:
         open_run(tmp_path / "proposals", "generate-proposals")
     create_or_check(tmp_path, IDENTITY, IMAGES)
     path = tmp_path / "run.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "format_version": 99}))
+    good, content = path.read_text(), read_sealed(path)
+    write_sealed(path, {**content, "format_version": 99})
     with pytest.raises(IncompatibleError, match="newer"):
         open_run(tmp_path)
-    for damaged in (
-        "{",
-        "[]",
-        "3",
-        "{}",
-        json.dumps({**content, "images": None}),
-        json.dumps({**content, "format_version": "x"}),
-    ):
-        path.write_text(damaged)
+    for bad in ({}, {**content, "images": None}, {**content, "format_version": "x"}, {**content, "shards": 0}):
+        write_sealed(path, bad)
         with pytest.raises(CorruptError, match=r"run.json"):
             open_run(tmp_path)
+    for text in ("", "{", "[]", "3", "{}", json.dumps(content), good[:-1], good.replace('"b"', '"d"')):
+        path.write_text(text)
+        with pytest.raises(CorruptError, match=r"run.json"):
+            open_run(tmp_path)
+    path.unlink()
+    with pytest.raises(CorruptError, match=r"run.json: is missing"):  # for its copy is there
+        create_or_check(tmp_path, IDENTITY, IMAGES)

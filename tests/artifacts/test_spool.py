@@ -70,7 +70,8 @@ def new_run(folder: Path) -> StageRun:
 
 
 def content(run: StageRun) -> dict[str, bytes]:
-    files = [p for p in run.folder.rglob("*") if p.is_file() and p.parent.name != "log" and p.name != "run.json"]
+    apart = ("run.json", "copies.json")
+    files = [p for p in run.folder.rglob("*") if p.is_file() and p.parent.name != "log" and p.name not in apart]
     return {p.relative_to(run.folder).as_posix(): p.read_bytes() for p in files}
 
 
@@ -218,7 +219,7 @@ def test_retrying_leaves_arrays_alone_that_were_never_committed(tmp_path: Path) 
     writer = ArrayWriter(tmp_path / "part-0000.zarr.zip", {"part": 0})
     writer.add("masks/i2", np.zeros((2, 3)), ["y", "x"])
     writer.close()
-    (tmp_path / "part-0000.zarr.zip").rename(run.shard_folder(0) / "part-0000.zarr.zip")
+    (tmp_path / "part-0000.zarr.zip").rename(run.shard_folder(0) / "part-0000-0123456789ab.zarr.zip")
     stopping._wanted = ""
     again = Maker(bad=())
     run_parts(run, range(run.shards), lambda: again, "test", retry_failed=True)

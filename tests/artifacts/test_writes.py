@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.artifacts import files, writes
-from vitp_pipeline.artifacts.files import create_json, read_json, write_whole
+from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.writes import Step, append, fill, overwrite, watched
+from vitp_pipeline.artifacts.sealed import create_sealed, read_sealed
+from vitp_pipeline.artifacts.writes import Step, fill, overwrite, watched
 from vitp_pipeline.errors import StorageError
 
 fork = multiprocessing.get_context("fork")
@@ -43,15 +43,6 @@ def test_steps_of_a_file_that_is_written_whole(tmp_path: Path) -> None:
     assert len(seen) == 6  # nobody watches any more
 
 
-def test_a_torn_line_does_not_take_the_next_one_along(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    append(log, '{"step": 1}')
-    log.write_text(log.read_text() + '{"ste')
-    append(log, '{"step": 2}')
-    append(log, '{"step": 3}')
-    assert log.read_text().splitlines() == ['{"step": 1}', '{"ste', '{"step": 2}', '{"step": 3}']
-
-
 def test_a_file_overwritten_in_place_is_as_long_as_its_new_content(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     file = writes.open_in_place(path)
@@ -78,7 +69,7 @@ def test_a_full_disk_at_the_first_bytes_of_a_part_leaves_nothing(tmp_path: Path)
 
 def _create(path: Path, barrier, results, number: int) -> None:
     barrier.wait()
-    results[number] = int(create_json(path, {"winner": number}))
+    results[number] = int(create_sealed(path, {"winner": number}))
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
@@ -95,8 +86,8 @@ def test_without_hard_links_one_task_wins_and_the_file_is_whole(tmp_path: Path, 
         task.start()
     for task in tasks:
         task.join(20)
-    assert sorted(results) == [0, 0, 0, 1] and read_json(path) == {"winner": list(results).index(1)}
-    assert not create_json(path, {"winner": 5}) and [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(results) == [0, 0, 0, 1] and read_sealed(path) == {"winner": list(results).index(1)}
+    assert not create_sealed(path, {"winner": 5}) and [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_without_hard_links_a_kill_never_leaves_half_a_file(tmp_path: Path, monkeypatch) -> None:
@@ -106,7 +97,7 @@ def test_without_hard_links_a_kill_never_leaves_half_a_file(tmp_path: Path, monk
     path, content = tmp_path / "run.json", {"images": ["x"] * 1000}
 
     def whole(*_: object) -> None:
-        assert not path.exists() or json.loads(path.read_text()) == content
+        assert not path.exists() or read_sealed(path) == content
 
     with watched(whole):
-        assert create_json(path, content)
+        assert create_sealed(path, content)

@@ -156,7 +156,11 @@ def saved_step(folder: Path) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What must not differ by a byte; run.json has dates."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in ("run.json", "lock")}
+    return {
+        p.name: p.read_bytes()
+        for p in folder.iterdir()
+        if p.is_file() and p.name not in ("run.json", "copies.json", "lock")
+    }
 
 
 @pytest.mark.slow

@@ -222,8 +222,11 @@ def train(dataset: Dataset, tmp_path: Path):
     return train
 
 
+PROVENANCE = ("run.json", "copies.json")
+
+
 def results(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "run.json"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in PROVENANCE}
 
 
 ALL_AT_ONCE = {"optimizer": "adamw", "batch_size": 2, "accumulate": 2, "ema": 0.9, "keep": "best", "hold_out": 2}
@@ -268,7 +271,7 @@ def test_interrupted_anywhere_gives_the_same_bytes(
             assert not (tmp_path / out / "classifier/default/done.json").exists()
         folder = train(out, **often)
         assert results(folder) == expected, (out, stops, every)
-        assert sorted(p.name for p in folder.iterdir() if p.name != "tensorboard") == sorted([*expected, "run.json"])
+        assert sorted(p.name for p in folder.iterdir() if p.name != "tensorboard") == sorted([*expected, *PROVENANCE])
         return len(made) - 6
 
     for every in (1, 2):

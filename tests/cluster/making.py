@@ -37,11 +37,11 @@ def make_chain(
 class Maker:
     """Makes an array and a row an image; `bad` images fail."""
 
-    def __init__(self, bad: Sequence[str] = ()) -> None:
-        self.bad = bad
+    def __init__(self, run: StageRun, bad: Sequence[str] = ()) -> None:
+        self.run, self.bad = run, bad
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
-        writer = ArrayWriter(arrays, {"part": part})
+        writer = ArrayWriter(arrays, self.run.about(shard, part))
         for image in images:
             if image not in self.bad:
                 writer.add(f"masks/{image}", np.full((2, 3), int(image[1:])), ["y", "x"])
@@ -58,10 +58,14 @@ def new_run(root: Path, count: int = 7, shards: int = 2, part_size: int = 2) -> 
 
 
 def work(run: StageRun, shards: Sequence[int] | None = None, bad: Sequence[str] = ()) -> None:
-    run_parts(run, range(run.shards) if shards is None else shards, lambda: Maker(bad), "test")
+    run_parts(run, range(run.shards) if shards is None else shards, lambda: Maker(run, bad), "test")
 
 
 def content(run: StageRun) -> dict[str, bytes]:
     """Everything but the logs and what is for people."""
-    files = [p for p in run.folder.rglob("*") if p.is_file() and p.parent.name != "log" and p.name != "run.json"]
+    files = [
+        p
+        for p in run.folder.rglob("*")
+        if p.is_file() and p.parent.name != "log" and p.name not in ("run.json", "copies.json")
+    ]
     return {p.relative_to(run.folder).as_posix(): p.read_bytes() for p in files}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 from tests.cluster.making import content, new_run, work
+from tests.runs import arrays_of
+from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.locks import is_locked, locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, write_index
+from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, read_index
+from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.cluster.gc import collect
-from vitp_pipeline.cluster.verify import print_damages, repair, report, verify_run
+from vitp_pipeline.cluster.repair import repair
+from vitp_pipeline.cluster.verify import print_damages, report, verify_run
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.fingerprint import file_digest
-from vitp_pipeline.stages.driver import ARRAYS_DIGEST
+from vitp_pipeline.stages.status import run_status
 
 
 def bad_files(root: Path) -> list[str]:
@@ -35,9 +39,7 @@ def test_a_good_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shard in range(2):
         for part in range(2):
             rows = read_index(index_path(run.shard_folder(shard), part))
-            assert rows.schema.metadata[ARRAYS_DIGEST].decode() == file_digest(
-                arrays_path(run.shard_folder(shard), part)
-            )
+            assert rows.schema.metadata[ARRAYS_DIGEST].decode() == file_digest(arrays_of(run.shard_folder(shard), part))
 
 
 def test_a_part_of_a_run_under_way_is_checked_too(tmp_path: Path) -> None:
@@ -60,10 +62,7 @@ def test_every_flipped_byte_is_found_and_repaired(tmp_path: Path) -> None:
             flipped = bytearray(good[name])
             flipped[at] ^= int(rng.integers(1, 256))
             path.write_bytes(flipped)
-            harmless = name.endswith("done.json") and json.loads(good[name]) == _json(
-                bytes(flipped)
-            )  # a tab for a space
-            assert bad_files(tmp_path) == ([] if harmless else [f"proposals/{name}"]), (name, at)
+            assert bad_files(tmp_path) == [f"proposals/{name}"], (name, at)
             path.write_bytes(good[name])
     for name in good:
         path = run.folder / name
@@ -74,13 +73,6 @@ def test_every_flipped_byte_is_found_and_repaired(tmp_path: Path) -> None:
         assert content(run) == good and bad_files(tmp_path) == []
 
 
-def _json(text: bytes) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
 def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,8 +80,9 @@ def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
     work(run)
     good = content(run)
     index_path(run.shard_folder(0), 1).unlink()
-    arrays_path(run.shard_folder(2), 0).unlink()
-    shutil.copy(arrays_path(run.shard_folder(1), 0), arrays_path(run.shard_folder(1), 1))  # whole, but another's
+    gone, swapped = arrays_of(run.shard_folder(2), 0), arrays_of(run.shard_folder(1), 1)
+    gone.unlink()
+    shutil.copy(arrays_of(run.shard_folder(1), 0), swapped)  # whole, but another's
     print_damages((checked := verify_run(tmp_path)).damages)
     with pytest.raises(CorruptError, match=r"3 of .* are damaged") as info:
         report(tmp_path, checked, None)
@@ -97,40 +90,13 @@ def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
     out = capsys.readouterr().out.splitlines()
     assert [line.rpartition("shards/")[2] for line in out] == [
         "00000/part-0001.parquet: is missing, though the shard is finished",
-        "00001/part-0001.zarr.zip: its checksum does not fit",
-        "00002/part-0000.zarr.zip: is missing",
+        f"00001/{swapped.name}: its checksum does not fit",
+        f"00002/{gone.name}: is missing",
     ]
     report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
-    assert "of proposals, shards 0-2: run that stage again" in capsys.readouterr().err
+    assert "repaired proposals, shards 0-2: run that stage again" in capsys.readouterr().err
     work(run)
     assert content(run) == good
-
-
-def without_digest(run, shard: int, part: int) -> None:
-    """Makes a part as it was written before its index knew of its arrays."""
-    index = index_path(run.shard_folder(shard), part)
-    rows = read_index(index)
-    write_index(index, rows.replace_schema_metadata(None))
-
-
-def test_parts_of_before_the_digest(tmp_path: Path) -> None:
-    run = new_run(tmp_path, 4, 1)
-    work(run)
-    for part in range(2):
-        without_digest(run, 0, part)
-    done = run.shard_folder(0) / "done.json"
-    done.unlink()
-    work(run)
-    assert bad_files(tmp_path) == []
-    arrays = arrays_path(run.shard_folder(0), 1)
-    good = arrays.read_bytes()
-    arrays.write_bytes(
-        good.replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe", 1) if b"\x28\xb5\x2f\xfd" in good else b""
-    )
-    assert bad_files(tmp_path) == ["proposals/shards/00000/part-0001.zarr.zip"]
-    arrays.write_bytes(arrays_path(run.shard_folder(0), 0).read_bytes())  # other images' arrays
-    (damage,) = verify_run(tmp_path).damages
-    assert damage.reason == "has no masks of image i2"
 
 
 def test_a_shard_that_is_worked_on_is_left_alone(tmp_path: Path) -> None:
@@ -143,46 +109,103 @@ def test_a_shard_that_is_worked_on_is_left_alone(tmp_path: Path) -> None:
     assert index.read_bytes() == b"torn"
 
 
-def test_run_json_and_result(tmp_path: Path) -> None:
+def everything(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def digits(text: str) -> list[str]:
+    """A text with each of its digits turned, one at a time."""
+    places = [match.start() for match in re.finditer("[0-9]", text)]
+    return [text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :] for at in places]
+
+
+def test_no_digit_of_run_json_has_a_part_removed(tmp_path: Path) -> None:
+    """Images, shards and sizes say which parts there should be: they are not believed before they are proven."""
+    run = new_run(tmp_path)
+    work(run, bad=["i3"])
+    good, path = everything(tmp_path), run.folder / "run.json"
+    text = path.read_text()
+    spoiled = [*digits(text), "", text[:-2], text.replace('"i1",', ""), text.replace('"i1"', '"i2"'), None]
+    for bad in spoiled:
+        path.unlink() if bad is None else path.write_text(bad)
+        assert bad_files(tmp_path) == ["proposals/run.json"], bad
+        with pytest.raises(CorruptError, match=r"run\.json") as info:
+            run_status(tmp_path)
+        assert info.value.exit_code == 6
+        report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
+        assert everything(tmp_path) == good
+
+
+def test_where_nothing_proves_run_json_nothing_is_removed(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     work(run)
-    evaluation = tmp_path / "evaluation/abc"
-    evaluation.mkdir(parents=True)
-    path = run.folder / "run.json"
-    said = json.loads(path.read_text())
-    (evaluation / "run.json").write_text(json.dumps({**said, "images": []}))
-    (evaluation / "result.json").write_text('{"semantic": ')
-    path.write_text(path.read_text().replace('"proposals"', '"propocals"'))
-    assert bad_files(tmp_path) == ["proposals/run.json", "evaluation/abc/result.json"]
-    with pytest.raises(CorruptError, match=r"proposals/run.json: its fingerprint"):
+    for name in ("run.json", "copies.json"):
+        path = run.folder / name
+        good = path.read_text()
+        path.write_text(re.sub(r"(shards.{2,3} )2", r"\g<1>1", good))
+        assert path.read_text() != good
+    before = everything(tmp_path)
+    with pytest.raises(CorruptError, match="cannot be mended"):
         report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
-    assert not (evaluation / "result.json").exists() and path.exists()
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("names", [["run.json"], ["copies.json"], ["run.json", "copies.json"]])
+def test_a_whole_run_json_of_another_run_has_no_part_removed(tmp_path: Path, names: list[str]) -> None:
+    run, other = new_run(tmp_path / "a"), new_run(tmp_path / "b", 9, 3, 1)
+    for one in (run, other):
+        work(one)
+    good = everything(tmp_path / "a")
+    for name in names:
+        shutil.copy(other.folder / name, run.folder / name)
+    damages = verify_run(tmp_path / "a").damages
+    assert [d.path.name for d in damages] == names[:1]
+    left = repair(damages)
+    if len(names) == 1:
+        assert not left and everything(tmp_path / "a") == good
+    else:  # both say the same, and every part contradicts them
+        assert left and everything(tmp_path / "a").keys() == good.keys()
+
+
+def test_a_part_of_another_run_is_removed_and_made_again(tmp_path: Path) -> None:
+    run, other = new_run(tmp_path / "a"), new_run(tmp_path / "b", part_size=3)
+    for one in (run, other):
+        work(one)
+    good = content(run)
+    shutil.copy(index_path(other.shard_folder(0), 0), index_path(run.shard_folder(0), 0))
+    (damage,) = verify_run(tmp_path / "a").damages
+    assert damage.reason == "was made for another run.json"
+    assert repair([damage]) == []
+    work(run)
+    assert content(run) == good and verify_run(tmp_path / "a").damages == []
+
+
+def test_copies_are_made_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    assert verify_run(tmp_path).damages == []
+    (run.folder / "copies.json").unlink()  # killed in between: nothing is made yet
+    assert verify_run(tmp_path).damages == []
+    work(new_run(tmp_path))
+    good = everything(tmp_path)
+    for bad in (None, b"", b"{}"):
+        path = run.folder / "copies.json"
+        path.unlink() if bad is None else path.write_bytes(bad)
+        assert bad_files(tmp_path) == ["proposals/copies.json"]
+        report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
+        assert everything(tmp_path) == good
+
+
+def test_memories_and_results_are_removed(tmp_path: Path) -> None:
+    work(new_run(tmp_path))
+    names = ["digests.json", "jobs/submitted.json", "proposals/log/shard-00000.json", "proposals/result.json"]
+    for name in names:
+        write_sealed(tmp_path / name, {"x": 1})
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace("1", "2", 1))
+    assert bad_files(tmp_path) == [names[0], names[1], names[3], names[2]]
+    report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
+    assert not any((tmp_path / name).exists() for name in names) and bad_files(tmp_path) == []
     with pytest.raises(InputError, match="no run lies there"):
         verify_run(tmp_path / "nowhere")
-
-
-def test_a_classifier(tmp_path: Path) -> None:
-    from vitp_pipeline.artifacts.digests import Digests
-    from vitp_pipeline.artifacts.run import create_or_check
-
-    folder = tmp_path / "classifier/default"
-    create_or_check(folder, {"stage": "classifier"})
-    model = folder / "model.safetensors"
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    good = len(header).to_bytes(8, "little") + header + bytes(8)
-    assert bad_files(tmp_path) == []  # it is being trained
-    (folder / "done.json").write_text("{}")
-    assert bad_files(tmp_path) == ["classifier/default/model.safetensors"]
-    for broken in (b"", good[:-1], good + b"x", b"\xff" * 30):
-        model.write_bytes(broken)
-        assert bad_files(tmp_path) == ["classifier/default/model.safetensors"]
-    model.write_bytes(good)
-    assert bad_files(tmp_path) == []
-    Digests(tmp_path).of(model)
-    status = model.stat()
-    model.write_bytes(good[:-1] + b"\1")  # a bit that turned on the disk: size and time are as they were
-    os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert bad_files(tmp_path) == ["classifier/default/model.safetensors"]
 
 
 # ---- gc -------------------------------------------------------------------------------------------------------------
@@ -208,7 +231,7 @@ def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
     young = tmp_path / "digests.json.elsewhere.6.tmp"
     young.write_text("being written elsewhere")
     os.utime(tmp_path / "digests.json.elsewhere.5.tmp", (1, 1))
-    uncommitted = arrays_path(run.shard_folder(1), 1)
+    uncommitted = arrays_of(run.shard_folder(1), 1)
     index_path(run.shard_folder(1), 1).unlink()
     (run.shard_folder(1) / "done.json").unlink()
     expected = {**leavings, uncommitted: uncommitted.stat().st_size}
@@ -220,7 +243,7 @@ def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
     for path in (alive, young):
         path.unlink()
     work(run)
-    assert all(path.read_bytes() == there for path, there in good.items() if path.suffix != ".jsonl")
+    assert all(path.read_bytes() == there for path, there in good.items() if path.parent.name != "log")
 
 
 def test_looking_at_a_lock_keeps_nobody_out(tmp_path: Path) -> None:

@@ -148,4 +148,4 @@ def read_points(notes: Path) -> list[Point]:
 
 def _name(path: Path, run: Path) -> str:
     name = path.relative_to(run).as_posix()
-    return re.sub(r"\.[0-9a-f]{8}-[0-9]+-[0-9]+\.tmp(?=/|$)", "~", name)
+    return re.sub(r"\.[0-9a-f]{8}-[0-9]+-[0-9]+\.tmp(?=[./]|$)", "~", name)

@@ -148,7 +148,7 @@ def begin(scenario: Scenario, ends: dict[str, Path], run: Path) -> None:
     if scenario.broken:
         shutil.copytree(ends["broken"], run, dirs_exist_ok=True)
     if scenario.damaged:
-        part = run / "proposals/shards/00000/part-0000.zarr.zip"
+        (part,) = (run / "proposals/shards/00000").glob("part-0000-*.zarr.zip")
         content = bytearray(part.read_bytes())
         content[len(content) // 2] ^= 1
         part.write_bytes(content)
@@ -160,7 +160,9 @@ def results(run: Path) -> dict[str, Any]:
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
         if path.name in ("run.json", "result.json"):
-            found[name] = {k: v for k, v in json.loads(path.read_bytes()).items() if k != "provenance"}
+            found[name] = {k: v for k, v in json.loads(path.read_bytes()).items() if k not in ("provenance", "seal")}
+        elif path.name == "copies.json":
+            found[name] = sorted(json.loads(path.read_bytes())["files"])
         elif path.name not in ("digests.json", "lock") and not re.search(r"/log/|\.tmp$", name):
             found[name] = path.read_bytes()
     return found

@@ -231,12 +231,13 @@ def test_every_write_is_noted(stand: Stand) -> None:
         assert not strays.exists(), strays.read_text()
         noted: Counter[str] = Counter()
         for point in read_points(notes):
-            noted[point.file.removesuffix("~")] += point.size
+            noted[point.file.rstrip("~")] += point.size
             steps.add(point.step)
         there = run.with_name(f"{scenario}-before")
         stand.begin(scenario, there)
         before = {path.relative_to(there) for path in there.rglob("*")}
         for path in (path for path in run.rglob("*") if path.is_file()):
             name = path.relative_to(run)
-            assert name in before or noted[name.as_posix()] >= path.stat().st_size, name
+            written_as = re.sub(r"(part-\d+)-\w+(\.zarr\.zip)", r"\1\2", name.as_posix())  # called by its digest then
+            assert name in before or noted[written_as] >= path.stat().st_size, name
     assert steps == set(Step)

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tests.datasets.making import semantic_spec, write_png
-from vitp_pipeline.artifacts.parts import arrays_path
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.config.settings import ProposalSettings
@@ -176,6 +175,4 @@ def stage_rows(folder: Path, generator: Generator, like: Proposals) -> list[dict
     images = tuple(sample.image_id for sample in dataset.samples)
     run = create_or_check(folder / "proposals", {"stage": "proposals"}, images, 1, 2)
     maker = ProposalMaker(run, dataset, generator, ProposalSettings("x", batch_size=2))
-    arrays = arrays_path(run.shard_folder(0), 0)
-    arrays.parent.mkdir(parents=True, exist_ok=True)
-    return maker.make(0, 0, images, arrays, Turn()).to_pylist()
+    return maker.make(0, 0, images, run.folder / "made.zarr.zip", Turn()).to_pylist()

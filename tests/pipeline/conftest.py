@@ -79,7 +79,7 @@ def snapshot(run: Path) -> dict[str, bytes]:
 
     result.json holds its provenance; its figures are sums over the rows, which are compared.
     """
-    apart = ("log/", "lock", "run.json", "result.json", "digests.json", "checkpoint.pt")
+    apart = ("log/", "lock", "run.json", "copies.json", "result.json", "digests.json", "checkpoint.pt")
     found = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()

@@ -107,17 +107,21 @@ def test_verify_and_gc(copied: Path, vitp) -> None:
     assert good["damages"] == [] and good["parts"] > 0
     part = copied / "proposals/shards/00000/part-0001.parquet"
     part.write_bytes(b"torn")
-    wrong = copied / "proposals/run.json"
-    wrong.write_text(json.dumps(json.loads(wrong.read_text()) | {"fingerprint": "0"}))
+    (evaluation,) = (copied / "evaluation").iterdir()
+    wrong = {evaluation / "run.json", evaluation / "copies.json"}
+    for path in wrong:
+        path.write_text(path.read_text().replace("alpha", "alphe"))
+    lost = {(str(path), False) for path in wrong}
     found = vitp("verify", copied, "--json", code=6)
-    assert {(d["path"], d["removed"]) for d in found["damages"]} == {(str(part), False), (str(wrong), False)}
+    assert {(d["path"], d["removed"]) for d in found["damages"]} == {(str(part), False), *lost}
     assert part.exists()
     mended = vitp("verify", copied, "--repair", "--json", code=6)
-    assert {(d["path"], d["removed"]) for d in mended["damages"]} == {(str(part), True), (str(wrong), False)}
+    assert {(d["path"], d["removed"]) for d in mended["damages"]} == {(str(part), True), *lost}
     assert not part.exists()
+    shutil.rmtree(evaluation)
 
     left = copied / "classes/.x.elsewhere.1.unfinished"
-    arrays = part.with_name("part-0009.zarr.zip")
+    arrays = part.with_name("part-0009-0123456789ab.zarr.zip")
     arrays.write_bytes(b"12345")
     left.parent.mkdir(exist_ok=True)
     would = vitp("gc", copied, "--dry-run", "--json")

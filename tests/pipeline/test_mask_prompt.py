@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.pipeline.conftest import Project
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from tests.runs import arrays_of
+from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches
 from vitp_pipeline.classifier.train import Trainer
@@ -56,7 +57,7 @@ def test_scores_are_those_of_the_stored_masks(project: Project, tmp_path: Path) 
     model, dataset = load_classifier(file), Dataset(load_recipe(project.recipe).manifest, project.data, "val")
     folder, agree = next((tmp_path / "classes").iterdir()) / "shards/00000", []
     for record in list(open_proposals(tmp_path))[:2]:
-        with ArrayReader(arrays_path(folder, 0)) as arrays:
+        with ArrayReader(arrays_of(folder, 0)) as arrays:
             stored = arrays.read(f"point_logits/{record.image_id}")
         image = dataset.read_image(dataset.sample(record.image_id))
         probs = mask_logits_at_image(torch.from_numpy(record.masks), record.view).sigmoid()

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
@@ -174,7 +173,7 @@ def assert_measured(project, evaluation, maps: Maps) -> None:
 def assert_shown(project, run: Path, evaluation, maps: Maps) -> None:
     """The report's and the demo's pictures are of the maps."""
     dataset, stored = evaluation.dataset, open_evaluation(evaluation.run.folder, project.data, str(project.recipe))
-    with ArrayReader(arrays_path(evaluation.classes.shard_folder(0), 0)) as scores:
+    with evaluation.classes.open_arrays(0, 0) as scores:
         for record in evaluation.proposals.read_part(0, 0):
             image = Path(record.file_name).stem
             card = card_content(stored, record.image_id)

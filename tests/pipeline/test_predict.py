@@ -147,7 +147,8 @@ def test_a_generator_alone(project, finished, images: Path, tmp_path: Path) -> N
             assert np.array_equal(maps[0], maps[-1])
     assert len(found["with"]["masks"]) > 2 and found["with"]["panoptic"] and found["with"]["instance"]
     assert found["alone"].pop("classifier") is None and found["with"].pop("classifier")
-    assert found["alone"].pop("fingerprint") != found["with"].pop("fingerprint")
+    for key in ("fingerprint", "seal"):
+        assert found["alone"].pop(key) != found["with"].pop(key)
     for named in (*found["with"]["masks"], *found["with"]["panoptic"]):
         assert named.pop("classifier") and named["generator"] == named["fused"]
     assert found["alone"] == found["with"] and found["alone"]["alpha"] == 0
@@ -181,7 +182,7 @@ def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, 
     project.run("classify", run, points=policy, classifier=str(finished / "classifier/default/model.safetensors"))
     from vitp_pipeline.artifacts.parts import ArrayReader
 
-    (arrays,) = (run / "classes").glob("*/shards/00000/part-0000.zarr.zip")
+    (arrays,) = (run / "classes").glob("*/shards/00000/part-0000-*.zarr.zip")
     with ArrayReader(arrays) as reader:
         logits = reader.read(f"point_logits/{next(iter(open_proposals(run))).image_id}")
     names = load_recipe(project.recipe).manifest.class_names

@@ -6,11 +6,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.pipeline.conftest import Project, snapshot
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index, write_index
+from tests.runs import arrays_of
+from vitp_pipeline.artifacts.layout import index_path
+from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import by_image, open_proposals
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import point_logits
@@ -85,7 +86,7 @@ def test_rows_and_arrays_of_every_view(project: Project, viewed: Path) -> None:
             assert view.masks.shape == (len(view.kept), *view.view.mask)
     rows = proposals.rows(0, 0)
     assert {"view", "window", "flip"} <= rows[0].keys()
-    with ArrayReader(arrays_path(proposals.run.shard_folder(0), 0)) as arrays:
+    with ArrayReader(arrays_of(proposals.run.shard_folder(0), 0)) as arrays:
         first = groups[0][0].image_id
         assert arrays.read(f"masks/{first}@3").shape == groups[0][3].masks.shape
 
@@ -98,19 +99,6 @@ def test_one_whole_view_is_stored_as_ever(finished: Path) -> None:
     assert all((row["view"], row["window"], row["flip"]) == (0, None, False) for row in rows)
 
 
-def test_runs_of_before_stay_readable(copied: Path) -> None:
-    """Rows without the columns of views mean the whole image."""
-    proposals = open_proposals(copied)
-    before = list(proposals)
-    for part in range(len(proposals.run.parts(0))):
-        path = index_path(proposals.run.shard_folder(0), part)
-        table = read_index(path).drop_columns(["view", "window", "flip"])
-        write_index(path, table)
-    after = list(open_proposals(copied))
-    assert [(r.image_id, r.view, r.number) for r in after] == [(r.image_id, r.view, r.number) for r in before]
-    assert all(np.array_equal(a.masks, b.masks) for a, b in zip(after, before, strict=True))
-
-
 def test_the_classifier_sees_the_whole_upright_image(project: Project, viewed: Path) -> None:
     """Scores of a mirrored window are those of its points on the original image."""
     model = load_classifier(viewed / "classifier/default/model.safetensors")
@@ -118,7 +106,7 @@ def test_the_classifier_sees_the_whole_upright_image(project: Project, viewed: P
     (folder,) = (viewed / "classes").iterdir()
     import torch
 
-    with ArrayReader(arrays_path(folder / "shards/00000", 0)) as arrays:
+    with ArrayReader(arrays_of(folder / "shards/00000", 0)) as arrays:
         record = next(r for r in open_proposals(viewed) if r.view.flip and r.view.window)
         image = prepare_image(dataset.read_image(dataset.sample(record.image_id)), model.image_size)
         points = torch.from_numpy(normalise_points(record.points["max"], record.view.original))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import pyarrow as pa
 
 from tests.datasets import making
 from vitp_pipeline.artifacts.codec import keep_queries
-from vitp_pipeline.artifacts.parts import ArrayWriter, arrays_path, index_path, write_index
+from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
@@ -21,6 +23,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.geometry import View
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classifier_file
+from vitp_pipeline.stages.driver import commit_part, finish_shard
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 from vitp_pipeline.stages.evaluation import Evaluation
 
@@ -107,8 +110,6 @@ def make_run(
     """Writes proposals and class scores as `draw` (`drawn`) gives them; `failed` images have none, the shards `without`
     are not classified. Other `weights` give other scores.
     """
-    import json
-
     dataset = project.dataset
     identity = {"stage": "proposals", "manifest": project.recipe.manifest.identity(), "settings": {}}
     images = tuple(s.image_id for s in dataset.samples)
@@ -116,6 +117,7 @@ def make_run(
     model = out / "classifier/default/model.safetensors"
     model.parent.mkdir(parents=True)
     model.write_bytes(weights)
+    write_sealed(model.with_suffix(".json"), {"sha256": hashlib.sha256(weights).hexdigest()})
     from vitp_pipeline.artifacts.proposals import open_proposals
 
     settings = project.recipe.stage(ClassifySettings)
@@ -126,8 +128,9 @@ def make_run(
     columns = pa.schema([("image_id", text), ("status", text), ("error", text)])
     for shard in range(shards):
         for part, ids in enumerate(run.parts(shard)):
-            writer = ArrayWriter(arrays_path(run.shard_folder(shard), part), {})
-            other = ArrayWriter(arrays_path(classes.shard_folder(shard), part), {})
+            writer, other = (
+                ArrayWriter(stage.folder / "made.tmp", stage.about(shard, part)) for stage in (run, classes)
+            )
             rows, states = [], []
             for image_id in ids:
                 bad = image_id in failed
@@ -144,13 +147,10 @@ def make_run(
                 other.add(f"point_logits/{image_id}", scores.astype(np.float32), ("query", "class"))
             writer.close()
             other.close()
-            write_index(
-                index_path(run.shard_folder(shard), part),
-                pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")),
+            commit_part(
+                run, shard, part, pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")), writer.path
             )
-            write_index(index_path(classes.shard_folder(shard), part), pa.Table.from_pylist(states, schema=columns))
+            commit_part(classes, shard, part, pa.Table.from_pylist(states, schema=columns), other.path)
         for stage in (run, classes):
             if stage is run or shard not in without:
-                done = stage.shard_folder(shard) / "done.json"
-                done.parent.mkdir(parents=True, exist_ok=True)
-                done.write_text(json.dumps({"images": 0, "parts": 0, "bytes": 0, "failed": []}))
+                finish_shard(stage, shard)

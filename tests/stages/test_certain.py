@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +113,3 @@ def test_a_floor_too_near_to_the_masks_is_refused(
     ring = 1
     make_run(project, tmp_path / "far")
     project.evaluate(tmp_path / "far")
-
-
-def test_older_runs_say_nothing_and_are_read(project: Project, tmp_path: Path) -> None:
-    make_run(project, tmp_path / "run")
-    (record, *_) = ProposalStore(tmp_path / "run/proposals")
-    assert record.loss is None and json.loads((tmp_path / "run/proposals/run.json").read_text())["format_version"] == 1

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.classifier.making import tiny_model
+from tests.runs import arrays_of
 from tests.stages import making
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
+from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.classifier.pixels import prepare_image
 from vitp_pipeline.classifier.predict import point_logits
@@ -47,7 +48,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         classes = classes_run(
             open_proposals(tmp_path / "run"), tmp_path / f"{file}.safetensors", settings, tmp_path / "run"
         )
-        with ArrayReader(arrays_path(classes.shard_folder(0), 0)) as arrays:
+        with ArrayReader(arrays_of(classes.shard_folder(0), 0)) as arrays:
             return arrays.read(f"point_logits/{project.dataset.samples[0].image_id}")
 
     sample = project.dataset.samples[0]

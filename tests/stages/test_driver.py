@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.runs import arrays_of
+from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, read_index
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.sealed import read_sealed
+from vitp_pipeline.cluster.repair import repair
+from vitp_pipeline.cluster.verify import report, verify_run
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 
@@ -58,7 +64,8 @@ def work(run: StageRun, maker: Maker, shards: Sequence[int] | None = None, **opt
 
 def content(run: StageRun) -> dict[str, bytes]:
     """Everything but the logs and what is for people."""
-    files = [p for p in run.folder.rglob("*") if p.is_file() and p.parent.name != "log" and p.name != "run.json"]
+    apart = ("run.json", "copies.json")
+    files = [p for p in run.folder.rglob("*") if p.is_file() and p.parent.name != "log" and p.name not in apart]
     return {p.relative_to(run.folder).as_posix(): p.read_bytes() for p in files}
 
 
@@ -76,7 +83,7 @@ def test_every_image_is_made_once_in_order(tmp_path_factory, count: int, shards:
         for part in range(len(run.parts(shard))):
             folder = run.shard_folder(shard)
             images = read_index(index_path(folder, part))["image_id"].to_pylist()
-            with ArrayReader(arrays_path(folder, part)) as arrays:
+            with ArrayReader(arrays_of(folder, part)) as arrays:
                 assert [int(arrays.read(f"x/{i}")[0, 0]) for i in images] == [int(i[1:]) for i in images]
             found += images
         assert not (run.shard_folder(shard) / "lock").exists()
@@ -120,7 +127,7 @@ def test_leavings_of_a_killed_task_are_removed(tmp_path: Path) -> None:
     folder = run.shard_folder(1)
     folder.mkdir(parents=True)
     (folder / "part-0000.zarr.zip.tmp").write_bytes(b"half")
-    (folder / "part-0000.zarr.zip").write_bytes(b"whole, but its index was never committed")
+    (folder / "part-0000-0123456789ab.zarr.zip").write_bytes(b"whole, but its index was never committed")
     (folder / "done.json.host.1.tmp").write_bytes(b"{")
     (folder / "lock").touch()
     work(run, Maker())
@@ -158,9 +165,15 @@ def test_more_shards_than_images(tmp_path: Path) -> None:
 def test_done_says_what_is_there(tmp_path: Path) -> None:
     run = new_run(tmp_path, 7, 1, 3)
     work(run, Maker(bad={"i5"}))
-    done = json.loads((run.shard_folder(0) / "done.json").read_text())
     files = [p for p in run.shard_folder(0).iterdir() if p.name.startswith("part-")]
-    assert done == {"images": 7, "parts": 3, "bytes": sum(p.stat().st_size for p in files), "failed": [["i5", "torn"]]}
+    assert run.read_done(0) == {
+        "run": run.digest,
+        "images": 7,
+        "parts": 3,
+        "bytes": sum(p.stat().st_size for p in files),
+        "failed": [["i5", "torn"]],
+        "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.suffix == ".parquet"},
+    }
 
 
 def test_retry_failed_makes_only_the_failures(tmp_path: Path) -> None:
@@ -261,11 +274,15 @@ def test_timings_go_to_the_log_and_feed_the_status(tmp_path: Path) -> None:
 
     run = new_run(tmp_path / "proposals", 7, 3, 2)
     work(run, Maker(bad={"i6"}), [0, 2])
-    lines = [json.loads(x) for p in sorted((run.folder / "log").iterdir()) for x in p.read_text().splitlines()]
-    assert [(x["shard"], x["part"], x["images"]) for x in lines] == [(0, 0, 2), (2, 0, 2), (2, 1, 1)]
+    logs = [read_sealed(path) for path in sorted((run.folder / "log").iterdir())]
+    turns = [(log["shard"], turn["part"], turn["images"]) for log in logs for turn in log["parts"]]
+    assert turns == [(0, 0, 2), (2, 0, 2), (2, 1, 1)]
     (entry,) = run_status(tmp_path)
     assert entry["stage"] == "proposals" and entry["missing"] == "1" and entry["failed"] == 1
     assert (entry["images"], entry["of"], entry["shards_done"], entry["shards"]) == (5, 7, 2, 3)
-    with (run.folder / "log/shard-00000.jsonl").open("ab") as file:
-        file.write(b'{"shard": 0, "images\x80": 1}\n{"shard": 0, "ima')  # damaged; a killed task's last line
+    log = run.folder / "log/shard-00000.json"
+    log.write_bytes(log.read_bytes().replace(b'"images": 2', b'"images": 3'))
+    with pytest.raises(CorruptError, match=r"shard-00000\.json: damaged"):
+        run_status(tmp_path)
+    report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert run_status(tmp_path)[0]["images_per_second"] > 0

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.datasets import making
+from tests.runs import arrays_of, rewrite
 from tests.stages.making import Project, drawn, make_project, make_run
+from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
@@ -268,9 +270,23 @@ def test_a_result_is_remembered_and_alpha_has_its_own(project: Project, tmp_path
     assert other.run.folder != evaluation.run.folder and result_of(other)["semantic"]["alpha"] == 0.9
     assert result_of(other)["semantic"]["generator"] == first["semantic"]["generator"]
     assert {p: p.stat().st_mtime_ns for p in evaluation.run.folder.rglob("*")} == before
-    (evaluation.run.folder / "result.json").write_text("{")
-    with pytest.raises(CorruptError, match=r"result.json"):
-        result_of(evaluation)
+
+
+def test_a_result_that_is_not_as_it_was_written_is_made_anew(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(project, tmp_path / "run")
+    evaluation = project.evaluate(tmp_path / "run")
+    first, path = result_of(evaluation), evaluation.run.folder / "result.json"
+    good = path.read_text(encoding="utf-8")
+    digit = good.index('"mIoU": 0.') + len('"mIoU": 0.')
+    spoiled = (good[:digit] + str((int(good[digit]) + 5) % 10) + good[digit + 1 :], "{", "", good[:-1], good + " ")
+    for text in spoiled:
+        path.write_text(text, encoding="utf-8")
+        capsys.readouterr()
+        assert figures(result_of(evaluation)) == figures(first)
+        assert "result.json: damaged" in capsys.readouterr().err
+        assert figures(read_sealed(path)) == figures(first)
 
 
 def test_stages_before_must_be_there(project: Project, tmp_path: Path) -> None:
@@ -288,7 +304,7 @@ def test_stages_before_must_be_there(project: Project, tmp_path: Path) -> None:
     (tmp_path / "run/proposals/shards/00001/done.json").unlink()
     with pytest.raises(MissingStageError, match=r"shard 1 of 2 .*vitp generate-proposals"):
         project.evaluate(tmp_path / "run", shards=[1])
-    (tmp_path / "run/classifier/default/model.safetensors").write_bytes(b"others")
+    rewrite(tmp_path / "run/classifier/default/model.json", lambda said: said.update(sha256="0" * 64))
     with pytest.raises(MissingStageError, match="has not scored these proposals"):
         begin("run")
     (tmp_path / "run/classifier/default/model.safetensors").unlink()
@@ -312,11 +328,11 @@ def test_the_number_of_shards_is_that_of_the_proposals(project: Project, tmp_pat
 
 def test_a_damaged_part_is_named(project: Project, tmp_path: Path) -> None:
     make_run(project, tmp_path / "run")
-    path = tmp_path / "run/proposals/shards/00000/part-0001.zarr.zip"
+    path = arrays_of(tmp_path / "run/proposals/shards/00000", 1)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(CorruptError, match=r"part-0001.zarr.zip"):
+    with pytest.raises(CorruptError, match=path.name):
         project.evaluate(tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.cluster.making import new_run, work
 from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.artifacts.run import create_or_check, open_run
+from vitp_pipeline.artifacts.sealed import write_sealed
+from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.stages.status import array_expression, print_status, run_status, watch_status
 
 
@@ -47,16 +49,20 @@ def test_training_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     folder = tmp_path / "classifier/default"
     create_or_check(folder, {"stage": "classifier"}, ("a", "b"))
     assert run_status(tmp_path)[0]["epoch"] is None
-    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 1.5}\n{"epo')
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 1.5}\n')
     (entry,) = run_status(tmp_path)
     assert (entry["stage"], entry["epoch"], entry["loss"], entry["shards_done"]) == ("classifier/default", 2, 1.5, 0)
     print_status([entry], as_json=True)
     assert json.loads(capsys.readouterr().out) == [entry]
     print_status([entry], as_json=False)
     assert "epoch 2" in capsys.readouterr().out
-    (folder / "done.json").write_text("{}")
+    digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
+    write_sealed(folder / "done.json", {"run": open_run(folder).digest, "files": {"metrics.jsonl": digest}})
     print_status(run_status(tmp_path), as_json=False)
     assert "trained" in capsys.readouterr().out
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 0.5}\n')
+    with pytest.raises(CorruptError, match=r"metrics\.jsonl: damaged"):
+        run_status(tmp_path)
 
 
 def test_done_running_stopped_and_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.stages.making import Project, make_project, make_run
-from vitp_pipeline.artifacts.parts import totals_path
-from vitp_pipeline.cluster.verify import repair, verify_run
+from vitp_pipeline.artifacts.layout import totals_path
+from vitp_pipeline.cluster.repair import repair
+from vitp_pipeline.cluster.verify import verify_run
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.metrics import bootstrap
 from vitp_pipeline.stages import totals

@@ -14,7 +14,7 @@ from typing import Any
 from vitp_pipeline.artifacts.places import publish, publish_new
 from vitp_pipeline.artifacts.temporaries import temporary, tidy
 from vitp_pipeline.artifacts.writes import fill, link, make_folder, remove, rename, sync, sync_folder
-from vitp_pipeline.errors import CorruptError, LockedError, StorageError
+from vitp_pipeline.errors import LockedError, StorageError
 
 SETTLE = 1.0
 """Seconds between writing and reading back where several tasks could write at once and nothing keeps them apart."""
@@ -99,20 +99,18 @@ def write_here(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """`write_whole` for JSON, with sorted keys. A NaN is a ValueError: see `figure.plain`."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda unfinished: fill(unfinished, text))
+def create_whole(path: Path, write: Callable[[Path], object]) -> bool:
+    """`write_whole`, but only if `path` does not exist yet; of several tasks at once exactly one gets True.
 
-
-def create_json(path: Path, content: Any) -> bool:
-    """Writes JSON only if `path` does not exist yet; of several tasks at once exactly one gets True."""
+    Raises:
+        StorageError: as `write_whole`.
+    """
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
         tidy(path.parent)
         try:
-            fill(unfinished, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            write(unfinished)
             sync(unfinished)
             _link(unfinished, path)
         except FileExistsError:
@@ -123,16 +121,15 @@ def create_json(path: Path, content: Any) -> bool:
     return publish_new(path)
 
 
-def read_json(path: Path) -> Any:
-    """Raises CorruptError when the file is not JSON."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\u" in text:  # halves of surrogate pairs are no text, and cannot be printed or written
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
-        return content
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: damaged ({error})", "Remove this file, then run the stage again") from error
+def as_json(content: Any) -> str:
+    """JSON with sorted keys, indented, ending with a line break. A NaN is a ValueError: see `metrics.figure.plain`."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_whole` for JSON that other tools read; what a run reads again is sealed (`artifacts.sealed`)."""
+    text = as_json(content)
+    write_whole(path, lambda unfinished: fill(unfinished, text))
 
 
 def _link(source: Path, path: Path) -> None:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.files import SETTLE, refusals
+from vitp_pipeline.artifacts.layout import open_plain
 from vitp_pipeline.artifacts.places import mirror_of
 from vitp_pipeline.artifacts.writes import make_folder, open_in_place, overwrite, remove
-from vitp_pipeline.errors import LockedError
+from vitp_pipeline.errors import CorruptError, LockedError
 from vitp_pipeline.progress import say
 from vitp_pipeline.stopping import stop_wanted, stopped
 
@@ -77,7 +78,7 @@ class Lock:
     def keep_signing(self) -> None:
         """Signs until the lock is given back, or lost."""
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, CorruptError):
                 if not self._is_own():
                     return
                 self.sign()
@@ -85,7 +86,7 @@ class Lock:
     def give_back(self, failed: bool) -> None:
         """Removes the file; after a failure leaves it as a trace for `vitp status`, marked as held by nobody."""
         self._ended.set()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CorruptError):
             if self._is_own():
                 if failed:
                     self.sign("ended")
@@ -93,7 +94,7 @@ class Lock:
                     remove(self.path)
 
     def _is_own(self) -> bool:
-        return f" token {self._token} " in self.path.read_text(encoding="utf-8", errors="replace")
+        return f" token {self._token} " in _Signature.read(self.path).text
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class _Signature:
 
     @staticmethod
     def read(path: Path) -> _Signature:
-        with path.open(encoding="utf-8", errors="replace") as file:  # opened anew: network file systems then ask anew
-            return _Signature(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+        with open_plain(path) as file:  # opened anew: network file systems then ask anew
+            return _Signature(file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns)
 
     def __str__(self) -> str:
         name = (self.text.splitlines() or ["unknown"])[0]
@@ -173,7 +174,7 @@ def is_locked(path: Path) -> bool:
         return is_locked_on(mirror, path)
     try:
         owner = _Signature.read(path)
-        with path.open(encoding="utf-8") as file:
+        with open_plain(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed at once: `locked` knows of this moment
                 known_free = owner.machine in ("", _machine())

@@ -1,11 +1,13 @@
 """A part: the results of up to a thousand images or so, committed together.
 
-    part-0003.zarr.zip      arrays, in a Zarr v3 group inside one zip file (one inode; each entry carries a CRC)
-    part-0003.parquet       one row an image; its rename into place commits the part
+    part-0003-9f86d081884c.zarr.zip   arrays, in a Zarr v3 group inside one zip file (one inode; entries carry CRCs)
+    part-0003.parquet                 one row an image; that it appears commits the part
 
-Checksums cover both. Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and
-`pyarrow.dataset`.
-The bytes depend on the content alone: entries have a fixed date and a fixed order.
+The index is sealed: it holds its own SHA-256, its place in the run, the digest of the arrays and that of the run's plan
+(`StageRun.digest`). Reading an index checks all of it; reading an array checks the CRC of every byte read and that the
+arrays are those of this part, for SHA-256 would have to read what nobody asked for; `vitp verify` computes it.
+Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
+The bytes depend on the content and its place alone: entries have a fixed date and a fixed order.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import refusals, write_here, write_whole
+from vitp_pipeline.artifacts.files import create_whole, refusals, write_here, write_whole
+from vitp_pipeline.artifacts.layout import open_plain, place
 from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.sealed import damaged, require_place
 from vitp_pipeline.artifacts.steps import codecs, decode, encode, kind_of, wrote
 from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
-from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.errors import CorruptError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,21 +43,6 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _KEY = re.compile(r"(.*)/(?:zarr\.json|c(?:/[0-9]+)*)", re.DOTALL)
 """Of a Zarr store: an array's (or group's) name, then its metadata or one of its chunks."""
 _BLOSC: dict[str, Any] = {"cname": "zstd", "clevel": 3}
-
-
-def index_path(shard_folder: Path, part: int) -> Path:
-    return shard_folder / f"part-{part:04d}.parquet"
-
-
-def arrays_path(shard_folder: Path, part: int) -> Path:
-    return shard_folder / f"part-{part:04d}.zarr.zip"
-
-
-def totals_path(shard_folder: Path) -> Path:
-    """What follows from all parts of a shard together (`stages.totals`). The underscore keeps it out of what readers of
-    the run directory (`pyarrow.dataset`) take for rows.
-    """
-    return shard_folder / "_totals.parquet"
 
 
 def array_of(key: str) -> str | None:
@@ -152,8 +141,8 @@ class ArrayWriter:
         kind = kind_of(np.array([planes.largest]), step) if step else None
         content = _shaped(planes.dtype, dimensions, step, kind, planes.shape, (1, *planes.shape[1:]))
         self._write(f"{name}/zarr.json", content)
-        for place, plane in enumerate(planes.each):
-            self._write(f"{name}/c/{place}/0/0", _chunk(plane, kind, step))
+        for number, plane in enumerate(planes.each):
+            self._write(f"{name}/c/{number}/0/0", _chunk(plane, kind, step))
 
     def close(self) -> None:
         """Completes the zip and renames it into place."""
@@ -268,19 +257,30 @@ def _decode_plain(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
 class ArrayReader:
     """Reads arrays of a part's zip. Every byte is checked against its CRC.
 
+    Args:
+        about: attributes that the root group must have: which part of which run the arrays are of.
     Raises:
-        CorruptError: the zip, an entry or a chunk is damaged or missing.
+        CorruptError: the zip, an entry or a chunk is damaged or missing, or the arrays are another part's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, about: dict[str, Any] | None = None) -> None:
         self.path = path
         there(path)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._file = open_plain(path)
+            self._zip = zipfile.ZipFile(self._file)
             self._keys: dict[str, list[str]] = {}  # by array, so that no read looks at all names
             for key in self._zip.namelist():
                 if name := array_of(key):
                     self._keys.setdefault(name, []).append(key)
+            if about is not None:
+                found = json.loads(self._zip.read("zarr.json"))["attributes"]["vitp"]
+                if others := [f"{key} {found.get(key)}" for key in about if found.get(key) != about[key]]:
+                    raise ValueError(f"it is of {', '.join(others)}")
+        except FileNotFoundError as error:
+            raise damaged(path, "is missing") from error
+        except UserError:
+            raise
         except Exception as error:  # a damaged directory fails in many ways
             raise self._corrupt(error) from error
 
@@ -289,6 +289,7 @@ class ArrayReader:
 
     def __exit__(self, *_: object) -> None:
         self._zip.close()
+        self._file.close()
 
     def read(self, name: str) -> np.ndarray:
         import zarr
@@ -315,47 +316,78 @@ class ArrayReader:
             raise self._corrupt(error, name) from error
 
     def _corrupt(self, error: Exception, name: str = "") -> CorruptError:
-        where = f"{self.path}{f', array {name}' if name else ''}"
-        return CorruptError(
-            f"{where}: damaged ({error})",
-            f"Remove {self.path.with_name(self.path.name.replace('.zarr.zip', '.parquet')).name} and done.json in that "
-            "folder, then run the stage again: only this part is made anew",
-        )
+        return damaged(self.path, f"damaged ({f'array {name}: ' if name else ''}{_line(error)})")
 
 
 def write_index(path: Path, table: pa.Table) -> None:
-    """Writes a part's rows; the rename commits the part. Raises StorageError."""
+    """Writes a table of a shard, sealed. Raises StorageError."""
+    content = _sealed(path, table)
+    write_whole(path, lambda unfinished: fill(unfinished, content))
+
+
+def create_index(path: Path, table: pa.Table) -> bool:
+    """Commits a part: writes its rows unless there are some; of several tasks at once exactly one gets True.
+
+    Raises:
+        StorageError: disk full and its kin.
+    """
+    content = _sealed(path, table)
+    return create_whole(path, lambda unfinished: fill(unfinished, content))
+
+
+def _sealed(path: Path, table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
+    about = {**(table.schema.metadata or {}), PLACE: place(path).encode()}
     made = io.BytesIO()
-    pq.write_table(table, made, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(about), made, compression="zstd")
     content = made.getvalue()
     cut = _footer(content)
-    sealed = content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
-    write_whole(path, lambda unfinished: fill(unfinished, sealed))
+    return content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
 
 
-def read_index(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part's rows. Raises CorruptError when the file is damaged or missing.
+def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") -> pa.Table:
+    """A part's rows, or another table of a shard.
 
     Every Parquet file of the package is read here, without Arrow's own threads: one that lets go of the bytes while the
     interpreter ends takes the process down (code 134).
+
+    Args:
+        run: digest of the run's plan that it must have been made for.
+    Raises:
+        CorruptError: it is not as it was written, is another's, or is missing.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     there(path)
     try:
-        content = path.read_bytes()
+        with open_plain(path) as index:
+            content = index.read()
         _check_seal(content)
         with pq.ParquetFile(pa.BufferReader(content)) as file:
-            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+            table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except FileNotFoundError as error:
+        raise damaged(path, "is missing") from error
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in many ways
-        raise CorruptError(
-            f"{path}: damaged ({(str(error) or repr(error)).splitlines()[0]})",
-            "Remove it and done.json in that folder, then run the stage again: only this part is made anew",
-        ) from error
+        raise damaged(path, f"damaged ({_line(error)})") from error
+    about = table.schema.metadata or {}
+    require_place(about.get(PLACE, b"").decode(errors="replace"), path)
+    if run and about.get(RUN) != run.encode():
+        raise damaged(path, "was made for another run.json")
+    return table
 
+
+def arrays_digest(table: pa.Table) -> str:
+    """SHA-256 of the arrays that belong to a part's rows; "" where there are none."""
+    digest: bytes = (table.schema.metadata or {}).get(ARRAYS_DIGEST, b"")
+    return digest.decode(errors="replace")
+
+
+ARRAYS_DIGEST, PLACE, RUN = b"vitp_arrays_sha256", b"vitp_place", b"vitp_run_sha256"
+"""Keys of an index's metadata: digest of the arrays, place in the run, digest of the run's plan."""
 
 _SEAL = b"vitp-sha256:"
 """Parquet's own checksums leave out page headers and the footer, where a flipped bit can change values silently. So the
@@ -367,20 +399,15 @@ def _footer(content: bytes) -> int:
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether an index holds its own digest, as every one does that `write_index` wrote."""
-    return _seal_start(path.read_bytes()) is not None
-
-
-def _seal_start(content: bytes) -> int | None:
-    start = _footer(content) - len(_SEAL) - hashlib.sha256().digest_size
-    return start if start > 0 and content[start:].startswith(_SEAL) else None
-
-
 def _check_seal(content: bytes) -> None:
-    """Raises ValueError when the file is not as it was written; one that another tool wrote has no seal."""
-    start, cut = _seal_start(content), _footer(content)
-    if start is not None:
-        digest = content[start + len(_SEAL) : cut]
-        if hashlib.sha256(content[:start] + content[cut:]).digest() != digest:
-            raise ValueError("its checksum does not fit")
+    """Raises ValueError when the file is not as it was written."""
+    cut = _footer(content)
+    start = cut - len(_SEAL) - hashlib.sha256().digest_size
+    if start <= 0 or not content[start:].startswith(_SEAL):
+        raise ValueError("it has no checksum")
+    if hashlib.sha256(content[:start] + content[cut:]).digest() != content[start + len(_SEAL) : cut]:
+        raise ValueError("its checksum does not fit")
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]

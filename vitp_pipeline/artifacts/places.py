@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from vitp_pipeline.artifacts.layout import refuse_links
 from vitp_pipeline.artifacts.writes import remove
 from vitp_pipeline.runtime.output import alias, with_aliases
 
@@ -60,7 +61,12 @@ def shown(text: str | Path) -> str:
 
 
 def there(path: Path) -> bool:
-    """Whether a file exists. One that is only on a store is fetched, so that it can be read."""
+    """Whether a file exists. One that is only on a store is fetched, so that it can be read.
+
+    Raises:
+        CorruptError: inside a run, a link or a pipe is in its place.
+    """
+    refuse_links(path)
     mirror = mirror_of(path)
     return path.exists() if mirror is None else mirror.fetch(path)
 
@@ -98,21 +104,33 @@ def discard(path: Path) -> None:
 
 
 def files_in(folder: Path) -> dict[str, int]:
-    """Sizes in bytes by name of the files of a folder, in one look; none where there is no folder."""
+    """Sizes in bytes by name of the files of a folder, in one look; none where there is no folder. Links are no files.
+
+    Raises:
+        CorruptError: a link leads there from inside a run.
+    """
+    refuse_links(folder)
     if (mirror := mirror_of(folder)) is not None:
         return mirror.files(folder)
     try:
         with os.scandir(folder) as entries:
             return {entry.name: size for entry in entries if (size := _size(entry)) is not None}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; none where there is no folder."""
+    """Names of the folders in a folder, sorted; none where there is no folder. Links are no folders. Raises as
+    `files_in`.
+    """
+    refuse_links(folder)
     if (mirror := mirror_of(folder)) is not None:
         return mirror.folders(folder)
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def stamp(path: Path) -> list[int]:
@@ -131,6 +149,6 @@ def look_anew(run: Path) -> None:
 
 def _size(entry: os.DirEntry[str]) -> int | None:
     try:
-        return entry.stat().st_size if entry.is_file() else None
+        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
     except FileNotFoundError:  # renamed meanwhile
         return None

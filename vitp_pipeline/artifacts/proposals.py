@@ -26,10 +26,12 @@ import numpy as np
 
 from vitp_pipeline.artifacts.array_names import array_name
 from vitp_pipeline.artifacts.codec import MaskCodec, MaskLoss
-from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes, arrays_path, index_path, read_index
+from vitp_pipeline.artifacts.layout import index_path
+from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes
 from vitp_pipeline.artifacts.places import run_directory, there
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
-from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
+from vitp_pipeline.artifacts.sealed import damaged
+from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.geometry import View
 
 if TYPE_CHECKING:
@@ -179,13 +181,12 @@ class _OpenPart:
     arrays: ArrayReader
 
 
-def _open_part(folder: Path, part: int, process: int) -> _OpenPart:
-    """process: its number; a forked one must open files of its own, or both would move the same position in them."""
-    table = read_index(index_path(folder, part))
+def _open_part(run: StageRun, shard: int, part: int) -> _OpenPart:
+    table = run.read_rows(shard, part)
     rows: dict[str, int] = {}
     for number, image_id in enumerate(table["image_id"].to_pylist()):
         rows.setdefault(image_id, number)
-    return _OpenPart(table, rows, ArrayReader(arrays_path(folder, part)))
+    return _OpenPart(table, rows, run.open_arrays(shard, part, table))
 
 
 class ProposalStore:
@@ -206,9 +207,7 @@ class ProposalStore:
             self.classes = tuple(str(c[0]) for c in self.run.identity["manifest"]["classes"])
             self.run.identity["settings"].get("split")
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise CorruptError(
-                f"{folder / 'run.json'}: damaged ({error!r})", "Remove the stage's folder and run it again"
-            ) from error
+            raise damaged(folder / "run.json", f"damaged ({error!r})") from error
 
     def __len__(self) -> int:
         return len(self.run.images)
@@ -221,7 +220,7 @@ class ProposalStore:
 
     def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Index rows of a part, failed images included; None = all columns."""
-        return list(read_index(index_path(self.run.shard_folder(shard), part), columns).to_pylist())
+        return list(self.run.read_rows(shard, part, columns).to_pylist())
 
     def read_part(
         self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None
@@ -231,15 +230,15 @@ class ProposalStore:
         Args:
             images: only these; None = all.
         """
-        folder, wanted = self.run.shard_folder(shard), None if images is None else set(images)
-        table = read_index(index_path(folder, part))
+        wanted = None if images is None else set(images)
+        table = self.run.read_rows(shard, part)
         # some at a time: as Python's lists points take twenty times the memory
         rows = (row for batch in table.to_batches(ROWS_TOGETHER) for row in batch.to_pylist() if row["status"] == "ok")
         rows = (row for row in rows if wanted is None or row["image_id"] in wanted)
         if not masks:
             yield from map(_record, rows)
             return
-        with ArrayReader(arrays_path(folder, part)) as arrays:
+        with self.run.open_arrays(shard, part, table) as arrays:
             for row in rows:
                 yield _record(row, arrays)
 
@@ -254,18 +253,21 @@ class ProposalStore:
         return _record(row, part.arrays)
 
     @cached_property
-    def _opened(self) -> Callable[[Path, int, int], _OpenPart]:
-        return lru_cache(PARTS_OPEN)(_open_part)
+    def _opened(self) -> Callable[[int, int, int], _OpenPart]:
+        """Of a shard, a part and a process; a forked one must open files of its own, or both would move the same
+        position in them.
+        """
+        return lru_cache(PARTS_OPEN)(lambda shard, part, process: _open_part(self.run, shard, part))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: a store is handed to the processes that load data."""
         return {name: value for name, value in vars(self).items() if name != "_opened"}
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Path, int]]:
-        """Shard folder and part by image id."""
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Shard and part by image id."""
         return {
-            image_id: (self.run.shard_folder(shard), part)
+            image_id: (shard, part)
             for shard in range(self.run.shards)
             for part, images in enumerate(self.run.parts(shard))
             for image_id in images
@@ -276,8 +278,8 @@ class ProposalStore:
         """Whether images were seen in parts, mirrored or more than once: what the first part says that is there."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
-                if there(path := index_path(self.run.shard_folder(shard), part)):
-                    about = (read_index(path, ["image_id"]).schema.metadata or {}).get(b"vitp", b"{}")
+                if there(index_path(self.run.shard_folder(shard), part)):
+                    about = (self.run.read_rows(shard, part, []).schema.metadata or {}).get(b"vitp", b"{}")
                     return "views" in json.loads(about)
         return False
 

@@ -7,26 +7,37 @@
 
 What a person names is checked against what is there; what only follows from other results lies under its own
 fingerprint, so another classifier or another α never overwrites anything.
+
+Which files belong to a stage follows from run.json, so it is kept twice (`copies.json`), and every part holds the
+digest of the plan it was made for: nothing is judged by a run.json that is not proven (`cluster.verify`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import create_json, read_json
-from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.copies import COPIES, keep_copies
+from vitp_pipeline.artifacts.layout import arrays_path, index_path
+from vitp_pipeline.artifacts.places import files_in, there
+from vitp_pipeline.artifacts.sealed import create_sealed, damaged, read_sealed
 from vitp_pipeline.artifacts.temporaries import tidy
-from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.fingerprint import difference, fingerprint
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.artifacts.parts import ArrayReader
+
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,12 @@ class StageRun:
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
 
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits of the plan: the identity, and which images lie in which shard and part."""
+        plan = {"identity": self.identity, "images": self.images, "shards": self.shards, "part_size": self.part_size}
+        return fingerprint(plan)
+
     def shard_images(self, shard: int) -> tuple[str, ...]:
         """Image ids of a shard: a contiguous stretch, sizes differing by at most one."""
         return self.images[self.first_image(shard) : self.first_image(shard + 1)]
@@ -66,6 +83,41 @@ class StageRun:
 
     def shard_folder(self, shard: int) -> Path:
         return self.folder / "shards" / f"{shard:05d}"
+
+    def read_rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a committed part; None = all columns. Raises CorruptError as `parts.read_index`."""
+        from vitp_pipeline.artifacts.parts import read_index
+
+        return read_index(index_path(self.shard_folder(shard), part), columns, self.digest)
+
+    def open_arrays(self, shard: int, part: int, rows: pa.Table | None = None) -> ArrayReader:
+        """The arrays of a committed part.
+
+        Args:
+            rows: the part's, where they are read already: they name their arrays.
+        Raises:
+            CorruptError: as `parts.ArrayReader`.
+        """
+        from vitp_pipeline.artifacts.parts import ArrayReader, arrays_digest
+
+        rows = self.read_rows(shard, part, []) if rows is None else rows
+        return ArrayReader(arrays_path(self.shard_folder(shard), part, arrays_digest(rows)), self.about(shard, part))
+
+    def about(self, shard: int, part: int) -> dict[str, Any]:
+        """What the arrays of a part say of themselves."""
+        return {"fingerprint": self.fingerprint, "shard": shard, "part": part}
+
+    def read_done(self, shard: int | None = None) -> dict[str, Any]:
+        """What done.json says of a finished shard, or of a training that has ended; `files`: digests by name.
+
+        Raises:
+            CorruptError: it is damaged, or was made for another plan.
+        """
+        path = (self.folder if shard is None else self.shard_folder(shard)) / "done.json"
+        said = read_sealed(path)
+        if said.get("run") != self.digest:
+            raise damaged(path, "was made for another run.json")
+        return said
 
     def finished(self, shard: int) -> bool:
         return there(self.shard_folder(shard) / "done.json")
@@ -90,18 +142,23 @@ def create_or_check(
     """
     path = folder / "run.json"
     tidy(folder)
+    plan = StageRun(folder, identity, images, shards or 1, part_size)
     content = {
         "format_version": FORMAT_VERSION,
         "identity": identity,
-        "fingerprint": fingerprint(identity),
+        "fingerprint": plan.fingerprint,
         "images": list(images),
-        "shards": shards or 1,
+        "shards": plan.shards,
         "part_size": part_size,
         "provenance": provenance(),
     }
     if not there(path):
-        create_json(path, content)
+        if there(folder / COPIES):
+            raise damaged(path, "is missing")
+        create_sealed(path, content)
     run = open_run(folder)
+    if files_in(folder).keys().isdisjoint((COPIES, "done.json")):  # of a finished training more is copied
+        keep_copies(folder, ["run.json"])
     if run.identity != identity:
         changes = "; ".join(difference(identity, run.identity)[:4])
         raise IncompatibleError(
@@ -131,8 +188,15 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
     """
     path = folder / "run.json"
     if not there(path):
+        if there(folder / COPIES):
+            raise damaged(path, "is missing")
         raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
-    content = read_json(path)
+    return stage_of(folder, read_sealed(path))
+
+
+def stage_of(folder: Path, content: dict[str, Any]) -> StageRun:
+    """The stage in a folder, by the content of its run.json. Raises as `open_run`."""
+    path = folder / "run.json"
     try:
         if (version := content["format_version"]) > FORMAT_VERSION:
             raise IncompatibleError(
@@ -146,7 +210,7 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
             raise ValueError(f"shards, part_size = {sizes}")
         return run
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path}: damaged ({error!r})", "Remove the stage's folder and run it again") from error
+        raise damaged(path, f"damaged ({error!r})") from error
 
 
 @lru_cache(1)

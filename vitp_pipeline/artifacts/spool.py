@@ -9,6 +9,7 @@ The underscore keeps them out of what readers of the run directory (`pyarrow.dat
 from __future__ import annotations
 
 import contextlib
+import re
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.array_names import array_name, without_view
 from vitp_pipeline.artifacts.files import refusals, write_here
-from vitp_pipeline.artifacts.parts import array_of, index_path, read_index, write_index
+from vitp_pipeline.artifacts.layout import arrays_path, index_path, part_of_arrays
+from vitp_pipeline.artifacts.parts import array_of, arrays_digest, read_index, write_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, there
-from vitp_pipeline.artifacts.temporaries import temporary
+from vitp_pipeline.artifacts.temporaries import TEMPORARY, temporary
 from vitp_pipeline.artifacts.writes import new_file, remove, rename
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.fingerprint import file_digest
@@ -139,12 +141,31 @@ def spooled_images(rows_path: Path) -> int:
     return 0
 
 
-def left_over(folder: Path) -> list[Path]:
-    """The spools of parts that are committed: a task was killed before it had removed them."""
+_OF_SPOOL = re.compile(r"_spool-([0-9]{4,})\.(?:parquet|zarr\.zip)")
+
+
+def stale_files(folder: Path) -> list[str]:
+    """Names of what killed tasks have left in a shard's folder: temporary files, spools of parts that are committed,
+    and arrays that no index names. Right while nobody is at work there.
+
+    Raises:
+        CorruptError: the index of a part that has several files of arrays cannot be read.
+    """
     files = files_in(folder)
-    found = sorted(name for name in files if name.startswith("_spool-"))
-    parts = (int(name.removeprefix("_spool-").partition(".")[0]) for name in found)
-    return [folder / name for name, part in zip(found, parts, strict=True) if index_path(folder, part).name in files]
+    arrays: dict[int, list[str]] = {}
+    found = {name for name in files if name.endswith(TEMPORARY)}
+    for name in files:
+        if (part := part_of_arrays(name)) is not None:
+            arrays.setdefault(part, []).append(name)
+        if (spool := _OF_SPOOL.fullmatch(name)) and index_path(folder, int(spool[1])).name in files:
+            found.add(name)
+    for part, names in arrays.items():
+        index = index_path(folder, part)
+        if index.name not in files:
+            found |= set(names)
+        elif len(names) > 1:
+            found |= set(names) - {arrays_path(folder, part, arrays_digest(read_index(index, []))).name}
+    return sorted(found)
 
 
 def images_of(rows: pa.Table) -> tuple[str, ...]:

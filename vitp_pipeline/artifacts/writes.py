@@ -2,7 +2,8 @@
 
 Before each such step the function of `watched` is called, if there is one. The tests have it kill the process, refuse
 (the disk is full), or let a part of the bytes through, at every step that the stages come by
-(`tests/faults`, docs/faults.md). A write that goes by another way fails `tests/faults/test_steps.py`.
+(`tests/faults`, docs/faults.md). A write that goes by another way fails `tests/faults/test_steps.py`. Inside a run no
+step goes through a link (`layout.refuse_links`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from vitp_pipeline.artifacts.layout import open_own, refuse_links
 
 
 class Step(StrEnum):
@@ -72,6 +75,7 @@ class _File(io.FileIO):
 
 def make_folder(path: Path) -> None:
     """Makes a folder and those it lies in, unless they are there. OSError EOPNOTSUPP where there can be none."""
+    refuse_links(path)
     if not path.is_dir():
         _at(Step.MAKE_FOLDER, path)
         try:
@@ -81,9 +85,11 @@ def make_folder(path: Path) -> None:
 
 
 def new_file(path: Path) -> io.BufferedWriter:
-    """An empty file to be filled; what was there is gone."""
+    """A new file to be filled. A file of its name is removed first: it may have a second name, or be a link."""
+    refuse_links(path.parent)
+    remove(path)
     _at(Step.OPEN, path)
-    return io.BufferedWriter(_File(path, "w"))
+    return io.BufferedWriter(_File(path, "x"))
 
 
 def fill(path: Path, content: bytes | memoryview | str) -> None:
@@ -92,39 +98,22 @@ def fill(path: Path, content: bytes | memoryview | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def append(path: Path, line: str) -> None:
-    """Adds a line to a file of lines and syncs it. One that a killed task left torn stays a line of its own."""
-    line = f"{line}\n" if _ends_a_line(path) else f"\n{line}\n"
-    _at(Step.OPEN, path)
-    with io.BufferedWriter(_File(path, "a")) as file:
-        file.write(line.encode())
-        file.flush()
-        _at(Step.SYNC, path)
-        os.fsync(file.fileno())
-
-
-def _ends_a_line(path: Path) -> bool:
-    if not path.exists() or not path.stat().st_size:
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
 def sync(path: Path) -> None:
     """Forces the bytes of a file to disk."""
     _at(Step.SYNC, path)
-    with path.open("rb+") as file:
+    with os.fdopen(open_own(path, os.O_RDWR), "rb") as file:
         os.fsync(file.fileno())
 
 
 def rename(source: Path, target: Path) -> None:
+    refuse_links(target.parent)
     _at(Step.RENAME, target)
     source.replace(target)
 
 
 def link(source: Path, target: Path) -> None:
     """Raises FileExistsError when there is a `target`."""
+    refuse_links(target.parent)
     _at(Step.LINK, target)
     os.link(source, target)
 
@@ -145,14 +134,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, if it is there."""
-    if path.exists() or path.is_symlink():
+    """Removes a file or a link, if it is there."""
+    refuse_links(path.parent)
+    if os.path.lexists(path):
         _at(Step.REMOVE, path)
         path.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:
     """Removes a file, or a folder with all that is in it; links are not followed."""
+    refuse_links(path.parent)
     if path.is_dir() and not path.is_symlink():
         _at(Step.REMOVE, path)
         shutil.rmtree(path, ignore_errors=True)
@@ -163,7 +154,7 @@ def remove_tree(path: Path) -> None:
 def open_in_place(path: Path, flags: int = 0) -> int:
     """The descriptor of a file that is changed where it lies, as lock files are; makes it where it is not."""
     _at(Step.OPEN, path)
-    return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    return open_own(path, os.O_RDWR | os.O_CREAT | flags)
 
 
 def overwrite(path: Path, file: int, content: bytes) -> None:

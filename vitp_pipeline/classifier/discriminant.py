@@ -173,5 +173,5 @@ class DiscriminantTrainer:
                 raise self.folder.damaged(error) from error
         self.folder.require_shared(self.team, step)
         if self.team.leads:
-            self.folder.cut_log(-1)
+            self.folder.write_log()
         return step

@@ -1,9 +1,15 @@
-"""What a training keeps on disk while it runs: a checkpoint, the best model so far, and a line of figures an epoch."""
+"""What a training keeps on disk while it runs: a checkpoint, the best model so far, and a line of figures an epoch.
+
+The checkpoint ends with its own SHA-256, which torch does not look at, and holds the lines too: metrics.jsonl is only
+written, never read again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,11 +18,12 @@ from typing import Any
 
 import torch
 
-from vitp_pipeline.artifacts.files import refusals, write_whole
+from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.layout import open_plain
 from vitp_pipeline.artifacts.locks import Lock
-from vitp_pipeline.artifacts.places import publish, there
+from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.torch_file import read_torch_file
-from vitp_pipeline.artifacts.writes import append, fill
+from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.errors import CorruptError, InputError
@@ -31,11 +38,13 @@ class TrainingFolder:
     Attributes:
         about: what the .json beside a model says of it.
         lock: held on the folder; looked at before a checkpoint is written.
+        lines: of metrics.jsonl.
     """
 
     path: Path
     about: dict[str, Any] = field(default_factory=dict)
     lock: Lock | None = None
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def checkpoint(self) -> Path:
@@ -53,19 +62,24 @@ class TrainingFolder:
         if self.lock is not None:
             self.lock.check()
         content = io.BytesIO()
-        torch.save(state, content)  # through memory: to a full disk torch would raise an error of its own
+        # through memory: to a full disk torch would raise an error of its own
+        torch.save({**state, "metrics": self.lines}, content)
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        content.seek(0, os.SEEK_END)
+        content.write(_SEAL + digest)
         write_whole(self.checkpoint, lambda unfinished: fill(unfinished, content.getbuffer()))
 
     def load(self) -> dict[str, Any] | None:
         """Read the checkpoint, its tensors on the CPU; None before the first. Raises CorruptError."""
         if not there(self.checkpoint):
             return None
+        if not checkpoint_is_whole(self.checkpoint):
+            raise self.damaged(ValueError("its checksum does not fit"))
         try:
             state = read_torch_file(self.checkpoint, self.checkpoint.read_bytes())
-            if not isinstance(state, dict):
-                raise TypeError("no table")
-            return state
-        except (InputError, OSError, TypeError) as error:
+            self.lines[:] = state["metrics"]
+            return dict(state)
+        except (InputError, OSError, TypeError, KeyError) as error:
             raise self.damaged(error) from error
 
     def require_shared(self, team: Team, step: int) -> None:
@@ -87,15 +101,19 @@ class TrainingFolder:
         return load_classifier(path) if there(path) else None
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl; it needs a key `step`."""
-        with refusals(self.metrics):
-            append(self.metrics, json.dumps(line))
-        publish(self.metrics)
+        """Adds a line to metrics.jsonl; it needs a key `step`."""
+        self.lines.append(line)
+        self.write_log()
         if self._tensorboard is not None:
             for name, value in line.items():
                 if isinstance(value, float):
                     self._tensorboard.add_scalar(name, value, line["step"])
             self._tensorboard.flush()
+
+    def write_log(self) -> None:
+        """Writes metrics.jsonl with the lines up to now. Raises StorageError."""
+        text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
+        write_whole(self.metrics, lambda unfinished: fill(unfinished, text))
 
     @cached_property
     def _tensorboard(self) -> Any:
@@ -105,15 +123,18 @@ class TrainingFolder:
 
         return SummaryWriter(str(self.path / "tensorboard"))
 
-    def cut_log(self, step: int) -> None:
-        """Lines of epochs after the checkpoint will be written again; drops them, and a torn last one."""
-        if not there(self.metrics):
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue
-        write_whole(self.metrics, lambda unfinished: fill(unfinished, "".join(kept)))
+
+_SEAL = b"vitp-sha256:"
+_SEAL_LENGTH = len(_SEAL) + hashlib.sha256().digest_size
+
+
+def checkpoint_is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written."""
+    with open_plain(path) as file:
+        left = max(0, file.seek(0, os.SEEK_END) - _SEAL_LENGTH)
+        file.seek(0)
+        digest = hashlib.sha256()
+        while left and (piece := file.read(min(left, 1 << 20))):
+            digest.update(piece)
+            left -= len(piece)
+        return file.read() == _SEAL + digest.digest()

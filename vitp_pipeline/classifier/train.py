@@ -202,7 +202,7 @@ class Trainer:
                 raise self.folder.damaged(error) from error
         self.folder.require_shared(self.team, step)
         if self.team.leads:
-            self.folder.cut_log(step)
+            self.folder.write_log()
         return step, losses
 
     def _log(self, step: int, epoch: int, losses: list[float], optimizer: torch.optim.Optimizer) -> None:

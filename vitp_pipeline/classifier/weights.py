@@ -1,9 +1,10 @@
-"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and
-`model.json` for people.
+"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and `model.json`, which
+says what it is, for people, and holds its SHA-256.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.artifacts.digests import require_recorded
+from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.artifacts.torch_file import read_torch_file
 from vitp_pipeline.artifacts.weight_names import backbone_weights
 from vitp_pipeline.artifacts.writes import fill
@@ -32,10 +35,13 @@ def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
     content = save(tensors, {"vitp": model.config.to_json()})
     # through Python: a full disk is then an OSError, which `write_whole` knows
     write_whole(path, lambda unfinished: fill(unfinished, content))
-    parameters = sum(p.numel() for p in model.parameters())
-    write_json(
-        path.with_suffix(".json"), {**about, "model": json.loads(model.config.to_json()), "parameters": parameters}
-    )
+    said = {
+        **about,
+        "model": json.loads(model.config.to_json()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    write_sealed(path.with_suffix(".json"), said)
 
 
 def load_classifier(path: str | Path) -> PointViT:
@@ -55,12 +61,13 @@ def load_classifier(path: str | Path) -> PointViT:
 
     Raises:
         InputError: no such file, or not a classifier of vitp.
-        CorruptError: the file is damaged.
+        CorruptError: the file is damaged, or another than the .json beside it says.
         IncompatibleError: its tensors do not fit its configuration.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such classifier", "Give the model.safetensors of a run, below RUN/classifier")
+    require_recorded(path)
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("vitp")

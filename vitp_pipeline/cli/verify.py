@@ -14,7 +14,8 @@ def register(app: typer.Typer) -> None:
     def verify(
         run: Run,
         repair: Annotated[
-            bool, typer.Option("--repair", help="Remove the bad parts, so that a rerun of their stage makes them anew.")
+            bool,
+            typer.Option("--repair", help="Put copies back; remove bad parts, so that a rerun makes them anew."),
         ] = False,
         json: Json = False,
     ) -> None:
@@ -27,14 +28,14 @@ def register(app: typer.Typer) -> None:
             vitp verify runs/camvid --repair
         """
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.cluster.repair import repair as mend
         from vitp_pipeline.cluster.verify import print_damages, report, verify_run
-        from vitp_pipeline.cluster.verify import repair as remove
 
         with documented(json) as document:
             checked = verify_run(run)
             if not json:
                 print_damages(checked.damages)
-            left = remove(checked.damages) if repair else None
+            left = mend(checked.damages) if repair else None
             damages = [
                 {"path": d.path, "reason": d.reason, "removed": left is not None and d not in left}
                 for d in checked.damages

@@ -5,14 +5,13 @@ A task cleans its shard when it starts, so this is for shards that nobody will r
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.artifacts.locks import is_locked, locked
-from vitp_pipeline.artifacts.parts import index_path
 from vitp_pipeline.artifacts.places import discard, files_in, folders_in
-from vitp_pipeline.artifacts.spool import left_over
+from vitp_pipeline.artifacts.spool import stale_files
 from vitp_pipeline.artifacts.temporaries import TEMPORARY, is_abandoned
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.stages.status import stage_folders
@@ -35,37 +34,37 @@ def collect(run: Path, remove: bool = True) -> list[tuple[Path, int]]:
             continue
         for name in folders_in(stage / "shards"):
             found += _locked_folder(stage / "shards" / name, remove)
-        for folder in (stage, *stage.glob("results/**/")):
+        for folder in (stage, stage / "log", *_below(stage / "results")):
             found += _unlocked_folder(folder, remove)
-    return found + _unlocked_folder(run, remove)
+    return found + _unlocked_folder(run, remove) + _unlocked_folder(run / "jobs", remove)
 
 
 def _locked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
     """Leavings of a folder that a task owns by its lock; none while one is at work."""
     lock = folder / "lock"
     files = files_in(folder)
-    leavings, there = _leavings(folder, files), lock.name in files
-    if not (leavings or there) or is_locked(lock):
+    stale, there = _stale(folder, files), lock.name in files
+    if not (stale or there) or is_locked(lock):
         return []
     if not remove:
-        return [*leavings, *([(lock, files[lock.name])] if there else [])]
+        return [*stale, *([(lock, files[lock.name])] if there else [])]
     try:
         with locked(lock, wait=False):
-            found = _remove(_leavings(folder, files_in(folder)))  # once more: now nobody else is here
+            found = _remove(_stale(folder, files_in(folder)))  # once more: now nobody else is here
             return [*found, (lock, 0)] if there else found
     except LockedError:
         return []
 
 
-def _leavings(folder: Path, files: dict[str, int]) -> list[tuple[Path, int]]:
-    def left(name: str) -> bool:
-        if name.endswith(TEMPORARY):
-            return True
-        arrays = re.fullmatch(r"part-(\d+)\.zarr\.zip", name)
-        return arrays is not None and index_path(folder, int(arrays[1])).name not in files
+def _stale(folder: Path, files: dict[str, int]) -> list[tuple[Path, int]]:
+    return [(folder / name, files[name]) for name in stale_files(folder) if name in files]
 
-    names = {name for name in files if left(name)} | {path.name for path in left_over(folder)}
-    return [(folder / name, files[name]) for name in sorted(names) if name in files]
+
+def _below(folder: Path) -> Iterator[Path]:
+    """A folder and those in it; links are none."""
+    yield folder
+    for name in folders_in(folder):
+        yield from _below(folder / name)
 
 
 def _unlocked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:

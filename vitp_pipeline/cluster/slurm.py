@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.artifacts.files import write_whole
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.artifacts.writes import fill, make_folder
 from vitp_pipeline.cluster.commands import task_script
 from vitp_pipeline.cluster.plan import Chain, Job
@@ -233,7 +234,8 @@ def submit_chain(
             call(["scancel", *ids])
         raise
     stages = [submission.job.stage for submission in calls]
-    write_json(folder / "submitted.json", [{"id": i, "stage": s} for i, s in zip(ids, stages, strict=True)])
+    submitted = [{"id": i, "stage": s} for i, s in zip(ids, stages, strict=True)]
+    write_sealed(folder / "submitted.json", {"jobs": submitted})
     for submission, job_id in zip(calls, ids, strict=True):
         say(f"job {job_id}: {submission.job.stage}{_tasks(submission)}{_waits(submission, ids)}")
     return [
@@ -260,7 +262,7 @@ def _require_no_jobs(out: Path, call: Callable[[list[str]], str]) -> None:
     record = jobs_folder(out) / "submitted.json"
     if not record.exists():
         return
-    ids = {entry["id"] for entry in read_json(record)}
+    ids = {entry["id"] for entry in read_sealed(record)["jobs"]}
     left = sorted(ids & set(call(["squeue", "--noheader", "--format=%F"]).split()), key=int)
     if left:
         raise LockedError(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.stages.evaluation import Evaluation
@@ -27,8 +26,7 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     """
     evaluation.proposals.require_one_view("pictures")
     panels = []
-    folder = evaluation.classes.shard_folder(0)
-    with ArrayReader(arrays_path(folder, 0)) as scores:
+    with evaluation.classes.open_arrays(0, 0) as scores:
         for record in evaluation.proposals.read_part(0, 0):
             panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.key}")))
     panels.sort(key=lambda panel: -panel[0])

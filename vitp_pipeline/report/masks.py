@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.figure import DASH, plain
@@ -101,7 +100,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
             if shard in stored.rows.missing:
                 continue
             for part in range(len(proposals.run.parts(shard))):
-                with ArrayReader(arrays_path(classes.shard_folder(shard), part)) as scores:
+                with classes.open_arrays(shard, part) as scores:
                     for record in proposals.read_part(shard, part):
                         if record.image_id in failed:
                             continue

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path
 from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
@@ -102,7 +101,7 @@ def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.n
         for part, images in enumerate(evaluation.classes.parts(shard))
         if image_id in images
     )
-    with ArrayReader(arrays_path(evaluation.classes.shard_folder(shard), part)) as scores:
+    with evaluation.classes.open_arrays(shard, part) as scores:
         record = evaluation.proposals.read(image_id)
         return record, scores.read(f"point_logits/{record.key}")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.files import read_json
 from vitp_pipeline.artifacts.places import folders_in, there
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
@@ -19,7 +19,7 @@ from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, Mi
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.labels import classifier_folder, classifier_named, facts_of, labels
-from vitp_pipeline.stages.results import headline_variants, in_order, read_result_totals, summarise
+from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
 from vitp_pipeline.stages.rows import Rows, read_rows
 from vitp_pipeline.validation.tables import checked
 
@@ -106,11 +106,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     )
     numbers = headline_variants(evaluation)
     rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
-    stored = folder / "result.json"
-    if there(stored):
-        result = in_order(read_json(stored), evaluation)
-    else:
-        result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
+    result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
     return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
 
 
@@ -148,7 +144,8 @@ def _measured(run: Path) -> list[StageRun]:
 
 
 def _created(folder: Path) -> str:
-    return read_json(folder / "run.json")["provenance"]["created"]
+    created: str = read_sealed(folder / "run.json")["provenance"]["created"]
+    return created
 
 
 def _settings(run: StageRun) -> EvaluateSettings:
@@ -197,7 +194,7 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     folders += [stored.evaluation.classes.folder, stored.evaluation.run.folder]
     entries = []
     for folder in folders:
-        content = read_json(folder / "run.json")
+        content = read_sealed(folder / "run.json")
         identity = {k: v for k, v in content["identity"].items() if k not in ("manifest", "stage")}
         entries.append(
             {

@@ -62,13 +62,17 @@ def classify(
     check_manifest(proposals, recipe)
     classifier = classifier_file(recipe, settings, data_root, out)
     require_shards(proposals, shard)
-    run = classes_run(proposals, classifier, settings, out, create=True)
+    digests = Digests(out)
+    run = classes_run(proposals, classifier, settings, out, create=True, digests=digests)
     shards = shard.within(run.shards)
     require_proposals(proposals, shards)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
-    return run_parts(
-        run, shards, lambda: ClassMaker(run, proposals, dataset, classifier, settings), "classify", retry_failed
-    )
+
+    def build() -> ClassMaker:
+        digests.prove()
+        return ClassMaker(run, proposals, dataset, classifier, settings)
+
+    return run_parts(run, shards, build, "classify", retry_failed)
 
 
 def classifier_file(recipe: Recipe, settings: ClassifySettings, data_root: Path, out: Path) -> Path:
@@ -97,16 +101,19 @@ def classes_run(
     settings: ClassifySettings,
     out: Path,
     create: bool = False,
+    digests: Digests | None = None,
 ) -> StageRun:
     """The folder of the scores of this classifier for these proposals, in the same shards and parts.
 
+    Args:
+        digests: told what the classifier is; whoever loads it has them proven.
     Raises:
         MissingStageError: it is not there and `create` is false.
     """
     identity = {
         "stage": "classes",
         "proposals": proposals.run.fingerprint,
-        "classifier": Digests(out).of(classifier),
+        "classifier": (digests or Digests(out)).of(classifier),
         "settings": identity_of(settings),
     }
     folder = out / "classes" / fingerprint(identity)[:12]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord, by_image, points_of
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
@@ -52,10 +51,11 @@ class CountMaker:
 
     def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Images of a part with their counts, or with why they have none."""
-        folder = self.evaluation.classes.shard_folder(shard)
-        states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
+        classes = self.evaluation.classes
+        scored = classes.read_rows(shard, part)
+        states = {r["image_id"]: r for r in scored.to_pylist()}
         left = deque(images)
-        with ArrayReader(arrays_path(folder, part)) as scores:
+        with classes.open_arrays(shard, part, scored) as scores:
             worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
             for views in by_image(self.evaluation.proposals.read_part(shard, part, images=worked)):
                 image_id = views[0].image_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.files import read_json, refusals, write_json
+from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.artifacts.locks import Lock, locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path, read_index, totals_path, write_index
+from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
 from vitp_pipeline.artifacts.places import discard, files_in, publish, release, there
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.spool import Spool, images_of, left_over
-from vitp_pipeline.artifacts.temporaries import TEMPORARY
-from vitp_pipeline.artifacts.writes import append, make_folder
-from vitp_pipeline.errors import CorruptError, PartialError
+from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
+from vitp_pipeline.artifacts.spool import Spool, images_of, stale_files
+from vitp_pipeline.artifacts.temporaries import temporary
+from vitp_pipeline.artifacts.writes import make_folder, remove, rename, sync_folder
+from vitp_pipeline.errors import CorruptError, LockedError, PartialError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import Progress, counted, progress, say
 from vitp_pipeline.stopping import finishing, interruptible, stop_wanted, stopped
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from vitp_pipeline.artifacts.store_locks import StoreLock
-
-
-ARRAYS_DIGEST = b"vitp_arrays_sha256"
-"""Key of the index's metadata; runs of before it existed are checked by the CRCs inside their zip files alone."""
 
 
 KEEP_EVERY = 300.0
@@ -140,8 +137,8 @@ def run_parts(
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
-                for leaving in (*folder.glob(f"*{TEMPORARY}"), *left_over(folder)):
-                    discard(leaving)
+                for name in stale_files(folder):
+                    discard(folder / name)
                 discard(totals_path(folder))  # of the parts that there were
                 for part, images in enumerate(run.parts(shard)):
                     if there(index_path(folder, part)):
@@ -156,7 +153,7 @@ def run_parts(
                     outcome.cached += len(images) - made
                 if conclude is not None:
                     conclude(shard)
-                outcome.failed += _finish(run, shard)
+                outcome.failed += finish_shard(run, shard)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -169,63 +166,114 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
         LockedError: another task has taken the shard over meanwhile.
     """
     folder, images = run.shard_folder(shard), run.parts(shard)[part]
-    arrays, spool = arrays_path(folder, part), Spool(folder, part, run.fingerprint, images)
+    arrays = temporary(folder / f"part-{part:04d}.zarr.zip")
+    spool = Spool(folder, part, run.fingerprint, images)
     left, pause = spool.left, KEEP_EVERY
     if spool.images:
         bar.advance(len(spool.images))
-    while True:
-        if stop_wanted():
-            raise stopped(f"{bar.done} of {bar.total} images are done")
-        began = time.monotonic()
-        made = maker.make(shard, part, spool.left, arrays, Turn(bar.advance, began + pause))
-        returned = time.monotonic()
-        rows = spool.joined(made, arrays)
-        lock.check()
-        _log(run, shard, part, len(images_of(made)), returned - began)
-        if images_of(rows) == images:
-            break
-        spool.keep(rows, arrays)
-        pause = max(KEEP_EVERY, KEEP_SHARE * (time.monotonic() - returned))
-    if arrays.exists():
-        publish(arrays)
-    write_index(index_path(folder, part), _sealed(rows, arrays))
+    try:
+        while True:
+            if stop_wanted():
+                raise stopped(f"{bar.done} of {bar.total} images are done")
+            began = time.monotonic()
+            made = maker.make(shard, part, spool.left, arrays, Turn(bar.advance, began + pause))
+            returned = time.monotonic()
+            rows = spool.joined(made, arrays)
+            lock.check()
+            _log(run, shard, part, len(images_of(made)), returned - began)
+            if images_of(rows) == images:
+                break
+            spool.keep(rows, arrays)
+            pause = max(KEEP_EVERY, KEEP_SHARE * (time.monotonic() - returned))
+        commit_part(run, shard, part, rows, arrays, lock)
+    finally:
+        remove(arrays)
     spool.remove()
-    release(arrays)
     return len(left)
 
 
-def _sealed(rows: pa.Table, arrays: Path) -> pa.Table:
-    """The rows with the digest of the part's arrays in their metadata: the index vouches for both files."""
-    if not arrays.exists():
-        return rows
-    return rows.replace_schema_metadata({**(rows.schema.metadata or {}), ARRAYS_DIGEST: file_digest(arrays)})
+def commit_part(
+    run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | StoreLock | None = None
+) -> None:
+    """Publishes a part: its arrays under a name that no other content has, then its index, unless there is one.
+
+    So a task that was suspended and taken over, however late it wakes and whatever the file system's locks are worth,
+    changes nothing that is committed.
+
+    Args:
+        arrays: a file whose content they are, which is moved; it need not exist.
+    Raises:
+        LockedError: another task has taken over.
+    """
+    folder, about = run.shard_folder(shard), {**(rows.schema.metadata or {}), RUN: run.digest.encode()}
+    index, own = index_path(folder, part), None
+    if arrays.exists():
+        about[ARRAYS_DIGEST] = (digest := file_digest(arrays)).encode()
+        own = arrays_path(folder, part, digest)
+        with refusals(own):
+            make_folder(folder)
+            rename(arrays, own)
+            sync_folder(folder)
+        publish(own)
+    if lock is not None:
+        lock.check()
+    if not create_index(index, rows.replace_schema_metadata(about)):
+        raise LockedError(f"{index}: another task has committed this part", "Run the same command again")
+    if own is not None:
+        if own.name not in files_in(folder):  # whoever took over has taken it for stale
+            discard(index)
+            raise LockedError(f"{own}: another task has removed it", "Run the same command again")
+        release(own)
 
 
-def _finish(run: StageRun, shard: int) -> list[tuple[str, str]]:
+def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """Writes done.json from what the parts say, so that it does not depend on interruptions."""
     stats = shard_stats(run, shard)
-    write_json(run.shard_folder(shard) / "done.json", stats)
-    return list(stats["failed"])
+    write_sealed(run.shard_folder(shard) / "done.json", stats)
+    return [(image_id, reason) for image_id, reason in stats["failed"]]
 
 
 def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
-    """What done.json says of a shard whose parts are all there. Raises CorruptError when one cannot be read."""
-    folder, failed, size = run.shard_folder(shard), [], 0
-    files = files_in(folder)
+    """What done.json says of a shard whose parts are all there: which files it has, and which images failed.
+
+    Raises:
+        CorruptError: a part cannot be read.
+    """
+    folder, failed = run.shard_folder(shard), []
+    sizes, digests = files_in(folder), {}
+    own = []
     for part in range(len(run.parts(shard))):
-        rows = read_index(index_path(folder, part), ["image_id", "status", "error"]).to_pylist()
-        failed += [(r["image_id"], r["error"]) for r in rows if r["status"] != "ok"]
-        size += sum(files.get(path(folder, part).name, 0) for path in (index_path, arrays_path))
-    return {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": size, "failed": failed}
+        rows = run.read_rows(shard, part, ["image_id", "status", "error"])
+        failed += [[r["image_id"], r["error"]] for r in rows.to_pylist() if r["status"] != "ok"]
+        index, digest = index_path(folder, part), arrays_digest(rows)
+        digests[index.name] = file_digest(index)
+        own += [index.name, *([arrays_path(folder, part, digest).name] if digest else [])]
+    if (totals := totals_path(folder)).name in sizes and there(totals):
+        digests[totals.name] = file_digest(totals)
+    return {
+        "run": run.digest,
+        "images": len(run.shard_images(shard)),
+        "parts": len(run.parts(shard)),
+        "bytes": sum(sizes.get(name, 0) for name in own),
+        "failed": failed,
+        "files": digests,
+    }
+
+
+def read_done(run: StageRun, shard: int) -> dict[str, Any]:
+    """What done.json says of a finished shard, see `shard_stats`. Raises CorruptError when it is damaged."""
+    stats = run.read_done(shard)
+    try:
+        failed = [(str(image_id), reason) for image_id, reason in stats["failed"]]
+        return {**stats, "images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(run.shard_folder(shard) / "done.json", f"damaged ({error!r})") from error
 
 
 def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
-    path = run.shard_folder(shard) / "done.json"
-    try:
-        return [(image_id, reason) for image_id, reason in read_json(path)["failed"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
+    failed: list[tuple[str, str]] = read_done(run, shard)["failed"]
+    return failed
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:
@@ -233,18 +281,20 @@ def _forget_failed(run: StageRun, shard: int) -> None:
     folder = run.shard_folder(shard)
     with locked(folder / "lock"):
         for part, images in enumerate(run.parts(shard)):
-            index, arrays = index_path(folder, part), arrays_path(folder, part)
+            index = index_path(folder, part)
             spool = Spool(folder, part, run.fingerprint, images)
-            committed = there(index)
-            rows = read_index(index) if committed else spool.rows
-            if rows is None or len(good := _that_worked(rows)) == len(rows):
+            rows = run.read_rows(shard, part) if there(index) else None
+            known = spool.rows if rows is None else rows
+            if known is None or len(good := _that_worked(known)) == len(known):
                 continue
-            if committed:
-                there(arrays)
+            arrays = None
+            if rows is not None:
+                if digest := arrays_digest(rows):
+                    there(arrays := arrays_path(folder, part, digest))
                 discard(folder / "done.json")
                 discard(index)
             if len(good):
-                spool.keep(good, arrays if committed else None)
+                spool.keep(good, arrays)
             else:
                 spool.remove()
 
@@ -254,11 +304,12 @@ def _that_worked(rows: pa.Table) -> pa.Table:
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
-    """Timings go beside what is compared, one JSON line a part."""
-    line = {"shard": shard, "part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
-    path = run.folder / "log" / f"shard-{shard:05d}.jsonl"
-    with refusals(path):
-        make_folder(path.parent)
-        there(path)
-        append(path, json.dumps(line))
-    publish(path)
+    """Timings go beside what is compared, an entry each time that a maker has worked at a part."""
+    path = run.folder / "log" / f"shard-{shard:05d}.json"
+    entry = {"part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
+    try:
+        before = read_sealed(path)["parts"] if there(path) else []
+    except CorruptError as error:
+        say(f"{error.message}; begun anew")
+        before = []
+    write_sealed(path, {"shard": shard, "parts": [*before, entry]})

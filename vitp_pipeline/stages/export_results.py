@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.files import write_json
-from vitp_pipeline.artifacts.parts import ArrayReader, arrays_path, index_path, read_index
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.recipe import Recipe
@@ -127,7 +126,7 @@ def _write_json_files(export: Export) -> None:
     images, entries, files = [], [], set()
     for shard in range(export.run.shards):
         for part in range(len(export.run.parts(shard))):
-            for row in read_index(index_path(export.run.shard_folder(shard), part)).to_pylist():
+            for row in export.run.read_rows(shard, part).to_pylist():
                 if row["status"] != "ok":
                     continue
                 stem = Path(row["file_name"]).stem
@@ -158,10 +157,11 @@ class ResultMaker:
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
-        folder = self.export.classes.shard_folder(shard)
-        states = {r["image_id"]: r for r in read_index(index_path(folder, part)).to_pylist()}
+        classes = self.export.classes
+        scored = classes.read_rows(shard, part)
+        states = {r["image_id"]: r for r in scored.to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
-        with ArrayReader(arrays_path(folder, part)) as scores:
+        with classes.open_arrays(shard, part, scored) as scores:
             for record in self.export.proposals.read_part(shard, part, images=images):
                 if rows and turn.over():
                     images = images[: images.index(record.image_id)]

@@ -59,19 +59,23 @@ def import_proposals(
     begun = there(out / "proposals" / "run.json")
     settings = settled(settings, out)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
-    source = open_source(format, masks, dataset, void_share)
+    source, digests = open_source(format, masks, dataset, void_share), Digests(out)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": {"library": "imported", **source.identity(Digests(out)), "void_share": void_share},
+        "generator": {"library": "imported", **source.identity(digests), "void_share": void_share},
         "settings": identity_of(settings),
     }
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
-    shards = shard.within(run.shards)
-    return run_parts(run, shards, lambda: ImportMaker(run, dataset, source, settings), "proposals", retry_failed)
+
+    def build() -> ImportMaker:
+        digests.prove()
+        return ImportMaker(run, dataset, source, settings)
+
+    return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
 
 
 class ImportMaker:

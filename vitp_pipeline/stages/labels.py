@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.files import read_json
-from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.digests import recorded_digest
+from vitp_pipeline.artifacts.places import folders_in, there
 from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
-from vitp_pipeline.errors import UserError
 
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")
@@ -31,23 +31,23 @@ def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
     """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula. Of one
     whose identity is of other types than were written there is nothing.
     """
-    digests = _digests(run)
+    classifiers = _classifiers(run)
     known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "classes"}
     found: list[Facts] = []
     for stage in stages:
         try:
-            found.append(_facts(run, stage, digests, known))
+            found.append(_facts(run, stage, classifiers, known))
         except (AttributeError, KeyError, TypeError, ValueError):
             found.append({})
     return found
 
 
-def _facts(run: Path, stage: StageRun, digests: dict[str, Any], known: dict[str, dict[str, Any]]) -> Facts:
+def _facts(run: Path, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
     identity, kind = stage.identity, stage.folder.parent.name
     scores = identity if kind == "classes" else _scores(run, identity, known)
     settings = scores.get("settings", {})
     facts = {
-        "classifier": classifier_named(run, scores.get("classifier", ""), digests),
+        "classifier": classifier_named(run, scores.get("classifier", ""), classifiers),
         "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
     }
     if kind == "evaluation":
@@ -89,18 +89,14 @@ def alpha_of(identity: dict[str, Any]) -> str:
     return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 
-def classifier_folder(run: Path, digest: str, digests: dict[str, Any] | None = None) -> Path | None:
+def classifier_folder(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> Path | None:
     """The folder in the run of the classifier whose weights have this digest; None when it is elsewhere."""
-    for file, entry in (_digests(run) if digests is None else digests).items():
-        folder = run / "classifier" / Path(file).parent.name
-        if entry["sha256"] == digest and there(folder / "run.json"):
-            return folder
-    return None
+    return (_classifiers(run) if classifiers is None else classifiers).get(digest)
 
 
-def classifier_named(run: Path, digest: str, digests: dict[str, Any] | None = None) -> str:
+def classifier_named(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> str:
     """The name of the classifier in its run, or the beginning of its digest."""
-    folder = classifier_folder(run, digest, digests)
+    folder = classifier_folder(run, digest, classifiers)
     return folder.name if folder else digest[:8]
 
 
@@ -111,14 +107,12 @@ def _scores(run: Path, identity: dict[str, Any], known: dict[str, dict[str, Any]
     name = identity.get("classes", "")[:12]
     if name not in known:
         path = run / "classes" / name / "run.json"
-        known[name] = read_json(path).get("identity", {}) if name and there(path) else {}
+        known[name] = read_sealed(path).get("identity", {}) if name and there(path) else {}
     return known[name]
 
 
-def _digests(run: Path) -> dict[str, Any]:
-    """As `Digests` keeps them: only a memory, so a damaged one says nothing."""
-    path = run / "digests.json"
-    try:
-        return read_json(path) if there(path) else {}
-    except UserError:
-        return {}
+def _classifiers(run: Path) -> dict[str, Path]:
+    """The folders of a run's trained classifiers by the digest of their weights."""
+    folders = [run / "classifier" / name for name in reversed(folders_in(run / "classifier"))]
+    found = {recorded_digest(folder / "model.safetensors"): folder for folder in folders if there(folder / "run.json")}
+    return {digest: folder for digest, folder in found.items() if digest is not None}

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import read_json, write_json, write_whole
+from vitp_pipeline.artifacts.files import write_json, write_whole
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
-from vitp_pipeline.errors import IncompatibleError, InputError, PartialError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import counted, progress, say
 from vitp_pipeline.stages.pictures import Picture
@@ -139,7 +140,11 @@ def _finished(wish: Wish, picture: Picture) -> bool:
     path = wish.result(picture)
     if not path.exists():
         return False
-    known = read_json(path)
+    try:
+        known = read_sealed(path)
+    except CorruptError as error:
+        say(f"{error.message}; made anew")
+        return False
     if known.get("fingerprint") != wish.fingerprint:
         raise IncompatibleError(
             f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
@@ -163,7 +168,7 @@ def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
         for task in wish.tasks:
             _write_overlay(image, regions(found, spec, task), wish.out / "overlays" / task / picture.name, wish.overlay)
     about = {"image": str(picture.path), "sha256": digest, "fingerprint": wish.fingerprint, **wish.shown}
-    write_json(wish.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
+    write_sealed(wish.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
 
 
 def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind: str) -> None:

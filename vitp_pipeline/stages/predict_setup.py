@@ -83,6 +83,7 @@ def prepare(
         from vitp_pipeline.devices import choose_device
         from vitp_pipeline.predict import Predictor
 
+        digests.prove()
         model = load_classifier(classifier) if classifier else None
         network = source.build(choose_device(proposals.device))
         return Predictor(network, model, spec, proposals, classify, evaluate)

@@ -54,24 +54,23 @@ def generate_proposals(
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
         view_plan(settings, None)  # refused before the run is made
-    source = find_source(settings, lambda text: recipe.find_file(text, data_root))
+    source, digests = find_source(settings, lambda text: recipe.find_file(text, data_root)), Digests(out)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": source.identity(Digests(out)),
+        "generator": source.identity(digests),
         "settings": identity_of(settings),
     }
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
-    return run_parts(
-        run,
-        shard.within(run.shards),
-        lambda: ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings),
-        "proposals",
-        retry_failed,
-    )
+
+    def build() -> ProposalMaker:
+        digests.prove()
+        return ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings)
+
+    return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
 
 
 NEW_PART_SIZE = 1000

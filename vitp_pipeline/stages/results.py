@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import read_json, write_json
 from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.run import provenance
-from vitp_pipeline.errors import PartialError
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
+from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.progress import counted, say
 from vitp_pipeline.runtime.output import show
@@ -176,11 +176,14 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
         PartialError: as `summarise`.
     """
     path = evaluation.run.folder / "result.json"
-    if there(path) and "notes" in (known := read_json(path)):  # older versions wrote less
-        return in_order(known, evaluation)
+    if there(path):
+        try:
+            return in_order(read_sealed(path), evaluation)
+        except CorruptError as error:
+            say(f"{error.message}; made anew from the counts")
     result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
     if result["images"]["measured"] == result["images"]["of"]:
-        write_json(path, result)
+        write_sealed(path, result)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import index_path, read_index
+from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.places import bring
 from vitp_pipeline.metrics.bootstrap import sparse_areas
 from vitp_pipeline.stages.evaluation import Evaluation
@@ -38,10 +38,10 @@ def read_parts(evaluation: Evaluation) -> Iterator[pa.Table]:
 
 def shard_parts(evaluation: Evaluation, shard: int) -> Iterator[pa.Table]:
     """The parts of a shard that has all of them."""
-    parts = [index_path(evaluation.run.shard_folder(shard), part) for part in range(len(evaluation.run.parts(shard)))]
-    bring(parts)
+    parts = range(len(evaluation.run.parts(shard)))
+    bring(index_path(evaluation.run.shard_folder(shard), part) for part in parts)
     for part in parts:
-        yield read_index(part)
+        yield evaluation.run.read_rows(shard, part)
 
 
 def missing_shards(evaluation: Evaluation) -> list[int]:

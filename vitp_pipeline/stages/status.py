@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import read_json
+from vitp_pipeline.artifacts.copies import COPIES
+from vitp_pipeline.artifacts.layout import index_path, open_plain, part_of_arrays
 from vitp_pipeline.artifacts.locks import is_locked
-from vitp_pipeline.artifacts.parts import arrays_path, index_path
 from vitp_pipeline.artifacts.places import bring, files_in, folders_in, look_anew, shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.sealed import damaged, read_sealed
 from vitp_pipeline.artifacts.spool import spool_paths, spooled_images
-from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.errors import InputError
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.shard import array_expression
+from vitp_pipeline.stages.driver import read_done
 from vitp_pipeline.stages.labels import ALWAYS, facts_of, labels
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def stage_folders(run: Path) -> list[Path]:
     folders = [run / "proposals"]
     for stage in ("classifier", "classes", "evaluation"):
         folders += [run / stage / name for name in folders_in(run / stage)]
-    folders = [folder for folder in folders if there(folder / "run.json")]
+    folders = [folder for folder in folders if there(folder / "run.json") or there(folder / COPIES)]
     if not folders:
         raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
     return folders
@@ -81,16 +84,18 @@ def _sharded(run: StageRun) -> dict[str, Any]:
     images, failed, size = 0, [], 0
     bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     for shard in range(run.shards):
-        stats = _done(run, shard)
-        if stats is not None:
+        if run.finished(shard):
+            stats = read_done(run, shard)
             done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
-            failed += stats["failed"]
+            failed += map(list, stats["failed"])
             continue
-        files = files_in(run.shard_folder(shard))
+        files, arrays = files_in(run.shard_folder(shard)), Counter[int | None]()
+        for name, bytes_ in files.items():
+            arrays[part_of_arrays(name)] += bytes_
         for part, ids in enumerate(run.parts(shard)) if files else ():
             if (index := index_path(folder, part).name) in files:
                 images += len(ids)
-                size += files[index] + files.get(arrays_path(folder, part).name, 0)
+                size += files[index] + arrays[part]
             elif (rows := spool_paths(run.shard_folder(shard), part)[0]).name in files:
                 images += spooled_images(rows)
         if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
@@ -117,26 +122,13 @@ def _sharded(run: StageRun) -> dict[str, Any]:
     }
 
 
-def _done(run: StageRun, shard: int) -> dict[str, Any] | None:
-    """The stats of a finished shard."""
-    path = run.shard_folder(shard) / "done.json"
-    if not there(path):
-        return None
-    try:
-        stats = read_json(path)
-        failed = [[image_id, reason] for image_id, reason in stats["failed"]]
-        return {"images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CorruptError(f"{path}: damaged ({error!r})", "Remove this file, then run the stage again") from error
-
-
 def _training(run: StageRun) -> dict[str, Any]:
     from vitp_pipeline.config.settings import TrainSettings
 
     folder = run.folder
-    last = next(iter(_json_lines(folder / "metrics.jsonl")[-1:]), {})
     files = files_in(folder)
     finished = "done.json" in files
+    last = _last_line(run, finished)
     running = not finished and is_locked(folder / "lock")
     begun = "lock" in files or "checkpoint.pt" in files
     return {
@@ -159,25 +151,33 @@ def _training(run: StageRun) -> dict[str, Any]:
     }
 
 
+def _last_line(run: StageRun, finished: bool) -> dict[str, Any]:
+    """The last line of figures of a training; nothing before there is one."""
+    path = run.folder / "metrics.jsonl"
+    digest = run.read_done()["files"].get(path.name) if finished else None
+    content = b""
+    if there(path):
+        with open_plain(path) as file:
+            content = file.read()
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise damaged(path, "damaged (its checksum does not fit)")
+    line = content.rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        last: dict[str, Any] = json.loads(line) if line else {}
+        return last
+    except ValueError as error:
+        raise damaged(path, f"damaged ({error})") from error
+
+
 def _speed(run: StageRun) -> float | None:
-    """Images per second over the parts in the log, of one task."""
+    """Images per second over the parts in the logs, of one task."""
     images, seconds = 0, 0.0
-    logs = [run.folder / "log" / name for name in files_in(run.folder / "log") if name.endswith(".jsonl")]
+    logs = [run.folder / "log" / name for name in sorted(files_in(run.folder / "log")) if name.endswith(".json")]
     bring(logs)
     for path in logs:
-        for entry in _json_lines(path):
-            with contextlib.suppress(KeyError, TypeError):
-                images, seconds = images + entry["images"], seconds + entry["seconds"]
+        for entry in read_sealed(path)["parts"]:
+            images, seconds = images + entry["images"], seconds + entry["seconds"]
     return images / seconds if seconds else None
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for those that are torn or damaged."""
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if there(path) else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            entries.append(json.loads(line))
-    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:

@@ -59,7 +59,7 @@ class Stream:
             MissingStageError: the run has no classifier.
             UserError: any of its other kinds.
         """
-        self.recipe, self.classify, self.settings = recipe, classify, settings
+        self.recipe, self.classify, self.settings, self.digests = recipe, classify, settings, Digests(out)
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
         if generate.window:
             view_plan(generate, None)  # refused before the folder is made
@@ -71,9 +71,9 @@ class Stream:
         def identity_with(generate: ProposalSettings) -> dict[str, Any]:
             stream = {
                 "manifest": recipe.manifest.identity(),
-                "generator": self.source.identity(Digests(out)),
+                "generator": self.source.identity(self.digests),
                 GENERATE: identity_of(generate),
-                "classifier": Digests(out).of(self.classifier),
+                "classifier": self.digests.of(self.classifier),
                 "classify": identity_of(classify),
             }
             return {"stage": "evaluation", "stream": stream, **measured.identity}
@@ -111,6 +111,7 @@ class StreamMaker:
 
     def __init__(self, stream: Stream) -> None:
         evaluation, manifest = stream.evaluation, stream.recipe.manifest
+        stream.digests.prove()
         self.dataset = evaluation.dataset
         self.namer = Namer(stream.classifier, stream.classify, identity_of(stream.generate), manifest)
         if self.namer.reads_masks:

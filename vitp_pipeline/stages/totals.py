@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import read_index, totals_path, write_index
+from vitp_pipeline.artifacts.layout import totals_path
+from vitp_pipeline.artifacts.parts import RUN, read_index, write_index
 from vitp_pipeline.artifacts.places import bring, there
 from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
 from vitp_pipeline.metrics.exact import IouSums
@@ -148,7 +149,7 @@ def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
     for shard in finished:
         path = totals_path(evaluation.run.shard_folder(shard))
         if "instance" not in evaluation.tasks and there(path):
-            totals.add_table(read_index(path))
+            totals.add_table(read_index(path, run=evaluation.run.digest))
         else:
             _add_parts(totals, pieces, evaluation, shard)
     joined(totals.detections, pieces)
@@ -166,7 +167,9 @@ def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) 
         return
     totals = Totals(evaluation, generator, fused)
     _add_parts(totals, {}, evaluation, shard)
-    write_index(totals_path(evaluation.run.shard_folder(shard)), totals.table())
+    table = totals.table()
+    about = {**table.schema.metadata, RUN: evaluation.run.digest.encode()}
+    write_index(totals_path(evaluation.run.shard_folder(shard)), table.replace_schema_metadata(about))
 
 
 def _add_parts(totals: Totals, pieces: dict[str, Any], evaluation: Evaluation, shard: int) -> None:

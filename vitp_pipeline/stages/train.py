@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.files import read_json, refusals, write_json
+from vitp_pipeline.artifacts.copies import COPIES, copies_in, keep_copies, restore
+from vitp_pipeline.artifacts.digests import Digests, recorded_digest
+from vitp_pipeline.artifacts.files import refusals
+from vitp_pipeline.artifacts.layout import place
 from vitp_pipeline.artifacts.locks import Lock, locked
-from vitp_pipeline.artifacts.places import discard, run_directory, there
-from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.places import discard, files_in, run_directory, there
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.sealed import seal
 from vitp_pipeline.artifacts.temporaries import TEMPORARY
 from vitp_pipeline.classifier.sampling import NO_LABEL
 from vitp_pipeline.config.identity import identity_of
@@ -23,6 +26,7 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
+from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import counted, say
 from vitp_pipeline.stopping import finishing, interruptible
 from vitp_pipeline.team import ALONE, Team
@@ -104,9 +108,10 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     if not team.leads:
         if (fingerprint := team.share(None)) is not None:
             with finishing():
-                _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None)
+                _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None, None)
         return None
-    digest = Digests(out).of(weights) if isinstance(weights, Path) else weights
+    digests = Digests(out)
+    digest = digests.of(weights) if isinstance(weights, Path) else weights
     identity = {
         "stage": "classifier",
         "manifest": recipe.manifest.identity(),
@@ -116,7 +121,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     if masks is not None:
         identity["masks"] = masks.run.fingerprint
     if start is not None:
-        identity["init_from"] = Digests(out).of(start)
+        identity["init_from"] = digests.of(start)
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
     other = "Train it under another --name, which classify, evaluate and predict then take, too"
@@ -128,12 +133,18 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
         with finishing(), locked(folder / "lock") as lock:
-            for leaving in folder.glob(f"*{TEMPORARY}"):
-                discard(leaving)
+            for name in files_in(folder):
+                if name.endswith(TEMPORARY):
+                    discard(folder / name)
+            if (end := copies_in(folder).get("done.json")) and not there(done):  # a task was killed just before its end
+                restore(folder, "done.json", end)
             if team.share(None if there(done) else run.fingerprint):  # else another task has finished it meanwhile
-                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock)
+                digests.prove()
+                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock, run)
                 made = True
-    known = read_json(done)
+            else:
+                _tidy(folder, settings)
+    known = run.read_done()
     left_out = known["left_out"]
     return Training(
         made=known["images"] if made else 0,
@@ -157,8 +168,13 @@ def _train(
     fingerprint: str,
     team: Team,
     lock: Lock | None,
+    run: StageRun | None,
 ) -> None:
-    """Builds, trains, saves; done.json says what was left out, and why."""
+    """Builds, trains, saves; done.json says what was left out, and why.
+
+    Args:
+        lock, run: of the process that writes.
+    """
     from vitp_pipeline.classifier.build import starting_model
     from vitp_pipeline.classifier.calibration import held_out_temperature
     from vitp_pipeline.classifier.folder import TrainingFolder
@@ -173,6 +189,7 @@ def _train(
             model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
         except UserError:
             if lock and not there(folder / "checkpoint.pt"):
+                discard(folder / COPIES)
                 discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
             raise
         batches = _batches(dataset, training, settings, masks, model.grid, team)
@@ -200,14 +217,16 @@ def _train(
             files.save_model(model, "last", trained_on)
         model = best.to(device)
     validation = validate(model) if validate else None
-    if team.leads:
+    if run is not None and lock is not None:
+        lock.check()
         if validation:
             validation.save(folder, dataset.spec.class_names)
         if held_out and settings.prompt == "point":
             temperature = held_out_temperature(model, dataset, held_out, POINTS, settings.precision)
             model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
-        write_json(folder / "done.json", {"images": usable, "left_out": batches.skipped})
+        lock.check()
+        _end(run, {"images": usable, "left_out": batches.skipped})
         _tidy(folder, settings)
         seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
@@ -217,6 +236,23 @@ def _train(
 def _loading(team: Team) -> contextlib.AbstractContextManager[None]:
     """A signal ends it at once; in a team the others would wait, so all end together, after the first step."""
     return interruptible("nothing is trained yet") if team.size == 1 else contextlib.nullcontext()
+
+
+RESULTS = ("model.safetensors", "model.json", "last.safetensors", "last.json", "metrics.jsonl")
+VALIDATED = ("validation.json", "confusion.npy")
+"""Of trainings with held-out images."""
+
+
+def _end(run: StageRun, said: dict[str, Any]) -> None:
+    """Commits a training: done.json names the digests of all that it leaves; small files are copied before."""
+    folder, there_are = run.folder, files_in(run.folder)
+    names = [name for name in (*RESULTS, *VALIDATED) if name in there_are]
+    digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
+    said = {**said, "run": run.digest, "files": digests}
+    text = seal(said, place(folder / "done.json"))
+    small = [name for name in names if not name.endswith(".safetensors")]
+    keep_copies(folder, ["run.json", *small], {"done.json": text})
+    restore(folder, "done.json", text)
 
 
 def _tidy(folder: Path, settings: TrainSettings) -> None:

@@ -1,0 +1,132 @@
+"""The layout of a run: the place of a file in it, whatever folder the run lies in, and what may lie there.
+
+A run may have been moved, or shared with others who write to it. So nothing in it is known by an absolute path, and
+below a run directory there are folders and regular files alone: no link leads out of it, no pipe makes a reader wait.
+The run directory itself may be a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+from pathlib import Path
+
+from vitp_pipeline.errors import CorruptError
+
+STAGES = ("proposals", "classifier", "classes", "evaluation", "exports")
+
+_TEMPORARY = r"(?:\.[^/]+\.tmp)?"
+_CLASSIFIER_FILES = (
+    r"(?:(?:run|copies|done|model|best|last|validation)\.json|(?:model|best|last)\.safetensors|checkpoint\.pt|"
+    rf"metrics\.jsonl|confusion\.npy|lock){_TEMPORARY}"
+)
+_STAGE_FILES = rf"(?:run|copies|result)\.json{_TEMPORARY}"
+_IN_STAGE = rf"(?:/shards(?:/[0-9]{{5,}}(?:/[^/]+)?)?|/log(?:/[^/]+)?|/results(?:/[^/]+)*|/{_STAGE_FILES})?"
+_PLACE = re.compile(
+    rf"(?:^|/)(proposals{_IN_STAGE}"
+    rf"|classifier(?:/[^/]+(?:/{_CLASSIFIER_FILES})?)?"
+    rf"|(?:classes|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
+    rf"|exports(?:/[a-z0-9-]+-[0-9a-f]{{12}}{_IN_STAGE})?"
+    rf"|jobs(?:/log(?:/[^/]+)?|/submitted\.json{_TEMPORARY})?|(?:digests\.json|report\.html){_TEMPORARY})$",
+    re.DOTALL,
+)
+
+
+def place(path: Path) -> str:
+    """The path of a file or folder inside its run, "proposals/shards/00000/done.json"; elsewhere its name alone."""
+    return _inside(path) or path.name
+
+
+def _inside(path: Path) -> str:
+    match = _PLACE.search(path.absolute().as_posix())
+    return match[1] if match else ""
+
+
+def run_of(path: Path) -> Path:
+    """The run directory that a file belongs to; of one that is in no run, the folder it lies in."""
+    return path.parents[place(path).count("/")]
+
+
+def index_path(shard_folder: Path, part: int) -> Path:
+    """The rows of a part; this file commits it."""
+    return shard_folder / f"part-{part:04d}.parquet"
+
+
+def arrays_path(shard_folder: Path, part: int, digest: str) -> Path:
+    """The arrays of a part, called by the beginning of their SHA-256: no task ever replaces those of another."""
+    return shard_folder / f"part-{part:04d}-{digest[:12]}.zarr.zip"
+
+
+_ARRAYS = re.compile(r"part-([0-9]{4,})-[0-9a-f]{12}\.zarr\.zip")
+
+
+def part_of_arrays(name: str) -> int | None:
+    """The part whose arrays a file of this name holds; None: it holds none."""
+    match = _ARRAYS.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def totals_path(shard_folder: Path) -> Path:
+    """What follows from all parts of a shard together (`stages.totals`). The underscore keeps it out of what readers of
+    the run directory (`pyarrow.dataset`) take for rows.
+    """
+    return shard_folder / "_totals.parquet"
+
+
+def refuse_links(path: Path) -> None:
+    """Raises CorruptError when a file or folder of a run, or a folder on the way to it from the run directory, is a
+    link, or neither a folder nor a regular file. What does not exist is fine, and so is what is in no run.
+    """
+    for number in reversed(range(len(Path(_inside(path)).parts))):
+        own = path.parents[number - 1] if number else path
+        try:
+            mode = os.lstat(own).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if stat.S_ISLNK(mode):
+            raise CorruptError(f"{own}: is a link, and vitp follows none inside a run", "Remove it")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise CorruptError(f"{own}: is neither a file nor a folder", "Remove it")
+
+
+def open_plain(path: Path) -> io.BufferedReader:
+    """Opens a file for reading; inside a run it is never waited for.
+
+    Raises:
+        CorruptError: as `refuse_links`, or a folder is in its place.
+        FileNotFoundError: there is none.
+    """
+    if not _inside(path):
+        return path.open("rb")
+    refuse_links(path)
+    return os.fdopen(_open(path, os.O_RDONLY), "rb")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """The descriptor of a file that is changed where it lies.
+
+    Raises:
+        CorruptError: as `open_plain`, or it has a second name, under which it may be somebody else's.
+    """
+    refuse_links(path)
+    file = _open(path, flags)
+    if os.fstat(file).st_nlink > 1:
+        os.close(file)
+        raise CorruptError(f"{path}: has a second name (a hard link)", "Remove it")
+    return file
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise CorruptError(f"{path}: is a link, a pipe or a folder in the place of a file", "Remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise CorruptError(f"{path}: is a link, a pipe or a folder in the place of a file", "Remove it")
+    return file

@@ -1,0 +1,92 @@
+"""JSON files that prove themselves: what a run reads again is written and read here.
+
+The last key of such a file is its seal: the file's place in the run, and the SHA-256 of all bytes before that digest.
+
+    "seal": {
+      "place": "proposals/shards/00000/done.json",
+      "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    }
+
+So a changed digit, a cut or an empty file, and the file of another place are all noticed when it is read, and a run
+that was moved is as good as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.files import as_json, create_whole, write_whole
+from vitp_pipeline.artifacts.layout import open_plain, place, run_of
+from vitp_pipeline.artifacts.places import shown
+from vitp_pipeline.artifacts.writes import fill
+from vitp_pipeline.errors import CorruptError
+
+_END = re.compile(r'([0-9a-f]{64})"\n  }\n}\n')
+_END_LENGTH = 64 + len('"\n  }\n}\n')
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Writes a sealed JSON file, whole or not at all. Raises what `write_whole` raises."""
+    text = seal(content, place(path))
+    write_whole(path, lambda unfinished: fill(unfinished, text))
+
+
+def create_sealed(path: Path, content: dict[str, Any]) -> bool:
+    """Writes a sealed JSON file unless it exists; of several tasks at once exactly one gets True."""
+    text = seal(content, place(path))
+    return create_whole(path, lambda unfinished: fill(unfinished, text))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a sealed JSON file.
+
+    Raises:
+        CorruptError: it is not as it was written, was written for another place, or is missing.
+    """
+    return unseal(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a run. Raises CorruptError when it is missing, or no UTF-8."""
+    try:
+        with open_plain(path) as file:
+            return file.read().decode("utf-8")
+    except FileNotFoundError as error:
+        raise damaged(path, "is missing") from error
+    except UnicodeDecodeError as error:
+        raise damaged(path, "damaged (it is no text)") from error
+
+
+def unseal(text: str, path: Path) -> dict[str, Any]:
+    """The content of the text of a sealed JSON file that lies, or belongs, at `path`. Raises CorruptError."""
+    body, end = text[:-_END_LENGTH], _END.fullmatch(text[-_END_LENGTH:])
+    if end is None:
+        raise damaged(path, "damaged, or written before vitp 0.2 (it does not end with its checksum)")
+    if hashlib.sha256(body.encode()).hexdigest() != end[1]:
+        raise damaged(path, "damaged (its checksum does not fit)")
+    content: dict[str, Any] = json.loads(text)
+    require_place(content.pop("seal")["place"], path)
+    return content
+
+
+def seal(content: dict[str, Any], of: str) -> str:
+    """The text of a sealed JSON file for a place in a run."""
+    head = as_json(content).removesuffix("\n}\n").removesuffix("{}\n") or "{"
+    comma = "," if content else ""
+    body = f'{head}{comma}\n  "seal": {{\n    "place": {json.dumps(of, ensure_ascii=False)},\n    "sha256": "'
+    return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"\n  }}\n}}\n'
+
+
+def require_place(of: str, path: Path) -> None:
+    """Raises CorruptError when a file at `path` was written for another place, `of`."""
+    if not f"/{path.absolute().as_posix()}".endswith(f"/{of}"):
+        raise damaged(path, f"is the file of {of or 'no place in a run'}")
+
+
+def damaged(path: Path, reason: str) -> CorruptError:
+    """What is wrong with a file of a run, and what puts it right."""
+    return CorruptError(f"{path}: {reason}", f"`vitp verify {shown(run_of(path))} --repair`, then run the stage again")

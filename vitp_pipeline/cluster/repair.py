@@ -1,0 +1,119 @@
+"""What `vitp verify --repair` does about each damage: it puts a copy back, or removes what a rerun makes anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp_pipeline.artifacts.copies import keep_copies
+from vitp_pipeline.artifacts.layout import index_path, part_of_arrays, totals_path
+from vitp_pipeline.artifacts.locks import locked
+from vitp_pipeline.artifacts.places import discard, files_in, there
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.sealed import damaged
+from vitp_pipeline.errors import UserError
+from vitp_pipeline.fingerprint import file_digest
+from vitp_pipeline.progress import say
+
+Fix = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it was written.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        stage: the folder of the stage that it belongs to.
+        shard: in which it lies.
+        fix: puts it right, or lets a rerun of the stage do so; None = nothing here can.
+        rerun: whether a rerun has to.
+    """
+
+    path: Path
+    reason: str
+    stage: Path
+    shard: int | None = None
+    fix: Fix | None = None
+    rerun: bool = False
+
+    @staticmethod
+    def of(
+        error: UserError,
+        path: Path,
+        stage: Path,
+        fix: Fix | None = None,
+        shard: int | None = None,
+        rerun: bool = False,
+    ) -> Damage:
+        """What an error says of a file, or of what lies in that folder."""
+        return Damage(path, error.message.removeprefix(f"{path}: "), stage, shard, fix, rerun)
+
+
+def repair(damages: list[Damage]) -> list[Damage]:
+    """Does what can be done, in order, while no task is at work there. Returns what could not be mended."""
+    left = []
+    for damage in damages:
+        try:
+            if damage.fix is None:
+                left.append(damage)
+            else:
+                damage.fix()
+        except UserError as error:
+            say(str(error))
+            left.append(damage)
+    return left
+
+
+def discards(path: Path) -> Fix:
+    """Removes a file that follows from others, or is only a memory."""
+    return lambda: discard(path)
+
+
+def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
+    """Removes a part, first its index, which uncommits it, and what follows from it."""
+    folder = run.shard_folder(shard)
+
+    def fix() -> None:
+        with locked(folder / "lock", wait=False):
+            discard(index_path(folder, part))
+            for name in files_in(folder):
+                if part_of_arrays(name) == part:
+                    discard(folder / name)
+            _forget(folder)
+
+    return fix
+
+
+def forgets_shard(run: StageRun, shard: int) -> Fix:
+    """Removes what follows from the parts of a shard."""
+    folder = run.shard_folder(shard)
+
+    def fix() -> None:
+        with locked(folder / "lock", wait=False):
+            _forget(folder)
+
+    return fix
+
+
+def rebuilds_copies(run: StageRun) -> Fix:
+    """Copies the small files of a stage anew, those of a training that has ended as its done.json names them."""
+
+    def fix() -> None:
+        small = {}
+        if there(run.folder / "done.json"):
+            files = run.read_done().get("files", {})
+            small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
+        for name, digest in small.items():
+            if not there(run.folder / name) or file_digest(run.folder / name) != digest:
+                raise damaged(run.folder / name, "is damaged, and so is its copy")
+        keep_copies(run.folder, ["run.json", *(["done.json"] if small else []), *small])
+
+    return fix
+
+
+def _forget(folder: Path) -> None:
+    discard(folder / "done.json")
+    discard(totals_path(folder))
