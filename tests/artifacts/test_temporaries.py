@@ -21,8 +21,9 @@ from PIL import Image
 
 from tests.datasets.test_prepare import write_ade20k, write_cityscapes, write_coco
 from vitp_pipeline.artifacts import temporaries
-from vitp_pipeline.artifacts.files import create_json, write_json, write_whole
+from vitp_pipeline.artifacts.files import write_json, write_whole
 from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.sealed import create_sealed
 from vitp_pipeline.artifacts.temporaries import HOUR, NAME_BYTES, is_abandoned, temporary, tidy
 from vitp_pipeline.artifacts.writes import fill, watched
 from vitp_pipeline.datasets import load_manifest
@@ -37,7 +38,7 @@ def write_files(folder: Path) -> None:
     create_or_check(folder, {"stage": "proposals"}, ("a",))
     write_json(folder / "results/a.json", {"a": 1})
     write_whole(folder / "results/a.png", lambda path: fill(path, b"png" * 50))
-    create_json(folder / "once.json", {"b": 2})
+    create_sealed(folder / "once.json", {"b": 2})
     write_json(folder / "results/a.json", {"a": 2})
 
 
@@ -63,8 +64,8 @@ def prepared(dataset: str, make: Callable[[Path], object], folder: Path) -> None
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.name != "run.json"}
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("run.json", "copies.json"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def killed_at(step: int, action: Callable[[Path], object], folder: Path) -> bool:
@@ -185,7 +186,7 @@ def test_every_name_has_a_temporary_one(one: bytes, other: bytes) -> None:
 def test_files_of_the_longest_names_are_written(length: int, tmp_path: Path) -> None:
     path = tmp_path / ("ü" * (length // 2 - 3) + ".json")
     write_json(path, {"a": 1})
-    assert create_json(path.with_suffix(".once"), {}) and len(list(tmp_path.iterdir())) == 2
+    assert create_sealed(path.with_suffix(".once"), {}) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_folders_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

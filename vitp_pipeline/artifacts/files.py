@@ -122,7 +122,7 @@ def create_whole(path: Path, write: Callable[[Path], object]) -> bool:
 
 
 def as_json(content: Any) -> str:
-    """JSON with sorted keys, indented, ending with a line break. A NaN is a ValueError: see `metrics.figure.plain`."""
+    """JSON with sorted keys, indented, ending with a line break. A NaN is a ValueError: see `figure.plain`."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
