@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vitp_pipeline.artifacts.proposals import points_per_mask
 from vitp_pipeline.config.flags import parse_size
-from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.runtime.output import results_apart, show_json
@@ -64,7 +64,7 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
 
     def locate(text: str) -> Path:
         if recipe is not None:
-            return recipe.find_file(text, data_root or Path())
+            return recipe.find_file(text, data_root or NO_DATA_ROOT)
         path = Path(text).expanduser()
         if not path.is_file():
             raise InputError(f"{path}: no such file")

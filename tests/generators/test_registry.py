@@ -64,6 +64,10 @@ def test_each_way_to_name_a_generator(tmp_path: Path) -> None:
     ("settings", "error", "fault"),
     [
         (ProposalSettings("python:mine.py"), UsageError, "names no class"),
+        *(
+            (ProposalSettings(f"python:mine.{end}:Mine"), UsageError, "names no class")
+            for end in ("so", "pyc", "txt", "PY")
+        ),
         (ProposalSettings("python:absent.py:Mine"), InputError, r"absent\.py"),
         (ProposalSettings(SWIN, task="semantic"), UsageError, "`task` and `test_size`"),
         (ProposalSettings(SWIN, test_size=(640, 2560)), UsageError, "`task` and `test_size`"),

@@ -304,7 +304,8 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert np.array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
 
 
-def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITP_WEIGHTS", raising=False)
     picture = sorted(images.iterdir())[0]
     other = tmp_path / "x" / picture.name
     other.parent.mkdir()
@@ -322,7 +323,7 @@ def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path) -> No
         prepare(recipe=None, run=finished, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(UsageError, match=r"which classifier.*own-dataset.*import-checkpoint.*--alpha 0"):
         prepare(recipe="demo", run=None, tasks=(), flags=NO_FLAGS, **flags)
-    with pytest.raises(InputError, match=r"camvid.toml names \{data_root\}/.*\.py, and --data-root is not given\."):
+    with pytest.raises(InputError, match=r"weights/mask2former.*\.py: this file does not exist\. Set VITP_WEIGHTS"):
         prepare(recipe="camvid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(InputError, match=r"camwid: neither a recipe nor a manifest .* a recipe: .*camvid.*: ade20k"):
         prepare(recipe="camwid", run=finished, tasks=(), flags=NO_FLAGS, **flags)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from vitp_pipeline.cluster.plan import Job
 from vitp_pipeline.cluster.profile import Resources
+from vitp_pipeline.config.files import WEIGHTS, weights_folder
 from vitp_pipeline.errors import OutputError, PartialError, StoppedError
 from vitp_pipeline.runtime.escaping import shell_word, shell_words
 
@@ -44,6 +46,8 @@ def task_script(job: Job, resources: Resources, shards: int) -> str:
     if resources.venv:
         lines.append(f"source {shell_word(resources.venv)}/bin/activate")
     lines.append(f"export OMP_NUM_THREADS={resources.cpus}")
+    if WEIGHTS in os.environ:
+        lines.append(f"export {WEIGHTS}={shell_word(str(weights_folder()))}")
     return "\n".join([*lines, *resources.setup, *guarded(job, words, _requeue(resources), signal)]) + "\n"
 
 

@@ -1,8 +1,7 @@
 """A recipe: what to run, as one TOML file with a table per stage.
 
 Every table is a class of `settings`; its fields are the keys of the TOML file. Flags of the command line override keys,
-keys override a preset's. Paths may start with `~`, or contain `{data_root}` or `{package}` (the installed
-vitp_pipeline); relative ones are looked for beside the recipe, then in the current directory.
+keys override a preset's. What a path in it means is said in `files.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.config.files import NO_DATA_ROOT, find_file
 from vitp_pipeline.config.generate_proposals import with_mask_preset
 from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
-from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.paths import PACKAGE, find_toml, read_toml
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.paths import find_toml, read_toml
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import checked, did_you_mean
 
-NO_DATA_ROOT = Path("--data-root")
-"""Stands for the data root where a command goes without."""
+__all__ = ["NO_DATA_ROOT", "Recipe", "load_preset", "load_recipe"]
 
 
 @dataclass(frozen=True)
@@ -66,24 +65,12 @@ class Recipe:
             )
 
     def find_file(self, text: str, data_root: Path) -> Path:
-        """A path written in the recipe, placeholders filled in; a relative one lies beside the recipe or here.
+        """A path written in the recipe: see `config.files`.
 
         Raises:
-            InputError: no such file, or it lies below a data root that is not given.
+            InputError: no such file, it lies below a data root that is not given, or it is code in the data.
         """
-        if data_root == NO_DATA_ROOT and "{data_root}" in text:
-            raise InputError(
-                f"{self.path.name} names {text}, and --data-root is not given",
-                "Give it, or name files in place of the recipe's: --generator and --checkpoint, --classifier",
-            )
-        for name, folder in {"data_root": data_root, "package": PACKAGE}.items():
-            text = text.replace(f"{{{name}}}", str(folder))
-        path = Path(text).expanduser()
-        for candidate in (self.path.parent / path, Path.cwd() / path):
-            if candidate.is_file():
-                return candidate
-        places = "" if path.is_absolute() else ", neither beside the recipe nor here"
-        raise InputError(f"{path}: this file does not exist{places}", f"Correct it in {self.path.name}, or the flag")
+        return find_file(text, self.path, data_root)
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:

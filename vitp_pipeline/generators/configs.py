@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
 
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.generators.data_config import SUFFIXES, is_data, read_data_config
 from vitp_pipeline.paths import shipped
 
 OURS = "vitp"
@@ -32,9 +33,11 @@ def resolve_config(name_or_path: str | Path) -> Path:
         InputError: nothing has that name (close names are listed), or several files have it.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path.resolve()
-    text = path.as_posix()
+    return _absolute(path) if path.is_file() else packaged_config(path.as_posix())
+
+
+def packaged_config(text: str) -> Path:
+    """The file of a packaged config. As `resolve_config`, but a file of this name in the current directory is none."""
     scope, separator, rest = text.rpartition("::")
     wanted = Path(rest if rest.endswith(".py") else rest + ".py").parts
     packages = (scope,) if separator else PACKAGES
@@ -54,6 +57,11 @@ def resolve_config(name_or_path: str | Path) -> Path:
     raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", mend=mend)
 
 
+def _absolute(path: str | Path) -> Path:
+    """The path as mmengine takes it: links stay what they are called, since the name decides how a config is read."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def _is_path(text: str) -> bool:
     """Whether a text rather means a file than the name of a config."""
     return "::" not in text and (text.endswith(".py") or text.startswith(("/", ".", "~")) or text.count("/") > 1)
@@ -71,7 +79,7 @@ def config_sources(path: str | Path) -> list[Path]:
         InputError: a file is missing, cannot be parsed, or its `_base_` is computed.
     """
     files: list[Path] = []
-    pending = [Path(path).resolve()]
+    pending = [_absolute(path)]
     while pending:
         file = pending.pop(0)
         if file not in files:
@@ -153,18 +161,9 @@ def _computed(file: Path, node: ast.stmt | ast.expr) -> InputError:
 
 
 def _data_file_base(file: Path, text: str) -> list[str]:
-    if file.suffix == ".json":
-        content = json.loads(text)
-    elif file.suffix in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(error) from error
-    else:
-        raise ValueError("its name must end in .py, .json, .yaml or .yml")
-    return _strings(content.get("_base_", [])) if isinstance(content, dict) else []
+    if not is_data(file):
+        raise ValueError(f"its name must end in .py, {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    return _strings(read_data_config(file, text).get("_base_", []))
 
 
 def _strings(value: object) -> list[str]:
@@ -177,7 +176,7 @@ def _strings(value: object) -> list[str]:
 def _base_file(file: Path, base: str) -> Path:
     package, separator, name = base.partition("::")
     if not separator:
-        return (file.parent / base).resolve()
+        return _absolute(file.parent / base)
     folder = _package_folder(package)
     if folder is None:
         raise InputError(f"{file}: inherits from {base}, but {package} is not installed")
@@ -193,5 +192,5 @@ def _imported_configs(file: Path, statement: ast.ImportFrom) -> list[Path]:
         if folder is None:
             raise InputError(f"{file}: inherits from {statement.module}, which is not installed")
     if not parts:  # from . import a, b
-        return [(folder / f"{alias.name}.py").resolve() for alias in statement.names]
-    return [folder.joinpath(*parts).with_suffix(".py").resolve()]
+        return [_absolute(folder / f"{alias.name}.py") for alias in statement.names]
+    return [_absolute(folder.joinpath(*parts).with_suffix(".py"))]

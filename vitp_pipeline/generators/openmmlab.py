@@ -20,7 +20,8 @@ import torch
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
-from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.configs import config_sources, resolve_config
+from vitp_pipeline.generators.data_config import is_data, read_yaml_safely, registered_only
 from vitp_pipeline.generators.internimage import register_backbone
 from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
 from vitp_pipeline.generators.openmmlab_names import has_old_names
@@ -63,7 +64,7 @@ class OpenMMLabGenerator:
         self.device = _device(device)
         prepare_mmcv()
         weights = read_checkpoint(checkpoint) if checkpoint is not None else None
-        with _quiet():
+        with _quiet(), registered_only(self.config):
             settings = _read_config(self.config)
             library = _library(self.config, settings)
             self.protocol = {"mmseg": "mmseg1", "mmdet": "mmdet"}[library]
@@ -78,7 +79,8 @@ class OpenMMLabGenerator:
         self.num_queries = int(self._head.num_queries)
         self.crop_size = _crop_size(settings)
         self.slide = _slide(self.config, settings) if library == "mmseg" else None
-        self.classes = _classes(self.config, settings, library, weights, self.num_classes)
+        with registered_only(self.config):
+            self.classes = _classes(self.config, settings, library, weights, self.num_classes)
         origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
         self.describe = (
             f"{type(self._model).__name__} with {type(self._head).__name__} of {library}, "
@@ -100,7 +102,8 @@ class OpenMMLabGenerator:
         with _quiet():
             with self._building:
                 if scale not in self._pipelines:
-                    self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
+                    with registered_only(self.config):
+                        self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
             # as if the pipeline's loader had just read it
             given = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
             sample = self._pipelines[scale](given)
@@ -162,7 +165,7 @@ def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
     """
     path = resolve_config(config)
     prepare_mmcv()
-    with _quiet():
+    with _quiet(), registered_only(path):
         settings = _read_config(path)
         library = _library(path, settings)
         try:
@@ -185,8 +188,12 @@ def _quiet() -> Iterator[None]:
 def _read_config(path: Path) -> Any:
     from mmengine import Config
 
+    read_yaml_safely()
+    program = not is_data(path)
+    if not program:
+        config_sources(path)  # it, and what it inherits from, ask for nothing more
     try:
-        settings = Config.fromfile(path)
+        settings = Config.fromfile(path, import_custom_modules=program, use_environment_variables=program)
     except Exception as error:  # a config is a program, anything can come out of it
         raise InputError(f"{path}: config cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(settings.get("model"), dict) or "type" not in settings.model:

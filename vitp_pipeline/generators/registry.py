@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.config.files import CODE, CodeInDataError
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.generators import hf_folder
-from vitp_pipeline.generators.configs import resolve_config
+from vitp_pipeline.generators.configs import packaged_config
+from vitp_pipeline.generators.data_config import SUFFIXES as DATA_SUFFIXES
 from vitp_pipeline.generators.hf_folder import Pretrained
 from vitp_pipeline.generators.identity import describe
 
@@ -133,8 +135,8 @@ def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Sour
     if not settings.config.startswith(OWN):
         return None
     file, _, kind = settings.config.removeprefix(OWN).rpartition(":")
-    if not file:
-        raise UsageError(f"config = {settings.config!r} names no class", f"Write {OWN}FILE.py:CLASS")
+    if not file.endswith(CODE) or not kind.isidentifier():
+        raise UsageError(f"config = {settings.config!r} names no class of a .py file", f"Write {OWN}FILE.py:CLASS")
     checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
     return OwnSource(locate(file), kind, checkpoint, settings.seed)
 
@@ -160,17 +162,20 @@ def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool
 
 def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source:
     text = settings.config
-    if text.endswith(".py") and any(mark in text for mark in "/~{"):
+    if any(mark in text for mark in "/~{") and text.endswith((CODE, *DATA_SUFFIXES)):
         config = locate(text)  # a path, not a name
     else:
-        config = (_located(text, locate) if text.endswith(".py") else None) or resolve_config(text)
+        config = (_located(text, locate) if text.endswith((CODE, *DATA_SUFFIXES)) else None) or packaged_config(text)
     checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
     return OpenMMLabSource(config, checkpoint, settings.seed)
 
 
 def _located(text: str, locate: Locate) -> Path | None:
+    """The file that a text names, or None where there is none."""
     try:
         return locate(text)
+    except CodeInDataError:
+        raise
     except InputError:
         return None
 

@@ -1,0 +1,83 @@
+"""Files that a recipe names, and which of them may hold code.
+
+    {data_root}   what --data-root says: images, labels, and weights as data; no code
+    {weights}     what the environment variable VITP_WEIGHTS says, else ./weights
+    {package}     the installed vitp_pipeline
+
+A relative path lies beside the recipe, or else in the current directory. Code (`.py`) is what a user names: beside the
+recipe, in the package, in {weights}, or by an absolute path. Data come from anywhere, so a file in the data root is not
+taken for code, by whatever links and dots a path gets there, unless the recipe itself lies in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.paths import PACKAGE
+
+NO_DATA_ROOT = Path("--data-root")
+"""Stands for the data root where a command goes without."""
+
+WEIGHTS = "VITP_WEIGHTS"
+CODE = ".py"
+
+
+class CodeInDataError(InputError):
+    """A recipe names a file of the data root as code."""
+
+
+def weights_folder() -> Path:
+    """The folder that {weights} stands for; it may be missing."""
+    return Path(os.environ.get(WEIGHTS) or "weights").expanduser().absolute()
+
+
+def find_file(text: str, recipe: Path, data_root: Path) -> Path:
+    """A path that a recipe, or a flag in its place, names; placeholders are filled in.
+
+    Raises:
+        InputError: no such file, it lies below a data root that is not given, or it is code in the data.
+    """
+    if data_root == NO_DATA_ROOT and "{data_root}" in text:
+        raise InputError(
+            f"{recipe.name} names {text}, and --data-root is not given",
+            "Give it, or name files in place of the recipe's: --generator and --checkpoint, --classifier",
+        )
+    folders = {"data_root": data_root, "weights": weights_folder(), "package": PACKAGE}
+    filled = re.sub(r"\{(data_root|weights|package)\}", lambda found: str(folders[found[1]]), text)
+    path = Path(filled).expanduser()
+    for candidate in (recipe.parent / path, Path.cwd() / path):
+        if candidate.is_file():
+            _check_code(candidate, text, recipe, data_root)
+            return candidate
+    places = "" if path.is_absolute() else ", neither beside the recipe nor here"
+    fix = f"Set {WEIGHTS} to the folder that has it" if "{weights}" in text else f"Correct it in {recipe.name}"
+    raise InputError(f"{path}: this file does not exist{places}", f"{fix}, or the flag")
+
+
+def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
+    """Raises CodeInDataError of code that lies in the data, or is reached through the data root."""
+    if CODE not in (file.suffix.lower(), file.resolve().suffix.lower()):
+        return
+    if "{data_root}" not in text:
+        absolute = "{" not in text and Path(text).expanduser().is_absolute()
+        trusted = {"{package}": PACKAGE, "{weights}": weights_folder()}
+        if absolute or any(name in text and _plain(file).is_relative_to(_plain(trusted[name])) for name in trusted):
+            return
+        own = {_plain(recipe.parent), recipe.parent.resolve()}
+        roots = set() if data_root == NO_DATA_ROOT else {_plain(data_root), data_root.resolve()}
+        places = [place for place in (_plain(file), file.resolve()) if place.parent not in own]
+        if not any(place.is_relative_to(root) for place in places for root in roots):
+            return
+    raise CodeInDataError(
+        f"{recipe.name} names {text}: a file of the data root is not run as code",
+        f"Put it beside the recipe, or into the folder of {WEIGHTS} and name it {{weights}}/{file.name}, or give its "
+        "absolute path",
+    )
+
+
+def _plain(path: Path) -> Path:
+    """The path without dots, its links as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
