@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -66,11 +67,15 @@ def make_project(folder: Path, count: int = 5) -> Project:
     return Project(folder / "data", load_recipe(folder / "r.toml"))
 
 
+def seed(image_id: str) -> int:
+    return int(image_id) if image_id.isdecimal() else crc32(image_id.encode())
+
+
 def drawn(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
     """Proposals that follow the ground truth with errors, at half resolution; and the scores of their points."""
     sample = dataset.sample(image_id)
     truth = dataset.read_semantic(sample)
-    rng = np.random.default_rng(int(image_id))
+    rng = np.random.default_rng(seed(image_id))
     half = truth[::2, ::2]
     classes = rng.integers(0, 3, QUERIES)
     masks = np.where(half[None] == classes[:, None, None], 4.0, -4.0) + rng.normal(0, 2.5, (QUERIES, *half.shape))
@@ -142,9 +147,9 @@ def make_run(
                     continue
                 record, scores = (draw or drawn)(dataset, image_id)
                 if weights != b"weights":
-                    scores = scores + np.random.default_rng([int(image_id), *weights]).normal(0, 2, scores.shape)
+                    scores = scores + np.random.default_rng([seed(image_id), *weights]).normal(0, 2, scores.shape)
                 rows.append(write_record(writer, record))
-                other.add(f"point_logits/{image_id}", scores.astype(np.float32), ("query", "class"))
+                other.add(f"point_logits/{record.key}", scores.astype(np.float32), ("query", "class"))
             writer.close()
             other.close()
             commit_part(

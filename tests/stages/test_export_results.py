@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 
 from tests.datasets import making
 from tests.stages.making import Project, make_project, make_run
+from vitp_pipeline.artifacts.parts import read_index, write_index
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.datasets.identity import image_key
 from vitp_pipeline.datasets.rle import encode_mask
-from vitp_pipeline.errors import PartialError, UsageError
-from vitp_pipeline.export.formats import CITYSCAPES, check_format
+from vitp_pipeline.errors import InputError, MissingStageError, PartialError, UsageError
+from vitp_pipeline.export.formats import CITYSCAPES, FILE_AN_IMAGE, FORMATS, check_format
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.export_results import Export, export_shards, prepare
 from vitp_pipeline.stages.results import result_of
@@ -53,13 +56,39 @@ def renamed(project: Project, names: tuple[str, ...], labels: tuple[int, ...] | 
     return Project(project.root, dataclasses.replace(project.recipe, manifest=manifest))
 
 
+NAMINGS = {
+    "plain": ([139, 146, 153, 160, 167], [f"{n:06d}.png" for n in (139, 146, 153, 160, 167)]),
+    "20 digits": ([10**19 + 7, 10**19 + 3, 10**20, 5, -5], ["s1/1.png", "s2/1.png", "s1/2.png", "s3/1.png", "4.png"]),
+    "text": (["b", "a/1", "", "a@1", "10.0"], ["b.png", "a.png", "b/1.png", "a/b/b.png", "..b.png"]),
+}
+STEMS = {
+    "plain": [f"{n:06d}" for n in (139, 146, 153, 160, 167)],
+    "20 digits": ["s1/1", "s2/1", "s1/2", "s3/1", "4"],
+    "text": ["b", "a", "b/1", "a/b/b", "..b"],
+}
+
+
+def called(project: Project, naming: str) -> Project:
+    """The project with other ids and file names, before its run is made."""
+    path = project.root / "annotations" / "panoptic_val.json"
+    data = json.loads(path.read_text())
+    for image, annotation, i, name in zip(data["images"], data["annotations"], *NAMINGS[naming], strict=True):
+        (project.root / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / "val" / image["file_name"]).rename(project.root / "val" / name)
+        image["id"], image["file_name"], annotation["image_id"] = i, name, i
+    path.write_text(json.dumps(data))
+    return project
+
+
 def quietly():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def test_coco_panoptic(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_coco_panoptic(project: Project, tmp_path: Path, naming: str) -> None:
     from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as tool  # carries panopticapi's function
 
+    project = called(project, naming)
     make_run(project, tmp_path / "run", 2, 2)
     figures = result_of(project.evaluate(tmp_path / "run"))["panoptic"]
     truth = json.loads((project.root / "annotations" / "panoptic_val.json").read_text())
@@ -69,6 +98,8 @@ def test_coco_panoptic(project: Project, tmp_path: Path) -> None:
         found = json.loads((results / "panoptic.json").read_text())
         assert {c["id"]: c["name"] for c in found["categories"]} == {k: c["name"] for k, c in categories.items()}
         by_image = {a["image_id"]: a for a in found["annotations"]}
+        assert [a["file_name"] for a in found["annotations"]] == [f"{stem}.png" for stem in STEMS[naming]]
+        assert [i["id"] for i in found["images"]] == list(by_image) == NAMINGS[naming][0]
         pairs = []
         for annotation in truth["annotations"]:
             ids = np.asarray(Image.open(project.root / "panoptic_val" / annotation["file_name"])).astype(int)
@@ -92,21 +123,24 @@ def test_coco_panoptic(project: Project, tmp_path: Path) -> None:
     assert len(again) == 5 and set(np.unique(ids)) - {0} == {s.id for s in segments}
 
 
-def test_coco_results(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_coco_results(project: Project, tmp_path: Path, naming: str) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    project, ids_there = called(project, naming), dict(zip(NAMINGS[naming][1], NAMINGS[naming][0], strict=True))
     make_run(project, tmp_path / "run", 2, 2)
     figures = result_of(project.evaluate(tmp_path / "run", tasks=("instance",)))["instance"]
     annotations, images = [], []
     for sample in project.dataset.samples:
         ids, segments = project.dataset.read_panoptic(sample)
-        images.append({"id": int(sample.image_id), "height": ids.shape[0], "width": ids.shape[1]})
+        own = ids_there[sample.image.relative_to(project.root / "val").as_posix()]
+        images.append({"id": own, "height": ids.shape[0], "width": ids.shape[1]})
         for s in segments:
             if making.THINGS[s.category]:
                 rle = encode_mask(ids == s.id)
                 rle["counts"] = rle["counts"].decode()
-                about = {"id": len(annotations) + 1, "image_id": int(sample.image_id), "iscrowd": int(s.iscrowd)}
+                about = {"id": len(annotations) + 1, "image_id": own, "iscrowd": int(s.iscrowd)}
                 area = {"area": int((ids == s.id).sum()), "bbox": list(s.bbox)}
                 annotations.append({**about, **area, "category_id": making.CATEGORIES[s.category], "segmentation": rle})
     for variant in ("fused", "generator"):
@@ -191,27 +225,28 @@ def test_cityscapes(project: Project, tmp_path: Path, monkeypatch: pytest.Monkey
         assert iou == pytest.approx(found["classScores"][name], abs=1e-9)
 
 
+@pytest.mark.parametrize("naming", ["plain", "20 digits"])
 @pytest.mark.parametrize("format", ["ade20k", "label-png"])
-def test_label_images(project: Project, tmp_path: Path, format: str) -> None:
+def test_label_images(project: Project, tmp_path: Path, format: str, naming: str) -> None:
     """Read back as a label folder, their mIoU is that of `evaluate`."""
     from vitp_pipeline.datasets.label_files import read_label_file
     from vitp_pipeline.metrics.semantic import Confusion
 
-    make_run(project, tmp_path / "run", 2, 2)
+    make_run(called(project, naming), tmp_path / "run", 2, 2)
     figures = result_of(project.evaluate(tmp_path / "run"))["semantic"]["fused"]
     results, confusion = export(project, tmp_path / "run", format).results, Confusion(3)
     index = {label: k for k, label in enumerate(making.CATEGORIES)}
-    for sample in project.dataset.samples:
-        labels = read_label_file(results / f"{sample.image.stem}.png").samples
+    for sample, stem in zip(project.dataset.samples, STEMS[naming], strict=True):
+        labels = read_label_file(results / f"{stem}.png").samples
         confusion.update(np.vectorize(index.__getitem__)(labels), project.dataset.read_semantic(sample))
-        with Image.open(results / f"{sample.image.stem}.png") as image:
+        with Image.open(results / f"{stem}.png") as image:
             assert image.mode == ("P" if format == "label-png" else "L")
             if format == "label-png":
                 colors = np.asarray(image.convert("RGB"))
                 for k, info in enumerate(project.recipe.manifest.classes):
                     assert (colors[labels == making.CATEGORIES[k]] == info.color).all()
     assert confusion.miou() == figures["mIoU"] and confusion.mean_accuracy() == figures["mAcc"]
-    assert len(list(results.iterdir())) == 5
+    assert len(list(results.rglob("*.png"))) == 5
 
 
 def test_label_values_above_255_need_16_bits(project: Project, tmp_path: Path) -> None:
@@ -274,6 +309,61 @@ def test_what_a_manifest_lacks_is_said_in_one_line(project: Project) -> None:
         check_format("coco-results", dataclasses.replace(spec, classes=stuff))
     with pytest.raises(UsageError, match="Choose one of"):
         check_format("voc", spec)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_would_be_one_file_is_refused_before_anything_is_written(
+    project: Project, tmp_path: Path, format: str
+) -> None:
+    """Where a format has no file an image, there is nothing to refuse."""
+    path = project.root / "annotations" / "panoptic_val.json"
+    content = path.read_text().replace('"000146.png", "height"', '"000139.jpg", "height"')
+    (project.root / "val/000146.png").rename(project.root / "val/000139.jpg")
+    path.write_text(content)
+    project = renamed(project, ("sky", "road", "car"))
+    make_run(project, tmp_path / "run")
+    if format in FILE_AN_IMAGE:
+        with pytest.raises(InputError, match=r"^val/000139\.png and val/000139\.jpg would both become 000139\. Rename"):
+            export(project, tmp_path / "run", format)
+        assert not (tmp_path / "run/exports").exists()
+    else:
+        assert list(export(project, tmp_path / "run", format).results.glob("*.json"))
+
+
+def test_names_need_the_proposals_of_all_shards(project: Project, tmp_path: Path) -> None:
+    make_run(project, tmp_path / "run", 2, 2)
+    (tmp_path / "run/proposals/shards/00001/done.json").unlink()
+    with pytest.raises(MissingStageError, match="shard 1 of 2 is unfinished"):
+        export(project, tmp_path / "run", "label-png", shards=[0])
+    export(project, tmp_path / "run", "coco-results", shards=[0])
+    assert [p.name.rpartition("-")[0] for p in (tmp_path / "run/exports").iterdir()] == ["coco-results"]
+
+
+def test_an_index_names_no_file_elsewhere(project: Project, tmp_path: Path) -> None:
+    make_run(project, tmp_path / "run", part_size=5)
+    path = tmp_path / "run/proposals/shards/00000/part-0000.parquet"
+    table = read_index(path)
+    names = table["file_name"].to_pylist()
+    write_index(path, table.set_column(1, "file_name", [["../../up.png", *names[1:]]]))
+    with pytest.raises(InputError, match=r"'\.\./\.\./up\.png' leads out"):
+        export(project, tmp_path / "run", "label-png")
+
+
+def test_own_exports_come_back_as_they_were(project: Project, tmp_path: Path) -> None:
+    """Results that are imported again belong to the images that they are of."""
+    from vitp_pipeline.foreign.sources import open_source
+
+    project = called(project, "text")
+    make_run(project, tmp_path / "run", 2, 2)
+    results = export(project, tmp_path / "run", "coco-results").results / "results.json"
+    dataset_file = export(project, tmp_path / "run", "coco-instances").results / "instances.json"
+    counts = Counter(image_key(entry["image_id"]) for entry in json.loads(results.read_text()))
+    for file in (results, dataset_file):
+        source = open_source("coco", file, project.dataset)
+        source.open()
+        for sample in project.dataset.samples:
+            found = source.read(sample, project.dataset.image_size(sample))
+            assert len(found.masks) == counts[sample.image_id]
 
 
 def test_cityscapes_ids_are_the_benchmarks() -> None:

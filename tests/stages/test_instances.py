@@ -24,7 +24,6 @@ from vitp_pipeline.fusion import fuse
 from vitp_pipeline.metrics.instances import Detections
 from vitp_pipeline.stages.by_class import by_class, print_by_class
 from vitp_pipeline.stages.evaluate import prepare
-from vitp_pipeline.stages.instances import image_numbers
 from vitp_pipeline.stages.results import print_result, read_result_totals, result_of, summarise
 from vitp_pipeline.stages.rows import read_rows
 
@@ -320,11 +319,6 @@ def test_nothing_to_measure_says_so(project: Project, tmp_path: Path) -> None:
     assert result["panoptic"]["fused"]["all"]["PQ"] is None
     assert "PQ does not exist: the ground truth has no segment" in result["notes"]
     assert any(note.startswith("AP does not exist") for note in result["notes"])
-
-
-def test_numbers_of_images() -> None:
-    assert image_numbers(["7", "10", "9"]).tolist() == [7, 10, 9]
-    assert image_numbers(["a", "10"]).tolist() == [1, 2] == image_numbers(["010", "9"]).tolist()
 
 
 def test_settings_that_cannot_be(project: Project, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@
 | `cityscapes` | semantic/NAME.png, instance/NAME.txt and masks/ | Cityscapes' label ids | cityscapesScripts |
 | `ade20k` | NAME.png | the manifest's label values, from 1 | the ADE20K server |
 | `label-png` | NAME.png, with the manifest's colours as its palette | the manifest's label values | mmsegmentation |
+
+NAME is that of the image's file; where two images have one, with its folders (`identity.result_names`).
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.assemble.panoptic import Segment
 from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.datasets.identity import json_id
 from vitp_pipeline.datasets.rle import Rle, decode_mask
 from vitp_pipeline.errors import UsageError
 
 FORMATS = ("coco-panoptic", "coco-results", "coco-instances", "cityscapes", "ade20k", "label-png")
+FILE_AN_IMAGE = ("coco-panoptic", "cityscapes", "ade20k", "label-png")
+"""Those that have files called by images."""
 
 # label ids of the benchmark by name (cityscapesScripts, helpers/labels.py); those from 24 on have instances
 CITYSCAPES = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19}
@@ -40,25 +45,21 @@ class ImageResult:
     """What was predicted for one image. Maps are made when they are asked for: a format needs one or two of them.
 
     Attributes:
-        number: as COCO's tools know the image.
         image_id, file_name: as in the proposals.
+        name: of its files, a relative path without ending.
         size: (H, W).
         semantic: () → (H, W) class indices.
         panoptic: () → ids (H, W) and segments.
         instances: () → run lengths, classes and scores, the best first.
     """
 
-    number: int
     image_id: str
     file_name: str
+    name: str
     size: tuple[int, int]
     semantic: Callable[[], np.ndarray]
     panoptic: Callable[[], tuple[np.ndarray, list[Segment]]]
     instances: Callable[[], tuple[list[Rle], np.ndarray, np.ndarray]]
-
-    @property
-    def stem(self) -> str:
-        return Path(self.file_name).stem
 
 
 def check_format(name: str, spec: DatasetSpec) -> None:
@@ -87,7 +88,7 @@ def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) 
         return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
     if name == "cityscapes":
         return _cityscapes(spec, image, folder)
-    write_labels(folder / f"{image.stem}.png", spec, image.semantic(), colored=name == "label-png")
+    write_labels(folder / f"{image.name}.png", spec, image.semantic(), colored=name == "label-png")
     return {}
 
 
@@ -121,11 +122,9 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
 
 def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
     ids, segments = image.panoptic()
-    write_png(folder / "panoptic" / f"{image.stem}.png", rgb_of_ids(ids))
+    write_png(folder / "panoptic" / f"{image.name}.png", rgb_of_ids(ids))
     listed = [{"id": s.id, "category_id": spec.classes[s.category].label} for s in segments]
-    # panopticapi pairs images by their id as the annotations have it: a number, or Cityscapes' text
-    key = int(image.image_id) if image.image_id == str(image.number) else image.image_id
-    return {"image_id": key, "file_name": f"{image.stem}.png", "segments_info": listed}
+    return {"image_id": json_id(image.image_id), "file_name": f"{image.name}.png", "segments_info": listed}
 
 
 def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
@@ -136,7 +135,7 @@ def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
 def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
     return [
         {
-            "image_id": image.number,
+            "image_id": json_id(image.image_id),
             "category_id": spec.classes[category].label,
             "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
             "score": float(score),
@@ -154,13 +153,12 @@ def _extent(rle: Rle) -> dict[str, Any]:
 
 def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
     ids = np.array([*(CITYSCAPES[c.name] for c in spec.classes), 0])  # the last, IGNORE, is unlabeled
-    write_png(folder / "semantic" / f"{image.stem}.png", ids[image.semantic()].astype(np.uint8))
-    lines = []
+    write_png(folder / "semantic" / f"{image.name}.png", ids[image.semantic()].astype(np.uint8))
+    lines, file = [], folder / "instance" / f"{image.name}.txt"
     for n, (rle, category, score) in enumerate(zip(*image.instances(), strict=True)):
-        mask = f"masks/{image.stem}_{n:03d}.png"
-        write_png(folder / "instance" / mask, decode_mask(rle).astype(np.uint8) * 255)
+        mask = f"masks/{file.stem}_{n:03d}.png"
+        write_png(file.parent / mask, decode_mask(rle).astype(np.uint8) * 255)
         lines.append(f"{mask} {ids[category]} {float(score)!r}\n")
-    file = folder / "instance" / f"{image.stem}.txt"
     write_whole(file, lambda unfinished: fill(unfinished, "".join(lines)))
     return {}
 

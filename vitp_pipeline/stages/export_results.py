@@ -22,9 +22,11 @@ from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.datasets.identity import json_id, result_names
 from vitp_pipeline.datasets.rle import Rle
-from vitp_pipeline.errors import InputError, MissingStageError, UsageError
-from vitp_pipeline.export.formats import ImageResult, check_format, json_files, write_image
+from vitp_pipeline.datasets.storage import check_inside
+from vitp_pipeline.errors import MissingStageError, UsageError
+from vitp_pipeline.export.formats import FILE_AN_IMAGE, ImageResult, check_format, json_files, write_image
 from vitp_pipeline.fingerprint import fingerprint
 from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.certain import check_codec
@@ -37,7 +39,6 @@ from vitp_pipeline.stages.classify import (
 )
 from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
 from vitp_pipeline.stages.evaluation import map_settings
-from vitp_pipeline.stages.instances import image_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +48,11 @@ VARIANTS = ("fused", "generator", "classifier")
 
 @dataclass(frozen=True)
 class Export:
-    """An export's folder and what it is made of."""
+    """An export's folder and what it is made of.
+
+    Attributes:
+        names: of images' files by image id, where the format has such.
+    """
 
     run: StageRun
     proposals: ProposalStore
@@ -56,6 +61,7 @@ class Export:
     settings: EvaluateSettings
     format: str
     alpha: float
+    names: dict[str, str]
 
     @property
     def results(self) -> Path:
@@ -79,7 +85,8 @@ def prepare(
         variant: who names the masks: fused (as `evaluate` reports it), generator or classifier.
     Raises:
         UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
-        MissingStageError: proposals or scores are not there.
+        MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.
+        InputError: files of two images would have one name.
     """
     check_format(format, recipe.manifest)
     if variant not in VARIANTS:
@@ -90,6 +97,7 @@ def prepare(
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
     classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    names = _file_names(proposals) if format in FILE_AN_IMAGE else {}
     identity = {
         "stage": "export",
         "format": format,
@@ -102,7 +110,18 @@ def prepare(
     folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
-    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha)
+    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha, names)
+
+
+def _file_names(proposals: ProposalStore) -> dict[str, str]:
+    """How the files of every image are called, by image id."""
+    require_proposals(proposals, range(proposals.run.shards))
+    files: dict[str, str] = {}
+    for shard in range(proposals.run.shards):
+        for part in range(len(proposals.run.parts(shard))):
+            for row in proposals.rows(shard, part, ["image_id", "file_name"]):
+                files[row["image_id"]] = check_inside(row["file_name"], proposals.run.folder)
+    return dict(zip(files, result_names(list(files.values())), strict=True))
 
 
 def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
@@ -123,22 +142,16 @@ def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = Fa
 
 
 def _write_json_files(export: Export) -> None:
-    images, entries, files = [], [], set()
+    images, entries = [], []
     for shard in range(export.run.shards):
         for part in range(len(export.run.parts(shard))):
             for row in export.run.read_rows(shard, part).to_pylist():
                 if row["status"] != "ok":
                     continue
-                stem = Path(row["file_name"]).stem
-                if stem in files:
-                    raise InputError(f"{export.results}: two images are called {stem}", "Names must differ")
-                files.add(stem)
                 height, width = row["size"]
-                about = {"id": row["number"], "file_name": row["file_name"], "height": height, "width": width}
-                images.append(about)
+                about = {"file_name": row["file_name"], "height": height, "width": width}
+                images.append({"id": json_id(row["image_id"]), **about})
                 entries.append(json.loads(row["entry"]))
-    if export.format == "coco-panoptic":  # an image's id must be the one that its annotation names
-        images = [{**image, "id": entry["image_id"]} for image, entry in zip(images, entries, strict=True)]
     for name, content in json_files(export.format, export.spec, images, entries).items():
         write_json(export.results / name, content)
 
@@ -151,8 +164,6 @@ class ResultMaker:
 
         self.export = export
         self.segmenter = Segmenter(export.settings, export.spec.things)
-        numbers = image_numbers(export.run.images)
-        self.numbers = {image_id: int(n) for image_id, n in zip(export.run.images, numbers, strict=True)}
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
@@ -170,7 +181,7 @@ class ResultMaker:
                     rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.key}"))
                     turn.advance(1)
         text = pa.string()
-        fields = [("image_id", text), ("status", text), ("error", text), ("number", pa.int64()), ("file_name", text)]
+        fields = [("image_id", text), ("status", text), ("error", text), ("file_name", text)]
         schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text)])
         failed = {"status": "failed"}
         table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
@@ -180,7 +191,7 @@ class ResultMaker:
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
         image = self._result(record, point_logits)
         entry = write_image(self.export.format, self.export.spec, image, self.export.results)
-        about = {"number": image.number, "file_name": image.file_name, "size": list(image.size)}
+        about = {"file_name": image.file_name, "size": list(image.size)}
         return {"status": "ok", "error": None, **about, "entry": json.dumps(entry)}
 
     def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
@@ -191,9 +202,9 @@ class ResultMaker:
             return found.rles(), found.variants[0].categories, found.variants[0].scores
 
         return ImageResult(
-            self.numbers[record.image_id],
             record.image_id,
             record.file_name,
+            self.export.names.get(record.image_id, ""),
             record.view.original,
             lambda: self.segmenter.semantic([view])[0],
             lambda: self.segmenter.panoptic(view)[0],

@@ -17,6 +17,7 @@ from vitp_pipeline.config.choices import INSTANCE_MEASURES
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.datasets.dataset import GroundTruthInstance
+from vitp_pipeline.datasets.identity import image_ranks
 from vitp_pipeline.datasets.rle import encode_mask
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.metrics import cityscapes, instances
@@ -126,21 +127,11 @@ def _joined(fields: dict[str, str], pieces: list[list[np.ndarray]]) -> dict[str,
     return {name: np.concatenate([p[i] for p in pieces]) for i, name in enumerate(fields)}
 
 
-def image_numbers(image_ids: Sequence[str]) -> np.ndarray:
-    """(N,) int64 numbers of images as COCO's tools sort them: ids that are numbers, else places from 1.
-
-    The order decides between detections of equal score in different images.
-    """
-    if all(i.isdecimal() and i == str(int(i)) for i in image_ids):
-        return np.array([int(i) for i in image_ids], np.int64)
-    return np.arange(1, len(image_ids) + 1)
-
-
 def figures(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[str, Any]:
     """AP of the headline's variants per measure, and of the sweep."""
     spec, settings = evaluation.dataset.spec, evaluation.settings
     entries, truths, found = (rows.columns[name] for name in COLUMNS)
-    order = np.argsort(image_numbers(rows.images)[entries["image"]], kind="stable")
+    order = np.argsort(image_ranks(rows.images)[entries["image"]], kind="stable")
     entries = {name: values[order] for name, values in entries.items()}
 
     def of(variant: int, measure: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.datasets.identity import json_id
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE
@@ -38,7 +39,7 @@ def instances(work: Work) -> None:
     def make(source: Source) -> dict[str, Any]:
         sample = dataset.sample(source.words["id"])
         height, width = dataset.image_size(sample)
-        image_id = int(sample.image_id)
+        image_id = json_id(sample.image_id)
         image = {"id": image_id, "file_name": sample.image.name, "height": height, "width": width}
         return {"image": image, "annotations": _entries(dataset, sample, image_id)}
 
@@ -81,7 +82,7 @@ def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:
     return dataset, [Source(base, s.label.name, {"id": s.image_id}) for s in dataset.samples]
 
 
-def _entries(dataset: Dataset, sample: Sample, image_id: int) -> list[dict[str, Any]]:
+def _entries(dataset: Dataset, sample: Sample, image_id: int | str) -> list[dict[str, Any]]:
     from pycocotools import mask
 
     boxes = {s.id: s.bbox for s in sample.segments or ()}
