@@ -238,10 +238,10 @@ MIXED: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (write_png(SIX, PALETTE, palette=VOC), "index 0 is"),
         (as_palette(SIX, VOC, 4), "index 0 is"),
     ],
-    "one new order in all files": [(as_palette(SIX, VOC, 4), "numbered them anew")] * 2,
+    "one new order in all files": [(as_palette(SIX, VOC, 4), "have numbered them anew")] * 2,
     "a shortened palette that fits one in a new order": [
         (write_png(drawn(1), PALETTE, palette=VOC[:2]), drawn(1)),
-        (write_png(drawn(0, 1, 2, 3), PALETTE, palette=VOC[[0, 1, 9, 5]]), "numbered them anew"),
+        (write_png(drawn(0, 1, 2, 3), PALETTE, palette=VOC[[0, 1, 9, 5]]), "have numbered them anew"),
     ],
     "a palette with one color twice, and the same without": [
         (write_png(SIX, PALETTE, palette=VOC[[0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 10, 11, 12]]), SIX),
@@ -258,9 +258,10 @@ def test_a_dataset_of_several_forms(tmp_path: Path, name: str) -> None:
 
 def test_a_palette_of_all_classes_that_all_occur(tmp_path: Path) -> None:
     labels = drawn(0, 1, 2)
-    _check(world(tmp_path, [write_png(labels, PALETTE, palette=COLORS[:3])] * 2, known=3), [labels] * 2)
     padded = np.concatenate([COLORS[:3], GRAYS[[0]]])
-    _check(world(tmp_path, [write_png(labels, PALETTE, palette=padded)] * 2, known=4), ["numbered them anew"] * 2)
+    _check(world(tmp_path, [write_png(labels, PALETTE, palette=padded)] * 2, known=4), ["have numbered them anew"] * 2)
+    says = world(tmp_path, [write_png(labels, PALETTE, palette=COLORS[:3])] * 2, known=3, values="stored")
+    _check(says, [labels] * 2)
     one = [write_png(labels, PALETTE, palette=COLORS[:3]), write_png(drawn(0, 2), PALETTE, palette=COLORS[:3])]
     _check(world(tmp_path, one, known=256), [labels, drawn(0, 2)])
 
@@ -356,6 +357,31 @@ def test_check_dataset_says_how_labels_are_read(tmp_path: Path, capsys: pytest.C
     assert "gray palette as the gray levels that they show (2); 2 different palettes" in told
     assert "EXIF orientations of images: 3 REFUSED (1), 6 turned upright (1)" in told
     assert "EXIF orientations of labels: 2 (1)" in told
+
+
+@pytest.mark.parametrize("every", [1, 2], ids=["all files", "every other file"])
+@pytest.mark.parametrize(("bits", "colors", "read"), [(8, None, 14), (16, None, 14), (8, COLORS, 0)])
+def test_what_a_program_makes_of_them(
+    tmp_path: Path, bits: int, colors: np.ndarray | None, read: int, every: int
+) -> None:
+    """oxipng makes palettes of grays, takes bits away, and brings palettes into an order of its own."""
+    oxipng = pytest.importorskip("oxipng")
+    values = np.array([0, 17, 85, 3, 4, 255, 34, 9])
+    rng = np.random.default_rng(0)
+    labels = [values[rng.integers(0, 2 + n % 7, (60, 60))] for n in range(14)]
+    kind = {"bits": bits} if colors is None else {"kind": PALETTE, "palette": colors}
+    originals = [write_png(each, **kind) for each in labels]
+    files = [each if n % every else oxipng.optimize_from_memory(each) for n, each in enumerate(originals)]
+    data = world(tmp_path, files, known=256)
+    for sample, expected in zip(data.samples, labels, strict=True):
+        if read:
+            assert np.array_equal(data.read_values(sample), expected)
+        else:
+            with pytest.raises(InputError, match="palettes of the dataset differ"):
+                data.read_values(sample)
+    if bits == 8:
+        made = {"gray palette", "4-bit gray"} if colors is None else {"color palette"}
+        assert made <= set(check_split(data).label_modes)  # it did something
 
 
 # ---- panoptic images: the colors are the labels ----------------------------------------------------------------------
@@ -460,8 +486,7 @@ def test_rewriting_a_file_never_gives_other_labels(tmp_path_factory: pytest.Temp
     paths = [folder / f"{n}.png" for n in range(len(files))]
     for path, content in zip(paths, files, strict=True):
         path.write_bytes(content)
-    # indices come from palettes of 256 colors, so that 255 is the largest label
-    reader = LabelReader(lambda: paths, np.isin(np.arange(max(known) + 1), known), 255)
+    reader = LabelReader(lambda: paths, np.isin(np.arange(max(known) + 1), known))
     assume(reader.survey.forms not in ({"1-bit gray"}, {"2-bit gray"}, {"4-bit gray"}))  # these are read as stored
     for path, expected in zip(paths, labels, strict=True):
         try:

@@ -47,7 +47,7 @@ class Survey:
     colored: Path | None = None
 
 
-def survey(paths: Iterable[Path], largest: int | None = None) -> Survey:
+def survey(paths: Iterable[Path]) -> Survey:
     """Look at label images. Files that cannot be read are left out: whoever reads them says why."""
     palettes: dict[bytes, tuple[Path, np.ndarray]] = {}
     forms, files, optimized, colored = set(), [], False, None
@@ -74,7 +74,7 @@ def survey(paths: Iterable[Path], largest: int | None = None) -> Survey:
                 optimized |= not _is_ramp(_grays(file)) and not _is_identity(_grays(file))
     found = sorted(palettes.values(), key=lambda entry: -len(entry[1]))
     conflict = next((why for file in files for path, palette in found if (why := _clash(file, path, palette))), "")
-    credible = tuple(file.palette for file in files if file.palette is not None and _is_credible(file, largest))
+    credible = tuple(file.palette for file in files if file.palette is not None and _is_credible(file))
     return Survey(frozenset(forms), tuple(found), conflict, credible, optimized and not found, colored)
 
 
@@ -84,7 +84,6 @@ class LabelReader:
     Args:
         files: gives the label images of the dataset that a survey looks at; called once, when it is needed.
         known: (L,) bool: which values are labels of the manifest, others than these being unknown; None = all may be.
-        largest: the largest label of a class, which a palette for all classes has a color for; None = no such rule.
         values: `stored` or `shown`, where the manifest says so.
         upright: turn label images by the orientation that they state.
     """
@@ -93,19 +92,17 @@ class LabelReader:
         self,
         files: Callable[[], Iterable[Path]],
         known: np.ndarray | None = None,
-        largest: int | None = None,
         values: str = "",
         upright: bool = True,
     ) -> None:
-        self._files, self._known, self._largest, self._values, self._upright = files, known, largest, values, upright
+        self._files, self._known, self._values, self._upright = files, known, values, upright
         self._survey: Survey | None = None
         self._lock = Lock()
 
     @classmethod
     def of(cls, spec: DatasetSpec, files: Callable[[], Iterable[Path]]) -> LabelReader:
         """Make the reader of a manifest's label images."""
-        largest = max(info.label for info in spec.classes)
-        return cls(files, spec.label_lut != UNKNOWN, largest, spec.values, spec.orientation != "stored")
+        return cls(files, spec.label_lut != UNKNOWN, spec.values, spec.orientation != "stored")
 
     def read(self, path: Path) -> np.ndarray:
         """Read a label image as (H, W) int32 label values.
@@ -133,7 +130,7 @@ class LabelReader:
     def survey(self) -> Survey:
         with self._lock:
             if self._survey is None:
-                self._survey = survey(self._files(), self._largest)
+                self._survey = survey(self._files())
             return self._survey
 
     def _is_plain(self) -> bool:
@@ -192,11 +189,11 @@ class LabelReader:
             raise _open_question(file, f"palettes of the dataset differ, so that indices are no class ids: {why}")
         if not self.survey.palettes:
             raise _open_question(file, "it has a palette of colors, unlike the dataset's other label images")
-        if not _is_credible(file, self._largest) and not any(_confirms(each, file) for each in self.survey.credible):
+        if not _is_credible(file) and not any(_confirms(each, file) for each in self.survey.credible):
             raise _open_question(
                 file,
-                "its palette has colors for what occurs and for no other class of the manifest, as if an optimizer had "
-                "numbered them anew",
+                "its palette has colors for what occurs and for nothing else, like all of the dataset, so that an "
+                "optimizer could have numbered them anew",
             )
 
     def _rivals(self, file: LabelFile, used: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -250,14 +247,13 @@ def _is_ramp(grays: np.ndarray) -> bool:
     return False
 
 
-def _is_credible(file: LabelFile, largest: int | None) -> bool:
-    """Whether a palette has a color for every class, or for what does not occur: optimizers, which number colors anew,
-    leave those out. Black entries at its end may pad it.
+def _is_credible(file: LabelFile) -> bool:
+    """Whether a palette has a color for what does not occur: optimizers, which number colors anew, leave those out.
+    Black entries at its end may pad it.
     """
     assert file.palette is not None
     colors = int(np.flatnonzero(file.palette.any(1))[-1]) + 1
-    has_others = not np.bincount(file.samples.ravel(), minlength=colors)[:colors].all()
-    return largest is None or colors > largest or has_others
+    return not np.bincount(file.samples.ravel(), minlength=colors)[:colors].all()
 
 
 def _confirms(palette: np.ndarray, file: LabelFile) -> bool:
