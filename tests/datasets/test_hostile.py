@@ -25,7 +25,7 @@ from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file
 from vitp_pipeline.datasets.polygons import read_polygons
-from vitp_pipeline.datasets.spec import load_manifest
+from vitp_pipeline.datasets.spec import SplitSpec, load_manifest
 from vitp_pipeline.datasets.storage import check_inside
 from vitp_pipeline.errors import InputError
 
@@ -293,3 +293,56 @@ def test_json_too_deep_to_read(tmp_path: Path) -> None:
     (tmp_path / "annotations/panoptic_val.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="not JSON"):
         Dataset(spec, tmp_path, "val")
+
+
+SPELLINGS = [
+    ("é.png", "e\u0301.png"),
+    ("e\u0301.png", "é.png"),
+    ("한.png", "\u1112\u1161\u11ab.png"),
+    ("Å.png", "A\u030a.png"),
+    ("\u212b.png", "Å.png"),
+    ("ñ/ñ.png", "ñ/n\u0303.png"),
+    ("a.PNG", "a.png"),
+    ("A.png", "a.png"),
+    ("É.png", "e\u0301.png"),
+    ("ß.png", "SS.png"),
+]
+
+
+@pytest.mark.parametrize(("named", "there"), SPELLINGS)
+def test_names_that_differ_in_case_or_unicode_form_are_told(tmp_path: Path, named: str, there: str) -> None:
+    spec, data = making.write_coco(tmp_path)
+    (tmp_path / "val" / there).parent.mkdir(exist_ok=True)
+    (tmp_path / "val/000139.png").rename(tmp_path / "val" / there)
+    data["images"][0]["file_name"] = named
+    making.write_annotations(tmp_path, data)
+    dataset = Dataset(spec, tmp_path, "val")
+    with pytest.raises(InputError, match=r"does not exist\. There is") as info:
+        dataset.read_image(dataset.samples[0])
+    assert ascii(Path(there).name) in str(info.value) and ascii(Path(named).name) in str(info.value)
+    assert dataset.read_image(dataset.samples[1]).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file", "other"),
+    [
+        ("images/*.jpg", "images/a.JPG", "images/*.JPG"),
+        ("images/{id}.png", "images/a.Png", "images/{id}.Png"),
+        ("images/*/*.jpg", "images/s1/a.JPG", "images/*/*.JPG"),
+        ("images/**/*.JPEG", "images/a.jpeg", "images/**/*.jpeg"),
+        ("*.jpg", "a.JPG", "*.JPG"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_endings_in_another_case_are_told(tmp_path: Path, pattern: str, file: str, other: str, packed: bool) -> None:
+    making.write_semantic(tmp_path / "x")
+    (tmp_path / "data" / file).parent.mkdir(parents=True)
+    (tmp_path / "x/images/a0.png").rename(tmp_path / "data" / file)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "data/all.zip", "w") as archive:
+            archive.write(tmp_path / "data" / file, file)
+        (tmp_path / "data" / file).unlink()
+    spec = making.semantic_spec(splits={"train": SplitSpec(pattern, "labels/{stem}.png")})
+    with pytest.raises(InputError, match=r"no images there\. Patterns mind upper and lower case: it would be ") as info:
+        Dataset(spec, tmp_path / "data", "train")
+    assert f"would be {other} (1 files, like " in str(info.value) and file in str(info.value)

@@ -68,7 +68,7 @@ def test_predict_finds_nothing(tmp_path: Path, views: dict, queries: int, protoc
 
 def result_with(labels: np.ndarray) -> ImageResult:
     none = np.zeros(0, int), np.zeros(0)
-    return ImageResult(1, "a", "a.png", SIZE, lambda: labels, lambda: (labels, []), lambda: ([], *none))
+    return ImageResult("a", "a.png", "a", SIZE, lambda: labels, lambda: (labels, []), lambda: ([], *none))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vitp_pipeline.datasets.identity import split_name
 from vitp_pipeline.datasets.spec import words_of
@@ -61,11 +61,26 @@ class Places:
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
     def nothing_there(self, patterns: tuple[str, ...], mend: str) -> MissingDataError:
-        """The error for a pattern that no file matches; compressed archives, which cannot be read, are named."""
-        if compressed := [path for folder in self.folders for path in compressed_in(folder)]:
+        """The error for a pattern that no file matches; compressed archives, which cannot be read, are named, and files
+        that it would match without regard to case.
+        """
+        if near := next(filter(None, map(self._but_for_case, patterns)), None):
+            mend = f"Patterns mind upper and lower case: it would be {near}"
+        elif compressed := [path for folder in self.folders for path in compressed_in(folder)]:
             mend = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
             mend += "plain .tar or .zip of it"
         return MissingDataError(f"{self.expected(patterns[0])}: no images there", mend)
+
+    def _but_for_case(self, pattern: str) -> str:
+        """A pattern with the case of a file's ending that differs in nothing else, and how many there are; or ""."""
+        above, ending = pattern.rpartition("/")[0], PurePosixPath(pattern).suffix
+        fits = re.compile(compiled(pattern).pattern, re.IGNORECASE)
+        for base in (*self.folders, *self.archives):
+            found = sorted(filter(fits.fullmatch, listing(base, f"{above}/*" if above else "*")))
+            if found:
+                other = pattern.removesuffix(ending) + PurePosixPath(found[0]).suffix
+                return f"{other} ({len(found)} files, like {base / found[0]})"
+        return ""
 
     @cached_property
     def folders(self) -> list[Path]:

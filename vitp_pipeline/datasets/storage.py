@@ -11,6 +11,7 @@ import re
 import stat
 import tarfile
 import threading
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -69,6 +70,26 @@ def is_file(path: Path) -> bool:
         return path.is_file() if parts is None else parts[1] in _open_archive(parts[0]).names
     except OSError:  # a name that is too long, a folder that may not be looked into
         return False
+
+
+def lookalike(path: Path) -> str:
+    """Return a sentence on the file beside a missing one whose name differs only in case or Unicode form; or ""."""
+    other = _plain_names(path.parent).get(_plain_name(path.name))
+    return (
+        f"There is {other!a}, which differs from {path.name!a} in case or in Unicode form (NFC, NFD)" if other else ""
+    )
+
+
+@lru_cache(8)
+def _plain_names(folder: Path) -> dict[str, str]:
+    try:
+        return {_plain_name(name): name for name in listing(folder, "*")}
+    except (OSError, InputError):
+        return {}
+
+
+def _plain_name(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_inside(name: str, where: object) -> str:
