@@ -6,6 +6,7 @@ Nothing heavy is imported here: `vitp --help` must answer at once.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,15 +38,19 @@ from vitp_pipeline.cli import (
 )
 from vitp_pipeline.cli.options import with_global_options
 from vitp_pipeline.errors import KeyboardStopError, UsageError
+from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.output import show
 
 
 class Commands(TyperGroup):
     """The commands. An empty argument is refused: where the shell knows no RUN, `--out "$RUN"` would be the current
-    folder.
+    folder. So is one that is no text: paths go into JSON, tables and pages, which hold nothing else.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for word in (*args, str(Path.cwd())):
+            if not is_text(word):
+                raise UsageError(f"{word}: this name is not UTF-8", "Rename the file or folder")
         for before, word in zip(["", *args], args, strict=False):
             if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:
                 option = word.rstrip("=") or (before if before.startswith("-") else "an argument")

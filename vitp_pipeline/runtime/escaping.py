@@ -65,6 +65,11 @@ def acts(character: str) -> bool:
     return not character.isprintable() and unicodedata.category(character) in ACTING
 
 
+def is_text(text: str) -> bool:
+    """Tell whether text can be encoded: names of files that are not UTF-8 have halves of surrogate pairs."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 CONTROLS = re.compile(r"\x1b\[(?:[0-9;]*[mKAJH]|\?25[lh])")
 """What rich and typer send to a terminal: colors, lines erased, the cursor up, hidden and shown."""
 

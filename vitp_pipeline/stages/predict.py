@@ -25,6 +25,7 @@ from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError
 from vitp_pipeline.fingerprint import file_digest, fingerprint
 from vitp_pipeline.progress import counted, progress, say
+from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.stages.pictures import Picture
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
     from vitp_pipeline.export.formats import rgb_of_ids, write_labels, write_png
     from vitp_pipeline.predict import read_picture
 
+    if not is_text(str(picture.path)):
+        raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
     digest = file_digest(picture.path)
     image = read_picture(picture.path)
     found = predictor.segment(image, wish.tasks, picture.name)
