@@ -98,19 +98,18 @@ def check_dataset(
         reports.append(report)
         if not as_json:
             print_report(report)
-    left_out = absent | unreadable
-    if len(splits) == len(left_out) == 1:
-        raise left_out[splits[0]]
-    for key, reason in left_out.items():
-        say(f"{key}: {reason}")
+    end = next(iter((unreadable or absent).values()), None) if unreadable or not reports else None
+    for key, reason in (absent | unreadable).items():
+        if str(reason) != str(end):  # which is said last
+            say(f"{key}: {reason}")
     if as_json:
         why = {
             name: {key: str(error) for key, error in found.items()}
             for name, found in (("absent", absent), ("unreadable", unreadable))
         }
         show_json({"manifest": spec.name, "splits": reports, **why}, indent=2)
-    if unreadable or not reports:
-        raise next(iter((unreadable or absent).values()))
+    if end is not None:
+        raise end
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
         total = sum(report["checked"] for report in reports)
         raise InputError(

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cluster.test_verify import new_run, work
+from tests.cluster.making import work
 from tests.datasets import making
 from tests.runtime.test_escaping import is_harmless
-from vitp_pipeline.artifacts.files import write_json
+from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.runtime.escaping import escape
 
@@ -85,14 +85,12 @@ def test_of_a_dataset(name: str, tmp_path: Path, vitp) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_of_a_run(name: str, tmp_path: Path, vitp) -> None:
     folder = tmp_path / f"runs {name}"
-    run = new_run(folder)
-    work(run)
-    done = run.shard_folder(0) / "done.json"
-    write_json(done, {**json.loads(done.read_text()), "failed": [[name, f"{name}: broken"]]})
+    run = create_or_check(folder / "proposals", {"stage": "proposals"}, ("i1", name), 2)
+    work(run, bad=[name])
     assert escape(name) in vitp("status", folder)[1]
     code, said = vitp("status", folder, "--json")
     assert name in json.loads(said)[0]["folder"]
-    (run.shard_folder(1) / "part-0000.parquet").write_bytes(b"")
+    (run.shard_folder(0) / "part-0000.parquet").write_bytes(b"")
     code, said = vitp("verify", folder)
     assert code == 6 and escape(name) in said
     (folder / "a.json.0123abcd-17-12345.tmp").touch()

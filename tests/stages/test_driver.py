@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.cluster import making
+from tests.disks import disk_of
 from tests.runs import arrays_of
 from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.locks import locked
@@ -286,3 +289,17 @@ def test_timings_go_to_the_log_and_feed_the_status(tmp_path: Path) -> None:
         run_status(tmp_path)
     report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert run_status(tmp_path)[0]["images_per_second"] > 0
+
+
+def test_the_work_does_not_depend_on_its_timings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their file system is full, or they may not be written: what is made is kept all the same."""
+    run = making.new_run(tmp_path)
+    (run.folder / "log").write_bytes(b"in the way")
+    making.work(run)
+    assert "timing is not kept" in capsys.readouterr().err and all(run.finished(shard) for shard in range(run.shards))
+    (run.folder / "log").unlink()
+    with disk_of("8k", run.folder / "log") as full:
+        (full / "other").write_bytes(bytes(8192))
+        shutil.rmtree(run.folder / "shards")
+        making.work(run)
+    assert all(run.finished(shard) for shard in range(run.shards))

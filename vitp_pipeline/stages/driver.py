@@ -19,7 +19,7 @@ from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
 from vitp_pipeline.artifacts.spool import Spool, images_of, stale_files
 from vitp_pipeline.artifacts.temporaries import temporary
 from vitp_pipeline.artifacts.writes import make_folder, remove, rename, sync_folder
-from vitp_pipeline.errors import CorruptError, LockedError, PartialError
+from vitp_pipeline.errors import CorruptError, LockedError, PartialError, StorageError
 from vitp_pipeline.fingerprint import file_digest
 from vitp_pipeline.progress import Progress, counted, progress, say
 from vitp_pipeline.stopping import finishing, interruptible, stop_wanted, stopped
@@ -304,7 +304,9 @@ def _that_worked(rows: pa.Table) -> pa.Table:
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
-    """Timings go beside what is compared, an entry each time that a maker has worked at a part."""
+    """Timings go beside what is compared, an entry each time that a maker has worked at a part. Where they cannot be
+    written, the work goes on.
+    """
     path = run.folder / "log" / f"shard-{shard:05d}.json"
     entry = {"part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
     try:
@@ -312,4 +314,7 @@ def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> N
     except CorruptError as error:
         say(f"{error.message}; begun anew")
         before = []
-    write_sealed(path, {"shard": shard, "parts": [*before, entry]})
+    try:
+        write_sealed(path, {"shard": shard, "parts": [*before, entry]})
+    except StorageError as error:
+        say(f"{error.message}; this part's timing is not kept")
