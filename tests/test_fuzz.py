@@ -29,8 +29,8 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file, read_segment_ids
+from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.polygons import read_polygons
-from vitp_pipeline.datasets.spec import load_manifest
 from vitp_pipeline.errors import UserError
 
 TIMES = float(os.environ.get("VITP_FUZZ", "1"))

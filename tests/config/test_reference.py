@@ -17,6 +17,7 @@ from vitp_pipeline.cluster.profile import Resources, profile_schema
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.reference import recipe_schema, with_tables
 from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.datasets.manifest import manifest_schema
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.validation.keys import keys_of
@@ -42,8 +43,29 @@ def test_presets_are_valid(path: Path) -> None:
     assert errors(recipe_schema(), content) == []
 
 
+@pytest.mark.parametrize("path", shipped("manifests").glob("*.toml"), ids=lambda path: path.stem)
+def test_manifests_are_valid(path: Path) -> None:
+    assert errors(manifest_schema(), tomllib.loads(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_schema_of_manifests_refuses_what_the_reader_refuses() -> None:
+    good = tomllib.loads((shipped("manifests") / "camvid.toml").read_text(encoding="utf-8"))
+    for change in (
+        {"roots": ["/abs"], "classes": []},
+        {"name": 3},
+        {"classes": [{"name": "a", "label": 1, "thing": "no"}]},
+        {"classes": [{"name": "a", "label": -1, "thing": True}]},
+        {"labels": {"kind": "png"}},
+        {"labels": {}},
+        {"splits": {"val": {"image": "x"}}},
+        {"splits": {"val": {"images": [1]}}},
+        {"other": 1},
+    ):
+        assert errors(manifest_schema(), good | change), change
+
+
 def test_the_schemas_are_draft_7_and_profiles_are_valid() -> None:
-    for schema in (recipe_schema(), profile_schema()):
+    for schema in (recipe_schema(), profile_schema(), manifest_schema()):
         jsonschema.Draft7Validator.check_schema(schema)
         assert "$ref" not in json.dumps(schema) and "prefixItems" not in json.dumps(schema)
     for path in (STAGES / "cluster").glob("*.toml"):
@@ -91,8 +113,9 @@ def test_commands_print_schemas_and_show_keys() -> None:
         assert done.exit_code == 0, done.output
         return done.output
 
-    for words, expected in (((), recipe_schema()), (("--profile",), profile_schema())):
-        assert json.loads(vitp("schema", *words)) == expected
+    schemas = {"": recipe_schema(), "--profile": profile_schema(), "--manifest": manifest_schema()}
+    for flag, expected in schemas.items():
+        assert json.loads(vitp("schema", *flag.split())) == expected
     for table, kind in TABLES.items():
         out = vitp(table, "--help")
         assert f"Keys of [{table}]" in out

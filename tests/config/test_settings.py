@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.cluster.profile import Resources, load_profile
+from vitp_pipeline.config.backbone_args import BackboneArgs
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, TrainSettings
+from vitp_pipeline.datasets.spec import ClassInfo, LabelSpec, SplitSpec
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.stages.train import check_schedule
 from vitp_pipeline.validation.keys import keys_of, schema_of
@@ -49,7 +52,8 @@ NEEDED = {"generate-proposals": {"config": "x.py"}}
 def forms(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The schema and all inside it."""
     yield schema
-    for inner in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())):
+    insides = (schema[part] for part in ("items", "additionalProperties") if isinstance(schema.get(part), dict))
+    for inner in (*schema.get("anyOf", ()), *insides):
         yield from forms(inner)
 
 
@@ -116,16 +120,22 @@ def str_of(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
 
 
+@pytest.mark.parametrize("kind", [*MANY_TABLES.values(), ClassInfo, LabelSpec, SplitSpec, BackboneArgs, ModelConfig])
+def test_every_number_has_a_range(kind: type) -> None:
+    for key, found in schema_of(kind)["properties"].items():
+        for form in forms(found):
+            if form.get("type") in ("integer", "number") and not {"const", "enum"} & form.keys():
+                low = [form[end] for end in ("minimum", "exclusiveMinimum") if end in form]
+                high = [form[end] for end in ("maximum", "exclusiveMaximum") if end in form]
+                assert len(low) == len(high) == 1 and math.isfinite(low[0]) and low[0] < high[0] < 2**63, key
+
+
 @pytest.mark.parametrize(("table", "key"), KEYS)
-def test_a_key_says_what_it_is_and_which_values_it_takes(table: str, key: str) -> None:
+def test_a_key_says_what_it_is_and_in_which_unit(table: str, key: str) -> None:
     declared, found = keys_of(MANY_TABLES[table])[key], schema(table, key)
     assert declared.help[0].isupper() and declared.help.endswith(".") and len(declared.help) < 120
     assert found["description"] == declared.help
     numbers = [form for form in forms(found) if form.get("type") in ("integer", "number") and "const" not in form]
-    for form in numbers:
-        low = [form[end] for end in ("minimum", "exclusiveMinimum") if end in form]
-        high = [form[end] for end in ("maximum", "exclusiveMaximum") if end in form]
-        assert len(low) == len(high) == 1 and math.isfinite(low[0]) and low[0] < high[0] < 2**63, "no range"
     assert bool(numbers) == bool(declared.unit) and (not numbers or declared.unit in UNITS)
 
 

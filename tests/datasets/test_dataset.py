@@ -359,7 +359,7 @@ labels = "labels/{stem}.png"
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('name = "x"', "", ["name", "missing"]),
+        ('name = "x"', "", ["needs the key 'name'"]),
         ('name = "x"', 'name = "x"\ncolour = 1', ["'colour'"]),
         ("thing = true", "thing = true, hue = 3", ["class 1", "'hue'"]),
         ('"b"', '"a"', ["class name 'a'", "twice"]),
@@ -367,11 +367,28 @@ labels = "labels/{stem}.png"
         ("[255]", "[1]", ["label value 1", "twice"]),
         ("[255]", "[-1]", ["-1", "outside"]),
         ("label = 1", "label = 70000", ["70000", "outside"]),
-        ("semantic-png", "semantic", ["'semantic'", "coco-panoptic"]),
+        ("semantic-png", "semantic", ['kind = "semantic"', "coco-panoptic"]),
         ("semantic-png", "coco-panoptic", ["splits.val", "annotations"]),
         ("{stem}", "{stam}", ["{stem}", "stam"]),
         ("[splits.val]", '[splits.val]\nlabels_coarse = "{stam}.png"', ["labels_coarse knows {stem}", "stam"]),
         ('kind = "semantic-png"', "kind = ", ["not a TOML file"]),
+        # types as they are written: "false" is not false, 1.5 not a label
+        ("thing = true", 'thing = "false"', ["class 1 thing", "true or false"]),
+        ("thing = true", "thing = 0", ["class 1 thing", "true or false"]),
+        ("label = 1", "label = 1.5", ["class 1 label = 1.5", "whole number"]),
+        ("label = 1", 'label = "1"', ["class 1 label", "whole number"]),
+        ("label = 1", "label = true", ["class 1 label", "whole number"]),
+        ("label = 1", "label = nan", ["class 1 label = nan", "whole number"]),
+        ("label = 1", f"label = {2**70}", ["class 1 label", "outside [0, 2147483647]"]),
+        ("[255]", "[255.5]", ["ignore = [255.5]", "whole numbers"]),
+        ("[255]", "[255, 255]", ["ignore", "twice"]),
+        ("[255]", "255", ["ignore = 255", "a list"]),
+        ('name = "x"', "name = 5", ["name = 5", "text"]),
+        ('name = "x"', 'name = "x"\nroots = ["../other"]', ["roots", "leads out"]),
+        ("thing = true", "thing = true, color = [1, 2, 256]", ["class 1 color", "256 is outside [0, 255]"]),
+        ("thing = true", 'thing = true, aliases = "c"', ["class 1 aliases", "a list"]),
+        ('"labels/{stem}.png"', "3", ["[splits.val] labels = 3", "a list of words"]),
+        ("[labels]", "[labels]\nvalues = 'seen'", ["[labels] values", "stored, shown"]),
     ],
 )
 def test_broken_manifests_name_file_and_reason(tmp_path: Path, old: str, new: str, words: list[str]) -> None:

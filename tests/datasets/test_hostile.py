@@ -24,8 +24,9 @@ from vitp_pipeline.datasets import images as module
 from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file
+from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.polygons import read_polygons
-from vitp_pipeline.datasets.spec import SplitSpec, load_manifest
+from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.datasets.storage import check_inside
 from vitp_pipeline.errors import InputError
 
@@ -241,7 +242,7 @@ def test_a_manifest_names_nothing_outside(tmp_path: Path, path: str, key: str) -
     text = making.COCO_MANIFEST
     assert key in text
     (tmp_path / "m.toml").write_text(text.replace(key, f'{key.split(" ")[0]} = "{path}"'))
-    with pytest.raises(InputError, match=r"m\.toml: the path .* leads out of the data root"):
+    with pytest.raises(InputError, match=r"m\.toml: .* leads out of the data root"):
         load_manifest(tmp_path / "m.toml")
 
 

@@ -10,6 +10,7 @@ import typer
 def register(app: typer.Typer) -> None:
     @app.command("schema", rich_help_panel="Also")
     def schema(
+        manifest: Annotated[bool, typer.Option("--manifest", help="Of a dataset's manifest.")] = False,
         profile: Annotated[bool, typer.Option("--profile", help="Of a cluster profile, as `submit` reads it.")] = False,
     ) -> None:
         """Print the JSON Schema of recipes, from which editors complete keys and check values.
@@ -20,7 +21,9 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.runtime.output import show_json
 
-        if profile:
+        if manifest:
+            from vitp_pipeline.datasets.manifest import manifest_schema as made
+        elif profile:
             from vitp_pipeline.cluster.profile import profile_schema as made
         else:
             from vitp_pipeline.config.reference import recipe_schema as made

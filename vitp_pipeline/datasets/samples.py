@@ -13,7 +13,7 @@ from typing import Protocol, overload
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
 from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
 from vitp_pipeline.datasets.places import Places, filled, words_of_file
-from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, alternatives
+from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec
 from vitp_pipeline.datasets.storage import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
 
@@ -128,7 +128,7 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
     samples = Samples([_listed(spec, places, part) for part in parts])
     if len(parts) > 1 and spec.kind == "semantic-png" and first_twice(samples.image_ids):
-        folders = (places.images(alternatives(part.images)).folder for part in parts)
+        folders = (places.images(part.images).folder for part in parts)
         above = os.path.commonpath([f"/{folder}" for folder in folders])[1:]
         samples = Samples([_listed(spec, places, part, above) for part in parts])
     if twice := first_twice(samples.image_ids):
@@ -144,7 +144,7 @@ def unlabeled(spec: DatasetSpec, root: Path, name: str) -> str:
     for split in (spec.splits[part] for part in spec.splits[name].of or (name,)):
         said = ""
         if spec.kind != "semantic-png":
-            said = Annotations(Places(root, spec.roots).file(alternatives(split.annotations)), spec).unlabeled
+            said = Annotations(Places(root, spec.roots).file(split.annotations), spec).unlabeled
         if reason := said or spec.unlabeled(split):
             return reason
     return ""
@@ -160,8 +160,8 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     listed: Listed = _ByPattern(places, split, above) if pattern else _ByAnnotations(spec, places, split)
     listed.unlabeled = listed.unlabeled or spec.unlabeled(split)
     if not listed.image_ids:
-        raise places.nothing_there(alternatives(split.images), "Check --data-root and the manifest's split")
-    return _Chosen(listed, places.file(alternatives(split.list)), places.root) if split.list else listed
+        raise places.nothing_there(split.images, "Check --data-root and the manifest's split")
+    return _Chosen(listed, places.file(split.list), places.root) if split.list else listed
 
 
 class _Chosen:
@@ -207,11 +207,11 @@ class _ByPattern:
     def __init__(self, places: Places, split: SplitSpec, above: str | None = None) -> None:
         self.image_ids: Sequence[str] = ()
         self.unlabeled = ""
-        self._found = found = places.images(alternatives(split.images))
+        self._found = found = places.images(split.images)
         if not found:
             return
-        self._labels = places.beside(alternatives(split.labels)) if split.labels else None
-        self._coarse = places.beside(alternatives(split.labels_coarse)) if split.labels_coarse else None
+        self._labels = places.beside(split.labels) if split.labels else None
+        self._coarse = places.beside(split.labels_coarse) if split.labels_coarse else None
         for number, relative in enumerate(found.relative):
             check_inside(relative, found.base(number))
         self.image_ids = found.words_called("id") or [split_name(relative)[0] for relative in found.relative]
@@ -233,15 +233,15 @@ class _ByAnnotations:
     """Images as an annotation file lists them."""
 
     def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
-        self._file = Annotations(places.file(alternatives(split.annotations)), spec)
+        self._file = Annotations(places.file(split.annotations), spec)
         self.image_ids: Sequence[str] = self._file.image_ids
         self.unlabeled = self._file.unlabeled
         if not self.image_ids:
             return
-        self._images = _ImageFinder(places, alternatives(split.images), self._file)
+        self._images = _ImageFinder(places, split.images, self._file)
         self._label_folder = self._file.path
         if split.labels and (name := next(filter(None, self._file.label_names), "")):
-            first = places.file(tuple(f"{folder}/{name}" for folder in alternatives(split.labels)))
+            first = places.file(tuple(f"{folder}/{name}" for folder in split.labels))
             self._label_folder = Path(first.as_posix().removesuffix("/" + name))
 
     def sample(self, number: int) -> Sample:
@@ -262,7 +262,7 @@ def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sam
     if any(split.list for split in parts):  # the others' may belong to other splits
         return []
     places, used = Places(root, spec.roots), {sample.truth for sample in samples}
-    labels = (alternatives(split.labels) for split in parts if split.labels)
+    labels = (split.labels for split in parts if split.labels)
     return sorted({path for templates in labels for path in places.beside(templates).all()} - used)
 
 

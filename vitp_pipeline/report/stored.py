@@ -13,8 +13,8 @@ from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
-from vitp_pipeline.datasets import Dataset, DatasetSpec
-from vitp_pipeline.datasets.spec import ClassInfo, default_color, load_manifest
+from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.spec import ClassInfo, default_color
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.paths import shipped
 from vitp_pipeline.stages.evaluation import Evaluation

@@ -66,6 +66,20 @@ class OneOf:
         return value
 
 
+@dataclass(frozen=True)
+class OneOrMore:
+    """A list of texts that may be written as its only element."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: (value,) if isinstance(value, str) else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(core)
+        return {"anyOf": [several["items"], several]}
+
+
 def matching(pattern: str, words: str) -> Check:
     """Text that a regular expression matches as a whole."""
     return Check(lambda text: re.fullmatch(pattern, text) is not None, words, {"pattern": f"^(?:{pattern})$"})

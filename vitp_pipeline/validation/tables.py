@@ -97,7 +97,7 @@ def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageErr
     """Error for `what`, a key and its value."""
     takes = takes_of(schema)
     if error["type"] == "check":
-        return UsageError(f"{what} {error['ctx']['words']}", "" if takes == "text" else f"It takes {takes}")
+        return UsageError(f"{what} {error['ctx']['words']}", f"It takes {takes}" if _suffix(_of_items(schema)) else "")
     if error["type"] in ("choice", "literal_error") and "enum" in _of_items(schema):
         choose = "Choose among" if schema.get("type") == "array" else "Choose one of"
         return UsageError(what, f"{choose}: {takes_choice(schema)}")
@@ -146,7 +146,9 @@ def _suffix(schema: dict[str, Any]) -> str:
 
 
 _SINGULAR = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+_SINGULAR["object"] = "a table"
 _PLURALS = {"integer": "whole numbers", "number": "numbers", "boolean": "true or false", "string": "words"}
+_PLURALS["object"] = "tables"
 
 
 def interval_of(schema: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ from PIL import Image
 from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.writes import fill, remove
 from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
+from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.places import Places
-from vitp_pipeline.datasets.spec import DatasetSpec, load_manifest
+from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.datasets.storage import is_file
 from vitp_pipeline.errors import InputError, PartialError
 from vitp_pipeline.progress import progress, say

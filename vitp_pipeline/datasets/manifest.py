@@ -1,0 +1,129 @@
+"""Manifest files: TOML to a `DatasetSpec`, and their JSON Schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Len
+
+from vitp_pipeline.datasets.spec import (
+    IMAGE_WORDS,
+    LEFT_OUT,
+    ClassInfo,
+    DatasetSpec,
+    InRoot,
+    LabelSpec,
+    SplitSpec,
+    default_color,
+    words_of,
+)
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.paths import find_toml, read_toml
+from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
+from vitp_pipeline.validation.tables import checked, table
+
+Table = dict[str, Any]
+
+
+@table
+class Manifest:
+    """A manifest file."""
+
+    name: Annotated[str, Len(1), Key("Name of the dataset.")]
+    classes: Annotated[tuple[Table, ...], Len(1), Key("Classes, in the order of the generator's.")]
+    labels: Annotated[Table, Key("How label files are read.")]
+    splits: Annotated[dict[str, Table], Len(1), Key("Where images and labels of every split lie, below the data root.")]
+    roots: Annotated[tuple[InRoot, ...], Key("Folders below the data root in which the dataset may lie.")] = ("",)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema of a manifest."""
+    made = schema_of(Manifest)
+    known, parts = made["properties"], {kind: schema_of(kind) for kind in (ClassInfo, LabelSpec, SplitSpec)}
+    parts[ClassInfo]["required"].remove("color")
+    known["classes"]["items"] = parts[ClassInfo]
+    known["labels"] |= parts[LabelSpec]
+    known["splits"]["additionalProperties"] = parts[SplitSpec]
+    return {"$schema": DRAFT, **made, "title": "vitp manifest"}
+
+
+def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> DatasetSpec:
+    """Read and check a manifest.
+
+    Args:
+        name_or_path: a shipped manifest's name, or the path of a TOML file.
+        beside: a folder that a relative path may also start from (the recipe's).
+    Raises:
+        InputError: not found, not TOML, a key missing or unknown, a value of another type, a name or label twice.
+    """
+    path = find_toml(name_or_path, "manifests", beside)
+    try:
+        return _parse(read_toml(path), f"{path}:")
+    except UsageError as error:
+        raise InputError(error.message, error.mend or "Compare with manifests/camvid.toml") from error
+
+
+def _parse(content: Table, where: str) -> DatasetSpec:
+    manifest = checked(Manifest, content, where)
+    classes = tuple(
+        checked(ClassInfo, {"color": default_color(k), **entry}, f"{where} class {k}")
+        for k, entry in enumerate(manifest.classes)
+    )
+    labels = checked(LabelSpec, manifest.labels, f"{where} [labels]")
+    _distinct((c.name for c in classes), f"{where} the class name")
+    _distinct((*(c.label for c in classes), *labels.ignore), f"{where} the label value")
+    largest = 65535 if labels.kind == "semantic-png" else 2**31 - 1
+    if odd := [v for v in (*(c.label for c in classes), *labels.ignore) if v > largest]:
+        raise UsageError(f"{where} the label value {odd[0]} is outside [0, {largest}]")
+    for name, value in labels.polygons.items():
+        if name in {c.name for c in classes}:
+            raise UsageError(f"{where} [labels.polygons] {name!r} is a class, whose value is its `label`")
+        if value not in (LEFT_OUT, *labels.ignore):
+            raise UsageError(f"{where} [labels.polygons] {name!r}: {value} is neither in `ignore` nor -1 (not drawn)")
+    splits = {name: _split(entry, labels.kind, f"{where} [splits.{name}]") for name, entry in manifest.splits.items()}
+    for name, split in splits.items():
+        if missing := [part for part in split.of if part not in splits or splits[part].of]:
+            raise UsageError(f"{where} [splits.{name}] of: {missing[0]!r} is no split with files of its own")
+    return DatasetSpec(
+        manifest.name,
+        classes,
+        labels.kind,
+        labels.ignore,
+        splits,
+        tuple(root.rstrip("/") for root in manifest.roots),
+        labels.polygons,
+        labels.values,
+        labels.orientation,
+    )
+
+
+def _split(entry: Table, kind: str, where: str) -> SplitSpec:
+    split = checked(SplitSpec, entry, where)
+    if split.of and len(entry) > 1:
+        raise UsageError(f"{where} has `of` and nothing else, or no `of`")
+    if split.of:
+        return split
+    if not split.images:
+        raise UsageError(f"{where} needs the key 'images'")
+    if kind != "semantic-png" and not split.annotations:
+        raise UsageError(f"{where} needs the key 'annotations', the {kind.removeprefix('coco-')} JSON")
+    if kind != "semantic-png" and split.labels_coarse:
+        raise UsageError(f"{where} labels_coarse is for semantic-png")
+    if kind == "semantic-png":
+        words = set.intersection(*({*IMAGE_WORDS, *words_of(pattern)} for pattern in split.images))
+        for key in ("labels", "labels_coarse"):
+            for template in getattr(split, key):
+                if unknown := sorted(set(words_of(template)) - words):
+                    known = ", ".join(f"{{{word}}}" for word in (*IMAGE_WORDS, *sorted(words - {*IMAGE_WORDS})))
+                    raise UsageError(f"{where} {key} knows {known}, not {unknown[0]!r}")
+    return split
+
+
+def _distinct(values: Iterable[Any], what: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise UsageError(f"{what} {value!r} occurs twice")
+        seen.add(value)
