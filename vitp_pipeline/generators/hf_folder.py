@@ -15,6 +15,7 @@ from typing import Any
 
 from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.errors import InputError, UserError
+from vitp_pipeline.generators.hf_checks import check_config, check_preprocessor
 
 NETWORKS = {
     "oneformer": "OneFormer",
@@ -69,7 +70,7 @@ def is_config(path: Path) -> bool:
         return False
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "model_type" in content
 
@@ -92,12 +93,18 @@ def open_pretrained(path: Path) -> Pretrained:
             f"Networks that can be used: {', '.join(f'{NETWORKS[kind]} ({kind})' for kind in NETWORKS)}",
         )
     preprocessor = config.with_name("preprocessor_config.json")
-    weights = _weights(path) if path.is_dir() else ()
+    sizes = _read_json(preprocessor) if preprocessor.is_file() else {}
+    for file, said, check in ((config, content, check_config), (preprocessor, sizes, check_preprocessor)):
+        try:
+            check(said)
+        except ValueError as error:
+            raise InputError(f"{file}: refused: {error}", "Give the folder of a published or imported model") from error
+    weights = weight_files(path) if path.is_dir() else ()
     if path.is_dir() and not weights:
         raise InputError(
             f"{path}: holds no weights (model.safetensors)", f"For random weights, to try it out, name {config}"
         )
-    return Pretrained(config, model_type, weights, _read_json(preprocessor) if preprocessor.is_file() else {})
+    return Pretrained(config, model_type, weights, sizes)
 
 
 def download(name: str, with_weights: bool = True) -> Path:
@@ -116,7 +123,7 @@ def download(name: str, with_weights: bool = True) -> Path:
         raise UserError(f"hf:{name} needs huggingface_hub", INSTALL) from error
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", *(["*.safetensors"] if with_weights else [])]))
-        if with_weights and not _weights(folder):  # published before there was safetensors
+        if with_weights and not weight_files(folder):  # published before there was safetensors
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
     except Exception as error:  # names, networks and permissions fail in many ways
         why = " ".join(str(error).split())[:200]
@@ -156,15 +163,22 @@ def sees_windows(model: Pretrained) -> bool:
     return bool(model.preprocessor.get("do_split_image", False))
 
 
-def _weights(folder: Path) -> tuple[Path, ...]:
-    """In the order of preference of transformers itself."""
-    return tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")))
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files of weights in a folder, in the order of preference of transformers itself. An index of several must
+    name them, and nothing else. Raises InputError where it does not.
+    """
+    files = tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")))
+    for index in (*folder.glob("model*.safetensors.index.json"), *folder.glob("pytorch_model*.bin.index.json")):
+        named = _read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not {*map(str, named.values())} <= {file.name for file in files}:
+            raise InputError(f"{index}: names files that are not weights of its folder", "Fetch the folder again")
+    return files
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object")

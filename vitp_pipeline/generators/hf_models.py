@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,12 +14,16 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from vitp_pipeline.artifacts.torch_file import read_torch_file
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.generators.checkpoint import first_of
 from vitp_pipeline.generators.hf_backbones import register_backbones
+from vitp_pipeline.generators.hf_folder import weight_files
 
 _MAY_BE_MISSING = re.compile(r"criterion\..*|.*\.swin\.layernorm\.(weight|bias)")
 """What no forward pass reads."""
+_MOST_RANDOM, _SLACK = 4 * 10**9, 10**6
+"""Numbers of a network with random weights, and those that files may lack because no forward pass reads them."""
 _MAY_BE_LEFT_OVER = re.compile(r"model\.text_mapper\..*|.*\.relative_position_index")
 """What only training reads, or what the model computes itself."""
 
@@ -32,10 +37,21 @@ def build_model(source: str | Path) -> PreTrainedModel:
         InputError: no such folder or name, or no model of a kind that proposes masks.
         IncompatibleError: the weights do not fit the configuration; the first few names are given.
     """
-    config = load_config(source)
+    config, files = load_config(source), weight_files(Path(source))
+    if files:
+        _check_size(source, config, sum(file.stat().st_size for file in files))
+    pickled = {name: tensor for file in files if file.suffix == ".bin" for name, tensor in _tensors(file).items()}
+    given: dict[str, Any] = {"state_dict": pickled} if pickled else {}
+    kind = AutoModelForUniversalSegmentation._model_mapping[type(config)]
     with quietly(), _as_user_errors(source):
-        model, found = AutoModelForUniversalSegmentation.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        model, found = kind.from_pretrained(
+            None if pickled else source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=not pickled,
+            **given,
         )
     _check_loaded(source, model, found)
     return model.eval().requires_grad_(False)
@@ -44,9 +60,26 @@ def build_model(source: str | Path) -> PreTrainedModel:
 def build_random_model(source: str | Path) -> PreTrainedModel:
     """`build_model` without the weights: with random values, of which torch's seed decides."""
     config = load_config(source)
+    _check_size(source, config, _MOST_RANDOM)
     with quietly(), _as_user_errors(source):
         model = AutoModelForUniversalSegmentation.from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
+
+
+def _check_size(source: str | Path, config: PreTrainedConfig, most: int) -> None:
+    """Raises IncompatibleError where a configuration asks for more numbers than there are, before memory is taken."""
+    with quietly(), _as_user_errors(source), torch.device("meta"):
+        model = AutoModelForUniversalSegmentation.from_config(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > most + _SLACK:
+        raise IncompatibleError(f"{source}: config.json asks for {count:,} numbers, more than its weights can be")
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    content = read_torch_file(file)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError(f"{file}: holds no table of weights")
+    return content
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
