@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -210,6 +212,45 @@ def some_table(rows: int = 40) -> pa.Table:
             "mass": rng.random(rows),
         }
     ).replace_schema_metadata({"vitp": json.dumps({"fingerprint": "f"})})
+
+
+FORGED: list[dict[str, Any]] = [
+    *({"codecs": [{"name": "bytes"}, {"name": name}]} for name in ("gzip", "zstd", "numcodecs.lzma", "numcodecs.bz2")),
+    {"codecs": [{"name": "numcodecs.pickle"}, {"name": "bytes"}]},
+    {"codecs": [{"name": "vlen-utf8"}], "data_type": "string"},
+    {"codecs": [{"name": "sharding_indexed", "configuration": {}}]},
+    {"codecs": [{"name": "os.system"}]},
+    {"codecs": []},
+    {"codecs": None},
+    {"zarr_format": 2},
+    {"zarr_format": 2, "filters": [{"id": "pickle"}], "dtype": "|O"},
+    *({"shape": shape} for shape in ([10**12], [10**6, 10**6], [-1], ["9"], [2**70], [4, 10**9, 4])),
+    {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [10**12]}}},
+    *({"data_type": kind} for kind in ("object", "str", "S9", "datetime64[s]", "complex64", "nonsense", {"name": "x"})),
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=str)
+@pytest.mark.parametrize("further", [False, True], ids=["one chunk", "by zarr"])
+def test_an_array_that_was_not_written_here_is_not_decoded(
+    forged: dict[str, Any], further: bool, tmp_path: Path
+) -> None:
+    """A run directory comes from anywhere: neither codecs that it names nor sizes that it claims are believed."""
+    writer = ArrayWriter(tmp_path / "a.zip", {"x": 1})
+    writer.add("g/one", np.arange(6, dtype="f4").reshape(2, 3), ("a", "b"))
+    writer.close()
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with zipfile.ZipFile(tmp_path / "a.zip") as good, zipfile.ZipFile(tmp_path / "b.zip", "w") as bad:
+        for name in good.namelist():
+            content = good.read(name)
+            if name == "g/one/zarr.json":
+                content = json.dumps({**json.loads(content), **forged}).encode()
+            bad.writestr(name, content)
+        if further:
+            bad.writestr("g/one/c/9/9", b"more")
+    with pytest.raises(CorruptError, match=r"b\.zip.*damaged"), ArrayReader(tmp_path / "b.zip") as reader:
+        reader.read("g/one")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 200 << 10
 
 
 def test_index_round_trip_by_ours_and_by_pyarrow(tmp_path: Path) -> None:

@@ -236,6 +236,24 @@ def _by_zarr(
     return {key: buffer.to_bytes() for key, buffer in store.items()}
 
 
+_CODECS = {"bytes", "blosc", "numcodecs.fixedscaleoffset", "numcodecs.delta"}
+_LARGEST = 1 << 32
+"""Bytes of an array; the masks of an image at the image's own size are a tenth of it."""
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """Raises ValueError of an array that was not written here: it would be decoded by what it names, to any size."""
+    odd = {str(codec.get("name")) for codec in metadata["codecs"]} - _CODECS
+    if metadata["zarr_format"] != 3 or odd:
+        raise ValueError(f"codecs {', '.join(sorted(odd))[:80]}")
+    sides = [*metadata["shape"], *metadata["chunk_grid"]["configuration"]["chunk_shape"]]
+    size = math.prod(metadata["shape"]) * np.dtype(metadata["data_type"]).itemsize
+    if not all(type(side) is int and 0 <= side < 1 << 31 for side in sides) or size > _LARGEST:
+        raise ValueError(f"the shape {str(metadata['shape'])[:80]}")
+    if np.dtype(metadata["data_type"]).kind not in "biuf":
+        raise ValueError("no numbers")
+
+
 def _is_plain(metadata: dict[str, Any]) -> bool:
     """Whether an array is one chunk of numbers, little-endian, that blosc compressed."""
     codecs = metadata.get("codecs", [])
@@ -299,8 +317,9 @@ class ArrayReader:
         try:
             prefix = f"{name}/"
             keys = self._keys.get(name, [])
+            metadata = json.loads(self._zip.read(f"{prefix}zarr.json"))
+            _check_metadata(metadata)
             if len(keys) == 2:  # one chunk: what zarr would do, without what that costs for every small array
-                metadata = json.loads(self._zip.read(f"{prefix}zarr.json"))
                 (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
                 if wrote(metadata):
                     return decode(metadata, self._zip.read(chunk))
@@ -308,7 +327,7 @@ class ArrayReader:
                     return _decode_plain(metadata, self._zip.read(chunk))
             to_buffer = default_buffer_prototype().buffer.from_bytes
             store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
-            array = zarr.open_array(store, mode="r")
+            array = zarr.open_array(store, mode="r", zarr_format=3)
             if array.nchunks_initialized < array.nchunks:
                 raise ValueError("a chunk is missing")
             return np.asarray(array[...])
