@@ -11,7 +11,7 @@ from vitp_pipeline.artifacts.run import StageRun, create_or_check, open_run
 from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 
-IDENTITY = {"stage": "x", "settings": {"seed": 1}, "classes": [["a", 0, True]]}
+IDENTITY = {"stage": "x", "settings": {"seed": 1}, "colors": [["a", 0, True]]}
 IMAGES = ("a", "b", "c")
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.copies import COPIES, keep_copies
 from vitp_pipeline.artifacts.layout import arrays_path, index_path
 from vitp_pipeline.artifacts.places import files_in, there
+from vitp_pipeline.artifacts.run_schema import check_identity, check_provenance
 from vitp_pipeline.artifacts.sealed import create_sealed, damaged, read_sealed
 from vitp_pipeline.artifacts.temporaries import tidy
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
@@ -50,6 +51,7 @@ class StageRun:
         images: ids of all images, in order (empty for training).
         shards: number of shards N.
         part_size: images in a part.
+        provenance: as `provenance()` gave it, for people.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class StageRun:
     images: tuple[str, ...]
     shards: int
     part_size: int
+    provenance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -202,9 +205,10 @@ def stage_of(folder: Path, content: dict[str, Any]) -> StageRun:
             raise IncompatibleError(
                 f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_VERSION})", "Update vitp"
             )
-        run = StageRun(folder, content["identity"], tuple(content["images"]), content["shards"], content["part_size"])
+        identity, made = check_identity(content["identity"]), check_provenance(content["provenance"])
+        run = StageRun(folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
         sizes = (run.shards, run.part_size)
-        if not (isinstance(run.identity, dict) and all(isinstance(image, str) for image in run.images)):
+        if not all(isinstance(image, str) for image in run.images):
             raise TypeError("values of other types than were written")
         if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
             raise ValueError(f"shards, part_size = {sizes}")

@@ -10,7 +10,7 @@ from typing import Any
 from vitp_pipeline.artifacts.places import folders_in, there
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.artifacts.sealed import read_sealed
+from vitp_pipeline.artifacts.sealed import damaged
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
@@ -25,6 +25,8 @@ from vitp_pipeline.validation.tables import checked
 
 COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
 """Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
+READ = ("proposals", "classes", "points", "alphas", "settings")
+"""Keys that the identity of an evaluation must have."""
 LISTED = 20
 """So many evaluations of a run are said at once."""
 
@@ -87,11 +89,15 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
         )
     proposals = open_proposals(run)
     proposals.require_one_view("reports")
+    if missing := [key for key in READ if key not in rebuilt.identity]:
+        raise damaged(folder / "run.json", f"damaged (its identity has no {missing[0]!r})")
     classes = open_run(run / "classes" / rebuilt.identity["classes"][:12], "classify")
     for name, stage in {"proposals": proposals.run, "classes": classes}.items():
         if stage.fingerprint != rebuilt.identity[name]:
             raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
     settings = _settings(rebuilt)
+    if absent := {0, 1, settings.alpha}.difference(rebuilt.identity["alphas"]):
+        raise damaged(folder / "run.json", f"damaged (its `alphas` lack {min(absent):g})")
     spec = _spec(proposals, recipe, data_root is not None)
     split = proposals.run.identity["settings"].get("split", "val")
     dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
@@ -140,12 +146,7 @@ def _measured(run: Path) -> list[StageRun]:
     folders = [run / "evaluation" / name for name in folders_in(run / "evaluation")]
     stages = [open_run(folder) for folder in folders if there(folder / "run.json")]
     found = [stage for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
-    return sorted(found, key=lambda stage: (_created(stage.folder), stage.folder.name), reverse=True)
-
-
-def _created(folder: Path) -> str:
-    created: str = read_sealed(folder / "run.json")["provenance"]["created"]
-    return created
+    return sorted(found, key=lambda stage: (stage.provenance["created"], stage.folder.name), reverse=True)
 
 
 def _settings(run: StageRun) -> EvaluateSettings:
@@ -188,20 +189,18 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
-    folders = [stored.evaluation.proposals.run.folder]
-    trained = classifier_folder(stored.run, stored.evaluation.classes.identity["classifier"])
-    folders += [trained] if trained is not None else []
-    folders += [stored.evaluation.classes.folder, stored.evaluation.run.folder]
+    stages = [stored.evaluation.proposals.run, stored.evaluation.classes, stored.evaluation.run]
+    if (trained := classifier_folder(stored.run, stages[1].identity["classifier"])) is not None:
+        stages.insert(1, open_run(trained))
     entries = []
-    for folder in folders:
-        content = read_sealed(folder / "run.json")
-        identity = {k: v for k, v in content["identity"].items() if k not in ("manifest", "stage")}
+    for stage in stages:
+        identity = {k: v for k, v in stage.identity.items() if k not in ("manifest", "stage")}
         entries.append(
             {
-                "folder": folder.relative_to(stored.run).as_posix(),
-                "fingerprint": content["fingerprint"],
+                **stage.provenance,
+                "folder": stage.folder.relative_to(stored.run).as_posix(),
+                "fingerprint": stage.fingerprint,
                 "identity": json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True),
-                **content["provenance"],
             }
         )
     return entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,35 +171,28 @@ def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
 
 
 def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, Any]:
-    """The figures: from result.json when everything was measured before, else from the rows.
+    """The figures, always made of the counts; result.json is written for people and tools, and never believed.
 
     Raises:
         PartialError: as `summarise`.
     """
-    path = evaluation.run.folder / "result.json"
-    if there(path):
-        try:
-            return in_order(read_sealed(path), evaluation)
-        except CorruptError as error:
-            say(f"{error.message}; made anew from the counts")
     result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
-    if result["images"]["measured"] == result["images"]["of"]:
+    path = evaluation.run.folder / "result.json"
+    if result["images"]["measured"] == result["images"]["of"] and not _says(path, result):
         write_sealed(path, result)
     return result
 
 
-def in_order(result: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """A result from a file, whose keys are sorted, as `summarise` makes it: what is shown key by key is shown alike."""
-    known = (*HEADLINE, *evaluation.settings.instance_ap, *evaluation.dataset.spec.class_names)
-    place = {name: number for number, name in reversed([*enumerate(known)])}
-
-    def ordered(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        keys = sorted(value, key=lambda key: place.get(key, len(known)))
-        return {key: ordered(value[key]) for key in keys}
-
-    return ordered(result)
+def _says(path: Path, result: dict[str, Any]) -> bool:
+    """Whether a file holds these figures, whenever they were made."""
+    if not there(path):
+        return False
+    try:
+        found = read_sealed(path)
+    except CorruptError as error:
+        say(f"{error.message}; made anew from the counts")
+        return False
+    return {**found, "provenance": None} == {**result, "provenance": None}
 
 
 def print_result(result: dict[str, Any]) -> None:

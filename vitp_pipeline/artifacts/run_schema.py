@@ -1,0 +1,81 @@
+"""Types of what a run.json holds, as far as other code reads it: a run may have been made elsewhere, by anything.
+
+The seal of a file says that it is as it was written (`artifacts.sealed`); this says that it was written by vitp, or
+could have been. A stage lacks most of the keys, and others are let through.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Scalar = str | int | float | bool
+Table = dict[str, Scalar | list[Scalar]]
+"""Settings of a stage, those that differ from their default; their ranges are `config.validation`'s to check."""
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class Manifest(_Open):
+    """A dataset: `classes` are name, label value, and whether it is a thing."""
+
+    name: str
+    kind: str
+    classes: list[tuple[str, int, bool]]
+    ignore: list[int]
+    polygons: dict[str, int] = {}
+
+
+class Streamed(_Open):
+    """What `evaluate --stream` ran in place of the stages before."""
+
+    classifier: str = ""
+    classify: Table = {}
+
+
+class Identity(_Open):
+    """The identity of any stage: fingerprints of what it was made from, and settings."""
+
+    stage: str = ""
+    manifest: Manifest | None = None
+    settings: Table = {}
+    proposals: str = ""
+    classes: str = ""
+    classifier: str = ""
+    points: str = ""
+    alphas: list[float] = []
+    stream: Streamed | None = None
+
+
+class Provenance(_Open):
+    """When, with which versions and by which command: for people."""
+
+    created: str = ""
+    python: str = ""
+    versions: dict[str, str] = {}
+    command: str = ""
+    threads: str = ""
+
+
+def check_identity(value: Any) -> dict[str, Any]:
+    """The value, if it is an `Identity`. Raises ValueError, which names the key."""
+    _check(Identity, value)
+    found: dict[str, Any] = value
+    return found
+
+
+def check_provenance(value: Any) -> dict[str, Any]:
+    """The value, if it is a `Provenance`, with what it lacks empty. Raises ValueError, which names the key."""
+    return _check(Provenance, value).model_dump()
+
+
+def _check(kind: type[_Open], value: Any) -> _Open:
+    try:
+        return kind.model_validate_json(json.dumps(value, allow_nan=False))  # of JSON a list may be a tuple
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
