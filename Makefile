@@ -28,7 +28,7 @@ test: install
 # What needs no second: the core on the Python of .venv; `make test-fast PYTHON=python3.12 VENV=.venv312` on another
 test-fast: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow and not browser and not kill" \
-	  tests/test_fusion.py tests/test_points.py tests/test_shard.py tests/config \
+	  tests/postprocess/test_fusion.py tests/postprocess/test_points.py tests/execution/test_sharding.py tests/config \
 	  tests/artifacts tests/assemble tests/metrics tests/datasets tests/cli
 
 coverage: install

@@ -95,8 +95,8 @@ class Data:
         from vitp_pipeline.artifacts.parts import ArrayWriter
         from vitp_pipeline.artifacts.proposals import ProposalRecord, schema, write_record
         from vitp_pipeline.artifacts.run import create_or_check
+        from vitp_pipeline.execution.runner import commit_part
         from vitp_pipeline.geometry import View
-        from vitp_pipeline.stages.driver import commit_part
 
         ids = tuple(sample.image_id for sample in self.dataset.samples)
         identity = {"stage": "proposals", "manifest": self.recipe.manifest.identity(), "settings": {"split": "train"}}
@@ -122,7 +122,7 @@ class Ours:
 
     def __init__(self, data: Data, options: argparse.Namespace) -> None:
         from vitp_pipeline.config.settings import ClassifySettings, TrainSettings
-        from vitp_pipeline.devices import choose_device
+        from vitp_pipeline.runtime.devices import choose_device
 
         self.data, self.options, self.device = data, options, choose_device(options.device)
         self.settings = data.recipe.stage(
@@ -162,10 +162,10 @@ class Ours:
         return ClassMaker(run, proposals, self.data.dataset, file, self.classifying)
 
     def train(self) -> None:
-        from vitp_pipeline.classifier.augment import Augmentation
-        from vitp_pipeline.classifier.data import PointBatches
-        from vitp_pipeline.classifier.folder import TrainingFolder
-        from vitp_pipeline.classifier.train import Trainer
+        from vitp_pipeline.classifier.training.augmentation import Augmentation
+        from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+        from vitp_pipeline.classifier.training.data import PointBatches
+        from vitp_pipeline.classifier.training.loop import Trainer
 
         settings = self.settings
         batches = PointBatches(
@@ -188,7 +188,7 @@ class Ours:
             ).run()
 
     def classify(self) -> None:
-        from vitp_pipeline.stages.driver import Turn
+        from vitp_pipeline.execution.runner import Turn
 
         ids = self.data.dataset.image_ids
         with tempfile.TemporaryDirectory(dir=self.data.root) as folder:
@@ -201,7 +201,7 @@ class Bare:
     def __init__(self, data: Data, options: argparse.Namespace) -> None:
         import torch
 
-        from vitp_pipeline.devices import choose_device
+        from vitp_pipeline.runtime.devices import choose_device
 
         self.options, self.device = options, choose_device(options.device)
         self.classes = len(data.recipe.manifest.classes)
@@ -231,7 +231,7 @@ class Bare:
     def train(self) -> None:
         import torch
 
-        from vitp_pipeline.devices import mixed_precision
+        from vitp_pipeline.runtime.devices import mixed_precision
 
         self.vit.train()
         optimizer = torch.optim.SGD(self.vit.parameters(), lr=1e-4, momentum=0.9)
@@ -245,7 +245,7 @@ class Bare:
     def classify(self) -> None:
         import torch
 
-        from vitp_pipeline.devices import mixed_precision
+        from vitp_pipeline.runtime.devices import mixed_precision
 
         self.vit.eval()
         with torch.inference_mode(), mixed_precision(self.options.precision, self.device):
@@ -265,7 +265,7 @@ def measure(data: Data, options: argparse.Namespace) -> dict[str, Comparison]:
 
 def sampling_milliseconds(data: Data, options: argparse.Namespace) -> float:
     """Median time to draw the points of one image from labels of the classifier's size."""
-    from vitp_pipeline.classifier.sampling import sample_points
+    from vitp_pipeline.classifier.training.sampling import sample_points
 
     labels = data.dataset.read_semantic(data.dataset.samples[0])
     height, width = options.size
@@ -281,7 +281,7 @@ def sampling_milliseconds(data: Data, options: argparse.Namespace) -> float:
 def _finish(device: str) -> Callable[[], object]:
     import torch
 
-    from vitp_pipeline.devices import choose_device
+    from vitp_pipeline.runtime.devices import choose_device
 
     return torch.cuda.synchronize if choose_device(device).type == "cuda" else lambda: None
 

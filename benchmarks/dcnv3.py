@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from vitp_pipeline.generators.dcnv3 import dcnv3
-from vitp_pipeline.generators.deformable_attention import multi_scale_deformable_attn
-from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
+from vitp_pipeline.generators.ops.dcnv3 import dcnv3
+from vitp_pipeline.generators.ops.deformable_attention import multi_scale_deformable_attn
 
 KERNEL, POINTS = 3, 9
 Ways = dict[str, Callable[..., torch.Tensor]]

@@ -82,9 +82,9 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     from vitp_pipeline.artifacts.run import create_or_check
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings
+    from vitp_pipeline.execution.runner import commit_part, finish_shard
     from vitp_pipeline.geometry import View
     from vitp_pipeline.stages.classify import classes_run, classifier_file
-    from vitp_pipeline.stages.driver import commit_part, finish_shard
 
     first = scene(0)
     size, class_count = first.labels.shape, first.scores.shape[1]
@@ -142,11 +142,11 @@ def measure(root: Path, way: str) -> dict:
 
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
+    from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+    from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarise
+    from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.metrics.bootstrap import interval, paired_difference
-    from vitp_pipeline.shard import ShardChoice
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-    from vitp_pipeline.stages.results import headline_variants, read_result_totals, summarise
-    from vitp_pipeline.stages.rows import image_areas, read_rows
 
     torch.zeros(1), scipy.sparse  # loaded before the start is looked at
     recipe = load_recipe(root / "recipe.toml")

@@ -71,7 +71,7 @@ class PanopticApi:
     """mmdetection's copy of panopticapi's `pq_compute_single_core`; maps come from memory, by their number."""
 
     def __init__(self, cases: list[tuple]) -> None:
-        from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+        from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 
         prepare_mmcv()
         from mmdet.evaluation.functional import panoptic_utils

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.paired import Comparison, compare, peak_memory
-from vitp_pipeline.generators.neighbourhood import TILE, tiled_attention
+from vitp_pipeline.generators.ops.neighborhood_attention import TILE, tiled_attention
 
 LAYERS = [  # height, width, heads, dilation: levels 0 … 3 of DiNAT-L for an image of 640×864, padded where it must be
     (160, 216, 6, 1),
@@ -92,8 +92,8 @@ def time_backbone(options: argparse.Namespace) -> None:
     """Median seconds of a forward pass, the attention's part in them, and the process's peak of memory."""
     from transformers import DinatConfig
 
-    from vitp_pipeline.generators import dinat
-    from vitp_pipeline.generators.published import DILATIONS
+    from vitp_pipeline.generators.huggingface.published_files import DILATIONS
+    from vitp_pipeline.generators.ops import dinat
 
     config = DinatConfig(
         embed_dim=192,

@@ -35,7 +35,7 @@ class StageOne:
         from vitp_pipeline.config.settings import ProposalSettings
         from vitp_pipeline.datasets import Dataset
         from vitp_pipeline.generators.registry import find_source
-        from vitp_pipeline.stages.proposals import ProposalMaker, load_generator
+        from vitp_pipeline.stages.generate_proposals import ProposalMaker, load_generator
 
         recipe = load_recipe(options.recipe)
         flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
@@ -50,8 +50,8 @@ class StageOne:
         self.batch = settings.batch_size
 
     def ours(self) -> None:
-        from vitp_pipeline.progress import hush
-        from vitp_pipeline.stages.driver import run_parts
+        from vitp_pipeline.execution.runner import run_parts
+        from vitp_pipeline.runtime.progress import hush
 
         shutil.rmtree(self.run.folder / "shards", ignore_errors=True)
         hush()
@@ -72,12 +72,12 @@ class StageOne:
         """Milliseconds of the processor an image takes in each step, the median of the repeats."""
         import torch
 
-        from vitp_pipeline.artifacts.codec import store_masks
+        from vitp_pipeline.artifacts.mask_codec import store_masks
         from vitp_pipeline.artifacts.parts import ArrayWriter
         from vitp_pipeline.artifacts.proposals import ProposalRecord, write_record
-        from vitp_pipeline.assemble.upsample import source_reach
         from vitp_pipeline.generators.views import propose
-        from vitp_pipeline.stages.proposals import choose_points
+        from vitp_pipeline.postprocess.upsample import source_reach
+        from vitp_pipeline.stages.generate_proposals import choose_points
 
         maker, protocol = self.maker, self.generator.protocol
         dataset, settings = maker.dataset, maker.settings

@@ -29,7 +29,7 @@ import numpy as np
 
 def decoder(paths: list[Path]) -> Callable[[], int]:
     """Decodes all arrays of some parts from memory; the call gives the bytes they have decoded."""
-    from vitp_pipeline.artifacts import steps
+    from vitp_pipeline.artifacts import quantized_array
 
     chunks: dict[str, list[bytes]] = {}
     about: dict[str, dict] = {}
@@ -48,8 +48,8 @@ def decoder(paths: list[Path]) -> Callable[[], int]:
         size = 0
         for name, pieces in chunks.items():
             for chunk in pieces:
-                stepped = steps.wrote(about[name])
-                size += steps.decode(about[name], chunk).nbytes if stepped else len(Blosc().decode(chunk))
+                stepped = quantized_array.wrote(about[name])
+                size += quantized_array.decode(about[name], chunk).nbytes if stepped else len(Blosc().decode(chunk))
         return size
 
     return decode
@@ -88,12 +88,12 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
     import pyarrow as pa
     import torch
 
-    from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec, store_masks
+    from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec, store_masks
     from vitp_pipeline.artifacts.parts import ArrayWriter
     from vitp_pipeline.artifacts.proposals import ProposalRecord, schema, write_record
     from vitp_pipeline.artifacts.run import create_or_check
+    from vitp_pipeline.execution.runner import run_parts
     from vitp_pipeline.geometry import View
-    from vitp_pipeline.stages.driver import run_parts
 
     classes, queries, small, size = 11, 30, (96, 128), (360, 480)
     ids = tuple(f"{n:05d}" for n in range(images))
@@ -140,8 +140,8 @@ def profile(picture: Path, repeats: int) -> dict[str, float]:
     from PIL import Image
 
     from benchmarks.storage import drawn, read, stored, write
-    from vitp_pipeline.artifacts import steps
-    from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.artifacts import quantized_array
+    from vitp_pipeline.artifacts.mask_codec import PRESETS
     from vitp_pipeline.datasets.images import read_rgb
 
     large, jpeg = Image.fromarray(read_rgb(picture)).resize((2048, 1024), Image.Resampling.BICUBIC), io.BytesIO()
@@ -163,7 +163,7 @@ def profile(picture: Path, repeats: int) -> dict[str, float]:
             "masks: file, checksum": unzip,
             "masks: checksum": lambda: zlib.crc32(chunk),
             "masks: zstd, shuffling": lambda: Blosc().decode(chunk),
-            "masks: zstd, shuffling, float32": lambda: steps.decode(about, chunk),
+            "masks: zstd, shuffling, float32": lambda: quantized_array.decode(about, chunk),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for repeat in range(repeats + 1):  # the first warms up

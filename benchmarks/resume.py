@@ -31,8 +31,8 @@ def finished_run(root: Path, count: int) -> list[str]:
     from vitp_pipeline.artifacts.sealed import write_sealed
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ProposalSettings
-    from vitp_pipeline.shard import ShardChoice
-    from vitp_pipeline.stages import proposals
+    from vitp_pipeline.execution.sharding import ShardChoice
+    from vitp_pipeline.stages import generate_proposals
 
     for folder in ("images", "labels"):
         (root / folder).mkdir()
@@ -43,8 +43,8 @@ def finished_run(root: Path, count: int) -> list[str]:
     (root / "recipe.toml").write_text(RECIPE)
     recipe = load_recipe(root / "recipe.toml")
     settings, shards = recipe.stage(ProposalSettings), ShardChoice(count=SHARDS)
-    with patch.object(proposals, "run_parts") as run_parts:
-        proposals.generate_proposals(recipe, settings, root, root / "run", shards)
+    with patch.object(generate_proposals, "run_parts") as run_parts:
+        generate_proposals.generate_proposals(recipe, settings, root, root / "run", shards)
     run = run_parts.call_args.args[0]
     for shard in range(SHARDS):
         done = {"images": len(run.shard_images(shard)), "parts": len(run.parts(shard)), "bytes": 0, "failed": []}

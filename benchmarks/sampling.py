@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitp_pipeline.classifier.sampling import sample_points
+from vitp_pipeline.classifier.training.sampling import sample_points
 from vitp_pipeline.datasets import Dataset, load_manifest
 from vitp_pipeline.datasets.regions import connected_regions
 

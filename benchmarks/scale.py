@@ -28,7 +28,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.stages.driver import Turn
+    from vitp_pipeline.execution.runner import Turn
 
 CLASSES, QUERIES, SEEN = 150, 20, 12
 """K; points of an image; classes that occur in one."""
@@ -140,11 +140,11 @@ def write_run(project: Project) -> None:
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
-    from vitp_pipeline.shard import ShardChoice
+    from vitp_pipeline.evaluation.summary import keep_shard_totals
+    from vitp_pipeline.execution.runner import run_parts
+    from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.stages import classify
-    from vitp_pipeline.stages.driver import run_parts
     from vitp_pipeline.stages.evaluate import prepare
-    from vitp_pipeline.stages.results import keep_shard_totals
 
     recipe = load_recipe(project.folder / "many-recipe.toml")
     proposals = open_proposals(project.run)
@@ -204,8 +204,8 @@ def score_rows(fingerprint: str, images: int = 64) -> pa.Table:
 
 def count_rows(evaluation: Any, images: int = 256) -> pa.Table:
     """Rows of an evaluation with drawn counts: `SEEN` classes an image, each taken for another in two of its places."""
+    from vitp_pipeline.evaluation.count_tables import MASK_FIELDS, counts_table
     from vitp_pipeline.metrics.panoptic import PanopticCounts
-    from vitp_pipeline.stages.counts import MASK_FIELDS, counts_table
 
     rng = np.random.default_rng(0)
     rows = []
@@ -229,7 +229,7 @@ def count_rows(evaluation: Any, images: int = 256) -> pa.Table:
 @contextlib.contextmanager
 def unsynced() -> Iterator[None]:
     """Nothing is forced to disk, for it can be written again; and nothing is said."""
-    from vitp_pipeline.progress import hush
+    from vitp_pipeline.runtime.progress import hush
 
     kept, os.fsync = os.fsync, lambda file: None
     hush()

@@ -48,7 +48,7 @@ def real_case(data_root: Path, images: int) -> Case:
     from vitp_pipeline.datasets import Dataset
     from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.generators.views import propose
-    from vitp_pipeline.stages.proposals import load_generator
+    from vitp_pipeline.stages.generate_proposals import load_generator
 
     recipe = load_recipe("camvid")
     settings = recipe.stage(ProposalSettings)
@@ -90,15 +90,15 @@ def kept_queries(logits):
     """Indices of the queries whose masks ours reads."""
     import torch
 
-    from vitp_pipeline.artifacts.codec import keep_queries
+    from vitp_pipeline.artifacts.mask_codec import keep_queries
 
     return torch.from_numpy(keep_queries(1 - logits.softmax(1)[:, -1].double().numpy(), BUDGET)[0]).long()
 
 
 def ours(case: Case) -> list[np.ndarray]:
     """Label maps; counts them on the way."""
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
     from vitp_pipeline.metrics.semantic import Confusion
+    from vitp_pipeline.postprocess.semantic import semantic_label_maps
 
     confusion, maps = Confusion(case.num_classes), []
     for masks, logits, view, truth in zip(case.masks, case.classes, case.views, case.truth, strict=True):
@@ -151,7 +151,7 @@ def sweep(case: Case, count: int, repeats: int) -> Comparison:
     """`count` α in one pass against as many passes of one: scores that grow sharper with α, the masks that matter."""
     import torch
 
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
+    from vitp_pipeline.postprocess.semantic import semantic_label_maps
 
     scored = []
     for masks, logits, view in zip(case.masks, case.classes, case.views, strict=True):

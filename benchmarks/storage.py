@@ -64,7 +64,7 @@ def real_case(name: str, data_root: Path, count: int) -> Case:
     from vitp_pipeline.datasets.components import component_segments
     from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.generators.views import propose
-    from vitp_pipeline.stages.proposals import load_generator
+    from vitp_pipeline.stages.generate_proposals import load_generator
 
     recipe = load_recipe(name)
     settings = recipe.stage(ProposalSettings)
@@ -91,8 +91,8 @@ def drawn(name: str, size: tuple[int, int], live: int, classes: int, picture: np
 
 def stored(image: Image, keys: dict):
     """What the preset stores of an image."""
-    from vitp_pipeline.artifacts.codec import MaskCodec, store_masks
-    from vitp_pipeline.assemble.upsample import source_reach
+    from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
+    from vitp_pipeline.postprocess.upsample import source_reach
 
     present = 1 - image.logits.double().softmax(1)[:, -1].numpy()
     return store_masks(image.masks, present, MaskCodec(**keys), source_reach(image.view))
@@ -118,10 +118,10 @@ def labels_and_segments(case: Case, image: Image, found) -> tuple:
     """(labels, certain pixels, panoptic counts or None) of what was stored, by the generator alone."""
     import torch
 
-    from vitp_pipeline.assemble.certain import certain_map
-    from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
-    from vitp_pipeline.assemble.semantic import semantic_label_maps
     from vitp_pipeline.metrics.panoptic import count
+    from vitp_pipeline.postprocess.certainty import certain_map
+    from vitp_pipeline.postprocess.panoptic import PanopticRule, panoptic_map
+    from vitp_pipeline.postprocess.semantic import semantic_label_maps
 
     masks, kept = torch.from_numpy(found.masks).float(), torch.from_numpy(found.kept).long()
     probs = image.logits.softmax(1)
@@ -160,7 +160,7 @@ def seconds(work, repeats: int) -> float:
 
 
 def measure(case: Case, repeats: int, folder: Path) -> dict[str, dict]:
-    from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.artifacts.mask_codec import PRESETS
 
     path, rows, best = folder / "part.zarr.zip", {}, (float("nan"), float("nan"))
     # "float16" is what was stored before there were presets
@@ -189,7 +189,7 @@ def reading(case: Case, repeats: int, folder: Path) -> dict[str, float]:
     """How many times longer an image's masks take than its JPEG, for each preset; the mean over the images."""
     from PIL import Image as Pillow
 
-    from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.artifacts.mask_codec import PRESETS
 
     pictures = []
     for image in case.images:

@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> None:
 
     from benchmarks.paired import peak_memory
     from vitp_pipeline.datasets.images import read_rgb
-    from vitp_pipeline.generators.transformers import TransformersGenerator
+    from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
     from vitp_pipeline.generators.views import propose
 
     torch.set_num_threads(options.threads)

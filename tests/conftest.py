@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vitp_pipeline.generators.yapf_cache import import_yapf
-from vitp_pipeline.stopping import SIGNALS
+from vitp_pipeline.generators.openmmlab.yapf_cache import import_yapf
+from vitp_pipeline.runtime.signals import SIGNALS
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before torch is imported, for children as well
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

@@ -16,13 +16,13 @@ from tests.generators.detectron2_making import Head, on_meta, shapes_of
 from vitp_pipeline.cluster.plan import Request, plan_chain
 from vitp_pipeline.config.recipe import Recipe, load_preset, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
-from vitp_pipeline.cost import classifier_cost
 from vitp_pipeline.datasets import load_manifest
+from vitp_pipeline.diagnostics.flops import classifier_cost
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.generators.detectron2_names import Layout
-from vitp_pipeline.generators.published import dilations_of, edges_of
+from vitp_pipeline.generators.huggingface.detectron2_names import Layout
+from vitp_pipeline.generators.huggingface.published_files import dilations_of, edges_of
 from vitp_pipeline.generators.registry import OpenMMLabSource, TransformersSource, find_source
-from vitp_pipeline.paths import shipped
+from vitp_pipeline.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
 FOLDER = shipped("stages/paper")
@@ -116,7 +116,7 @@ def test_generators_are_found(row: dict[str, Any], tmp_path: Path, monkeypatch: 
             assert config.model.decode_head.num_queries == row["queries"]
             assert config.model.decode_head.num_classes == len(recipe.manifest.classes)
         return
-    from vitp_pipeline.generators.detectron2_sizes import config_of
+    from vitp_pipeline.generators.huggingface.resize_rules import config_of
 
     assert edges_of(file) is not None and edges_of(file)[0] == row["frame"][0]
     assert (dilations_of(file) is not None) == ("dinat" in file.stem)

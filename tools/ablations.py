@@ -19,7 +19,7 @@ from measure import EVERYTHING, measure
 
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
-from vitp_pipeline.stages.proposals import generate_proposals
+from vitp_pipeline.stages.generate_proposals import generate_proposals
 
 ROWS = Path(__file__).with_suffix(".toml")
 

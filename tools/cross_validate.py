@@ -21,10 +21,8 @@ import numpy as np
 import torch
 
 from vitp_pipeline.artifacts.proposals import POINT_POLICIES, SEVERAL_POINTS, ProposalRecord, open_proposals, points_of
-from vitp_pipeline.assemble.labels import majority_label
-from vitp_pipeline.assemble.segmenter import Segmenter
-from vitp_pipeline.classifier.pixels import prepare_image
-from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
+from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
+from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.choices import Average
 from vitp_pipeline.config.flags import parse_changes
@@ -32,14 +30,16 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset
-from vitp_pipeline.fingerprint import fingerprint
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.progress import say
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.postprocess.mask_labels import majority_label
+from vitp_pipeline.postprocess.segmenter import Segmenter
+from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.stages.classify import fitted_temperature
-from vitp_pipeline.stages.proposals import generate_proposals
-from vitp_pipeline.stages.train import split_samples, train_classifier
+from vitp_pipeline.stages.generate_proposals import generate_proposals
+from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
+from vitp_pipeline.storage.fingerprint import fingerprint
 
 FOLDS = 5
 ALPHAS = (0.0, 0.4, 1.0)

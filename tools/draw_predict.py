@@ -14,9 +14,9 @@ from PIL import Image
 
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.demo.scenes import draw_scenes
-from vitp_pipeline.stages.pictures import find_pictures
-from vitp_pipeline.stages.predict import predict
-from vitp_pipeline.stages.predict_setup import prepare
+from vitp_pipeline.inference.batch import predict
+from vitp_pipeline.inference.image_files import find_pictures
+from vitp_pipeline.inference.setup import prepare
 
 SCENES, SEED, SHOWN, WIDTH, GAP, COLORS = 12, 2026, 2, 384, 6, 128
 

@@ -19,14 +19,14 @@ from vitp_pipeline.config.flags import parse_alphas, parse_changes
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
+from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.summary import headline_variants, result_of
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.metrics.bootstrap import interval, miou, pixel_accuracy
-from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-from vitp_pipeline.stages.proposals import generate_proposals
-from vitp_pipeline.stages.results import headline_variants, result_of
-from vitp_pipeline.stages.rows import image_areas, read_rows
-from vitp_pipeline.stages.train import train_classifier
+from vitp_pipeline.stages.generate_proposals import generate_proposals
+from vitp_pipeline.stages.train_classifier import train_classifier
 
 NAMES = {
     "generator": "generator alone (α = 0)",

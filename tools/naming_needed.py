@@ -16,13 +16,13 @@ import numpy as np
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.stages.evaluate import prepare
 
 
 def main() -> None:
-    from vitp_pipeline.assemble.labels import label_at_points, majority_label
     from vitp_pipeline.metrics.semantic import Confusion
+    from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")

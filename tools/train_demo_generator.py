@@ -33,18 +33,18 @@ from mmengine.structures import InstanceData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitp_pipeline.assemble.labels import label_at_points
-from vitp_pipeline.assemble.segmenter import Segmenter
 from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment, load_manifest
 from vitp_pipeline.demo import scenes
-from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
-from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
+from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 from vitp_pipeline.generators.views import propose
 from vitp_pipeline.metrics.panoptic import PanopticQuality
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.paths import find_toml
-from vitp_pipeline.stages.proposals import make_record
+from vitp_pipeline.postprocess.mask_labels import label_at_points
+from vitp_pipeline.postprocess.segmenter import Segmenter
+from vitp_pipeline.shipped import find_toml
+from vitp_pipeline.stages.generate_proposals import make_record
 
 CONFIG = Path(scenes.__file__).with_name("generator_config.py")
 KEEP_ALL = ProposalSettings("", masks="lossless", drop_below=0.0)

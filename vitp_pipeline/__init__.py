@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.classifier.weights import load_classifier
-    from vitp_pipeline.fusion import fuse
-    from vitp_pipeline.predict import load_generator, segment
+    from vitp_pipeline.inference.predictor import load_generator, segment
+    from vitp_pipeline.postprocess.fusion import fuse
 
 __all__ = ["fuse", "load_classifier", "load_generator", "open_proposals", "segment"]
 
 _HOMES = {
     "open_proposals": "vitp_pipeline.artifacts.proposals",
     "load_classifier": "vitp_pipeline.classifier.weights",
-    "fuse": "vitp_pipeline.fusion",
-    "load_generator": "vitp_pipeline.predict",
-    "segment": "vitp_pipeline.predict",
+    "fuse": "vitp_pipeline.postprocess.fusion",
+    "load_generator": "vitp_pipeline.inference.predictor",
+    "segment": "vitp_pipeline.inference.predictor",
 }
 
 

@@ -216,9 +216,9 @@ def mutated(content: bytes, draw: random.Random, words: list[bytes]) -> bytes:
 
 
 def main(folder: Path, mutations: int) -> None:
-    from vitp_pipeline.artifacts.torch_file import read_torch_file
+    from vitp_pipeline.decoding.torch_file import read_torch_file
     from vitp_pipeline.errors import InputError
-    from vitp_pipeline.generators.numpy_pickle import read_numpy_pickle, read_result_pickle
+    from vitp_pipeline.generators.safe_pickle import read_numpy_pickle, read_result_pickle
 
     readers = {".pkl": (read_numpy_pickle, read_result_pickle), ".pth": (read_torch_file,)}
 

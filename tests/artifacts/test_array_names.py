@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitp_pipeline.artifacts.array_names import array_name, without_view
+from vitp_pipeline.artifacts.partial_part import _join_archives
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, array_of
-from vitp_pipeline.artifacts.spool import _join_archives
 
 ODD = ["a", "a@1", "s", "s/c", "s/zarr.json", "s/c/0", "", "%", "%2E", ".", "..", "...", ".zgroup", "__a", "_a"]
 ODD += ["zarr.json", "zarr%2Ejson", "c", "c/0/0", "/", "//", "a/", "/a", "A", "ä", "a\u0308", "١", "1", "01", " 1"]

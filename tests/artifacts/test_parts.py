@@ -33,7 +33,7 @@ from vitp_pipeline.artifacts.parts import (
     read_index,
     write_index,
 )
-from vitp_pipeline.artifacts.steps import kind_of
+from vitp_pipeline.artifacts.quantized_array import kind_of
 from vitp_pipeline.errors import CorruptError, StorageError
 
 
@@ -382,8 +382,8 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
         save_classifier(tiny_model(), small_disk / "model.safetensors", {})
     assert leftovers(small_disk) == ["a.parquet"]
 
-    from vitp_pipeline.classifier.folder import TrainingFolder
-    from vitp_pipeline.classifier.train import Trainer
+    from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+    from vitp_pipeline.classifier.training.loop import Trainer
     from vitp_pipeline.config.settings import TrainSettings
 
     model = tiny_model()
@@ -418,7 +418,10 @@ def test_parquet_is_read_in_one_place() -> None:
     package = Path(vitp_pipeline.__file__).parent
     readers = re.compile(r"pyarrow\.(dataset|parquet|csv|compute|acero)|pq\.(read|Parquet)|use_threads=True")
     found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if _code(readers, path)}
-    assert found == {"artifacts/parts.py", "artifacts/spool.py"}  # the latter: `pq.read_schema`, which reads no column
+    assert found == {
+        "artifacts/parts.py",
+        "artifacts/partial_part.py",
+    }  # the latter: `pq.read_schema`, which reads no column
 
 
 def _code(pattern: re.Pattern[str], path: Path) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runs import arrays_of
-from vitp_pipeline.artifacts.codec import keep_queries
+from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import (
     ProposalRecord,
@@ -25,8 +25,8 @@ from vitp_pipeline.artifacts.proposals import (
 )
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import CorruptError, InputError, MissingStageError
+from vitp_pipeline.execution.runner import commit_part
 from vitp_pipeline.geometry import View
-from vitp_pipeline.stages.driver import commit_part
 
 MASSES = st.lists(st.floats(0, 1), min_size=0, max_size=12)
 

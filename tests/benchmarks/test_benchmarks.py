@@ -169,7 +169,7 @@ def test_the_benchmark_of_storage_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks import semantic, storage
-    from vitp_pipeline.artifacts.codec import PRESETS
+    from vitp_pipeline.artifacts.mask_codec import PRESETS
     from vitp_pipeline.datasets.components import component_segments
 
     def small(name: str, size: tuple[int, int], queries: int, live: int, classes: int, images: int) -> semantic.Case:
@@ -278,7 +278,7 @@ def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import TrainSettings
     from vitp_pipeline.demo.scenes import draw_scenes
-    from vitp_pipeline.stages.train import train_classifier
+    from vitp_pipeline.stages.train_classifier import train_classifier
 
     for split in ("train", "val"):
         draw_scenes(tmp_path, split, 2, seed=0)

@@ -15,9 +15,9 @@ from benchmarks import reading, scale, two_tasks
 from benchmarks.paired import Comparison
 from vitp_pipeline.cluster.plan import Request, plan_chain
 from vitp_pipeline.datasets import Dataset, load_manifest
-from vitp_pipeline.stages import totals
-from vitp_pipeline.stages.results import result_of
-from vitp_pipeline.stages.status import run_status
+from vitp_pipeline.evaluation import totals
+from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.runs.status import run_status
 
 
 class Touched:
@@ -57,7 +57,7 @@ def written(folder: Path, images: int, shards: int, part_size: int) -> scale.Pro
 def evaluation_of(project: scale.Project):
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
-    from vitp_pipeline.shard import ShardChoice
+    from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.stages.evaluate import prepare
 
     recipe = load_recipe(project.folder / "many-recipe.toml")

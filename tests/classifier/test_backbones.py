@@ -209,7 +209,7 @@ def test_original_of_another_patch_size_is_refused() -> None:
 
 
 def test_a_slot_of_its_own_is_learned_at_the_rate_of_new_layers() -> None:
-    from vitp_pipeline.classifier.train import parameter_groups
+    from vitp_pipeline.classifier.training.loop import parameter_groups
     from vitp_pipeline.config.settings import TrainSettings
 
     model = make("vit_base_patch16_siglip_224", (2, 2))

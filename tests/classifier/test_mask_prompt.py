@@ -160,7 +160,7 @@ def test_backbone_weights_are_those_of_a_point_classifier() -> None:
 
 
 def test_frozen_backbone_leaves_the_new_layers_to_learn() -> None:
-    from vitp_pipeline.classifier.train import parameter_groups
+    from vitp_pipeline.classifier.training.loop import parameter_groups
     from vitp_pipeline.config.settings import TrainSettings
 
     model, (images, coverage) = mask_model(**FORMS[1]), inputs()

@@ -9,8 +9,8 @@ import torch
 
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.artifacts.proposals import POINT_POLICIES
+from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
-from vitp_pipeline.classifier.predict import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalise_points
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-import vitp_pipeline.team as team_module
+import vitp_pipeline.runtime.distributed as team_module
 from tests.classifier.making import TOY_MANIFEST
 from tests.datasets import making
-from vitp_pipeline.classifier.train import Trainer
+from vitp_pipeline.classifier.training.loop import Trainer
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UserError
-from vitp_pipeline.stages.train import split_samples, train_classifier
-from vitp_pipeline.team import ALONE, Team, launched_team
+from vitp_pipeline.runtime.distributed import ALONE, Team, launched_team
+from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
 
 RECIPE = """
 manifest = "toy.toml"
@@ -47,8 +47,8 @@ from vitp_pipeline.cli import app, main
 from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
-from vitp_pipeline.stages.train import train_classifier
-from vitp_pipeline.team import launched_team
+from vitp_pipeline.stages.train_classifier import train_classifier
+from vitp_pipeline.runtime.distributed import launched_team
 
 def trainings(**_):
     folder = Path(sys.argv[1])

@@ -21,12 +21,12 @@ import pytest
 from tests.classifier.making import TOY_MANIFEST
 from tests.classifier.test_team import RECIPE, assert_equal
 from tests.datasets import making
-from vitp_pipeline.classifier.augment import Augmentation
-from vitp_pipeline.classifier.data import PointBatches
+from vitp_pipeline.classifier.training.augmentation import Augmentation
+from vitp_pipeline.classifier.training.data import PointBatches
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.launch import FIRST_PORT, PORTS
-from vitp_pipeline.team import Team
+from vitp_pipeline.runtime.distributed import Team
+from vitp_pipeline.runtime.launcher import FIRST_PORT, PORTS
 
 pytestmark = pytest.mark.xdist_group("team")  # its trainings are made once
 SETTINGS = """
@@ -59,7 +59,7 @@ def _train(folder: Path, out: str, launch: dict[str, str], log: Path, fault: Fau
     """The command, as its own process; what it says goes to `log`."""
     import torch
 
-    from vitp_pipeline.classifier.train import Trainer
+    from vitp_pipeline.classifier.training.loop import Trainer
     from vitp_pipeline.cli.main import main
 
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(place: Path) -> Run:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vitp_pipeline.classifier.train", "vitp_pipeline.stages.train"])
+    context.set_forkserver_preload(["vitp_pipeline.classifier.training.loop", "vitp_pipeline.stages.train_classifier"])
 
     def start(out: str, size: int, fault: Fault | None = None) -> list[tuple[int, str]]:
         """Exit code and standard error of each process."""

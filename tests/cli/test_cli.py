@@ -172,7 +172,7 @@ def test_an_interruption_and_a_bug(vitp, monkeypatch: pytest.MonkeyPatch) -> Non
         def find_run(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("vitp_pipeline.stages.status.run_status", find_run)
+        monkeypatch.setattr("vitp_pipeline.runs.status.run_status", find_run)
 
     raising(KeyboardInterrupt())
     code, _, err = vitp("status", "run")

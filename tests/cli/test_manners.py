@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.cli.test_cli import COMMANDS
-from vitp_pipeline import progress as progress_module
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.cli.document import documented
 from vitp_pipeline.errors import PartialError, UsageError
+from vitp_pipeline.runtime import progress as progress_module
 
 ROOT = Path(__file__).parents[2]
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|9[0-7])(?:;\d+)*m")
@@ -30,7 +30,7 @@ SHOWS_PROGRESS = """
 import sys, time, types
 cuda = types.SimpleNamespace(is_initialized=lambda: True, mem_get_info=lambda: (5_000_000_000, 8_000_000_000))
 sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
-from vitp_pipeline.progress import progress, say
+from vitp_pipeline.runtime.progress import progress, say
 with progress("work", 4) as bar:
     for _ in range(4):
         time.sleep(0.12)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.cluster.plan import Chain, Job
-from vitp_pipeline.stages.driver import Turn, run_parts
+from vitp_pipeline.execution.runner import Turn, run_parts
 
 
 def make_chain(

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.making import make_chain
-from vitp_pipeline import stopping
 from vitp_pipeline.cluster import local
 from vitp_pipeline.cluster.local import Slot, make_slots, report, run_chain, visible_gpus
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import PartialError, StoppedError, UserError
-from vitp_pipeline.stopping import SIGNALS, noticing_signals
+from vitp_pipeline.runtime import signals
+from vitp_pipeline.runtime.signals import SIGNALS, noticing_signals
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -109,7 +109,7 @@ def test_a_signal_is_handed_on(engine, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_second_signal_ends_the_tasks_at_once(engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_SECONDS", "60")
     monkeypatch.setenv("TOY_DEAF", "1")
-    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    monkeypatch.setattr(signals, "ECHO", 0.0)
     begun = []
     real = local._start
     monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))

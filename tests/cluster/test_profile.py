@@ -6,7 +6,7 @@ import pytest
 
 from vitp_pipeline.cluster.profile import Resources, load_profile
 from vitp_pipeline.errors import InputError, UsageError, UserError
-from vitp_pipeline.paths import shipped
+from vitp_pipeline.shipped import shipped
 
 
 def test_tables_override_what_holds_for_all(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import STAGES, Profile, Resources, load_profile
 from vitp_pipeline.cluster.slurm import Submitted, plan_scripts, script, submissions, submit_chain
 from vitp_pipeline.errors import LockedError, UserError
-from vitp_pipeline.shard import choose_shard, parse_shards
+from vitp_pipeline.execution.sharding import choose_shard, parse_shards
 
 PLAIN = Profile(dict.fromkeys(STAGES, Resources()))
 
@@ -135,7 +135,7 @@ def test_images_that_failed_do_not_end_a_chain_but_its_last_job(
 
 TASK = """#!{python}
 import os, pathlib, signal, sys, time
-from vitp_pipeline.stopping import finishing, noticing_signals, stop_wanted
+from vitp_pipeline.runtime.signals import finishing, noticing_signals, stop_wanted
 with noticing_signals(), finishing():
     pathlib.Path("{ready}").touch()
     while not stop_wanted():

@@ -13,7 +13,7 @@ from tests.cluster.making import make_chain
 from vitp_pipeline.cluster.profile import STAGES, Profile, Resources
 from vitp_pipeline.cluster.templates import aws_batch, kubernetes, to_yaml
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.shard import choose_shard
+from vitp_pipeline.execution.sharding import choose_shard
 
 FULL = Resources(
     image="registry/vitp:1",

@@ -11,7 +11,7 @@ from vitp_pipeline.config.files import NO_DATA_ROOT, WEIGHTS, CodeInDataError, f
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UserError
 from vitp_pipeline.generators.registry import OpenMMLabSource, OwnSource, find_source
-from vitp_pipeline.paths import PACKAGE
+from vitp_pipeline.shipped import PACKAGE
 
 EVIL = "from pathlib import Path\nPath('was-here').mkdir()\nmodel = {}\nclass Evil: pass\n"
 

@@ -14,7 +14,7 @@ from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.flags import check_decimal_sign, parse_alpha, parse_size
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.shard import choose_shard, parse_shards
+from vitp_pipeline.execution.sharding import choose_shard, parse_shards
 from vitp_pipeline.validation.keys import keys_of
 
 COMMAS = {"0,4": "Is 0.4 meant", "0,25": "Is 0.25 meant", "0,05": "Is 0.05 meant", "0:1:0,1": "Is 0:1:0.1 meant"}

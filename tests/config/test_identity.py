@@ -12,7 +12,7 @@ import pytest
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.fingerprint import difference, file_digest, fingerprint
+from vitp_pipeline.storage.fingerprint import difference, file_digest, fingerprint
 from vitp_pipeline.validation.keys import Key, keys_of, schema_of
 
 STAGES = {

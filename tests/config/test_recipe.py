@@ -10,7 +10,7 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.paths import find_toml, shipped
+from vitp_pipeline.shipped import find_toml, shipped
 
 MINIMAL = 'manifest = "camvid"\n[generate-proposals]\nconfig = "x.py"\n'
 

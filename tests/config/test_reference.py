@@ -19,7 +19,7 @@ from vitp_pipeline.config.reference import recipe_schema, with_tables
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.datasets.manifest import manifest_schema
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.paths import shipped
+from vitp_pipeline.shipped import shipped
 from vitp_pipeline.validation.keys import keys_of
 
 ROOT = Path(__file__).parents[2]

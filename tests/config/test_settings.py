@@ -22,7 +22,7 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, TrainSettings
 from vitp_pipeline.datasets.spec import ClassInfo, LabelSpec, SplitSpec
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.stages.train import check_schedule
+from vitp_pipeline.stages.train_classifier import check_schedule
 from vitp_pipeline.validation.keys import keys_of, schema_of
 from vitp_pipeline.validation.tables import frozen, toml
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.datasets import making
 from vitp_pipeline.datasets import IGNORE, Dataset, load_manifest
 from vitp_pipeline.errors import InputError, UsageError, UserError
-from vitp_pipeline.paths import shipped
+from vitp_pipeline.shipped import shipped
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_colour_label(tmp_path: Path, semantic: Dataset) -> None:
 
 
 def test_image_and_label_of_different_size(tmp_path: Path, semantic: Dataset) -> None:
-    from vitp_pipeline.classifier.data import read_pair
+    from vitp_pipeline.classifier.training.data import read_pair
 
     making.write_png(tmp_path / "labels/a0.png", np.ones((28, 35), np.uint8))
     with fails(InputError, "labels/a0.png", "35×28", "36×28"):

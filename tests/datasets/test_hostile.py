@@ -21,13 +21,13 @@ from PIL import Image
 from tests.datasets import making
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets import images as module
-from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file
 from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import SplitSpec
-from vitp_pipeline.datasets.storage import check_inside
+from vitp_pipeline.decoding.archives import check_inside
+from vitp_pipeline.decoding.records import segmentation_mask
 from vitp_pipeline.errors import InputError
 
 RNG = np.random.default_rng(0)

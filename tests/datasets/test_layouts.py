@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import making
-from tests.datasets.test_storage import pack
+from tests.decoding.test_archives import pack
 from vitp_pipeline.datasets import IGNORE, Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import LEFT_OUT
 

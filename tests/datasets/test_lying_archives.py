@@ -16,7 +16,7 @@ import pytest
 from tests.datasets import making
 from tests.datasets.lying import lying_zip, patch
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.datasets.storage import MAX_BYTES, read_bytes
+from vitp_pipeline.decoding.archives import MAX_BYTES, read_bytes
 from vitp_pipeline.errors import InputError
 
 MUCH = 60_000_000

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from tests.datasets import making
 from tests.datasets.test_dataset import fails
-from vitp_pipeline.classifier.sources import Areas, Boxes, read_truth
+from vitp_pipeline.classifier.training.annotations import Areas, Boxes, read_truth
 from vitp_pipeline.datasets import IGNORE, ClassInfo, Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import SplitSpec
@@ -180,7 +180,7 @@ def test_boxes_without_masks_can_be_trained_on_and_nothing_else(tmp_path: Path) 
 def test_training_on_boxes_alone_is_refused_at_once_when_it_needs_masks(tmp_path: Path) -> None:
     from vitp_pipeline.config.recipe import Recipe
     from vitp_pipeline.config.settings import TrainSettings
-    from vitp_pipeline.stages.train import train_classifier
+    from vitp_pipeline.stages.train_classifier import train_classifier
 
     write_instances(tmp_path, outlines=False)
     recipe = Recipe(tmp_path / "r.toml", "toy", instances_spec(), {})

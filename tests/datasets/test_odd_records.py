@@ -14,10 +14,11 @@ from pycocotools import mask as coco
 
 from tests.datasets import making
 from tests.datasets.slow_masks import slow_mask
-from tests.datasets.test_foreign_records import anything
 from tests.datasets.test_objects import instances_spec
-from vitp_pipeline.datasets import Dataset, foreign_json
+from tests.decoding.test_records import anything
+from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import check_split
+from vitp_pipeline.decoding import json_files
 from vitp_pipeline.errors import InputError
 
 SIZE = (10, 14)
@@ -248,8 +249,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_json_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(foreign_json, "memory_limit", lambda: 128 * 2**20)
-    monkeypatch.setattr(foreign_json.json, "loads", None)
+    monkeypatch.setattr(json_files, "memory_limit", lambda: 128 * 2**20)
+    monkeypatch.setattr(json_files.json, "loads", None)
     (tmp_path / "x.json").write_text(BOMBS[name])
     with pytest.raises(InputError, match=r"x\.json: (would take some .* GB of memory|has .* GB, more than)"):
-        foreign_json.read_foreign_json(tmp_path / "x.json", "annotation file")
+        json_files.read_foreign_json(tmp_path / "x.json", "annotation file")

@@ -18,7 +18,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import as_dict, check_split
 from vitp_pipeline.datasets.images import open_image, read_rgb
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.predict import read_picture
+from vitp_pipeline.inference.predictor import read_picture
 
 SHAPES = {"wide": (20, 30), "square": (24, 24)}
 

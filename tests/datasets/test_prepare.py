@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from tests.datasets import making
 from tests.datasets.test_dataset import fails
 from tests.datasets.test_objects import random_polygons
-from vitp_pipeline.artifacts import files
 from vitp_pipeline.datasets import Dataset, load_manifest
 from vitp_pipeline.datasets.prepare import prepare, work
 from vitp_pipeline.errors import InputError, PartialError, UsageError
+from vitp_pipeline.storage import atomic_files
 
 
 def read(path: Path) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_a_kill_at_any_file_leaves_whole_files_and_the_rerun_the_same_bytes(
             if left == 0:
                 raise Killed
             left -= 1
-            files.write_whole(path, write)
+            atomic_files.write_whole(path, write)
 
         monkeypatch.setattr(work, "write_whole", dying)
         try:

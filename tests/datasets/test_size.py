@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.datasets import making
-from vitp_pipeline.datasets import Dataset, load_manifest, storage
+from vitp_pipeline.datasets import Dataset, load_manifest
 from vitp_pipeline.datasets.spec import SplitSpec
+from vitp_pipeline.decoding import archives
 
 IMAGES, SEGMENTS = 20_000, 4
 LIMIT = 10.0
@@ -35,7 +36,7 @@ def test_folder_of_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (tmp_path / "labels").mkdir()
         listed = {"train": [f"{name}.jpg" for name in names()], "labels": [f"{name}.png" for name in names()]}
         # 20,000 files take longer to make than to list
-        monkeypatch.setattr(storage, "_names", lambda folder, folders: iter(() if folders else listed[folder.name]))
+        monkeypatch.setattr(archives, "_names", lambda folder, folders: iter(() if folders else listed[folder.name]))
     began = time.process_time()
     data = Dataset(spec, tmp_path, "train")
     assert time.process_time() - began < LIMIT

@@ -18,11 +18,11 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.check import as_dict, check_split
+from vitp_pipeline.datasets.contact_sheet import draw_sheet
 from vitp_pipeline.datasets.samples import unlabeled
-from vitp_pipeline.datasets.sheet import draw_sheet
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.execution.sharding import ShardChoice
 
 NO_LABELS = "its manifest names no `labels`"
 FILE = "annotations/image_info_test-dev2017.json"
@@ -207,7 +207,7 @@ MANIFEST = making.COCO_MANIFEST.replace('labels = "panoptic_val"\n', "").replace
 @pytest.mark.parametrize("kind", ["coco-panoptic", "coco-instances"])
 def test_it_is_proposed_for_classified_and_handed_in(tmp_path: Path, kind: str) -> None:
     from vitp_pipeline.cluster.plan import Request, plan_chain
-    from vitp_pipeline.stages import classify, evaluate, export_results, proposals, stream, train
+    from vitp_pipeline.stages import classify, evaluate, export_results, generate_proposals, stream, train_classifier
 
     write(tmp_path / "data", Case())
     (tmp_path / "toy.toml").write_text(MANIFEST.replace("coco-panoptic", kind))
@@ -225,7 +225,7 @@ def test_it_is_proposed_for_classified_and_handed_in(tmp_path: Path, kind: str) 
         return [job.stage for job in plan_chain(request, begin=True).jobs]
 
     assert planned() == ["generate-proposals", "classify"]  # and nothing that measures
-    assert not proposals.generate_proposals(recipe, generate, root, out, everything).failed
+    assert not generate_proposals.generate_proposals(recipe, generate, root, out, everything).failed
     assert not classify.classify(recipe, settings, root, out, everything).failed
     assert planned() == []
     for format in ("coco-results", "coco-panoptic"):
@@ -244,7 +244,7 @@ def test_it_is_proposed_for_classified_and_handed_in(tmp_path: Path, kind: str) 
     for begin in (
         lambda: evaluate.prepare(recipe, measures, settings, (), root, out, everything),
         lambda: stream.Stream(recipe, generate, settings, measures, (), root, out, everything),
-        lambda: train.train(recipe, recipe.stage(TrainSettings, split="val"), root, out),
+        lambda: train_classifier.train(recipe, recipe.stage(TrainSettings, split="val"), root, out),
     ):
         with pytest.raises(UsageError, match=r"split 'val' of 'toy' has no ground truth: .*has no `annotations`"):
             begin()

@@ -61,12 +61,12 @@ def finished(place: Place) -> Place:
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
     from vitp_pipeline.demo.scenes import draw_scenes
-    from vitp_pipeline.shard import ShardChoice
+    from vitp_pipeline.evaluation.summary import result_of
+    from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.stages.classify import classify
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-    from vitp_pipeline.stages.proposals import generate_proposals
-    from vitp_pipeline.stages.results import result_of
-    from vitp_pipeline.stages.train import train_classifier
+    from vitp_pipeline.stages.generate_proposals import generate_proposals
+    from vitp_pipeline.stages.train_classifier import train_classifier
 
     data, run, everything = place.folder / "data", place.folder / "RUN", ShardChoice()
     draw_scenes(data, "train", 3, seed=0)

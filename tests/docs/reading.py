@@ -15,11 +15,11 @@ from pathlib import Path
 import typer
 
 from tests.docs.pages import ROOT
-from vitp_pipeline.checking import manifest_of
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.diagnostics.check_dataset import manifest_of
 
 PLACEHOLDERS = {
     "RECIPE": "run-mine.toml",

@@ -1,4 +1,4 @@
-"""Faults at a step of `artifacts.writes`: what watches the steps of a task, and makes one of them fail."""
+"""Faults at a step of `storage.fs_ops`: what watches the steps of a task, and makes one of them fail."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts import writes
-from vitp_pipeline.artifacts.writes import Step
+from vitp_pipeline.storage import fs_ops
+from vitp_pipeline.storage.fs_ops import Step
 
 
 class Fault(StrEnum):
@@ -122,7 +122,7 @@ class Watcher:
 
 
 def note_strays(run: Path, file: Path) -> None:
-    """Has this process note in `file` what Python does to the files of a run elsewhere than in `artifacts.writes`."""
+    """Has this process note in `file` what Python does to the files of a run elsewhere than in `storage.fs_ops`."""
     changes = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -132,7 +132,7 @@ def note_strays(run: Path, file: Path) -> None:
         if not str(arguments[0]).startswith(f"{run}/"):
             return
         frame = sys._getframe()
-        while frame is not None and frame.f_code.co_filename != writes.__file__:
+        while frame is not None and frame.f_code.co_filename != fs_ops.__file__:
             frame = frame.f_back
         if frame is None:
             with file.open("a", encoding="utf-8") as out:

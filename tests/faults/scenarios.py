@@ -119,12 +119,12 @@ def perform(commands: Sequence[Sequence[str]], stops: bool = False, keeps: bool 
     from vitp_pipeline.errors import StoppedError
 
     if stops or keeps:
-        from vitp_pipeline import stopping
-        from vitp_pipeline.stages.driver import Turn
+        from vitp_pipeline.execution.runner import Turn
+        from vitp_pipeline.runtime import signals
 
         def over(turn: Turn) -> bool:
             if stops:
-                stopping._wanted = "SIGTERM"
+                signals._wanted = "SIGTERM"
             return True
 
         Turn.over = over

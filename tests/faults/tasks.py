@@ -45,8 +45,8 @@ class Task:
     def perform(self) -> None:
         import torch
 
-        from vitp_pipeline.artifacts import locks
-        from vitp_pipeline.artifacts.writes import watched
+        from vitp_pipeline.storage import locks
+        from vitp_pipeline.storage.fs_ops import watched
 
         torch.set_num_threads(1)  # after a fork its pool is made anew, which two threads must not begin at once
         locks.BEAT = 3600.0  # a sign of life would fall between any two steps

@@ -1,6 +1,6 @@
 """Killed, out of disk space or torn at any step of a write and then run again, every stage ends with the same bytes.
 
-Every step that goes through `artifacts.writes` in a run without faults is noted; a case is one of them with one fault.
+Every step that goes through `storage.fs_ops` in a run without faults is noted; a case is one of them with one fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.disks import disk_of
 from tests.faults.faulty import Case, Fault, read_points
 from tests.faults.scenarios import SCENARIOS, Place, begin, make_place, results, words
 from tests.faults.tasks import Server, Task
-from vitp_pipeline.artifacts.writes import Step
+from vitp_pipeline.storage.fs_ops import Step
 
 CASES = int(os.environ.get("VITP_FAULTS", "0"))
 """Cases a scenario, spread over its steps and faults, in place of its sample."""
@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def hushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitp_pipeline.progress._hushed", True)
+    monkeypatch.setattr("vitp_pipeline.runtime.progress._hushed", True)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_rerun_after_any_fault_ends_with_the_same_bytes(scenario: str, stand: 
 
 def _wrong(stand: Stand, scenario: str, case: Case, expected: dict[str, Any], run: Path) -> str:
     """Runs a scenario with a fault, then again without; what is wrong, or nothing."""
-    from vitp_pipeline.cluster.gc import collect
+    from vitp_pipeline.runs.gc import collect
 
     chosen, log = SCENARIOS[scenario], run.with_suffix(".log")
     stand.begin(scenario, run)
@@ -203,9 +203,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def _damage(run: Path) -> str:
     """What `vitp verify` and `vitp status` find amiss with a run; nothing where there is none yet."""
-    from vitp_pipeline.cluster.verify import verify_run
     from vitp_pipeline.errors import InputError, UserError
-    from vitp_pipeline.stages.status import run_status
+    from vitp_pipeline.runs.status import run_status
+    from vitp_pipeline.runs.verify import verify_run
 
     try:
         run_status(run)

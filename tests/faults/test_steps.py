@@ -1,4 +1,4 @@
-"""No write goes by another way than `artifacts.writes`, where a fault can meet it, but for those named here."""
+"""No write goes by another way than `storage.fs_ops`, where a fault can meet it, but for those named here."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 import pytest
 
 import vitp_pipeline
-from vitp_pipeline.artifacts.writes import Step
+from vitp_pipeline.storage.fs_ops import Step
 
 PACKAGE = Path(vitp_pipeline.__file__).parent
-MODULE = "artifacts/writes.py"
+MODULE = "storage/fs_ops.py"
 
 OTHERS = {
     "artifacts/parts.py:ArrayWriter.__init__": "a zip in a file of `writes.new_file`",
-    "artifacts/spool.py:_join_archives": "a zip in a file of `writes.new_file`",
+    "artifacts/partial_part.py:_join_archives": "a zip in a file of `writes.new_file`",
     "artifacts/parts.py:_by_zarr": "an array in a MemoryStore",
-    "artifacts/object_store.py:_scratch_folder": "a scratch folder, made anew by every process",
-    "artifacts/object_store.py:_drop": "as above",
-    "artifacts/object_store.py:Mirror.forget": "copies in a scratch folder",
-    "artifacts/torch_file.py:_mapped": "a file that is read: what is changed in memory never reaches it",
-    "classifier/folder.py:TrainingFolder._tensorboard": "curves for people, where tensorboard is installed",
+    "storage/object_mirror.py:_scratch_folder": "a scratch folder, made anew by every process",
+    "storage/object_mirror.py:_drop": "as above",
+    "storage/object_mirror.py:Mirror.forget": "copies in a scratch folder",
+    "decoding/torch_file.py:_mapped": "a file that is read: what is changed in memory never reaches it",
+    "classifier/training/checkpoints.py:TrainingFolder._tensorboard": "curves for people, where tensorboard is installed",
     "cluster/local.py:_open_log": "what a task prints goes into its log, for people",
     "config/reference.py:": "a page of the docs, where a developer runs the module",
     "demo/picture.py:draw_result": "a picture for people, drawn at every run of the demo",
     "demo/run.py:run_demo": "scenes are drawn anew until the file `complete` is there",
     "demo/scenes.py:draw_scenes": "as above; the demo alone calls it",
-    "generators/detectron2.py:_write_folder": "transformers fills a temporary folder itself, with gigabytes",
+    "generators/huggingface/from_detectron2.py:_write_folder": "transformers fills a temporary folder itself, with gigabytes",
     "trial.py:TrialGenerator._measured": "a folder for a trial, removed after it",
     "runtime/output.py:guard_streams": "/dev/null in place of a standard stream that is closed",
     "runtime/output.py:tell_at_once": "standard error",
     "runtime/output.py:_Descriptor.write": "standard output and error",
-    "generators/openmmlab_import.py:import_openmmlab": "safetensors fills a temporary file itself, with gigabytes",
+    "generators/openmmlab/convert.py:import_openmmlab": "safetensors fills a temporary file itself, with gigabytes",
 }
-"""Writes outside of `artifacts.writes`, by file and function, and why that is right."""
+"""Writes outside of `storage.fs_ops`, by file and function, and why that is right."""
 
 WRITERS = (
     # the system's
@@ -122,7 +122,7 @@ def test_every_write_of_the_package_is_a_step() -> None:
 
 
 def test_every_write_of_the_module_is_announced_first() -> None:
-    """A function of `artifacts.writes` that changes a disk has its step, and every step has a function."""
+    """A function of `storage.fs_ops` that changes a disk has its step, and every step has a function."""
     module = ast.parse((PACKAGE / MODULE).read_text(encoding="utf-8"))
     first: dict[str, int] = {}
     steps = set()
@@ -154,7 +154,7 @@ def test_every_write_of_the_module_is_announced_first() -> None:
         ("def f():\n    content = io.BytesIO()\ndef g(content):\n    torch.save(state, content)", True),
         ("Image.fromarray(array).save(path)", True),
         ("self.folder.save(state)", False),
-        ("from vitp_pipeline.artifacts.writes import rename\nrename(a, b)", False),
+        ("from vitp_pipeline.storage.fs_ops import rename\nrename(a, b)", False),
         ("from os import rename\nrename(a, b)", True),
         ("zipfile.ZipFile(path, 'w')", True),
         ("zipfile.ZipFile(path)", False),

@@ -17,10 +17,10 @@ from tests.datasets import making
 from tests.datasets.test_identity import SPLITS
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import image_key
-from vitp_pipeline.datasets.rle import mask_area
 from vitp_pipeline.datasets.spec import SplitSpec
+from vitp_pipeline.decoding.rle import mask_area
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.foreign.sources import open_source
+from vitp_pipeline.interop.mask_import import open_source
 
 SIZE = (6, 8)
 SPLIT = making.coco_spec(kind="coco-instances", splits={"val": SplitSpec("img", (), "val.json")})

@@ -20,10 +20,10 @@ from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.execution.runner import Turn
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
-from vitp_pipeline.stages.driver import Turn
-from vitp_pipeline.stages.proposals import ProposalMaker
+from vitp_pipeline.stages.generate_proposals import ProposalMaker
 
 SIZES = ((50, 75), (75, 50), (64, 64), (33, 97))
 

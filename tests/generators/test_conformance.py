@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.generators.conformance import GeneratorConformance
-from tests.generators.test_openmmlab import tiny_config
-from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from tests.generators.openmmlab.test_adapter import tiny_config
+from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
 
 MMDET = """
 model = dict(

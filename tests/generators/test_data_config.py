@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from vitp_pipeline.errors import InputError, UserError
-from vitp_pipeline.generators.configs import config_sources
 from vitp_pipeline.generators.data_config import read_data_config
+from vitp_pipeline.generators.openmmlab.configs import config_sources
 from vitp_pipeline.generators.safe_yaml import load_yaml
 
 TAGS = [
@@ -135,10 +135,10 @@ def reads_of(config: Path) -> dict:
 
     from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.datasets import load_manifest
-    from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
-    from vitp_pipeline.generators.openmmlab_import import import_openmmlab
-    from vitp_pipeline.info import costs_of
-    from vitp_pipeline.trial import FLOPS, TrialGenerator
+    from vitp_pipeline.diagnostics.dry_run import FLOPS, TrialGenerator
+    from vitp_pipeline.diagnostics.model_cost import costs_of
+    from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
+    from vitp_pipeline.generators.openmmlab.convert import import_openmmlab
 
     weights = config.with_name("w.pth")
     torch.save({"state_dict": {"a": torch.ones(1)}}, weights)
@@ -185,7 +185,7 @@ def test_no_command_runs_a_config_that_is_data(name: str, tmp_path: Path, monkey
 
 def test_a_good_config_in_yaml_and_json_is_read(tmp_path: Path) -> None:
     """The same network as of the same config in Python; its base is a packaged one."""
-    from vitp_pipeline.generators.openmmlab import empty_model
+    from vitp_pipeline.generators.openmmlab.adapter import empty_model
 
     pytest.importorskip("mmseg")
     source = Path(__file__).parents[2] / "vitp_pipeline" / "demo" / "generator_config.py"

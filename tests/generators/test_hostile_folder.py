@@ -14,10 +14,10 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from tests.generators.test_transformers import DECODER, DETR, PREPROCESSOR, SWIN, TINY, write_config
+from tests.generators.huggingface.test_adapter import DECODER, DETR, PREPROCESSOR, SWIN, TINY, write_config
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.generators.hf_folder import open_pretrained
-from vitp_pipeline.generators.transformers import TransformersGenerator
+from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
+from vitp_pipeline.generators.huggingface.folder import open_pretrained
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
 from vitp_pipeline.config.settings import ProposalSettings
-from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
 from vitp_pipeline.generators.views import ViewPlan, propose_views
-from vitp_pipeline.stages.proposals import view_plan
+from vitp_pipeline.postprocess.view_average import ScoredView, averaged_label_maps
+from vitp_pipeline.stages.generate_proposals import view_plan
 
 MODELS = {"camvid": "data/camvid/images/val", "coco-sample": "data/coco/val2017"}
 SLIDE = """

@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 from tests.datasets import making
 from tests.generators.conformance import GeneratorConformance
-from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError
+from vitp_pipeline.execution.sharding import choose_shard
 from vitp_pipeline.generators.base import Generator
 from vitp_pipeline.generators.registry import OpenMMLabSource, OwnSource, TransformersSource, find_source
-from vitp_pipeline.shard import choose_shard
-from vitp_pipeline.stages.proposals import generate_proposals
+from vitp_pipeline.stages.generate_proposals import generate_proposals
+from vitp_pipeline.storage.digests import Digests
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "generators" / "own.md"
@@ -117,7 +117,7 @@ def test_a_name_of_the_hub_is_a_folder_and_needs_no_torch(tmp_path: Path) -> Non
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from vitp_pipeline.artifacts.digests import Digests\n"
+        "from vitp_pipeline.storage.digests import Digests\n"
         "from vitp_pipeline.generators.registry import find_source\n"
         "from vitp_pipeline.config.recipe import ProposalSettings\n"
         "from vitp_pipeline.errors import InputError\n"

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vitp_pipeline.assemble.average import ScoredView, averaged_label_maps
-from vitp_pipeline.assemble.upsample import mask_logits_at_image
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views, slide
-from vitp_pipeline.points import centre_points, max_points, peak_points, random_points
+from vitp_pipeline.postprocess.points import centre_points, max_points, peak_points, random_points
+from vitp_pipeline.postprocess.upsample import mask_logits_at_image
+from vitp_pipeline.postprocess.view_average import ScoredView, averaged_label_maps
 
 
 class ColourGenerator:

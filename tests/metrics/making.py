@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitp_pipeline.datasets.rle import decode_mask, encode_mask
+from vitp_pipeline.decoding.rle import decode_mask, encode_mask
 from vitp_pipeline.metrics.instances import Detections, TrueInstances
 
 

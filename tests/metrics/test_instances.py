@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.metrics.making import Scene, coco_files, scenes
-from vitp_pipeline.datasets.rle import encode_mask
+from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import boundary_width
 from vitp_pipeline.metrics.instances import (

@@ -16,11 +16,11 @@ from PIL import Image
 from tests.metrics.test_cityscapes import Segment, same_panoptic_quality
 from vitp_pipeline.datasets import IGNORE, Dataset, load_manifest
 from vitp_pipeline.datasets.prepare import prepare
-from vitp_pipeline.datasets.rle import encode_mask
+from vitp_pipeline.decoding.rle import encode_mask
+from vitp_pipeline.evaluation.instances import true_instances
 from vitp_pipeline.metrics import cityscapes
 from vitp_pipeline.metrics.instances import Detections
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.stages.instances import true_instances
 
 SAMPLES = {
     "camvid": ("camvid", 12),
@@ -33,7 +33,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("manifest", SAMPLES)
 def test_semantic_counts_are_mmsegs(shared: Path, manifest: str) -> None:
-    importlib.import_module("vitp_pipeline.generators.mmcv_ops").prepare_mmcv()
+    importlib.import_module("vitp_pipeline.generators.openmmlab.mmcv_stub").prepare_mmcv()
     IoUMetric = importlib.import_module("mmseg.evaluation.metrics").IoUMetric
     folder, count = SAMPLES[manifest]
     dataset = Dataset(load_manifest(manifest), shared / "data" / folder, "val", count)

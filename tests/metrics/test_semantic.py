@@ -48,7 +48,7 @@ def test_against_a_loop(nothing):
 
 
 def test_union_is_mmsegs_iou_metric():
-    mmcv_ops = importlib.import_module("vitp_pipeline.generators.mmcv_ops")
+    mmcv_ops = importlib.import_module("vitp_pipeline.generators.openmmlab.mmcv_stub")
     mmcv_ops.prepare_mmcv()
     IoUMetric = importlib.import_module("mmseg.evaluation.metrics").IoUMetric
     metric = IoUMetric(ignore_index=255)
@@ -72,7 +72,7 @@ def test_union_is_mmsegs_iou_metric():
 @given(st.integers(0, 2**32 - 1))
 def test_random_maps_against_mmseg(seed):
     """Counts equal, ratios to 1e-9, with classes that are empty on either side, void, and maps of one pixel."""
-    importlib.import_module("vitp_pipeline.generators.mmcv_ops").prepare_mmcv()
+    importlib.import_module("vitp_pipeline.generators.openmmlab.mmcv_stub").prepare_mmcv()
     IoUMetric = importlib.import_module("mmseg.evaluation.metrics").IoUMetric
     rng, state, results = np.random.default_rng(seed), Confusion(6), []
     for _ in range(int(rng.integers(1, 4))):

@@ -10,7 +10,7 @@ import pytest
 
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
-from vitp_pipeline.shard import choose_shard
+from vitp_pipeline.execution.sharding import choose_shard
 
 RECIPE = """
 manifest = "demo"
@@ -47,12 +47,12 @@ class Project:
     def run(self, stage: str, out: Path, shard: str | None = None, alpha: str = "0,0.4,1", **settings):
         recipe, choice = load_recipe(self.recipe), choose_shard(shard, {})
         if stage == "generate-proposals":
-            from vitp_pipeline.stages.proposals import generate_proposals
+            from vitp_pipeline.stages.generate_proposals import generate_proposals
 
             retry = settings.pop("retry_failed", False)
             return generate_proposals(recipe, recipe.stage(ProposalSettings, **settings), self.data, out, choice, retry)
         if stage == "train-classifier":
-            from vitp_pipeline.stages.train import train_classifier
+            from vitp_pipeline.stages.train_classifier import train_classifier
 
             return train_classifier(recipe, recipe.stage(TrainSettings, **settings), self.data, out)
         if stage == "classify":

@@ -1,7 +1,7 @@
 """Imported once by the fork server of the restart tests, so that a kill meets work and not an import."""
 
 # ruff: noqa: E402, F401
-from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 
 prepare_mmcv()
 
@@ -14,7 +14,7 @@ import timm
 import torch
 import zarr
 
-import vitp_pipeline.classifier.discriminant
-import vitp_pipeline.classifier.predict
-import vitp_pipeline.generators.openmmlab
-import vitp_pipeline.stages.results
+import vitp_pipeline.classifier.inference
+import vitp_pipeline.classifier.training.lda
+import vitp_pipeline.evaluation.summary
+import vitp_pipeline.generators.openmmlab.adapter

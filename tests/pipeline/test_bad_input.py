@@ -181,7 +181,7 @@ def test_missing_annotation(damaged: Project, tmp_path: Path, vitp) -> None:
 
 
 def test_class_names_differ(damaged: Project, project: Project, copied: Path, tmp_path: Path, vitp) -> None:
-    from vitp_pipeline.paths import shipped
+    from vitp_pipeline.shipped import shipped
 
     manifest = tmp_path / "renamed.toml"
     shutil.copy(shipped("manifests") / "demo.toml", manifest)
@@ -213,7 +213,7 @@ def test_classifier_of_other_classes(project: Project, copied: Path, tmp_path: P
 def test_checkpoint_that_does_not_fit(damaged: Project, tmp_path: Path, vitp) -> None:
     from safetensors.torch import load_file, save_file
 
-    from vitp_pipeline.paths import PACKAGE
+    from vitp_pipeline.shipped import PACKAGE
 
     state = load_file(PACKAGE / "demo" / "generator.safetensors")
     name = next(k for k, v in state.items() if v.ndim == 4)

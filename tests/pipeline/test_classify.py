@@ -11,8 +11,8 @@ import torch
 from tests.pipeline.conftest import Project
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals, points_of
-from vitp_pipeline.classifier.pixels import prepare_image
-from vitp_pipeline.classifier.predict import fill_chunks, point_logits
+from vitp_pipeline.classifier.inference import fill_chunks, point_logits
+from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset

@@ -83,7 +83,7 @@ def test_images_with_nothing_in_them(nothing: str, tmp_path: Path, monkeypatch: 
     from dataclasses import replace
 
     from tests.datasets import making
-    from vitp_pipeline.stages.results import result_of
+    from vitp_pipeline.evaluation.summary import result_of
 
     project = stages.make_project(tmp_path, 3)
     empty = project.dataset.samples[1].image_id

@@ -17,8 +17,8 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
-from vitp_pipeline.foreign.logits import SURE, logits_of_class_probabilities, logits_of_scores
-from vitp_pipeline.shard import choose_shard
+from vitp_pipeline.execution.sharding import choose_shard
+from vitp_pipeline.interop.pseudo_logits import SURE, logits_of_class_probabilities, logits_of_scores
 from vitp_pipeline.stages.import_proposals import import_proposals
 
 
@@ -82,7 +82,7 @@ def write_coco(file: Path, truth, labels: list[int]) -> Path:
 
 def write_mmdet(file: Path, truth) -> Path:
     """As mmdetection's own test script does."""
-    from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+    from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 
     prepare_mmcv()
     from mmdet.evaluation import DumpDetResults
@@ -142,8 +142,8 @@ def test_all_stages_work_on_them(project, truth, finished, tmp_path: Path) -> No
     classifier = str(finished / "classifier/default/model.safetensors")
     project.run("classify", out, classifier=classifier)
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
+    from vitp_pipeline.evaluation.summary import result_of
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-    from vitp_pipeline.stages.results import result_of
 
     recipe = load_recipe(project.recipe)
     measures = recipe.stage(EvaluateSettings, object_threshold=0.3, tasks=["semantic", "panoptic", "instance"])

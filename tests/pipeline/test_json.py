@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.classifier.test_official import official_state
+from tests.classifier.test_released_layout import official_state
 from tests.datasets import making
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.cli import main as cli
@@ -133,7 +133,7 @@ def test_verify_and_gc(copied: Path, vitp) -> None:
 
 
 def test_report_and_what_had_it_before(project: Project, copied: Path, tmp_path: Path, vitp) -> None:
-    from vitp_pipeline.stages.results import result_of
+    from vitp_pipeline.evaluation.summary import result_of
 
     evaluation, _ = project.run("evaluate", copied)
     result_of(evaluation)

@@ -13,12 +13,12 @@ from tests.pipeline.conftest import Project
 from tests.runs import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.classifier.mask_data import GeneratedMaskBatches
-from vitp_pipeline.classifier.train import Trainer
+from vitp_pipeline.classifier.training.loop import Trainer
+from vitp_pipeline.classifier.training.mask_data import GeneratedMaskBatches
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
-from vitp_pipeline.stages.results import result_of
+from vitp_pipeline.evaluation.summary import result_of
 
 LOSSLESS = {"drop_below": 0.0, "mask_dtype": "float32"}
 MASK = {"prompt": "mask", "crop_scale": (1.0, 1.0), "epochs": 2}
@@ -46,10 +46,10 @@ def test_trains_and_classifies(project: Project, lossless: Path, changes: dict) 
 
 def test_scores_are_those_of_the_stored_masks(project: Project, tmp_path: Path) -> None:
     """Read back and compared with the model on the masks brought to the image first; evaluation takes them as it is."""
-    from vitp_pipeline.assemble.upsample import mask_logits_at_image
     from vitp_pipeline.classifier.mask_prompt import mask_logits
-    from vitp_pipeline.classifier.pixels import prepare_image
+    from vitp_pipeline.classifier.preprocess import prepare_image
     from vitp_pipeline.classifier.weights import load_classifier
+    from vitp_pipeline.postprocess.upsample import mask_logits_at_image
 
     project.run("generate-proposals", tmp_path, **LOSSLESS)
     file = project.run("train-classifier", tmp_path, **MASK)
@@ -101,8 +101,8 @@ def test_interrupted_training_gives_the_same_bytes(
 
 
 def test_generated_masks_are_called_what_most_of_the_truth_inside_them_is(project: Project, lossless: Path) -> None:
-    from vitp_pipeline.assemble.upsample import mask_logits_at_image
-    from vitp_pipeline.classifier.augment import Augmentation
+    from vitp_pipeline.classifier.training.augmentation import Augmentation
+    from vitp_pipeline.postprocess.upsample import mask_logits_at_image
 
     dataset = Dataset(load_recipe(project.recipe).manifest, project.data, "train")
     store = open_proposals(lossless / "train")

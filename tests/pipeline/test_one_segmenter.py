@@ -1,6 +1,6 @@
 """Every key that can change a map changes it alike in evaluate, export-results, predict, the report and the demo.
 
-One way to make maps (`assemble.segmenter`) has five users. `evaluate` keeps counts, not maps: its figures must be those
+One way to make maps (`postprocess.segmenter`) has five users. `evaluate` keeps counts, not maps: its figures must be those
 of the exported maps. A key that is added to [evaluate] or [classify] and has no entry here fails the last test.
 """
 
@@ -24,19 +24,19 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.demo.picture import _panels, colored
+from vitp_pipeline.evaluation.count_reader import read_rows
+from vitp_pipeline.evaluation.definition import MAP_KEYS
+from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.inference.predictor import Predictor, load_generator
 from vitp_pipeline.metrics.panoptic import PanopticQuality
 from vitp_pipeline.metrics.semantic import Confusion
-from vitp_pipeline.predict import Predictor, load_generator
-from vitp_pipeline.report.pictures import card_content, shrunk, thumbnail_size
-from vitp_pipeline.report.stored import open_evaluation
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.report.loaded_evaluation import open_evaluation
+from vitp_pipeline.report.thumbnails import card_content, shrunk, thumbnail_size
 from vitp_pipeline.stages.classify import classify
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-from vitp_pipeline.stages.evaluation import MAP_KEYS
 from vitp_pipeline.stages.export_results import export_shards
 from vitp_pipeline.stages.export_results import prepare as prepare_export
-from vitp_pipeline.stages.results import result_of
-from vitp_pipeline.stages.rows import read_rows
 
 BASE = {"object_threshold": 0.2, "tasks": ("semantic", "panoptic", "instance")}
 EVALUATE: dict[str, tuple[Any, dict[str, Any]]] = {  # a value that changes a map, and what else that needs
@@ -150,7 +150,7 @@ def assert_measured(project, evaluation, maps: Maps) -> None:
     """The figures of `evaluate` are those of the maps."""
     dataset, things = evaluation.dataset, evaluation.dataset.spec.things
     confusion, quality = Confusion(len(things)), PanopticQuality(len(things), things)
-    from vitp_pipeline.assemble.panoptic import Segment
+    from vitp_pipeline.postprocess.panoptic import Segment
 
     for sample in dataset.samples[:3]:
         image = sample.image.stem

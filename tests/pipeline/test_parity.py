@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.pipeline.conftest import Project
-from vitp_pipeline.stages.results import result_of
+from vitp_pipeline.evaluation.summary import result_of
 
 IMAGES = int(os.environ.get("VITP_PARITY_IMAGES", "5"))
 
@@ -66,7 +66,7 @@ def _slow_panoptic(evaluation) -> dict[str, float]:
     """PQ, SQ, RQ of the generator by loops over segments, straight from the definition of the COCO panoptic task."""
     import torch
 
-    from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
+    from vitp_pipeline.postprocess.panoptic import PanopticRule, panoptic_map
 
     dataset, classes = evaluation.dataset, len(evaluation.dataset.spec.classes)
     things, total = np.array(dataset.spec.things), [np.zeros(classes) for _ in range(4)]
@@ -108,7 +108,7 @@ def _count_image(total, ids, segments, truth_ids, truth_segments) -> None:
 
 def _mmseg_scores(model: Path, dataset) -> dict[str, float]:
     """mmsegmentation's own prediction of image files, scored by its IoUMetric with the right ignore index."""
-    from vitp_pipeline.generators.mmcv_ops import prepare_mmcv
+    from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 
     prepare_mmcv()
     import torch

@@ -15,10 +15,10 @@ from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.pictures import find_pictures
-from vitp_pipeline.stages.predict import Predicted, predict
-from vitp_pipeline.stages.predict_setup import prepare
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.inference.batch import Predicted, predict
+from vitp_pipeline.inference.image_files import find_pictures
+from vitp_pipeline.inference.setup import prepare
 
 TASKS = ("semantic", "panoptic", "instance")
 NO_FLAGS = dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device"))
@@ -275,7 +275,7 @@ def test_what_is_passed_over_is_counted(images, tmp_path: Path, capsys) -> None:
 
 
 def test_formats_that_phones_and_cameras_make(images, tmp_path: Path) -> None:
-    from vitp_pipeline.predict import read_picture
+    from vitp_pipeline.inference.predictor import read_picture
 
     out, good = tmp_path / "out", sorted(images.iterdir())[0]
     phone, camera, renamed = (tmp_path / name for name in ("a.heic", "b.dng", "c.HEIC"))
@@ -293,7 +293,7 @@ def test_formats_that_phones_and_cameras_make(images, tmp_path: Path) -> None:
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    from vitp_pipeline.predict import read_picture
+    from vitp_pipeline.inference.predictor import read_picture
 
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[0, 0] = 255

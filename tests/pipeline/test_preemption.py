@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import STAGES, Project, snapshot
-from vitp_pipeline import stopping
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.errors import StoppedError, UserError
-from vitp_pipeline.stages.driver import Turn
+from vitp_pipeline.execution.runner import Turn
+from vitp_pipeline.runtime import signals
 
 STOPS = int(os.environ.get("VITP_STOPS", "3"))
 """Signals per stage."""
@@ -42,17 +42,17 @@ def stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal comes while the first images of every turn are made."""
 
     def over(turn: Turn) -> bool:
-        stopping._wanted = "SIGTERM"
+        signals._wanted = "SIGTERM"
         return True
 
-    monkeypatch.setattr(stopping, "_wanted", "")
+    monkeypatch.setattr(signals, "_wanted", "")
     monkeypatch.setattr(Turn, "over", over)
 
 
 def stops(work: Callable[[], object]) -> int:
     """Does the work again and again until it gets through; how often it was stopped."""
     for count in range(50):
-        stopping._wanted = ""
+        signals._wanted = ""
         try:
             work()
         except StoppedError:
@@ -92,8 +92,8 @@ def test_batches_do_not_depend_on_stops(project: Project, tmp_path: Path, finish
 def test_a_stopped_training_has_saved_its_last_step(
     fit: str, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitp_pipeline.classifier.discriminant as discriminant
-    import vitp_pipeline.classifier.train as train
+    import vitp_pipeline.classifier.training.lda as discriminant
+    import vitp_pipeline.classifier.training.loop as train
 
     settings = {"fit": fit, "norm": "none"} if fit == "discriminant" else {}
     project.run("train-classifier", tmp_path / "whole", **settings)
@@ -112,7 +112,7 @@ def server():
 
 
 def _stage(project: Project, stage: str, out: Path) -> None:
-    with stopping.noticing_signals():
+    with signals.noticing_signals():
         try:
             project.run(stage, out)
         except UserError as error:
@@ -131,7 +131,7 @@ def test_signals_at_random_moments(stage: str, project: Project, finished: Path,
             _wait_for_lock(out / FOLDERS[stage], process)  # before, Python may not have its handlers yet
             process.join(rng.uniform(0.0, 0.8))
             if process.is_alive():
-                os.kill(process.pid, rng.choice(stopping.SIGNALS))
+                os.kill(process.pid, rng.choice(signals.SIGNALS))
         process.join(60)
         codes.append(process.exitcode)
         assert codes[-1] in (0, 75, 130)

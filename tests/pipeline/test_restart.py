@@ -80,7 +80,7 @@ def test_two_tasks_on_one_shard(project: Project, tmp_path: Path, server) -> Non
 
 def test_two_shards_at_once(project: Project, finished: Path, tmp_path: Path, server) -> None:
     """Two processes on two shards of one new run, through all stages: the figures of one process."""
-    from vitp_pipeline.stages.results import result_of
+    from vitp_pipeline.evaluation.summary import result_of
 
     out = tmp_path / "run"
     for stage in STAGES:

@@ -11,7 +11,7 @@ import torch
 from tests.pipeline.conftest import STAGES, Project, snapshot
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
-from vitp_pipeline.stages.results import result_of
+from vitp_pipeline.evaluation.summary import result_of
 
 
 def _stamps(run: Path) -> dict[str, int]:
@@ -118,8 +118,8 @@ def test_figures_on_standard_output(project, copied: Path, monkeypatch: pytest.M
     import json
     import sys
 
-    from vitp_pipeline import progress
     from vitp_pipeline.cli.main import main
+    from vitp_pipeline.runtime import progress
 
     monkeypatch.setattr(progress, "_hushed", False)  # for the tests after this one
     arguments = ["vitp", "evaluate", str(project.recipe), "--data-root", str(project.data), "--out", str(copied)]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
+from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.assemble.certain import certain_map
-from vitp_pipeline.assemble.panoptic import PanopticRule, panoptic_map
-from vitp_pipeline.assemble.semantic import semantic_label_maps
-from vitp_pipeline.assemble.upsample import source_reach
 from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.postprocess.certainty import certain_map
+from vitp_pipeline.postprocess.panoptic import PanopticRule, panoptic_map
+from vitp_pipeline.postprocess.semantic import semantic_label_maps
+from vitp_pipeline.postprocess.upsample import source_reach
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import STAGES, Project, snapshot
-from vitp_pipeline.artifacts import places
-from vitp_pipeline.artifacts.places import run_directory, shown
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.storage import backend
+from vitp_pipeline.storage.backend import run_directory, shown
 
 MISSING = [package for package in ("s3fs", "moto", "flask_cors") if find_spec(package) is None]
 pytestmark = [
@@ -90,7 +90,7 @@ def processes(s3):
 @pytest.fixture(autouse=True)
 def own_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees what another has fetched."""
-    monkeypatch.setattr(places, "_mirrors", {})
+    monkeypatch.setattr(backend, "_mirrors", {})
 
 
 def downloaded(s3, prefix: str, folder: Path) -> Path:
@@ -135,7 +135,7 @@ def result(processes, *arguments) -> int:
 
 def vitp(monkeypatch: pytest.MonkeyPatch, capsys, *words: str) -> tuple[int, str, str]:
     """The program as a new process would run it: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(places, "_mirrors", {})
+    monkeypatch.setattr(backend, "_mirrors", {})
     monkeypatch.setattr(sys, "argv", ["vitp", *words])
     code = 0
     try:

@@ -11,9 +11,9 @@ import pytest
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.cluster.plan import Request, plan_chain
 from vitp_pipeline.cluster.repair import repair
-from vitp_pipeline.cluster.verify import report, verify_run
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.stages.results import result_of
+from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.runs.verify import report, verify_run
 
 
 def planned(request: Request, begin: bool = True) -> dict[str, tuple[int, ...] | None]:

@@ -13,18 +13,18 @@ from tests.runs import arrays_of
 from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import by_image, open_proposals
-from vitp_pipeline.classifier.pixels import prepare_image
-from vitp_pipeline.classifier.predict import point_logits
+from vitp_pipeline.classifier.inference import point_logits
+from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.execution.sharding import choose_shard
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.report.stored import open_evaluation
-from vitp_pipeline.shard import choose_shard
-from vitp_pipeline.stages.results import result_of
+from vitp_pipeline.report.loaded_evaluation import open_evaluation
 from vitp_pipeline.stages.stream import Stream
 
 VIEWS = {"scales": (0.75, 1.0), "mirror": True, "window": (80, 96), "stride": (60, 64), "limit": 3}

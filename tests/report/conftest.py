@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.stages.making import Project, make_project, make_run
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, open_evaluation
 from vitp_pipeline.report.report import write_report
-from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
 
 
 @pytest.fixture(scope="session")

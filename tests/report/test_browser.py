@@ -12,8 +12,8 @@ import pytest
 
 from tests.stages.test_nothing import CASES, evaluated
 from vitp_pipeline.report.compare import compare, write_comparison
+from vitp_pipeline.report.loaded_evaluation import open_evaluation
 from vitp_pipeline.report.report import write_report
-from vitp_pipeline.report.stored import open_evaluation
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # the module's pages are made once
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -11,6 +11,8 @@ from tests.report.test_page import read
 from tests.stages.making import Project, make_run
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.summary import headline_variants
 from vitp_pipeline.metrics.bootstrap import paired_difference
 from vitp_pipeline.report.compare import (
     compare,
@@ -21,9 +23,7 @@ from vitp_pipeline.report.compare import (
     print_comparison,
     write_comparison,
 )
-from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
-from vitp_pipeline.stages.results import headline_variants
-from vitp_pipeline.stages.rows import image_areas, read_rows
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, open_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_only_images_that_all_have_are_compared(
 def test_what_cannot_be_compared(both: list[StoredEvaluation]) -> None:
     from dataclasses import replace
 
-    from vitp_pipeline.report.stored import NoData
+    from vitp_pipeline.report.loaded_evaluation import NoData
 
     with pytest.raises(UsageError, match="two"):
         compare(both[:1])

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
+from vitp_pipeline.evaluation.definition import variant_of
 from vitp_pipeline.report import figures
-from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.evaluation import variant_of
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from tests.stages.making import Project
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.report import page as pages
-from vitp_pipeline.report.masks import read_masks
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, open_evaluation
+from vitp_pipeline.report.mask_statistics import read_masks
 from vitp_pipeline.report.report import write_report
-from vitp_pipeline.report.stored import StoredEvaluation, open_evaluation
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 OPTIONAL = {"tr", "td", "th", "tbody"}
@@ -194,7 +194,7 @@ def test_names_cannot_break_out_of_the_page(stored: StoredEvaluation, tmp_path: 
     spec = stored.evaluation.dataset.spec
     from dataclasses import replace
 
-    from vitp_pipeline.report.stored import NoData
+    from vitp_pipeline.report.loaded_evaluation import NoData
 
     classes = tuple(replace(c, name=evil) if c.name == "road" else c for c in spec.classes)
     evaluation = replace(stored.evaluation, dataset=NoData(replace(spec, classes=classes), "val"))

@@ -80,7 +80,7 @@ def test_nobody_prints_around_the_door() -> None:
         ("from tqdm import tqdm", "tqdm"),
         ("import sys\nprint('a', file=sys.stdout)", "print"),
         ("from vitp_pipeline.runtime import output\noutput.show('a')", None),
-        ("from vitp_pipeline.progress import say\nsay('a')", None),
+        ("from vitp_pipeline.runtime.progress import say\nsay('a')", None),
     ],
 )
 def test_what_counts_as_another_way(source: str, way: str | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.datasets import making
-from vitp_pipeline.artifacts.codec import keep_queries
+from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
@@ -21,12 +21,12 @@ from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.execution.runner import commit_part, finish_shard
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
-from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classifier_file
-from vitp_pipeline.stages.driver import commit_part, finish_shard
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-from vitp_pipeline.stages.evaluation import Evaluation
 
 RECIPE = """
 manifest = "toy.toml"

@@ -12,13 +12,13 @@ from tests.runs import arrays_of
 from tests.stages import making
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.classifier.pixels import prepare_image
-from vitp_pipeline.classifier.predict import point_logits
+from vitp_pipeline.classifier.inference import point_logits
+from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import save_classifier
 from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.shard import ShardChoice
 from vitp_pipeline.stages.classify import classes_run, classify
 
 PEAKS = 4

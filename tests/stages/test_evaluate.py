@@ -15,11 +15,10 @@ from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import CorruptError, MissingStageError, PartialError, UsageError
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.counts import sparse_confusion
-from vitp_pipeline.stages.evaluate import prepare
-from vitp_pipeline.stages.evaluation import variant_of
-from vitp_pipeline.stages.results import (
+from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.count_tables import sparse_confusion
+from vitp_pipeline.evaluation.definition import variant_of
+from vitp_pipeline.evaluation.summary import (
     headline_variants,
     print_result,
     read_result_totals,
@@ -27,7 +26,8 @@ from vitp_pipeline.stages.results import (
     summarise,
     to_json,
 )
-from vitp_pipeline.stages.rows import image_areas, read_rows
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.stages.evaluate import prepare
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from vitp_pipeline.artifacts.parts import read_index, write_index
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import image_key
-from vitp_pipeline.datasets.rle import encode_mask
+from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import InputError, MissingStageError, PartialError, UsageError
-from vitp_pipeline.export.formats import CITYSCAPES, FILE_AN_IMAGE, FORMATS, check_format
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.interop.result_formats import CITYSCAPES, FILE_AN_IMAGE, FORMATS, check_format
 from vitp_pipeline.stages.export_results import Export, export_shards, prepare
-from vitp_pipeline.stages.results import result_of
 
 
 @pytest.fixture
@@ -351,7 +351,7 @@ def test_an_index_names_no_file_elsewhere(project: Project, tmp_path: Path) -> N
 
 def test_own_exports_come_back_as_they_were(project: Project, tmp_path: Path) -> None:
     """Results that are imported again belong to the images that they are of."""
-    from vitp_pipeline.foreign.sources import open_source
+    from vitp_pipeline.interop.mask_import import open_source
 
     project = called(project, "text")
     make_run(project, tmp_path / "run", 2, 2)

@@ -21,11 +21,11 @@ from tests.stages.making import RECIPE, Project, make_run
 from tests.stages.test_export_results import export
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset, load_manifest
-from vitp_pipeline.datasets.rle import encode_mask
+from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.evaluation.instances import listed_instances
+from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.metrics.instances import Detections, average_precision, match, overlaps, true_counts
-from vitp_pipeline.stages.instances import listed_instances
-from vitp_pipeline.stages.results import result_of
 
 MANIFEST = (
     making.COCO_MANIFEST.replace("coco-panoptic", "coco-instances")

@@ -17,11 +17,11 @@ from PIL import Image
 from tests.datasets import making
 from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import IGNORE, ClassInfo, DatasetSpec
-from vitp_pipeline.export.formats import CITYSCAPES, ImageResult, write_image
 from vitp_pipeline.generators.base import Output
-from vitp_pipeline.predict import Predictor
-from vitp_pipeline.stages.pictures import Picture
-from vitp_pipeline.stages.predict import Wish, predict
+from vitp_pipeline.inference.batch import Wish, predict
+from vitp_pipeline.inference.image_files import Picture
+from vitp_pipeline.inference.predictor import Predictor
+from vitp_pipeline.interop.result_formats import CITYSCAPES, ImageResult, write_image
 
 SIZE = (20, 30)
 

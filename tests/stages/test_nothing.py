@@ -17,23 +17,23 @@ from pycocotools import mask as coco_mask
 
 from tests.datasets import making
 from tests.stages.making import RECIPE, Project, make_run
-from vitp_pipeline.artifacts.codec import keep_queries
-from vitp_pipeline.artifacts.files import write_json
+from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UsageError
-from vitp_pipeline.export.formats import FORMATS, check_format
+from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.per_class import print_by_class
+from vitp_pipeline.evaluation.summary import print_result, result_of, to_json
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.figure import DASH, difference, falling, percent, plain, signed, span
 from vitp_pipeline.geometry import View
+from vitp_pipeline.interop.result_formats import FORMATS, check_format
+from vitp_pipeline.runs.status import print_status, run_status
 from vitp_pipeline.runtime.output import show_json
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.by_class import print_by_class
-from vitp_pipeline.stages.evaluation import Evaluation
 from vitp_pipeline.stages.export_results import export_shards, prepare
-from vitp_pipeline.stages.results import print_result, result_of, to_json
-from vitp_pipeline.stages.status import print_status, run_status
+from vitp_pipeline.storage.atomic_files import write_json
 
 ALL = ("semantic", "panoptic", "instance")
 MEASURES = ("coco", "boundary", "cityscapes")
@@ -277,8 +277,8 @@ def test_every_command_takes_it(
 def check_pages(project: Project, out: Path, result: dict[str, Any], folder: Path, capsys) -> None:
     """Report and comparison with another run."""
     from vitp_pipeline.report.compare import compare, print_comparison, write_comparison
+    from vitp_pipeline.report.loaded_evaluation import open_evaluation
     from vitp_pipeline.report.report import write_report
-    from vitp_pipeline.report.stored import open_evaluation
 
     shutil.copytree(out, folder / "other")
     runs = [open_evaluation(path, project.root, str(project.recipe.path)) for path in (out, folder / "other")]

@@ -10,11 +10,11 @@ import base64
 from collections.abc import Iterable
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.layout import open_plain
-from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.sealed import read_sealed, read_text, write_sealed
-from vitp_pipeline.artifacts.writes import fill
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.fs_ops import fill
 
 COPIES = "copies.json"
 

@@ -70,7 +70,7 @@ def part_of_arrays(name: str) -> int | None:
 
 
 def totals_path(shard_folder: Path) -> Path:
-    """What follows from all parts of a shard together (`stages.totals`). The underscore keeps it out of what readers of
+    """What follows from all parts of a shard together (`evaluation.totals`). The underscore keeps it out of what readers of
     the run directory (`pyarrow.dataset`) take for rows.
     """
     return shard_folder / "_totals.parquet"

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import create_whole, refusals, write_here, write_whole
 from vitp_pipeline.artifacts.layout import open_plain, place
-from vitp_pipeline.artifacts.places import there
+from vitp_pipeline.artifacts.quantized_array import codecs, decode, encode, kind_of, wrote
 from vitp_pipeline.artifacts.sealed import damaged, require_place
-from vitp_pipeline.artifacts.steps import codecs, decode, encode, kind_of, wrote
-from vitp_pipeline.artifacts.temporaries import temporary
-from vitp_pipeline.artifacts.writes import fill, make_folder, new_file, remove
 from vitp_pipeline.errors import CorruptError, UserError
+from vitp_pipeline.storage.atomic_files import create_whole, refusals, write_here, write_whole
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.fs_ops import fill, make_folder, new_file, remove
+from vitp_pipeline.storage.temporaries import temporary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,7 +115,7 @@ class ArrayWriter:
             values: any numeric array; of large planes each is a chunk.
             dimensions: a name for every axis.
             chunks: chunk shape; None = the whole array is one chunk.
-            step: of float32 multiples of it, stored as `artifacts.steps` does.
+            step: of float32 multiples of it, stored as `artifacts.quantized_array` does.
         Raises:
             ValueError: an array of this name is there already.
         """

@@ -9,7 +9,7 @@ What a person names is checked against what is there; what only follows from oth
 fingerprint, so another classifier or another α never overwrites anything.
 
 Which files belong to a stage follows from run.json, so it is kept twice (`copies.json`), and every part holds the
-digest of the plan it was made for: nothing is judged by a run.json that is not proven (`cluster.verify`).
+digest of the plan it was made for: nothing is judged by a run.json that is not proven (`runs.verify`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.copies import COPIES, keep_copies
 from vitp_pipeline.artifacts.layout import arrays_path, index_path
-from vitp_pipeline.artifacts.places import files_in, there
 from vitp_pipeline.artifacts.run_schema import check_identity, check_provenance
 from vitp_pipeline.artifacts.sealed import create_sealed, damaged, read_sealed
-from vitp_pipeline.artifacts.temporaries import tidy
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
-from vitp_pipeline.fingerprint import difference, fingerprint
+from vitp_pipeline.storage.backend import files_in, there
+from vitp_pipeline.storage.fingerprint import difference, fingerprint
+from vitp_pipeline.storage.temporaries import tidy
 
 if TYPE_CHECKING:
     import pyarrow as pa

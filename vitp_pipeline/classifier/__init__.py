@@ -1,0 +1,4 @@
+"""The ViT-P point classifier: its model, weights and inference.
+
+Enters: images and points. Leaves: class logits per point. Start with `model`; `training/` fits it.
+"""

@@ -33,11 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitp_pipeline.artifacts.files import write_whole
-from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.model import PointViT, offset_positions
 from vitp_pipeline.errors import UsageError, UserError
-from vitp_pipeline.progress import quiet
+from vitp_pipeline.runtime.progress import quiet
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.fs_ops import fill
 
 SUFFIXES = (".onnx", ".pt2")
 _LARGEST_ONNX = 2**31 - 2**20

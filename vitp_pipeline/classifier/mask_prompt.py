@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
-from vitp_pipeline.devices import mixed_precision
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.runtime.devices import mixed_precision
 
 INSIDE = 0.5
 """Share of a patch that a mask must cover to see it."""

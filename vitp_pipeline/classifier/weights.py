@@ -14,16 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitp_pipeline.artifacts.digests import require_recorded
-from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.sealed import write_sealed
-from vitp_pipeline.artifacts.torch_file import read_torch_file
-from vitp_pipeline.artifacts.weight_names import backbone_weights
-from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.decoding.torch_file import read_torch_file
+from vitp_pipeline.decoding.weight_names import backbone_weights
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, UserError
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.digests import require_recorded
+from vitp_pipeline.storage.fs_ops import fill
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
@@ -55,9 +55,9 @@ def load_classifier(path: str | Path) -> PointViT:
         logits = model(model.normalise(images), points)                                 # (1, 2, K)
         names = [model.classes[k] for k in logits[0].argmax(-1)]
 
-    with `read_rgb` of `vitp_pipeline.datasets.images`, `prepare_image` of `vitp_pipeline.classifier.pixels` and
+    with `read_rgb` of `vitp_pipeline.datasets.images`, `prepare_image` of `vitp_pipeline.classifier.preprocess` and
     `normalise_points` of `vitp_pipeline.geometry`.
-    `vitp_pipeline.classifier.predict.image_logits` takes images with different numbers of points.
+    `vitp_pipeline.classifier.inference.image_logits` takes images with different numbers of points.
 
     Raises:
         InputError: no such file, or not a classifier of vitp.

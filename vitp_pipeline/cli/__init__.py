@@ -1,0 +1,1 @@
+"""The command line: a module per command that parses, calls one function and prints. Start with `main`."""

@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
 
         Reads every file. Exit code 3 when some images cannot be used; each file is named with the reason.
         """
-        from vitp_pipeline.checking import check_dataset
+        from vitp_pipeline.diagnostics.check_dataset import check_dataset
 
         generator = {
             "config": config and str(Path(config).resolve() if Path(config).exists() else config),

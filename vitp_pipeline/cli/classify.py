@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings
-        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.execution.sharding import choose_shard
         from vitp_pipeline.stages.classify import classify
 
         loaded = load_recipe(recipe)

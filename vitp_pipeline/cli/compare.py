@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import JsonFile
 from vitp_pipeline.runtime.output import show_json
+from vitp_pipeline.storage.backend import run_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -36,12 +36,12 @@ def register(app: typer.Typer) -> None:
             vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
         """
 
-        from vitp_pipeline.artifacts.files import write_json
         from vitp_pipeline.errors import UsageError
-        from vitp_pipeline.progress import say
         from vitp_pipeline.report.compare import ONE, compare, print_comparison, write_comparison
+        from vitp_pipeline.report.loaded_evaluation import evaluations_in, listed, open_evaluation
         from vitp_pipeline.report.page import require_libraries
-        from vitp_pipeline.report.stored import evaluations_in, listed, open_evaluation
+        from vitp_pipeline.runtime.progress import say
+        from vitp_pipeline.storage.atomic_files import write_json
 
         require_libraries()
         if len(runs) == 1 and len(found := evaluations_in(runs[0])) > 1:

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
         vitp doctor --json
         """
-        from vitp_pipeline.doctor import findings
+        from vitp_pipeline.diagnostics.environment import findings
         from vitp_pipeline.runtime.output import show_json
         from vitp_pipeline.runtime.tables import Table
 

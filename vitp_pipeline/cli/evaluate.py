@@ -71,18 +71,18 @@ def register(app: typer.Typer) -> None:
         """
         from dataclasses import replace
 
-        from vitp_pipeline.artifacts.files import write_whole
-        from vitp_pipeline.artifacts.writes import fill
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.flags import check_decimal_sign, divide, parse_alphas, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
         from vitp_pipeline.errors import PartialError
-        from vitp_pipeline.progress import say
-        from vitp_pipeline.shard import choose_shard
-        from vitp_pipeline.stages.by_class import print_by_class
+        from vitp_pipeline.evaluation.per_class import print_by_class
+        from vitp_pipeline.evaluation.summary import print_result, result_of, to_json
+        from vitp_pipeline.execution.sharding import choose_shard
+        from vitp_pipeline.runtime.progress import say
         from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-        from vitp_pipeline.stages.results import print_result, result_of, to_json
+        from vitp_pipeline.storage.atomic_files import write_whole
+        from vitp_pipeline.storage.fs_ops import fill
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         check_decimal_sign(alpha or "")

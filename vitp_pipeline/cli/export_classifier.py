@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.classifier.export import export_classifier
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.progress import say
+        from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
             difference = export_classifier(load_classifier(file), out)

@@ -58,8 +58,8 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import divide, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
-        from vitp_pipeline.progress import say
-        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.execution.sharding import choose_shard
+        from vitp_pipeline.runtime.progress import say
         from vitp_pipeline.stages.export_results import export_shards, prepare
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)

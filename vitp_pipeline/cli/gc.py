@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
         vitp gc runs/camvid
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.cluster.gc import collect
-        from vitp_pipeline.progress import say
+        from vitp_pipeline.runs.gc import collect
+        from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
             found = collect(run, remove=not dry_run)

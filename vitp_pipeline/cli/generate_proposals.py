@@ -61,8 +61,8 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ProposalSettings
-        from vitp_pipeline.shard import choose_shard
-        from vitp_pipeline.stages.proposals import generate_proposals
+        from vitp_pipeline.execution.sharding import choose_shard
+        from vitp_pipeline.stages.generate_proposals import generate_proposals
 
         loaded = load_recipe(recipe)
         flags = {

@@ -74,10 +74,10 @@ def register(app: typer.Typer) -> None:
 
             vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
         """
-        from vitp_pipeline.classifier.convert import export_official, import_official
+        from vitp_pipeline.classifier.released_files import export_official, import_official
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.datasets import load_manifest
-        from vitp_pipeline.progress import say
+        from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
             if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
@@ -86,7 +86,7 @@ def register(app: typer.Typer) -> None:
                 document.give(path=out, layout=layout, **generator)
                 say(f"{out}: {described(generator)}")
             elif layout is Layout.mm:
-                from vitp_pipeline.generators.openmmlab_import import import_openmmlab
+                from vitp_pipeline.generators.openmmlab.convert import import_openmmlab
 
                 found = import_openmmlab(file, config or file.stem, out)
                 classes = found.classes
@@ -120,9 +120,9 @@ def import_generator(
     except ModuleNotFoundError as error:
         mend = "pip install 'vitp-pipeline[hf]'"
         raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
-    from vitp_pipeline.generators.detectron2 import import_detectron2
-    from vitp_pipeline.generators.detectron2_names import Layout as Detectron2Layout
-    from vitp_pipeline.generators.published import edges_of, parse_dilations
+    from vitp_pipeline.generators.huggingface.detectron2_names import Layout as Detectron2Layout
+    from vitp_pipeline.generators.huggingface.from_detectron2 import import_detectron2
+    from vitp_pipeline.generators.huggingface.published_files import edges_of, parse_dilations
 
     levels = parse_dilations(dilations) if dilations is not None else None
     config = import_detectron2(file, out, Detectron2Layout(layout.value), classes, levels, test_size)

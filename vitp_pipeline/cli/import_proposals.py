@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ProposalSettings
-        from vitp_pipeline.shard import choose_shard
+        from vitp_pipeline.execution.sharding import choose_shard
         from vitp_pipeline.stages.import_proposals import import_proposals
 
         loaded = load_recipe(recipe)

@@ -45,6 +45,6 @@ def register(app: typer.Typer) -> None:
 
         vitp info --backbone vit_base_patch14_dinov2 --classes 150 --size 518x518 --points 250
         """
-        from vitp_pipeline.info import costs_of, print_costs
+        from vitp_pipeline.diagnostics.model_cost import costs_of, print_costs
 
         print_costs(costs_of(recipe, size, points, crop, backbone, classes, config, data_root), as_json=json)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitp_pipeline.errors import OutputError, UserError
 from vitp_pipeline.runtime import output
-from vitp_pipeline.stopping import ignore_signals, noticing_signals
+from vitp_pipeline.runtime.signals import ignore_signals, noticing_signals
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def _refused(error: UserError) -> int:
 
 def _other(error: Exception) -> int:
     ignore_signals()
-    from vitp_pipeline.artifacts.files import refusal
+    from vitp_pipeline.storage.atomic_files import refusal
 
     if isinstance(error, OSError) and (refused := refusal(error)) is not None:
         return _refused(refused)

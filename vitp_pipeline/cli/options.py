@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from vitp_pipeline.artifacts.places import run_directory
+from vitp_pipeline.storage.backend import run_directory
 
 
 def shipped_recipes(begun: str) -> list[str]:
     """Names of shipped recipes that begin so, for a shell's completion."""
-    from vitp_pipeline.paths import shipped
+    from vitp_pipeline.shipped import shipped
 
     return sorted(path.stem for path in shipped("stages").glob("*.toml") if path.stem.startswith(begun))
 
@@ -113,7 +113,7 @@ def with_global_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_options(quiet: bool = False, **arguments: Any) -> Any:
-        from vitp_pipeline.progress import hush
+        from vitp_pipeline.runtime.progress import hush
 
         hush(quiet)
         return command(**arguments)

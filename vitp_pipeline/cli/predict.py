@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json
+from vitp_pipeline.storage.backend import run_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -73,9 +73,9 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.flags import parse_alpha
-        from vitp_pipeline.stages.pictures import find_pictures
-        from vitp_pipeline.stages.predict import predict
-        from vitp_pipeline.stages.predict_setup import prepare
+        from vitp_pipeline.inference.batch import predict
+        from vitp_pipeline.inference.image_files import find_pictures
+        from vitp_pipeline.inference.setup import prepare
 
         build, wish = prepare(
             out,

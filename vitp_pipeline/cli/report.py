@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.artifacts.places import run_directory
 from vitp_pipeline.cli.options import Json
+from vitp_pipeline.storage.backend import run_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -42,10 +42,10 @@ def register(app: typer.Typer) -> None:
             vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.progress import say
+        from vitp_pipeline.report.loaded_evaluation import evaluations_in, listed, open_evaluation
         from vitp_pipeline.report.page import require_libraries
         from vitp_pipeline.report.report import write_report
-        from vitp_pipeline.report.stored import evaluations_in, listed, open_evaluation
+        from vitp_pipeline.runtime.progress import say
 
         require_libraries()
         with documented(json) as document:

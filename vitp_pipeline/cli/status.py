@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
         vitp status runs/camvid
         """
-        from vitp_pipeline.stages.status import print_status, run_status, watch_status
+        from vitp_pipeline.runs.status import print_status, run_status, watch_status
 
         if watch:
             watch_status(run, as_json=json)

@@ -63,7 +63,6 @@ def register(app: typer.Typer) -> None:
         from json import loads
         from pathlib import Path
 
-        from vitp_pipeline.artifacts.places import mirror_of, shown
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.local import ended, make_slots, report, run_chain, visible_gpus
         from vitp_pipeline.cluster.plan import Request, plan_chain
@@ -72,7 +71,8 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.cluster.templates import aws_batch, kubernetes
         from vitp_pipeline.config.flags import check_decimal_sign
         from vitp_pipeline.errors import UsageError
-        from vitp_pipeline.progress import say
+        from vitp_pipeline.runtime.progress import say
+        from vitp_pipeline.storage.backend import mirror_of, shown
 
         local, elsewhere = engine is Engine.local, engine in (Engine.k8s, Engine.aws)
         if (workers and not local) or (profile and local):
@@ -125,8 +125,8 @@ def register(app: typer.Typer) -> None:
 
 def commands(chain: Chain) -> Iterator[str]:
     """A line for each job, for people."""
+    from vitp_pipeline.execution.sharding import array_expression
     from vitp_pipeline.runtime.escaping import shell_words
-    from vitp_pipeline.shard import array_expression
 
     for job in chain.jobs:
         tasks = f", shards {array_expression(job.shards)}" if job.shards else ""

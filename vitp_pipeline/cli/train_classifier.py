@@ -44,8 +44,8 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import TrainSettings
-        from vitp_pipeline.stages.train import train
-        from vitp_pipeline.team import launched_team
+        from vitp_pipeline.runtime.distributed import launched_team
+        from vitp_pipeline.stages.train_classifier import train
 
         flags = {
             "name": name,

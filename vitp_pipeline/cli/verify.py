@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.repair import repair as mend
-        from vitp_pipeline.cluster.verify import print_damages, report, verify_run
+        from vitp_pipeline.runs.verify import print_damages, report, verify_run
 
         with documented(json) as document:
             checked = verify_run(run)

@@ -1,0 +1,1 @@
+"""Run what is left of a run as jobs: on Slurm, or on this machine. Start with `plan`."""

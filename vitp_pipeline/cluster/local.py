@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vitp_pipeline.artifacts.files import refusals
-from vitp_pipeline.artifacts.writes import make_folder
 from vitp_pipeline.cluster.commands import MAIN
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.errors import OutputError, PartialError, UserError
-from vitp_pipeline.progress import progress, say
-from vitp_pipeline.shard import SCHEDULERS, SHARDS
-from vitp_pipeline.stopping import finishing, stop_wanted, stopped
+from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS
+from vitp_pipeline.runtime.progress import progress, say
+from vitp_pipeline.runtime.signals import finishing, stop_wanted, stopped
+from vitp_pipeline.storage.atomic_files import refusals
+from vitp_pipeline.storage.fs_ops import make_folder
 
 GOOD_ENDS = (0, PartialError.exit_code, OutputError.exit_code)
 """Exit codes after which the chain goes on: images that failed are on record, and work of which a log is not whole is

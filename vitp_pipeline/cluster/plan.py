@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.artifacts.places import shown, there
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
-from vitp_pipeline.progress import say
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.storage.backend import shown, there
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _with_command(job: Job, request: Request) -> Job:
 def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, begin: bool) -> StageRun | None:
     folder = request.out / "proposals"
     if begin and (request.shards is not None or there(folder / "run.json")):
-        from vitp_pipeline.stages.proposals import generate_proposals
+        from vitp_pipeline.stages.generate_proposals import generate_proposals
 
         choice = ShardChoice(count=request.shards, planned=True)
         generate_proposals(recipe, settings, request.data_root, request.out, choice)
@@ -156,7 +156,7 @@ def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
     if not there(request.out / "classifier" / name / "done.json"):
         return False
     if begin:
-        from vitp_pipeline.stages.train import train_classifier
+        from vitp_pipeline.stages.train_classifier import train_classifier
 
         with contextlib.suppress(PartialError):  # trained, without images that could not be read
             train_classifier(recipe, settings, request.data_root, request.out)
@@ -188,6 +188,6 @@ def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) ->
 
 
 def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:
-    from vitp_pipeline.stages.driver import failed_images
+    from vitp_pipeline.execution.runner import failed_images
 
     return tuple(s for s in range(run.shards) if not run.finished(s) or (retry_failed and failed_images(run, s)))

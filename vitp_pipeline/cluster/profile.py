@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.paths import find_toml, read_toml
+from vitp_pipeline.shipped import find_toml, read_toml
 from vitp_pipeline.validation.constraints import Count, within
 from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
 from vitp_pipeline.validation.tables import checked, did_you_mean, table

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.copies import keep_copies
 from vitp_pipeline.artifacts.layout import index_path, part_of_arrays, totals_path
-from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.places import discard, files_in, there
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.sealed import damaged
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.fingerprint import file_digest
-from vitp_pipeline.progress import say
+from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.storage.backend import discard, files_in, there
+from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.locks import locked
 
 Fix = Callable[[], object]
 

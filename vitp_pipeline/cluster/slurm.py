@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vitp_pipeline.artifacts.files import write_whole
 from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
-from vitp_pipeline.artifacts.writes import fill, make_folder
 from vitp_pipeline.cluster.commands import task_script
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import Profile, Resources
 from vitp_pipeline.errors import LockedError, UsageError, UserError
-from vitp_pipeline.progress import say
+from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS, array_expression
 from vitp_pipeline.runtime.escaping import acts, shell_word, shell_words
-from vitp_pipeline.shard import SCHEDULERS, SHARDS, array_expression
+from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.fs_ops import fill, make_folder
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
 

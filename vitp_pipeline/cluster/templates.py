@@ -19,8 +19,8 @@ from vitp_pipeline.errors import (
     InputError,
     UsageError,
 )
+from vitp_pipeline.execution.sharding import SHARDS, array_expression
 from vitp_pipeline.runtime.escaping import to_json
-from vitp_pipeline.shard import SHARDS, array_expression
 
 HOPELESS = sorted(kind.exit_code for kind in (UsageError, InputError, IncompatibleError, CorruptError))
 """Exit codes after which trying again cannot help."""

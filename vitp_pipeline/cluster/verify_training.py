@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.copies import copies_in, keep_copies, restore
-from vitp_pipeline.artifacts.locks import locked
-from vitp_pipeline.artifacts.places import discard, there
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.sealed import unseal
 from vitp_pipeline.cluster.repair import Damage, Fix, discards
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.fingerprint import file_digest
+from vitp_pipeline.storage.backend import discard, there
+from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.locks import locked
 
 MODEL = "model.safetensors"
 
@@ -23,7 +23,7 @@ def check_training(run: StageRun) -> Iterator[Damage]:
     folder = run.folder
     checkpoint = folder / "checkpoint.pt"
     if there(checkpoint):
-        from vitp_pipeline.classifier.folder import checkpoint_is_whole
+        from vitp_pipeline.classifier.training.checkpoints import checkpoint_is_whole
 
         if not checkpoint_is_whole(checkpoint):
             yield Damage(checkpoint, "its checksum does not fit", folder, None, discards(checkpoint))

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.paths import PACKAGE
+from vitp_pipeline.shipped import PACKAGE
 
 NO_DATA_ROOT = Path("--data-root")
 """Stands for the data root where a command goes without."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Len
 from pydantic import model_validator
 
-from vitp_pipeline.artifacts.codec import PRESETS, MaskCodec
+from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.validation.constraints import (
     ASCENDING,

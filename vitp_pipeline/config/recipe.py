@@ -15,7 +15,7 @@ from vitp_pipeline.config.generate_proposals import with_mask_preset
 from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.paths import find_toml, read_toml
+from vitp_pipeline.shipped import find_toml, read_toml
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import checked, did_you_mean
 

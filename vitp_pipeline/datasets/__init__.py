@@ -1,4 +1,8 @@
-"""Manifests and readers of images and ground truth."""
+"""Read images and ground truth as a manifest describes them.
+
+Enters: a manifest (TOML) and a data root. Leaves: samples, RGB arrays, label maps, segments and instances. Start with
+`dataset`; `prepare/` derives files that a dataset does not ship.
+"""
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.dataset import Dataset, GroundTruthInstance

@@ -13,12 +13,12 @@ import numpy as np
 
 from vitp_pipeline.datasets.annotations import Shape
 from vitp_pipeline.datasets.dataset import Dataset
-from vitp_pipeline.datasets.foreign_records import segmentation_mask
 from vitp_pipeline.datasets.images import open_image
 from vitp_pipeline.datasets.label_files import form_of, open_exactly, segment_ids
 from vitp_pipeline.datasets.label_values import LabelReader
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.samples import Sample, stray_labels
+from vitp_pipeline.decoding.records import segmentation_mask
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
-from vitp_pipeline.datasets.foreign_records import segmentation_rle
 from vitp_pipeline.datasets.identity import ImageIndex
 from vitp_pipeline.datasets.images import ImageFile, open_image
 from vitp_pipeline.datasets.label_files import read_segment_ids
@@ -17,10 +16,11 @@ from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.orientation import is_read_upright
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
-from vitp_pipeline.datasets.rle import Rle, decode_mask, encode_mask, mask_area
 from vitp_pipeline.datasets.samples import Sample, Samples, list_samples
 from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
-from vitp_pipeline.datasets.storage import is_archive, is_file
+from vitp_pipeline.decoding.archives import is_archive, is_file
+from vitp_pipeline.decoding.records import segmentation_rle
+from vitp_pipeline.decoding.rle import Rle, decode_mask, encode_mask, mask_area
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as ImagePlugin
 
-from vitp_pipeline.datasets.storage import MAX_BYTES, lookalike, read_bytes
+from vitp_pipeline.decoding.archives import MAX_BYTES, lookalike, read_bytes
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 

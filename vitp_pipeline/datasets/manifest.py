@@ -20,7 +20,7 @@ from vitp_pipeline.datasets.spec import (
     words_of,
 )
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.paths import find_toml, read_toml
+from vitp_pipeline.shipped import find_toml, read_toml
 from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
 from vitp_pipeline.validation.tables import checked, table
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitp_pipeline.datasets.foreign_json import read_foreign_json
-from vitp_pipeline.datasets.foreign_records import corners_of_points, shown, whole_number
 from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import LEFT_OUT, DatasetSpec
+from vitp_pipeline.decoding.json_files import read_foreign_json
+from vitp_pipeline.decoding.records import corners_of_points, shown, whole_number
 from vitp_pipeline.errors import InputError
 
 UNLABELLED = "unlabeled"

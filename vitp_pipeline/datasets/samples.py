@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
+from vitp_pipeline.datasets.file_finder import Places, filled, words_of_file
 from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
-from vitp_pipeline.datasets.places import Places, filled, words_of_file
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec
-from vitp_pipeline.datasets.storage import check_inside, compiled, is_file, read_bytes
+from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
 
 

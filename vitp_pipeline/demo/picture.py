@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
-from vitp_pipeline.stages.evaluation import Evaluation
+from vitp_pipeline.evaluation.definition import Evaluation
 
 GAP, TITLE, SWATCH = 6, 18, 10
 COLUMNS = ("image", "ground truth", "generator", "fused")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.files import refusals
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
-from vitp_pipeline.progress import say
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.runtime.output import show
-from vitp_pipeline.shard import ShardChoice
+from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.storage.atomic_files import refusals
 
 TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0
 
@@ -32,11 +32,11 @@ def run_demo(out: Path) -> Demo:
     """Draws 300 + 60 scenes below `out`, and runs the stages on them."""
     from vitp_pipeline.demo.picture import draw_result
     from vitp_pipeline.demo.scenes import draw_scenes
+    from vitp_pipeline.evaluation.summary import result_of
     from vitp_pipeline.stages.classify import classify
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
-    from vitp_pipeline.stages.proposals import generate_proposals
-    from vitp_pipeline.stages.results import result_of
-    from vitp_pipeline.stages.train import train_classifier
+    from vitp_pipeline.stages.generate_proposals import generate_proposals
+    from vitp_pipeline.stages.train_classifier import train_classifier
 
     began = time.monotonic()
     recipe, data_root, run, everything = load_recipe("demo"), out / "scenes", out / "run", ShardChoice()
@@ -64,7 +64,7 @@ def run_demo(out: Path) -> Demo:
 
 def print_demo(demo: Demo) -> None:
     """Figures, and where to look, on standard output."""
-    from vitp_pipeline.stages.results import print_result
+    from vitp_pipeline.evaluation.summary import print_result
 
     print_result(demo.result)
     show("These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.")

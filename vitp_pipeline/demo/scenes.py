@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitp_pipeline.artifacts.files import refusals
-from vitp_pipeline.artifacts.writes import make_folder
+from vitp_pipeline.storage.atomic_files import refusals
+from vitp_pipeline.storage.fs_ops import make_folder
 
 SIZE = (192, 256)
 VOID_ID = 0

@@ -1,6 +1,6 @@
 """Read generator checkpoints without running what a pickle asks for, and load them without silence.
 
-A `.pth` file is a pickle: `artifacts.torch_file` and `artifacts.safe_pickle` say what it may ask for.
+A `.pth` file is a pickle: `decoding.torch_file` and `decoding.safe_pickle` say what it may ask for.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from vitp_pipeline.artifacts.torch_file import read_torch_file
-from vitp_pipeline.artifacts.weight_names import unwrapped
+from vitp_pipeline.decoding.torch_file import read_torch_file
+from vitp_pipeline.decoding.weight_names import unwrapped
 from vitp_pipeline.errors import IncompatibleError, InputError
-from vitp_pipeline.generators.numpy_pickle import read_numpy_pickle
+from vitp_pipeline.generators.safe_pickle import read_numpy_pickle
 
 SHOWN = 5
 AGAIN = "Copy or fetch it again: it may be cut off, or no such file at all"

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.config.files import CODE, CodeInDataError
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.generators import hf_folder
-from vitp_pipeline.generators.configs import packaged_config
 from vitp_pipeline.generators.data_config import SUFFIXES as DATA_SUFFIXES
-from vitp_pipeline.generators.hf_folder import Pretrained
-from vitp_pipeline.generators.identity import describe
+from vitp_pipeline.generators.huggingface import folder
+from vitp_pipeline.generators.huggingface.folder import Pretrained
+from vitp_pipeline.generators.openmmlab.configs import packaged_config
+from vitp_pipeline.generators.openmmlab.identity import describe
+from vitp_pipeline.storage.digests import Digests
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class OpenMMLabSource:
         return describe(self.config, self.checkpoint, digests)
 
     def build(self, device: str | torch.device) -> Generator:
-        from vitp_pipeline.generators.openmmlab import OpenMMLabGenerator
+        from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
 
         return OpenMMLabGenerator(self.config, self.checkpoint, device, self.seed)
 
@@ -89,7 +89,7 @@ class TransformersSource:
         return self.model.identity(digests)
 
     def build(self, device: str | torch.device) -> Generator:
-        from vitp_pipeline.generators.transformers import TransformersGenerator
+        from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
 
         return TransformersGenerator(self.model, device, self.seed, self.task, self.test_size)
 
@@ -144,11 +144,11 @@ def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Sour
 def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:
     text = settings.config
     if text.startswith(HUB):
-        path = hf_folder.download(text.removeprefix(HUB), with_weights)
+        path = folder.download(text.removeprefix(HUB), with_weights)
     else:
         config = _located(f"{text}/config.json", locate)
         path = config.parent if config else _located(text, locate)
-        if path is None or (path.is_file() and not hf_folder.is_config(path)):
+        if path is None or (path.is_file() and not folder.is_config(path)):
             return None
     if settings.checkpoint:
         raise UsageError(
@@ -157,7 +157,7 @@ def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool
         )
     if path.is_dir() and not with_weights:
         path = path / "config.json"
-    return TransformersSource(hf_folder.open_pretrained(path), settings.seed, settings.task, settings.test_size)
+    return TransformersSource(folder.open_pretrained(path), settings.seed, settings.task, settings.test_size)
 
 
 def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source:
@@ -211,10 +211,10 @@ FAMILIES = (  # asked in this order; the last one takes what is left
     ),
     Family(
         "transformers",
-        ", ".join(hf_folder.NETWORKS.values()),
+        ", ".join(folder.NETWORKS.values()),
         f"{HUB}OWNER/NAME, a folder, or a config.json",
         {"transformers": ("transformers",)},
-        hf_folder.INSTALL,
+        folder.INSTALL,
         _transformers,
     ),
     Family(

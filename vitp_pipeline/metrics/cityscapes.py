@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitp_pipeline.datasets.rle import Rle
+from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances, intersections, pack, unpack
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)

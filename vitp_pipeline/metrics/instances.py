@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitp_pipeline.datasets.rle import Rle, decode_mask, encode_mask
+from vitp_pipeline.decoding.rle import Rle, decode_mask, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.boundary import mask_boundary
 

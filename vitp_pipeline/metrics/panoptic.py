@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from vitp_pipeline.errors import IncompatibleError, InputError
-from vitp_pipeline.metrics.pairs import joint_counts, runs_of_pairs
+from vitp_pipeline.metrics.joint_histogram import joint_counts, runs_of_pairs
 
 _MAX_ID = 1 << 24  # COCO writes ids into three bytes
 
 
 class PredictedSegment(Protocol):
-    """What is read of a predicted segment (e.g. `assemble.panoptic.Segment`)."""
+    """What is read of a predicted segment (e.g. `postprocess.panoptic.Segment`)."""
 
     id: int
     category: int

@@ -6,7 +6,7 @@ import numpy as np
 
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError, InputError
-from vitp_pipeline.metrics.pairs import joint_counts, runs_of_pairs
+from vitp_pipeline.metrics.joint_histogram import joint_counts, runs_of_pairs
 
 AVERAGES = ("present", "union")
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.places import shown
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.run_labels import facts_of, labels
+from vitp_pipeline.evaluation.summary import RESAMPLES, headline_variants
 from vitp_pipeline.figure import falling, plain, signed, span
-from vitp_pipeline.fingerprint import difference
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
+from vitp_pipeline.report.loaded_evaluation import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
 from vitp_pipeline.report.page import require_libraries, write_page
-from vitp_pipeline.report.stored import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
 from vitp_pipeline.runtime.output import show
-from vitp_pipeline.stages.labels import facts_of, labels
-from vitp_pipeline.stages.results import RESAMPLES, headline_variants
-from vitp_pipeline.stages.rows import image_areas, read_rows
+from vitp_pipeline.storage.backend import shown
+from vitp_pipeline.storage.fingerprint import difference
 
 SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PROPOSALS = 30, 10, 3
 ONE = "a comparison needs at least two evaluations"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.evaluation.count_reader import Rows, image_areas
+from vitp_pipeline.evaluation.summary import HEADLINE, headline_variants
 from vitp_pipeline.figure import difference
-from vitp_pipeline.report.stored import StoredEvaluation
-from vitp_pipeline.stages.results import HEADLINE, headline_variants
-from vitp_pipeline.stages.rows import Rows, image_areas
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 
 TITLES = {
     "generator": "generator alone (α = 0)",

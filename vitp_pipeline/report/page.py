@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.files import write_whole
-from vitp_pipeline.artifacts.writes import fill
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.figure import Figure, percent, signed
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.fs_ops import fill
 
 if TYPE_CHECKING:
     from jinja2 import Environment

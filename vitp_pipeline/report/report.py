@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.figure import difference, percent, plain
-from vitp_pipeline.progress import progress
-from vitp_pipeline.report import charts, figures, masks
+from vitp_pipeline.report import charts, figures, mask_statistics
 from vitp_pipeline.report.gallery import choose
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, provenance_of
 from vitp_pipeline.report.page import points, require_libraries, write_page
-from vitp_pipeline.report.pictures import card_content
-from vitp_pipeline.report.stored import StoredEvaluation, provenance_of
+from vitp_pipeline.report.thumbnails import card_content
+from vitp_pipeline.runtime.progress import progress
 
 HELP_TITLES = {
     "area": "area of the mask, share of the image",
@@ -41,12 +41,12 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         StorageError: no room.
     """
     require_libraries()
-    facts = masks.read_masks(stored)
+    facts = mask_statistics.read_masks(stored)
     pixels = figures.class_pixels(stored.rows, len(stored.classes))
     measures, confusion = figures.class_measures(stored), figures.confusions(stored)
     curves = figures.sweep(stored)
     cards = _cards(stored, facts)
-    helped, reliable = masks.help_and_harm(facts, pixels), masks.reliability(facts)
+    helped, reliable = mask_statistics.help_and_harm(facts, pixels), mask_statistics.reliability(facts)
     drawn = _charts(stored, measures, confusion, curves, helped, reliable)
     data = {
         "charts": drawn,
@@ -132,7 +132,7 @@ def _charts(
     return drawn
 
 
-def _cards(stored: StoredEvaluation, facts: masks.MaskFacts) -> list[dict[str, Any]]:
+def _cards(stored: StoredEvaluation, facts: mask_statistics.MaskFacts) -> list[dict[str, Any]]:
     accuracy = figures.image_accuracies(stored)
     gains = accuracy["fused"] - accuracy["generator"]
     chosen, cards = choose(gains, facts.uncertainty), []

@@ -1,5 +1,5 @@
-"""What a process is to its surroundings: what it prints, the signals that it gets, how it ends.
+"""Serve every command: progress and messages, signals, devices, several processes.
 
-`escaping` makes text safe to print, `output` is the only door through which text leaves, `tables` the same for tables.
-Nothing here knows of runs, datasets or models. Open `output.py` first.
+Enters: what a stage wants to say or to know about this process. Leaves: lines on the terminal, a device, a place among
+processes. Knows nothing of runs, datasets or models. Start with `progress`.
 """

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.digests import Digests
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.places import files_in, folders_in, there
 from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
     ProposalRecord,
@@ -32,10 +30,12 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
-from vitp_pipeline.fingerprint import fingerprint
+from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalise_points
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
+from vitp_pipeline.storage.backend import files_in, folders_in, there
+from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,10 +172,10 @@ class Namer:
     def __init__(
         self, classifier: Path | PointViT, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec
     ) -> None:
-        from vitp_pipeline.classifier.predict import average_of
+        from vitp_pipeline.classifier.inference import average_of
         from vitp_pipeline.classifier.weights import load_classifier
-        from vitp_pipeline.devices import choose_device
-        from vitp_pipeline.stages.proposals import check_classes
+        from vitp_pipeline.runtime.devices import choose_device
+        from vitp_pipeline.stages.generate_proposals import check_classes
 
         self.settings = settings
         self.device = choose_device(settings.device)
@@ -191,7 +191,7 @@ class Namer:
         check_classes(self.model.classes, name, spec)
 
     def prompted(self, record: ProposalRecord) -> PromptedImage:
-        from vitp_pipeline.classifier.coverage import mask_coverage
+        from vitp_pipeline.classifier.training.mask_coverage import mask_coverage
 
         if not self.reads_masks:
             points = points_of(record, self.settings.points)
@@ -201,7 +201,7 @@ class Namer:
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) RGB uint8 as the model takes it."""
-        from vitp_pipeline.classifier.pixels import prepare_image
+        from vitp_pipeline.classifier.preprocess import prepare_image
 
         return prepare_image(image, self.model.image_size)
 
@@ -209,7 +209,7 @@ class Namer:
         """Logits of the masks of each view, (Q, K) float32; they may be not finite."""
         import torch
 
-        from vitp_pipeline.classifier.predict import mask_logits_of_points
+        from vitp_pipeline.classifier.inference import mask_logits_of_points
 
         logits = self._logits(
             torch.from_numpy(np.stack(pixels)).to(self.device),
@@ -228,8 +228,8 @@ class Namer:
 
     def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
         """(Nᵢ, K) float32 of the prompts of each image."""
+        from vitp_pipeline.classifier.inference import image_logits, pad_points
         from vitp_pipeline.classifier.mask_prompt import mask_logits
-        from vitp_pipeline.classifier.predict import image_logits, pad_points
 
         settings = self.settings
         if not self.reads_masks:

@@ -1,7 +1,7 @@
 """Stage four: fuse the scores, build the maps, measure. A pure function of what is stored and of the ground truth.
 
-Every image yields one row of counts (`stages.counting`) per variant (`stages.evaluation`); figures are sums over rows
-in the manifest's order (`stages.totals`, `stages.results`), so no split into shards can change them.
+Every image yields one row of counts (`evaluation.image_counts`) per variant (`evaluation.definition`); figures are sums over rows
+in the manifest's order (`evaluation.totals`, `evaluation.summary`), so no split into shards can change them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import MissingStageError
-from vitp_pipeline.fingerprint import fingerprint
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.certain import check_codec
+from vitp_pipeline.evaluation.certainty import check_codec
+from vitp_pipeline.evaluation.definition import Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.evaluation.image_counts import CountMaker
+from vitp_pipeline.execution.runner import Outcome, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.stages.classify import (
     check_manifest,
     classes_run,
@@ -25,9 +27,7 @@ from vitp_pipeline.stages.classify import (
     require_proposals,
     require_shards,
 )
-from vitp_pipeline.stages.counting import CountMaker
-from vitp_pipeline.stages.driver import Outcome, run_parts
-from vitp_pipeline.stages.evaluation import Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.storage.fingerprint import fingerprint
 
 
 def prepare(
@@ -81,7 +81,7 @@ def evaluate_shards(
     Raises:
         MissingStageError: a shard's proposals or scores are not finished.
     """
-    from vitp_pipeline.stages.results import keep_shard_totals
+    from vitp_pipeline.evaluation.summary import keep_shard_totals
 
     require_proposals(evaluation.proposals, shards)
     if missing := [s for s in shards if not evaluation.classes.finished(s)]:

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.files import write_json
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.identity import json_id, result_names
-from vitp_pipeline.datasets.rle import Rle
-from vitp_pipeline.datasets.storage import check_inside
+from vitp_pipeline.decoding.archives import check_inside
+from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import MissingStageError, UsageError
-from vitp_pipeline.export.formats import FILE_AN_IMAGE, ImageResult, check_format, json_files, write_image
-from vitp_pipeline.fingerprint import fingerprint
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.certain import check_codec
+from vitp_pipeline.evaluation.certainty import check_codec
+from vitp_pipeline.evaluation.definition import map_settings
+from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.interop.result_formats import FILE_AN_IMAGE, ImageResult, check_format, json_files, write_image
 from vitp_pipeline.stages.classify import (
     check_manifest,
     classes_run,
@@ -37,8 +37,8 @@ from vitp_pipeline.stages.classify import (
     require_proposals,
     require_shards,
 )
-from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
-from vitp_pipeline.stages.evaluation import map_settings
+from vitp_pipeline.storage.atomic_files import write_json
+from vitp_pipeline.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,7 +81,7 @@ def prepare(
     """Finds what is to be exported and makes the export's folder.
 
     Args:
-        format: one of `export.formats.FORMATS`.
+        format: one of `interop.result_formats.FORMATS`.
         variant: who names the masks: fused (as `evaluate` reports it), generator or classifier.
     Raises:
         UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
@@ -160,7 +160,7 @@ class ResultMaker:
     """Writes the files of parts; their rows carry what enters the JSON files."""
 
     def __init__(self, export: Export) -> None:
-        from vitp_pipeline.assemble.segmenter import Segmenter
+        from vitp_pipeline.postprocess.segmenter import Segmenter
 
         self.export = export
         self.segmenter = Segmenter(export.settings, export.spec.things)

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.codec import StoredMasks, keep_queries, store_masks
-from vitp_pipeline.artifacts.digests import Digests
+from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
-from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
-from vitp_pipeline.datasets.rle import Rle, decode_mask
+from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.foreign.logits import SURE, logits_of_binary
-from vitp_pipeline.foreign.sources import VOID_SHARE, MaskSource, open_source
+from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
-from vitp_pipeline.stages.proposals import settled
+from vitp_pipeline.interop.mask_import import VOID_SHARE, MaskSource, open_source
+from vitp_pipeline.interop.pseudo_logits import SURE, logits_of_binary
+from vitp_pipeline.stages.generate_proposals import settled
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.digests import Digests
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +50,7 @@ def import_proposals(
 
     Args:
         settings: of [generate-proposals] what is about the split, points, and what is kept.
-        format, masks, void_share: see `foreign.sources`.
+        format, masks, void_share: see `interop.mask_import`.
     Raises:
         UserError: any of its kinds.
     """
@@ -113,7 +113,7 @@ class ImportMaker:
         import torch
 
         from vitp_pipeline.generators.base import Proposals
-        from vitp_pipeline.stages.proposals import make_record
+        from vitp_pipeline.stages.generate_proposals import make_record
 
         size = self.dataset.image_size(sample)
         found = self.source.read(sample, size)
@@ -132,8 +132,8 @@ class ImportMaker:
         """Choose the points of binary masks, mask by mask; their planes are made when they are written."""
         import torch
 
-        from vitp_pipeline.assemble.upsample import source_reach
-        from vitp_pipeline.stages.proposals import choose_points
+        from vitp_pipeline.postprocess.upsample import source_reach
+        from vitp_pipeline.stages.generate_proposals import choose_points
 
         policies = self.settings.points
         if "peaks" in policies:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.digests import Digests
-from vitp_pipeline.artifacts.places import there
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.config.identity import identity_of
@@ -24,16 +22,18 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.fingerprint import fingerprint
+from vitp_pipeline.evaluation.certainty import check_codec
+from vitp_pipeline.evaluation.count_tables import CountRows
+from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.evaluation.image_counts import CountMaker
+from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import find_source
-from vitp_pipeline.shard import ShardChoice
-from vitp_pipeline.stages.certain import check_codec
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
-from vitp_pipeline.stages.counting import CountMaker
-from vitp_pipeline.stages.counts import CountRows
-from vitp_pipeline.stages.driver import Outcome, Turn, run_parts
-from vitp_pipeline.stages.evaluation import GENERATE, Evaluation, Measured, check_tasks, check_views
-from vitp_pipeline.stages.proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
+from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +94,7 @@ class Stream:
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
         """Measures the images of some shards."""
-        from vitp_pipeline.stages.results import keep_shard_totals
+        from vitp_pipeline.evaluation.summary import keep_shard_totals
 
         return run_parts(
             self.evaluation.run,

@@ -9,7 +9,7 @@ from pathlib import Path
 from vitp_pipeline.datasets.prepare import ade20k, cityscapes, coco
 from vitp_pipeline.datasets.prepare.work import Work
 from vitp_pipeline.errors import InputError, PartialError, UsageError
-from vitp_pipeline.progress import say
+from vitp_pipeline.runtime.progress import say
 
 PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
     "ade20k": {"panoptic": ade20k.panoptic, "instances": ade20k.instances, "semantic": ade20k.semantic},

@@ -11,7 +11,7 @@ from vitp_pipeline.datasets.identity import json_id
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE
-from vitp_pipeline.datasets.storage import is_file
+from vitp_pipeline.decoding.archives import is_file
 
 
 def semantic(work: Work) -> None:

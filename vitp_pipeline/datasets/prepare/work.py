@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitp_pipeline.artifacts.files import write_whole
-from vitp_pipeline.artifacts.writes import fill, remove
+from vitp_pipeline.datasets.file_finder import Places
 from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.manifest import load_manifest
-from vitp_pipeline.datasets.places import Places
 from vitp_pipeline.datasets.spec import DatasetSpec
-from vitp_pipeline.datasets.storage import is_file
+from vitp_pipeline.decoding.archives import is_file
 from vitp_pipeline.errors import InputError, PartialError
-from vitp_pipeline.progress import progress, say
+from vitp_pipeline.runtime.progress import progress, say
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.fs_ops import fill, remove
 
 PIECE = ".piece-"
 PART = 500

@@ -1,0 +1,232 @@
+"""What of an image's masks is stored, and how far it may lie from the truth (docs/storage.md has the proofs).
+
+Points are chosen before any of it, and class logits are stored whole, so only what is drawn from masks can change:
+
+    drop_below       the masks that matter least, as many that Σ(1−v) over them stays below it
+    drop_threshold   every mask that no panoptic map with an object threshold of at least this can show
+    floor            far background, raised to this logit
+    step             logits rounded to multiples of it (`artifacts.quantized_array`); else they are of `mask_dtype`
+    graded           of larger ones where a pixel reads nothing but background, or nothing but the mask's inside
+
+What was done is kept for every image as a `MaskLoss`, from which `postprocess.certainty` bounds every class score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.quantized_array import MOST_STEPS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "lossless": {"drop_below": 0.0, "mask_dtype": "float32"},
+    "panoptic-exact": {"drop_below": 0.0, "mask_dtype": "float32", "drop_threshold": 0.8},
+    "bounded": {"drop_below": 0.001, "mask_dtype": "float32", "floor": -8.0, "step": 1 / 128, "graded": True},
+    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 128, "graded": True},
+}
+"""Keys of [generate-proposals] that `masks = "…"` stands for; one that is said beside it counts."""
+
+ROUNDING = 1e-6
+"""Of the fused probabilities, float32: a mask is dropped by `drop_threshold` only when it is below by more."""
+
+
+@dataclass(frozen=True)
+class MaskCodec:
+    """The keys of [generate-proposals] that say what of the masks is stored; 0 = do not."""
+
+    drop_below: float = 0.01
+    drop_threshold: float = 0.0
+    mask_dtype: str = "float16"
+    floor: float = 0.0
+    step: float = 0.0
+    graded: bool = False
+
+    @classmethod
+    def said_by(cls, identity: dict[str, Any]) -> MaskCodec:
+        """Of a run, from the settings in its identity, which lack those that have their default."""
+        return cls(**{field.name: identity.get(field.name, field.default) for field in fields(cls)})
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every mask can be read as the generator gave it."""
+        return self == MaskCodec(**PRESETS["lossless"])
+
+
+@dataclass(frozen=True)
+class MaskLoss:
+    """How far the stored masks of an image may lie from the generator's.
+
+    Attributes:
+        logit_error: the most that a stored logit differs, where it was not floored; measured.
+        floor: the level that far background was raised to; None = nothing was.
+        ring: a cell was floored, or rounded more coarsely, by what all within so many cells of it have in common.
+        step: what logits near 0 were rounded to multiples of; 0 = they are floats.
+    """
+
+    logit_error: float = 0.0
+    floor: float | None = None
+    ring: int = 0
+    step: float = 0.0
+
+    @property
+    def graded(self) -> bool:
+        """Whether some were rounded to larger steps."""
+        return self.step > 0 and self.logit_error > self.step / 2
+
+    def errors(self, logits: Tensor) -> Tensor | float:
+        """The most that a logit which a pixel reads may differ from the generator's, from what it is in the store.
+
+        Args:
+            logits: of cells or upsampled, of any shape; what lies at the floor may be lower by any amount.
+        """
+        if not self.graded:
+            return self.logit_error
+        # cells that are all 3 away from 0, say, have means that are: but for rounding
+        depth = (logits.abs() + _ROUNDED_MEAN).clamp_(1.0, float(_deepest(self.step))).floor_().sub_(1.0)
+        return depth.exp2_().mul_(self.step / 2).clamp_max_(self.logit_error)
+
+
+@dataclass(frozen=True)
+class StoredMasks:
+    """The masks as they are stored: (M, h, w) of `codec.mask_dtype`, which queries they are (M,) int32 ascending,
+    Σ(1−v) of the others, and what was lost.
+    """
+
+    masks: np.ndarray
+    kept: np.ndarray
+    dropped_mass: float
+    loss: MaskLoss
+
+
+def keep_queries(present: np.ndarray, budget: float, threshold: float = 0.0) -> tuple[np.ndarray, float]:
+    """Which masks to store: the likeliest, until the rest together may matter less than the budget.
+
+    Args:
+        present: (Q,) 1 − v of every query.
+        budget: largest Σ(1−v) of the dropped ones; 0 keeps all.
+        threshold: those whose 1 − v is at most this (less rounding) are dropped whatever they sum to; 0 = none.
+    Returns:
+        (ascending indices of the kept, Σ(1−v) of the dropped). Ties keep the lower index.
+    """
+    present = np.asarray(present, np.float64)
+    kept = np.ones(len(present), bool)
+    if budget > 0:
+        order = np.argsort(-present, kind="stable")
+        # mass of everything from position i on
+        tail = np.cumsum(present[order][::-1])[::-1]
+        count = int(np.count_nonzero(tail > budget))  # tail falls, so these are the first ones
+        kept[order[count:]] = False
+    if threshold > 0:
+        kept &= present > threshold - ROUNDING
+    return np.flatnonzero(kept).astype(np.int32), float(present[~kept].sum())
+
+
+def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring: int) -> StoredMasks:
+    """Drops, floors and rounds, on the device of the logits.
+
+    Args:
+        mask_logits: (Q, h, w) float32, finite.
+        present: (Q,) 1 − v of every query.
+        ring: how far apart the cells lie that one pixel reads: `postprocess.upsample.source_reach`.
+    """
+    import torch
+
+    kept, dropped = keep_queries(present, codec.drop_below, codec.drop_threshold)
+    true = mask_logits[torch.from_numpy(kept).long().to(mask_logits.device)]
+    largest = _largest(true)
+    if largest > MOST_STEPS * codec.step > 0 and codec.floor:
+        largest = _largest(true.masked_fill(is_far(true, codec.floor, ring), codec.floor))
+    # where logits are so large that float32 has no steps so small, an image keeps its floats
+    step = codec.step if largest <= MOST_STEPS * codec.step else 0.0
+    graded = codec.graded and step > 0
+    stored, errors = torch.empty_like(true, dtype=getattr(torch, codec.mask_dtype)), [0.0]
+    some = max(1, _CACHED // max(1, true[0].numel())) if len(true) else 1
+    for start in range(0, len(true), some):
+        part = true[start : start + some]
+        rounded = _rounded(part, step, ring if graded else None)
+        far = is_far(part, codec.floor, ring) if codec.floor else None
+        if far is not None:
+            rounded.masked_fill_(far, codec.floor)
+        if codec.mask_dtype != "float32":
+            limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell larger ones apart
+            rounded.clamp_(-limit, limit)
+        stored[start : start + some] = rounded
+        error = stored[start : start + some].float() - part
+        if far is not None:
+            error.masked_fill_(far, 0.0)
+        errors.append(_largest(error))
+    loss = MaskLoss(max(errors), codec.floor or None, ring if codec.floor or graded else 0, step)
+    return StoredMasks(stored.cpu().numpy(), kept, dropped, loss)
+
+
+_CACHED = 2**18
+"""Cells that are worked on at a time: all that is made of them stays in a core's cache."""
+_ROUNDED_MEAN = 1e-4
+"""How far float32 may move a mean of logits that are alike in sign and no larger than 16."""
+
+
+def _deepest(step: float) -> int:
+    """Where steps end to grow: they are 1 there, so that no whole number lies between two of their multiples."""
+    return 1 - round(math.log2(step))
+
+
+def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
+    """(Q, h, w) logits rounded to multiples of a step, a copy.
+
+    With a ring the step doubles with every whole number between 0 and the nearest to it of the logits within so many
+    cells, from 2 on; where they have both signs that is none.
+    """
+    import torch
+
+    if not step:
+        return masks.clone()
+    if ring is None:
+        return (masks * (1 / step)).round_().mul_(step)
+    deepest = _deepest(step)
+    whole = masks.clamp(-deepest, deepest).to(torch.int8)  # rounds towards 0
+    depth = torch.maximum(within(whole, ring, torch.minimum), -within(whole, ring, torch.maximum))
+    steps = (depth.clamp_(min=1) - 1).float().exp2_().mul_(step)
+    return (masks / steps).round_().mul_(steps)
+
+
+def within(cells: Tensor, ring: int, least: Callable[..., Tensor]) -> Tensor:
+    """(Q, h, w) the least of all within `ring` cells of a cell, diagonals too; or the largest, by `torch.maximum`."""
+    for axis in (1, 2):  # a square grows by one cell at a time, along rows, then along columns
+        for _ in range(ring):
+            grown, length = cells.clone(), cells.shape[axis] - 1
+            for to, of in ((1, 0), (0, 1)):
+                piece = grown.narrow(axis, to, length)
+                least(piece, cells.narrow(axis, of, length), out=piece)
+            cells = grown
+    return cells
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; 0 of none."""
+    return max(abs(float(end)) for end in values.aminmax()) if values.numel() else 0.0
+
+
+def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:
+    """(Q, h, w) bool: whether a cell and all within `ring` cells of it, diagonals too, lie below the floor."""
+    import torch
+
+    return ~within(mask_logits >= floor, ring, torch.logical_or)
+
+
+def loss_of(masks: np.ndarray, known: MaskLoss | None) -> MaskLoss:
+    """What was lost, also where the index does not say (older versions, imported masks): rounding alone.
+
+    float16 has 11 significant bits: half the spacing at the largest logit bounds the error of all.
+    """
+    if known is not None or masks.dtype != np.float16 or not masks.size:
+        return known or MaskLoss()
+    largest = np.float16(np.abs(masks).max())
+    clipped = largest >= np.finfo(np.float16).max
+    return MaskLoss(float("inf") if clipped else float(np.spacing(largest)) / 2)

@@ -1,0 +1,140 @@
+"""Scores of points with a trained classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.runtime.devices import mixed_precision
+
+
+@torch.inference_mode()
+def point_logits(
+    model: PointViT,
+    images: Tensor,
+    points: Tensor,
+    flip: bool = False,
+    precision: str = "auto",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Logits of points, as many in every image; `image_logits` takes images with different numbers of them.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB at the model's size, on the model's device.
+        points: (B, N, 2) float in [−1, 1], (row, col).
+        flip: average log-probabilities with those of the mirrored image and points.
+        precision: "auto", "float32", "bfloat16" or "float16".
+        valid: (B, N) bool, False for padding (`pad_points`); None = all points are real.
+    Returns:
+        (B, N, K) float32.
+    """
+    pixels = model.normalise(images)
+    with mixed_precision(precision, pixels.device):
+        logits = model(pixels, points, valid).float()
+        if flip:
+            # a pixel's column c becomes W − 1 − c; in [−1, 1) without half pixels that is −p, less one pixel
+            mirrored = points.clone()
+            mirrored[..., 1] = -points[..., 1] - 2 / images.shape[-1]
+            other = model(pixels.flip(-1), mirrored, valid).float()
+            logits = (logits.log_softmax(-1) + other.log_softmax(-1)) / 2
+    return logits
+
+
+def image_logits(
+    model: PointViT,
+    images: Tensor,
+    points: Sequence[Tensor],
+    flip: bool = False,
+    precision: str = "auto",
+    chunk: int = 0,
+    image_ids: Sequence[str] = (),
+) -> list[Tensor]:
+    """Logits of points of images with different numbers of points, which do not change each other's.
+
+    Args:
+        images, flip, precision: as `point_logits`.
+        points: for each of the B images (Nᵢ, 2) float in [−1, 1], (row, col), on the model's device; Nᵢ may be 0.
+        chunk: 0 = all points of an image in one forward. n > 0: n at a time, as the released code does it
+            (`fill_chunks`); no more than B images are in one forward then either.
+        image_ids: names of the images, for the random points of a last chunk; only read with `chunk`.
+    Returns:
+        for each image (Nᵢ, K) float32.
+    """
+    rows, owner = list(points), list(range(len(points)))
+    if chunk:
+        chunks = [fill_chunks(own, chunk, name) for own, name in zip(points, image_ids, strict=True)]
+        rows = [row for own in chunks for row in own]
+        owner = [image for image, own in enumerate(chunks) for _ in own]
+    found: list[list[Tensor]] = [[] for _ in points]
+    for first in range(0, len(rows), len(points)):
+        now = slice(first, first + len(points))
+        padded, valid = pad_points(rows[now])
+        logits = point_logits(model, images[owner[now]], padded, flip, precision, valid)
+        for image, row, values in zip(owner[now], rows[now], logits, strict=True):
+            found[image].append(values[: len(row)])
+    return [torch.cat(values)[: len(own)] for values, own in zip(found, points, strict=True)]
+
+
+def pad_points(points: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Points of B images, (Nᵢ, C) each, as one tensor for the model.
+
+    Returns:
+        (B, max Nᵢ, C), the missing ones zero, and (B, max Nᵢ) bool that is False there; None if none is missing.
+    """
+    counts = torch.tensor([len(own) for own in points])
+    padded = pad_sequence(list(points), batch_first=True)
+    if (counts == counts.max()).all():
+        return padded, None
+    return padded, (torch.arange(padded.shape[1]) < counts[:, None]).to(padded.device)
+
+
+def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
+    """The points of an image in chunks of equal size, as the released code hands them to its model (facts §3.1.5).
+
+    Its model takes exactly n points: they are split in order, and the last chunk is filled up with random points of
+    the image. There they differ from run to run; here they follow from the image's name alone.
+
+    Args:
+        points: (N, 2) float in [−1, 1], (row, col). chunk: n. image_id: any text that names the image.
+    Returns:
+        (⌈N/n⌉ but at least 1, n, 2), the first N points being `points`.
+    """
+    missing = max(1, -(-len(points) // chunk)) * chunk - len(points)
+    seed = int.from_bytes(blake2b(image_id.encode(), digest_size=16).digest(), "little")
+    drawn = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (missing, 2)))
+    return torch.cat([points, drawn.to(points)]).unflatten(0, (-1, chunk))
+
+
+def average_of(policy: str, average: str = "auto") -> str:
+    """How a mask's points under a policy are averaged: what is asked for, or for "auto" the policy's own way."""
+    if average != "auto":
+        return average
+    return "log-probabilities" if policy == "peaks" else "probabilities"
+
+
+def mask_logits_of_points(
+    logits: Tensor, points_per_mask: int = 1, temperature: float = 1.0, average: str = "probabilities"
+) -> Tensor:
+    """Logits of masks from those of their points.
+
+    Args:
+        logits: (B, Q·n, K) float32, the n points of each mask in turn.
+        points_per_mask: n.
+        temperature: divides a mask's log-probabilities. It changes no mask's best class, but the fusion gives more
+            weight to a surer name.
+        average: "probabilities": the mean of a mask's points (summed in log space, where sure ones do not underflow),
+            so that one sure point can name it; "log-probabilities": their geometric mean, so that every point can
+            veto. The points of "peaks" are few and chosen, those of "spread" are drawn and some of them stray.
+    Returns:
+        (B, Q, K) float32.
+    """
+    if points_per_mask > 1:
+        log_probs = logits.log_softmax(-1).unflatten(1, (-1, points_per_mask))
+        logits = log_probs.logsumexp(2) if average == "probabilities" else log_probs.mean(2)
+    return logits / temperature

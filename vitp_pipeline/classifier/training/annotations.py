@@ -1,0 +1,103 @@
+"""What the classifier is trained on: fine masks, coarse masks, boxes, or a mixture of them (paper §3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitp_pipeline.classifier.training.augmentation import Change
+from vitp_pipeline.classifier.training.sampling import sample_boxes, sample_points
+from vitp_pipeline.datasets import IGNORE, Dataset, Sample
+from vitp_pipeline.datasets.regions import coarse_regions
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size, normalise_boxes, normalise_points
+
+
+@dataclass(frozen=True)
+class Areas:
+    """A map to draw points from.
+
+    Attributes:
+        numbers: (H, W) classes or, where `classes` is given, regions; IGNORE where there is none.
+        classes: (S,) the class of every region, or None.
+    """
+
+    numbers: np.ndarray
+    classes: np.ndarray | None = None
+
+    def changed(self, change: Change) -> Areas:
+        return Areas(change.labels(self.numbers), self.classes)
+
+    def draw(self, count: int, rng: np.random.Generator, sampling: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(count, 2) float32 normalised points and (count,) int64 classes, or None when no pixel has a label."""
+        drawn = sample_points(self.numbers, count, rng, sampling)
+        if drawn is None:
+            return None
+        points, found = drawn
+        return normalise_points(points, self.numbers.shape), found if self.classes is None else self.classes[found]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes to name. No points are drawn inside them: the box itself is the input (paper §3.4).
+
+    Attributes:
+        edges: (M, 4) float (top, left, bottom, right) in pixels, inside the image.
+        classes: (M,) int64.
+        size: (H, W) of the image.
+    """
+
+    edges: np.ndarray
+    classes: np.ndarray
+    size: Size
+
+    def changed(self, change: Change) -> Boxes:
+        edges, kept, size = change.boxes(self.edges, self.size)
+        return Boxes(edges[kept], self.classes[kept], size)
+
+    def draw(self, count: int, rng: np.random.Generator, sampling: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(count, 4) float32 normalised boxes and (count,) int64 classes, or None when there is no box."""
+        chosen = sample_boxes(self.classes, count, rng, sampling)
+        return None if chosen is None else (normalise_boxes(self.edges[chosen], self.size), self.classes[chosen])
+
+
+def read_truth(
+    dataset: Dataset, sample: Sample, image: np.ndarray, kind: str, sampling: str, coarse_erosion: float
+) -> Areas | Boxes:
+    """An image's annotation of one kind.
+
+    Coarse masks are the split's own (`labels_coarse` in the manifest) or else eroded fine ones (`coarse_regions`).
+
+    Args:
+        image: (H, W, 3), whose size the annotation must have.
+        sampling: "instance-balanced" needs regions, the others classes.
+    Raises:
+        InputError: unreadable, or of another size than the image.
+    """
+    size = (image.shape[0], image.shape[1])
+    if kind == "boxes":
+        edges, classes = dataset.read_boxes(sample, size)
+        return Boxes(edges, classes, size)
+    own = kind == "coarse" and dataset.has_coarse
+    eroded = kind == "coarse" and not own
+    if sampling != "instance-balanced" and not eroded:
+        areas = Areas(dataset.read_semantic(sample, coarse=own))
+    else:
+        areas = Areas(*dataset.read_regions(sample, coarse=own))
+    require_same_size(image, areas.numbers, sample, coarse=own)
+    if eroded:
+        areas = Areas(coarse_regions(areas.numbers, coarse_erosion), areas.classes)
+        if sampling != "instance-balanced":
+            areas = Areas(np.append(areas.classes, IGNORE).astype(np.int16)[areas.numbers])  # −1 reads the last
+    return areas
+
+
+def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:
+    """Raises InputError when an image and its (coarse) label map differ in height or width."""
+    if image.shape[:2] != labels.shape:
+        (rows, cols), path = labels.shape, (coarse and sample.coarse) or sample.label
+        raise InputError(
+            f"{path}: is {cols}×{rows}, its image {sample.image.name} is {image.shape[1]}×{image.shape[0]}",
+            "Image and label must have the same size",
+        )

@@ -1,0 +1,140 @@
+"""What a training keeps on disk while it runs: a checkpoint, the best model so far, and a line of figures an epoch.
+
+The checkpoint ends with its own SHA-256, which torch does not look at, and holds the lines too: metrics.jsonl is only
+written, never read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitp_pipeline.artifacts.layout import open_plain
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.weights import load_classifier, save_classifier
+from vitp_pipeline.decoding.torch_file import read_torch_file
+from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.runtime.distributed import Team
+from vitp_pipeline.storage.atomic_files import write_whole
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.locks import Lock
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """`checkpoint.pt`, `metrics.jsonl` and models of a training; where the package tensorboard is installed, also
+    `tensorboard/`, with the same figures.
+
+    Attributes:
+        about: what the .json beside a model says of it.
+        lock: held on the folder; looked at before a checkpoint is written.
+        lines: of metrics.jsonl.
+    """
+
+    path: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    lock: Lock | None = None
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint. Raises StorageError; the last one is then still good.
+
+        Raises LockedError when another task has taken the training over.
+        """
+        if self.lock is not None:
+            self.lock.check()
+        content = io.BytesIO()
+        # through memory: to a full disk torch would raise an error of its own
+        torch.save({**state, "metrics": self.lines}, content)
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        content.seek(0, os.SEEK_END)
+        content.write(_SEAL + digest)
+        write_whole(self.checkpoint, lambda unfinished: fill(unfinished, content.getbuffer()))
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the checkpoint, its tensors on the CPU; None before the first. Raises CorruptError."""
+        if not there(self.checkpoint):
+            return None
+        if not checkpoint_is_whole(self.checkpoint):
+            raise self.damaged(ValueError("its checksum does not fit"))
+        try:
+            state = read_torch_file(self.checkpoint, self.checkpoint.read_bytes())
+            self.lines[:] = state["metrics"]
+            return dict(state)
+        except (InputError, OSError, TypeError, KeyError) as error:
+            raise self.damaged(error) from error
+
+    def require_shared(self, team: Team, step: int) -> None:
+        """Raises InputError when this process has found another checkpoint than process 0."""
+        if team.share(step) != step:
+            raise InputError(f"{self.path}: not the same folder for all processes", "Choose --out on a shared disk")
+
+    def damaged(self, error: Exception) -> CorruptError:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        return CorruptError(f"{self.checkpoint}: damaged ({reason})", "Remove it to train from the start")
+
+    def save_model(self, model: PointViT, name: str, about: dict[str, Any]) -> None:
+        """Writes NAME.safetensors and NAME.json. Raises StorageError."""
+        save_classifier(model, self.path / f"{name}.safetensors", {**self.about, **about})
+
+    def load_model(self, name: str) -> PointViT | None:
+        """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
+        path = self.path / f"{name}.safetensors"
+        return load_classifier(path) if there(path) else None
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl; it needs a key `step`."""
+        self.lines.append(line)
+        self.write_log()
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, line["step"])
+            self._tensorboard.flush()
+
+    def write_log(self) -> None:
+        """Writes metrics.jsonl with the lines up to now. Raises StorageError."""
+        text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
+        write_whole(self.metrics, lambda unfinished: fill(unfinished, text))
+
+    @cached_property
+    def _tensorboard(self) -> Any:
+        if find_spec("tensorboard") is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path / "tensorboard"))
+
+
+_SEAL = b"vitp-sha256:"
+_SEAL_LENGTH = len(_SEAL) + hashlib.sha256().digest_size
+
+
+def checkpoint_is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written."""
+    with open_plain(path) as file:
+        left = max(0, file.seek(0, os.SEEK_END) - _SEAL_LENGTH)
+        file.seek(0)
+        digest = hashlib.sha256()
+        while left and (piece := file.read(min(left, 1 << 20))):
+            digest.update(piece)
+            left -= len(piece)
+        return file.read() == _SEAL + digest.digest()

@@ -1,0 +1,177 @@
+"""A linear head in closed form: linear discriminant analysis of the frozen backbone's features.
+
+With few images and many classes it names points better than the same head trained by gradient: the features of a ViT
+are strongly correlated, and dividing by their covariance within the classes is what gradient descent does not get to
+in a short training. Points of one class in one image are nearly one observation: together they weigh as much as those
+of any other class in any other image. For the same reason the probabilities come out too sure. That is left so: what
+counts is the name, and unsure names spread over all masks are noise in the semantic map.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+from vitp_pipeline.classifier.training.data import Batch, PointBatches
+from vitp_pipeline.config.settings import TrainSettings
+from vitp_pipeline.errors import UsageError, UserError
+from vitp_pipeline.runtime.devices import mixed_precision
+from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.progress import progress
+from vitp_pipeline.runtime.signals import stop_wanted, stopped
+
+
+class DiscriminantStatistics:
+    """Sums over training points that determine the head; float64, so that the order of points hardly matters.
+
+    Args:
+        classes: K.
+        width: D, numbers per feature.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        self.count = np.zeros(classes)
+        self.sum = np.zeros((classes, width))
+        self.square = np.zeros((width, width))
+
+    def update(self, features: np.ndarray, classes: np.ndarray) -> None:
+        """Adds the points of one image: features (N, D) float, classes (N,) integers in [0, K)."""
+        points = np.bincount(classes, minlength=len(self.count))
+        weight = 1.0 / points[classes]
+        features = features.astype(np.float64)
+        np.add.at(self.count, classes, weight)
+        np.add.at(self.sum, classes, features * weight[:, None])
+        self.square += features.T @ (features * weight[:, None])
+
+    def of_all(self, team: Team) -> DiscriminantStatistics:
+        """The sums over the points of all processes."""
+        total = DiscriminantStatistics(*self.sum.shape)
+        for name in ("count", "sum", "square"):
+            setattr(total, name, team.add(getattr(self, name)))
+        return total
+
+    def head(self, shrinkage: float, class_prior: float) -> tuple[np.ndarray, np.ndarray]:
+        """The discriminant: logits = features @ weight.T + bias.
+
+        Args:
+            shrinkage: λ: the covariance within the classes gets λ times the features' overall variances added to its
+                diagonal.
+            class_prior: how much of log(class frequency) to leave out: 0 = all of it counts, 1 = classes count alike.
+        Returns:
+            weight (K, D) and bias (K,) float32. A class without points has weight 0 and the lowest bias of all.
+        Raises:
+            UserError: no points, or features that do not vary without shrinkage.
+        """
+        total = self.count.sum()
+        if not total:
+            raise UserError("training: no point to learn from")
+        seen = self.count > 0
+        mean = self.sum.sum(0) / total
+        means = self.sum / np.maximum(self.count, 1)[:, None]
+        overall = self.square / total - np.outer(mean, mean)
+        between = (means - mean)[seen].T @ ((means - mean)[seen] * (self.count[seen] / total)[:, None])
+        within = overall - between + shrinkage * np.diag(np.maximum(np.diag(overall), 1e-8))
+        centred = (means - mean) * seen[:, None]
+        try:
+            weight = np.linalg.solve(within, centred.T).T
+        except np.linalg.LinAlgError as error:
+            raise UserError("training: the features' covariance is singular", "Use a larger `shrinkage`") from error
+        bias = -0.5 * (weight * centred).sum(1) - weight @ mean
+        bias[seen] += (1 - class_prior) * np.log(self.count[seen] / total)
+        bias[~seen] = bias[seen].min()
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+
+@dataclass
+class DiscriminantTrainer:
+    """Fits the head of a frozen model; the counterpart of `Trainer` for `fit = "discriminant"`.
+
+    Raises:
+        UsageError: the head is not linear, or its norm has to be learned.
+    """
+
+    model: PointViT
+    batches: PointBatches
+    settings: TrainSettings
+    folder: TrainingFolder
+    device: torch.device
+    evaluate: Callable[[PointViT], dict[str, float]] | None = None
+    team: Team = ALONE
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        if config.head != "linear" or config.norm != "none":
+            raise UsageError('fit = "discriminant" needs head = "linear" and norm = "none": it brings its own scaling')
+
+    def run(self) -> None:
+        """Gathers statistics from the last checkpoint, or from the start, then sets the head.
+
+        Raises:
+            UserError: no usable point.
+            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
+            StorageError: disk full; the last checkpoint stays good.
+        """
+        settings = self.settings
+        self.model.freeze()
+        self.model.to(self.device).eval()
+        statistics = DiscriminantStatistics(self.model.head.out_features, self.model.head.in_features)
+        steps = settings.epochs * self.batches.steps_per_epoch
+        first, saved = self._resume(statistics), time.monotonic()
+        with progress("train", steps, "steps", self.team.leads) as bar:
+            bar.advance(first)
+            for step, batch in self.batches.from_step(first, steps):
+                if batch is not None:
+                    for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
+                        statistics.update(features, classes)
+                bar.advance()
+                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                if due or stop:
+                    self._save(step + 1, statistics)
+                    saved = time.monotonic()
+                    if stop and step + 1 < steps:
+                        raise stopped(f"{step + 1} of {steps} steps are done and saved")
+        weight, bias = statistics.of_all(self.team).head(settings.shrinkage, settings.class_prior)
+        with torch.no_grad():
+            self.model.head.weight.copy_(torch.from_numpy(weight))
+            self.model.head.bias.copy_(torch.from_numpy(bias))
+        figures = self.evaluate(self.model) if self.evaluate else {}
+        if self.team.leads:
+            self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
+
+    @torch.inference_mode()
+    def _features(self, batch: Batch) -> np.ndarray:
+        """(B, N, D) float32."""
+        images = self.model.normalise(batch.images.to(self.device))
+        with mixed_precision(self.settings.precision, self.device):
+            return self.model.features(images, batch.points.to(self.device)).float().cpu().numpy()
+
+    def _save(self, step: int, statistics: DiscriminantStatistics) -> None:
+        self.team.merge(self.batches.skipped)
+        total = statistics.of_all(self.team)
+        if self.team.leads:
+            sums = {name: torch.from_numpy(getattr(total, name)) for name in ("count", "sum", "square")}
+            self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
+        self.team.wait_for_leader()
+
+    def _resume(self, statistics: DiscriminantStatistics) -> int:
+        step = 0
+        if (state := self.folder.load()) is not None:
+            try:
+                for name in ("count", "sum", "square"):
+                    if self.team.leads:  # what is there already counts once
+                        setattr(statistics, name, state[name].numpy())
+                self.batches.skipped.update(state["skipped"])
+                step = int(state["step"])
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise self.folder.damaged(error) from error
+        self.folder.require_shared(self.team, step)
+        if self.team.leads:
+            self.folder.write_log()
+        return step

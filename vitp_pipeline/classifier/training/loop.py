@@ -1,0 +1,234 @@
+"""Training of the point classifier: one loop, resumable, the same bytes whether it was interrupted or not.
+
+A step takes `batch_size`·`accumulate` images, in pieces that fit into memory, shared among the team's processes. The
+loss is summed over all points of a step and divided by their number, so neither pieces nor processes change it.
+What they do change: a head norm "batch" has its statistics from the points of one piece, and the running ones from the
+pieces of process 0; dropout and drop-path draw by piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+from vitp_pipeline.classifier.training.data import Batch, PointBatches
+from vitp_pipeline.classifier.training.optim import (
+    AveragedWeights,
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    warmup_steps,
+)
+from vitp_pipeline.config.settings import TrainSettings
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.errors import UserError
+from vitp_pipeline.runtime.devices import mixed_precision
+from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.progress import progress
+from vitp_pipeline.runtime.signals import stop_wanted, stopped
+
+BEST_BY = "held_out_class_accuracy"
+"""The figure by which `best` is meant; of equal ones the first."""
+
+
+@dataclass
+class Trainer:
+    """Trains a model on batches and keeps its state in a folder.
+
+    Args:
+        batches: of `batch_size`·`accumulate` images, or this process's part of them.
+        log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits
+        in the loss only.
+        evaluate: called at the end of an epoch with the model, gives figures for metrics.jsonl.
+        team: all its processes make a Trainer and run it; process 0 writes.
+    """
+
+    model: PointViT
+    batches: PointBatches
+    settings: TrainSettings
+    folder: TrainingFolder
+    device: torch.device
+    log_prior: Tensor | None = None
+    evaluate: Callable[[PointViT], dict[str, float]] | None = None
+    team: Team = ALONE
+
+    def __post_init__(self) -> None:
+        self.best = float("-inf")
+        self.average: AveragedWeights | None = None
+        self._forward: Callable[..., Tensor] = self.model
+
+    def run(self) -> None:
+        """Trains from the last checkpoint, or from the start, to the end; leaves the model with the last weights (the
+        averaged ones, with `ema`) and the best in best.safetensors.
+
+        Raises:
+            UserError: the loss stopped being finite, or torch.compile finds no working compiler.
+            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
+            StorageError: disk full; the last checkpoint stays good.
+        """
+        settings, per_epoch = self.settings, self.batches.steps_per_epoch
+        steps = settings.epochs * per_epoch
+        warmup = warmup_steps(settings, steps)
+        self.model.to(self.device)
+        optimizer = make_optimizer(parameter_groups(self.model, settings), settings)
+        half = settings.precision == "float16" and self.device.type == "cuda"
+        scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        if settings.ema:
+            self.average = AveragedWeights(self.model, settings.ema)
+        first, losses = self._resume(optimizer, scaler)
+        if settings.checkpointing:
+            for block in self.model.backbone.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if settings.compile:
+            self._forward = torch.compile(self.model)
+        saved = time.monotonic()
+        with progress("train", steps, "steps", self.team.leads) as bar:
+            bar.advance(first)
+            for step, batch in self.batches.from_step(first, steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * learning_rate_factor(step, steps, warmup)
+                if (loss := self._step(step, batch, optimizer, scaler)) is not None:
+                    losses.append(loss)
+                bar.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
+                if (step + 1) % per_epoch == 0:
+                    self._log(step + 1, (step + 1) // per_epoch, losses, optimizer)
+                    losses = []
+                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                if step + 1 < steps and (due or stop):
+                    self._save(step + 1, losses, optimizer, scaler)
+                    saved = time.monotonic()
+                    if stop:
+                        raise stopped(f"{step + 1} of {steps} steps are done and saved")
+        if self.average is not None:
+            self.model.load_state_dict(self.average.mean)
+        self.model.eval()
+
+    def _step(
+        self, step: int, batch: Batch | None, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> float | None:
+        """One optimiser step on the team's batches; its loss, or None when none of them has a point."""
+        pieces = list(_pieces(batch, -(-self.settings.batch_size // self.team.size)))
+        own = sum(int((piece.classes != IGNORE).sum()) for piece in pieces)
+        points = int(self.team.add(np.array([own]))[0])
+        if not points:
+            return None
+        self.model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for number, piece in enumerate(pieces, self.team.rank * self.settings.accumulate):
+            # dropout and drop-path: a function of the step, and of the piece
+            torch.manual_seed(self.settings.seed * 1_000_003 + step + (number << 40))
+            share = self._summed_loss(piece) / points
+            scaler.scale(share).backward()
+            loss += share.item()
+        loss = float(self.team.add(np.array([loss]))[0])
+        if not np.isfinite(loss):
+            raise UserError(f"training: the loss is {loss} at step {step}", "Lower `lr`, or use float32")
+        learning = [p for g in optimizer.param_groups for p in g["params"]]
+        self.team.add_gradients(learning)
+        scaler.unscale_(optimizer)
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_(learning, self.settings.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        if self.average is not None:
+            self.average.update(step)
+        return loss
+
+    def _summed_loss(self, batch: Batch) -> Tensor:
+        images = self.model.normalise(batch.images.to(self.device))
+        points, classes = batch.points.to(self.device), batch.classes.to(self.device)
+        try:
+            with mixed_precision(self.settings.precision, self.device):
+                logits = self._forward(images, points).float()
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            raise UserError(f"compile = true: torch.compile fails ({reason})", "Set compile = false") from error
+        if self.log_prior is not None:
+            logits = logits + self.log_prior.to(self.device)
+        return F.cross_entropy(
+            logits.flatten(0, 1),
+            classes.flatten(),
+            ignore_index=IGNORE,
+            label_smoothing=self.settings.label_smoothing,
+            reduction="sum",
+        )
+
+    def _save(
+        self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        self.team.merge(self.batches.skipped)
+        if self.team.leads:
+            self.folder.save(
+                {
+                    "step": step,
+                    "losses": losses,  # of the epoch so far
+                    "best": self.best,
+                    "model": self.model.state_dict(),
+                    "average": None if self.average is None else self.average.mean,
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "skipped": dict(self.batches.skipped),  # reading threads may add to the original
+                }
+            )
+        self.team.wait_for_leader()
+
+    def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
+        step, losses = 0, []
+        if (state := self.folder.load()) is not None:
+            try:
+                self.model.load_state_dict(state["model"])
+                if self.average is not None:
+                    self.average.mean = {k: v.to(self.device) for k, v in state["average"].items()}
+                optimizer.load_state_dict(state["optimizer"])
+                scaler.load_state_dict(state["scaler"])
+                self.batches.skipped.update(state["skipped"])
+                step, losses, self.best = int(state["step"]), list(state["losses"]), state.get("best", self.best)
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise self.folder.damaged(error) from error
+        self.folder.require_shared(self.team, step)
+        if self.team.leads:
+            self.folder.write_log()
+        return step, losses
+
+    def _log(self, step: int, epoch: int, losses: list[float], optimizer: torch.optim.Optimizer) -> None:
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "loss": float(np.mean(losses)) if losses else None,
+            "lr": max(group["lr"] for group in optimizer.param_groups),
+        }
+        if self.evaluate is not None:
+            self.model.eval()
+            with self._averaged():
+                line |= self.evaluate(self.model)
+                if line.get(BEST_BY, float("-inf")) > self.best:
+                    self.best = line[BEST_BY]
+                    if self.team.leads:
+                        self.folder.save_model(self.model, "best", {"step": step, "epoch": epoch, BEST_BY: self.best})
+        if self.team.leads:
+            self.folder.log(line)
+
+    def _averaged(self) -> AbstractContextManager:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+
+def _pieces(batch: Batch | None, size: int) -> Iterator[Batch]:
+    """A batch in pieces of at most `size` images; none of no batch."""
+    for start in range(0, 0 if batch is None else len(batch.images), size):
+        columns = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+        yield type(batch)(*(c[start : start + size] for c in columns))

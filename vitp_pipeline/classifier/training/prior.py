@@ -1,0 +1,42 @@
+"""How often the classes are drawn in training: what `class_prior` corrects the logits by."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitp_pipeline.classifier.training.annotations import Boxes, read_truth
+from vitp_pipeline.classifier.training.data import PointBatches
+from vitp_pipeline.datasets import IGNORE, Dataset, Sample
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.runtime.distributed import ALONE, Team
+
+
+def log_prior(batches: PointBatches, team: Team = ALONE) -> np.ndarray:
+    """(K,) float32: log of each class's share of class-balanced points, add-one smoothed, mean 0.
+
+    The N points of an image are shared equally among the classes present in its annotation; kinds of annotation count
+    by their share of the mixture. Every process of a team reads a part of the images.
+    """
+    dataset, mixture = batches.dataset, batches.mixture
+    counts = np.zeros(len(dataset.spec.classes))
+    for sample in batches.samples[team.rank :: team.size]:
+        for kind, share in zip(mixture.kinds, mixture.shares, strict=True):
+            try:
+                present = _present(dataset, sample, kind, batches.coarse_erosion)
+            except InputError:
+                continue  # reported when training reads it
+            counts[present] += share * batches.points / max(1, len(present))
+    shares = 1 + team.add(counts)
+    log = np.log(shares / shares.sum())
+    return (log - log.mean()).astype(np.float32)
+
+
+def _present(dataset: Dataset, sample: Sample, kind: str, coarse_erosion: float) -> np.ndarray:
+    """The classes of an image's annotation of one kind, ascending."""
+    if kind == "fine":
+        found = dataset.read_semantic(sample)
+    else:
+        truth = read_truth(dataset, sample, dataset.read_image(sample), kind, "class-balanced", coarse_erosion)
+        found = truth.classes if isinstance(truth, Boxes) else truth.numbers
+    found = np.unique(found)
+    return found[found != IGNORE]

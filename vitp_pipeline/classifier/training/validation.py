@@ -1,0 +1,120 @@
+"""How well a classifier names ground truth of held-out training images, at points that stay the same."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+
+from vitp_pipeline.classifier.inference import point_logits
+from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.classifier.preprocess import prepare_image
+from vitp_pipeline.classifier.training.data import read_pair
+from vitp_pipeline.classifier.training.sampling import sample_points
+from vitp_pipeline.datasets import IGNORE, Dataset, Sample
+from vitp_pipeline.geometry import Size, normalise_points
+from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.storage.atomic_files import write_json, write_whole
+from vitp_pipeline.storage.fs_ops import fill
+
+POINTS, SPREAD, LEAST_REGION = 250, 16, 0.002
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Counts of what was named right.
+
+    Attributes:
+        confusion: (K, K) int64, points by (true class, class given).
+        regions: (3,) int64: class regions, those named right by their innermost pixel, those by their random ones.
+    """
+
+    confusion: np.ndarray
+    regions: np.ndarray
+
+    def figures(self) -> dict[str, float]:
+        """Shares that are right, empty when there was no point.
+
+        `held_out_accuracy`, `held_out_class_accuracy`: over points, and the mean over the classes that have points.
+        `held_out_regions_centre`, `held_out_regions_spread`: of class regions, named by their innermost pixel, or by
+        the mean probability of 16 random ones, as masks are with the points `centre` and `spread`.
+        """
+        figures, points = {}, self.confusion.sum(1)
+        if points.sum():
+            right = np.diag(self.confusion)
+            figures["held_out_accuracy"] = float(right.sum() / points.sum())
+            figures["held_out_class_accuracy"] = float((right[points > 0] / points[points > 0]).mean())
+        if self.regions[0]:
+            figures["held_out_regions_centre"] = float(self.regions[1] / self.regions[0])
+            figures["held_out_regions_spread"] = float(self.regions[2] / self.regions[0])
+        return figures
+
+    def save(self, folder: Path, classes: Sequence[str]) -> None:
+        """Writes validation.json (figures, and each class's points and accuracy) and confusion.npy."""
+        points, right = self.confusion.sum(1), np.diag(self.confusion)
+        by_class: dict[str, Any] = {
+            name: {"points": int(n), "accuracy": float(r / n) if n else None}
+            for name, n, r in zip(classes, points, right, strict=True)
+        }
+        write_json(folder / "validation.json", {**self.figures(), "classes": by_class})
+        content = io.BytesIO()
+        np.save(content, self.confusion)
+        write_whole(folder / "confusion.npy", lambda unfinished: fill(unfinished, content.getbuffer()))
+
+
+class HeldOut:
+    """Fixed points of held-out images. Call it with a model to validate that.
+
+    Of each image 250 class-balanced points, and of every class region of 0.2 % of it or more the innermost pixel and 16
+    random ones; all of them functions of the image's number alone. In a team every process reads its own images.
+
+    Raises:
+        InputError: a held-out image cannot be read.
+    """
+
+    def __init__(
+        self, dataset: Dataset, samples: Sequence[Sample], size: Size, precision: str, team: Team = ALONE
+    ) -> None:
+        self.classes, self.precision, self.team = len(dataset.spec.classes), precision, team
+        self._fixed = []
+        for index, sample in list(enumerate(samples))[team.rank :: team.size]:
+            image, labels = read_pair(dataset, sample)
+            rng = np.random.default_rng([1, index])
+            if (drawn := sample_points(labels, POINTS, rng)) is None:
+                continue
+            pixels, regions = _region_points(labels, rng)
+            where = normalise_points(np.concatenate([drawn[0], pixels]), labels.shape)
+            picture = torch.from_numpy(prepare_image(image, size))
+            self._fixed.append((picture[None], torch.from_numpy(where)[None], drawn[1], regions))
+
+    def __call__(self, model: PointViT) -> Validation:
+        """All processes call it with the same weights in eval mode, and get the same counts."""
+        device = model.mean.device
+        confusion, regions = np.zeros((self.classes, self.classes), np.int64), np.zeros(3, np.int64)
+        for picture, where, classes, truth in self._fixed:
+            logits = point_logits(model, picture.to(device), where.to(device), precision=self.precision)[0]
+            np.add.at(confusion, (classes, logits[:POINTS].argmax(-1).cpu().numpy()), 1)
+            probs = logits[POINTS:].softmax(-1).view(len(truth), 1 + SPREAD, self.classes)
+            centre, spread = (p.argmax(-1).cpu().numpy() for p in (probs[:, 0], probs[:, 1:].mean(1)))
+            regions += [len(truth), int((centre == truth).sum()), int((spread == truth).sum())]
+        return Validation(self.team.add(confusion), self.team.add(regions))
+
+
+def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(regions·17, 2) pixels, the innermost and then 16 random ones of each region in turn; (regions,) classes."""
+    points, regions = [np.zeros((0, 2), np.int64)], []
+    for k in np.unique(labels[labels != IGNORE]):
+        inside = labels == k
+        if inside.mean() >= LEAST_REGION:
+            depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+            chosen = rng.choice(np.flatnonzero(inside), SPREAD)
+            pixels = np.concatenate([[depth.argmax()], chosen])
+            points.append(np.stack(np.divmod(pixels, labels.shape[1]), 1))
+            regions.append(int(k))
+    return np.concatenate(points), np.array(regions, np.int64)

@@ -1,0 +1,182 @@
+"""Where the files of a manifest lie below a data root: in folders, one level deeper, or in archives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from vitp_pipeline.datasets.identity import split_name
+from vitp_pipeline.datasets.spec import words_of
+from vitp_pipeline.decoding.archives import archives_in, compiled, compressed_in, is_archive, is_file, listing
+from vitp_pipeline.errors import MissingDataError
+
+
+class Places:
+    """Finds files by the relative paths and patterns of a manifest.
+
+    Looked at first are the folders `root/r` for r in `roots`; then, as if unpacked there, the archives in them. What is
+    found in a folder hides what archives hold.
+    """
+
+    def __init__(self, root: Path, roots: tuple[str, ...]) -> None:
+        self.root, self.roots = root, roots
+
+    def images(self, patterns: tuple[str, ...]) -> Found:
+        """All files that match the first pattern that any file matches, in the order of their paths."""
+        for bases in (self.folders, self.archives):
+            for pattern in patterns:
+                places: list[tuple[Path, list[str]]] = []
+                for base in bases:
+                    if names := list(listing(base, pattern)):
+                        places.append((base, names))
+                        if bases is self.folders:
+                            break
+                if places:
+                    return Found(pattern, places)
+        return Found("", [])
+
+    def file(self, paths: tuple[str, ...]) -> Path:
+        """The first of these relative paths that exists; if none does, where the first one would be expected."""
+        for bases in (self.folders, self.archives):
+            for base in bases:
+                for path in paths:
+                    if is_file(base / path):
+                        return base / path
+        return self.expected(paths[0])
+
+    def beside(self, templates: tuple[str, ...]) -> Beside:
+        """The files that a path with words in braces names, one for each image."""
+        for bases in (self.folders, self.archives):
+            for template in templates:
+                having = [base for base in bases if next(listing(base, _any_word(template)), None) is not None]
+                if having:
+                    return Beside(having, template)
+        return Beside([self.expected("")], templates[0])
+
+    def expected(self, path: str) -> Path:
+        """Where a file that is nowhere would be: where its folder is, or else in what looks like the dataset's."""
+        there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
+        return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
+
+    def nothing_there(self, patterns: tuple[str, ...], mend: str) -> MissingDataError:
+        """The error for a pattern that no file matches; compressed archives, which cannot be read, are named, and files
+        that it would match without regard to case.
+        """
+        if near := next(filter(None, map(self._but_for_case, patterns)), None):
+            mend = f"Patterns mind upper and lower case: it would be {near}"
+        elif compressed := [path for folder in self.folders for path in compressed_in(folder)]:
+            mend = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
+            mend += "plain .tar or .zip of it"
+        return MissingDataError(f"{self.expected(patterns[0])}: no images there", mend)
+
+    def _but_for_case(self, pattern: str) -> str:
+        """A pattern with the case of a file's ending that differs in nothing else, and how many there are; or ""."""
+        above, ending = pattern.rpartition("/")[0], PurePosixPath(pattern).suffix
+        fits = re.compile(compiled(pattern).pattern, re.IGNORECASE)
+        for base in (*self.folders, *self.archives):
+            found = sorted(filter(fits.fullmatch, listing(base, f"{above}/*" if above else "*")))
+            if found:
+                other = pattern.removesuffix(ending) + PurePosixPath(found[0]).suffix
+                return f"{other} ({len(found)} files, like {base / found[0]})"
+        return ""
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        return [self.root / prefix if prefix else self.root for prefix in self.roots]
+
+    @cached_property
+    def archives(self) -> list[Path]:
+        """The places in archives. An archive may hold a root's folder, or what lies in it."""
+        if is_archive(self.root):
+            return []
+        folders = dict.fromkeys([self.root, *self.folders])
+        found = [archive for folder in folders for archive in archives_in(folder)]
+        return list(dict.fromkeys(a / prefix if prefix else a for a in found for prefix in ("", *self.roots)))
+
+
+class Found:
+    """Files that match a pattern, in the order of their paths. What several places have, the first one of them gives.
+
+    Attributes:
+        relative: their paths below their bases.
+        folder: in which all of them lie, as far as the pattern says it without wildcards.
+    """
+
+    def __init__(self, pattern: str, places: Sequence[tuple[Path, list[str]]]) -> None:
+        self._pattern = pattern
+        self.folder = fixed_folder(pattern)
+        self._bases = {name: base for base, names in reversed(places) for name in names} if len(places) > 1 else None
+        self._only = places[0][0] if places else Path()  # then nothing is found
+        self.relative = sorted(self._bases or (places[0][1] if places else ()), key=_by_folder)
+
+    def __len__(self) -> int:
+        return len(self.relative)
+
+    def base(self, number: int) -> Path:
+        return self._bases[self.relative[number]] if self._bases else self._only
+
+    def path(self, number: int) -> Path:
+        return self.base(number) / self.relative[number]
+
+    def words(self, number: int) -> dict[str, str]:
+        """What the pattern's braces stand for in a file's path."""
+        return compiled(self._pattern).fullmatch(self.relative[number]).groupdict()  # type: ignore[union-attr]
+
+    def words_called(self, word: str) -> list[str]:
+        """What one of them stands for, in every file's path; nothing where the pattern has no such word."""
+        fits = compiled(self._pattern)
+        if word not in fits.groupindex:
+            return []
+        return [fits.fullmatch(name)[word] for name in self.relative]  # type: ignore[index]
+
+
+class Beside:
+    """Files that lie beside images, under names made from theirs: `template` in each of `bases`."""
+
+    def __init__(self, bases: list[Path], template: str) -> None:
+        self.bases, self.template = bases, template
+
+    def of(self, words: Mapping[str, str]) -> Path:
+        relative = filled(self.template, words)
+        if len(self.bases) > 1:
+            for base in self.bases:
+                if is_file(base / relative):
+                    return base / relative
+        return self.bases[0] / relative
+
+    def all(self) -> Iterator[Path]:
+        """The files that are there, whether or not an image belongs to them."""
+        return (base / relative for base in self.bases for relative in listing(base, _any_word(self.template)))
+
+
+def fixed_folder(pattern: str) -> str:
+    """The folder that a pattern names before its first wildcard or word, "" for none."""
+    return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
+
+
+def filled(template: str, words: Mapping[str, str]) -> str:
+    """A path with its words in braces replaced."""
+    for word in words_of(template):
+        template = template.replace(f"{{{word}}}", words[word])
+    return template
+
+
+def words_of_file(relative: str) -> dict[str, str]:
+    """What every label path may name of an image: `stem`, `dir` and `name`."""
+    stem, folder = split_name(relative)
+    return {"stem": stem, "dir": folder or ".", "name": relative.rpartition("/")[2]}
+
+
+def _by_folder(path: str) -> str:
+    """Sorts as the parts of a path do, only faster."""
+    return path.replace("/", "\0")
+
+
+def _any_word(template: str) -> str:
+    """The pattern of all files that a template can name."""
+    pattern = template.replace("{dir}", "**/") if "{dir}" in template else template
+    for word in words_of(pattern):
+        pattern = pattern.replace(f"{{{word}}}", "*")
+    return pattern.replace("**//", "**/")

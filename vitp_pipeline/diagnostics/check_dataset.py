@@ -1,0 +1,244 @@
+"""`vitp check-dataset`: whether a dataset is what its manifest says, and what stage one will need for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitp_pipeline.config.flags import parse_size
+from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.settings import ProposalSettings
+from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
+from vitp_pipeline.datasets.contact_sheet import draw_sheet, save_sheet
+from vitp_pipeline.datasets.samples import Sample
+from vitp_pipeline.diagnostics.dry_run import TrialGenerator
+from vitp_pipeline.diagnostics.storage_estimate import estimate, lines_of
+from vitp_pipeline.errors import InputError, MissingDataError, UsageError
+from vitp_pipeline.runtime.output import show, show_json
+from vitp_pipeline.runtime.progress import progress, say
+from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
+
+if TYPE_CHECKING:
+    pass
+
+SHOWN = 20
+"""Lines of a kind that are printed; --json has all."""
+
+SHEET_SAMPLES = 12
+
+
+def check_dataset(
+    name: str,
+    data_root: Path,
+    split: str | None = None,
+    out: Path | None = None,
+    limit: int = 0,
+    workers: int = 1,
+    queries: int = 100,
+    mask_size: str | None = None,
+    as_json: bool = False,
+    tasks: int = 1,
+    time: str | None = None,
+    tried: int = 3,
+    **generator: str | None,
+) -> None:
+    """Examines splits, prints what is found and draws a sheet.
+
+    Args:
+        name: a recipe or a manifest.
+        split: only this one; default: every split that has files of its own.
+        out: where the sheet goes; with several splits the split's name is put before its ending.
+        limit: images that are looked at, evenly spread; 0 = all.
+        queries, mask_size: of the generator, "HxW", for the estimate where `time` is None; a recipe says how masks are
+            stored.
+        tasks: how many work at once, for the estimate.
+        time: one of `trial.HOWS`: how the time is estimated; None = it is not.
+        tried: images that the generator is tried on.
+        generator: keys of [generate-proposals] that are put over the recipe's, or stand in for one.
+    Raises:
+        InputError: a split is not there, or some of its files are broken or have unknown labels.
+        UsageError: no such split, `out` is no PNG, a size that is none, or no generator whose time could be estimated.
+        UserError: of any kind: that generator cannot be built.
+    """
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
+    size = parse_size(mask_size, "--mask-size") if mask_size else None
+    spec, recipe = manifest_of(name)
+    settings = _settings_of(recipe, generator).settled(begun=False)
+    trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
+    splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
+    reports: list[dict[str, Any]] = []
+    absent: dict[str, InputError] = {}
+    unreadable: dict[str, InputError] = {}
+    for key in splits:
+        try:
+            dataset = Dataset(spec, data_root, key)
+        except InputError as error:
+            (absent if isinstance(error, MissingDataError) else unreadable)[key] = error
+            continue
+        checked = min(limit, len(dataset)) if limit else len(dataset)
+        with progress(f"check-dataset {key}", checked) as bar:
+            report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
+        usable = _usable(dataset, report, tried) if trial else []
+        report["stage_one"] = estimate(
+            report,
+            len(spec.classes),
+            queries,
+            size,
+            settings,
+            tasks,
+            trial.tried(dataset, usable) if trial and usable else None,
+        )
+        if out is not None:
+            path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
+            save_sheet(path, draw_sheet(dataset, spread(dataset.samples, SHEET_SAMPLES), f"{spec.name} {key}"))
+            report["sheet"] = str(path)
+        reports.append(report)
+        if not as_json:
+            print_report(report)
+    end = next(iter((unreadable or absent).values()), None) if unreadable or not reports else None
+    for key, reason in (absent | unreadable).items():
+        if str(reason) != str(end):  # which is said last
+            say(f"{key}: {reason}")
+    if as_json:
+        why = {
+            name: {key: str(error) for key, error in found.items()}
+            for name, found in (("absent", absent), ("unreadable", unreadable))
+        }
+        show_json({"manifest": spec.name, "splits": reports, **why}, indent=2)
+    if end is not None:
+        raise end
+    if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
+        total = sum(report["checked"] for report in reports)
+        raise InputError(
+            f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
+        )
+
+
+def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
+    """The manifest that a recipe names, with the recipe; or a manifest itself.
+
+    Raises:
+        InputError: neither is found, or it cannot be read.
+    """
+    try:
+        path = find_toml(name, "stages")
+    except InputError:
+        return load_manifest(_manifest_file(name)), None
+    if "classes" in read_toml(path):
+        return load_manifest(path), None
+    recipe = load_recipe(path)
+    return recipe.manifest, recipe
+
+
+def _manifest_file(name: str) -> Path:
+    """The manifest of a name that no recipe has. Raises InputError, which names both."""
+    try:
+        return find_toml(name, "manifests")
+    except InputError as error:
+        recipes, manifests = (", ".join(shipped_names(name, kind)) for kind in ("stages", "manifests"))
+        raise InputError(
+            f"{name}: neither a recipe nor a manifest is called so",
+            f"Give a .toml path, or a recipe: {recipes}; or a manifest: {manifests}",
+        ) from error
+
+
+def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:
+    """[generate-proposals] with flags put over it; without a generator `config` is empty."""
+    said: dict[str, Any] = {key: value for key, value in generator.items() if value is not None}
+    if recipe is None:
+        return ProposalSettings(**{"config": "", **said})
+    if "generate-proposals" not in recipe.tables:
+        said.setdefault("config", "")
+    return recipe.stage(ProposalSettings, **said)
+
+
+def _usable(dataset: Dataset, report: dict[str, Any], count: int) -> list[Sample]:
+    """Some images, evenly spread, that nothing was found to be wrong with."""
+    broken = {entry["image_id"] for entry in report["broken"]}
+    return spread([sample for sample in dataset.samples if sample.image_id not in broken], count)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """For people, on standard output."""
+
+    some = "" if report["checked"] == report["images"] else f", {report['checked']} of them looked at"
+    show(f"{report['split']}: {report['images']} images{some}")
+    sizes = list(report["sizes"].items())
+    shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
+    show(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
+    labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so there is nothing to measure"
+    show(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
+    for line in _storage_lines(report):
+        show(f"  {line}")
+    if report["ground_truth"]:
+        _print_classes(report)
+    reasons = [entry["reason"] for entry in report["broken"]]
+    if report["unknown"]:  # of which one file is enough
+        first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
+        show(f"  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]; {first}")
+        reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
+    _list("BROKEN", reasons)
+    _list("odd", [entry["reason"] for entry in report["odd"]])
+    if report["unlabelled"]:
+        show(f"  images without any class: {_some(report['unlabelled'])}")
+    if report["labels_without_image"]:
+        show(f"  label files without an image: {_some(report['labels_without_image'])}")
+    for line in lines_of(report["stage_one"]):
+        show(f"  {line}")
+    if "sheet" in report:
+        show(f"  sheet: {report['sheet']}")
+
+
+def _print_classes(report: dict[str, Any]) -> None:
+    """Which classes there are, and values that are none."""
+    from vitp_pipeline.runtime.tables import Table
+
+    if report["ignored_share"] is not None:
+        show(f"  pixels without a class: {report['ignored_share']:.1%}")
+    counted = report["classes"][0]["objects"] is not None
+    columns = ("label", "class", "images", *(("objects",) if counted else ()), "share of pixels")
+    table = Table.bare()
+    for column in columns:
+        table.column(column)
+    pixels = sum(entry["pixels"] for entry in report["classes"])
+    for entry in report["classes"]:
+        if entry["images"]:
+            share = f"{entry['pixels'] / pixels:.3%}" if pixels else "–"
+            objects = (str(entry["objects"]),) if counted else ()
+            table.row(str(entry["label"]), entry["name"], str(entry["images"]), *objects, share)
+    table.show(cut=False)
+    missing, total = report["missing"], len(report["classes"])
+    show(f"  classes covered: {total - len(missing)} of {total}" + (f"; missing: {_some(missing)}" if missing else ""))
+    for value, where in report["unknown"].items():
+        show(f"  UNKNOWN label value {value}: {where['images']} images, {where['pixels']} pixels")
+
+
+def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Say how label files are read, and what is done about orientations."""
+    ways = {"stored": "as stored", "shown": "as the gray levels that they show", "refused": "REFUSED"}
+    if readings := [f"{r['stored']} {ways[r['read']]} ({r['files']})" for r in report["label_readings"]]:
+        palettes = f"; {report['label_palettes']} different palettes" if report["label_palettes"] > 1 else ""
+        yield f"labels are read: {', '.join(readings)}{palettes}"
+    turns = {"upright": "turned upright", "stored": "left as stored, like their labels", "refused": "REFUSED"}
+    if turned := [f"{o['orientation']} {turns[o['read']]} ({o['images']})" for o in report["image_orientations"]]:
+        yield f"EXIF orientations of images: {', '.join(turned)}"
+    if report["label_orientations"]:
+        yield f"EXIF orientations of labels: {_counts(report['label_orientations'])}"
+
+
+def _list(kind: str, lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        show(f"  {kind}: {line}")
+    if len(lines) > SHOWN:
+        show(f"  {kind}: {len(lines) - SHOWN} more (--json names all)")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"

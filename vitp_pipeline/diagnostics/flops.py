@@ -1,0 +1,131 @@
+"""Parameters and operations of generator and classifier, as the paper's Tables 1, 2, 3 and 4a list them.
+
+One multiply-add is one MAC and two FLOPs. What the paper calls "#FLOPs" are MACs (docs/cost.md). Counted are matrix
+products, convolutions, attention (as if every token saw every other) and bilinear sampling; elementwise operations,
+norms, softmax and resizing are not, nor are compiled operators that torch knows nothing of.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitp_pipeline.config.settings import TrainSettings
+from vitp_pipeline.geometry import Size
+
+if TYPE_CHECKING:
+    from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
+    from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network needs for one image.
+
+    Attributes:
+        part: "generator" or "classifier".
+        network: its config's or its backbone's name.
+        size: (height, width) of what enters it.
+        n: queries of the generator, points in one forward of the classifier.
+        classes: K.
+        forwards: how many an image takes.
+        parameters: of all its tensors that could learn, used or not.
+        flops: of all forwards, two a multiply-add.
+    """
+
+    part: str
+    network: str
+    size: Size
+    n: int
+    classes: int
+    forwards: int
+    parameters: int
+    flops: int
+
+    @property
+    def macs(self) -> int:
+        return self.flops // 2
+
+
+def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards: int = 1) -> Cost:
+    """ViT-P with N points, or masks where it is prompted with them, built without memory or weights.
+
+    Args:
+        settings: architecture and `image_size`; nothing else of them counts.
+        classes: K.
+        points: N of one forward.
+        forwards: forwards an image, e.g. 2 with the mirrored image.
+    Raises:
+        UsageError: as for `build_model`.
+    """
+    from vitp_pipeline.classifier.build import build_model
+
+    with torch.device("meta"):
+        model = build_model(settings, tuple(f"class {k}" for k in range(classes))).eval()
+        images = torch.empty(1, 3, *model.image_size)
+        # a mask is prompted by the share that it covers of each patch
+        prompts = torch.empty(1, points, math.prod(model.grid) if settings.prompt == "mask" else 2)
+    flops = forwards * count_flops(lambda: model(images, prompts))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops)
+
+
+def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: Size) -> Cost:
+    """A built generator on a blank frame of (height, width), which it may pad; runs for real."""
+    seen: list[Size] = []
+    flops = count_flops(lambda: seen.append(generator.forward([np.zeros((*size, 3), np.uint8)])[0].padded))
+    n, classes = generator.num_queries, generator.num_classes
+    return Cost("generator", generator.name, seen[0], n, classes, 1, generator.parameters, flops)
+
+
+def count_flops(forward: Callable[[], Any]) -> int:
+    """FLOPs of what `forward` does, two a multiply-add."""
+    bags = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
+    sampling = {torch.ops.aten.grid_sampler_2d: _grid_sample_flops} | dict.fromkeys(bags, _embedding_bag_flops)
+    counter = FlopCounterMode(display=False, custom_mapping=sampling)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # Fused attention hides its products from the counter where torch has no formula for the kernel, as on the CPU.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            forward()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops()
+
+
+def product_speed(device: torch.device, seconds: float = 0.3) -> float:
+    """FLOPs a second of a float32 matrix product on a device, the fastest of those that fit into `seconds`."""
+    size = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.rand(size, size, device=device) for _ in range(2))
+
+    def multiplied() -> float:
+        began = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    multiplied()
+    fastest, until = multiplied(), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        fastest = min(fastest, multiplied())
+    return 2 * size**3 / fastest
+
+
+def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
+    """Bilinear: four neighbours times their weights for every number that comes out."""
+    return 2 * 4 * math.prod(out_shape)
+
+
+def _embedding_bag_flops(table: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    """A weighted sum of rows of a table: how `generators/ops/bilinear.py` samples."""
+    return 2 * math.prod(indices) * table[1]

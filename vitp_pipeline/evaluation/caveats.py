@@ -1,0 +1,146 @@
+"""What a person must know beside the figures: why one is exactly zero or does not exist, and what is only approximate.
+
+A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
+it 0. A figure that does not exist (`figure`) says of what there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.evaluation.instances import columns_where
+from vitp_pipeline.figure import Figure
+from vitp_pipeline.metrics.cityscapes import SMALLEST
+
+if TYPE_CHECKING:
+    from vitp_pipeline.evaluation.definition import Evaluation
+    from vitp_pipeline.evaluation.totals import Totals
+
+SHOWN = ("generator", "fused")
+"""Variants whose zero is explained: the bounds' follow from the same cause."""
+NO_PQ = "no PQ: "
+
+
+def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> list[str]:
+    """One line each, about the headline figures of `result`."""
+    lines = []
+    if evaluation.settings.components and not evaluation.dataset.has_segments:
+        what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
+        lines.append(f"instances are connected pieces of the labels' classes: {what}")
+    if _lacks_segments(evaluation):
+        mend = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
+        lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {mend}")
+    for name in SHOWN:
+        variant = _number(evaluation, name)
+        if result["semantic"]:
+            lines += _of(
+                name, "mIoU", result["semantic"][name]["mIoU"], lambda v=variant: _semantic(v, evaluation, totals)
+            )
+        if result["panoptic"]:
+            pq = result["panoptic"][name]["all"]["PQ"]
+            lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, totals))
+            lines += _of_groups(name, variant, evaluation, totals, result["panoptic"][name])
+        if result.get("instance"):
+            (first, ap), *others = ((rule, found["AP"]) for rule, found in result["instance"][name].items())
+            lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, totals))
+            for rule, value in others if ap is not None else ():
+                if value is None:
+                    lines.append(f"AP ({rule}) does not exist: {NOTHING[rule]}")
+                elif value == 0 < ap:
+                    reason = f"by its rule no detection matches an instance of its class, by that of {first} some do"
+                    lines.append(f"AP ({rule}) of {name} is exactly 0: {reason}")
+    if result.get("instance") and (missing := result["instance"]["detections"])["without_mask"]:
+        lines.append(
+            f"AP is approximate: of {missing['of']} detections {missing['without_mask']} have no stored mask "
+            '(generate proposals with masks = "lossless" for the exact figure)'
+        )
+    elif result.get("instance") and not evaluation.codec.keeps_all:
+        lines.append('AP is approximate: masks are stored rounded (masks = "lossless" for the exact figure)')
+    if result["semantic"] and (threshold := evaluation.codec.drop_threshold):
+        lines.append(f"mIoU is approximate: masks with 1 − v ≤ {threshold:g} are not stored (drop_threshold)")
+    return list(dict.fromkeys(lines))
+
+
+def _lacks_segments(evaluation: Evaluation) -> bool:
+    """Whether PQ was asked for, of a dataset with things that are not told apart."""
+    spec = evaluation.dataset.spec
+    left_out = "panoptic" in evaluation.settings.tasks and "panoptic" not in evaluation.tasks
+    return left_out and spec.kind == "semantic-png" and any(spec.things)
+
+
+def _number(evaluation: Evaluation, name: str) -> int:
+    from vitp_pipeline.evaluation.summary import headline_variants
+
+    return headline_variants(evaluation)[name]
+
+
+def _of(name: str, metric: str, value: Figure, reason: Callable[[], str]) -> list[str]:
+    if value is None:
+        return [f"{metric} does not exist: {NOTHING[metric]}"]
+    return [f"{metric} of {name} is exactly 0: {reason()}"] if value == 0 else []
+
+
+def _of_groups(name: str, variant: int, evaluation: Evaluation, totals: Totals, found: dict[str, Any]) -> Iterator[str]:
+    """PQ of things or of stuff that does not exist, or is 0 although the ground truth has some, where that of all does
+    and is not.
+    """
+    things, (tp, _, fn) = np.array(evaluation.dataset.spec.things), totals.matches[variant]
+    for group, of in (("things", things), ("stuff", ~things)):
+        if found["all"]["PQ"] is not None and found[group]["PQ"] is None:
+            yield f"PQ of {group} does not exist: {NOTHING[group] if of.any() else f'no class is {group}'}"
+        elif found["all"]["PQ"] and found[group]["PQ"] == 0 and (tp + fn)[of].any():
+            yield f"PQ of {group} of {name} is exactly 0: {_panoptic(variant, evaluation, totals, of)}"
+
+
+NOTHING = {
+    "mIoU": "the ground truth has no labelled pixel (all ignored)",
+    "PQ": "the ground truth has no segment",
+    "AP": "the ground truth has no instance of a thing (only crowds, or only stuff)",
+    "things": "neither ground truth nor predictions have a segment of a thing",
+    "stuff": "neither ground truth nor predictions have a segment of stuff",
+    "coco": "the ground truth has no instance that counts by its rule",
+    "boundary": "the ground truth has no instance that counts by its rule",
+    "cityscapes": f"the ground truth has no instance of {SMALLEST} pixels or more that is no group",
+}
+
+
+def _semantic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
+    truth, predicted = (np.flatnonzero(totals.areas[variant, :, column]) for column in (1, 2))
+    return _classes(evaluation, truth, predicted, "no pixel of a class is called by its name")
+
+
+def _panoptic(variant: int, evaluation: Evaluation, totals: Totals, of: np.ndarray | None = None) -> str:
+    tp, fp, fn = totals.matches[variant] if of is None else totals.matches[variant] * of
+    predicted = np.flatnonzero(tp + fp)
+    if not len(predicted):
+        threshold = evaluation.settings.object_threshold
+        return f"no segment was predicted (or only over void): is object_threshold = {threshold:g} too high?"
+    return _classes(evaluation, np.flatnonzero(fn), predicted, "no segment has IoU > 0.5 with one of its class")
+
+
+def _instance(variant: int, evaluation: Evaluation, totals: Totals) -> str:
+    rows = totals.detections
+    e = columns_where(rows.columns["instances"], variant=variant)
+    if not len(e["class"]):
+        return "nothing was detected: no thing is among the best (mask, class) pairs, or their masks were not stored"
+    truth = rows.columns["instance_truth"]["class"]
+    return _classes(evaluation, truth, e["class"], "no detection has IoU ≥ 0.5 with an instance of its class")
+
+
+def _classes(evaluation: Evaluation, truth: np.ndarray, predicted: np.ndarray, otherwise: str) -> str:
+    shared = np.intersect1d(truth, predicted)
+    if len(shared):
+        return otherwise
+    names = evaluation.dataset.spec.class_names
+    return (
+        f"the ground truth has only {_some(names[k] for k in np.unique(truth))}, the predictions have only "
+        f"{_some(names[k] for k in np.unique(predicted))}: do manifest, generator and classifier order them alike?"
+    )
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

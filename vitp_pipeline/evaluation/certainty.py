@@ -1,0 +1,53 @@
+"""Whether stored masks fit what is asked of them, and how many pixels' labels are certain whatever was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.columns import list_column
+from vitp_pipeline.artifacts.mask_codec import MaskCodec, loss_of
+from vitp_pipeline.errors import IncompatibleError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from vitp_pipeline.artifacts.proposals import ProposalRecord
+    from vitp_pipeline.config.settings import EvaluateSettings
+
+FIELDS = {"certain": "int64", "pixels": "int64"}
+"""A row's column `certain`: pixels whose label is, and all pixels of the image."""
+
+
+def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, ...]) -> None:
+    """Raises IncompatibleError when masks are missing that a panoptic map with this object threshold could show."""
+    if "panoptic" in tasks and settings.object_threshold < codec.drop_threshold:
+        raise IncompatibleError(
+            f"object_threshold = {settings.object_threshold}: the proposals hold only masks that may reach "
+            f"{codec.drop_threshold}",
+            f"Raise it, or generate proposals with drop_threshold = {settings.object_threshold} under another --out",
+        )
+
+
+def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Tensor, kept: torch.Tensor) -> np.ndarray:
+    """(H0, W0) bool: whose labels, by (Q, K) class probabilities of all queries, no loss of the store can change."""
+    from vitp_pipeline.postprocess.certainty import certain_map
+
+    loss = loss_of(record.masks, record.loss)
+    return certain_map(masks, probs, kept, record.view, record.protocol, loss)
+
+
+def column_of(rows: Sequence[dict[str, Any]]) -> pa.Array:
+    """The column `certain` of the rows of a part; rows with an error have no entry."""
+    return list_column(
+        [[[row["certain"][i : i + 1]] if "certain" in row else [] for i in range(len(FIELDS))] for row in rows], FIELDS
+    )
+
+
+def certain_share(total: np.ndarray) -> dict[str, Any]:
+    """For the result, from the sums of the column."""
+    certain, pixels = map(int, total)
+    return {"share": certain / pixels if pixels else None, "uncertain": pixels - certain, "pixels": pixels}

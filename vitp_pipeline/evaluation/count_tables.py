@@ -1,0 +1,119 @@
+"""The rows of an evaluation as a table: what a part of it holds on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.columns import list_column
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.evaluation import certainty
+from vitp_pipeline.evaluation.instances import columns_of
+from vitp_pipeline.metrics.semantic import pair_counts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.evaluation.definition import Evaluation
+
+
+def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(truth class, predicted class or IGNORE, pixels) of every pair that occurs; pixels without ground truth do not
+    count.
+    """
+    pairs = pair_counts(labels, truth, classes)
+    true, predicted = np.nonzero(pairs)
+    return true, np.where(predicted == classes, IGNORE, predicted), pairs[true, predicted]
+
+
+SEMANTIC_FIELDS = {"variant": "int32", "truth": "int32", "predicted": "int32", "pixels": "int64"}
+PANOPTIC_FIELDS = {"variant": "int32", "class": "int32", "tp": "int64", "fp": "int64", "fn": "int64", "iou": "float64"}
+MASK_FIELDS = {"query": "int32", "present": "float64"} | dict.fromkeys(
+    ("label", "generator", "classifier", "fused"), "int32"
+)
+BOUNDARY_FIELDS = {"variant": "int32", "class": "int32"} | dict.fromkeys(("both", "truth", "predicted"), "int64")
+
+
+class CountRows:
+    """Gathers the rows of a part, as a table and not as what they are made of, which is ten times larger."""
+
+    TOGETHER = 32
+    """Rows that become a table in one go."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._tables: list[pa.Table] = []
+
+    def add(self, image_id: str, row: dict[str, Any]) -> None:
+        self._rows.append((image_id, row))
+        if len(self._rows) == self.TOGETHER:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows; see `counts_table`."""
+        import pyarrow as pa
+
+        self._flush()
+        return pa.concat_tables(self._tables).combine_chunks()
+
+    def _flush(self) -> None:
+        if self._rows or not self._tables:
+            self._tables.append(counts_table(self._evaluation, self._rows))
+        self._rows = []
+
+
+def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any]]]) -> pa.Table:
+    """The rows of a part as a table: image_id, status, error and list columns of counts, three as a rule."""
+    import pyarrow as pa
+
+    semantic, panoptic, masks = [], [], []
+    for _, row in rows:
+        found = row.get("semantic", [])
+        variants = [np.full(len(c[2]), v) for v, c in enumerate(found)]
+        semantic.append([variants, *([c[i] for c in found] for i in range(3))])
+        counts = row.get("panoptic", [])
+        active = [np.flatnonzero(c.tp + c.fp + c.fn) for c in counts]
+        panoptic.append(
+            [
+                [np.full(len(a), v) for v, a in enumerate(active)],
+                active,
+                *(
+                    [getattr(c, name)[a] for c, a in zip(counts, active, strict=True)]
+                    for name in ("tp", "fp", "fn", "iou")
+                ),
+            ]
+        )
+        masks.append([[row["masks"][name]] if "masks" in row else [] for name in MASK_FIELDS])
+    columns = {
+        "image_id": pa.array([image_id for image_id, _ in rows], pa.string()),
+        "status": pa.array(["failed" if "error" in row else "ok" for _, row in rows], pa.string()),
+        "error": pa.array([row.get("error") for _, row in rows], pa.string()),
+        "semantic": list_column(semantic, SEMANTIC_FIELDS),
+        "panoptic": list_column(panoptic, PANOPTIC_FIELDS),
+        "masks": list_column(masks, MASK_FIELDS),
+    }
+    if "instance" in evaluation.tasks:
+        columns |= columns_of([row for _, row in rows])
+    if evaluation.settings.boundary_iou and "semantic" in evaluation.tasks:
+        columns["boundary"] = list_column(
+            [_boundary_pieces(row.get("boundary", [])) for _, row in rows], BOUNDARY_FIELDS
+        )
+    if evaluation.settings.certain and "semantic" in evaluation.tasks:
+        columns["certain"] = certainty.column_of([row for _, row in rows])
+    about = {
+        "fingerprint": evaluation.run.fingerprint,
+        "variants": list(evaluation.variants),
+        "classes": list(evaluation.dataset.spec.class_names),
+    }
+    return pa.table(columns, metadata={"vitp": json.dumps(about)})
+
+
+def _boundary_pieces(areas: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """The classes of each variant that have a boundary, in the order of BOUNDARY_FIELDS."""
+    some = [np.flatnonzero(a.any(1)) for a in areas]
+    rows = [[np.full(len(k), v), k, *a[k].T] for v, (k, a) in enumerate(zip(some, areas, strict=True))]
+    return [[row[i] for row in rows] for i in range(len(BOUNDARY_FIELDS))]

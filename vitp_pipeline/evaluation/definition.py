@@ -1,0 +1,140 @@
+"""What an evaluation is: whose masks and scores, which variants of naming them, what is measured.
+
+A variant is a way to name the masks:
+
+    alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
+    bound_point    named by the ground truth at the mask's point (paper Table 5)
+    bound_mask     named by the majority of the ground truth inside the mask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vitp_pipeline.artifacts.mask_codec import MaskCodec
+from vitp_pipeline.artifacts.proposals import ProposalStore
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
+from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitp_pipeline.postprocess.segmenter import Segmenter
+
+GENERATE = "generate-proposals"
+BOUNDS = ("bound_point", "bound_mask")
+MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
+MAP_KEYS |= {"mask_quality", "detections"}
+"""Keys of [evaluate] that change a map; `postprocess.segmenter` is where they act. The others say what is measured."""
+
+
+def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
+    """Return what of the settings identifies a map, where nothing is measured."""
+    return {key: value for key, value in identity_of(settings).items() if key in MAP_KEYS}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α.
+
+    `proposals` and `classes` are None for one that keeps neither (`stages.stream`).
+    """
+
+    run: StageRun
+    proposals: ProposalStore | None
+    classes: StageRun | None
+    dataset: Dataset
+    alphas: tuple[float, ...]
+    alpha: float
+    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what there is of the stages."""
+        kept = {"proposals": self.proposals.run, "classes": self.classes} if self.proposals else {}
+        return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
+
+    @property
+    def codec(self) -> MaskCodec:
+        """What of the masks it could read."""
+        return self.proposals.codec if self.proposals else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What is measured: without segments in the ground truth, no panoptic maps."""
+        segments = self.dataset.has_segments or self.settings.components
+        return tuple(t for t in self.settings.tasks if segments or t != "panoptic")
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return (*map(variant_of, self.alphas), *BOUNDS)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """Makes the maps that are measured, or shown."""
+        from vitp_pipeline.postprocess.segmenter import Segmenter
+
+        return Segmenter(self.settings, self.dataset.spec.things)
+
+    @property
+    def headline(self) -> str:
+        """The variant that is reported as fused."""
+        return variant_of(self.alpha)
+
+
+def variant_of(alpha: float) -> str:
+    return f"alpha:{alpha + 0.0:.12g}"  # + 0.0: there is no −0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures, wherever the scores come from."""
+
+    settings: EvaluateSettings
+    points: str
+    alphas: tuple[float, ...]
+
+    @classmethod
+    def of(cls, settings: EvaluateSettings, classify: ClassifySettings, sweep: Sequence[float]) -> Measured:
+        return cls(settings, classify.points, tuple(sorted({0.0, 1.0, settings.alpha, *sweep})))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "settings": identity_of(self.settings),
+            "points": self.points,
+            "alphas": list(self.alphas),
+        }
+
+    def evaluation(
+        self, run: StageRun, proposals: ProposalStore | None, classes: StageRun | None, dataset: Dataset
+    ) -> Evaluation:
+        return Evaluation(run, proposals, classes, dataset, self.alphas, self.settings.alpha, self.settings)
+
+
+def check_views(evaluation: Evaluation) -> None:
+    """Raises UsageError when figures are asked for that several views of an image have not."""
+    if evaluation.settings.certain:
+        raise UsageError("certain = true needs one view of an image", "Leave it out of [evaluate]")
+    if others := [task for task in evaluation.tasks if task != "semantic"]:
+        raise UsageError(
+            f"{' and '.join(others)} figures need one view of an image: only semantic scores are averaged",
+            'Set tasks = ["semantic"] in [evaluate], or generate proposals without scales, mirror and window',
+        )
+
+
+def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
+    """Raises UsageError when the dataset has no ground truth, or none for a task that was asked for."""
+    dataset.require_truth("evaluate")
+    if dataset.has_segments or settings.components:
+        return
+    measured = {"semantic", "instance"} if dataset.has_instances else {"semantic"}
+    if "instance" in {*settings.tasks} - measured or not measured & {*settings.tasks}:
+        raise UsageError(
+            f"tasks = {list(settings.tasks)}: the labels of {dataset.spec.name!r} have no segments",
+            "components = true takes connected pieces of the things' classes for instances",
+        )

@@ -1,0 +1,196 @@
+"""The counts of an image: its masks named under every variant, drawn as maps, held against the ground truth.
+
+A row has sparse confusion, panoptic matches, instances and named masks, per variant (`evaluation.count_tables` stores it).
+Several views of an image (docs/views.md) are fused one by one, then their class scores are averaged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord, by_image, points_of
+from vitp_pipeline.config.settings import EvaluateSettings
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.datasets.components import component_segments
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.evaluation.certainty import certain_pixels
+from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
+from vitp_pipeline.evaluation.definition import Evaluation, variant_of
+from vitp_pipeline.execution.runner import Turn
+from vitp_pipeline.geometry import Size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.datasets.samples import Sample
+    from vitp_pipeline.metrics.instances import TrueInstances
+    from vitp_pipeline.postprocess.segmenter import FusedView
+
+
+class CountMaker:
+    """Makes parts of an evaluation: one row of counts an image, no arrays."""
+
+    def __init__(self, evaluation: Evaluation, settings: EvaluateSettings, policy: str) -> None:
+        self.evaluation, self.settings, self.policy = evaluation, settings, policy
+        self.segmenter = evaluation.segmenter
+        self.things = self.segmenter.things
+
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        rows = CountRows(self.evaluation)
+        for image_id, row in self._rows(shard, part, images):
+            rows.add(image_id, row)
+            turn.advance(1)
+            if turn.over():
+                break
+        return rows.table()
+
+    def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Images of a part with their counts, or with why they have none."""
+        classes = self.evaluation.classes
+        scored = classes.read_rows(shard, part)
+        states = {r["image_id"]: r for r in scored.to_pylist()}
+        left = deque(images)
+        with classes.open_arrays(shard, part, scored) as scores:
+            worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
+            for views in by_image(self.evaluation.proposals.read_part(shard, part, images=worked)):
+                image_id = views[0].image_id
+                while (other := left.popleft()) != image_id:
+                    yield other, {"error": states[other]["error"]}
+                named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
+                yield image_id, self.row(image_id, views[0].view.original, named)
+        yield from ((image_id, {"error": states[image_id]["error"]}) for image_id in left)
+
+    def row(
+        self, image_id: str, size: Size, views: Iterable[tuple[ProposalRecord, np.ndarray]], keep_views: bool = True
+    ) -> dict[str, Any]:
+        """The counts of an image, or the error in its ground truth.
+
+        Args:
+            size: (H0, W0) of the image.
+            views: proposals and (Q, K) point logits of its views.
+            keep_views: False: only the running average of class scores is held, no view longer than its turn.
+        """
+        dataset = self.evaluation.dataset
+        try:
+            sample = dataset.sample(image_id)
+            truth = dataset.read_semantic(sample)
+            if truth.shape != size:
+                height, width = size
+                raise InputError(
+                    f"{sample.label}: is {truth.shape[1]}×{truth.shape[0]}, its image {width}×{height}",
+                    "Image and label must have the same size",
+                )
+            if dataset.has_segments:
+                segments = dataset.read_panoptic(sample)
+            else:
+                segments = component_segments(truth, self.things) if self.settings.components else None
+            objects = self._instances(sample, truth, segments) if "instance" in self.evaluation.tasks else None
+        except InputError as error:
+            return {"error": error.message}
+        return self._measure(views, truth, segments, objects, keep_views)
+
+    def _instances(self, sample: Sample, truth: np.ndarray, segments) -> TrueInstances:
+        """Connected pieces where `components` asks for them; else as the labels list them."""
+        from vitp_pipeline.evaluation.instances import listed_instances, true_instances
+
+        if segments is not None:
+            return true_instances(segments, truth, self.things)
+        return listed_instances(self.evaluation.dataset.read_instances(sample), truth.shape, self.things)
+
+    def _measure(
+        self,
+        views: Iterable[tuple[ProposalRecord, np.ndarray]],
+        truth: np.ndarray,
+        segments,
+        objects: TrueInstances | None,
+        keep_views: bool,
+    ) -> dict[str, Any]:
+        tasks, average = self.evaluation.tasks, None
+        kept: list[FusedView] = []
+        masks: list[dict[str, np.ndarray]] = []
+        for record, point_logits in views:
+            view, by_mask = self._score(record, point_logits, truth)
+            masks.append(self._classified(view, by_mask))
+            if keep_views:
+                kept.append(view)
+                continue
+            average = average or self.segmenter.running_average(view)
+            average.add(*view.scored)
+        row: dict[str, Any] = {"masks": {name: np.concatenate([m[name] for m in masks]) for name in masks[0]}}
+        if "semantic" in tasks:
+            maps = average.labels() if average else self.segmenter.semantic(kept)
+            row["semantic"] = [sparse_confusion(m, truth, len(self.things)) for m in maps]
+            if self.settings.certain:
+                row["certain"] = self._certain(kept[0])
+            if self.settings.boundary_iou:
+                row["boundary"] = self._boundaries(maps, truth)
+        return row | self._one_view_tasks(kept, segments, objects)
+
+    def _one_view_tasks(self, views: Sequence[FusedView], segments, objects: TrueInstances | None) -> dict[str, Any]:
+        """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
+        from vitp_pipeline.evaluation.instances import image_row
+        from vitp_pipeline.metrics.panoptic import count
+
+        row: dict[str, Any] = {}
+        tasks = self.evaluation.tasks
+        if not {"instance", "panoptic"} & set(tasks):
+            return row
+        (view,) = views
+        if "instance" in tasks:
+            row |= image_row(self.segmenter.instances(view), objects, len(self.things), self.settings)
+        if "panoptic" in tasks and segments is not None:
+            maps = self.segmenter.panoptic(view)
+            row["panoptic"] = [count(ids, found, *segments, len(self.things)) for ids, found in maps]
+        return row
+
+    def _score(
+        self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray
+    ) -> tuple[FusedView, np.ndarray]:
+        """A view's scores under every variant, and (Q,) the majority of the ground truth inside its masks."""
+        import torch
+
+        from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label
+
+        policy = "max" if self.policy in SEVERAL_POINTS else self.policy  # the bound needs one point a mask
+        by_point = label_at_points(truth, points_of(record, policy))
+        by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
+        masks = torch.from_numpy(record.masks).to(self.segmenter.device)
+        by_mask[record.kept] = majority_label(masks, record.view, truth)
+        return self.segmenter.score(record, point_logits, self.evaluation.alphas, (by_point, by_mask)), by_mask
+
+    def _certain(self, view: FusedView) -> np.ndarray:
+        """Of the headline: see `certain.FIELDS`."""
+        number = self.evaluation.variants.index(self.evaluation.headline)
+        found = certain_pixels(view.record, view.masks, view.probs[number], view.kept)
+        return np.array([found.sum(), found.size])
+
+    def _boundaries(self, maps: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+        """(K, 3) pixels of boundaries of every variant, see `metrics.boundary.boundary_areas`."""
+        from vitp_pipeline.metrics.boundary import boundary_areas, boundary_width
+
+        width = boundary_width(truth.shape, self.settings.boundary_ratio)
+        return [boundary_areas(m, truth, width, len(self.things)) for m in maps]
+
+    def _classified(self, view: FusedView, by_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """The predicted classes of the masks that likely are objects and cover labeled pixels.
+
+        Args:
+            by_mask: (Q,) majority ground-truth classes.
+        """
+        objectness = 1 - view.no_object[0].double().cpu().numpy()
+        matched = np.flatnonzero((objectness > 0.5) & (by_mask != IGNORE))
+        classes = view.probs.argmax(2).cpu().numpy()
+        at = {variant: i for i, variant in enumerate(self.evaluation.variants)}
+        return {
+            "query": matched + view.record.number * len(by_mask),  # numbered on from view to view
+            "present": objectness[matched],
+            "label": by_mask[matched],
+            "generator": classes[at[variant_of(0)]][matched],
+            "classifier": classes[at[variant_of(1)]][matched],
+            "fused": classes[at[self.evaluation.headline]][matched],
+        }

@@ -1,0 +1,118 @@
+"""What the class scores and the evaluations of a run are, in a few words: by their identities, not by their hashes.
+
+default, max point, α = 0.7
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.sealed import read_sealed
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
+from vitp_pipeline.storage.backend import folders_in, there
+from vitp_pipeline.storage.digests import recorded_digest
+
+ALWAYS = ("classifier", "points", "alpha")
+MAIN = ("run", *ALWAYS, "formula")
+LAST = ("stream", "alphas", "folder")
+"""Facts of MAIN are told wherever they differ. The others are told where they tell two apart that are alike without,
+those of LAST after all settings.
+"""
+
+Facts = dict[str, str]
+"""Words by what they are about, in the order in which they are told."""
+
+
+def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
+    """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula. Of one
+    whose identity is of other types than were written there is nothing.
+    """
+    classifiers = _classifiers(run)
+    known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "classes"}
+    found: list[Facts] = []
+    for stage in stages:
+        try:
+            found.append(_facts(run, stage, classifiers, known))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.append({})
+    return found
+
+
+def _facts(run: Path, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
+    identity, kind = stage.identity, stage.folder.parent.name
+    scores = identity if kind == "classes" else _scores(run, identity, known)
+    settings = scores.get("settings", {})
+    facts = {
+        "classifier": classifier_named(run, scores.get("classifier", ""), classifiers),
+        "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
+    }
+    if kind == "evaluation":
+        own = identity.get("settings", {})
+        facts |= {"alpha": alpha_of(identity), "formula": own.get("formula", EvaluateSettings.formula)}
+        settings = settings | own
+    others = {k: v for k, v in settings.items() if k not in ("points", *facts)}
+    facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
+    if "stream" in identity:
+        facts["stream"] = "streamed"
+    if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and that of the headline
+        facts["alphas"] = f"{len(identity['alphas'])} α measured"
+    return {key: str(text) for key, text in facts.items()}
+
+
+def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
+    """Of each what tells it apart from the others.
+
+    Args:
+        always: facts that are told even where all have the same.
+    Returns:
+        "" for one that nothing tells apart.
+    """
+    every = [key for entry in facts for key in entry]
+    keys = [*MAIN, *dict.fromkeys(key for key in every if key not in (*MAIN, *LAST)), *LAST]
+
+    def alike(chosen: Sequence[str]) -> int:
+        return len({tuple(entry.get(key) for key in chosen) for entry in facts})
+
+    chosen = [key for key in keys if key in always or (key in MAIN and alike([key]) > 1)]
+    for key in keys:
+        if key not in chosen and alike([*chosen, key]) > alike(chosen):
+            chosen.append(key)
+    return [", ".join(entry[key] for key in chosen if entry.get(key)) for entry in facts]
+
+
+def alpha_of(identity: dict[str, Any]) -> str:
+    """Weight of the classifier in the headline of an evaluation."""
+    return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
+
+
+def classifier_folder(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> Path | None:
+    """The folder in the run of the classifier whose weights have this digest; None when it is elsewhere."""
+    return (_classifiers(run) if classifiers is None else classifiers).get(digest)
+
+
+def classifier_named(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> str:
+    """The name of the classifier in its run, or the beginning of its digest."""
+    folder = classifier_folder(run, digest, classifiers)
+    return folder.name if folder else digest[:8]
+
+
+def _scores(run: Path, identity: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The identity of the class scores of an evaluation; nothing where they are gone."""
+    if "stream" in identity:
+        return {**identity["stream"], "settings": identity["stream"].get("classify", {})}
+    name = identity.get("classes", "")[:12]
+    if name not in known:
+        path = run / "classes" / name / "run.json"
+        known[name] = read_sealed(path).get("identity", {}) if name and there(path) else {}
+    return known[name]
+
+
+def _classifiers(run: Path) -> dict[str, Path]:
+    """The folders of a run's trained classifiers by the digest of their weights."""
+    folders = [run / "classifier" / name for name in reversed(folders_in(run / "classifier"))]
+    found = {recorded_digest(folder / "model.safetensors"): folder for folder in folders if there(folder / "run.json")}
+    return {digest: folder for digest, folder in found.items() if digest is not None}

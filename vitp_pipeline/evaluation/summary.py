@@ -1,0 +1,277 @@
+"""From the sums of an evaluation to its figures: ratios in [0, 1]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.run import provenance
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
+from vitp_pipeline.errors import CorruptError, PartialError
+from vitp_pipeline.evaluation import instances
+from vitp_pipeline.evaluation.caveats import NO_PQ, notes
+from vitp_pipeline.evaluation.certainty import certain_share
+from vitp_pipeline.evaluation.definition import BOUNDS, Evaluation, variant_of
+from vitp_pipeline.evaluation.totals import NAMED_BY, Totals, keep_totals, read_totals
+from vitp_pipeline.figure import percent, plain, signed, span
+from vitp_pipeline.runtime.output import show
+from vitp_pipeline.runtime.progress import counted, say
+from vitp_pipeline.storage.backend import there
+
+HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
+RESAMPLES = 1000
+SEMANTIC = ("mIoU", "pixel_accuracy")
+SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
+AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
+WIDEST = 7
+"""Columns of figures that a table of 80 characters holds."""
+
+
+def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
+    """The result of an evaluation, as it is written to JSON.
+
+    Raises:
+        PartialError: images failed or shards are missing, and `allow_missing` is false.
+    """
+    total = len(evaluation.run.images)
+    measured = totals.images - len(totals.failed)
+    if measured < total and (not allow_missing or not measured):
+        what = f"shard {', '.join(map(str, totals.missing[:8]))} not evaluated" if totals.missing else ""
+        if totals.failed:
+            what += (", " if what else "") + f"{counted(len(totals.failed), 'image')} failed"
+        first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
+        raise PartialError(
+            f"evaluate: {measured} of {total} images are measured: {what}{first}",
+            "Mend and make them, with --retry-failed in every stage that they failed in, one after the other; "
+            "or take figures of what is there with --allow-missing",
+        )
+    names, tasks = headline_variants(evaluation), evaluation.tasks
+    figures = {
+        "alpha": evaluation.alpha,
+        "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
+        "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
+        "panoptic": _panoptic(evaluation, totals, names) if "panoptic" in tasks else None,
+        **({"instance": instances.figures(evaluation, totals.detections, names)} if "instance" in tasks else {}),
+        "masks": _masks(evaluation, totals),
+        "provenance": {
+            "dataset": evaluation.dataset.spec.name,
+            "split": evaluation.dataset.split,
+            "evaluation": evaluation.run.identity,
+            "fingerprints": evaluation.fingerprints,
+            **provenance(),
+        },
+    }
+    result: dict[str, Any] = plain(figures)
+    result["notes"] = notes(evaluation, totals, result)
+    return result
+
+
+def headline_variants(evaluation: Evaluation) -> dict[str, int]:
+    """Headline name → number of the variant."""
+    number = {variant: i for i, variant in enumerate(evaluation.variants)}
+    chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": evaluation.headline}
+    return {name: number[chosen.get(name, name)] for name in HEADLINE}
+
+
+def read_result_totals(evaluation: Evaluation) -> Totals:
+    """The sums that `summarise` makes figures of."""
+    names = headline_variants(evaluation)
+    return read_totals(evaluation, names["generator"], names["fused"])
+
+
+def keep_shard_totals(evaluation: Evaluation, shard: int) -> None:
+    """Writes what `read_result_totals` would read of a shard, whose parts are all there."""
+    names = headline_variants(evaluation)
+    keep_totals(evaluation, shard, names["generator"], names["fused"])
+
+
+def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    from vitp_pipeline.metrics.bootstrap import pixel_accuracy
+    from vitp_pipeline.metrics.semantic import ious, mean_accuracy, mean_iou
+
+    class_names = evaluation.dataset.spec.class_names
+    figures: dict[str, Any] = {"alpha": evaluation.alpha}
+    for name, variant in names.items():
+        areas = totals.areas[variant]
+        figures[name] = {
+            "mIoU": float(mean_iou(areas, "present")),
+            "mIoU_union": float(mean_iou(areas, "union")),
+            "pixel_accuracy": float(pixel_accuracy(areas)),
+            "mAcc": mean_accuracy(areas),
+            "IoU": dict(zip(class_names, ious(areas), strict=True)),
+        }
+        if evaluation.settings.boundary_iou:
+            boundary = totals.boundary[variant]
+            per_class = dict(zip(class_names, ious(boundary), strict=True))
+            figures[name] |= {"boundary_mIoU": float(mean_iou(boundary)), "boundary_IoU": per_class}
+    if evaluation.settings.certain:
+        figures["certain"] = certain_share(totals.certain)
+    figures["classes_present"] = int((totals.areas[names["generator"], :, 1] > 0).sum())
+    figures["classes"] = len(class_names)
+    figures["bootstrap"] = _bootstrap(totals, names)
+    figures["sweep"] = [
+        {"alpha": a, "mIoU": float(mean_iou(areas)), "pixel_accuracy": float(pixel_accuracy(areas))}
+        for a, areas in zip(evaluation.alphas, totals.areas, strict=False)  # the other variants stand behind the sweep
+    ]
+    return figures
+
+
+def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    """Intervals of the fused mIoU and of its gain over the generator's, in one resampling of the images."""
+    from vitp_pipeline.metrics.bootstrap import BlockAreas, miou, percentile_interval
+
+    before, after = (float(miou(totals.areas[names[name]])) for name in ("generator", "fused"))
+    resampled = miou(totals.paired.resampled(RESAMPLES))
+    own = percentile_interval(after, resampled[:, 1])
+    gain = percentile_interval(after - before, resampled[:, 1] - resampled[:, 0])
+    return {
+        "resamples": RESAMPLES,
+        **({"blocks": totals.paired.images} if isinstance(totals.paired, BlockAreas) else {}),
+        "level": gain.level,
+        "fused_mIoU": [own.low, own.high],
+        "gain_mIoU": {"estimate": gain.estimate, "interval": [gain.low, gain.high]},
+    }
+
+
+def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    from vitp_pipeline.metrics.panoptic import PanopticQuality
+
+    spec = evaluation.dataset.spec
+
+    def quality(variant: int) -> PanopticQuality:
+        return PanopticQuality(len(spec.classes), spec.things, totals.panoptic(variant))
+
+    def figures(variant: int) -> dict[str, Any]:
+        state = quality(variant)
+        out: dict[str, Any] = {}
+        for group, scores in state.summary().items():
+            out[group] = {"PQ": scores.pq, "SQ": scores.sq, "RQ": scores.rq, "classes": scores.classes}
+        out["PQ"] = dict(zip(spec.class_names, state.per_class()["pq"], strict=True))
+        return out
+
+    result: dict[str, Any] = {name: figures(variant) for name, variant in names.items()}
+    result["alpha"] = evaluation.alpha
+    result["sweep"] = [{"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)]
+    return result
+
+
+def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
+    """Of the masks that likely are something (1 − v > 0.5) and cover labelled pixels: the share named right, and which
+    class (the majority inside) was called what.
+    """
+    names, count = evaluation.dataset.spec.class_names, int(totals.named[0].sum())
+    share, confusion = {}, {}
+    for by, counts in zip(NAMED_BY, totals.named, strict=True):
+        share[by] = float(np.trace(counts) / count) if count else None
+        confusion[by] = [[names[t], names[p], int(counts[t, p])] for t, p in np.argwhere(counts)]
+    return {"matched": count, "named_right": share, "confusion": confusion}
+
+
+def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, Any]:
+    """The figures, always made of the counts; result.json is written for people and tools, and never believed.
+
+    Raises:
+        PartialError: as `summarise`.
+    """
+    result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
+    path = evaluation.run.folder / "result.json"
+    if result["images"]["measured"] == result["images"]["of"] and not _says(path, result):
+        write_sealed(path, result)
+    return result
+
+
+def _says(path: Path, result: dict[str, Any]) -> bool:
+    """Whether a file holds these figures, whenever they were made."""
+    if not there(path):
+        return False
+    try:
+        found = read_sealed(path)
+    except CorruptError as error:
+        say(f"{error.message}; made anew from the counts")
+        return False
+    return {**found, "provenance": None} == {**result, "provenance": None}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """A table for people, on standard output."""
+    from vitp_pipeline.runtime.tables import Table
+
+    images, semantic, panoptic = result["images"], result["semantic"], result["panoptic"]
+    instance = result.get("instance")
+    where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
+    complete = images["measured"] == images["of"]
+    count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
+    alpha = f"α = {result['alpha']:g}"
+    titles = {
+        "generator": "generator (α = 0)",
+        "classifier": "classifier (α = 1)",
+        "fused": f"fused ({alpha})",
+        "bound_point": "truth at the point",
+        "bound_mask": "truth in the mask",
+    }
+    widths = [len(figures) for figures in figures_shown(result, "generator")]
+    together = sum(widths) <= WIDEST  # in one table, else in one for each task
+    tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
+    for tasks in tables:
+        table = Table(title=f"{where}, {count}, {alpha}")
+        table.column("masks named by", no_wrap=True)
+        for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
+            table.column(column, justify="right", min_width=len("99.99"))
+        for name, title in titles.items():
+            cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
+            table.row(title, *map(percent, cells), bold=name == "fused")
+            if name == "fused":
+                table.add_section()
+        table.show()
+    if semantic:
+        gain = semantic["bootstrap"]["gain_mIoU"]
+        show(
+            f"fused − generator: {signed(gain['estimate'])} mIoU (95 % of {RESAMPLES} resamples of the images: "
+            f"{span(*gain['interval'])}); mIoU over the {semantic['classes_present']} classes present"
+        )
+    if semantic and (certain := semantic.get("certain")):
+        share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
+        show(f"label certain, whatever storing changed in the masks: {share}")
+    named = result["masks"]["named_right"]
+    if result["masks"]["matched"]:
+        shares = ", ".join(f"{name} {percent(named[name])} %" for name in NAMED_BY)
+        of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
+        show(f"masks named right: {shares} of {of}")
+    for note in result["notes"]:
+        if note.startswith(NO_PQ):
+            say(f"note: {note}")  # a remark: it is about no figure
+        else:
+            show(f"note: {note}")
+    swept = [(s["sweep"], keys) for s, keys in ((semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))) if s]
+    if len(swept[0][0]) > 3:
+        sweep = Table(title="α sweep, on this split: not for choosing α")
+        for column in ("α", *(SHOWN.get(key, key) for _, keys in swept for key in keys)):
+            sweep.column(column, justify="right")
+        for rows in zip(*(rows for rows, _ in swept), strict=True):
+            cells = [row[key] for row, (_, keys) in zip(rows, swept, strict=True) for key in keys]
+            sweep.row(f"{rows[0]['alpha']:g}", *map(percent, cells))
+        sweep.show()
+
+
+def figures_shown(result: dict[str, Any], name: str) -> list[dict[str, float | None]]:
+    """The figures of a row of the tables by their headings, task by task."""
+    tasks: list[dict[str, float | None]] = []
+    if result["semantic"]:
+        s = result["semantic"][name]
+        tasks.append({SHOWN.get(key, key): s[key] for key in (*SEMANTIC, "boundary_mIoU") if key in s})
+    if result["panoptic"]:
+        p = result["panoptic"][name]
+        figures = {key: p["all"][key] for key in ("PQ", "SQ", "RQ")}
+        tasks.append(figures | {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]})
+    if result.get("instance"):
+        measures = result["instance"][name]
+        titles = [(m, title) for m, title in AP_SHOWN.items() if m in measures]
+        tasks.append({f"{title}{at}": measures[m][f"AP{at}"] for m, title in titles for at in ("", "50")})
+    return tasks
+
+
+def to_json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,181 @@
+"""What the figures of an evaluation are made of: sums over its images, added up part by part.
+
+Memory is that of the sums and of one part, whatever the number of images, but for the bootstrap of mIoU (22 bytes a
+class that occurs in an image, `metrics.bootstrap.SparseAreas`, for 10,000 images at most) and AP, whose detections are
+sorted all together.
+
+A finished shard's sums lie beside its parts, so that figures of a thousand shards need not read a million rows:
+
+    _totals.parquet      one row an array: name, type, shape, bytes; sealed like an index, written before done.json
+
+They follow from the parts. Whoever changes a part removes them (`execution.runner`); where there are none, parts are read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.layout import totals_path
+from vitp_pipeline.artifacts.parts import RUN, read_index, write_index
+from vitp_pipeline.evaluation import certainty
+from vitp_pipeline.evaluation.count_reader import (
+    STATES,
+    Rows,
+    add_part,
+    areas_of,
+    entries_of,
+    failures,
+    joined,
+    missing_shards,
+    shard_parts,
+)
+from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.instances import COLUMNS
+from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
+from vitp_pipeline.metrics.exact_sum import IouSums
+from vitp_pipeline.metrics.panoptic import PanopticCounts
+from vitp_pipeline.storage.backend import bring, there
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAMED_BY = ("generator", "classifier", "fused")
+
+
+class Totals:
+    """Sums over the images that are measured; V variants, K classes.
+
+    Attributes:
+        images: how many images were looked at, those that failed included.
+        failed: (image, reason).
+        missing: shards that are not finished.
+        areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
+        boundary: the same of boundaries.
+        certain: (2,) int64, sums of `certainty.FIELDS`.
+        paired: areas of images, or of blocks of them, under the generator's names and the fused ones, to be resampled.
+        matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
+        named: (3, K, K) int64 masks of a true class (rows) under the names of `NAMED_BY`.
+        detections: entries of `instances.COLUMNS` of all images; empty without instances.
+    """
+
+    def __init__(self, evaluation: Evaluation, generator: int, fused: int) -> None:
+        """Args: an evaluation, and the numbers of these variants."""
+        variants, classes = len(evaluation.variants), len(evaluation.dataset.spec.classes)
+        self.images = 0
+        self.failed: list[tuple[str, str]] = []
+        self.missing: list[int] = []
+        self.areas = np.zeros((variants, classes, 3), np.int64)
+        self.boundary = np.zeros_like(self.areas)
+        self.certain = np.zeros(len(certainty.FIELDS), np.int64)
+        count = len(evaluation.run.images)
+        self.paired = SparseAreas(classes, 2) if count <= SINGLE else BlockAreas(classes, 2, count)
+        self.matches = np.zeros((variants, 3, classes), np.int64)
+        self.named = np.zeros((len(NAMED_BY), classes, classes), np.int64)
+        self.detections = Rows()
+        self._ious = IouSums((variants, classes))
+        self._pair = generator, fused
+
+    def add(self, part: pa.Table, first: int) -> None:
+        """Adds the images of a part, `first` being the number of its first one."""
+        columns = part.column_names[len(STATES) :]
+        self.images += len(part)
+        self.failed += failures(part)
+        e = entries_of(part, "semantic")
+        self.areas += sparse_areas(e["variant"], e["truth"], e["predicted"], e["pixels"], *self.areas.shape[:2])
+        pair = np.stack([areas_of(e, variant, len(part), self.areas.shape[1]) for variant in self._pair])
+        if isinstance(self.paired, BlockAreas):
+            self.paired.add(pair, first)
+        else:
+            self.paired.add(pair)
+        if "boundary" in columns:
+            e = entries_of(part, "boundary")
+            values = np.stack([e[name] for name in ("both", "truth", "predicted")], 1)
+            np.add.at(self.boundary, (e["variant"], e["class"]), values)
+        if "certain" in columns:
+            e = entries_of(part, "certain")
+            self.certain += [e[name].sum() for name in certainty.FIELDS]
+        e = entries_of(part, "panoptic")
+        for row, name in enumerate(("tp", "fp", "fn")):
+            np.add.at(self.matches[:, row], (e["variant"], e["class"]), e[name])
+        self._ious.add((e["variant"], e["class"]), e["iou"])
+        e = entries_of(part, "masks")
+        for counts, name in zip(self.named, NAMED_BY, strict=True):
+            np.add.at(counts, (e["label"], e[name]), 1)
+
+    def panoptic(self, variant: int) -> PanopticCounts:
+        """The matches of a variant."""
+        return PanopticCounts(*self.matches[variant], self._ious.totals(variant))
+
+    def add_table(self, table: pa.Table) -> None:
+        """Adds what `table` of another one gave, in the images' order."""
+        about = json.loads(table.schema.metadata[b"vitp"])
+        self.images += about["images"]
+        self.failed += [(image, reason) for image, reason in about["failed"]]
+        found = {
+            row["name"]: np.frombuffer(row["content"], row["type"]).reshape(row["shape"]) for row in table.to_pylist()
+        }
+        for name, sums in self._sums().items():
+            sums += found.pop(name)
+        self.paired.extend(*(found[f"paired{n}"] for n in range(len(found))))
+
+    def table(self) -> pa.Table:
+        """All but the detections."""
+        import pyarrow as pa
+
+        arrays = self._sums() | {f"paired{n}": array for n, array in enumerate(self.paired.content())}
+        rows = [
+            {"name": name, "type": array.dtype.str, "shape": array.shape, "content": array.tobytes()}
+            for name, array in arrays.items()
+        ]
+        columns = {"name": pa.string(), "type": pa.string(), "shape": pa.list_(pa.int64()), "content": pa.binary()}
+        about = json.dumps({"images": self.images, "failed": self.failed})
+        return pa.Table.from_pylist(rows, pa.schema(list(columns.items()), metadata={"vitp": about}))
+
+    def _sums(self) -> dict[str, np.ndarray]:
+        names = ("areas", "boundary", "certain", "matches", "named")
+        return {name: getattr(self, name) for name in names} | {"ious": self._ious.limbs}
+
+
+def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
+    """Adds up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
+    totals, pieces = Totals(evaluation, generator, fused), {}
+    totals.missing = missing_shards(evaluation)
+    finished = sorted(set(range(evaluation.run.shards)).difference(totals.missing))
+    if "instance" not in evaluation.tasks:
+        bring(totals_path(evaluation.run.shard_folder(shard)) for shard in finished)
+    for shard in finished:
+        path = totals_path(evaluation.run.shard_folder(shard))
+        if "instance" not in evaluation.tasks and there(path):
+            totals.add_table(read_index(path, run=evaluation.run.digest))
+        else:
+            _add_parts(totals, pieces, evaluation, shard)
+    joined(totals.detections, pieces)
+    return totals
+
+
+def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) -> None:
+    """Writes the sums of a shard whose parts are all there. Detections cannot be summed: with them, nothing is written.
+
+    Raises:
+        StorageError: disk full and its kin.
+        CorruptError: a part cannot be read.
+    """
+    if "instance" in evaluation.tasks:
+        return
+    totals = Totals(evaluation, generator, fused)
+    _add_parts(totals, {}, evaluation, shard)
+    table = totals.table()
+    about = {**table.schema.metadata, RUN: evaluation.run.digest.encode()}
+    write_index(totals_path(evaluation.run.shard_folder(shard)), table.replace_schema_metadata(about))
+
+
+def _add_parts(totals: Totals, pieces: dict[str, Any], evaluation: Evaluation, shard: int) -> None:
+    first = evaluation.run.first_image(shard)
+    for part in shard_parts(evaluation, shard):
+        totals.add(part, first)
+        first += len(part)
+        if "instance" in evaluation.tasks:
+            add_part(totals.detections, pieces, part, tuple(COLUMNS))

@@ -1,0 +1,320 @@
+"""How a stage goes over shards and parts, so that being killed costs some minutes of work at most."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.artifacts.partial_part import Spool, images_of, stale_files
+from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
+from vitp_pipeline.errors import CorruptError, LockedError, PartialError, StorageError
+from vitp_pipeline.runtime.progress import Progress, counted, progress, say
+from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
+from vitp_pipeline.storage.atomic_files import refusals
+from vitp_pipeline.storage.backend import discard, files_in, publish, release, there
+from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
+from vitp_pipeline.storage.locks import Lock, locked
+from vitp_pipeline.storage.temporaries import temporary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vitp_pipeline.storage.store_locks import StoreLock
+
+
+KEEP_EVERY = 300.0
+"""Seconds after which what is finished of a part is kept in its spool."""
+KEEP_SHARE = 20.0
+"""How often as long as keeping takes a maker works at least before it is asked to again: large arrays take a while."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A maker's turn at a part.
+
+    Attributes:
+        advance: called with the number of images finished since it was called last.
+        until: when what is finished shall be handed over, by `time.monotonic`.
+    """
+
+    advance: Callable[[int], None] = lambda count: None
+    until: float = math.inf
+
+    def over(self) -> bool:
+        """Whether to return what is finished."""
+        return stop_wanted() or time.monotonic() >= self.until
+
+
+class PartMaker(Protocol):
+    """Makes the results of one part. Built only when there is something to do: it may load a model."""
+
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        """Writes the arrays of `images` to the file `arrays` (or nothing) and returns their rows, in order.
+
+        Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `images` are those of the
+        part that are not made yet. When the turn is over, it may return early, after one or more of them; it is then
+        called anew with the others. What goes through a model together must not depend on that.
+        """
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a stage did, and in which folder. `made` and `cached` count images, `failed` are (image id, reason)."""
+
+    made: int = 0
+    cached: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    folder: Path | None = None
+    fingerprint: str = ""
+
+    def report(self, stage: str) -> None:
+        """Says how it ended. Raises PartialError when images failed."""
+        if not self.made:
+            good = self.cached - len(self.failed)
+            say(f"{stage}: nothing to do, {counted(good, 'image')} {'is' if good == 1 else 'are'} done")
+        else:
+            kept = f", {self.cached} were done before" if self.cached else ""
+            say(f"{stage}: {counted(self.made, 'image')} in {self.seconds:.0f} s{kept}")
+        if self.failed:
+            for image_id, reason in self.failed[:10]:
+                say(f"  failed: {image_id}: {reason}")
+            more = f" (and {len(self.failed) - 10} more)" if len(self.failed) > 10 else ""
+            raise PartialError(
+                f"{stage}: {counted(len(self.failed), 'image')} failed{more}, the rest is done",
+                "Mend them and run again with --retry-failed",
+            )
+
+
+def run_parts(
+    run: StageRun,
+    shards: Sequence[int],
+    build: Callable[[], PartMaker],
+    title: str,
+    retry_failed: bool = False,
+    conclude: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Makes every part of the shards that is not there yet, then each shard's done.json.
+
+    A part's index file is the mark that it is committed; leavings of killed tasks are removed first.
+
+    Args:
+        conclude: writes what follows from all parts of a shard, before its done.json.
+    Raises:
+        LockedError: another task is at work on one of the shards.
+        StoppedError: a signal asked this task to end; what is finished of the part is kept in a spool.
+        StorageError: disk full and its kin.
+    """
+    outcome, maker, began = Outcome(folder=run.folder, fingerprint=run.fingerprint), None, time.monotonic()
+    if retry_failed:
+        for shard in shards:
+            _forget_failed(run, shard)
+    open_shards = []
+    for shard in shards:
+        if run.finished(shard):
+            outcome.cached += len(run.shard_images(shard))
+            outcome.failed += failed_images(run, shard)
+        else:
+            open_shards.append(shard)
+    if not open_shards:
+        return outcome
+
+    with finishing(), progress(title, sum(len(run.shard_images(s)) for s in open_shards)) as bar:
+        for shard in open_shards:
+            folder = run.shard_folder(shard)
+            with locked(folder / "lock") as lock:
+                if run.finished(shard):  # by another task, since it was looked at
+                    outcome.failed += failed_images(run, shard)
+                    outcome.cached += len(run.shard_images(shard))
+                    bar.advance(len(run.shard_images(shard)))
+                    continue
+                for name in stale_files(folder):
+                    discard(folder / name)
+                discard(totals_path(folder))  # of the parts that there were
+                for part, images in enumerate(run.parts(shard)):
+                    if there(index_path(folder, part)):
+                        outcome.cached += len(images)
+                        bar.advance(len(images))
+                        continue
+                    if maker is None:
+                        with interruptible(f"{bar.done} of {bar.total} images are done"):
+                            maker = build()
+                    made = _make_part(run, shard, part, maker, bar, lock)
+                    outcome.made += made
+                    outcome.cached += len(images) - made
+                if conclude is not None:
+                    conclude(shard)
+                outcome.failed += finish_shard(run, shard)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock | StoreLock) -> int:
+    """Makes and commits a part, or what is left of it; how many images that were.
+
+    Raises:
+        StoppedError: before its end; what is finished lies in its spool.
+        LockedError: another task has taken the shard over meanwhile.
+    """
+    folder, images = run.shard_folder(shard), run.parts(shard)[part]
+    arrays = temporary(folder / f"part-{part:04d}.zarr.zip")
+    spool = Spool(folder, part, run.fingerprint, images)
+    left, pause = spool.left, KEEP_EVERY
+    if spool.images:
+        bar.advance(len(spool.images))
+    try:
+        while True:
+            if stop_wanted():
+                raise stopped(f"{bar.done} of {bar.total} images are done")
+            began = time.monotonic()
+            made = maker.make(shard, part, spool.left, arrays, Turn(bar.advance, began + pause))
+            returned = time.monotonic()
+            rows = spool.joined(made, arrays)
+            lock.check()
+            _log(run, shard, part, len(images_of(made)), returned - began)
+            if images_of(rows) == images:
+                break
+            spool.keep(rows, arrays)
+            pause = max(KEEP_EVERY, KEEP_SHARE * (time.monotonic() - returned))
+        commit_part(run, shard, part, rows, arrays, lock)
+    finally:
+        remove(arrays)
+    spool.remove()
+    return len(left)
+
+
+def commit_part(
+    run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | StoreLock | None = None
+) -> None:
+    """Publishes a part: its arrays under a name that no other content has, then its index, unless there is one.
+
+    So a task that was suspended and taken over, however late it wakes and whatever the file system's locks are worth,
+    changes nothing that is committed.
+
+    Args:
+        arrays: a file whose content they are, which is moved; it need not exist.
+    Raises:
+        LockedError: another task has taken over.
+    """
+    folder, about = run.shard_folder(shard), {**(rows.schema.metadata or {}), RUN: run.digest.encode()}
+    index, own = index_path(folder, part), None
+    if arrays.exists():
+        about[ARRAYS_DIGEST] = (digest := file_digest(arrays)).encode()
+        own = arrays_path(folder, part, digest)
+        with refusals(own):
+            make_folder(folder)
+            rename(arrays, own)
+            sync_folder(folder)
+        publish(own)
+    if lock is not None:
+        lock.check()
+    if not create_index(index, rows.replace_schema_metadata(about)):
+        raise LockedError(f"{index}: another task has committed this part", "Run the same command again")
+    if own is not None:
+        if own.name not in files_in(folder):  # whoever took over has taken it for stale
+            discard(index)
+            raise LockedError(f"{own}: another task has removed it", "Run the same command again")
+        release(own)
+
+
+def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
+    """Writes done.json from what the parts say, so that it does not depend on interruptions."""
+    stats = shard_stats(run, shard)
+    write_sealed(run.shard_folder(shard) / "done.json", stats)
+    return [(image_id, reason) for image_id, reason in stats["failed"]]
+
+
+def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
+    """What done.json says of a shard whose parts are all there: which files it has, and which images failed.
+
+    Raises:
+        CorruptError: a part cannot be read.
+    """
+    folder, failed = run.shard_folder(shard), []
+    sizes, digests = files_in(folder), {}
+    own = []
+    for part in range(len(run.parts(shard))):
+        rows = run.read_rows(shard, part, ["image_id", "status", "error"])
+        failed += [[r["image_id"], r["error"]] for r in rows.to_pylist() if r["status"] != "ok"]
+        index, digest = index_path(folder, part), arrays_digest(rows)
+        digests[index.name] = file_digest(index)
+        own += [index.name, *([arrays_path(folder, part, digest).name] if digest else [])]
+    if (totals := totals_path(folder)).name in sizes and there(totals):
+        digests[totals.name] = file_digest(totals)
+    return {
+        "run": run.digest,
+        "images": len(run.shard_images(shard)),
+        "parts": len(run.parts(shard)),
+        "bytes": sum(sizes.get(name, 0) for name in own),
+        "failed": failed,
+        "files": digests,
+    }
+
+
+def read_done(run: StageRun, shard: int) -> dict[str, Any]:
+    """What done.json says of a finished shard, see `shard_stats`. Raises CorruptError when it is damaged."""
+    stats = run.read_done(shard)
+    try:
+        failed = [(str(image_id), reason) for image_id, reason in stats["failed"]]
+        return {**stats, "images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(run.shard_folder(shard) / "done.json", f"damaged ({error!r})") from error
+
+
+def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
+    """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
+    failed: list[tuple[str, str]] = read_done(run, shard)["failed"]
+    return failed
+
+
+def _forget_failed(run: StageRun, shard: int) -> None:
+    """Makes spools, without the failed images, of the parts that hold some: only those are then made anew."""
+    folder = run.shard_folder(shard)
+    with locked(folder / "lock"):
+        for part, images in enumerate(run.parts(shard)):
+            index = index_path(folder, part)
+            spool = Spool(folder, part, run.fingerprint, images)
+            rows = run.read_rows(shard, part) if there(index) else None
+            known = spool.rows if rows is None else rows
+            if known is None or len(good := _that_worked(known)) == len(known):
+                continue
+            arrays = None
+            if rows is not None:
+                if digest := arrays_digest(rows):
+                    there(arrays := arrays_path(folder, part, digest))
+                discard(folder / "done.json")
+                discard(index)
+            if len(good):
+                spool.keep(good, arrays)
+            else:
+                spool.remove()
+
+
+def _that_worked(rows: pa.Table) -> pa.Table:
+    return rows.filter([status == "ok" for status in rows["status"].to_pylist()])
+
+
+def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
+    """Timings go beside what is compared, an entry each time that a maker has worked at a part. Where they cannot be
+    written, the work goes on.
+    """
+    path = run.folder / "log" / f"shard-{shard:05d}.json"
+    entry = {"part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
+    try:
+        before = read_sealed(path)["parts"] if there(path) else []
+    except CorruptError as error:
+        say(f"{error.message}; begun anew")
+        before = []
+    try:
+        write_sealed(path, {"shard": shard, "parts": [*before, entry]})
+    except StorageError as error:
+        say(f"{error.message}; this part's timing is not kept")

@@ -1,1 +1,0 @@
-"""Masks that other tools made, as proposals."""

@@ -1,0 +1,1 @@
+"""Adapt models of transformers, and convert detectron2's files for them. Start with `adapter`."""

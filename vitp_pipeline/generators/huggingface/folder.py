@@ -1,0 +1,185 @@
+"""Models as transformers keeps them on disk, told apart without importing torch or transformers.
+
+A folder holds `config.json` (what the network is), `preprocessor_config.json` (how it wants to see an image; may be
+missing) and weights: `model*.safetensors`, or `pytorch_model*.bin`. A name on the Hugging Face Hub becomes such a
+folder by downloading it, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.errors import InputError, UserError
+from vitp_pipeline.generators.hf_checks import check_config, check_preprocessor
+from vitp_pipeline.storage.digests import Digests
+
+NETWORKS = {
+    "oneformer": "OneFormer",
+    "mask2former": "Mask2Former",
+    "maskformer": "MaskFormer",
+    "eomt": "EoMT",
+    "eomt_dinov3": "EoMT (DINOv3)",
+}
+"""Names for people by `model_type` of config.json."""
+
+INSTALL = 'pip install "vitp-pipeline[hf]"'
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DETECTRON2_SIZE = (800, 1333)
+"""Shortest and longest edge where nothing says otherwise, as in detectron2 and transformers."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model of transformers on disk.
+
+    Attributes:
+        config: its config.json.
+        model_type: a key of `NETWORKS`.
+        weights: the files of its weights; empty: to be drawn at random.
+        preprocessor: what preprocessor_config.json says; empty without one.
+    """
+
+    config: Path
+    model_type: str
+    weights: tuple[Path, ...]
+    preprocessor: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.config.parent
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        """What makes two models give the same, as digests of content."""
+        preprocessor = json.dumps(self.preprocessor, sort_keys=True)
+        weights = " ".join(f"{file.name} {digests.of(file)}" for file in self.weights)
+        return {
+            "library": "transformers",
+            "config": hashlib.sha256(self.config.read_bytes()).hexdigest(),
+            "preprocessor": hashlib.sha256(preprocessor.encode()).hexdigest(),
+            "checkpoint": hashlib.sha256(weights.encode()).hexdigest() if weights else "random weights",
+        }
+
+
+def is_config(path: Path) -> bool:
+    """Whether a file is a config.json of transformers: JSON with a `model_type`, which OpenMMLab's configs have not."""
+    if path.suffix != ".json":
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
+
+
+def open_pretrained(path: Path) -> Pretrained:
+    """The model of a folder with its weights, or of a config.json alone, for random ones.
+
+    Raises:
+        InputError: no such model, no weights in the folder, or files that are not JSON.
+        UserError: a network that is no mask generator known here.
+    """
+    config = path / "config.json" if path.is_dir() else path
+    if not config.is_file():
+        raise InputError(f"{path}: no config.json there", "Give the folder of a transformers model")
+    content = _read_json(config)
+    model_type = content.get("model_type")
+    if model_type not in NETWORKS:
+        raise UserError(
+            f"{config}: model_type {model_type!r} is not supported",
+            f"Networks that can be used: {', '.join(f'{NETWORKS[kind]} ({kind})' for kind in NETWORKS)}",
+        )
+    preprocessor = config.with_name("preprocessor_config.json")
+    sizes = _read_json(preprocessor) if preprocessor.is_file() else {}
+    for file, said, check in ((config, content, check_config), (preprocessor, sizes, check_preprocessor)):
+        try:
+            check(said)
+        except ValueError as error:
+            raise InputError(f"{file}: refused: {error}", "Give the folder of a published or imported model") from error
+    weights = weight_files(path) if path.is_dir() else ()
+    if path.is_dir() and not weights:
+        raise InputError(
+            f"{path}: holds no weights (model.safetensors)", f"For random weights, to try it out, name {config}"
+        )
+    return Pretrained(config, model_type, weights, sizes)
+
+
+def download(name: str, with_weights: bool = True) -> Path:
+    """The folder of a model of the Hub; what is in the local cache already is not fetched again.
+
+    Args:
+        name: "owner/name".
+        with_weights: False: the configuration alone.
+    Raises:
+        InputError: no such model, no network, or no permission.
+        UserError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"hf:{name} needs huggingface_hub", INSTALL) from error
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", *(["*.safetensors"] if with_weights else [])]))
+        if with_weights and not weight_files(folder):  # published before there was safetensors
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+    except Exception as error:  # names, networks and permissions fail in many ways
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"hf:{name} cannot be fetched ({why})", "Fetch it elsewhere and give the path of its folder"
+        ) from error
+    return folder
+
+
+def frame_edges(model: Pretrained, given: tuple[int, ...]) -> tuple[int, int]:
+    """Shortest and longest edge of the resized image: `given`, else what the model's folder says.
+
+    Raises:
+        InputError: the folder asks for a fixed height and width, which would bend the image.
+    """
+    if given:
+        return given[0], given[1]
+    size = model.preprocessor.get("size", DETECTRON2_SIZE[0])
+    if isinstance(size, int):  # as before transformers 4.27
+        return size, model.preprocessor.get("max_size", DETECTRON2_SIZE[1])
+    if "shortest_edge" not in size:
+        raise InputError(
+            f"{model.folder}: preprocessor_config.json asks for a fixed size {size}, which would bend the image",
+            "Give the sizes of the original configuration, e.g. --set test_size=[640,2560]",
+        )
+    return size["shortest_edge"], size.get("longest_edge") or DETECTRON2_SIZE[1]
+
+
+def normalisation(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, RGB, of images whose values are 0 … 1."""
+    mean, std = (model.preprocessor.get(f"image_{what}") for what in ("mean", "std"))
+    return tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
+
+
+def sees_windows(model: Pretrained) -> bool:
+    """Whether an EoMT is a semantic one, which sees an image in squares, side by side; the others see it whole."""
+    return bool(model.preprocessor.get("do_split_image", False))
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files of weights in a folder, in the order of preference of transformers itself. An index of several must
+    name them, and nothing else. Raises InputError where it does not.
+    """
+    files = tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")))
+    for index in (*folder.glob("model*.safetensors.index.json"), *folder.glob("pytorch_model*.bin.index.json")):
+        named = _read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not {*map(str, named.values())} <= {file.name for file in files}:
+            raise InputError(f"{index}: names files that are not weights of its folder", "Fetch the folder again")
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return content

@@ -1,0 +1,1 @@
+"""Adapt models of mmsegmentation and mmdetection. Start with `adapter`."""

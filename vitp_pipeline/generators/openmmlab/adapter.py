@@ -1,0 +1,412 @@
+"""Mask proposals from mmsegmentation 1.x and mmdetection 3.x: MaskFormer, Mask2Former, heads built on them.
+
+The network, its test-time resize, normalisation and padding are the library's own; the result is taken from
+the last decoder layer, before the library upsamples it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
+from vitp_pipeline.generators.base import Output
+from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
+from vitp_pipeline.generators.data_config import is_data, read_yaml_safely, registered_only
+from vitp_pipeline.generators.openmmlab.configs import config_sources, resolve_config
+from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
+from vitp_pipeline.generators.openmmlab.parameter_names import has_old_names
+from vitp_pipeline.generators.ops.internimage import register_backbone
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.runtime.progress import quiet
+
+# What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
+OTHER_GEOMETRY = re.compile("Flip|Crop|Pad|Rotat|Affine|Shear|Translat|Mosaic|Perspective|TestTime|MultiScale")
+
+
+class OpenMMLabGenerator:
+    """A frozen mask transformer of mmseg or mmdet.
+
+    Attributes:
+        config: the config file that was read. name: its name without the suffix.
+        classes: from the checkpoint, else the config, else the config's dataset; None when none of them says.
+        protocol: "mmseg1" or "mmdet".
+        num_classes: K. num_queries: Q.
+        crop_size: (height, width) that the config's training pads its crops to; None when it does not say.
+        slide: ((height, width) of mmseg's windows, their stride) where its test_cfg has mode "slide", else None.
+        describe: one line for people: which network, which weights, which device.
+    """
+
+    def __init__(
+        self, config: str | Path, checkpoint: Path | None, device: str | torch.device = "cpu", seed: int = 0
+    ) -> None:
+        """Build the network and load its weights.
+
+        Args:
+            config: a path, or the name of a config that comes with mmseg or mmdet.
+            checkpoint: `.pth` or `.safetensors`; None draws random weights from `seed`.
+            device: where it runs.
+        Raises:
+            InputError: config or checkpoint cannot be found or read.
+            IncompatibleError: they do not belong together.
+            UserError: the model is of a kind that this adapter does not run, or a package is missing.
+        """
+        self.config = resolve_config(config)
+        self.name = self.config.stem
+        self.device = _device(device)
+        prepare_mmcv()
+        weights = read_checkpoint(checkpoint) if checkpoint is not None else None
+        with _quiet(), registered_only(self.config):
+            settings = _read_config(self.config)
+            library = _library(self.config, settings)
+            self.protocol = {"mmseg": "mmseg1", "mmdet": "mmdet"}[library]
+            self._model = _build_model(self.config, settings, library, weights, seed)
+            self._steps = _test_steps(self.config, settings, library)
+            self._pipelines = {1.0: _build_pipeline(self._steps, library, 1.0)}
+            self._building = threading.Lock()
+            self._model.to(self.device)
+        self._head = _head(self.config, self._model, library)
+        self._library, self._sample_type = library, _sample_type(library)
+        self.num_classes = int(self._head.num_classes)
+        self.num_queries = int(self._head.num_queries)
+        self.crop_size = _crop_size(settings)
+        self.slide = _slide(self.config, settings) if library == "mmseg" else None
+        with registered_only(self.config):
+            self.classes = _classes(self.config, settings, library, weights, self.num_classes)
+        origin = f"weights {weights.path.name}" if weights else f"random weights (seed {seed})"
+        self.describe = (
+            f"{type(self._model).__name__} with {type(self._head).__name__} of {library}, "
+            f"{self.num_queries} queries, {self.num_classes} classes, "
+            f"config {self.config.name}, {origin}, on {self.device}"
+        )
+
+    def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The image through the config's test pipeline, its test sizes times `scale`; see `Generator.resize`.
+
+        Channels stay in mmcv's order, BGR. Where the pipeline resizes to no fixed size, the image is scaled first.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        from mmcv import rgb2bgr
+
+        size = image.shape[:2]
+        bgr = rgb2bgr(np.ascontiguousarray(image))
+        with _quiet():
+            with self._building:
+                if scale not in self._pipelines:
+                    with registered_only(self.config):
+                        self._pipelines[scale] = _build_pipeline(self._steps, self._library, scale)
+            # as if the pipeline's loader had just read it
+            given = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
+            sample = self._pipelines[scale](given)
+        return sample["inputs"].permute(1, 2, 0).numpy()
+
+    @torch.inference_mode()
+    def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
+        """What the network says of frames; equally large ones share one forward. See `Generator.forward`."""
+        results: dict[int, Output] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, frame in enumerate(frames):
+            groups.setdefault(frame.shape, []).append(index)
+        # No TF32: logits must agree between batch sizes and with the CPU.
+        with _quiet(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            for members in groups.values():
+                results |= zip(members, self._forward_equal([frames[index] for index in members]), strict=True)
+        return [results[index] for index in range(len(frames))]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network could learn."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def _forward_equal(self, frames: Sequence[np.ndarray]) -> Iterator[Output]:
+        """One forward of frames of one size."""
+        size = frames[0].shape[:2]
+        tensors = [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames]
+        samples = [self._sample_type(metainfo={"img_shape": size, "ori_shape": size}) for _ in frames]
+        batch = self._model.data_preprocessor({"inputs": tensors, "data_samples": samples}, False)
+        tensor, samples = batch["inputs"], batch["data_samples"]
+        if self.protocol == "mmseg1":
+            for sample in samples:
+                # mmseg's MaskFormer head takes the image's size for the batch's, in training as in testing:
+                # its attention never hides the padding, and weights trained so expect it.
+                sample.set_metainfo({"batch_input_shape": size})
+        class_logits, mask_logits = self._head(self._model.extract_feat(tensor), samples)
+        for classes, masks in zip(class_logits[-1], mask_logits[-1], strict=True):
+            # The masks span the tensor that entered. `pad_shape` in the metainfo is not always its size:
+            # mmseg sets none without a test_cfg, mmdet gives what the image alone would have needed.
+            yield Output(masks.float(), classes.float(), tuple(tensor.shape[-2:]))
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"'{name}' is not a device", mend="Use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device '{name}' is not there", mend=f"torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
+    """The network of a config and its mask head, for the names and shapes of their tensors; the numbers mean nothing.
+
+    They lie on the meta device and take no memory, unless the network asks for values while it is built.
+
+    Raises: as `OpenMMLabGenerator` does.
+    """
+    path = resolve_config(config)
+    prepare_mmcv()
+    with _quiet(), registered_only(path):
+        settings = _read_config(path)
+        library = _library(path, settings)
+        try:
+            with torch.device("meta"):
+                model = _construct(path, settings, library)
+        except InputError:
+            model = _construct(path, settings, library)
+        return model, _head(path, model, library)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings and log lines of OpenMMLab about its own code: a user of ours cannot act on them."""
+    from mmengine.logging import MMLogger
+
+    with quiet(MMLogger.get_current_instance()):
+        yield
+
+
+def _read_config(path: Path) -> Any:
+    from mmengine import Config
+
+    read_yaml_safely()
+    program = not is_data(path)
+    if not program:
+        config_sources(path)  # it, and what it inherits from, ask for nothing more
+    try:
+        settings = Config.fromfile(path, import_custom_modules=program, use_environment_variables=program)
+    except Exception as error:  # a config is a program, anything can come out of it
+        raise InputError(f"{path}: config cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(settings.get("model"), dict) or "type" not in settings.model:
+        raise InputError(f"{path}: the config defines no model")
+    return settings
+
+
+def _type_name(settings: Any) -> str:
+    """`type` without its scope: "mmdet.Resize" and the class itself (newer configs) are both "Resize"."""
+    kind = settings.get("type", "") if isinstance(settings, dict) else ""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def _library(path: Path, settings: Any) -> str:
+    """The package that the model is of, by its outermost type."""
+    kind = _type_name(settings.model)
+    library = "mmseg" if kind.endswith("EncoderDecoder") else "mmdet"
+    try:
+        for package in dict.fromkeys(("mmdet", library)):  # mmseg's mask heads derive from mmdet's
+            for module in ("registry", "models", "datasets"):
+                importlib.import_module(f"{package}.{module}")
+    except ModuleNotFoundError as error:
+        mend = "Install mmsegmentation 1.2 and mmdet 3.3"
+        raise UserError(f"{path}: needs {error.name}, which is not installed", mend=mend) from error
+    register_backbone()
+    return library
+
+
+def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | None, seed: int) -> Any:
+    if weights is not None and has_old_names(weights.state_dict):
+        raise IncompatibleError(
+            f"{weights.path}: has the names of mmsegmentation 0.x or mmdetection 2.x",
+            mend=f"Run: vitp import-checkpoint {weights.path} --as mm --config {path} --out NEW.safetensors",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _construct(path, settings, library)
+        if weights is None:
+            with _scope(library):
+                model.init_weights()
+    if weights is not None:
+        load_into(model, weights)
+    return model.float().eval().requires_grad_(False)
+
+
+def _construct(path: Path, settings: Any, library: str) -> Any:
+    registry = importlib.import_module(f"{library}.registry").MODELS
+    model_settings = _without_downloads(settings.model)
+    with _scope(library):
+        try:
+            return registry.build(model_settings)
+        except UserError:
+            raise
+        except Exception as error:  # the constructors check their arguments in many ways
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: the model cannot be built ({why})") from error
+
+
+def _without_downloads(settings: Any) -> Any:
+    """A copy that names no pre-trained file: all weights come from the checkpoint, or from the seed."""
+    if isinstance(settings, list | tuple):
+        return type(settings)(_without_downloads(item) for item in settings)
+    if not isinstance(settings, dict):
+        return settings
+    copy = type(settings)()
+    for key, value in settings.items():
+        if key in ("pretrained", "checkpoint_path") or (key == "init_cfg" and _loads_a_file(value)):
+            continue
+        copy[key] = _without_downloads(value)
+    if _type_name(copy) == "TIMMBackbone":
+        copy["pretrained"] = False  # its default is to download
+    return copy
+
+
+def _loads_a_file(init: Any) -> bool:
+    inits = init if isinstance(init, list | tuple) else [init]
+    return any(isinstance(item, dict) and "checkpoint" in item for item in inits)
+
+
+def _head(path: Path, model: Any, library: str) -> Any:
+    from mmdet.models.dense_heads import MaskFormerHead  # Mask2Former's, and both of mmseg's, derive from it
+
+    head = getattr(model, "decode_head" if library == "mmseg" else "panoptic_head", None)
+    if not isinstance(head, MaskFormerHead):
+        found = type(model if head is None else head).__name__
+        raise UserError(
+            f"{path}: {found} does not propose masks by queries",
+            mend="Use a MaskFormer or Mask2Former of mmsegmentation or mmdetection",
+        )
+    return head
+
+
+def _sample_type(library: str) -> type:
+    if library == "mmseg":
+        from mmseg.structures import SegDataSample as SampleType
+    else:
+        from mmdet.structures import DetDataSample as SampleType
+    return SampleType
+
+
+def _test_steps(path: Path, settings: Any, library: str) -> list[Any]:
+    """The steps of the config's test pipeline without those that read files."""
+    steps = _test_pipeline(settings, library)
+    if not steps:
+        raise InputError(f"{path}: the config has no test_pipeline")
+    kept: list[Any] = []
+    for step in steps:
+        name = _type_name(step)
+        if OTHER_GEOMETRY.search(name):
+            raise UserError(f"{path}: the test pipeline has {name}, which is not supported: only resizing is")
+        if not name.startswith("Load"):
+            kept.append(step)
+        elif "Image" in name:
+            if step.get("color_type", "color") not in ("color", "unchanged"):
+                raise UserError(f"{path}: color_type '{step['color_type']}' is not supported, only 'color' is")
+            if step.get("to_float32", False):
+                kept.append(_to_float32)
+    return kept
+
+
+def _build_pipeline(steps: list[Any], library: str, scale: float) -> Any:
+    from mmengine.dataset import Compose
+
+    with _scope(library):
+        transforms = importlib.import_module(f"{library}.registry").TRANSFORMS
+        steps = _scaled(steps, scale)
+        return Compose([transforms.build(step) if isinstance(step, dict) else step for step in steps])
+
+
+def _scaled(steps: list[Any], scale: float) -> list[Any]:
+    """Steps with every fixed size times `scale`; where none has one, the image itself is scaled before them.
+
+    mmseg 0.x scales so (`img_ratios`). mmseg 1's `tta_pipeline` scales the image in place of the test size, which is
+    the same only where the config resizes to no fixed size.
+    """
+    if scale == 1.0:
+        return steps
+    sized = [isinstance(step, dict) and "Resize" in _type_name(step) and bool(step.get("scale")) for step in steps]
+    if not any(sized):
+        loaded = steps[:1] if steps[:1] == [_to_float32] else []
+        return [*loaded, dict(type="Resize", scale_factor=float(scale), keep_ratio=True), *steps[len(loaded) :]]
+    return [_scaled_step(step, scale) if fixed else step for step, fixed in zip(steps, sized, strict=True)]
+
+
+def _scaled_step(step: Any, scale: float) -> Any:
+    def times(size: Any) -> Any:
+        return tuple(map(times, size)) if isinstance(size, list | tuple) else int(size * scale + 0.5)
+
+    return {**step, **{key: times(step[key]) for key in ("scale", "max_size") if step.get(key)}}
+
+
+def _to_float32(loaded: dict[str, Any]) -> dict[str, Any]:
+    return {**loaded, "img": loaded["img"].astype(np.float32)}
+
+
+def _test_pipeline(settings: Any, library: str) -> list[Any]:
+    """Where each library's own inference looks for it, then where else it may be."""
+    places = [settings.get("test_pipeline"), _dataset(settings).get("pipeline")]
+    return next(filter(None, places if library == "mmseg" else reversed(places)), [])
+
+
+def _dataset(settings: Any) -> Any:
+    """The test dataset's settings, inside whatever wraps it."""
+    dataset = (settings.get("test_dataloader") or {}).get("dataset") or {}
+    while isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _crop_size(settings: Any) -> Size | None:
+    """Where mmseg (`size`) and mmdet (a batch augmentation) say to what they pad training crops."""
+    preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
+    augments = preprocessor.get("batch_augments") or []
+    sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]
+    return next((tuple(map(int, size)) for size in sizes if size), None)
+
+
+def _slide(path: Path, settings: Any) -> tuple[Size, Size] | None:
+    test = settings.model.get("test_cfg") or {}
+    if test.get("mode", "whole") != "slide":
+        return None
+    window, stride = (tuple(test.get(key) or ()) for key in ("crop_size", "stride"))
+    if len(window) != 2 or len(stride) != 2:
+        raise InputError(f"{path}: test_cfg has mode 'slide' without crop_size and stride of two numbers each")
+    return window, stride
+
+
+def _classes(
+    path: Path, settings: Any, library: str, weights: Checkpoint | None, num_classes: int
+) -> tuple[str, ...] | None:
+    if weights is not None and weights.classes is not None:
+        if len(weights.classes) != num_classes:
+            raise IncompatibleError(
+                f"{weights.path}: names {len(weights.classes)} classes, the model of {path} has {num_classes}"
+            )
+        return weights.classes
+    dataset = _dataset(settings)
+    candidates = [settings.get("dataset_meta"), settings.get("metainfo"), dataset.get("metainfo")]
+    if "type" in dataset:
+        datasets = importlib.import_module(f"{library}.registry").DATASETS
+        with _quiet(), _scope(library):
+            kind = datasets.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+        candidates.append(getattr(kind, "METAINFO", None))
+    for candidate in candidates:
+        names = (candidate or {}).get("classes")
+        # Another number of names belongs to a base config whose class count was overridden.
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            return tuple(map(str, names))
+    return None
+
+
+def _scope(library: str) -> Any:
+    """Names without a scope mean this library's, even when both libraries run in one process."""
+    from mmengine.registry import DefaultScope
+
+    return DefaultScope.overwrite_default_scope(library)

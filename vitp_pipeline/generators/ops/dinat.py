@@ -1,0 +1,155 @@
+"""DiNAT (Hassani and Shi 2022, arXiv 2209.15001) as a backbone of transformers' models, without natten.
+
+transformers has a DiNAT of its own, which cannot be built without the natten of some years ago. This one takes its
+place: same configuration (`DinatConfig`), same names of parameters, so the published files load; the attention is ours.
+It is for frozen use: no dropout, no drop path. Facts §2 and §3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DinatConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+
+from vitp_pipeline.generators.ops.neighborhood_attention import neighbourhood_attention, pad_to_window
+
+
+class DinatBackbone(BackboneMixin, PreTrainedModel):
+    """Image (B, 3, H, W) → maps (B, C·2^i, ⌈H/4⌉/2^i, …) of the stages that the configuration names, each normed."""
+
+    config_class = DinatConfig
+    base_model_prefix = "dinat"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: DinatConfig) -> None:
+        super().__init__(config)
+        widths = [config.embed_dim * 2**stage for stage in range(len(config.depths))]
+        self.embeddings = _Stem(config)
+        self.encoder = nn.Module()
+        self.encoder.levels = nn.ModuleList(
+            _Level(config, width, heads, dilations, last=width == widths[-1])
+            for width, heads, dilations in zip(widths, config.num_heads, _dilations(config), strict=True)
+        )
+        self.num_features = [config.embed_dim, *widths]
+        self.hidden_states_norms = nn.ModuleDict(
+            {stage: nn.LayerNorm(width) for stage, width in zip(self.out_features, self.channels, strict=True)}
+        )
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **_: object) -> BackboneOutput:
+        x = self.embeddings(pixel_values)
+        maps = [x] if "stem" in self.out_features else []
+        for stage, level in zip(self.stage_names[1:], self.encoder.levels, strict=True):
+            x = level(x)
+            if stage in self.out_features:
+                maps.append(x)
+            if level.downsample is not None:
+                x = level.downsample(x)
+        normed = (norm(x) for norm, x in zip(self.hidden_states_norms.values(), maps, strict=True))
+        return BackboneOutput(feature_maps=tuple(x.permute(0, 3, 1, 2).contiguous() for x in normed))
+
+
+def _dilations(config: DinatConfig) -> list[list[int]]:
+    """Per level and block; a wrong list loads without a word, so at least its lengths must be right."""
+    lengths = [len(level) for level in config.dilations]
+    if lengths != list(config.depths):
+        raise ValueError(f"dilations for {lengths} blocks, the levels have {list(config.depths)}")
+    return config.dilations
+
+
+class _Stem(nn.Module):
+    """Two convolutions of stride 2 with nothing between them, then a norm; from here on (B, H, W, C)."""
+
+    def __init__(self, config: DinatConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.patch_embeddings = nn.Module()
+        self.patch_embeddings.projection = nn.Sequential(
+            nn.Conv2d(config.num_channels, width // 2, 3, stride=2, padding=1),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.norm(self.patch_embeddings.projection(pixel_values).permute(0, 2, 3, 1))
+
+
+class _Level(nn.Module):
+    def __init__(self, config: DinatConfig, width: int, heads: int, dilations: list[int], last: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Block(config, width, heads, dilation) for dilation in dilations)
+        self.downsample = None if last else _Downsample(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class _Block(nn.Module):
+    """x + attention(norm x), then x + MLP(norm x), each scaled by channel where the configuration says so."""
+
+    def __init__(self, config: DinatConfig, width: int, heads: int, dilation: int) -> None:
+        super().__init__()
+        hidden = int(config.mlp_ratio * width)
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = NeighbourhoodAttention(width, heads, config.kernel_size, dilation, config.qkv_bias)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.intermediate = _named("dense", nn.Linear(width, hidden))
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = _named("dense", nn.Linear(hidden, width))
+        start = config.layer_scale_init_value
+        self.layer_scale_parameters = nn.Parameter(torch.full((2, width), float(start))) if start > 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._scaled(self.attention(self.layernorm_before(x)), 0)
+        hidden = self.activation(self.intermediate.dense(self.layernorm_after(x)))
+        return x + self._scaled(self.output.dense(hidden), 1)
+
+    def _scaled(self, branch: Tensor, number: int) -> Tensor:
+        return branch if self.layer_scale_parameters is None else self.layer_scale_parameters[number] * branch
+
+
+class NeighbourhoodAttention(nn.Module):
+    """Projection, dilated neighbourhood attention, projection: (B, H, W, C) → (B, H, W, C), of any H and W.
+
+    A map smaller than the window is padded with zeros before the first projection. What is padded takes part, with the
+    biases of the projection as its keys and values (facts §2.2).
+    """
+
+    def __init__(self, width: int, heads: int, kernel_size: int, dilation: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
+        self.self = nn.Module()
+        self.self.query, self.self.key, self.self.value = (nn.Linear(width, width, bias=qkv_bias) for _ in range(3))
+        self.self.rpb = nn.Parameter(torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.output = _named("dense", nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        x = pad_to_window(x, self.kernel_size, self.dilation)
+        projections = (self.self.query, self.self.key, self.self.value)
+        query, key, value = (project(x).unflatten(-1, (self.heads, -1)) for project in projections)
+        answer = neighbourhood_attention(query, key, value, self.self.rpb, self.kernel_size, self.dilation)
+        return self.output.dense(answer.flatten(3)[:, :height, :width])
+
+
+def _named(name: str, module: nn.Module) -> nn.Module:
+    """A module that holds another under a name, as the published files have it."""
+    holder = nn.Module()
+    holder.add_module(name, module)
+    return holder

@@ -1,0 +1,273 @@
+"""`vitp predict`: both stages on images of one's own, a file for every image and kind of result.
+
+OUT/classes.json                    what the numbers in the other files mean
+OUT/semantic/NAME.png               label values, with the classes' colours as palette
+OUT/panoptic/NAME.png               ids of segments, R + 256·G + 65536·B; 0 is nothing
+OUT/overlays/TASK/NAME.jpg          drawn over the image
+OUT/results/NAME.json               segments, masks, scores before and after; written last: the image is done
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
+from vitp_pipeline.datasets import IGNORE, DatasetSpec
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError
+from vitp_pipeline.inference.image_files import Picture
+from vitp_pipeline.runtime.escaping import is_text
+from vitp_pipeline.runtime.progress import counted, progress, say
+from vitp_pipeline.storage.atomic_files import write_json, write_whole
+from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
+from vitp_pipeline.storage.fs_ops import fill
+
+if TYPE_CHECKING:
+    from vitp_pipeline.inference.overlay import Region
+    from vitp_pipeline.inference.predictor import NamedMask, Predictor, Segmentation
+
+OVERLAYS = ("jpg", "png", "none")
+DRAWN_FROM = 0.3
+"""Instances of a lower score are listed, not drawn."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be written where, and what it follows from.
+
+    Attributes:
+        identity: of the networks and settings; with the same one, an image's results are the same.
+        shown: what people want to know of them, for the JSON files.
+        overlay: one of `OVERLAYS`.
+    """
+
+    out: Path
+    identity: dict[str, Any]
+    tasks: tuple[str, ...]
+    shown: dict[str, Any] = field(default_factory=dict)
+    overlay: str = "jpg"
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint({**self.identity, "tasks": list(self.tasks), "overlay": self.overlay})
+
+    def result(self, picture: Picture) -> Path:
+        return self.out / "results" / f"{picture.name}.json"
+
+    def files(self, picture: Picture) -> list[Path]:
+        """All that is written of an image, the result last."""
+        maps = [self.out / task / f"{picture.name}.png" for task in ("semantic", "panoptic") if task in self.tasks]
+        drawn = () if self.overlay == "none" else self.tasks
+        sheets = [self.out / "overlays" / task / f"{picture.name}.{self.overlay}" for task in drawn]
+        return [*maps, *sheets, self.result(picture)]
+
+
+@dataclass
+class Predicted:
+    """What `predict` did, and in which folder.
+
+    Attributes:
+        made, cached: images whose results were written, now or before.
+        failed: (image file, reason) of those that could not be used.
+        images: the image file of each result, and the files that were written of it.
+    """
+
+    folder: Path
+    fingerprint: str
+    made: int = 0
+    cached: int = 0
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    images: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self) -> None:
+        """Says how it ended. Raises PartialError when images could not be used."""
+        if not self.made and not self.failed:
+            say(f"predict: nothing to do, {counted(self.cached, 'image')} {'is' if self.cached == 1 else 'are'} done")
+            return
+        kept = f", {self.cached} were done before" if self.cached else ""
+        took = f" in {self.seconds:.0f} s, loading the networks included" if self.made else ""
+        say(f"predict: {counted(self.made, 'image')}{took}{kept}: {self.folder}")
+        if self.failed:
+            of = self.made + self.cached + len(self.failed)
+            raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
+
+
+def predict(
+    pictures: Sequence[Picture], build: Callable[[], Predictor], wish: Wish, overwrite: bool = False
+) -> Predicted:
+    """Writes the results of every image that has none yet. An image that cannot be used is reported in a line.
+
+    Args:
+        build: makes the predictor; called only when there is something to do.
+        overwrite: make all anew.
+    Raises:
+        IncompatibleError: `wish.out` holds results of other networks or settings.
+    """
+    began = time.monotonic()
+    waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(wish, p)]
+    done = Predicted(wish.out, wish.fingerprint, cached=len(pictures) - len(waiting))
+    if waiting:
+        _make_all(waiting, build(), wish, done)
+        done.seconds = time.monotonic() - began
+    unusable = {path for path, _ in done.failed}
+    done.images = [{"image": p.path, "files": wish.files(p)} for p in pictures if p.path not in unusable]
+    return done
+
+
+def _make_all(waiting: Sequence[Picture], predictor: Predictor, wish: Wish, done: Predicted) -> None:
+    predictor.check_tasks(wish.tasks)
+    write_json(wish.out / "classes.json", class_list(predictor.spec))
+    with progress("predict", len(waiting)) as bar:
+        for picture in waiting:
+            try:
+                _make(predictor, picture, wish)
+            except InputError as error:
+                done.failed.append((picture.path, error.message))
+                say(f"failed: {error.message}")
+            else:
+                done.made += 1
+            bar.advance()
+
+
+def _finished(wish: Wish, picture: Picture) -> bool:
+    """Whether the image's results are there, of this very file. Raises IncompatibleError for another wish's."""
+    path = wish.result(picture)
+    if not path.exists():
+        return False
+    try:
+        known = read_sealed(path)
+    except CorruptError as error:
+        say(f"{error.message}; made anew")
+        return False
+    if known.get("fingerprint") != wish.fingerprint:
+        raise IncompatibleError(
+            f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
+        )
+    return known.get("sha256") == file_digest(picture.path)
+
+
+def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
+    from vitp_pipeline.inference.predictor import read_picture
+    from vitp_pipeline.interop.result_formats import rgb_of_ids, write_labels, write_png
+
+    if not is_text(str(picture.path)):
+        raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
+    digest = file_digest(picture.path)
+    image = read_picture(picture.path)
+    found = predictor.segment(image, wish.tasks, picture.name)
+    spec = predictor.spec
+    if found.labels is not None:
+        write_labels(wish.out / "semantic" / f"{picture.name}.png", spec, found.labels, colored=True)
+    if found.ids is not None:
+        write_png(wish.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
+    if wish.overlay != "none":
+        for task in wish.tasks:
+            _write_overlay(image, regions(found, spec, task), wish.out / "overlays" / task / picture.name, wish.overlay)
+    about = {"image": str(picture.path), "sha256": digest, "fingerprint": wish.fingerprint, **wish.shown}
+    write_sealed(wish.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
+
+
+def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind: str) -> None:
+    from vitp_pipeline.inference.overlay import draw_regions
+
+    sheet = draw_regions(image, shown)
+    name, options = ("JPEG", {"quality": 88}) if kind == "jpg" else ("PNG", {})
+    content = io.BytesIO()
+    sheet.save(content, name, **options)
+    write_whole(path.with_name(f"{path.name}.{kind}"), lambda unfinished: fill(unfinished, content.getbuffer()))
+
+
+def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
+    """What is drawn of a task's results; a name that fusion changed is followed by the generator's."""
+    from vitp_pipeline.decoding.rle import decode_mask
+    from vitp_pipeline.inference.overlay import Region
+
+    classes = spec.classes
+    if task == "semantic":
+        shown = np.setdiff1d(found.labels, [IGNORE]).tolist()
+        return [Region(found.labels == k, classes[k].color, classes[k].name) for k in shown]
+    if task == "instance":
+        drawn = [(i, classes[i.category]) for i in reversed(found.instances) if i.score >= DRAWN_FROM]
+        return [
+            Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
+            for n, (i, info) in enumerate(drawn)
+        ]
+    masks, listed = {m.query: m for m in found.masks}, []
+    for s in found.segments:
+        info, best = classes[s.category], _surest(masks, s.masks)
+        before = best.generator.category
+        name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
+        listed.append(Region(found.ids == s.id, _shade(info.color, s.id) if info.thing else info.color, name))
+    return listed
+
+
+def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
+    """One of five lightnesses, so that neighbours of a class differ."""
+    factor = (1.0, 0.78, 1.2, 0.88, 1.1)[number % 5]
+    red, green, blue = (min(255, round(channel * factor)) for channel in color)
+    return red, green, blue
+
+
+def _surest(masks: dict[int, NamedMask], queries: Sequence[int]) -> NamedMask:
+    return max((masks[q] for q in queries), key=lambda mask: mask.fused.score)
+
+
+def class_list(spec: DatasetSpec) -> list[dict[str, Any]]:
+    """The classes for JSON: `label` is the value in label PNGs."""
+    return [{"name": c.name, "label": c.label, "thing": c.thing, "color": list(c.color)} for c in spec.classes]
+
+
+def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
+    """The results for JSON. Points are [row, col]; boxes [x, y, width, height]; scores lie in [0, 1]."""
+    names, masks = spec.class_names, {m.query: m for m in found.masks}
+
+    def named(mask: NamedMask) -> dict[str, Any]:
+        of = {"generator": mask.generator, "classifier": mask.classifier, "fused": mask.fused}
+        said = {n: {"class": names[name.category], "score": _short(name.score)} for n, name in of.items() if name}
+        return {"point": list(mask.point), **said}
+
+    content: dict[str, Any] = {
+        "masks": [{"query": m.query, "present": _short(m.present), **named(m)} for m in found.masks]
+    }
+    if found.labels is not None:
+        counts = np.bincount(found.labels[found.labels != IGNORE], minlength=len(names))
+        content["semantic"] = [
+            {"class": names[k], "label": spec.classes[k].label, "pixels": int(counts[k])}
+            for k in np.flatnonzero(counts).tolist()
+        ]
+    if found.segments is not None:
+        content["panoptic"] = [
+            {
+                "id": s.id,
+                "class": names[s.category],
+                "label": spec.classes[s.category].label,
+                "thing": spec.classes[s.category].thing,
+                "score": _short(s.score),
+                "pixels": int((found.ids == s.id).sum()),
+                "masks": list(s.masks),
+                **named(_surest(masks, s.masks)),
+            }
+            for s in found.segments
+        ]
+    if found.instances is not None:
+        content["instance"] = [
+            {
+                "class": names[i.category],
+                "label": spec.classes[i.category].label,
+                "score": _short(i.score),
+                "segmentation": {"size": list(i.mask["size"]), "counts": i.mask["counts"].decode("ascii")},
+            }
+            for i in found.instances
+        ]
+    return content
+
+
+def _short(value: float) -> float:
+    return round(value, 5)

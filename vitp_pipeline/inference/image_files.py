@@ -1,0 +1,110 @@
+"""Which files `vitp predict` takes for photographs, and what their results are called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp_pipeline.datasets.identity import ENDINGS
+from vitp_pipeline.datasets.images import RAW, unread_format
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.runtime.progress import say
+
+NOT_READ = (".heic", ".heif", *RAW)
+"""Photographs all the same, which people are told to convert."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, and what its results are called: a path without ending."""
+
+    path: Path
+    name: str
+
+
+def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
+    """Image files as given, and those in folders (and folders in them), in this order; each once.
+
+    Of folders, files with one of `ENDINGS` are taken; nothing below `out`, nor anything in a folder that an earlier
+    predict wrote. What else is not taken is counted in a line on standard error; hidden files are not.
+
+    Raises:
+        InputError: something is not there, or nothing but formats that are not read, or a folder holds no image.
+        UsageError: there is nothing but results, or two images would give files of the same name.
+    """
+    pictures: dict[Path, Picture] = {}
+    out = out.resolve()
+    others: Counter[str] = Counter()
+    for path in given:
+        if path.is_dir():
+            found = [] if _holds_results(path, out) else _in_folder(path, out, others)
+        elif path.is_file():
+            found = [Picture(path, path.stem)]
+        else:
+            raise InputError(f"{path}: no such image or folder")
+        for picture in found:
+            pictures.setdefault(picture.path.resolve(), picture)
+    if others:
+        say(f"passed over: {_counted(others)}")
+    if given and not pictures:
+        raise UsageError(
+            f"{given[0]}: its files count as results of predict, by --out or by the classes.json and results in it",
+            "Choose another --out, or name the image files themselves",
+        )
+    if pictures and all(unread_format(picture.path) for picture in pictures.values()):
+        first = next(iter(pictures.values())).path
+        raise InputError(f"{first}: {unread_format(first)} is a format that is not read", "Convert it to JPEG or PNG")
+    _check_names(pictures.values())
+    return list(pictures.values())
+
+
+def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
+    """The images in a folder; the endings of what else is there are added to `others`."""
+    files, passed = [], Counter[str]()
+    for place, inner, names in os.walk(folder):
+        here = Path(place)
+        inner[:] = [name for name in sorted(inner) if not _holds_results(here / name, out)]
+        for name in names:
+            path = here / name
+            if path.suffix.lower() in ENDINGS and path.is_file():
+                files.append(path)
+            elif not name.startswith("."):
+                passed[path.suffix.lower()] += 1
+    if not files:
+        if any(ending in NOT_READ for ending in passed):
+            raise InputError(
+                f"{folder}: holds no image of a format that is read, but {_counted(passed)}",
+                "Convert photographs to JPEG or PNG",
+            )
+        raise InputError(f"{folder}: holds no image", f"Looked for {', '.join(ENDINGS)}")
+    others.update(passed)
+    return [Picture(file, file.relative_to(folder).with_suffix("").as_posix()) for file in sorted(files)]
+
+
+def _holds_results(folder: Path, out: Path) -> bool:
+    """Whether a folder is `out` or below, or another that predict wrote, by what lies at its top: people are told."""
+    if folder.resolve().is_relative_to(out):
+        return True
+    wrote = (folder / "classes.json").is_file() and (folder / "results").is_dir()
+    if wrote:
+        say(f"passed over: {folder}, which holds results of predict")
+    return wrote
+
+
+def _counted(endings: Counter[str]) -> str:
+    return ", ".join(f"{endings[ending]} {ending or 'without ending'}" for ending in sorted(endings))
+
+
+def _check_names(pictures: Iterable[Picture]) -> None:
+    """Raises UsageError when results of two images would have the same name."""
+    names: dict[str, Path] = {}
+    for picture in pictures:
+        if picture.name in names:
+            raise UsageError(
+                f"{names[picture.name]} and {picture.path} would both become {picture.name}.json",
+                "Predict them into different folders",
+            )
+        names[picture.name] = picture.path

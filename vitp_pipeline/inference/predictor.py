@@ -1,0 +1,309 @@
+"""Both stages in this process, for an image of one's own: no dataset, no run directory, no ground truth.
+
+What comes out is what the four stages give for the same image and the same settings: masks are left out and rounded as
+they would be on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
+from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.spec import default_color
+from vitp_pipeline.decoding.rle import Rle
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.shipped import PACKAGE
+
+if TYPE_CHECKING:
+    from vitp_pipeline.classifier.model import PointViT
+    from vitp_pipeline.generators.base import Generator
+    from vitp_pipeline.postprocess.panoptic import Segment
+    from vitp_pipeline.postprocess.segmenter import FusedView
+    from vitp_pipeline.stages.classify import Namer
+
+LIKELY = 0.5
+"""Masks with a larger 1 − v are listed, and those of segments."""
+
+
+class Name(NamedTuple):
+    """What a mask is called: the likeliest class, and its probability (that it is nothing being counted)."""
+
+    category: int
+    score: float
+
+
+@dataclass(frozen=True)
+class NamedMask:
+    """A mask of the generator, by number, its point (row, col), and its names before and after.
+
+    Attributes:
+        present: 1 − v, the generator's probability that it is something, in [0, 1].
+        classifier: None without one.
+    """
+
+    query: int
+    point: tuple[int, int]
+    present: float
+    generator: Name
+    classifier: Name | None
+    fused: Name
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A detected object: class index, score in [0, 1], and run lengths."""
+
+    category: int
+    score: float
+    mask: Rle = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in an image of (H, W) pixels. What was not asked for is None.
+
+    Attributes:
+        classes: K names; class index k means `classes[k]`.
+        labels: (H, W) int16 class indices; IGNORE (−1) where no mask has a class.
+        ids: (H, W) int32 ids of segments, 0 = none.
+        segments: of `ids`; their `masks` are numbers of queries.
+        instances: the best first.
+        masks: the likely ones and those of segments, by number.
+    """
+
+    classes: tuple[str, ...]
+    masks: tuple[NamedMask, ...] = field(repr=False)
+    labels: np.ndarray | None = field(default=None, repr=False)
+    ids: np.ndarray | None = field(default=None, repr=False)
+    segments: tuple[Segment, ...] | None = None
+    instances: tuple[Instance, ...] | None = None
+
+
+def segment(
+    image: np.ndarray | str | Path,
+    *,
+    generator: Generator,
+    classifier: PointViT | None = None,
+    manifest: DatasetSpec | str | Path | None = None,
+    alpha: float = EvaluateSettings.alpha,
+    tasks: Sequence[str] = ("semantic", "panoptic"),
+    device: str = "auto",
+) -> Segmentation:
+    """Proposes masks for an image, names them by their points, and puts maps together.
+
+    Settings beyond these are arguments of `Predictor`, which also keeps what several images share.
+
+    Args:
+        image: RGB uint8 (H, W, 3), or an image file.
+        generator: see `load_generator`. classifier: see `load_classifier`; None needs alpha = 0.
+        manifest: which classes are things; without one none is, so that objects of a class are one segment.
+        alpha: weight of the classifier in [0, 1].
+        tasks: some of `TASKS`.
+        device: of the classifier and of the maps.
+    Raises:
+        InputError: the image cannot be read, or the networks' output for it is not finite.
+        IncompatibleError: generator, classifier and manifest have different classes.
+        UsageError: an unknown task, or one that cannot be; no classifier, and α is not 0.
+    """
+    spec = load_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
+    classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=float(alpha), device=device)
+    predictor = Predictor(generator, classifier, spec, classify=classify, evaluate=evaluate)
+    picture = image if isinstance(image, np.ndarray) else read_picture(Path(image))
+    return predictor.segment(picture, tasks)
+
+
+def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto") -> Generator:
+    """A mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or
+    python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
+
+    Args:
+        checkpoint: its weights; empty = random ones, or those of the folder.
+    Raises:
+        InputError: nothing has that name. UsageError: such a generator takes no checkpoint.
+    """
+    from vitp_pipeline.generators.registry import find_source
+    from vitp_pipeline.runtime.devices import choose_device
+
+    source = find_source(ProposalSettings(str(config), str(checkpoint)), _located)
+    return source.build(choose_device(device))
+
+
+def _located(text: str) -> Path:
+    path = Path(text.replace("{package}", str(PACKAGE))).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path
+
+
+def plain_spec(classes: Sequence[str], name: str) -> DatasetSpec:
+    """A manifest of names alone: label values from 0, no things."""
+    infos = tuple(ClassInfo(called, k, False, default_color(k)) for k, called in enumerate(classes))
+    return DatasetSpec(name, infos, "semantic-png", (), {})
+
+
+def _named_by(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
+    """The classes where no manifest is given. Raises UsageError when neither network names them."""
+    if classifier is not None:
+        return plain_spec(classifier.classes, "the classifier's classes")
+    if generator.classes is None:
+        raise UsageError("nothing says what the generator's classes are called", "Name a manifest")
+    return plain_spec(generator.classes, "the generator's classes")
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A photograph as (H, W, 3) uint8 RGB, upright: turned as its camera says. Raises InputError."""
+    from vitp_pipeline.datasets.images import read_rgb, unread_format
+
+    if kind := unread_format(path):
+        raise InputError(f"{path}: {kind} is a format that is not read: convert it to JPEG or PNG")
+    return read_rgb(path)
+
+
+class Predictor:
+    """A generator and a classifier, ready for any number of images.
+
+    Args:
+        generator: of the classes of `spec`, in its order.
+        classifier: loaded, or its file; None where α is 0.
+        spec: names the classes, and which are things; None = as the classifier, or without one the generator, names
+            them, and no things.
+        proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
+    Raises:
+        IncompatibleError: they have different classes.
+        UsageError: settings that cannot be; nothing names the classes; no classifier, and α is not 0.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        classifier: PointViT | Path | None,
+        spec: DatasetSpec | None,
+        proposals: ProposalSettings | None = None,
+        classify: ClassifySettings | None = None,
+        evaluate: EvaluateSettings | None = None,
+    ) -> None:
+        from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.postprocess.segmenter import Segmenter
+        from vitp_pipeline.stages.classify import Namer
+        from vitp_pipeline.stages.generate_proposals import check_classes, view_plan
+
+        classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
+        points = tuple(dict.fromkeys(("max", classify.points)))
+        self.proposals = replace((proposals or ProposalSettings("")).settled(begun=False), points=points)
+        if classifier is None and evaluate.alpha:
+            raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
+        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
+        self.generator, self.settings = generator, evaluate
+        self.spec = spec or _named_by(generator, model)
+        if generator.classes is not None:
+            check_classes(generator.classes, "the generator", self.spec, "" if spec else "classifier")
+        self.plan = view_plan(self.proposals, generator)
+        self.namer = None if model is None else Namer(model, classify, identity_of(self.proposals), self.spec)
+        if self.namer and self.namer.reads_masks:
+            raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
+        self.segmenter = Segmenter(evaluate, self.spec.things)
+        self._managed = False  # whether the generator has worked on any image
+
+    def segment(
+        self, image: np.ndarray, tasks: Sequence[str] = ("semantic", "panoptic"), name: str = "image"
+    ) -> Segmentation:
+        """What is found in an image.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            tasks: some of `TASKS`; several views of an image give semantic maps alone.
+            name: the image's, for messages and for points that are drawn at random.
+        Raises:
+            InputError: the networks fail on it.
+            Exception: the generator's own, while it has not managed any image.
+            UsageError: an unknown task, or one that these views or classes cannot have.
+        """
+        self.check_tasks(tasks)
+        pixels = self.namer.pixels(image) if self.namer else None
+        views = [self._view(record, pixels) for record in self._records(image, name)]
+        return self._assemble(views, tasks)
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises UsageError when a task is unknown or cannot be."""
+        for task in tasks:
+            if task not in TASKS:
+                raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
+            if task != "semantic" and not self.plan.one_whole:
+                raise UsageError(f"{task} maps need one view of an image", "Leave out scales, mirror and window")
+        if "instance" in tasks and not self.segmenter.things.any():
+            raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
+
+    def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
+        from vitp_pipeline.generators.views import propose_views
+        from vitp_pipeline.stages.generate_proposals import generator_failure, make_record
+
+        try:
+            found = list(propose_views(self.generator, image, self.plan, self.proposals.batch_size))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if not self._managed:
+                raise
+            raise InputError(f"{name}: {generator_failure(error)}") from error
+        self._managed = True
+        protocol = self.generator.protocol
+        return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
+
+    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
+        """A view's scores by the generator, by fusion, and by the classifier where there is one."""
+        points = None if self.namer is None or pixels is None else self._scores(self.namer, record, pixels)
+        alphas = (0.0, self.settings.alpha) if points is None else (0.0, self.settings.alpha, 1.0)
+        return self.segmenter.score(record, points, alphas)
+
+    def _scores(self, namer: Namer, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
+        """The classifier's (Q, K) logits."""
+        from vitp_pipeline.stages.classify import NOT_FINITE
+
+        (scores,) = namer.scores([namer.prompted(record)], [pixels])
+        if not np.isfinite(scores).all():
+            raise InputError(f"{record.file_name}: {NOT_FINITE}")
+        return scores
+
+    def _assemble(self, views: list[FusedView], tasks: Sequence[str]) -> Segmentation:
+        labels = ids = segments = instances = None
+        fused = [view.only(1) for view in views]
+        if "semantic" in tasks:
+            labels = self.segmenter.semantic(fused)[0]
+        if "panoptic" in tasks:
+            ids, found = self.segmenter.panoptic(fused[0])[0]
+            kept = fused[0].record.kept
+            segments = tuple(replace(s, masks=tuple(kept[list(s.masks)].tolist())) for s in found)
+        if "instance" in tasks:
+            objects = self.segmenter.instances(fused[0])
+            best = objects.variants[0]
+            instances = tuple(
+                Instance(int(k), float(score), rle)
+                for rle, k, score in zip(objects.rles(), best.categories, best.scores, strict=True)
+            )
+        used = {q for s in segments or () for q in s.masks}
+        masks = tuple(m for view in views if view.record.view.whole for m in _named(view, used))
+        return Segmentation(self.spec.class_names, masks, labels, ids, segments, instances)
+
+
+def _named(view: FusedView, used: set[int]) -> list[NamedMask]:
+    """The masks that likely are objects, and those in `used`, with their classes under every variant."""
+    objectness = (1 - view.no_object[0].double()).cpu().numpy()
+    best = view.probs.max(2)
+    names = [
+        [Name(k, s) for s, k in zip(values, classes, strict=True)]
+        for values, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    generator, fused, *alone = names
+    points = view.record.points["max"].tolist()
+    return [
+        NamedMask(q, tuple(points[q]), float(objectness[q]), generator[q], alone[0][q] if alone else None, fused[q])
+        for q in view.record.kept.tolist()
+        if objectness[q] > LIKELY or q in used
+    ]

@@ -1,0 +1,138 @@
+"""What `vitp predict` works with: recipe, run and flags to networks, settings and their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.config.flags import parse_changes
+from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe
+from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
+from vitp_pipeline.diagnostics.check_dataset import manifest_of
+from vitp_pipeline.errors import UsageError
+from vitp_pipeline.evaluation.definition import map_settings
+from vitp_pipeline.generators.registry import find_source
+from vitp_pipeline.inference.batch import OVERLAYS, Wish
+from vitp_pipeline.stages.classify import classifier_file
+from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.validation.keys import keys_of
+from vitp_pipeline.validation.tables import did_you_mean
+
+if TYPE_CHECKING:
+    from vitp_pipeline.inference.predictor import Predictor
+
+KINDS = (ProposalSettings, ClassifySettings, EvaluateSettings)
+
+
+def prepare(
+    out: Path,
+    recipe: str | None,
+    run: Path | None,
+    data_root: Path | None,
+    tasks: tuple[str, ...],
+    overlay: str,
+    flags: dict[str, Any],
+    changes: list[str] | None,
+) -> tuple[Callable[[], Predictor], Wish]:
+    """How to build the predictor, and what is to be written.
+
+    Args:
+        recipe: a recipe or a manifest. run: a run directory, for its classifier.
+        tasks: empty = what fits: semantic, and panoptic where a manifest says which classes are things.
+        flags: keys of the three tables, None = not given. changes: as --set has them.
+    Raises:
+        UsageError: something is missing, unknown or cannot be. InputError: a file is not there.
+    """
+    if overlay not in OVERLAYS:
+        raise UsageError(f"--overlays {overlay!r}", f"Choose one of: {', '.join(OVERLAYS)}")
+    if odd := [task for task in tasks if task not in TASKS]:
+        raise UsageError(f"--task {odd[0]!r}", f"Choose among: {', '.join(TASKS)}")
+    spec, tables, path = None, {}, Path("predict")
+    if recipe is not None:
+        spec, loaded = manifest_of(recipe)
+        tables, path = (loaded.tables, loaded.path) if loaded else ({}, path)
+    if spec is None and {"panoptic", "instance"} & set(tasks):
+        raise UsageError("which classes are things?", "Name a manifest that says it, or a recipe: --recipe R")
+    given = Recipe(path, "predict", spec, tables)
+    proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
+    root = data_root or NO_DATA_ROOT
+    source = find_source(proposals, lambda text: given.find_file(text, root))
+    named = bool(classify.classifier) or run is not None
+    if not named and (flags["name"] or evaluate.alpha):
+        raise UsageError("which classifier?", WHICH_CLASSIFIER)
+    classifier = classifier_file(given, classify, root, run or out) if named else None
+    if not tasks:
+        tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
+
+    digests = Digests(out)
+    identity = {
+        "generator": source.identity(digests),
+        "classifier": classifier and digests.of(classifier),
+        "manifest": spec and {**spec.identity(), "colors": [list(c.color) for c in spec.classes]},
+        "generate-proposals": {k: v for k, v in identity_of(proposals).items() if k not in NOT_PREDICTED},
+        "classify": identity_of(classify),
+        "evaluate": map_settings(evaluate),
+    }
+    shown = {"generator": source.name, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
+
+    def build() -> Predictor:
+        from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.inference.predictor import Predictor
+        from vitp_pipeline.runtime.devices import choose_device
+
+        digests.prove()
+        model = load_classifier(classifier) if classifier else None
+        network = source.build(choose_device(proposals.device))
+        return Predictor(network, model, spec, proposals, classify, evaluate)
+
+    return build, Wish(out, identity, tasks, shown, overlay)
+
+
+WHICH_CLASSIFIER = (
+    "Name its file, --classifier FILE, or a run that has one, --run RUN; docs/own-dataset.md says how to train one, "
+    "`vitp import-checkpoint` makes one of a released file. The generator alone needs none: --alpha 0"
+)
+
+NOT_PREDICTED = {"split", "limit", "part_size", "points"}
+"""Keys of [generate-proposals] that an image of one's own knows nothing of."""
+
+
+def _many_views(settings: ProposalSettings) -> bool:
+    return settings.mirror or len(settings.scales) > 1 or any(settings.window)
+
+
+def _settings(
+    recipe: Recipe, flags: dict[str, Any], changes: dict[str, Any]
+) -> tuple[ProposalSettings, ClassifySettings, EvaluateSettings]:
+    """The three tables; a key of --set belongs to all that have it.
+
+    Raises:
+        UsageError: no table has it, or no generator is named.
+    """
+    known = {kind: set(keys_of(kind)) for kind in KINDS}
+    known[ProposalSettings] -= NOT_PREDICTED
+    all_known = sorted(set().union(*known.values()))
+    for key in changes:
+        if key not in all_known:
+            raise UsageError(f"--set {key}: no stage of predict has such a key", did_you_mean(key, all_known))
+    paths = {key: _absolute(flags[key]) for key in ("config", "checkpoint", "classifier")}
+    values = {**flags, **paths, **changes}
+    table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})
+    if values.get("config") is None and "config" not in table:
+        raise UsageError("which generator?", "Name it: --generator CONFIG, or a recipe that does, --recipe R")
+    if values.get("config") is not None:  # the recipe's weights are not of another generator
+        values["checkpoint"] = values.get("checkpoint") or ""
+    if values.get("name") is not None:  # by name, in the run
+        values["classifier"] = values.get("classifier") or ""
+    proposals, classify, evaluate = (
+        recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]}) for kind in KINDS
+    )
+    return proposals.settled(begun=False), classify, evaluate
+
+
+def _absolute(text: str | None) -> str | None:
+    """A path that is there, made absolute: others are looked for beside the recipe."""
+    return str(Path(text).resolve()) if text and Path(text).exists() else text

@@ -1,0 +1,279 @@
+"""Where masks that other tools made lie: npz files, COCO's results, mmdetection's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.datasets.identity import Claims, first_twice, image_key
+from vitp_pipeline.decoding.json_files import read_foreign_json
+from vitp_pipeline.decoding.records import shown
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.interop.mask_content import Detection, masks_of_detections, masks_of_npz
+from vitp_pipeline.interop.pseudo_logits import ForeignMasks
+from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.validation.constraints import Fraction
+from vitp_pipeline.validation.tables import check_value
+
+VOID_SHARE = 0.5
+
+
+Found = list[Detection] | InputError
+"""The detections of an image, or why they cannot be used."""
+
+
+class MaskSource(Protocol):
+    """Masks by image."""
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        """What they are, by content."""
+        ...
+
+    def open(self) -> None:
+        """Reads what belongs to all images. Raises InputError when that cannot be read."""
+        ...
+
+    def read(self, sample: Sample, size: Size) -> ForeignMasks:
+        """The masks of an image of (H, W). Raises InputError when there are none, or they do not fit it."""
+        ...
+
+
+class NpzFolder:
+    """A folder with an .npz for every image, called by its id, file name or path (`ImageIndex.agreed`); see
+    `masks_of_npz` for what they hold.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, void_share: float) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
+        self.files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.npz"))
+        if not self.files:
+            raise InputError(f"{folder}: no .npz file in this folder", "It must hold one for every image")
+        self.folder, self.dataset, self.void_share = folder, dataset, void_share
+        self._by_image: dict[str, Path] = {}
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        content = hashlib.sha256()
+        for name in self.files:
+            content.update(f"{name}\0{file_digest(self.folder / name)}\n".encode())
+        return {"format": "npz", "masks": content.hexdigest()}
+
+    def open(self) -> None:
+        """Raises InputError when a file could be of two images, two are of one, or none is of any."""
+        claims = Claims(self.dataset.index(self.folder))
+        for name in self.files:
+            key = name.removesuffix(".npz")
+            claims.add(key, claims.index.agreed(key))
+        say_strangers(claims, self.dataset)
+        self._by_image = {image_id: self.folder / f"{key}.npz" for image_id, key in claims.known.items()}
+
+    def read(self, sample: Sample, size: Size) -> ForeignMasks:
+        path = self._by_image.get(sample.image_id)
+        if path is None:
+            raise InputError(f"{self.folder / sample.image_id}.npz: no such file")
+        return masks_of_npz(path, len(self.dataset.spec.classes), self.void_share)
+
+
+class Detections:
+    """Binary masks with a label and a score each, all images' in one file.
+
+    Args:
+        path: the file, for messages and identity.
+        classes: class indices by what the file calls them.
+        read: gives its detections by image id of the data set, or why those of an image cannot be used; what the file
+            says of which image goes into the `Claims`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        classes: Mapping[int, int],
+        read: Callable[[Claims], dict[str, Found]],
+        dataset: Dataset,
+        void_share: float,
+    ) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        self.path, self.format, self.dataset, self.void_share = path, format, dataset, void_share
+        self._classes, self._read = classes, read
+        self._by_image: dict[str, Found] = {}
+
+    def identity(self, digests: Digests) -> dict[str, Any]:
+        return {"format": self.format, "masks": digests.of(self.path)}
+
+    def open(self) -> None:
+        """Raises InputError when the file cannot be read, speaks of none of the images, or twice of one."""
+        claims = Claims(self.dataset.index(self.path))
+        self._by_image = self._read(claims)
+        say_strangers(claims, self.dataset)
+        if empty := sum(image_id not in claims.known for image_id in self.dataset.image_ids):
+            say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals")
+
+    def read(self, sample: Sample, size: Size) -> ForeignMasks:
+        found = self._by_image.get(sample.image_id, [])
+        if isinstance(found, InputError):
+            raise found
+        return masks_of_detections(self.path, found, size, self._classes, self.void_share)
+
+
+def say_strangers(claims: Claims, dataset: Dataset) -> None:
+    """Say how many images of a file are not in the split.
+
+    Raises:
+        InputError: none of them is.
+    """
+    strangers, index = list(dict.fromkeys(claims.strangers)), claims.index
+    total, split = len(strangers) + len(claims.known), f"the split {dataset.split!r}"
+    near = index.near(strangers[0]) if strangers else ""
+    if not claims.known:
+        like = f", like {strangers[0]!r}," if strangers else ""
+        raise InputError(
+            f"{index.where}: none of its {total} images{like} is in {split}, where one is {index.describe(0)}"
+            + (f"; {near}" if near else ""),
+            "Images are told by their id, by their path below the data root, or by their file name alone",
+        )
+    if strangers:
+        like = f" ({near})" if near else f", like {strangers[0]!r}"
+        say(f"{index.where}: {len(strangers)} of its {total} images are not in {split}{like}")
+
+
+def read_coco(path: Path, classes: Mapping[int, int], claims: Claims) -> dict[str, Found]:
+    """COCO results: a list of {image_id, category_id, segmentation, score}, or a data set whose annotations have scores
+    and whose images have file names, by which they are known: its ids are its own.
+
+    Raises:
+        InputError: not such a file, or one whose categories are all others than the manifest's.
+    """
+    content = read_foreign_json(path, "file of results")
+    what, images = "result", claims.index
+    meant: dict[str, str | None] = {}  # ids of the split by the file's
+    try:
+        if isinstance(content, dict):
+            keys, names = [image_key(i["id"]) for i in content["images"]], [i["file_name"] for i in content["images"]]
+            for one, other, kind in ((keys, names, "image id"), (names, keys, "file name")):
+                if twice := first_twice(one):
+                    first, second = (other[place] for place in twice)
+                    raise InputError(f"{path}: {kind} {one[twice[0]]!r} occurs twice: {first!r} and {second!r}")
+            meant = {key: claims.add(name, images.by_path(name)) for key, name in zip(keys, names, strict=True)}
+            what, content = "annotation", content["annotations"]
+            if strays := [entry for entry in content if image_key(entry["image_id"]) not in meant]:
+                raise InputError(f"{path}: an annotation is of image {strays[0]['image_id']!r}, which is not listed")
+        found: dict[str, Found] = {}
+        known = False
+        for number, entry in enumerate(content):
+            key = image_key(entry["image_id"])
+            if key not in meant:
+                meant[key] = claims.add(key, images.by_id_or_path(key))
+            category = entry.get("category_id")
+            known = known or (isinstance(category, int | float) and category in classes)
+            own = Detection(
+                f"{what} {number} (image {shown(entry['image_id'])})",
+                category,
+                entry.get("score"),
+                entry.get("segmentation"),
+            )
+            if (image_id := meant[key]) is not None:
+                found.setdefault(image_id, []).append(own)  # type: ignore[union-attr]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no results as COCO has them ({error!r})",
+            "A list of objects with image_id, category_id, segmentation and score",
+        ) from error
+    if content and not known:
+        raise InputError(
+            f"{path}: none of its categories, like {shown(content[0].get('category_id'))}, is one of the manifest",
+            "Category ids are the `label` of the manifest's classes",
+        )
+    return found
+
+
+def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
+    """What `tools/test.py --out FILE.pkl` of mmdetection 3.x writes, read without running what the pickle asks for.
+
+    Labels are class indices, in the order of the model's classes, which the file does not name.
+
+    Raises:
+        InputError: not such a file, one without masks, or one of mmdetection 2.x, which does not name its images.
+    """
+    from vitp_pipeline.generators.safe_pickle import read_result_pickle
+
+    content = read_result_pickle(path)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise InputError(
+            f"{path}: not what mmdetection 3.x writes; files of 2.x do not say which image is which",
+            "Write COCO's results with it (--format-only) and import those with --from coco",
+        )
+    if not any(isinstance(e.get("pred_instances"), dict) and "masks" in e["pred_instances"] for e in content):
+        raise InputError(f"{path}: no image has pred_instances.masks", "Test a model that has masks")
+    found: dict[str, Found] = {}
+    for number, entry in enumerate(content):
+        if "img_id" not in entry:
+            raise InputError(f"{path}: entry {number} has no img_id", "Test the model with mmdetection 3.x")
+        name, image_id = _image_of(entry, f"{path}: entry {number}", claims)
+        if image_id is None:
+            continue
+        if image_id in found:
+            raise InputError(f"{path}: entry {number} is of image {shown(name)} again")
+        try:
+            instances = entry["pred_instances"]
+            labels, scores = (np.asarray(instances[key]).tolist() for key in ("labels", "scores"))
+            columns = zip(labels, scores, instances["masks"], strict=True)
+            found[image_id] = [
+                Detection(f"mask {n} of image {shown(name)}", *column) for n, column in enumerate(columns)
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            mend = "It needs masks, labels and scores, as many of each"
+            found[image_id] = InputError(
+                f"{path}: image {shown(name)}: no pred_instances as mmdetection writes ({error!r})", mend
+            )
+    return found
+
+
+def _image_of(entry: Mapping[str, Any], where: str, claims: Claims) -> tuple[str, str | None]:
+    """The img_id of an entry, and the image of the split that it means, by id or else by img_path."""
+    try:
+        key = image_key(entry["img_id"])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    index, file = claims.index, str(entry.get("img_path") or "")
+    place, named = index.by_id(key), index.by_path(file)
+    if place is not None and named is not None and place != named:
+        raise InputError(
+            f"{where}: its img_id {key!r} is {index.describe(place)}, but its img_path {file!r} is "
+            f"{index.describe(named)}",
+            "Test the model on the data set's own annotation file",
+        )
+    return key, claims.add(key, named if place is None else place)
+
+
+FORMATS = ("npz", "coco", "mmdet")
+
+
+def open_source(format: str, path: Path, dataset: Dataset, void_share: float = VOID_SHARE) -> MaskSource:
+    """Masks of a format.
+
+    Args:
+        format: one of `FORMATS`.
+        void_share: see `logits_of_scores`.
+    Raises:
+        UsageError: unknown format, or no share. InputError: nothing lies there.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"--from {format!r}", f"Choose one of: {', '.join(FORMATS)}")
+    check_value("--void-share", void_share, Fraction)
+    if format == "npz":
+        return NpzFolder(path, dataset, void_share)
+    if format == "mmdet":
+        indices = {k: k for k in range(len(dataset.spec.classes))}
+        return Detections(path, format, indices, lambda claims: read_mmdet(path, claims), dataset, void_share)
+    labels = {c.label: k for k, c in enumerate(dataset.spec.classes)}
+    return Detections(path, format, labels, lambda claims: read_coco(path, labels, claims), dataset, void_share)

@@ -1,0 +1,100 @@
+"""What a generator would have said, from what a tool's results say: logits from masks and from scores.
+
+Results know less than a generator does (docs/import-proposals.md). What is not known is chosen so that the tool's own
+answer stays as it is when nothing is fused: a mask covers what it covered, its best class and that class's score are
+the tool's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitp_pipeline.decoding.rle import Rle
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
+
+SURE = 10.0
+"""Logit inside a binary mask, its negative outside: probabilities of 0.99995 and 0.00005."""
+
+HIGHEST = 0.999
+"""A score above it is taken as it, or the classifier could not change the name of the mask."""
+
+_LEAST = 1e-9  # probability in place of 0, whose logarithm is not finite
+
+
+@dataclass(frozen=True)
+class ForeignMasks:
+    """The masks of an image, which span it whole.
+
+    Attributes:
+        class_logits: (Q, K + 1) float32, "no object" last.
+        masks: (Q, h, w) float32 logits, finite; or Q run lengths where the masks are only yes or no.
+        size: (h, w), any resolution.
+    """
+
+    class_logits: np.ndarray = field(repr=False)
+    masks: np.ndarray | list[Rle] = field(repr=False)
+    size: Size
+
+
+def logits_of_binary(masks: np.ndarray) -> np.ndarray:
+    """(Q, h, w) bool → float32 logits of ±SURE."""
+    return np.where(masks, np.float32(SURE), np.float32(-SURE))
+
+
+def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
+    """(Q, h, w) probabilities → float32 logits, finite. Raises InputError outside [0, 1]."""
+    masks = np.asarray(masks, np.float64)
+    if masks.size and not (masks.min() >= 0 and masks.max() <= 1):
+        raise InputError("mask probabilities lie outside [0, 1]", "Give logits as mask_logits")
+    masks = masks.clip(1e-6, 1 - 1e-6)
+    return np.asarray(np.log(masks) - np.log1p(-masks), np.float32)
+
+
+def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_share: float) -> np.ndarray:
+    """Class logits of masks of which a label and its score are known.
+
+    The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `void_share`, the other
+    classes the remainder, evenly; but no class more than s/2, so that the label stays the likeliest class, and "no
+    object" what is over.
+
+    Args:
+        labels: (Q,) class indices. scores: (Q,) in [0, 1].
+        void_share: in [0, 1].
+    Returns:
+        (Q, classes + 1) float32.
+    Raises:
+        InputError: a score or label that cannot be.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if labels.shape != scores.shape or labels.ndim != 1:
+        raise InputError(f"{labels.shape} labels for {scores.shape} scores")
+    if (odd := ~((labels >= 0) & (labels < classes) & (labels == np.floor(labels)))).any():
+        raise InputError(f"label {labels[odd][0]} (mask {odd.argmax()}) is none of {classes} classes")
+    if (odd := ~((scores >= 0) & (scores <= 1))).any():
+        raise InputError(f"the score {scores[odd][0]} (mask {odd.argmax()}) lies outside [0, 1]")
+    labels = labels.astype(np.int64)
+    own = scores.clip(2 * _LEAST, HIGHEST)
+    others = np.minimum((1 - own) * (1 - void_share) / max(1, classes - 1), own / 2) if classes > 1 else 0 * own
+    probs = np.repeat(others[:, None], classes + 1, 1)
+    probs[np.arange(len(labels)), labels] = own
+    probs[:, -1] = 1 - own - (classes - 1) * others
+    return np.asarray(np.log(probs.clip(_LEAST, 1)), np.float32)
+
+
+def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray:
+    """(Q, K) probabilities, the rest to 1 being "no object", or (Q, K + 1) → (Q, K + 1) float32 logits.
+
+    Raises:
+        InputError: another number of classes, or no probabilities.
+    """
+    probs = np.asarray(probs, np.float64)
+    if probs.ndim != 2 or probs.shape[1] not in (classes, classes + 1):
+        raise InputError(f"class probabilities {probs.shape} for {classes} classes, with or without no object")
+    if probs.size and not (probs.min() >= 0 and probs.sum(1).max() <= 1 + 1e-3):  # nor with NaN
+        raise InputError("class probabilities are negative, or sum to more than 1", "Give logits as class_logits")
+    if probs.shape[1] == classes:
+        probs = np.concatenate([probs, (1 - probs.sum(1, keepdims=True)).clip(0)], 1)
+    return np.asarray(np.log(probs.clip(_LEAST, None)), np.float32)

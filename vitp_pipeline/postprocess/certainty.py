@@ -1,0 +1,131 @@
+"""Which labels of a semantic map stay the same whatever storing did to the masks (docs/storage.md).
+
+Stored masks differ from the generator's in three ways, and each bounds the class scores S_c = Σ_q p_qc·s_q, with s_q
+the mask probability, in its own:
+
+* dropped: S_c may have been larger by r_c = Σ over the dropped of p_qc;
+* a logit x was off by at most e(x): s_q lies between σ(x − e) and σ(x + e);
+* floored at f: what is at the floor may have been lower by any amount, so there s_q may have been 0.
+
+The sums of the lowest and of the highest s_q, made and resized as scores are, are bounds of S_c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp_pipeline.artifacts.mask_codec import MaskLoss
+from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.geometry import View
+from vitp_pipeline.postprocess.resize import resize_band, taps
+from vitp_pipeline.postprocess.semantic import band_rows, check_scored
+from vitp_pipeline.postprocess.upsample import image_logit_band, resized_band
+
+ROUNDING = 1e-5
+"""What float32 may add to the difference of two class scores, both computed from masks of the same logits."""
+
+
+_NEAR = 1e-4
+"""How far above the floor the mean of logits may come to lie that are all at it or below."""
+
+
+def probability_bounds(logits: Tensor, loss: MaskLoss) -> tuple[Tensor, Tensor]:
+    """Between what the mask probabilities of the generator's own masks lie.
+
+    Args:
+        logits: float32 of the stored masks, of any shape, cells or upsampled.
+    Returns:
+        (lowest, highest), of the shape of `logits`.
+    """
+    errors = loss.errors(logits)
+    lowest = (logits - errors).sigmoid_()
+    if loss.floor is not None:
+        lowest.masked_fill_(logits <= loss.floor + _NEAR, 0.0)
+    return lowest, (logits + errors).sigmoid_()
+
+
+def certain_map(
+    mask_logits: Tensor,
+    probs: Tensor,
+    kept: Tensor,
+    view: View,
+    protocol: str,
+    loss: MaskLoss,
+    budget_bytes: int = 256 << 20,
+) -> np.ndarray:
+    """Where the class with the best score has it under the generator's own masks as well.
+
+    Args:
+        mask_logits: (M, h, w) stored logits in the padded frame.
+        probs: (Q, K) class probabilities of all queries.
+        kept: (M,) integers, the queries of the masks.
+        view: whole and upright.
+        protocol: one of `config.choices.PROTOCOLS`.
+        loss: what storing did to the masks.
+        budget_bytes: bound on the temporaries; at least one row is made at a time.
+    Returns:
+        (H0, W0) bool.
+    Raises:
+        UsageError, IncompatibleError: as `semantic_scores`.
+    """
+    stored = probs[kept].to(mask_logits.device, torch.float32)
+    check_scored(mask_logits, stored[None], view, protocol)
+    if not view.whole:
+        raise IncompatibleError("a window or a mirrored view is not an image", "Use one view for certain pixels")
+    dropped = (probs.to(stored).sum(0) - stored.sum(0)).clamp_min(0.0)
+    height, width = view.original
+    certain = np.zeros((height, width), bool)
+    if not len(stored):
+        return certain  # nothing is known of any pixel
+    rows = max(1, band_rows(mask_logits, stored[None], view, budget_bytes // 4))
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        scores, lowest, highest = score_bounds(mask_logits, stored, view, protocol, loss, start, stop)
+        found = _is_certain(scores, lowest, highest + dropped)
+        certain[start:stop] = found.reshape(-1, width).cpu().numpy()
+    return certain
+
+
+def score_bounds(
+    mask_logits: Tensor, probs: Tensor, view: View, protocol: str, loss: MaskLoss, start: int, stop: int
+) -> Iterator[Tensor]:
+    """Class scores of rows [start, stop) of the original, and between what those of the generator's own masks lie.
+
+    Args:
+        mask_logits: (M, h, w) stored logits in the padded frame.
+        probs: (M, K) float32 class probabilities of their queries.
+    Yields:
+        (pixels, K) those of `semantic_scores`; the lowest; the highest but for the queries that were dropped.
+    """
+    at_image = protocol in ("d2", "mmdet")
+    # rows of the original, of the resized image, of the stored masks: what is read of each
+    rows, stored_rows = taps(view.resized[0], view.original[0]), taps(view.mask[0], view.padded[0])
+    first, last = rows.source(start, stop)
+    top, bottom = stored_rows.source(first, last)
+    if at_image:
+        logits = image_logit_band(mask_logits, view, start, stop)
+    elif protocol == "mmseg0":
+        logits = mask_logits[:, top:bottom].float()
+    else:
+        logits = resized_band(mask_logits, view, first, last)
+    for likely in (logits.sigmoid(), *probability_bounds(logits, loss)):
+        if at_image:
+            yield likely.flatten(1).T @ probs
+            continue
+        scores = (probs.T @ likely.flatten(1)).reshape(-1, *likely.shape[1:])
+        if protocol == "mmseg0":
+            scores = resize_band(scores, top, stored_rows, first, last, view.padded[1])[..., : view.seen[3]]
+        yield resize_band(scores, first, rows, start, stop, view.original[1]).flatten(1).T
+
+
+def _is_certain(scores: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """(P, K) → (P,) bool: the winner's lowest score beats every other class's highest."""
+    if scores.shape[1] == 1:
+        return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    winner = scores.argmax(1, keepdim=True)
+    others = highest.scatter(1, winner, -1.0).amax(1)
+    return lowest.gather(1, winner)[:, 0] > others + ROUNDING

@@ -1,0 +1,33 @@
+"""How sure a mask is of its own pixels: what point scores do not know (paper §8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitp_pipeline.geometry import View
+from vitp_pipeline.postprocess.upsample import iter_mask_probabilities
+
+
+def mask_quality(mask_logits: Tensor, view: View, protocol: str, threshold: float = 0.5) -> Tensor:
+    """The mean mask probability over {probability > threshold} on the original image.
+
+    What Mask2Former multiplies the class score of an instance with; it has there an ε in the denominator, here a mask
+    without such a pixel has quality 0.
+
+    Args:
+        mask_logits: (Q, h, w) floats in the padded frame.
+        view: how the generator saw the image.
+        protocol: where sigmoid stands: see `postprocess.upsample`.
+    Returns:
+        (Q,) float32 in {0} ∪ (threshold, 1], on the device of the masks.
+    Raises:
+        UsageError: unknown protocol.
+        IncompatibleError: shape and view disagree.
+    """
+    values = []
+    for plane in iter_mask_probabilities(mask_logits, view, protocol):
+        inside = plane > threshold
+        total = (plane * inside).sum(dtype=torch.float64)  # exact enough that a mask of ones has quality 1
+        values.append(total / inside.sum().clamp(min=1))
+    return torch.stack(values).float() if values else mask_logits.new_zeros(0, dtype=torch.float32)

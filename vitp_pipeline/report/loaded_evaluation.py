@@ -1,0 +1,211 @@
+"""An evaluation as it lies in a run directory: found again without its recipe, from the identities alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
+from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.sealed import damaged
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import EvaluateSettings
+from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.spec import ClassInfo, default_color
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
+from vitp_pipeline.evaluation.count_reader import Rows, read_rows
+from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_named, facts_of, labels
+from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarise
+from vitp_pipeline.shipped import shipped
+from vitp_pipeline.storage.backend import folders_in, there
+from vitp_pipeline.validation.tables import checked
+
+COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
+"""Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
+READ = ("proposals", "classes", "points", "alphas", "settings")
+"""Keys that the identity of an evaluation must have."""
+LISTED = 20
+"""So many evaluations of a run are said at once."""
+
+
+@dataclass(frozen=True)
+class NoData:
+    """What of a `Dataset` is known without its files."""
+
+    spec: DatasetSpec
+    split: str
+
+    @property
+    def has_segments(self) -> bool:
+        return self.spec.kind == "coco-panoptic"
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """A finished evaluation, its rows and figures.
+
+    Attributes:
+        run: the run directory.
+        evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
+        rows: of the images, `COLUMNS` of the variants `COMPARED`.
+        result: the figures, as in result.json.
+        has_data: whether images and ground truth can be read.
+    """
+
+    run: Path
+    evaluation: Evaluation
+    rows: Rows
+    result: dict[str, Any]
+    has_data: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.evaluation.dataset.spec.class_names
+
+
+def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | None = None) -> StoredEvaluation:
+    """The evaluation in a folder.
+
+    Args:
+        path: a run directory, of which the newest evaluation is taken, or RUN/evaluation/FINGERPRINT.
+        data_root: where images and ground truth lie; None does without them.
+        recipe: names the manifest where it is none of the shipped ones.
+    Raises:
+        InputError: no such folder; no manifest is known for a data root.
+        MissingStageError: nothing is evaluated there.
+        IncompatibleError: the recipe's manifest is another than the run's; the evaluation was streamed, or of several
+            views.
+        CorruptError: a stored file is damaged.
+    """
+    folder = evaluation_folder(path)
+    run, rebuilt = folder.parents[1], open_run(folder)
+    if "stream" in rebuilt.identity:
+        raise IncompatibleError(
+            f"{folder}: was streamed, so there are no masks and scores to show",
+            "Name another evaluation, or run generate-proposals, classify and evaluate without --stream",
+        )
+    proposals = open_proposals(run)
+    proposals.require_one_view("reports")
+    if missing := [key for key in READ if key not in rebuilt.identity]:
+        raise damaged(folder / "run.json", f"damaged (its identity has no {missing[0]!r})")
+    classes = open_run(run / "classes" / rebuilt.identity["classes"][:12], "classify")
+    for name, stage in {"proposals": proposals.run, "classes": classes}.items():
+        if stage.fingerprint != rebuilt.identity[name]:
+            raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
+    settings = _settings(rebuilt)
+    if absent := {0, 1, settings.alpha}.difference(rebuilt.identity["alphas"]):
+        raise damaged(folder / "run.json", f"damaged (its `alphas` lack {min(absent):g})")
+    spec = _spec(proposals, recipe, data_root is not None)
+    split = proposals.run.identity["settings"].get("split", "val")
+    dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
+    evaluation = Evaluation(
+        rebuilt,
+        proposals,
+        classes,
+        dataset,  # type: ignore[arg-type]
+        tuple(rebuilt.identity["alphas"]),
+        settings.alpha,
+        settings,
+    )
+    numbers = headline_variants(evaluation)
+    rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
+    result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
+    return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
+
+
+def evaluation_folder(path: Path) -> Path:
+    """RUN/evaluation/FINGERPRINT: `path` itself, or the newest of the run that measured something."""
+    if path.parent.name == "evaluation" and there(path / "run.json"):
+        return path.resolve()
+    if not path.is_dir():
+        raise InputError(f"{path}: no run lies there", "A run directory is what you gave as --out")
+    found = _measured(path)
+    if not found:
+        raise MissingStageError(f"{path}: nothing is evaluated there yet", "Run `vitp evaluate` first")
+    return found[0].folder.resolve()
+
+
+def evaluations_in(run: Path) -> dict[str, str]:
+    """What the evaluations of a run that hold something are, in a few words, by folder; the newest first."""
+    found = _measured(run)
+    return dict(zip((stage.folder.name for stage in found), labels(facts_of(run, found)), strict=True))
+
+
+def listed(run: Path, evaluations: dict[str, str]) -> list[str]:
+    """A line for each of some `evaluations_in` a run: the folder, as it can be given, and what it is."""
+    lines = [f"  {run / 'evaluation' / name}: {label}" for name, label in evaluations.items()]
+    more = len(lines) - LISTED
+    return lines[:LISTED] + ([f"  and {more} more, which `vitp status {run}` lists"] if more > 0 else [])
+
+
+def _measured(run: Path) -> list[StageRun]:
+    """The evaluations that hold something, the newest first."""
+    folders = [run / "evaluation" / name for name in folders_in(run / "evaluation")]
+    stages = [open_run(folder) for folder in folders if there(folder / "run.json")]
+    found = [stage for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
+    return sorted(found, key=lambda stage: (stage.provenance["created"], stage.folder.name), reverse=True)
+
+
+def _settings(run: StageRun) -> EvaluateSettings:
+    """The identity's settings: it holds those that are not the default."""
+    given, known = run.identity["settings"], {field.name for field in fields(EvaluateSettings)}
+    if unknown := sorted(set(given) - known):
+        raise IncompatibleError(f"{run.folder}: made with the setting {unknown[0]!r}, unknown here", "Update vitp")
+    try:
+        return checked(EvaluateSettings, given, f"{run.folder / 'run.json'}:")
+    except UsageError as error:
+        raise CorruptError(error.message, error.mend) from error
+
+
+def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> DatasetSpec:
+    """The run's manifest: the recipe's, else a shipped one that says the same, else classes without files."""
+    identity = proposals.run.identity["manifest"]
+
+    def fits(spec: DatasetSpec) -> bool:
+        return json.loads(json.dumps(spec.identity())) == identity
+
+    if recipe is not None:
+        spec = load_recipe(recipe).manifest
+        if not fits(spec):
+            raise IncompatibleError(
+                f"{proposals.run.folder}: made with another manifest than {spec.name!r} of {recipe}",
+                "Use the recipe that the run was begun with",
+            )
+        return spec
+    for file in sorted(shipped("manifests").glob("*.toml")):
+        if fits(spec := load_manifest(file)):
+            return spec
+    if needed:
+        raise UsageError(
+            f"{proposals.run.folder}: its manifest {identity['name']!r} is none of the shipped ones",
+            "Name the run's recipe with --recipe, so that its images can be found",
+        )
+    classes = tuple(ClassInfo(*c, default_color(i)) for i, c in enumerate(identity["classes"]))
+    return DatasetSpec(identity["name"], classes, identity["kind"], tuple(identity["ignore"]), {})
+
+
+def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
+    """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
+    stages = [stored.evaluation.proposals.run, stored.evaluation.classes, stored.evaluation.run]
+    if (trained := classifier_folder(stored.run, stages[1].identity["classifier"])) is not None:
+        stages.insert(1, open_run(trained))
+    entries = []
+    for stage in stages:
+        identity = {k: v for k, v in stage.identity.items() if k not in ("manifest", "stage")}
+        entries.append(
+            {
+                **stage.provenance,
+                "folder": stage.folder.relative_to(stored.run).as_posix(),
+                "fingerprint": stage.fingerprint,
+                "identity": json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True),
+            }
+        )
+    return entries
+
+
+def classifier_name(stored: StoredEvaluation) -> str:
+    """The name of the classifier in its run, or the beginning of its digest."""
+    return classifier_named(stored.run, stored.evaluation.classes.identity["classifier"])

@@ -1,0 +1,214 @@
+"""What the stored scores and masks say beyond the rows: how sure a name was, how large its mask is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.figure import DASH, plain
+from vitp_pipeline.geometry import View
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
+from vitp_pipeline.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from vitp_pipeline.postprocess.segmenter import FusedView
+
+NAMERS = ("generator", "classifier", "fused")
+AREA_EDGES = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0)
+SURENESS_EDGES = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """The masks with 1 − v > 0.5 that are stored, of all images in order. Arrays of length M unless said otherwise.
+
+    Attributes:
+        image: number of the image, as in the rows.
+        query: which query of the generator.
+        label: the majority of the ground truth inside, or IGNORE.
+        area: share of the image inside {logit > 0}, in [0, 1].
+        names: per namer, class indices.
+        sureness: per namer, the probability of that class given that the mask is something, in [0, 1].
+        uncertainty: (images,) mean entropy of the fused names, in [0, 1] where 1 is "any class"; weighted by
+            area · (1 − v); nan where there is no mask.
+    """
+
+    image: np.ndarray
+    query: np.ndarray
+    label: np.ndarray
+    area: np.ndarray
+    names: dict[str, np.ndarray]
+    sureness: dict[str, np.ndarray]
+    uncertainty: np.ndarray
+
+    def right(self, namer: str) -> np.ndarray:
+        """(M,) bool: named as the ground truth inside."""
+        return self.names[namer] == self.label
+
+    @property
+    def known(self) -> np.ndarray:
+        """(M,) bool: the ground truth inside has a label."""
+        return self.label != IGNORE
+
+
+def alphas_of(stored: StoredEvaluation) -> tuple[float, float, float]:
+    """The weights of the classifier by which `NAMERS` classify."""
+    return 0.0, 1.0, stored.evaluation.alpha
+
+
+def class_scores(view: FusedView) -> dict[str, np.ndarray]:
+    """Per variant (Q, K) float64 class probabilities given that the mask is an object: rows sum to 1, or to 0 where
+    no class has any.
+
+    Args:
+        view: scored with `alphas_of`.
+    """
+    probs = view.probs.double().cpu()
+    total = probs.sum(2, keepdim=True)
+    return dict(zip(NAMERS, (probs / total).nan_to_num(0.0).numpy(), strict=True))
+
+
+def presence(class_logits: np.ndarray) -> np.ndarray:
+    """(Q,) float64 1 − v."""
+    y = class_logits.astype(np.float64)
+    weights = np.exp(y - y.max(1, keepdims=True))
+    return weights[:, :-1].sum(1) / weights.sum(1)
+
+
+def mask_areas(masks: np.ndarray, view: View) -> np.ndarray:
+    """(M,) share of the image inside {logit > 0}, counted at the resolution of the stored masks."""
+    height, width = (max(1, round(m * r / p)) for m, r, p in zip(view.mask, view.resized, view.padded, strict=True))
+    return (masks[:, :height, :width] > 0).mean((1, 2), dtype=np.float64)
+
+
+def read_masks(stored: StoredEvaluation) -> MaskFacts:
+    """One pass over what is stored. Raises CorruptError where a part is damaged."""
+    number = {image: i for i, image in enumerate(stored.rows.images)}
+    failed = {image for image, _ in stored.rows.failed}
+    labels = _labels(stored)
+    proposals, classes = stored.evaluation.proposals, stored.evaluation.classes
+    segmenter = stored.evaluation.segmenter
+    uncertainty = np.full(len(number), np.nan)
+    pieces: list[tuple] = []
+    with progress("reading masks", len(number) - len(failed)) as shown:
+        for shard in range(proposals.run.shards):
+            if shard in stored.rows.missing:
+                continue
+            for part in range(len(proposals.run.parts(shard))):
+                with classes.open_arrays(shard, part) as scores:
+                    for record in proposals.read_part(shard, part):
+                        if record.image_id in failed:
+                            continue
+                        image = number[record.image_id]
+                        view = segmenter.score(record, scores.read(f"point_logits/{record.key}"), alphas_of(stored))
+                        piece, uncertainty[image] = _facts(record, class_scores(view))
+                        query = piece[0]
+                        label = [labels.get((image, q), IGNORE) for q in query.tolist()]
+                        pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
+                        shown.advance()
+    columns = [np.concatenate(column) for column in zip(*pieces, strict=True)] if pieces else [np.zeros(0, int)] * 10
+    image, query, area, *named, label = columns
+    names, sureness = dict(zip(NAMERS, named[:3], strict=True)), dict(zip(NAMERS, named[3:], strict=True))
+    return MaskFacts(image, query, label, area, names, sureness, uncertainty)
+
+
+def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], float]:
+    present = presence(record.class_logits)[record.kept]
+    likely = present > 0.5
+    query = record.kept[likely]
+    area = mask_areas(record.masks[likely], record.view)
+    of = [scores[name][query] for name in NAMERS]
+    fused, weight = of[2], area * present[likely]
+    entropy = -np.sum(fused * np.log(np.where(fused > 0, fused, 1.0)), 1) / np.log(max(2, fused.shape[1]))
+    uncertain = float((entropy * weight).sum() / weight.sum()) if weight.sum() else float("nan")
+    return (query.astype(np.int64), area, *(p.argmax(1) for p in of), *(p.max(1) for p in of)), uncertain
+
+
+def _labels(stored: StoredEvaluation) -> dict[tuple[int, int], int]:
+    """(image, query) → the majority of the ground truth inside, as the rows have it."""
+    e = stored.rows.columns["masks"]
+    return dict(zip(zip(e["image"].tolist(), e["query"].tolist(), strict=True), e["label"].tolist(), strict=True))
+
+
+def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
+    """Per namer: masks of known label in bins of equal width by sureness.
+
+    Returns:
+        {count, sureness, right: lists of `bins`, None where a bin is empty; ece: expected calibration error in [0, 1],
+        or None without masks}
+    """
+    found = {}
+    for name in NAMERS:
+        sure, right = facts.sureness[name][facts.known], facts.right(name)[facts.known]
+        place = np.minimum((sure * bins).astype(int), bins - 1)
+        count = np.bincount(place, minlength=bins)
+        means = [np.bincount(place, values, minlength=bins) for values in (sure, right)]
+        mean_sure, mean_right = (np.divide(m, count, out=np.full(bins, np.nan), where=count > 0) for m in means)
+        gap = np.abs(means[0] - means[1]).sum() / len(sure) if len(sure) else np.nan
+        found[name] = {
+            "count": count.tolist(),
+            "sureness": plain(mean_sure),
+            "right": plain(mean_right),
+            "ece": plain(gap),
+        }
+    return found
+
+
+def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Where fusion put names right and where wrong, of the masks of known label.
+
+    Args:
+        pixels: (K,) ground-truth pixels of every class.
+    Returns:
+        per question ("area", "sureness", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
+        of masks, before and after being those named right.
+    """
+    known = facts.known
+    area, sure = facts.area[known], facts.sureness["generator"][known]
+    rank, groups = frequency_groups(pixels)
+    questions = {
+        "area": (_place(area, AREA_EDGES), _ranges(AREA_EDGES)),
+        "sureness": (_place(sure, SURENESS_EDGES), _ranges(SURENESS_EDGES)),
+        "frequency": (rank[facts.label[known]], groups),
+    }
+    before, after = facts.right("generator")[known], facts.right("fused")[known]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for question, (place, names) in questions.items():
+        found[question] = []
+        for i, name in enumerate(names):
+            b, a = before[place == i], after[place == i]
+            counts = {"masks": len(b), "righted": int((a & ~b).sum()), "wronged": int((b & ~a).sum())}
+            found[question].append({"bin": name, **counts, "before": int(b.sum()), "after": int(a.sum())})
+    return found
+
+
+def frequency_groups(pixels: np.ndarray, groups: int = 5) -> tuple[np.ndarray, list[str]]:
+    """Fifths of the classes by their share of the ground truth, rarest first.
+
+    Returns:
+        ((K,) group of every class that the ground truth has, else 0; the groups' names: their shares of the pixels)
+    """
+    present = np.flatnonzero(pixels > 0)
+    order = present[np.argsort(pixels[present], kind="stable")]
+    groups = max(1, min(groups, len(order)))
+    group = np.zeros(len(pixels), int)
+    group[order] = np.arange(len(order)) * groups // max(1, len(order))
+    total, names = max(1, pixels.sum()), []
+    for i in range(groups):
+        members = order[group[order] == i]
+        span = [f"{100 * pixels[k] / total:.2g}" for k in (members[:1].tolist() + members[-1:].tolist())]
+        names.append(f"{'–'.join(dict.fromkeys(span))} %" if span else DASH)
+    return group, names
+
+
+def _place(values: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
+    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+
+
+def _ranges(edges: tuple[float, ...]) -> list[str]:
+    return [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise(edges)]

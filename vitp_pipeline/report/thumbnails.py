@@ -1,0 +1,151 @@
+"""What a card of the gallery shows of an image: a small photograph, maps of class indices, and its masks."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord
+from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
+from vitp_pipeline.report.mask_statistics import NAMERS, alphas_of, class_scores, mask_areas, presence
+
+LONG_SIDE = 384
+NOTHING = 65535
+"""In a map: no label, or no mask."""
+NAMES_SHOWN = 3
+
+
+def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
+    """Pictures and masks of an image.
+
+    Returns:
+        size: [height, width] of the pictures.
+        photo: base64 of a JPEG; None without a data root.
+        maps: base64 of zlib over uint16 little-endian planes of that size: class indices of the ground truth (without a
+            data root all `NOTHING`), of the generator's and of the fused map, and the index in `masks` of the mask that
+            lies on top, `NOTHING` being none.
+        classes: the class indices that occur in the maps.
+        masks: of those with 1 − v > 0.5: query, present, area, label (or None), points [[row, col] as shares of the
+            image], and per namer the likeliest [class, probability given that it is something].
+    Raises:
+        InputError: image or label cannot be read.
+    """
+    record, scores = _read(stored, image_id)
+    size = thumbnail_size(record.view.original)
+    view = stored.evaluation.segmenter.score(record, scores, alphas_of(stored))
+    record, found = view.record, class_scores(view)
+    generator, fused = (shrunk(m, size) for m in stored.evaluation.segmenter.semantic([view])[[0, 2]])
+    present = presence(record.class_logits)
+    shown = np.flatnonzero(present[record.kept] > 0.5)
+    truth, photo = np.full(size, IGNORE, np.int16), None
+    if stored.has_data:
+        dataset = stored.evaluation.dataset
+        sample = dataset.sample(image_id)
+        truth, photo = shrunk(dataset.read_semantic(sample), size), _jpeg(dataset.read_image(sample), size)
+    top = top_masks(record, shown, present, size)
+    planes = np.stack([truth, generator, fused, top]).astype(np.int64)
+    planes = np.where(planes < 0, NOTHING, planes).astype("<u2")
+    classes = np.setdiff1d(planes[:3], [NOTHING])
+    return {
+        "size": list(size),
+        "photo": photo,
+        "maps": base64.b64encode(zlib.compress(planes.tobytes())).decode(),
+        "classes": classes.tolist(),
+        "masks": _masks(stored, record, shown, present, found),
+    }
+
+
+def thumbnail_size(original: Size) -> Size:
+    """(height, width), the longer being at most LONG_SIDE."""
+    scale = min(1.0, LONG_SIDE / max(original))
+    return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
+
+
+def shrunk(labels: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) → `size`: of every cell the value at its centre, so that no class appears that is not there."""
+    row, col = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size, labels.shape, strict=True))
+    return labels[row[:, None], col[None]]
+
+
+def top_masks(record: ProposalRecord, shown: np.ndarray, present: np.ndarray, size: Size) -> np.ndarray:
+    """(size) int64: of the masks `shown` (places among the kept) that claim a pixel (probability ≥ 0.5) the place in
+    `shown` of the one with the largest (1 − v) · probability; −1 where none does.
+    """
+    import torch
+
+    from vitp_pipeline.postprocess.upsample import iter_mask_probabilities
+
+    best, top = np.zeros(size), np.full(size, -1)
+    masks = torch.from_numpy(record.masks[shown]).float()
+    for place, plane in enumerate(iter_mask_probabilities(masks, replace(record.view, original=size), record.protocol)):
+        probability = plane.numpy()
+        score = np.where(probability >= 0.5, probability * present[record.kept[shown[place]]], 0.0)
+        top[score > best] = place
+        best = np.maximum(best, score)
+    return top
+
+
+def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
+    """The image's proposals and the scores of its points."""
+    evaluation = stored.evaluation
+    shard, part = next(
+        (shard, part)
+        for shard in range(evaluation.classes.shards)
+        for part, images in enumerate(evaluation.classes.parts(shard))
+        if image_id in images
+    )
+    with evaluation.classes.open_arrays(shard, part) as scores:
+        record = evaluation.proposals.read(image_id)
+        return record, scores.read(f"point_logits/{record.key}")
+
+
+def _masks(
+    stored: StoredEvaluation,
+    record: ProposalRecord,
+    shown: np.ndarray,
+    present: np.ndarray,
+    found: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    rows, number = stored.rows.columns["masks"], stored.rows.images.index(record.image_id)
+    own = rows["image"] == number
+    labels = dict(zip(rows["query"][own].tolist(), rows["label"][own].tolist(), strict=True))
+    policy = stored.evaluation.run.identity["points"]
+    policy = policy if policy in record.points else "max"
+    points = record.points[policy].reshape(len(present), -1, 2) / np.array(record.view.original)
+    areas = mask_areas(record.masks[shown], record.view)
+    entries = []
+    for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
+        names = {name: _likeliest(found[name][query]) for name in NAMERS}
+        own_points = points[query] if policy in SEVERAL_POINTS else points[query][:1]
+        entries.append(
+            {
+                "query": query,
+                "present": round(float(present[query]), 4),
+                "area": round(area, 5),
+                "label": labels.get(query),
+                "points": np.round(own_points, 4).tolist(),
+                **names,
+            }
+        )
+    return entries
+
+
+def _likeliest(probs: np.ndarray) -> list[list[float]]:
+    order = np.argsort(-probs, kind="stable")[:NAMES_SHOWN]
+    return [[int(k), round(float(probs[k]), 4)] for k in order]
+
+
+def _jpeg(image: np.ndarray, size: Size) -> str:
+    from PIL import Image
+
+    content = io.BytesIO()
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS)
+    small.save(content, "JPEG", quality=80, optimize=True)
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,257 @@
+"""What is there of a run, read from its files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitp_pipeline.artifacts.copies import COPIES
+from vitp_pipeline.artifacts.layout import index_path, open_plain, part_of_arrays
+from vitp_pipeline.artifacts.partial_part import spool_paths, spooled_images
+from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.sealed import damaged, read_sealed
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
+from vitp_pipeline.execution.runner import read_done
+from vitp_pipeline.execution.sharding import array_expression
+from vitp_pipeline.runtime.output import show, show_json
+from vitp_pipeline.storage.backend import bring, files_in, folders_in, look_anew, shown, there
+from vitp_pipeline.storage.locks import is_locked
+
+if TYPE_CHECKING:
+    from vitp_pipeline.runtime.tables import Table
+
+WATCH_EVERY = 5.0
+"""Seconds between two looks of `vitp status --watch`."""
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run that hold a stage's results, in the order of the stages.
+
+    Raises:
+        InputError: no run lies there.
+    """
+    folders = [run / "proposals"]
+    for stage in ("classifier", "classes", "evaluation"):
+        folders += [run / stage / name for name in folders_in(run / stage)]
+    folders = [folder for folder in folders if there(folder / "run.json") or there(folder / COPIES)]
+    if not folders:
+        raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
+    return folders
+
+
+def run_status(run: Path) -> list[dict[str, Any]]:
+    """One entry per stage folder of a run.
+
+    `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (begun, and nobody is at work:
+    a task failed or was killed), or not begun. `missing` is the array expression of the latter two. `label` says which
+    class scores or evaluation it is.
+
+    Raises:
+        InputError: no run lies there.
+    """
+    look_anew(run)
+    stages = [open_run(folder) for folder in stage_folders(run)]
+    told = _labels(run, stages)
+    entries = [_training(s) if s.folder.parent.name == "classifier" else _sharded(s) for s in stages]
+    for entry in entries:
+        entry["stage"] = Path(entry["folder"]).relative_to(run).as_posix()
+        entry["folder"] = shown(entry["folder"])
+        entry["label"] = told.get(entry["stage"], "")
+    return entries
+
+
+def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
+    """What class scores and evaluations are, in a few words, by `stage`."""
+    own = [stage for stage in stages if stage.folder.parent.name in ("classes", "evaluation")]
+    names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
+    found = {}
+    for kind in ("classes", "evaluation"):
+        chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
+        texts = labels([facts[i] for i in chosen], ALWAYS)
+        found |= {names[i]: text for i, text in zip(chosen, texts, strict=True)}
+    return found
+
+
+def _sharded(run: StageRun) -> dict[str, Any]:
+    folder = run.folder
+    done, running, stopped, missing = 0, [], [], []
+    images, failed, size = 0, [], 0
+    bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
+    for shard in range(run.shards):
+        if run.finished(shard):
+            stats = read_done(run, shard)
+            done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
+            failed += map(list, stats["failed"])
+            continue
+        files, arrays = files_in(run.shard_folder(shard)), Counter[int | None]()
+        for name, bytes_ in files.items():
+            arrays[part_of_arrays(name)] += bytes_
+        for part, ids in enumerate(run.parts(shard)) if files else ():
+            if (index := index_path(folder, part).name) in files:
+                images += len(ids)
+                size += files[index] + arrays[part]
+            elif (rows := spool_paths(run.shard_folder(shard), part)[0]).name in files:
+                images += spooled_images(rows)
+        if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
+            running.append(shard)
+            continue
+        missing.append(shard)
+        if files:
+            stopped.append(shard)
+    speed = _speed(run)
+    return {
+        "folder": str(folder),
+        "images": images,
+        "of": len(run.images),
+        "failed": len(failed),
+        "failed_images": failed,
+        "shards_done": done,
+        "shards": run.shards,
+        "running": running,
+        "stopped": stopped,
+        "bytes": size,
+        "missing": array_expression(missing),
+        "images_per_second": speed,
+        "seconds_left": (len(run.images) - images) / (speed * len(running)) if speed and running else None,
+    }
+
+
+def _training(run: StageRun) -> dict[str, Any]:
+    from vitp_pipeline.config.settings import TrainSettings
+
+    folder = run.folder
+    files = files_in(folder)
+    finished = "done.json" in files
+    last = _last_line(run, finished)
+    running = not finished and is_locked(folder / "lock")
+    begun = "lock" in files or "checkpoint.pt" in files
+    return {
+        "folder": str(folder),
+        "images": len(run.images),
+        "of": len(run.images),
+        "failed": 0,
+        "failed_images": [],
+        "shards_done": int(finished),
+        "shards": 1,
+        "running": [0] if running else [],
+        "stopped": [0] if begun and not finished and not running else [],
+        "bytes": files.get("model.safetensors", 0),
+        "missing": "" if finished or running else "0",
+        "epoch": last.get("epoch"),
+        "epochs": run.identity.get("settings", {}).get("epochs", TrainSettings.epochs),
+        "loss": last.get("loss"),
+        "images_per_second": None,
+        "seconds_left": None,
+    }
+
+
+def _last_line(run: StageRun, finished: bool) -> dict[str, Any]:
+    """The last line of figures of a training; nothing before there is one."""
+    path = run.folder / "metrics.jsonl"
+    digest = run.read_done()["files"].get(path.name) if finished else None
+    content = b""
+    if there(path):
+        with open_plain(path) as file:
+            content = file.read()
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise damaged(path, "damaged (its checksum does not fit)")
+    line = content.rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        last: dict[str, Any] = json.loads(line) if line else {}
+        return last
+    except ValueError as error:
+        raise damaged(path, f"damaged ({error})") from error
+
+
+def _speed(run: StageRun) -> float | None:
+    """Images per second over the parts in the logs, of one task."""
+    images, seconds = 0, 0.0
+    logs = [run.folder / "log" / name for name in sorted(files_in(run.folder / "log")) if name.endswith(".json")]
+    bring(logs)
+    for path in logs:
+        for entry in read_sealed(path)["parts"]:
+            images, seconds = images + entry["images"], seconds + entry["seconds"]
+    return images / seconds if seconds else None
+
+
+def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
+    """A table and what to do, or JSON, on standard output."""
+    if as_json:
+        show_json(entries, indent=2)
+        return
+    _table(entries).show(log_width=120)  # a log has no margin
+    for line in _remarks(entries):
+        show(line)
+
+
+FAILURES_SHOWN = 5
+
+
+def _remarks(entries: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for e in entries:
+        lines += [f"{e['stage']}: image {i} failed: {reason}" for i, reason in e["failed_images"][:FAILURES_SHOWN]]
+        if (more := e["failed"] - FAILURES_SHOWN) > 0:
+            lines.append(f"{e['stage']}: {more} more images failed (--json lists them)")
+        if e["stopped"]:
+            lines.append(f"{e['stage']}: a task failed or was killed on shard {array_expression(e['stopped'])}")
+        if e["missing"] and e["shards"] > 1:
+            lines.append(f"{e['stage']}: missing, and nobody is at work on them: --array={e['missing']}")
+    return lines
+
+
+def _table(entries: list[dict[str, Any]]) -> Table:
+    from vitp_pipeline.runtime.tables import Table
+
+    table = Table()
+    table.column("stage", no_wrap=True, overflow="fold")
+    for column in ("images", "failed", "shards", "running", "size", "images/s", "left"):
+        table.column(column, justify="right")
+    for e in entries:
+        images = f"{e['images']}/{e['of']}"
+        if e["stage"].startswith("classifier"):
+            images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}/{e['epochs']}"
+        table.row(
+            [e["stage"], f"  {e['label']}"] if e["label"] else e["stage"],
+            images,
+            str(e["failed"]),
+            f"{e['shards_done']}/{e['shards']}",
+            str(len(e["running"])),
+            f"{e['bytes'] / 1e6:.1f} MB",
+            f"{e['images_per_second']:.2f}" if e["images_per_second"] else "",
+            _duration(e["seconds_left"]),
+        )
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
+
+
+def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
+    """Prints the status every few seconds until every stage that was begun is done; as JSON, one line each time.
+
+    Args:
+        wait: sleeps.
+    """
+    from vitp_pipeline.runtime.tables import clear_screen
+
+    while True:
+        entries = run_status(run)
+        if as_json:
+            show_json(entries)
+        else:
+            clear_screen()
+            print_status(entries, as_json=False)
+        if all(e["shards_done"] == e["shards"] for e in entries):
+            return
+        wait(WATCH_EVERY)

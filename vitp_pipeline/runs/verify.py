@@ -1,0 +1,233 @@
+"""Whether what was committed is still what was written: `vitp verify`.
+
+What vouches for what:
+
+    run.json, copies.json    their own SHA-256; the one for the other; every part and done.json names the plan's digest
+    part-0000.parquet        its own SHA-256, inside it (artifacts/parts.py)
+    part-0000-….zarr.zip     SHA-256 in the metadata of that index
+    _totals.parquet          its own SHA-256, inside it
+    done.json of a shard     its own SHA-256; it is a function of the parts
+    done.json of a training  its own SHA-256; it names those of all files that the training leaves
+    result.json, digests.json, log/, jobs/submitted.json, checkpoint.pt    their own SHA-256
+
+What puts each right is in `cluster.repair`; nothing is removed on the word of a file that is itself not proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.artifacts.parts import arrays_digest, read_index
+from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.sealed import read_sealed
+from vitp_pipeline.cluster.plan_file import Plan, read_plan
+from vitp_pipeline.cluster.repair import Damage, discards, forgets_shard, remakes_part
+from vitp_pipeline.cluster.verify_training import check_training
+from vitp_pipeline.errors import CorruptError, InputError
+from vitp_pipeline.execution.runner import shard_stats
+from vitp_pipeline.execution.sharding import array_expression
+from vitp_pipeline.runs.status import stage_folders
+from vitp_pipeline.runtime.output import show
+from vitp_pipeline.runtime.progress import progress, say
+from vitp_pipeline.storage.backend import files_in, folders_in, look_anew, shown, there
+from vitp_pipeline.storage.fingerprint import file_digest
+
+READERS = 4
+"""Files read at once: hashing leaves the interpreter free, and network file systems like company."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How much was read, and what was found bad."""
+
+    parts: int
+    damages: list[Damage]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What was found in a shard.
+
+    Attributes:
+        parts: how many were read.
+        good: files that were made for the plan that it was read by.
+        foreign: files that are whole, but were made for another one.
+    """
+
+    parts: int
+    damages: list[Damage]
+    good: int
+    foreign: int
+
+
+def verify_run(run: Path) -> Checked:
+    """Reads every committed file of a run.
+
+    Raises:
+        InputError: no run lies there.
+    """
+    look_anew(run)
+    parts, damages = 0, list(_of_the_run(run))
+    work: list[tuple[Plan, int]] = []
+    for folder in _folders(run):
+        plan = read_plan(folder)
+        damages += plan.damages
+        if plan.run is None:
+            continue
+        if folder.parent.name == "classifier":
+            damages += check_training(plan.run)
+            continue
+        work += [(plan, shard) for shard in range(plan.run.shards)]
+        damages += _of_the_stage(folder)
+    found: dict[Path, list[_Shard]] = {}
+    with progress("verify", len(work), "shards") as bar, ThreadPoolExecutor(READERS) as readers:
+        for (plan, _), shard in zip(work, readers.map(lambda item: _shard(*item), work), strict=True):
+            found.setdefault(plan.folder, []).append(shard)
+            bar.advance()
+    for folder, shards in found.items():
+        parts += sum(shard.parts for shard in shards)
+        if sum(shard.foreign for shard in shards) > sum(shard.good for shard in shards):
+            damages.append(Damage(folder / "run.json", "is not the one that the parts beside it were made for", folder))
+        else:
+            damages += [damage for shard in shards for damage in shard.damages]
+    return Checked(parts, damages)
+
+
+def _folders(run: Path) -> list[Path]:
+    exports = [run / "exports" / name for name in folders_in(run / "exports")]
+    exports = [folder for folder in exports if there(folder / "run.json")]
+    try:
+        return stage_folders(run) + exports
+    except InputError:
+        if exports:
+            return exports
+        raise
+
+
+def _of_the_run(run: Path) -> Iterator[Damage]:
+    """What lies beside the stages: memories, which may go."""
+    yield from _sealed(run / "digests.json", run)
+    yield from _sealed(run / "jobs" / "submitted.json", run)
+
+
+def _of_the_stage(folder: Path) -> Iterator[Damage]:
+    yield from _sealed(folder / "result.json", folder, rerun=True)
+    for name in sorted(files_in(folder / "log")):
+        if name.endswith(".json"):
+            yield from _sealed(folder / "log" / name, folder)
+
+
+def _sealed(path: Path, folder: Path, rerun: bool = False) -> Iterator[Damage]:
+    """A sealed file without which the results are the same."""
+    try:
+        if there(path):
+            read_sealed(path)
+    except CorruptError as error:
+        yield Damage.of(error, path, folder, discards(path), rerun=rerun)
+
+
+def _shard(plan: Plan, shard: int) -> _Shard:
+    assert plan.run is not None
+    run, damages, read, good, foreign = plan.run, [], 0, 0, 0
+    folder = run.shard_folder(shard)
+    try:
+        finished = run.finished(shard)
+        for part, images in enumerate(run.parts(shard)):
+            index = index_path(folder, part)
+            if there(index):
+                read += 1
+                bad = _part(run, shard, part, images)
+                if bad is None:
+                    good += 1
+                elif bad[1].endswith(OTHER_PLAN):
+                    foreign += 1
+            else:
+                bad = (index, "is missing, though the shard is finished") if finished else None
+            if bad is not None:
+                damages.append(Damage(*bad, run.folder, shard, remakes_part(run, shard, part), True))
+        if finished and not damages:
+            damages += _end(run, shard)
+            good += not damages
+    except CorruptError as error:  # a link is in the place of a file or a folder
+        damages.append(Damage.of(error, folder, run.folder, None, shard))
+    return _Shard(read, damages, good, foreign)
+
+
+OTHER_PLAN = "was made for another run.json"
+
+
+def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tuple[Path, str] | None:
+    """The bad file of a part, and why; None when both are good."""
+    index = index_path(run.shard_folder(shard), part)
+    try:
+        rows = run.read_rows(shard, part)
+    except CorruptError as error:
+        return index, error.message.removeprefix(f"{index}: ")
+    found = rows["image_id"].to_pylist()
+    if tuple(dict.fromkeys(found)) != images:  # several views of an image are rows one after another
+        return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
+    if not (digest := arrays_digest(rows)):
+        return None
+    arrays = arrays_path(run.shard_folder(shard), part, digest)
+    if not there(arrays):
+        return arrays, "is missing"
+    return None if file_digest(arrays) == digest else (arrays, "its checksum does not fit")
+
+
+def _end(run: StageRun, shard: int) -> Iterator[Damage]:
+    """done.json and the totals of a shard whose parts are all good."""
+    folder = run.shard_folder(shard)
+    done, totals, fix = folder / "done.json", totals_path(folder), forgets_shard(run, shard)
+    try:
+        if there(totals):
+            read_index(totals, [], run.digest)
+    except CorruptError as error:
+        yield Damage.of(error, totals, run.folder, fix, shard, True)
+        return
+    try:
+        said = run.read_done(shard)
+    except CorruptError as error:
+        yield Damage.of(error, done, run.folder, fix, shard, True)
+        return
+    if totals.name in said.get("files", {}) and not there(totals):
+        yield Damage(totals, "is missing, though the shard is finished", run.folder, shard, fix, True)
+    elif said != shard_stats(run, shard):
+        yield Damage(done, "does not say what the parts say", run.folder, shard, fix, True)
+
+
+def print_damages(damages: list[Damage]) -> None:
+    """A line for each, on standard output."""
+    for damage in damages:
+        show(f"{damage.path}: {damage.reason}")
+
+
+def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
+    """Says how it ended.
+
+    Args:
+        left: what `repair` could not mend of what was found; None = it was not asked to.
+    Raises:
+        CorruptError: something is damaged.
+    """
+    if not checked.damages:
+        say(f"verify: {checked.parts} parts, all as they were written")
+        return
+    count = f"{len(checked.damages)} of {checked.parts} parts and other files"
+    if left is None:
+        raise CorruptError(f"{run}: {count} are damaged", f"`vitp verify {shown(run)} --repair` puts right what it can")
+    for stage in dict.fromkeys(d.stage for d in checked.damages if d not in left):
+        shards = {d.shard for d in checked.damages if d.stage == stage and d.shard is not None and d not in left}
+        which = f", shards {array_expression(shards)}" if shards else ""
+        name = stage.relative_to(run).as_posix()
+        again = ": run that stage again" if any(d.rerun for d in checked.damages if d.stage == stage) else ""
+        say(f"verify: repaired {'the run' if name == '.' else name}{which}{again}")
+    if left:
+        first = left[0]
+        raise CorruptError(
+            f"{first.path}: {first.reason}, and that cannot be mended here ({len(left)} such)",
+            "Remove that stage's folder and run it again; one that is being worked on: verify again later",
+        )

@@ -1,0 +1,440 @@
+"""Stage one: a frozen generator draws masks; points are chosen from its full-precision logits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
+from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings
+from vitp_pipeline.datasets import Dataset, DatasetSpec
+from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
+from vitp_pipeline.execution.prefetch import Ahead, Behind
+from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.generators.registry import Source, find_source
+from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.digests import Digests
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from vitp_pipeline.generators.base import Generator, Proposals
+    from vitp_pipeline.generators.views import Frame, ViewPlan
+    from vitp_pipeline.geometry import View
+
+
+def generate_proposals(
+    recipe: Recipe,
+    settings: ProposalSettings,
+    data_root: Path,
+    out: Path,
+    shard: ShardChoice,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Runs the generator over a split and writes RUN/proposals.
+
+    Raises:
+        UserError: any of its kinds; see `vitp_pipeline.errors`.
+    """
+    begun = there(out / "proposals" / "run.json")
+    settings = settled(settings, out)
+    dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
+    if settings.window:
+        view_plan(settings, None)  # refused before the run is made
+    source, digests = find_source(settings, lambda text: recipe.find_file(text, data_root)), Digests(out)
+    identity = {
+        "stage": "proposals",
+        "manifest": recipe.manifest.identity(),
+        "generator": source.identity(digests),
+        "settings": identity_of(settings),
+    }
+    if not begun:
+        shard.for_new_run()
+    images = dataset.image_ids
+    run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
+
+    def build() -> ProposalMaker:
+        digests.prove()
+        return ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings)
+
+    return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
+
+
+NEW_PART_SIZE = 1000
+"""Images in a part of a run that is begun: few files, and what is finished of one is kept every few minutes."""
+
+
+def settled(settings: ProposalSettings, out: Path) -> ProposalSettings:
+    """The settings with what they leave to the run: as it was begun, if it was."""
+    if not there(out / "proposals" / "run.json"):
+        return replace(settings.settled(begun=False), part_size=settings.part_size or NEW_PART_SIZE)
+    store = open_proposals(out)
+    begun_with = store.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
+    return replace(settings.settled(begun=store.codec == MaskCodec()), part_size=settings.part_size or begun_with)
+
+
+def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:
+    """Builds the generator and holds its class list against the manifest's.
+
+    Raises:
+        IncompatibleError: names, order or number of classes differ.
+    """
+    from vitp_pipeline.runtime.devices import choose_device
+
+    generator = source.build(choose_device(settings.device))
+    if generator.classes is not None:
+        check_classes(generator.classes, f"generator {source.name}", manifest)
+    return generator
+
+
+def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, model: str = "") -> None:
+    """Raises IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
+    its name or one of its aliases.
+
+    Args:
+        model: whose classes the manifest has, where nobody named one: "classifier".
+    """
+    other, briefly = (f"the {model}",) * 2 if model else (f"manifest {manifest.name!r}", "the manifest")
+    ours, theirs = manifest.classes, tuple(classes)
+    if len(ours) != len(theirs):
+        what = f"{len(theirs)} classes, {briefly} {len(ours)}"
+    else:
+        different = [k for k, (info, name) in enumerate(zip(ours, theirs, strict=True)) if not info.is_called(name)]
+        if not different:
+            return
+        k = different[0]
+        what = f"class {k} is {theirs[k]!r}, in {briefly} {ours[k].name!r}"
+    mend = "Use the manifest whose classes, in this order, the model was trained with"
+    if model:
+        mend = "Use two models that were trained with the same classes, in the same order"
+    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", mend)
+
+
+def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:
+    """The views that the settings mean; what they leave open about windows is the generator's own `slide`, if any.
+
+    Raises:
+        UsageError: there are no such views.
+    """
+    from vitp_pipeline.generators.views import ViewPlan
+
+    window, stride = settings.window, settings.stride
+    own = getattr(generator, "slide", None)
+    if not window and own:
+        window, stride = own[0], stride or own[1]
+    if stride and not window:
+        raise UsageError("a stride without a window", "Give window, too, in [generate-proposals]")
+    if not any(window):
+        return ViewPlan(settings.scales, settings.mirror)
+    stride = stride or tuple(max(1, length // 2) for length in window)
+    return ViewPlan(settings.scales, settings.mirror, tuple(window), tuple(stride))
+
+
+READERS = 2
+"""Threads that read and resize images."""
+READ_AHEAD = 2
+"""Batches that are read, beyond the one that the generator works on."""
+WRITE_BEHIND = 4
+"""Images whose points are not yet chosen, or whose masks are not yet compressed and written."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image as it was read: a frame for the generator, or why it could make none of it, or the picture."""
+
+    frame: Frame | None = None
+    failure: Exception | None = None
+    picture: np.ndarray | None = None
+
+
+class ProposalMaker:
+    """Makes parts of proposals: reads images, runs the generator, chooses points, stores.
+
+    Other threads read ahead and write behind; what is written, and in which order, does not depend on it.
+    """
+
+    def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
+        self.run, self.dataset, self.generator, self.settings = run, dataset, generator, settings
+        self.managed = False  # whether the generator has worked on any image
+        self.plan = view_plan(settings, generator)
+        plan = None if self.plan.one_whole else asdict(self.plan)
+        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan)
+
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        import pyarrow as pa
+
+        about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
+        size, wanted = self.settings.batch_size, set(images)
+        whole = self.run.parts(shard)[part]
+        # cut over the whole part: what goes through the generator together does not depend on what was made before
+        batches = [whole[start : start + size] for start in range(0, len(whole), size)]
+        batches = [batch for batch in batches if not wanted.isdisjoint(batch)]
+        shown = [image for batch in batches for image in batch]
+        writer = ArrayWriter(arrays, about)
+        try:
+            with Ahead(self._read, shown, READ_AHEAD * size, READERS) as ahead, Behind(WRITE_BEHIND) as behind:
+                read = iter(ahead)
+                for batch in batches:
+                    self._batch([next(read) for _ in batch], wanted, writer, behind)
+                    turn.advance(len(wanted.intersection(batch)))
+                    if turn.over():
+                        break
+                rows = behind.finish()
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        return pa.concat_tables([self.schema.empty_table(), *rows]).combine_chunks()
+
+    def _read(self, image_id: str) -> _Read:
+        """What the generator is shown of an image, or the image itself where there are several views.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from vitp_pipeline.generators.views import frame_of
+
+        picture = self.dataset.read_image(self.dataset.sample(image_id))
+        if not self.plan.one_whole:
+            return _Read(picture=picture)
+        try:
+            return _Read(frame=frame_of(self.generator, picture, self.plan.scales[0]))
+        except UserError:
+            raise
+        except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+            return _Read(failure=error)
+
+    def _batch(
+        self,
+        images: Sequence[tuple[str, Future[_Read]]],
+        wanted: Collection[str],
+        writer: ArrayWriter,
+        behind: Behind[pa.Table],
+    ) -> None:
+        """Rows of a batch's wanted images, in order; one that cannot be read, or whose logits are not finite, fails
+        alone.
+
+        One view of each is made in one forward; several views are made and stored image by image.
+        """
+        read: dict[str, _Read] = {}
+        reasons: dict[str, str] = {}
+        for image_id, found in images:
+            try:
+                read[image_id] = found.result()
+            except InputError as error:
+                reasons[image_id] = error.message
+        proposals: dict[str, Proposals] = {}
+        if self.plan.one_whole:
+            proposals, broken = self._propose(read)
+            reasons |= broken
+        for image_id, _ in images:
+            if image_id not in wanted:
+                continue
+            sample = self.dataset.sample(image_id)
+            file_name = sample.image.relative_to(self.dataset.root).as_posix()
+            if image_id in proposals:
+                behind.add(self._row, self._choose_and_write, writer, image_id, file_name, proposals[image_id])
+                continue
+            try:
+                if image_id in reasons:
+                    raise InputError(reasons[image_id])
+                records = list(self.records(image_id, read[image_id].picture))
+            except InputError as error:
+                behind.add(self._row, failed_row, image_id, file_name, error.message)
+            else:
+                for record in records:
+                    behind.add(self._row, write_record, writer, record)
+
+    def _row(self, make: Callable[..., dict[str, Any]], *arguments: object) -> pa.Table:
+        """What `make` gives as a table: thousands of points are a tenth of the size there."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([make(*arguments)], schema=self.schema)
+
+    def _choose_and_write(self, writer: ArrayWriter, image_id: str, file_name: str, found: Proposals) -> dict[str, Any]:
+        """What stage one does with the proposals of an image, while the generator works on the next."""
+        try:
+            record = self._record(image_id, file_name, found)
+        except InputError as error:
+            return failed_row(image_id, file_name, error.message)
+        return write_record(writer, record)
+
+    def records(self, image_id: str, picture: np.ndarray) -> Iterator[ProposalRecord]:
+        """The proposals of every view of an image, made as they are asked for.
+
+        Raises:
+            InputError: the generator fails on the image, or what it gives is not finite.
+            Exception: the generator's own, where it manages no image at all.
+        """
+        from vitp_pipeline.generators.views import propose_views
+
+        file_name = self.dataset.sample(image_id).image.relative_to(self.dataset.root).as_posix()
+        views = propose_views(self.generator, picture, self.plan, self.settings.batch_size)
+        number = 0
+        while True:
+            try:
+                found = next(views)
+            except StopIteration:
+                break
+            except UserError:
+                raise
+            except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+                if not self._works():
+                    raise
+                raise InputError(generator_failure(error)) from error
+            yield self._record(image_id, file_name, found, number)
+            number += 1
+        self.managed = True
+
+    def _propose(self, images: dict[str, _Read]) -> tuple[dict[str, Proposals], dict[str, str]]:
+        """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
+
+        Raises:
+            Exception: the generator's own, where it manages no image at all.
+        """
+        from vitp_pipeline.generators.views import propose_frames
+
+        if not images:
+            return {}, {}
+        try:
+            for read in images.values():
+                if read.failure is not None:
+                    raise read.failure
+            frames = [read.frame for read in images.values()]
+            found = dict(zip(images, propose_frames(self.generator, frames), strict=True))
+        except UserError:
+            raise
+        except Exception as error:
+            if len(images) == 1:
+                if not self._works():
+                    raise
+                return {}, {next(iter(images)): generator_failure(error)}
+            halves = [self._propose({image_id: read}) for image_id, read in images.items()]
+            return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
+        self.managed = True
+        return found, {}
+
+    def _works(self) -> bool:
+        """Whether it manages any image, a grey one if need be: then a failure is that of its image."""
+        from vitp_pipeline.generators.views import propose
+
+        if not self.managed:
+            with contextlib.suppress(Exception):
+                propose(self.generator, [np.full((240, 320, 3), 127, np.uint8)], self.plan.scales[0])
+                self.managed = True
+        return self.managed
+
+    def _record(self, image_id: str, file_name: str, found: Proposals, number: int = 0) -> ProposalRecord:
+        return make_record(
+            found, self.generator.protocol, self.settings, self.dataset.spec, image_id, file_name, number
+        )
+
+
+def make_record(
+    found: Proposals,
+    protocol: str,
+    settings: ProposalSettings,
+    spec: DatasetSpec,
+    image_id: str,
+    file_name: str,
+    number: int = 0,
+) -> ProposalRecord:
+    """What is kept of the proposals of a view: points chosen from all that the generator said, and the masks that
+    matter.
+
+    Args:
+        number: which of the image's views it is.
+    Raises:
+        IncompatibleError: the generator scores another number of classes.
+        InputError: its output is not finite.
+    """
+    import torch
+
+    from vitp_pipeline.postprocess.upsample import source_reach
+
+    masks, logits = found.mask_logits.float(), found.class_logits.float()
+    if logits.shape[1] != len(spec.classes) + 1:
+        raise IncompatibleError(
+            f"the generator scores {logits.shape[1] - 1} classes, {spec.name!r} has {len(spec.classes)}",
+            "Use the manifest that the generator was trained with",
+        )
+    if not (_finite(masks) and _finite(logits)):
+        raise InputError(f"{file_name}: the generator's output is not finite")
+    name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
+    points = choose_points(masks, found.view, protocol, settings, name)
+    present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
+    stored = store_masks(masks, present, settings.codec, source_reach(found.view))
+    return ProposalRecord(
+        image_id,
+        file_name,
+        found.view,
+        protocol,
+        stored.kept,
+        stored.dropped_mass,
+        points,
+        logits.cpu().numpy(),
+        stored.masks,
+        number,
+        stored.loss,
+    )
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether all values are. Their extremes say it in a twentieth of the time: NaN would be both."""
+    import torch
+
+    return not values.numel() or all(torch.isfinite(torch.stack(torch.aminmax(values))).tolist())
+
+
+def choose_points(
+    masks: torch.Tensor,
+    view: View,
+    protocol: str,
+    settings: ProposalSettings,
+    name: str,
+    binary: bool = False,
+    first: int = 0,
+) -> dict[str, np.ndarray]:
+    """Choose the points of some policies, as a `ProposalRecord` has them.
+
+    Args:
+        masks: (Q, h, w) float32 logits.
+        name: of the view, for what is drawn at random.
+        binary: True if all pixels inside a mask are equally sure: its deepest point is taken for the highest.
+        first: index of the first of these queries, for what is drawn at random.
+    """
+    from vitp_pipeline.postprocess.points import centre_points, max_points, peak_points, random_points, spread_points
+
+    points = {}
+    if "centre" in settings.points or binary:
+        deepest = centre_points(masks, view, protocol)
+    if "max" in settings.points:
+        points["max"] = deepest if binary else max_points(masks, view, protocol, at=settings.max_at)
+    if "centre" in settings.points:
+        points["centre"] = deepest
+    if "random" in settings.points:
+        points["random"] = random_points(masks, view, protocol, name, settings.seed, first)
+    if "spread" in settings.points:
+        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed, first)
+        points["spread"] = spread.reshape(-1, 2)
+    if "peaks" in settings.points:
+        peaks = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
+        points["peaks"] = peaks.reshape(-1, 2)
+    return points
+
+
+def generator_failure(error: Exception) -> str:
+    return f"the generator fails on it ({' '.join(str(error).split())[:200]})"

@@ -1,0 +1,401 @@
+"""Stage two: train the point classifier on ground-truth points. Needs images and labels, no proposals."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitp_pipeline.artifacts.copies import COPIES, copies_in, keep_copies, restore
+from vitp_pipeline.artifacts.layout import place
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.sealed import seal
+from vitp_pipeline.classifier.training.sampling import NO_LABEL
+from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
+from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
+from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.progress import counted, say
+from vitp_pipeline.runtime.signals import finishing, interruptible
+from vitp_pipeline.storage.atomic_files import refusals
+from vitp_pipeline.storage.backend import discard, files_in, run_directory, there
+from vitp_pipeline.storage.digests import Digests, recorded_digest
+from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.locks import Lock, locked
+from vitp_pipeline.storage.temporaries import TEMPORARY
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitp_pipeline.artifacts.proposals import ProposalStore
+    from vitp_pipeline.classifier.model import PointViT
+    from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+    from vitp_pipeline.classifier.training.data import PointBatches
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training did, and in which folder.
+
+    Attributes:
+        made, cached: images that were trained on, now or before.
+        failed: (image id, reason) of those that could not be read.
+        unlabelled: ids of those without any label.
+        classifier: model.safetensors.
+    """
+
+    made: int
+    cached: int
+    failed: list[tuple[str, str]]
+    unlabelled: list[str]
+    seconds: float
+    folder: Path
+    fingerprint: str
+    classifier: Path
+
+    def report(self) -> None:
+        """Names what was left out. Raises PartialError when images could not be read."""
+        for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabelled)][:10]:
+            say(f"  left out: {image_id}: {reason}")
+        if self.failed:
+            raise PartialError(
+                f"train-classifier: trained without {counted(len(self.failed), 'image')} that cannot be read",
+                "Mend them and train again under another --name",
+            )
+
+
+def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Path:
+    """Trains, and reports; returns the path of model.safetensors.
+
+    Raises:
+        PartialError: trained, but without images that could not be read.
+        UserError: any of its other kinds.
+    """
+    training = train(recipe, settings, data_root, out, team)
+    if training is not None:
+        training.report()
+    return out / "classifier" / settings.name / "model.safetensors"
+
+
+def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Training | None:
+    """Trains RUN/classifier/NAME, or carries on where it was stopped.
+
+    Args:
+        team: all its processes call this; process 0 writes and has something to report, the others return None.
+    Raises:
+        UserError: any of its kinds but PartialError.
+    """
+    mixture = settings.mixture
+    dataset = Dataset(recipe.manifest, data_root, settings.split)
+    dataset.require_truth("train-classifier")
+    if not dataset.has_masks and (mixture.kinds != ("boxes",) or settings.hold_out or settings.prompt == "mask"):
+        raise UsageError(
+            f"split {settings.split!r} of {dataset.spec.name} has boxes only, no masks",
+            'Set data = ["boxes"], prompt = "point" and hold_out = 0',
+        )
+    check_schedule(settings, len(split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)[0]))
+    start = _start(recipe, settings, data_root, out)
+    weights = _weights(recipe, settings, data_root)
+    masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
+    folder = out / "classifier" / settings.name
+    if not team.leads:
+        if (fingerprint := team.share(None)) is not None:
+            with finishing():
+                _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None, None)
+        return None
+    digests = Digests(out)
+    digest = digests.of(weights) if isinstance(weights, Path) else weights
+    identity = {
+        "stage": "classifier",
+        "manifest": recipe.manifest.identity(),
+        "weights": digest,
+        "settings": identity_of(settings),
+    }
+    if masks is not None:
+        identity["masks"] = masks.run.fingerprint
+    if start is not None:
+        identity["init_from"] = digests.of(start)
+    if "coarse" in mixture.kinds and dataset.has_coarse:
+        identity["coarse"] = "files of the manifest"
+    other = "Train it under another --name, which classify, evaluate and predict then take, too"
+    run = create_or_check(folder, identity, dataset.image_ids, instead=other)
+    done, began, made = folder / "done.json", time.monotonic(), False
+    if there(done):
+        team.share(None)
+        _tidy(folder, settings)  # the task that finished it may have been killed before it had
+        say(f"train-classifier: nothing to do, {folder} is trained")
+    else:
+        with finishing(), locked(folder / "lock") as lock:
+            for name in files_in(folder):
+                if name.endswith(TEMPORARY):
+                    discard(folder / name)
+            if (end := copies_in(folder).get("done.json")) and not there(done):  # a task was killed just before its end
+                restore(folder, "done.json", end)
+            if team.share(None if there(done) else run.fingerprint):  # else another task has finished it meanwhile
+                digests.prove()
+                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock, run)
+                made = True
+            else:
+                _tidy(folder, settings)
+    known = run.read_done()
+    left_out = known["left_out"]
+    return Training(
+        made=known["images"] if made else 0,
+        cached=0 if made else known["images"],
+        failed=[(image_id, reason) for image_id, reason in left_out.items() if reason != NO_LABEL],
+        unlabelled=[image_id for image_id, reason in left_out.items() if reason == NO_LABEL],
+        seconds=time.monotonic() - began if made else 0.0,
+        folder=folder,
+        fingerprint=run.fingerprint,
+        classifier=folder / "model.safetensors",
+    )
+
+
+def _train(
+    dataset: Dataset,
+    settings: TrainSettings,
+    weights: Path | str,
+    start: Path | None,
+    masks: ProposalStore | None,
+    folder: Path,
+    fingerprint: str,
+    team: Team,
+    lock: Lock | None,
+    run: StageRun | None,
+) -> None:
+    """Builds, trains, saves; done.json says what was left out, and why.
+
+    Args:
+        lock, run: of the process that writes.
+    """
+    from vitp_pipeline.classifier.build import starting_model
+    from vitp_pipeline.classifier.training.calibration import held_out_temperature
+    from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+    from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
+    from vitp_pipeline.classifier.training.validation import POINTS, HeldOut
+    from vitp_pipeline.runtime.devices import choose_device
+
+    with _loading(team):
+        device = team.device(choose_device(settings.device))
+        training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
+        try:
+            model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
+        except UserError:
+            if lock and not there(folder / "checkpoint.pt"):
+                discard(folder / COPIES)
+                discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
+            raise
+        batches = _batches(dataset, training, settings, masks, model.grid, team)
+        about = {
+            "fingerprint": fingerprint,
+            "manifest": dataset.spec.name,
+            "held_out": [sample.image_id for sample in held_out],
+            "settings": identity_of(settings),
+        }
+        files = TrainingFolder(folder, about, lock)
+        held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
+        validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
+        evaluate = (lambda model: validate(model).figures()) if validate else None
+    if team.leads:
+        say(f"train-classifier: starts {origin}")
+    began = time.monotonic()
+    _fit(model, batches, settings, files, device, evaluate, team)
+    team.merge(batches.skipped)
+    usable = len(training) - len(batches.skipped)
+    if not usable:
+        raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+    trained_on = {"images": usable, "left_out": len(batches.skipped)}
+    if settings.keep == "best" and (best := files.load_model("best")) is not None:
+        if team.leads:
+            files.save_model(model, "last", trained_on)
+        model = best.to(device)
+    validation = validate(model) if validate else None
+    if run is not None and lock is not None:
+        lock.check()
+        if validation:
+            validation.save(folder, dataset.spec.class_names)
+        if held_out and settings.prompt == "point":
+            temperature = held_out_temperature(model, dataset, held_out, POINTS, settings.precision)
+            model.config = replace(model.config, temperature_nll=temperature)
+        files.save_model(model, "model", trained_on)
+        lock.check()
+        _end(run, {"images": usable, "left_out": batches.skipped})
+        _tidy(folder, settings)
+        seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
+        say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
+    team.wait_for_leader()
+
+
+def _loading(team: Team) -> contextlib.AbstractContextManager[None]:
+    """A signal ends it at once; in a team the others would wait, so all end together, after the first step."""
+    return interruptible("nothing is trained yet") if team.size == 1 else contextlib.nullcontext()
+
+
+RESULTS = ("model.safetensors", "model.json", "last.safetensors", "last.json", "metrics.jsonl")
+VALIDATED = ("validation.json", "confusion.npy")
+"""Of trainings with held-out images."""
+
+
+def _end(run: StageRun, said: dict[str, Any]) -> None:
+    """Commits a training: done.json names the digests of all that it leaves; small files are copied before."""
+    folder, there_are = run.folder, files_in(run.folder)
+    names = [name for name in (*RESULTS, *VALIDATED) if name in there_are]
+    digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
+    said = {**said, "run": run.digest, "files": digests}
+    text = seal(said, place(folder / "done.json"))
+    small = [name for name in names if not name.endswith(".safetensors")]
+    keep_copies(folder, ["run.json", *small], {"done.json": text})
+    restore(folder, "done.json", text)
+
+
+def _tidy(folder: Path, settings: TrainSettings) -> None:
+    """Removes what a finished training needs no longer."""
+    names = ["checkpoint.pt"]
+    if settings.keep == "best":
+        names += ["best.safetensors", "best.json"]  # it is the model now
+    for name in names:
+        with refusals(folder / name):
+            discard(folder / name)
+
+
+def _batches(
+    dataset: Dataset,
+    training: list[Sample],
+    settings: TrainSettings,
+    masks: ProposalStore | None,
+    grid: tuple[int, int],
+    team: Team,
+) -> PointBatches:
+    """What the model is shown: points or boxes, the masks of the ground truth, or generated ones."""
+    from vitp_pipeline.classifier.training.augmentation import Augmentation
+    from vitp_pipeline.classifier.training.data import PointBatches
+    from vitp_pipeline.classifier.training.mask_data import GeneratedMaskBatches, MaskBatches
+
+    source = (
+        dataset,
+        training,
+        settings.image_size,
+        settings.points_per_image,
+        settings.batch_size * settings.accumulate,
+        Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter, settings.hue_jitter),
+        settings.sampling,
+        settings.seed,
+        settings.workers,
+        settings.mixture,
+        settings.coarse_erosion,
+    )
+    if masks is not None:
+        return GeneratedMaskBatches(*source, grid=grid, masks=masks, team=team)
+    if settings.prompt == "mask":
+        return MaskBatches(*source, grid=grid, team=team)
+    return PointBatches(*source, team=team)
+
+
+def _fit(
+    model: PointViT,
+    batches: PointBatches,
+    settings: TrainSettings,
+    files: TrainingFolder,
+    device: torch.device,
+    evaluate: Callable[[PointViT], dict[str, float]] | None,
+    team: Team,
+) -> None:
+    """Trains `model` by gradients, or fits its head in closed form."""
+    import torch
+
+    from vitp_pipeline.classifier.training.lda import DiscriminantTrainer
+    from vitp_pipeline.classifier.training.loop import Trainer
+    from vitp_pipeline.classifier.training.prior import log_prior
+
+    if settings.fit == "discriminant":
+        DiscriminantTrainer(model, batches, settings, files, device, evaluate, team).run()
+        return
+    prior = None
+    if settings.class_prior:
+        prior = settings.class_prior * torch.from_numpy(log_prior(batches, team))
+    Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+
+
+def check_schedule(settings: TrainSettings, images: int) -> None:
+    """Raise UsageError when training on so many images ends before the learning rate has reached its peak."""
+    steps = settings.epochs * -(-images // (settings.batch_size * settings.accumulate))
+    if settings.fit == "gradient" and settings.warmup_steps >= steps:
+        raise UsageError(
+            f"warmup_steps = {settings.warmup_steps}: {images} images in {settings.epochs} epochs are {steps} steps, "
+            "so the learning rate would not reach lr",
+            f"Lower it, raise epochs, or set warmup_steps = 0 and warmup = {TrainSettings.warmup}",
+        )
+
+
+def split_samples(samples: Sequence[Sample], hold_out: int, fold: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples. The held-out ones do not depend on the training's seed; those of different folds
+    are disjoint.
+
+    Raises:
+        UsageError: nothing would be left to train on, or there are not so many folds.
+    """
+    if hold_out >= len(samples):
+        raise UsageError(f"hold_out = {hold_out} leaves none of {len(samples)} images to train on")
+    if fold and (fold + 1) * hold_out > len(samples):
+        raise UsageError(f"hold_out_fold = {fold}: {len(samples)} images have no {fold + 1} folds of {hold_out}")
+    order = np.random.default_rng(0).permutation(len(samples))[::-1]
+    held = set(order[fold * hold_out : (fold + 1) * hold_out].tolist())
+    training = [s for i, s in enumerate(samples) if i not in held]
+    return training, [s for i, s in enumerate(samples) if i in held]
+
+
+def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) -> ProposalStore:
+    """The proposals of the training split whose masks are to be learned.
+
+    Raises:
+        MissingStageError: they are not there, or not finished.
+        IncompatibleError: of other images or classes, or not all masks are stored.
+    """
+    from vitp_pipeline.artifacts.proposals import open_proposals
+    from vitp_pipeline.stages.classify import check_manifest, require_proposals
+
+    masks = open_proposals(run_directory(settings.mask_proposals).expanduser())
+    check_manifest(masks, recipe)
+    masks.require_all_masks()
+    masks.require_one_view("masks to learn from")
+    split = masks.run.identity["settings"].get("split", ProposalSettings.split)
+    mend = f'Generate proposals with split = "{settings.split}" under an --out of their own'
+    if split != settings.split:
+        raise IncompatibleError(f"{masks.run.folder}: proposals of split {split!r}, not {settings.split!r}", mend)
+    if lacking := set(dataset.image_ids) - set(masks.run.images):
+        raise IncompatibleError(
+            f"{masks.run.folder}: has no proposals of {len(lacking)} images of split {settings.split!r}", mend
+        )
+    require_proposals(masks, range(masks.run.shards))
+    return masks
+
+
+def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path | str:
+    if settings.weights in ("", "hub"):
+        return settings.weights or "from scratch"
+    return recipe.find_file(settings.weights, data_root)
+
+
+def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) -> Path | None:
+    """The classifier to start from.
+
+    Raises:
+        MissingStageError: a name whose training has not finished.
+        InputError: a file that does not exist.
+    """
+    text = settings.init_from
+    if not text:
+        return None
+    if "/" in text or text.endswith(".safetensors"):
+        return recipe.find_file(text, data_root)
+    path = out / "classifier" / text / "model.safetensors"
+    if not there(path):
+        raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")
+    return path

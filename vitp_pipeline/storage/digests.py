@@ -1,0 +1,92 @@
+"""SHA-256 of large files: a checkpoint of gigabytes is hashed when it is loaded, not at every start of every command.
+
+A classifier that a run has trained is vouched for by the .json beside it, which was written with it. Of other files,
+anywhere on this machine, the run remembers what it has read (`digests.json`, by size and modification time). Neither is
+taken on trust: whoever loads a file has it read again first (`Digests.prove`, `load_classifier`), so what was changed
+behind its time's back gets into no result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitp_pipeline.artifacts.layout import place
+from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
+from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.storage.backend import shown, stamp, there
+from vitp_pipeline.storage.fingerprint import file_digest
+
+
+class Digests:
+    """Digests of files that a run is made with, remembered in the run."""
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._path = run, run / "digests.json"
+        self._unproven: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        """SHA-256 of a file, 64 hex digits. One that is vouched for, or remembered, is not read again.
+
+        Raises:
+            CorruptError: what vouches for it is damaged.
+        """
+        if (known := recorded_digest(path)) is not None:
+            return known
+        memory = self._known()
+        entry = memory.get(self._name(path), {})
+        if entry.get("stamp") == stamp(path):
+            self._unproven[path] = known = str(entry["sha256"])
+            return known
+        digest = file_digest(path)
+        write_sealed(self._path, {"files": {**memory, self._name(path): {"stamp": stamp(path), "sha256": digest}}})
+        return digest
+
+    def prove(self) -> None:
+        """Reads the files again whose digest was told from memory: to be called before they are loaded.
+
+        Raises:
+            CorruptError: one has another content than its size and time make believe.
+        """
+        for path, digest in self._unproven.items():
+            if file_digest(path) != digest:
+                raise CorruptError(
+                    f"{path}: is not what it was when this run read it, though its size and time are",
+                    f"Copy it again; if it was meant to change, remove {shown(self._path)}",
+                )
+        self._unproven.clear()
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        try:
+            files: dict[str, dict[str, Any]] = read_sealed(self._path)["files"] if there(self._path) else {}
+            return files
+        except CorruptError:
+            return {}  # only a memory: a damaged one is made anew
+
+    def _name(self, path: Path) -> str:
+        """The same in every process, on a store a URL; of a file inside the run the same wherever that lies."""
+        path, run = path.resolve(), self._run.resolve()
+        return path.relative_to(run).as_posix() if path.is_relative_to(run) else shown(path)
+
+
+def recorded_digest(path: Path) -> str | None:
+    """The SHA-256 that a classifier had when it was written, by the .json beside it; None where that says nothing.
+
+    Raises:
+        CorruptError: inside a run, that file is damaged.
+    """
+    about = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not there(about):
+        return None
+    try:
+        return str(read_sealed(about)["sha256"])
+    except (CorruptError, KeyError):
+        if place(about) == about.name:
+            return None  # of another tool, or copied out of its run
+        raise
+
+
+def require_recorded(path: Path) -> None:
+    """Raises CorruptError when a classifier is not what the .json beside it says that was written."""
+    if (digest := recorded_digest(path)) is not None and file_digest(path) != digest:
+        raise damaged(path, "damaged (its checksum does not fit)")
