@@ -418,10 +418,7 @@ def test_parquet_is_read_in_one_place() -> None:
     package = Path(vitp_pipeline.__file__).parent
     readers = re.compile(r"pyarrow\.(dataset|parquet|csv|compute|acero)|pq\.(read|Parquet)|use_threads=True")
     found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if _code(readers, path)}
-    assert found == {
-        "artifacts/parts.py",
-        "artifacts/partial_part.py",
-    }  # the latter: `pq.read_schema`, which reads no column
+    assert found == {"artifacts/parts.py", "artifacts/partial_part.py"}  # which reads a schema, no column
 
 
 def _code(pattern: re.Pattern[str], path: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
+from hypothesis.extra import numpy as strategies
 
 from tests.datasets.lying import lying_zip, patch
 from vitp_pipeline.decoding import arrays
@@ -110,7 +110,9 @@ def test_refused_without_taking_memory(tmp_path: Path, monkeypatch: pytest.Monke
 
 kinds = st.sampled_from(["?", "i1", "u1", "<i4", ">i4", "<u8", "<f2", ">f4", "<f8"])
 any_array = kinds.flatmap(
-    lambda kind: arrays.arrays(np.dtype(kind), arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+    lambda kind: strategies.arrays(
+        np.dtype(kind), strategies.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+    )
 )
 
 

@@ -25,7 +25,7 @@ READ_ALONE = {
     r"vitp import-checkpoint": "a published file; tests/generators and tests/classifier import ones made alike",
     r"vitp .*(hf:|models/|coco\.safetensors|IMAGE\.\.\. --generator)": "published weights",
     r"vitp generate-proposals .*lraspp": "the page's module, which tests/generators/test_registry.py runs",
-    r"vitp generate-proposals .*internimage": "half a minute; tests/generators/ops/test_internimage.py runs smaller ones",
+    r"vitp generate-proposals .*internimage": "half a minute; its own tests run smaller ones",
     r"vitp (train-classifier|generate-proposals) (coco|camvid)": "real photographs and the settings for them",
     r"vitp check-dataset .*\[--": "a list of what may be left out",
     r"vitp import-proposals": "files of other tools: tests/pipeline/test_import_proposals.py",

@@ -1,6 +1,6 @@
 """State dicts as detectron2 writes them, built from the families of names and shapes in oneformer-facts §4 and §5.
 
-Written apart from the tables of `vitp_pipeline.generators.huggingface.detectron2_names`, which they test: no code is shared.
+Written apart from the tables of `generators.huggingface.detectron2_names`, which they test: no code is shared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every key that can change a map changes it alike in evaluate, export-results, predict, the report and the demo.
 
-One way to make maps (`postprocess.segmenter`) has five users. `evaluate` keeps counts, not maps: its figures must be those
-of the exported maps. A key that is added to [evaluate] or [classify] and has no entry here fails the last test.
+One way to make maps (`postprocess.segmenter`) has five users. `evaluate` keeps counts, not maps: its figures must be
+those of the exported maps. A key that is added to [evaluate] or [classify] and has no entry here fails the last test.
 """
 
 from __future__ import annotations

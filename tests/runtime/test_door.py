@@ -13,8 +13,8 @@ import vitp_pipeline
 PACKAGE = Path(vitp_pipeline.__file__).parent
 DOOR = {"runtime/output.py", "runtime/tables.py"}
 OTHERS = {
-    "progress.py: rich.console": "the bar on a terminal: without markup, its words escaped",
-    "progress.py: rich.progress": "as above",
+    "runtime/progress.py: rich.console": "the bar on a terminal: without markup, its words escaped",
+    "runtime/progress.py: rich.progress": "as above",
     "cli/main.py: error.show": "click's own help, where there are no arguments",
 }
 """What else may speak, and why."""

@@ -70,8 +70,8 @@ def part_of_arrays(name: str) -> int | None:
 
 
 def totals_path(shard_folder: Path) -> Path:
-    """What follows from all parts of a shard together (`evaluation.totals`). The underscore keeps it out of what readers of
-    the run directory (`pyarrow.dataset`) take for rows.
+    """What follows from all parts of a shard together (`evaluation.totals`). The underscore keeps it out of what
+    readers of the run directory (`pyarrow.dataset`) take for rows.
     """
     return shard_folder / "_totals.parquet"
 

@@ -1,6 +1,6 @@
 """The counts of an image: its masks named under every variant, drawn as maps, held against the ground truth.
 
-A row has sparse confusion, panoptic matches, instances and named masks, per variant (`evaluation.count_tables` stores it).
+A row has sparse confusion, panoptic matches, instances and named masks, per variant (`count_tables` stores it).
 Several views of an image (docs/views.md) are fused one by one, then their class scores are averaged.
 """
 

@@ -8,7 +8,8 @@ A finished shard's sums lie beside its parts, so that figures of a thousand shar
 
     _totals.parquet      one row an array: name, type, shape, bytes; sealed like an index, written before done.json
 
-They follow from the parts. Whoever changes a part removes them (`execution.runner`); where there are none, parts are read.
+They follow from the parts. Whoever changes a part removes them (`execution.runner`); where there are none, parts are
+read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Label maps by bounds: most pixels get their label at the masks' own resolution, the others are scored exactly.
 
-A class score is S_c(x) = Σ_q p_qc·s_q(x). In a block (`postprocess.blocks`) the mask probability s_q lies between those of
+A class score is S_c(x) = Σ_q p_qc·s_q(x). In a block (`blocks`) the mask probability s_q lies between those of
 the block's least and largest cell: bilinear values lie between the cells that they read, and the sigmoid is monotone,
 whether it comes before the resizes or after. So
 

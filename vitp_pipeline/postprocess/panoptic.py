@@ -103,7 +103,7 @@ def panoptic_map(
         rule: thresholds.
         things: (K,) bool, True for countable classes.
         quality: (Q,) factors in [0, 1] of the scores by which masks compete and segments are reported (see
-            `postprocess.mask_quality`); None = 1. Which queries take part is left to the class score alone: the threshold was
+            `mask_quality`); None = 1. Which queries take part is left to the class score alone: the threshold was
             chosen for that, and a dropped mask that could not take part cannot with a factor either (design §5).
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
@@ -167,7 +167,7 @@ def _compete(
 def _compete_by_blocks(
     mask_logits: Tensor, scores: Tensor, rows: Runs, columns: Runs, early: bool, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In a block the weight of a mask lies between those of its least and largest cell (see `postprocess.label_bounds`): where
+    """In a block the weight of a mask lies between those of its least and largest cell (see `label_bounds`): where
     one mask's least beats all others' largest, and it claims all pixels of the block or none, none is made.
 
     Args:

@@ -88,7 +88,7 @@ def guard_streams() -> None:
             os.fstat(number)
         except OSError as error:
             if number:
-                _closed[number] = error.strerror
+                _closed[number] = error.strerror or str(error)
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _Guarded(1)

@@ -1,7 +1,8 @@
 """Stage four: fuse the scores, build the maps, measure. A pure function of what is stored and of the ground truth.
 
-Every image yields one row of counts (`evaluation.image_counts`) per variant (`evaluation.definition`); figures are sums over rows
-in the manifest's order (`evaluation.totals`, `evaluation.summary`), so no split into shards can change them.
+Every image yields one row of counts (`evaluation.image_counts`) per variant (`evaluation.definition`); figures are
+sums over rows in the manifest's order (`evaluation.totals`, `evaluation.summary`), so no split into shards can change
+them.
 """
 
 from __future__ import annotations

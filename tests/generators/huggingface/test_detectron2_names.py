@@ -20,7 +20,7 @@ TINY = ((1, 2), (1,), (2, 1), (1,))
 HUGE = Head(dim=1024, heads=32, encoder_ffn=4096, decoder_ffn=4096)
 NO_INTERNIMAGE = pytest.mark.skipif(
     find_spec("vitp_pipeline.generators.ops.internimage") is None,
-    reason="needs vitp_pipeline.generators.ops.internimage",
+    reason="needs generators.ops.internimage",
 )
 
 
