@@ -257,6 +257,81 @@ def test_results_that_would_be_one_file() -> None:
         result_names(["v/b.png", "v/a.png", "v/a.jpg"])
 
 
+# ---- annotation files -----------------------------------------------------------------------------------------------
+
+
+def coco(root: Path, kind: str, listed: list[object], annotated: list[object]) -> Dataset:
+    """A data set of COCO's kinds whose image n has n + 1 segments or objects, annotated under another writing of its id
+    (None: not at all).
+    """
+    spec = making.coco_spec(kind=kind)
+    images = [{"id": i, "file_name": f"{n}.png", "height": 4, "width": 4} for n, i in enumerate(listed)]
+    annotations: list[dict] = []
+    for n, image_id in enumerate(annotated):
+        segments = [{"id": 1 + k, "category_id": making.CATEGORIES[0], "bbox": [0, 0, 2, 2]} for k in range(n + 1)]
+        if kind == "coco-panoptic":
+            annotations.append({"image_id": image_id, "file_name": f"{n}.png", "segments_info": segments})
+        else:
+            annotations += [s | {"image_id": image_id, "id": len(annotations) + k} for k, s in enumerate(segments)]
+    making.write_annotations(root, {"images": images, "annotations": annotations, "categories": []})
+    return Dataset(spec, root, "val")
+
+
+KINDS = pytest.mark.parametrize("kind", ["coco-panoptic", "coco-instances"])
+SAME = [
+    ([1, 2], ["1", "2"]),
+    (["1", "2"], [1, 2]),
+    ([1.0, 2.0], [1, 2]),
+    ([1, "01"], ["1", "01"]),
+    ([-1, 1], ["-1", 1]),
+    ([10**19 + 7, 10**19 + 8], [str(10**19 + 7), 10**19 + 8]),
+    (["", " "], ["", " "]),
+    (["a", "a@1"], ["a", "a@1"]),
+    (["s", "s/c"], ["s", "s/c"]),
+    (["../x", "/etc/passwd"], ["../x", "/etc/passwd"]),
+    (["é", "e\u0301"], ["é", "e\u0301"]),
+]
+
+
+@KINDS
+@pytest.mark.parametrize(("listed", "annotated"), SAME)
+def test_numbers_and_text_are_one_id(tmp_path: Path, kind: str, listed: list, annotated: list) -> None:
+    data = coco(tmp_path, kind, listed, annotated)
+    assert data.image_ids == tuple(map(image_key, listed))
+    assert [len(sample.annotation.segments) for sample in data.samples] == [1, 2]
+
+
+ODD = [
+    ([1, 1], [1], r"image id '1' occurs twice: 0\.png and 1\.png"),
+    ([1, "1"], [1], r"image id '1' occurs twice: 0\.png and 1\.png"),
+    ([3, 1, 2, 1.0], [3], r"image id '1' occurs twice: 1\.png and 3\.png"),
+    ([None, 1], [1], r"'0\.png': 'None' is no image id.*Correct its `id`"),
+    ([1, True], [1], r"'1\.png': 'True' is no image id"),
+    ([1, 1.5], [1], r"'1\.png': '1\.5' is no image id"),
+    ([1, [2]], [1], r"'1\.png': '\[2\]' is no image id"),
+    ([1, "\ud800"], [1], r"'1\.png': the image id '\\ud800' is not UTF-8"),
+    ([1, 2], [None], r"'None' is no image id.*Correct its `image_id`"),
+    ([1, 2], [{"a": 1}], r"is no image id.*Correct its `image_id`"),
+    ([1, float("nan")], [1], r"'nan' is no image id|not JSON"),
+]
+
+
+@KINDS
+@pytest.mark.parametrize(("listed", "annotated", "said"), ODD)
+def test_ids_that_cannot_be_are_told_with_their_file(
+    tmp_path: Path, kind: str, listed: list, annotated: list, said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as info:
+        coco(tmp_path, kind, listed, annotated)
+    assert "panoptic_val.json: " in str(info.value) and str(info.value).isprintable()
+
+
+@pytest.mark.parametrize("stray", [2, "01", "1 ", "١", -1])
+def test_an_objects_image_that_is_not_listed(tmp_path: Path, stray: object) -> None:
+    with pytest.raises(InputError, match=r"panoptic_val\.json: annotation 0 is of image .*, which is not listed"):
+        coco(tmp_path, "coco-instances", [1], [stray])
+
+
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 

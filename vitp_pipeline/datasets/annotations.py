@@ -186,10 +186,8 @@ class Annotations:
         ids = _image_ids(self.path, data["annotations"], "image_id")
         stray = next((n for n, image_id in enumerate(ids) if image_id not in number), None)
         if stray is not None:
-            raise InputError(
-                f"{self.path}: annotation {data['annotations'][stray]['id']} is of image {ids[stray]!r}, which is not "
-                "listed"
-            )
+            own = shown(data["annotations"][stray].get("id"))
+            raise InputError(f"{self.path}: annotation {own} is of image {shown(ids[stray])}, which is not listed")
         of = np.array([number[image_id] for image_id in ids], np.int64)
         order = np.argsort(of, kind="stable")
         entries = [data["annotations"][n] for n in order]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.datasets.identity import ENDINGS
+from vitp_pipeline.datasets.identity import ENDINGS, first_twice
 from vitp_pipeline.datasets.images import RAW, unread_format
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.runtime.progress import say
@@ -57,8 +57,9 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
     if pictures and all(unread_format(picture.path) for picture in pictures.values()):
         first = next(iter(pictures.values())).path
         raise InputError(f"{first}: {unread_format(first)} is a format that is not read", "Convert it to JPEG or PNG")
-    _check_names(pictures.values())
-    return list(pictures.values())
+    found = list(pictures.values())
+    _check_names(found)
+    return found
 
 
 def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
@@ -98,13 +99,10 @@ def _counted(endings: Counter[str]) -> str:
     return ", ".join(f"{endings[ending]} {ending or 'without ending'}" for ending in sorted(endings))
 
 
-def _check_names(pictures: Iterable[Picture]) -> None:
+def _check_names(pictures: Sequence[Picture]) -> None:
     """Raises UsageError when results of two images would have the same name."""
-    names: dict[str, Path] = {}
-    for picture in pictures:
-        if picture.name in names:
-            raise UsageError(
-                f"{names[picture.name]} and {picture.path} would both become {picture.name}.json",
-                "Predict them into different folders",
-            )
-        names[picture.name] = picture.path
+    if twice := first_twice(picture.name for picture in pictures):
+        one, other = (pictures[place] for place in twice)
+        raise UsageError(
+            f"{one.path} and {other.path} would both become {one.name}.json", "Predict them into different folders"
+        )
