@@ -18,7 +18,7 @@ from vitp_pipeline.datasets.identity import (
     ImageIndex,
     image_key,
     image_ranks,
-    json_id,
+    json_ids,
     result_names,
     split_name,
 )
@@ -53,17 +53,18 @@ def test_what_is_no_id(value: object) -> None:
         image_key(value)
 
 
-@given(st.one_of(st.integers(), st.text()))
-def test_ids_as_cocos_files_have_them_are_the_same_ids(value: int | str) -> None:
-    assume(isinstance(value, int) or value.isprintable())
-    text = image_key(value)
-    assert image_key(json.loads(json.dumps(json_id(text)))) == text
-    assert isinstance(value, str) or json_id(text) == value
+@given(st.lists(st.integers(), unique=True) | st.lists(st.integers().map(str) | st.text(), unique=True))
+def test_ids_as_cocos_files_have_them_are_the_same_ids(values: list[int] | list[str]) -> None:
+    assume(all(isinstance(value, int) or value.isprintable() for value in values))
+    ids = [image_key(value) for value in values]
+    written = json.loads(json.dumps(list(json_ids(ids).values())))
+    assert [image_key(value) for value in written] == ids and len({type(value) for value in written}) < 2
+    assert not values or isinstance(values[0], str) or written == values
 
 
 @pytest.mark.parametrize("text", ["01", "+1", "1.0", "-0", "١", "1 ", "1_0", "", "--1", "9" * 5000, "1e3"])
-def test_ids_that_are_no_numbers_stay_text(text: str) -> None:
-    assert json_id(text) == text
+def test_ids_that_are_no_numbers_stay_text_and_so_do_all_others(text: str) -> None:
+    assert json_ids([text, "7"]) == {text: text, "7": "7"} and json_ids(["7"]) == {"7": 7}
 
 
 @given(st.lists(st.integers(-(10**25), 10**25) | st.integers(-9, 99), unique=True))

@@ -59,11 +59,13 @@ def renamed(project: Project, names: tuple[str, ...], labels: tuple[int, ...] | 
 NAMINGS = {
     "plain": ([139, 146, 153, 160, 167], [f"{n:06d}.png" for n in (139, 146, 153, 160, 167)]),
     "20 digits": ([10**19 + 7, 10**19 + 3, 10**20, 5, -5], ["s1/1.png", "s2/1.png", "s1/2.png", "s3/1.png", "4.png"]),
+    "padded": (["0998", "0999", "1000", "1001", "1"], [f"{n}.png" for n in "abcde"]),
     "text": (["b", "a/1", "", "a@1", "10.0"], ["b.png", "a.png", "b/1.png", "a/b/b.png", "..b.png"]),
 }
 STEMS = {
     "plain": [f"{n:06d}" for n in (139, 146, 153, 160, 167)],
     "20 digits": ["s1/1", "s2/1", "s1/2", "s3/1", "4"],
+    "padded": list("abcde"),
     "text": ["b", "a", "b/1", "a/b/b", "..b"],
 }
 

@@ -58,9 +58,14 @@ def image_key(value: object) -> str:
     return value
 
 
-def json_id(image_id: str) -> int | str:
-    """Return an image id as COCO's files have it: a number where it is written as one, of any length, else text."""
-    return int(image_id) if _NUMBER.fullmatch(image_id) else image_id
+def json_ids(image_ids: Sequence[str]) -> dict[str, int] | dict[str, str]:
+    """Return the image ids of a split as COCO's files have them: numbers where all are written as such, else text.
+
+    So "0999" and "1000" both stay text: COCO's tools neither sort nor pair ids of two types.
+    """
+    if all(map(_NUMBER.fullmatch, image_ids)):
+        return {image_id: int(image_id) for image_id in image_ids}
+    return {image_id: image_id for image_id in image_ids}
 
 
 def image_ranks(image_ids: Sequence[str]) -> np.ndarray:
@@ -68,10 +73,9 @@ def image_ranks(image_ids: Sequence[str]) -> np.ndarray:
 
     The order decides between detections of equal score in different images.
     """
-    ids = [json_id(i) for i in image_ids]
-    keys: Sequence[int | str] = ids if all(isinstance(i, int) for i in ids) else image_ids
-    ranks = np.empty(len(ids), np.int64)
-    ranks[sorted(range(len(ids)), key=keys.__getitem__)] = np.arange(len(ids))
+    keys = json_ids(image_ids)
+    ranks = np.empty(len(image_ids), np.int64)
+    ranks[sorted(range(len(image_ids)), key=lambda place: keys[image_ids[place]])] = np.arange(len(image_ids))
     return ranks
 
 

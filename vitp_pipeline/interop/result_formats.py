@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets import DatasetSpec
-from vitp_pipeline.datasets.identity import json_id
 from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.postprocess.panoptic import Segment
@@ -45,7 +44,8 @@ class ImageResult:
     """What was predicted for one image. Maps are made when they are asked for: a format needs one or two of them.
 
     Attributes:
-        image_id, file_name: as in the proposals.
+        json_id: as JSON files have its id (`identity.json_ids`).
+        file_name: as in the proposals.
         name: of its files, a relative path without ending.
         size: (H, W).
         semantic: () → (H, W) class indices.
@@ -53,7 +53,7 @@ class ImageResult:
         instances: () → run lengths, classes and scores, the best first.
     """
 
-    image_id: str
+    json_id: int | str
     file_name: str
     name: str
     size: tuple[int, int]
@@ -124,7 +124,7 @@ def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[
     ids, segments = image.panoptic()
     write_png(folder / "panoptic" / f"{image.name}.png", rgb_of_ids(ids))
     listed = [{"id": s.id, "category_id": spec.classes[s.category].label} for s in segments]
-    return {"image_id": json_id(image.image_id), "file_name": f"{image.name}.png", "segments_info": listed}
+    return {"image_id": image.json_id, "file_name": f"{image.name}.png", "segments_info": listed}
 
 
 def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
 def _coco_results(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
     return [
         {
-            "image_id": json_id(image.image_id),
+            "image_id": image.json_id,
             "category_id": spec.classes[category].label,
             "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
             "score": float(score),

@@ -21,7 +21,7 @@ from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
-from vitp_pipeline.datasets.identity import json_id, result_names
+from vitp_pipeline.datasets.identity import json_ids, result_names
 from vitp_pipeline.decoding.archives import check_inside
 from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import MissingStageError, UsageError
@@ -142,7 +142,7 @@ def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = Fa
 
 
 def _write_json_files(export: Export) -> None:
-    images, entries = [], []
+    images, entries, ids = [], [], json_ids(export.run.images)
     for shard in range(export.run.shards):
         for part in range(len(export.run.parts(shard))):
             for row in export.run.read_rows(shard, part).to_pylist():
@@ -150,7 +150,7 @@ def _write_json_files(export: Export) -> None:
                     continue
                 height, width = row["size"]
                 about = {"file_name": row["file_name"], "height": height, "width": width}
-                images.append({"id": json_id(row["image_id"]), **about})
+                images.append({"id": ids[row["image_id"]], **about})
                 entries.append(json.loads(row["entry"]))
     for name, content in json_files(export.format, export.spec, images, entries).items():
         write_json(export.results / name, content)
@@ -164,6 +164,7 @@ class ResultMaker:
 
         self.export = export
         self.segmenter = Segmenter(export.settings, export.spec.things)
+        self.json_ids = json_ids(export.run.images)
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
@@ -202,7 +203,7 @@ class ResultMaker:
             return found.rles(), found.variants[0].categories, found.variants[0].scores
 
         return ImageResult(
-            record.image_id,
+            self.json_ids[record.image_id],
             record.file_name,
             self.export.names.get(record.image_id, ""),
             record.view.original,

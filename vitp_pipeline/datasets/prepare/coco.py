@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets.dataset import Dataset
-from vitp_pipeline.datasets.identity import json_id
+from vitp_pipeline.datasets.identity import json_ids
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
 from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE
@@ -36,10 +36,12 @@ def instances(work: Work) -> None:
     if not sources:
         return
 
+    ids = json_ids(dataset.image_ids)
+
     def make(source: Source) -> dict[str, Any]:
         sample = dataset.sample(source.words["id"])
         height, width = dataset.image_size(sample)
-        image_id = json_id(sample.image_id)
+        image_id = ids[sample.image_id]
         image = {"id": image_id, "file_name": sample.image.name, "height": height, "width": width}
         return {"image": image, "annotations": _entries(dataset, sample, image_id)}
 
