@@ -62,6 +62,19 @@ class PartialError(UserError):
     exit_code = 7
 
 
+def partly_failed(what: str, failed: int, of: int, mend: str) -> PartialError:
+    """Say how many of the images that a command was to make failed: the one place that words it.
+
+    Args:
+        what: the command. of: images that it was to make, those that were there included.
+        mend: what to do about it.
+    """
+    if failed < of:
+        rest = f"the other {of - failed} are done" if of - failed > 1 else "the other one is done"
+        return PartialError(f"{what}: {failed} of {of} images failed, {rest}", mend)
+    return PartialError(f"{what}: {f'all {of} images' if of > 1 else 'the only image'} failed", mend)
+
+
 class StorageError(UserError):
     """The file system refused: disk full, read-only, no permission."""
 

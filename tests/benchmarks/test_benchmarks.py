@@ -252,7 +252,7 @@ def test_a_finished_run_is_taken_up_without_its_images(tmp_path: Path) -> None:
     from benchmarks.resume import finished_run
 
     done = subprocess.run(finished_run(tmp_path, 40), capture_output=True, text=True, check=True)
-    assert "nothing to do, 40 images are done" in done.stderr + done.stdout
+    assert "nothing to do, 40 images were done before" in done.stderr + done.stdout
 
 
 def test_a_row_of_the_transformers_generators(

@@ -261,15 +261,33 @@ def test_outcome_speaks_and_failures_give_the_partial_code(capsys: pytest.Captur
     Outcome(made=3, cached=2, seconds=4.2).report("classify")
     assert capsys.readouterr().err == "classify: 3 images in 4 s, 2 were done before\n"
     Outcome(cached=5).report("classify")
-    assert "nothing to do, 5 images" in capsys.readouterr().err
-    with pytest.raises(PartialError, match="1 image failed"):
-        Outcome(cached=2, failed=[("i0", "torn")]).report("classify")
-    assert "nothing to do, 1 image is done" in capsys.readouterr().err
-    many = Outcome(made=20, failed=[(f"i{n}", "torn") for n in range(12)])
-    with pytest.raises(PartialError, match=r"12 images failed \(and 2 more\)") as info:
-        many.report("classify")
-    assert info.value.exit_code == 7 and "--retry-failed" in str(info.value)
-    assert capsys.readouterr().err.count("failed: i") == 10
+    assert "nothing to do, 5 images were done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "cached", "failed", "words"),
+    [
+        (0, 2, 1, "1 of 2 images failed, the other one is done"),
+        (0, 2, 2, "all 2 images failed"),
+        (1, 0, 1, "the only image failed"),
+        (0, 1, 1, "the only image failed"),
+        (3, 2, 1, "1 of 5 images failed, the other 4 are done"),
+        (3, 2, 4, "4 of 5 images failed, the other one is done"),
+        (3, 2, 5, "all 5 images failed"),
+        (20, 0, 12, "12 of 20 images failed, the other 8 are done"),
+        (21, 0, 21, "all 21 images failed"),
+        (0, 21, 11, "11 of 21 images failed, the other 10 are done"),
+    ],
+)
+def test_what_is_said_of_failures_is_true(capsys, made: int, cached: int, failed: int, words: str) -> None:
+    outcome = Outcome(made=made, cached=cached, failed=[(f"i{n}", "torn") for n in range(failed)])
+    with pytest.raises(PartialError, match=f"^classify: {words}\\. Correct that, .*--retry-failed") as info:
+        outcome.report("classify")
+    said = capsys.readouterr().err
+    assert info.value.exit_code == 7 and said.count("failed: i") == min(10, failed)
+    assert ("failed: 2 more" in said) == (failed == 12) and (" more (" in said) == (failed > 10)
+    before = "" if not cached else f"{cached} was tried before" if cached == 1 else f"{cached} were tried before"
+    assert made == 0 or before in said
 
 
 def test_timings_go_to_the_log_and_feed_the_status(tmp_path: Path) -> None:

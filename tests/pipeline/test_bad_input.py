@@ -168,13 +168,20 @@ def test_duplicate_image_ids(damaged: Project, tmp_path: Path, vitp) -> None:
     assert code == 3 and "twice" in text
 
 
-def test_missing_annotation(damaged: Project, tmp_path: Path, vitp) -> None:
+def test_missing_annotation(damaged: Project, copied: Path, tmp_path: Path, vitp) -> None:
+    """The image fails where its ground truth is read, and no other."""
     annotations = damaged.data / "annotations" / "panoptic_val.json"
     data = json.loads(annotations.read_text())
     gone = data["annotations"].pop()
     annotations.write_text(json.dumps(data))
-    code, text = vitp("generate-proposals", *_words(damaged, tmp_path / "run"))
-    assert code == 3 and gone["file_name"].split(".")[0] in text and "no annotation" in text
+    evaluate = ["evaluate", *_words(damaged, copied), "--set", 'tasks=["semantic"]']
+    code, text = vitp(*evaluate)
+    assert code == 7 and "8 of 9 images are measured: 1 image failed" in text
+    assert f"panoptic_val.json: image {Path(gone['file_name']).stem}" in text and "it has no annotation" in text
+    assert vitp("check-dataset", damaged.recipe, "--data-root", damaged.data, "--split", "val")[0] == 3
+    data["annotations"].append(gone)
+    annotations.write_text(json.dumps(data))
+    assert vitp(*evaluate, "--retry-failed")[0] == 0
     annotations.unlink()
     code, text = vitp("generate-proposals", *_words(damaged, tmp_path / "run"))
     assert code == 3 and "panoptic_val.json" in text

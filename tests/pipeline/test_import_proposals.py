@@ -184,14 +184,16 @@ def test_another_file_is_another_identity(project, truth, tmp_path: Path) -> Non
     file = made(project, "coco", tmp_path, truth)
     run(project, "coco", file, tmp_path / "run")
     file.write_text(file.read_text().replace("0.5", "0.6", 1))
-    with pytest.raises(IncompatibleError, match=r"generator\.masks"):
+    with pytest.raises(IncompatibleError, match="masks of image '0' are not those that were imported"):
         run(project, "coco", file, tmp_path / "run")
     folder = write_npz(tmp_path / "npz", truth)
     run(project, "npz", folder, tmp_path / "other")
     with pytest.raises(IncompatibleError, match=r"generator\.void_share"):
         run(project, "npz", folder, tmp_path / "other", void_share=0.25)
+    with pytest.raises(IncompatibleError, match=r"generator\.format"):
+        run(project, "coco", file, tmp_path / "other")
     (folder / f"{next(iter(truth))}.npz").unlink()
-    with pytest.raises(IncompatibleError, match=r"generator\.masks"):
+    with pytest.raises(IncompatibleError, match="masks of image '0' are not"):
         run(project, "npz", folder, tmp_path / "other")
 
 

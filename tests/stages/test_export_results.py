@@ -292,7 +292,7 @@ def test_failed_images_are_left_out_and_told(project: Project, tmp_path: Path) -
     measures, points = project.recipe.stage(EvaluateSettings), project.recipe.stage(ClassifySettings)
     arguments = (project.recipe, measures, points, "coco-panoptic", "fused", project.root, tmp_path / "run")
     made = prepare(*arguments, ShardChoice())
-    with pytest.raises(PartialError, match="1 image failed"):
+    with pytest.raises(PartialError, match="1 of 5 images failed, the other 4 are done"):
         export_shards(made, [0]).report("export-results")
     assert len(json.loads((made.results / "panoptic.json").read_text())["annotations"]) == 4
 

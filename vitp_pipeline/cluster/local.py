@@ -271,8 +271,8 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
         raise error
     if partial := [t for t in tasks if t.code == PartialError.exit_code]:
         raise PartialError(
-            f"submit: all is done, but images failed in {_names(partial)}",
-            f"The logs in {logs} name them; mend them and run again with --retry-failed",
+            f"submit: all tasks ran, but images failed in {_names(partial)}",
+            f"The logs in {logs} name them; correct them, then run again with --retry-failed",
         )
     if unsaid := [t for t in tasks if t.code == OutputError.exit_code]:
         raise OutputError(f"submit: all is done, but the logs of {_names(unsaid)} are not whole", f"See {logs}")

@@ -19,7 +19,7 @@ def encode_mask(mask: np.ndarray) -> Rle:
 
 
 def decode_mask(rle: Rle) -> np.ndarray:
-    """Decode to (H, W) bool. For run lengths made here or checked by `foreign_records`: pycocotools trusts them."""
+    """Decode to (H, W) bool. For run lengths made here or checked by `records`: pycocotools trusts them."""
     from pycocotools import mask as coco
 
     return np.asarray(coco.decode(rle)).astype(bool)

@@ -43,11 +43,10 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
         if totals.failed:
             what += (", " if what else "") + f"{counted(len(totals.failed), 'image')} failed"
         first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
-        raise PartialError(
-            f"evaluate: {measured} of {total} images are measured: {what}{first}",
-            "Mend and make them, with --retry-failed in every stage that they failed in, one after the other; "
-            "or take figures of what is there with --allow-missing",
-        )
+        mend = "Correct and make them, with --retry-failed in every stage that they failed in, one after the other"
+        if measured:
+            mend += "; or take figures of what is there with --allow-missing"
+        raise PartialError(f"evaluate: {measured} of {total} images are measured: {what}{first}", mend)
     names, tasks = headline_variants(evaluation), evaluation.tasks
     figures = {
         "alpha": evaluation.alpha,

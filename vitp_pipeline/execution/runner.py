@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.partial_part import Spool, images_of, stale_files
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
-from vitp_pipeline.errors import CorruptError, LockedError, PartialError, StorageError
+from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import refusals
@@ -79,20 +79,23 @@ class Outcome:
 
     def report(self, stage: str) -> None:
         """Says how it ended. Raises PartialError when images failed."""
+        before = "tried" if self.failed else "done"
         if not self.made:
-            good = self.cached - len(self.failed)
-            say(f"{stage}: nothing to do, {counted(good, 'image')} {'is' if good == 1 else 'are'} done")
+            say(f"{stage}: nothing to do, {counted(self.cached, 'image')} {_was(self.cached)} {before} before")
         else:
-            kept = f", {self.cached} were done before" if self.cached else ""
+            kept = f", {self.cached} {_was(self.cached)} {before} before" if self.cached else ""
             say(f"{stage}: {counted(self.made, 'image')} in {self.seconds:.0f} s{kept}")
         if self.failed:
             for image_id, reason in self.failed[:10]:
                 say(f"  failed: {image_id}: {reason}")
-            more = f" (and {len(self.failed) - 10} more)" if len(self.failed) > 10 else ""
-            raise PartialError(
-                f"{stage}: {counted(len(self.failed), 'image')} failed{more}, the rest is done",
-                "Mend them and run again with --retry-failed",
-            )
+            if (more := len(self.failed) - 10) > 0:
+                say(f"  failed: {more} more (`vitp status --json` lists them)")
+            mend = "Correct that, then run again with --retry-failed, beginning with the stage that failed first"
+            raise partly_failed(stage, len(self.failed), self.made + self.cached, mend)
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def run_parts(

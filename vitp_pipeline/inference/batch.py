@@ -20,7 +20,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
-from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, partly_failed
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.progress import counted, progress, say
@@ -96,7 +96,9 @@ class Predicted:
         say(f"predict: {counted(self.made, 'image')}{took}{kept}: {self.folder}")
         if self.failed:
             of = self.made + self.cached + len(self.failed)
-            raise PartialError(f"predict: {len(self.failed)} of {of} images failed", "The lines above say why")
+            raise partly_failed(
+                "predict", len(self.failed), of, "The lines above say why; the same command tries them again"
+            )
 
 
 def predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,6 @@ from vitp_pipeline.geometry import Size
 from vitp_pipeline.interop.mask_content import Detection, masks_of_detections, masks_of_npz
 from vitp_pipeline.interop.pseudo_logits import ForeignMasks
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.validation.constraints import Fraction
 from vitp_pipeline.validation.tables import check_value
@@ -33,12 +33,14 @@ Found = list[Detection] | InputError
 class MaskSource(Protocol):
     """Masks by image."""
 
-    def identity(self, digests: Digests) -> dict[str, Any]:
-        """What they are, by content."""
-        ...
+    format: str
 
     def open(self) -> None:
-        """Reads what belongs to all images. Raises InputError when that cannot be read."""
+        """Read what belongs to all images. Raises InputError when that cannot be read."""
+        ...
+
+    def digest(self, sample: Sample) -> str:
+        """Return a digest of what `read` decodes of an image; "" where there is nothing."""
         ...
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
@@ -51,6 +53,8 @@ class NpzFolder:
     `masks_of_npz` for what they hold.
     """
 
+    format = "npz"
+
     def __init__(self, folder: Path, dataset: Dataset, void_share: float) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
@@ -60,12 +64,6 @@ class NpzFolder:
         self.folder, self.dataset, self.void_share = folder, dataset, void_share
         self._by_image: dict[str, Path] = {}
 
-    def identity(self, digests: Digests) -> dict[str, Any]:
-        content = hashlib.sha256()
-        for name in self.files:
-            content.update(f"{name}\0{file_digest(self.folder / name)}\n".encode())
-        return {"format": "npz", "masks": content.hexdigest()}
-
     def open(self) -> None:
         """Raises InputError when a file could be of two images, two are of one, or none is of any."""
         claims = Claims(self.dataset.index(self.folder))
@@ -74,6 +72,10 @@ class NpzFolder:
             claims.add(key, claims.index.agreed(key))
         say_strangers(claims, self.dataset)
         self._by_image = {image_id: self.folder / f"{key}.npz" for image_id, key in claims.known.items()}
+
+    def digest(self, sample: Sample) -> str:
+        path = self._by_image.get(sample.image_id)
+        return "" if path is None else file_digest(path)
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
         path = self._by_image.get(sample.image_id)
@@ -107,9 +109,6 @@ class Detections:
         self._classes, self._read = classes, read
         self._by_image: dict[str, Found] = {}
 
-    def identity(self, digests: Digests) -> dict[str, Any]:
-        return {"format": self.format, "masks": digests.of(self.path)}
-
     def open(self) -> None:
         """Raises InputError when the file cannot be read, speaks of none of the images, or twice of one."""
         claims = Claims(self.dataset.index(self.path))
@@ -117,6 +116,17 @@ class Detections:
         say_strangers(claims, self.dataset)
         if empty := sum(image_id not in claims.known for image_id in self.dataset.image_ids):
             say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals")
+
+    def digest(self, sample: Sample) -> str:
+        found = self._by_image.get(sample.image_id, [])
+        if not found:
+            return ""
+        try:
+            content = found.message if isinstance(found, InputError) else [record[1:] for record in found]
+            text = json.dumps(content, skipkeys=True, default=repr)
+        except (ValueError, RecursionError):  # numbers of thousands of digits, lists in lists: `read` refuses them
+            text = "odd"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
         found = self._by_image.get(sample.image_id, [])

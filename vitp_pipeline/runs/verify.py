@@ -8,7 +8,7 @@ What vouches for what:
     _totals.parquet          its own SHA-256, inside it
     done.json of a shard     its own SHA-256; it is a function of the parts
     done.json of a training  its own SHA-256; it names those of all files that the training leaves
-    result.json, digests.json, log/, jobs/submitted.json, checkpoint.pt    their own SHA-256
+    result.json, masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt    their own SHA-256
 
 What puts each right is in `cluster.repair`; nothing is removed on the word of a file that is itself not proven.
 """
@@ -116,6 +116,7 @@ def _of_the_run(run: Path) -> Iterator[Damage]:
 
 def _of_the_stage(folder: Path) -> Iterator[Damage]:
     yield from _sealed(folder / "result.json", folder, rerun=True)
+    yield from _sealed(folder / "masks.json", folder)
     for name in sorted(files_in(folder / "log")):
         if name.endswith(".json"):
             yield from _sealed(folder / "log" / name, folder)

@@ -23,10 +23,10 @@ from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
 from vitp_pipeline.interop.mask_import import VOID_SHARE, MaskSource, open_source
+from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
 from vitp_pipeline.interop.pseudo_logits import SURE, logits_of_binary
 from vitp_pipeline.stages.generate_proposals import settled
 from vitp_pipeline.storage.backend import there
-from vitp_pipeline.storage.digests import Digests
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,36 +59,38 @@ def import_proposals(
     begun = there(out / "proposals" / "run.json")
     settings = settled(settings, out)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
-    source, digests = open_source(format, masks, dataset, void_share), Digests(out)
+    source = open_source(format, masks, dataset, void_share)
+    source.open()  # a file that cannot be read begins no run
+    digests = {sample.image_id: source.digest(sample) for sample in dataset.samples}
+    digest = agreed_digest(out / "proposals", source.format, digests, shard.index, retry_failed)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": {"library": "imported", **source.identity(digests), "void_share": void_share},
+        "generator": {"library": "imported", "format": source.format, "masks": digest, "void_share": void_share},
         "settings": identity_of(settings),
     }
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids
     run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
-
-    def build() -> ImportMaker:
-        digests.prove()
-        return ImportMaker(run, dataset, source, settings)
-
-    return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
+    keep_digests(run, digests)
+    shards = shard.within(run.shards)
+    maker = ImportMaker(run, dataset, source, digests, settings)
+    return run_parts(run, shards, lambda: maker, "proposals", retry_failed)
 
 
 class ImportMaker:
     """Makes parts of proposals from a source of masks."""
 
-    def __init__(self, run: StageRun, dataset: Dataset, source: MaskSource, settings: ProposalSettings) -> None:
-        self.run, self.dataset, self.source, self.settings = run, dataset, source, settings
-        source.open()
-        self.schema = schema(run.fingerprint, dataset.spec.class_names)
+    def __init__(
+        self, run: StageRun, dataset: Dataset, source: MaskSource, digests: Digests, settings: ProposalSettings
+    ) -> None:
+        self.run, self.dataset, self.source, self.digests, self.settings = run, dataset, source, digests, settings
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
         import pyarrow as pa
 
+        own = schema(self.run.fingerprint, self.dataset.spec.class_names).append(pa.field(COLUMN, pa.string()))
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         rows: list[dict[str, Any]] = []
         try:
@@ -96,9 +98,10 @@ class ImportMaker:
                 sample = self.dataset.sample(image_id)
                 file_name = sample.image.relative_to(self.dataset.root).as_posix()
                 try:
-                    rows.append(self._row(writer, sample, file_name))
+                    row = self._row(writer, sample, file_name)
                 except InputError as error:
-                    rows.append(failed_row(image_id, file_name, error.message))
+                    row = failed_row(image_id, file_name, error.message)
+                rows.append({**row, COLUMN: self.digests[image_id]})
                 turn.advance(1)
                 if turn.over():
                     break
@@ -106,7 +109,7 @@ class ImportMaker:
         except BaseException:
             writer.abandon()
             raise
-        return pa.Table.from_pylist(rows, schema=self.schema)
+        return pa.Table.from_pylist(rows, schema=own)
 
     def _row(self, writer: ArrayWriter, sample: Sample, file_name: str) -> dict[str, Any]:
         """Store the proposals of an image, and return its index row."""

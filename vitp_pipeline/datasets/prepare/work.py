@@ -20,7 +20,7 @@ from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.decoding.archives import is_file
-from vitp_pipeline.errors import InputError, PartialError
+from vitp_pipeline.errors import InputError, partly_failed
 from vitp_pipeline.runtime.progress import progress, say
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.fs_ops import fill, remove
@@ -122,9 +122,7 @@ class Work:
             self.broken += sorted(broken)
             for reason in sorted(broken)[:10]:
                 say(f"  broken: {reason}")
-            raise PartialError(
-                f"{self.title}: {len(broken)} of {len(items)} images failed", "Mend them, then run again"
-            )
+            raise partly_failed(self.title, len(broken), len(items), "Correct them, then run again")
         return results
 
     def annotation_file(
