@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,24 @@ def find_toml(name_or_path: str | Path, kind: str, beside: Path | None = None) -
     raise InputError(f"{name_or_path}: no such file among the {kind}", f"Give a .toml path, or one of: {names}")
 
 
+DEEPEST = 100
+"""Brackets within brackets of a TOML file. Its parser calls itself for each: where a library has raised Python's limit,
+the process would crash."""
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file in UTF-8, with or without a byte order mark. Raises InputError when it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML. Raises ValueError when it is none, or has more than `DEEPEST` brackets within brackets."""
+    if max(accumulate((c in "[{") - (c in "]}") for c in text if c in "[]{}"), default=0) > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} brackets within brackets")
+    return tomllib.loads(text)
 
 
 def shipped_names(meant: str | Path, kind: str) -> list[str]:

@@ -49,9 +49,6 @@ def dtype(code: str, *state: Any) -> Calls:
 
 POINTERS = struct.pack("<4Q", 0x4141414141414141, 1, 2, 3)
 FLOAT = np.dtype("f8")
-NESTED: list[Any] = []
-for _ in range(5000):
-    NESTED = [NESTED]
 
 
 def hostile_pickles() -> dict[str, bytes]:
@@ -79,7 +76,6 @@ def hostile_pickles() -> dict[str, bytes]:
     protocol2: dict[str, bytes] = {}
     for name, content in made.items():
         protocol2[name] = pickle.dumps({"model": {"a": content}}, protocol=2)
-    sys.setrecursionlimit(30_000)
     big = b"X" + struct.pack("<I", 200_000) + b"a" * 200_000
     item = b"h\x00\x8c\x06latin1\x86R"  # encode(the text of memo 0, "latin1")
     named, set_of_memo_0 = b"c_codecs\nencode\nq\x01", b"cbuiltins\nset\nh\x00\x85R"
@@ -92,7 +88,7 @@ def hostile_pickles() -> dict[str, bytes]:
         "long": b"\x80\x02\x8b" + struct.pack("<i", (1 << 31) - 1) + b"\x01.",
         "many copies": b"\x80\x02" + big + b"q\x000" + named + b"0](" + (b"h\x01" + item) * 20_000 + b"e.",
         "many tables": b"\x80\x02](" + b"K\x01K\x01\x86" * 20_000 + b"eq\x000](" + set_of_memo_0 * 5000 + b"e.",
-        "nested": pickle.dumps(NESTED, protocol=2),
+        "nested": b"\x80\x02" + b"]" * 5001 + b"a" * 5000 + b".",
         "itself": b"\x80\x02]q\x00h\x00a.",
         "persistent": b"\x80\x02X\x01\x00\x00\x00aQ.",
         "instance": b"(icollections\nOrderedDict\n.",

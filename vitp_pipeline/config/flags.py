@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import Any, cast
 
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size
+from vitp_pipeline.shipped import parse_toml
 from vitp_pipeline.validation.constraints import Fraction, PixelPair
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import check_value
@@ -25,8 +25,8 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {word!r} is not of the form KEY=VALUE", "For example --set lr=0.003")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):
+            values[key.strip()] = parse_toml(f"value = {text}")["value"]
+        except ValueError:
             values[key.strip()] = text
     return values
 
