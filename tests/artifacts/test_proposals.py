@@ -93,7 +93,9 @@ def record(image_id: str, masks: int, queries: int = 4, dtype: str = "float16") 
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, list[ProposalRecord]]:
     records = [record("1", 2), record("2", 0), record("4", 4)]
-    identity = {"manifest": {"classes": [["a", 0, False], ["b", 1, True], ["c", 2, True]]}, "settings": {}}
+    classes = [["a", 0, False], ["b", 1, True], ["c", 2, True]]
+    manifest = {"name": "abc", "kind": "semantic-png", "ignore": [255], "classes": classes}
+    identity = {"manifest": manifest, "settings": {}}
     run = create_or_check(tmp_path / "proposals", identity, ("1", "2", "3", "4"), 1, 3)
     for part, images in enumerate([records[:2], records[2:]]):
         writer = ArrayWriter(run.folder / "made.zarr.zip", run.about(0, part))
