@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tests.classifier.making import ARGS, TOY_MANIFEST
 from tests.datasets import making
 from tests.stages.making import RECIPE, Project, make_run
 from vitp_pipeline.artifacts.mask_codec import keep_queries
@@ -35,6 +37,18 @@ from vitp_pipeline.runtime.output import show_json
 from vitp_pipeline.stages.export_results import export_shards, prepare
 from vitp_pipeline.storage.atomic_files import write_json
 
+TRAINING = f"""
+manifest = "toy.toml"
+[train-classifier]
+backbone = "vit_tiny_patch16_224"
+backbone_args = '{ARGS}'
+image_size = [32, 48]
+epochs = 1
+batch_size = 2
+points_per_image = 8
+hold_out = 1
+workers = 0
+"""
 ALL = ("semantic", "panoptic", "instance")
 MEASURES = ("coco", "boundary", "cityscapes")
 
@@ -361,3 +375,29 @@ def test_shown() -> None:
     assert difference(None, 0.5) is None and difference(0.5, None) is None and difference(0.5, 0.25) == 0.25
     rows = [("a", None), ("b", 0.1), ("c", 0.3), ("d", None), ("e", 0.1)]
     assert [name for name, _ in falling(rows, lambda row: row[1])] == ["c", "b", "e", "a", "d"]
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("labeled", [True, False])
+def test_held_out_images_without_a_label(
+    tmp_path: Path, keep: str, labeled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training says that nothing was held against the truth, and which of its epochs it keeps."""
+    from vitp_pipeline.config.settings import TrainSettings
+    from vitp_pipeline.stages.train_classifier import split_samples, train
+
+    making.write_semantic(tmp_path / "data", 3)
+    (tmp_path / "toy.toml").write_text(TOY_MANIFEST)
+    (tmp_path / "r.toml").write_text(TRAINING)
+    recipe = load_recipe(tmp_path / "r.toml")
+    settings = recipe.stage(TrainSettings, keep=keep)
+    _, held_out = split_samples(Dataset(recipe.manifest, tmp_path / "data", "train").samples, 1, settings.hold_out_fold)
+    if not labeled:
+        path = held_out[0].label
+        making.write_png(path, np.full_like(np.asarray(Image.open(path)), 255))
+    train(recipe, settings, tmp_path / "data", tmp_path / "run")
+    said = capsys.readouterr().err
+    assert ("no held-out figures" in said) == (not labeled)
+    assert ("the last epoch is kept" in said) == (not labeled and keep == "best")
+    found = strict_json((tmp_path / "run/classifier/default/validation.json").read_text())
+    assert ("held_out_accuracy" in found) == labeled

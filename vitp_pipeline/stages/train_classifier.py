@@ -221,6 +221,9 @@ def _train(
         lock.check()
         if validation:
             validation.save(folder, dataset.spec.class_names)
+            if not validation.figures():
+                kept = "; the last epoch is kept, not the best" if settings.keep == "best" else ""
+                say(f"train-classifier: no held-out image has a labeled pixel, so there are no held-out figures{kept}")
         if held_out and settings.prompt == "point":
             temperature = held_out_temperature(model, dataset, held_out, POINTS, settings.precision)
             model.config = replace(model.config, temperature_nll=temperature)
