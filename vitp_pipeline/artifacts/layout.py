@@ -23,7 +23,7 @@ _CLASSIFIER_FILES = (
     r"(?:(?:run|copies|done|model|best|last|validation)\.json|(?:model|best|last)\.safetensors|checkpoint\.pt|"
     rf"metrics\.jsonl|confusion\.npy|lock){_TEMPORARY}"
 )
-_STAGE_FILES = rf"(?:run|copies|masks|result)\.json{_TEMPORARY}"
+_STAGE_FILES = rf"(?:run|copies|masks|result|files)\.json{_TEMPORARY}"
 _IN_STAGE = rf"(?:/shards(?:/[0-9]{{5,}}(?:/[^/]+)?)?|/log(?:/[^/]+)?|/results(?:/[^/]+)*|/{_STAGE_FILES})?"
 _PLACE = re.compile(
     rf"(?:^|/)(proposals{_IN_STAGE}"

@@ -81,6 +81,18 @@ def seal(content: dict[str, Any], of: str) -> str:
     return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"\n  }}\n}}\n'
 
 
+def seal_page(text: str) -> str:
+    """An HTML page with the digest of all of it in a comment at its end: nobody reads it again, but `vitp verify`."""
+    return f"{text}<!-- vitp-sha256: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def page_is_whole(path: Path) -> bool:
+    """Whether a page is as `seal_page` made it."""
+    with open_plain(path) as file:
+        text, _, end = file.read().rpartition(b"<!-- vitp-sha256: ")
+    return end == f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
+
+
 def require_place(of: str, path: Path) -> None:
     """Raises CorruptError when a file at `path` was written for another place, `of`."""
     if not f"/{path.absolute().as_posix()}".endswith(f"/{of}"):

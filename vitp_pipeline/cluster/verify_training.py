@@ -44,6 +44,8 @@ def check_training(run: StageRun) -> Iterator[Damage]:
         reason = "is missing" if not there(path) else "" if file_digest(path) == digest else "its checksum does not fit"
         if reason:
             fix = _trains_anew(run) if name == MODEL else _puts_back(folder, name, kept)
+            if fix is None:
+                reason += "; no stage reads this file"
             yield Damage(path, reason, folder, None, fix, name == MODEL)
 
 

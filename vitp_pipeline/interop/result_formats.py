@@ -78,18 +78,21 @@ def check_format(name: str, spec: DatasetSpec) -> None:
         raise UsageError(f"format {name}: manifest {spec.name!r} has no things, so there are no instances")
 
 
-def write_image(name: str, spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any] | list[Any]:
-    """Writes the files of one image and returns what of it enters the format's JSON file."""
+def write_image(
+    name: str, spec: DatasetSpec, image: ImageResult, folder: Path
+) -> tuple[dict[str, Any] | list[Any], list[Path]]:
+    """Writes the files of one image; returns what of it enters the format's JSON file, and the files."""
     if name == "coco-panoptic":
         return _coco_panoptic(spec, image, folder)
     if name == "coco-results":
-        return _coco_results(spec, image)
+        return _coco_results(spec, image), []
     if name == "coco-instances":
-        return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)]
+        return [entry | _extent(entry["segmentation"]) for entry in _coco_results(spec, image)], []
     if name == "cityscapes":
-        return _cityscapes(spec, image, folder)
-    write_labels(folder / f"{image.name}.png", spec, image.semantic(), colored=name == "label-png")
-    return {}
+        return {}, _cityscapes(spec, image, folder)
+    file = folder / f"{image.name}.png"
+    write_labels(file, spec, image.semantic(), colored=name == "label-png")
+    return {}, [file]
 
 
 def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
@@ -120,11 +123,12 @@ def json_files(name: str, spec: DatasetSpec, images: list[dict[str, Any]], entri
     return {}
 
 
-def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
+def _coco_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> tuple[dict[str, Any], list[Path]]:
     ids, segments = image.panoptic()
-    write_png(folder / "panoptic" / f"{image.name}.png", rgb_of_ids(ids))
+    file = folder / "panoptic" / f"{image.name}.png"
+    write_png(file, rgb_of_ids(ids))
     listed = [{"id": s.id, "category_id": spec.classes[s.category].label} for s in segments]
-    return {"image_id": image.json_id, "file_name": f"{image.name}.png", "segments_info": listed}
+    return {"image_id": image.json_id, "file_name": f"{image.name}.png", "segments_info": listed}, [file]
 
 
 def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
@@ -151,16 +155,18 @@ def _extent(rle: Rle) -> dict[str, Any]:
     return {"bbox": coco.toBbox(rle).tolist(), "area": int(coco.area(rle))}
 
 
-def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> dict[str, Any]:
+def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> list[Path]:
     ids = np.array([*(CITYSCAPES[c.name] for c in spec.classes), 0])  # the last, IGNORE, is unlabeled
-    write_png(folder / "semantic" / f"{image.name}.png", ids[image.semantic()].astype(np.uint8))
-    lines, file = [], folder / "instance" / f"{image.name}.txt"
+    labels, file = folder / "semantic" / f"{image.name}.png", folder / "instance" / f"{image.name}.txt"
+    write_png(labels, ids[image.semantic()].astype(np.uint8))
+    lines, masks = [], []
     for n, (rle, category, score) in enumerate(zip(*image.instances(), strict=True)):
         mask = f"masks/{file.stem}_{n:03d}.png"
-        write_png(file.parent / mask, decode_mask(rle).astype(np.uint8) * 255)
+        masks.append(file.parent / mask)
+        write_png(masks[-1], decode_mask(rle).astype(np.uint8) * 255)
         lines.append(f"{mask} {ids[category]} {float(score)!r}\n")
     write_whole(file, lambda unfinished: fill(unfinished, "".join(lines)))
-    return {}
+    return [labels, *masks, file]
 
 
 def write_labels(path: Path, spec: DatasetSpec, classes: np.ndarray, colored: bool) -> None:

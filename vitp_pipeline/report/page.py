@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.artifacts.sealed import seal_page
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.figure import Figure, percent, signed
 from vitp_pipeline.storage.atomic_files import write_whole
@@ -77,4 +78,5 @@ def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[s
             **context,
         )
     )
-    write_whole(path, lambda unfinished: fill(unfinished, text))
+    page = seal_page(text)
+    write_whole(path, lambda unfinished: fill(unfinished, page))

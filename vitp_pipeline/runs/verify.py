@@ -8,22 +8,25 @@ What vouches for what:
     _totals.parquet          its own SHA-256, inside it
     done.json of a shard     its own SHA-256; it is a function of the parts
     done.json of a training  its own SHA-256; it names those of all files that the training leaves
-    result.json, masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt    their own SHA-256
+    results/ of an export    SHA-256 in the index (of an image's files) or in files.json
+    result.json, masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
 
 What puts each right is in `cluster.repair`; nothing is removed on the word of a file that is itself not proven.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp_pipeline.artifacts.copies import COPIES
 from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.artifacts.parts import arrays_digest, read_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import read_sealed
+from vitp_pipeline.artifacts.sealed import page_is_whole, read_sealed
 from vitp_pipeline.cluster.plan_file import Plan, read_plan
 from vitp_pipeline.cluster.repair import Damage, discards, forgets_shard, remakes_part
 from vitp_pipeline.cluster.verify_training import check_training
@@ -99,7 +102,7 @@ def verify_run(run: Path) -> Checked:
 
 def _folders(run: Path) -> list[Path]:
     exports = [run / "exports" / name for name in folders_in(run / "exports")]
-    exports = [folder for folder in exports if there(folder / "run.json")]
+    exports = [folder for folder in exports if there(folder / "run.json") or there(folder / COPIES)]
     try:
         return stage_folders(run) + exports
     except InputError:
@@ -112,11 +115,23 @@ def _of_the_run(run: Path) -> Iterator[Damage]:
     """What lies beside the stages: memories, which may go."""
     yield from _sealed(run / "digests.json", run)
     yield from _sealed(run / "jobs" / "submitted.json", run)
+    page = run / "report.html"
+    try:
+        if there(page) and not page_is_whole(page):
+            yield Damage(page, "its checksum does not fit", run, None, discards(page))
+    except CorruptError as error:
+        yield Damage.of(error, page, run)
 
 
 def _of_the_stage(folder: Path) -> Iterator[Damage]:
     yield from _sealed(folder / "result.json", folder, rerun=True)
     yield from _sealed(folder / "masks.json", folder)
+    files = folder / "files.json"
+    damages = list(_sealed(files, folder, rerun=True))
+    yield from damages
+    if there(files) and not damages:
+        for path, reason in _exported(folder, read_sealed(files)["files"]):
+            yield Damage(path, reason, folder, None, discards(path), True)
     for name in sorted(files_in(folder / "log")):
         if name.endswith(".json"):
             yield from _sealed(folder / "log" / name, folder)
@@ -171,12 +186,26 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
     found = rows["image_id"].to_pylist()
     if tuple(dict.fromkeys(found)) != images:  # several views of an image are rows one after another
         return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
+    if "files" in rows.column_names:
+        for files in filter(None, rows["files"].to_pylist()):
+            for bad in _exported(run.folder, json.loads(files)):
+                return bad
     if not (digest := arrays_digest(rows)):
         return None
     arrays = arrays_path(run.shard_folder(shard), part, digest)
     if not there(arrays):
         return arrays, "is missing"
     return None if file_digest(arrays) == digest else (arrays, "its checksum does not fit")
+
+
+def _exported(folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
+    """The bad files among those that an export wrote for other tools, and why."""
+    for name, digest in digests.items():
+        path = folder / "results" / name
+        if not there(path):
+            yield path, "is missing"
+        elif file_digest(path) != digest:
+            yield path, "its checksum does not fit"
 
 
 def _end(run: StageRun, shard: int) -> Iterator[Damage]:

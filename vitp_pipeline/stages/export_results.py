@@ -1,7 +1,9 @@
 """Results as files that other tools read: restartable, in shards, like a stage.
 
     RUN/exports/FORMAT-FINGERPRINT/results/     what is handed to the other tool
-    RUN/exports/FORMAT-FINGERPRINT/shards/      which images are done, and their entries of the JSON files
+    RUN/exports/FORMAT-FINGERPRINT/shards/      which images are done, their entries of the JSON files, and what digests
+                                                their own files have
+    RUN/exports/FORMAT-FINGERPRINT/files.json   what digests the JSON files have
 
 It needs proposals and class scores, neither images nor ground truth, so that a test split can be handed in.
 """
@@ -18,6 +20,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
@@ -38,7 +41,7 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.storage.atomic_files import write_json
-from vitp_pipeline.storage.fingerprint import fingerprint
+from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,8 +155,11 @@ def _write_json_files(export: Export) -> None:
                 about = {"file_name": row["file_name"], "height": height, "width": width}
                 images.append({"id": ids[row["image_id"]], **about})
                 entries.append(json.loads(row["entry"]))
+    digests = {}
     for name, content in json_files(export.format, export.spec, images, entries).items():
         write_json(export.results / name, content)
+        digests[name] = file_digest(export.results / name)
+    write_sealed(export.run.folder / "files.json", {"files": digests})
 
 
 class ResultMaker:
@@ -183,7 +189,7 @@ class ResultMaker:
                     turn.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("file_name", text)]
-        schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text)])
+        schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text), ("files", text)])
         failed = {"status": "failed"}
         table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
         turn.advance(len(images) - len(rows))
@@ -191,9 +197,11 @@ class ResultMaker:
 
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
         image = self._result(record, point_logits)
-        entry = write_image(self.export.format, self.export.spec, image, self.export.results)
+        results = self.export.results
+        entry, files = write_image(self.export.format, self.export.spec, image, results)
+        digests = {file.relative_to(results).as_posix(): file_digest(file) for file in files}
         about = {"file_name": image.file_name, "size": list(image.size)}
-        return {"status": "ok", "error": None, **about, "entry": json.dumps(entry)}
+        return {"status": "ok", "error": None, **about, "entry": json.dumps(entry), "files": json.dumps(digests)}
 
     def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
         view = self.segmenter.score(record, point_logits, (self.export.alpha,))

@@ -229,7 +229,7 @@ def _train(
             model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
         lock.check()
-        _end(run, {"images": usable, "left_out": batches.skipped})
+        _end(run, settings, {"images": usable, "left_out": batches.skipped})
         _tidy(folder, settings)
         seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
@@ -241,15 +241,15 @@ def _loading(team: Team) -> contextlib.AbstractContextManager[None]:
     return interruptible("nothing is trained yet") if team.size == 1 else contextlib.nullcontext()
 
 
-RESULTS = ("model.safetensors", "model.json", "last.safetensors", "last.json", "metrics.jsonl")
-VALIDATED = ("validation.json", "confusion.npy")
-"""Of trainings with held-out images."""
+MODELS = [f"{name}.{suffix}" for name in ("model", "last", "best") for suffix in ("safetensors", "json")]
+RESULTS = (*MODELS, "metrics.jsonl", "validation.json", "confusion.npy")
+"""What a training may leave."""
 
 
-def _end(run: StageRun, said: dict[str, Any]) -> None:
+def _end(run: StageRun, settings: TrainSettings, said: dict[str, Any]) -> None:
     """Commits a training: done.json names the digests of all that it leaves; small files are copied before."""
     folder, there_are = run.folder, files_in(run.folder)
-    names = [name for name in (*RESULTS, *VALIDATED) if name in there_are]
+    names = [name for name in RESULTS if name in there_are and name not in _outlived(settings)]
     digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
     said = {**said, "run": run.digest, "files": digests}
     text = seal(said, place(folder / "done.json"))
@@ -258,12 +258,14 @@ def _end(run: StageRun, said: dict[str, Any]) -> None:
     restore(folder, "done.json", text)
 
 
+def _outlived(settings: TrainSettings) -> list[str]:
+    best = ["best.safetensors", "best.json"] if settings.keep == "best" else []  # it is the model now
+    return ["checkpoint.pt", *best]
+
+
 def _tidy(folder: Path, settings: TrainSettings) -> None:
     """Removes what a finished training needs no longer."""
-    names = ["checkpoint.pt"]
-    if settings.keep == "best":
-        names += ["best.safetensors", "best.json"]  # it is the model now
-    for name in names:
+    for name in _outlived(settings):
         with refusals(folder / name):
             discard(folder / name)
 

@@ -88,5 +88,9 @@ def recorded_digest(path: Path) -> str | None:
 
 def require_recorded(path: Path) -> None:
     """Raises CorruptError when a classifier is not what the .json beside it says that was written."""
-    if (digest := recorded_digest(path)) is not None and file_digest(path) != digest:
+    if (digest := recorded_digest(path)) is None:
+        return
+    if not there(path):
+        raise damaged(path, "is missing")
+    if file_digest(path) != digest:
         raise damaged(path, "damaged (its checksum does not fit)")

@@ -26,6 +26,7 @@ from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.runtime.distributed import Team
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.digests import require_recorded
 from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.locks import Lock
 
@@ -99,6 +100,15 @@ class TrainingFolder:
         """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
         path = self.path / f"{name}.safetensors"
         return load_classifier(path) if there(path) else None
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a model is there and what was saved under that name: it has two files, written one after another."""
+        path = self.path / f"{name}.safetensors"
+        try:
+            require_recorded(path)
+        except CorruptError:
+            return False
+        return there(path)
 
     def log(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl; it needs a key `step`."""

@@ -200,6 +200,8 @@ class Trainer:
                 step, losses, self.best = int(state["step"]), list(state["losses"]), state.get("best", self.best)
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise self.folder.damaged(error) from error
+        if self.team.leads and not self.folder.is_whole("best"):  # killed between its files: the next epoch's is
+            self.best = float("-inf")
         self.folder.require_shared(self.team, step)
         if self.team.leads:
             self.folder.write_log()
