@@ -28,11 +28,11 @@ checkpoint = "{package}/demo/generator.safetensors"
 
 def finished_run(root: Path, count: int) -> list[str]:
     """Makes a dataset of empty files and its finished run; returns the command that resumes it."""
-    from vitp_pipeline.artifacts.sealed import write_sealed
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.stages import generate_proposals
+    from vitp_pipeline.storage.sealed import write_sealed
 
     for folder in ("images", "labels"):
         (root / folder).mkdir()

@@ -23,7 +23,6 @@ from tests.stages import making as stages
 from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import open_run
-from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
@@ -32,6 +31,7 @@ from vitp_pipeline.datasets.label_files import read_label_file, read_segment_ids
 from vitp_pipeline.datasets.manifest import load_manifest
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.storage.sealed import read_sealed
 
 TIMES = float(os.environ.get("VITP_FUZZ", "1"))
 CODES = {0, 2, 3, 4, 5, 6, 7, 9}

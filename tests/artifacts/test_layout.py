@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vitp_pipeline.artifacts.layout import open_own, open_plain, part_of_arrays, place, refuse_links, run_of
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.storage.backend import discard, files_in, folders_in, there
 from vitp_pipeline.storage.fs_ops import fill, make_folder, new_file, remove
+from vitp_pipeline.storage.layout import open_own, open_plain, part_of_arrays, place, refuse_links, run_of
 from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 CLASSES, EXPORT = "classes/0123456789ab", "exports/coco-panoptic-0123456789ab"
 

@@ -22,7 +22,6 @@ import zarr
 
 import vitp_pipeline
 from tests.disks import disk_of
-from vitp_pipeline.artifacts.layout import arrays_path, index_path
 from vitp_pipeline.artifacts.parts import (
     RUN,
     ArrayReader,
@@ -35,6 +34,7 @@ from vitp_pipeline.artifacts.parts import (
 )
 from vitp_pipeline.artifacts.quantized_array import kind_of
 from vitp_pipeline.errors import CorruptError, StorageError
+from vitp_pipeline.storage.layout import arrays_path, index_path
 
 
 def some_arrays() -> dict[str, np.ndarray]:

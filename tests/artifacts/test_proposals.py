@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.runs import arrays_of
+from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import (

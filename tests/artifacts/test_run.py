@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, open_run
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 IDENTITY = {"stage": "x", "settings": {"seed": 1}, "colors": [["a", 0, True]]}
 IMAGES = ("a", "b", "c")

@@ -11,8 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.runs import arrays_of
-from vitp_pipeline.artifacts.layout import index_path
+from tests.run_files import arrays_of
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -24,6 +23,7 @@ from vitp_pipeline.diagnostics.storage_estimate import estimate, lines_of
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.stages.generate_proposals import generate_proposals
+from vitp_pipeline.storage.layout import index_path
 
 BOUNDED = ProposalSettings("").settled(begun=False)
 TRIED = Trial(MEASURED, "some.py", "cpu, 1 thread", 3, 20, 2.0, 100.0, start=10.0, seconds=0.5, stored=1000.0)

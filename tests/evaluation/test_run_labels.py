@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.evaluation.run_labels import facts_of, labels
 from vitp_pipeline.runs.status import print_status, run_status
+from vitp_pipeline.storage.sealed import write_sealed
 
 
 def classifier(run: Path, name: str, digest: str) -> None:

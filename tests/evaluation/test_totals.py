@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.stages.making import Project, make_project, make_run
-from vitp_pipeline.artifacts.layout import totals_path
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.evaluation import totals
 from vitp_pipeline.evaluation.summary import read_result_totals, summarise
 from vitp_pipeline.metrics import bootstrap
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import verify_run
+from vitp_pipeline.storage.layout import totals_path
 
 
 @pytest.fixture(scope="module")

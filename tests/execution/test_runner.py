@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from tests.cluster import making
 from tests.disks import disk_of
-from tests.runs import arrays_of
-from vitp_pipeline.artifacts.layout import index_path
+from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, read_index
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.artifacts.sealed import read_sealed
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError
 from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import report, verify_run
+from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.sealed import read_sealed
 
 
 class Maker:

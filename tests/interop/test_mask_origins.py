@@ -15,16 +15,16 @@ from pycocotools import mask as coco
 from tests.datasets import making
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.artifacts.run import open_run
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, UserError
 from vitp_pipeline.execution.runner import Outcome
 from vitp_pipeline.execution.sharding import choose_shard
 from vitp_pipeline.interop.mask_origins import digest_of
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import verify_run
 from vitp_pipeline.stages.import_proposals import import_proposals
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 FORMATS = ("npz", "coco", "mmdet")
 Masks = dict[str, Any]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.pipeline.conftest import Project
-from tests.runs import rewrite
+from tests.run_files import rewrite
 from tests.stages import making as stages
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.artifacts.run import FORMAT_VERSION

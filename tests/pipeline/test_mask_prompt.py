@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.pipeline.conftest import Project
-from tests.runs import arrays_of
+from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.classifier.training.loop import Trainer

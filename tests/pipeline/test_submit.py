@@ -10,9 +10,9 @@ import pytest
 
 from tests.pipeline.conftest import Project, snapshot
 from vitp_pipeline.cluster.plan import Request, plan_chain
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.evaluation.summary import result_of
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import report, verify_run
 
 

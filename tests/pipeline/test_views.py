@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Project, snapshot
-from tests.runs import arrays_of
-from vitp_pipeline.artifacts.layout import index_path
+from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import by_image, open_proposals
 from vitp_pipeline.classifier.inference import point_logits
@@ -26,6 +25,7 @@ from vitp_pipeline.execution.sharding import choose_shard
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.report.loaded_evaluation import open_evaluation
 from vitp_pipeline.stages.stream import Stream
+from vitp_pipeline.storage.layout import index_path
 
 VIEWS = {"scales": (0.75, 1.0), "mirror": True, "window": (80, 96), "stride": (60, 64), "limit": 3}
 SEMANTIC = {"tasks": ("semantic",)}

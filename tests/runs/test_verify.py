@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from tests.cluster.making import content, new_run, work
-from tests.runs import arrays_of
-from vitp_pipeline.artifacts.layout import index_path
+from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, read_index
-from vitp_pipeline.artifacts.sealed import write_sealed
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.runs.gc import collect
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.status import run_status
 from vitp_pipeline.runs.verify import print_damages, report, verify_run
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.locks import is_locked, locked
+from vitp_pipeline.storage.sealed import write_sealed
 from vitp_pipeline.storage.temporaries import temporary
 
 

@@ -16,7 +16,6 @@ from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
@@ -27,6 +26,7 @@ from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
 from vitp_pipeline.stages.classify import classes_run, classifier_file
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
+from vitp_pipeline.storage.sealed import write_sealed
 
 RECIPE = """
 manifest = "toy.toml"

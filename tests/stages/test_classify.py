@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.classifier.making import tiny_model
-from tests.runs import arrays_of
+from tests.run_files import arrays_of
 from tests.stages import making
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals

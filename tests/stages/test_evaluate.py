@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from tests.datasets import making
-from tests.runs import arrays_of, rewrite
+from tests.run_files import arrays_of, rewrite
 from tests.stages.making import Project, drawn, make_project, make_run
-from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
@@ -28,6 +27,7 @@ from vitp_pipeline.evaluation.summary import (
 )
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.stages.evaluate import prepare
+from vitp_pipeline.storage.sealed import read_sealed
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.stages.making import make_project, make_run
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.cli.main import main
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 TIMES = float(os.environ.get("VITP_FUZZ", "1"))
 CASES = 25

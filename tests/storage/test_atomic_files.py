@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from vitp_pipeline.artifacts.sealed import create_sealed, read_sealed, write_sealed
 from vitp_pipeline.errors import LockedError, StorageError
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.sealed import create_sealed, read_sealed, write_sealed
 
 fork = multiprocessing.get_context("fork")
 

@@ -12,17 +12,17 @@ import fsspec
 import pytest
 
 from tests.execution.test_runner import Maker, content, new_run, work
-from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.cluster.repair import repair
 from vitp_pipeline.errors import LockedError, StoppedError, StorageError, UsageError
 from vitp_pipeline.execution.runner import Outcome
 from vitp_pipeline.runs.gc import collect
+from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.status import run_status
 from vitp_pipeline.runs.verify import verify_run
 from vitp_pipeline.runtime import signals
 from vitp_pipeline.storage import backend, locks, object_mirror, store_locks
 from vitp_pipeline.storage.backend import files_in, folders_in, run_directory, shown, there
+from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.locks import is_locked, locked
 
 URL = "memory://runs/toy"

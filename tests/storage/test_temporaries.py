@@ -21,7 +21,6 @@ from PIL import Image
 
 from tests.datasets.test_prepare import write_ade20k, write_cityscapes, write_coco
 from vitp_pipeline.artifacts.run import create_or_check
-from vitp_pipeline.artifacts.sealed import create_sealed
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.datasets.prepare import prepare, work
 from vitp_pipeline.inference.batch import Wish, predict
@@ -31,6 +30,7 @@ from vitp_pipeline.runtime.progress import hush
 from vitp_pipeline.storage import temporaries
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fs_ops import fill, watched
+from vitp_pipeline.storage.sealed import create_sealed
 from vitp_pipeline.storage.temporaries import HOUR, NAME_BYTES, is_abandoned, temporary, tidy
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.array_names import array_name, without_view
-from vitp_pipeline.artifacts.layout import arrays_path, index_path, part_of_arrays
 from vitp_pipeline.artifacts.parts import array_of, arrays_digest, read_index, write_index
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.runtime.progress import say
@@ -24,6 +23,7 @@ from vitp_pipeline.storage.atomic_files import refusals, write_here
 from vitp_pipeline.storage.backend import discard, files_in, publish, there
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import new_file, remove, rename
+from vitp_pipeline.storage.layout import arrays_path, index_path, part_of_arrays
 from vitp_pipeline.storage.temporaries import TEMPORARY, temporary
 
 if TYPE_CHECKING:

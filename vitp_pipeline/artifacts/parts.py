@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.layout import open_plain, place
 from vitp_pipeline.artifacts.quantized_array import codecs, decode, encode, kind_of, wrote
-from vitp_pipeline.artifacts.sealed import damaged, require_place
 from vitp_pipeline.errors import CorruptError, UserError
 from vitp_pipeline.storage.atomic_files import create_whole, refusals, write_here, write_whole
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.fs_ops import fill, make_folder, new_file, remove
+from vitp_pipeline.storage.layout import open_plain, place
+from vitp_pipeline.storage.sealed import damaged, require_place
 from vitp_pipeline.storage.temporaries import temporary
 
 if TYPE_CHECKING:

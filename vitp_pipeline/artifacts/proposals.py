@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.array_names import array_name
-from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
-from vitp_pipeline.artifacts.sealed import damaged
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.geometry import View
 from vitp_pipeline.storage.backend import run_directory, there
+from vitp_pipeline.storage.layout import index_path
+from vitp_pipeline.storage.sealed import damaged
 
 if TYPE_CHECKING:
     import pyarrow as pa

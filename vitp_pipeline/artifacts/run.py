@@ -24,13 +24,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.copies import COPIES, keep_copies
-from vitp_pipeline.artifacts.layout import arrays_path, index_path
 from vitp_pipeline.artifacts.run_schema import check_identity, check_provenance
-from vitp_pipeline.artifacts.sealed import create_sealed, damaged, read_sealed
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.storage.backend import files_in, there
+from vitp_pipeline.storage.copies import COPIES, keep_copies
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
+from vitp_pipeline.storage.layout import arrays_path, index_path
+from vitp_pipeline.storage.sealed import create_sealed, damaged, read_sealed
 from vitp_pipeline.storage.temporaries import tidy
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Types of what a run.json holds, as far as other code reads it: a run may have been made elsewhere, by anything.
 
-The seal of a file says that it is as it was written (`artifacts.sealed`); this says that it was written by vitp, or
+The seal of a file says that it is as it was written (`storage.sealed`); this says that it was written by vitp, or
 could have been. A stage lacks most of the keys, and others are let through.
 """
 

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
@@ -24,6 +23,7 @@ from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, Us
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.digests import require_recorded
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.sealed import write_sealed
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
             vitp verify runs/camvid --repair
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.cluster.repair import repair as mend
+        from vitp_pipeline.runs.repair import repair as mend
         from vitp_pipeline.runs.verify import print_damages, report, verify_run
 
         with documented(json) as document:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.cluster.commands import task_script
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import Profile, Resources
@@ -28,6 +27,7 @@ from vitp_pipeline.runtime.escaping import acts, shell_word, shell_words
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.fs_ops import fill, make_folder
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.evaluation.definition import Evaluation
 from vitp_pipeline.metrics.bootstrap import sparse_areas
 from vitp_pipeline.storage.backend import bring
+from vitp_pipeline.storage.layout import index_path
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import read_sealed
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.storage.backend import folders_in, there
 from vitp_pipeline.storage.digests import recorded_digest
+from vitp_pipeline.storage.sealed import read_sealed
 
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.artifacts.run import provenance
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
@@ -20,6 +19,7 @@ from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000

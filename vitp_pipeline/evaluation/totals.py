@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.layout import totals_path
 from vitp_pipeline.artifacts.parts import RUN, read_index, write_index
 from vitp_pipeline.evaluation import certainty
 from vitp_pipeline.evaluation.count_reader import (
@@ -39,6 +38,7 @@ from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, spa
 from vitp_pipeline.metrics.exact_sum import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
 from vitp_pipeline.storage.backend import bring, there
+from vitp_pipeline.storage.layout import totals_path
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.artifacts.partial_part import Spool, images_of, stale_files
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
@@ -21,7 +19,9 @@ from vitp_pipeline.storage.atomic_files import refusals
 from vitp_pipeline.storage.backend import discard, files_in, publish, release, there
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
+from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.storage.locks import Lock, locked
+from vitp_pipeline.storage.sealed import damaged, read_sealed, write_sealed
 from vitp_pipeline.storage.temporaries import temporary
 
 if TYPE_CHECKING:

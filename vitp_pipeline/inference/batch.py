@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, partly_failed
 from vitp_pipeline.inference.image_files import Picture
@@ -27,6 +26,7 @@ from vitp_pipeline.runtime.progress import counted, progress, say
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from vitp_pipeline.inference.overlay import Region

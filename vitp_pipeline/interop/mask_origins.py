@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitp_pipeline.artifacts.layout import index_path
 from vitp_pipeline.artifacts.partial_part import spool_paths
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError, IncompatibleError
 from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.layout import index_path
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 COLUMN = "masks_sha256"
 """Of the index: the digest of what the image's masks were read from."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.artifacts.sealed import damaged
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
@@ -21,6 +20,7 @@ from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_na
 from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarise
 from vitp_pipeline.shipped import shipped
 from vitp_pipeline.storage.backend import folders_in, there
+from vitp_pipeline.storage.sealed import damaged
 from vitp_pipeline.validation.tables import checked
 
 COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")

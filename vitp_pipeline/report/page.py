@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.sealed import seal_page
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.figure import Figure, percent, signed
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.sealed import seal_page
 
 if TYPE_CHECKING:
     from jinja2 import Environment

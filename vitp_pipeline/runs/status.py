@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.copies import COPIES
-from vitp_pipeline.artifacts.layout import index_path, open_plain, part_of_arrays
 from vitp_pipeline.artifacts.partial_part import spool_paths, spooled_images
 from vitp_pipeline.artifacts.run import StageRun, open_run
-from vitp_pipeline.artifacts.sealed import damaged, read_sealed
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
 from vitp_pipeline.execution.runner import read_done
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.storage.backend import bring, files_in, folders_in, look_anew, shown, there
+from vitp_pipeline.storage.copies import COPIES
+from vitp_pipeline.storage.layout import index_path, open_plain, part_of_arrays
 from vitp_pipeline.storage.locks import is_locked
+from vitp_pipeline.storage.sealed import damaged, read_sealed
 
 if TYPE_CHECKING:
     from vitp_pipeline.runtime.tables import Table

@@ -11,7 +11,7 @@ What vouches for what:
     results/ of an export    SHA-256 in the index (of an image's files) or in files.json
     result.json, masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
 
-What puts each right is in `cluster.repair`; nothing is removed on the word of a file that is itself not proven.
+What puts each right is in `runs.repair`; nothing is removed on the word of a file that is itself not proven.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.artifacts.copies import COPIES
-from vitp_pipeline.artifacts.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.artifacts.parts import arrays_digest, read_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import page_is_whole, read_sealed
-from vitp_pipeline.cluster.plan_file import Plan, read_plan
-from vitp_pipeline.cluster.repair import Damage, discards, forgets_shard, remakes_part
-from vitp_pipeline.cluster.verify_training import check_training
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.execution.runner import shard_stats
 from vitp_pipeline.execution.sharding import array_expression
+from vitp_pipeline.runs.plan_file import Plan, read_plan
+from vitp_pipeline.runs.repair import Damage, discards, forgets_shard, remakes_part
 from vitp_pipeline.runs.status import stage_folders
+from vitp_pipeline.runs.verify_training import check_training
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import progress, say
 from vitp_pipeline.storage.backend import files_in, folders_in, look_anew, shown, there
+from vitp_pipeline.storage.copies import COPIES
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.storage.sealed import page_is_whole, read_sealed
 
 READERS = 4
 """Files read at once: hashing leaves the interpreter free, and network file systems like company."""

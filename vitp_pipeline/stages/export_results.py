@@ -20,7 +20,6 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord, ProposalStore, open_proposals
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.artifacts.sealed import write_sealed
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
@@ -42,6 +41,7 @@ from vitp_pipeline.stages.classify import (
 )
 from vitp_pipeline.storage.atomic_files import write_json
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
+from vitp_pipeline.storage.sealed import write_sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa

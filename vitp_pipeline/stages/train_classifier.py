@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.copies import COPIES, copies_in, keep_copies, restore
-from vitp_pipeline.artifacts.layout import place
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
-from vitp_pipeline.artifacts.sealed import seal
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
@@ -26,9 +23,12 @@ from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.runtime.signals import finishing, interruptible
 from vitp_pipeline.storage.atomic_files import refusals
 from vitp_pipeline.storage.backend import discard, files_in, run_directory, there
+from vitp_pipeline.storage.copies import COPIES, copies_in, keep_copies, restore
 from vitp_pipeline.storage.digests import Digests, recorded_digest
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import place
 from vitp_pipeline.storage.locks import Lock, locked
+from vitp_pipeline.storage.sealed import seal
 from vitp_pipeline.storage.temporaries import TEMPORARY
 
 if TYPE_CHECKING:

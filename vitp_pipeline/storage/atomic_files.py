@@ -127,7 +127,7 @@ def as_json(content: Any) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_whole` for JSON that other tools read; what a run reads again is sealed (`artifacts.sealed`)."""
+    """`write_whole` for JSON that other tools read; what a run reads again is sealed (`storage.sealed`)."""
     text = as_json(content)
     write_whole(path, lambda unfinished: fill(unfinished, text))
 

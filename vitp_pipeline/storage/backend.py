@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from vitp_pipeline.artifacts.layout import refuse_links
 from vitp_pipeline.runtime.output import alias, with_aliases
 from vitp_pipeline.storage.fs_ops import remove
+from vitp_pipeline.storage.layout import refuse_links
 
 if TYPE_CHECKING:
     from vitp_pipeline.storage.object_mirror import Mirror

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.layout import place
-from vitp_pipeline.artifacts.sealed import damaged, read_sealed, write_sealed
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.storage.backend import shown, stamp, there
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import place
+from vitp_pipeline.storage.sealed import damaged, read_sealed, write_sealed
 
 
 class Digests:

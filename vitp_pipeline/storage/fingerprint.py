@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.layout import open_plain
+from vitp_pipeline.storage.layout import open_plain
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

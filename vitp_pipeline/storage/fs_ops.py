@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.layout import open_own, refuse_links
+from vitp_pipeline.storage.layout import open_own, refuse_links
 
 
 class Step(StrEnum):

@@ -25,13 +25,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitp_pipeline.artifacts.layout import open_plain
 from vitp_pipeline.errors import CorruptError, LockedError
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.runtime.signals import stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import SETTLE, refusals
 from vitp_pipeline.storage.backend import mirror_of
 from vitp_pipeline.storage.fs_ops import make_folder, open_in_place, overwrite, remove
+from vitp_pipeline.storage.layout import open_plain
 
 if TYPE_CHECKING:
     from vitp_pipeline.storage.store_locks import StoreLock

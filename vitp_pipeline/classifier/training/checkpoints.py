@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from vitp_pipeline.artifacts.layout import open_plain
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.decoding.torch_file import read_torch_file
@@ -28,6 +27,7 @@ from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.digests import require_recorded
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.layout import open_plain
 from vitp_pipeline.storage.locks import Lock
 
 

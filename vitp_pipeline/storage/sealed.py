@@ -19,11 +19,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.layout import open_plain, place, run_of
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.storage.atomic_files import as_json, create_whole, write_whole
 from vitp_pipeline.storage.backend import shown
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.layout import open_plain, place, run_of
 
 _END = re.compile(r'([0-9a-f]{64})"\n  }\n}\n')
 _END_LENGTH = 64 + len('"\n  }\n}\n')

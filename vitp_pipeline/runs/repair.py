@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.artifacts.copies import keep_copies
-from vitp_pipeline.artifacts.layout import index_path, part_of_arrays, totals_path
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import damaged
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.backend import discard, files_in, there
+from vitp_pipeline.storage.copies import keep_copies
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import index_path, part_of_arrays, totals_path
 from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.sealed import damaged
 
 Fix = Callable[[], object]
 

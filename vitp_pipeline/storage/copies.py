@@ -10,11 +10,11 @@ import base64
 from collections.abc import Iterable
 from pathlib import Path
 
-from vitp_pipeline.artifacts.layout import open_plain
-from vitp_pipeline.artifacts.sealed import read_sealed, read_text, write_sealed
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.layout import open_plain
+from vitp_pipeline.storage.sealed import read_sealed, read_text, write_sealed
 
 COPIES = "copies.json"
 

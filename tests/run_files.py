@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.sealed import read_sealed, write_sealed
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 
 def arrays_of(shard_folder: Path, part: int) -> Path:

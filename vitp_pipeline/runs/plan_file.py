@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitp_pipeline.artifacts.copies import COPIES, copies_in, restore
 from vitp_pipeline.artifacts.run import StageRun, stage_of
-from vitp_pipeline.artifacts.sealed import read_sealed, read_text, unseal
-from vitp_pipeline.cluster.repair import Damage, rebuilds_copies
 from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.runs.repair import Damage, rebuilds_copies
 from vitp_pipeline.storage.backend import files_in, folders_in
+from vitp_pipeline.storage.copies import COPIES, copies_in, restore
+from vitp_pipeline.storage.sealed import read_sealed, read_text, unseal
 
 
 @dataclass(frozen=True)

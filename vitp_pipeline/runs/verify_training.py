@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.copies import copies_in, keep_copies, restore
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.artifacts.sealed import unseal
-from vitp_pipeline.cluster.repair import Damage, Fix, discards
 from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.runs.repair import Damage, Fix, discards
 from vitp_pipeline.storage.backend import discard, there
+from vitp_pipeline.storage.copies import copies_in, keep_copies, restore
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.sealed import unseal
 
 MODEL = "model.safetensors"
 
