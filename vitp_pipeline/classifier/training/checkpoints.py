@@ -23,6 +23,7 @@ from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.runtime.distributed import Team
+from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.digests import require_recorded
@@ -114,16 +115,23 @@ class TrainingFolder:
         """Adds a line to metrics.jsonl; it needs a key `step`."""
         self.lines.append(line)
         self.write_log()
-        if self._tensorboard is not None:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(name, value, line["step"])
-            self._tensorboard.flush()
+        try:
+            self._draw(line)
+        except OSError as error:  # curves for people: the training does not need them
+            say(f"{self.path / 'tensorboard'}: cannot be written ({error.strerror}); no curves from here on")
+            self.__dict__["_tensorboard"] = None
 
     def write_log(self) -> None:
         """Writes metrics.jsonl with the lines up to now. Raises StorageError."""
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
         write_whole(self.metrics, lambda unfinished: fill(unfinished, text))
+
+    def _draw(self, line: dict[str, Any]) -> None:
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, line["step"])
+            self._tensorboard.flush()
 
     @cached_property
     def _tensorboard(self) -> Any:
