@@ -122,7 +122,7 @@ def open_image(path: Path, what: str = "image", decode: bool = True) -> ImageFil
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{path}: this {what} does not exist", lookalike(path) or "Check --data-root and the manifest's splits"
+            f"{path}: this {what} does not exist{lookalike(path)}", "Check --data-root and the manifest's splits"
         ) from error
     except Exception as error:  # each format's decoder fails in its own ways on a damaged file
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -73,11 +73,9 @@ def is_file(path: Path) -> bool:
 
 
 def lookalike(path: Path) -> str:
-    """Return a sentence on the file beside a missing one whose name differs only in case or Unicode form; or ""."""
+    """Return words on the file beside a missing one whose name differs only in case or Unicode form, or ""."""
     other = _plain_names(path.parent).get(_plain_name(path.name))
-    return (
-        f"There is {other!a}, which differs from {path.name!a} in case or in Unicode form (NFC, NFD)" if other else ""
-    )
+    return f", but {other!a} does: {path.name!a} is another case or Unicode form (NFC, NFD)" if other else ""
 
 
 @lru_cache(8)
