@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp_pipeline.cluster.profile import load_profile
-from vitp_pipeline.config.recipe import load_preset, load_recipe
+from vitp_pipeline.config.recipe import load_preset, load_recipe, manifest_of
 from vitp_pipeline.datasets import load_manifest
-from vitp_pipeline.diagnostics.check_dataset import manifest_of
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.shipped import read_toml
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.cluster.profile import load_profile
-from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.recipe import load_recipe, manifest_of
 from vitp_pipeline.datasets import load_manifest
-from vitp_pipeline.diagnostics.check_dataset import manifest_of
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.shipped import read_toml
 

@@ -12,7 +12,7 @@ from tests.stages.making import Project, make_run
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
-from vitp_pipeline.evaluation.summary import headline_variants
+from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.metrics.bootstrap import paired_difference
 from vitp_pipeline.report.compare import (
     compare,

@@ -10,7 +10,7 @@ import pytest
 from tests.stages.making import Project
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.count_reader import read_rows
-from vitp_pipeline.evaluation.summary import headline_variants
+from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.report.loaded_evaluation import (
     StoredEvaluation,
     classifier_name,

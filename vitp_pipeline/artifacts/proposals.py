@@ -37,8 +37,6 @@ from vitp_pipeline.storage.sealed import damaged
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.config.settings import ProposalSettings
-
 
 POINT_POLICIES = ("max", "centre", "random", "spread", "peaks")
 SEVERAL_POINTS = ("spread", "peaks")
@@ -344,11 +342,6 @@ def _loss(row: dict[str, Any]) -> MaskLoss | None:
     if row.get("logit_error") is None:
         return None
     return MaskLoss(**{field.name: row[field.name] for field in fields(MaskLoss)})
-
-
-def points_per_mask(policy: str, settings: ProposalSettings) -> int:
-    """Number of points that a policy stores of each mask."""
-    return int(getattr(settings, policy)) if policy in SEVERAL_POINTS else 1
 
 
 def points_of(record: ProposalRecord, policy: str) -> np.ndarray:

@@ -187,3 +187,10 @@ def with_mask_preset(values: dict[str, Any]) -> dict[str, Any]:
     if "masks" not in values and any(name in values for name in own):
         return {**values, "masks": "keys"}
     return {**PRESETS.get(str(values.get("masks")), {}), **values}
+
+
+def points_per_mask(policy: str, settings: ProposalSettings) -> int:
+    """Number of points that a policy stores of each mask."""
+    from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS
+
+    return int(getattr(settings, policy)) if policy in SEVERAL_POINTS else 1

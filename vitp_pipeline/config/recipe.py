@@ -14,8 +14,8 @@ from vitp_pipeline.config.files import NO_DATA_ROOT, find_file
 from vitp_pipeline.config.generate_proposals import with_mask_preset
 from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
-from vitp_pipeline.errors import UsageError
-from vitp_pipeline.shipped import find_toml, read_toml
+from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import checked, did_you_mean
 
@@ -109,3 +109,31 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 def _entry(value: Any) -> str:
     return "table" if isinstance(value, dict) else "key"
+
+
+def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
+    """The manifest that a recipe names, with the recipe; or a manifest itself.
+
+    Raises:
+        InputError: neither is found, or it cannot be read.
+    """
+    try:
+        path = find_toml(name, "stages")
+    except InputError:
+        return load_manifest(_manifest_file(name)), None
+    if "classes" in read_toml(path):
+        return load_manifest(path), None
+    recipe = load_recipe(path)
+    return recipe.manifest, recipe
+
+
+def _manifest_file(name: str) -> Path:
+    """The manifest of a name that no recipe has. Raises InputError, which names both."""
+    try:
+        return find_toml(name, "manifests")
+    except InputError as error:
+        recipes, manifests = (", ".join(shipped_names(name, kind)) for kind in ("stages", "manifests"))
+        raise InputError(
+            f"{name}: neither a recipe nor a manifest is called so",
+            f"Give a .toml path, or a recipe: {recipes}; or a manifest: {manifests}",
+        ) from error

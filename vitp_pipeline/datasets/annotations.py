@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.datasets.identity import first_twice, image_key
-from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.decoding.archives import check_named
 from vitp_pipeline.decoding.columns import Columns
 from vitp_pipeline.decoding.json_files import read_foreign_json
+from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.decoding.records import shown, whole_number
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.runtime.progress import say

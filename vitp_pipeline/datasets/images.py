@@ -17,11 +17,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as ImagePlugin
 
 from vitp_pipeline.decoding.archives import MAX_BYTES, lookalike, read_bytes
+from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
-MAX_PIXELS = 250_000_000
-"""A file of a few kilobytes can claim to be larger, and would fill the memory."""
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
 """What PIL reads by itself. Of its other formats some start programs (EPS), and none is one of a dataset."""
 Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit; PIL would warn first, and on every thread
@@ -157,15 +156,6 @@ def _raw_mode(image: ImagePlugin, content: bytes) -> str:
         if bits != (1 if image.mode == "1" else 8):
             return f"BMP of {bits} bits"
     return str(arguments[0])
-
-
-def check_pixels(width: int, height: int, what: str) -> None:
-    """Raises InputError when something claims to be larger than any image that can be used, or to have no pixels."""
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise InputError(
-            f"{what} claims to have {width}×{height} pixels, which is not between 1 and {MAX_PIXELS / 1e6:g} million",
-            "Replace it, by a smaller copy perhaps",
-        )
 
 
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")

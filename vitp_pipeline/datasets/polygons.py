@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.datasets.spec import LEFT_OUT, DatasetSpec
 from vitp_pipeline.decoding.json_files import read_foreign_json
+from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.decoding.records import corners_of_points, shown, whole_number
 from vitp_pipeline.errors import InputError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.datasets.images import check_pixels
+from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size

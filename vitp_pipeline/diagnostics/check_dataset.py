@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitp_pipeline.config.flags import parse_size
-from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.recipe import Recipe, manifest_of
 from vitp_pipeline.config.settings import ProposalSettings
-from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
 from vitp_pipeline.datasets.contact_sheet import draw_sheet, save_sheet
 from vitp_pipeline.datasets.samples import Sample
@@ -18,10 +18,6 @@ from vitp_pipeline.diagnostics.storage_estimate import estimate, lines_of
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.runtime.progress import progress, say
-from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 20
 """Lines of a kind that are printed; --json has all."""
@@ -115,34 +111,6 @@ def check_dataset(
         raise InputError(
             f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
         )
-
-
-def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
-    """The manifest that a recipe names, with the recipe; or a manifest itself.
-
-    Raises:
-        InputError: neither is found, or it cannot be read.
-    """
-    try:
-        path = find_toml(name, "stages")
-    except InputError:
-        return load_manifest(_manifest_file(name)), None
-    if "classes" in read_toml(path):
-        return load_manifest(path), None
-    recipe = load_recipe(path)
-    return recipe.manifest, recipe
-
-
-def _manifest_file(name: str) -> Path:
-    """The manifest of a name that no recipe has. Raises InputError, which names both."""
-    try:
-        return find_toml(name, "manifests")
-    except InputError as error:
-        recipes, manifests = (", ".join(shipped_names(name, kind)) for kind in ("stages", "manifests"))
-        raise InputError(
-            f"{name}: neither a recipe nor a manifest is called so",
-            f"Give a .toml path, or a recipe: {recipes}; or a manifest: {manifests}",
-        ) from error
 
 
 def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:

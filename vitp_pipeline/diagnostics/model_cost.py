@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vitp_pipeline.artifacts.proposals import points_per_mask
 from vitp_pipeline.config.flags import parse_size
+from vitp_pipeline.config.generate_proposals import points_per_mask
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.evaluation.instances import columns_where
 from vitp_pipeline.figure import Figure
 from vitp_pipeline.metrics.cityscapes import SMALLEST
@@ -72,8 +73,6 @@ def _lacks_segments(evaluation: Evaluation) -> bool:
 
 
 def _number(evaluation: Evaluation, name: str) -> int:
-    from vitp_pipeline.evaluation.summary import headline_variants
-
     return headline_variants(evaluation)[name]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GENERATE = "generate-proposals"
 BOUNDS = ("bound_point", "bound_mask")
+HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
 MAP_KEYS |= {"mask_quality", "detections"}
 """Keys of [evaluate] that change a map; `postprocess.segmenter` is where they act. The others say what is measured."""
@@ -88,6 +89,13 @@ class Evaluation:
 
 def variant_of(alpha: float) -> str:
     return f"alpha:{alpha + 0.0:.12g}"  # + 0.0: there is no −0
+
+
+def headline_variants(evaluation: Evaluation) -> dict[str, int]:
+    """Headline name → number of the variant."""
+    number = {variant: i for i, variant in enumerate(evaluation.variants)}
+    chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": evaluation.headline}
+    return {name: number[chosen.get(name, name)] for name in HEADLINE}
 
 
 @dataclass(frozen=True)

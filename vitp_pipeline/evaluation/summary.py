@@ -13,7 +13,7 @@ from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
 from vitp_pipeline.evaluation.certainty import certain_share
-from vitp_pipeline.evaluation.definition import BOUNDS, Evaluation, variant_of
+from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.totals import NAMED_BY, Totals, keep_totals, read_totals
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
@@ -21,7 +21,6 @@ from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
-HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
 SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
@@ -66,13 +65,6 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
     result: dict[str, Any] = plain(figures)
     result["notes"] = notes(evaluation, totals, result)
     return result
-
-
-def headline_variants(evaluation: Evaluation) -> dict[str, int]:
-    """Headline name → number of the variant."""
-    number = {variant: i for i, variant in enumerate(evaluation.variants)}
-    chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": evaluation.headline}
-    return {name: number[chosen.get(name, name)] for name in HEADLINE}
 
 
 def read_result_totals(evaluation: Evaluation) -> Totals:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.identity import identity_of
-from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, manifest_of
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
-from vitp_pipeline.diagnostics.check_dataset import manifest_of
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.evaluation.definition import map_settings
 from vitp_pipeline.generators.registry import find_source

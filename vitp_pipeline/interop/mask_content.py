@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitp_pipeline.datasets.images import check_pixels
 from vitp_pipeline.decoding.arrays import LARGEST, ArrayFile
+from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.decoding.records import real_number, segmentation_rle, shown, whole_number
 from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import InputError

@@ -12,8 +12,9 @@ import numpy as np
 
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.evaluation.run_labels import facts_of, labels
-from vitp_pipeline.evaluation.summary import RESAMPLES, headline_variants
+from vitp_pipeline.evaluation.summary import RESAMPLES
 from vitp_pipeline.figure import falling, plain, signed, span
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
 from vitp_pipeline.metrics.semantic import ious

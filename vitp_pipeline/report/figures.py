@@ -9,7 +9,7 @@ import numpy as np
 
 from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.evaluation.count_reader import Rows, image_areas
-from vitp_pipeline.evaluation.summary import HEADLINE, headline_variants
+from vitp_pipeline.evaluation.definition import HEADLINE, headline_variants
 from vitp_pipeline.figure import difference
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 

@@ -15,9 +15,9 @@ from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import ClassInfo, default_color
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.count_reader import Rows, read_rows
-from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_named, facts_of, labels
-from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarise
+from vitp_pipeline.evaluation.summary import read_result_totals, summarise
 from vitp_pipeline.shipped import shipped
 from vitp_pipeline.storage.backend import folders_in, there
 from vitp_pipeline.storage.sealed import damaged
