@@ -7,7 +7,6 @@ import json
 import math
 import pickle
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.cluster.profile import Resources, load_profile
 from vitp_pipeline.config.backbone_args import BackboneArgs
 from vitp_pipeline.config.flags import parse_changes
-from vitp_pipeline.config.recipe import Recipe, load_recipe
+from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, TrainSettings
 from vitp_pipeline.datasets.spec import ClassInfo, LabelSpec, SplitSpec
 from vitp_pipeline.errors import UsageError
@@ -97,16 +96,17 @@ def a_good(found: dict[str, Any]) -> Any:
     return found["enum"][0] if "enum" in found else {"integer": 1, "number": 0.5, "string": "fine"}[found["type"]]
 
 
-@pytest.fixture(scope="module")
-def demo() -> Recipe:
-    return load_recipe("demo")
+@pytest.fixture
+def recipe(tmp_path: Path):
+    def load(table: str, line: str):
+        path = tmp_path / "r.toml"
+        others = "".join(
+            f"{k} = {toml(v)}\n" for k, v in NEEDED.get(table, {}).items() if not line.startswith(f"{k} =")
+        )
+        path.write_text(f'manifest = "camvid"\n[{table}]\n{line}\n{others}', encoding="utf-8")
+        return load_recipe(path)
 
-
-def written(demo: Recipe, table: str, line: str) -> Recipe:
-    """The recipe of a file with this line in one table."""
-    others = "".join(f"{k} = {toml(v)}\n" for k, v in NEEDED.get(table, {}).items() if not line.startswith(f"{k} ="))
-    content = tomllib.loads(f"[{table}]\n{line}\n{others}")
-    return dataclasses.replace(demo, path=Path("r.toml"), tables=content)
+    return load
 
 
 def in_toml(value: Any) -> str:
@@ -140,23 +140,23 @@ def test_a_key_says_what_it_is_and_in_which_unit(table: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(("table", "key"), [(table, key) for table, key in KEYS if table])
-def test_a_value_that_cannot_be_is_refused_in_one_line(table: str, key: str, demo: Recipe) -> None:
-    kind, good = TABLES[table], demo
+def test_a_value_that_cannot_be_is_refused_in_one_line(table: str, key: str, recipe) -> None:
+    kind, good = TABLES[table], load_recipe("demo")
     for value in bad_values(schema(table, key)):
         with pytest.raises(UsageError):
             kind(**{**NEEDED.get(table, {}), key: frozen(value)})
         with pytest.raises(UsageError, match=rf"^on the command line: \[{table}\] {key} ") as by_flag:
             good.stage(kind, **{key: value})
-        text_of = in_toml(value)
+        written = in_toml(value)
         with pytest.raises(UsageError, match=rf"r\.toml: \[{table}\] {key} ") as by_file:
-            written(demo, table, f"{key} = {text_of}").stage(kind)
+            recipe(table, f"{key} = {written}").stage(kind)
         for error in (by_flag, by_file):
             text = str(error.value)
             assert "\n" not in text and error.value.exit_code == 2
             assert re.search(r"outside [\[(]-?\d|it takes|It takes|is not a|Choose|, use|: use", text), text
         if not (isinstance(value, str) and value in ("", "1", "true")):  # --set reads TOML: these are words there
             with pytest.raises(UsageError, match=key):
-                good.stage(kind, **parse_changes([f"{key}={text_of}"]))
+                good.stage(kind, **parse_changes([f"{key}={written}"]))
 
 
 @pytest.mark.parametrize("key", keys_of(Resources))
