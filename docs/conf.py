@@ -26,7 +26,11 @@ def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:
     if name == "index":
         app.env.note_dependency(str(README))
         text = re.sub(r"\]\((?!https?:|#)", "](../", README.read_text(encoding="utf-8"))
-        text = text.replace("](../docs/", "](").replace("](../CHANGELOG.md", "](changelog.md")
+        text = (
+            text.replace("](../docs/", "](")
+            .replace("](../CHANGELOG.md", "](changelog.md")
+            .replace("](../SECURITY.md", "](security.md")
+        )
         source[0] = source[0].replace("README.md", text, 1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.artifacts.hostile_pickles import hostile_pickles, hostile_torch_files, results, saved
+from tests.decoding.hostile_pickles import hostile_pickles, hostile_torch_files, results, saved
 from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.safe_pickle import read_numpy_pickle, read_result_pickle
@@ -38,7 +38,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "good-arrays.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
     (folder / "good-archive.pth").write_bytes(saved(weights))
     (folder / "good-stream.pth").write_bytes(saved(weights, zipped=False))
-    words = [sys.executable, "-m", "tests.artifacts.hostile_pickles", str(folder), "700"]
+    words = [sys.executable, "-m", "tests.decoding.hostile_pickles", str(folder), "700"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, f"code {done.returncode} (−11 is a crash): {done.stderr[-2000:]}"
     found = json.loads(done.stdout)

@@ -94,6 +94,7 @@ ASKS = [
     {"model": {"type": "TIMMBackbone", "model_name": "hf-hub:x/y"}},
     {"model": {"type": "TIMMBackbone", "model_name": "local-dir:/tmp"}},
     {"model": {"_scope_": "evil", "type": "X"}},
+    {"model": {"type": "GroundingDINO", "language_model": {"type": "mmdet.BertModel", "name": "owner/name"}}},
     {"_base_": "evil.py"},
     {"_base_": ["plain.json", "../evil.py"]},
     {"_base_": "evil::x.py"},

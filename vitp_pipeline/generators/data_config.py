@@ -20,6 +20,9 @@ from vitp_pipeline.generators.safe_yaml import DEEPEST, LONGEST, load_yaml
 SUFFIXES = (".json", ".yaml", ".yml")
 LIBRARIES = ("mmengine", "mmcv", "mmseg", "mmdet")
 
+_FETCHING = {"BertModel"}
+"""Registered classes that ask the Hub for what they are told to be."""
+
 _BUILDING = threading.RLock()
 _TYPE = re.compile(rf"((?:{'|'.join(LIBRARIES)})\.)?[A-Za-z_]\w*", re.ASCII)
 _BASE = re.compile(rf"(?:{'|'.join(LIBRARIES)})::[\w.+/-]+", re.ASCII)
@@ -73,6 +76,8 @@ def _check(value: Any, depth: int) -> None:
 def _allowed(key: str, name: str) -> bool:
     if key == "_scope_":
         return name in LIBRARIES
+    if key == "type" and name.rpartition(".")[2] in _FETCHING:
+        return False
     return (_TYPE if key == "type" else re.compile(r"[\w.]+", re.ASCII)).fullmatch(name) is not None
 
 

@@ -1,6 +1,6 @@
 """Pickles that want more than data, and a process that reads them with little memory: a crash shows in its exit code.
 
-    python -m tests.artifacts.hostile_pickles FOLDER MUTATIONS
+    python -m tests.decoding.hostile_pickles FOLDER MUTATIONS
 
 reads all files of FOLDER, then so many mutations of each, and prints JSON: by file what was said of it, the number of
 mutations that could be read, and the memory that the process had at most beyond what it began with, in MiB.
