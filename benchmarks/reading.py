@@ -97,7 +97,9 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
 
     classes, queries, small, size = 11, 30, (96, 128), (360, 480)
     ids = tuple(f"{n:05d}" for n in range(images))
-    about = {"stage": "proposals", "manifest": {"classes": [[f"class {k}"] for k in range(classes)]}, "settings": {}}
+    infos = [[f"class {k}", k, False] for k in range(classes)]
+    manifest = {"name": "drawn", "kind": "semantic-png", "ignore": [255], "classes": infos}
+    about = {"stage": "proposals", "manifest": manifest, "settings": {}}
     run = create_or_check(folder / "proposals", about, ids, 1, part_size)
     codec, view = MaskCodec(**PRESETS["bounded"]), View(size, size, size, small)
 

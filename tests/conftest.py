@@ -10,6 +10,10 @@ import pytest
 from vitp_pipeline.generators.openmmlab.yapf_cache import import_yapf
 from vitp_pipeline.runtime.signals import SIGNALS
 
+SHARED = Path(os.environ.get("VITP_SHARED", Path(__file__).parents[2] / "shared"))
+if (SHARED / "weights").is_dir():  # where the recipes of real images look for theirs
+    os.environ.setdefault("VITP_WEIGHTS", str(SHARED / "weights"))
+
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before torch is imported, for children as well
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
@@ -33,7 +37,6 @@ def signals_as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images and weights beside the checkout (`VITP_SHARED` names another place)."""
-    folder = Path(os.environ.get("VITP_SHARED", Path(__file__).parents[2] / "shared"))
-    if not (folder / "data").is_dir():
+    if not (SHARED / "data").is_dir():
         pytest.skip("needs the real images and weights of ../shared (or VITP_SHARED), which are not here")
-    return folder
+    return SHARED

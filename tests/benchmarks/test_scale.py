@@ -96,7 +96,8 @@ def test_what_is_touched_does_not_depend_on_the_images(
             counts[name].append(touched.count)
     for name, (few, many) in counts.items():
         assert few == many > 0, name
-    assert counts["status"][0] <= 20 * 3 and counts["list"][0] <= 20
+    # of a shard's 75 some 55 look whether a folder on the way to a file is a link
+    assert counts["status"][0] <= 75 * 3 and counts["list"][0] <= 20
 
 
 def test_a_merge_reads_no_part(projects: list[scale.Project], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +120,10 @@ def test_the_benchmark_runs(
     monkeypatch.setattr(sys, "argv", ["scale", *sizes, "--work", str(tmp_path), "--json", str(figures)])
     scale.main()
     (found,) = json.loads(figures.read_text())["sizes"]
-    # 8 parts of 2 + 2 + 1 files; 2 shards of done.json and log in three stages, and sums in one; run.json of each stage
+    # 8 parts of 2 + 2 + 1 files; 2 shards of done.json and log in three stages, and sums in one; run.json, twice
     files = found["files"]
-    assert files["proposals"] == files["classes"] == 8 * 2 + 2 * 2 + 1
-    assert files["evaluation"] == 8 + 2 * 3 + 2  # and result.json
+    assert files["proposals"] == files["classes"] == 8 * 2 + 2 * 2 + 2
+    assert files["evaluation"] == 8 + 2 * 3 + 3  # and result.json
     assert all(row["processor"] > 0 and row["peak"] > 1e6 for row in found["commands"].values())
     assert "| merge |" in capsys.readouterr().out
     scale.draw({"sizes": [found, found]}, plot)
