@@ -37,7 +37,7 @@ coverage: install
 # 100 kills and 30 signals in every stage, 200 ends of two commands, 480 faults at steps of writes, 120,000 damaged files, all images of the parity
 # tests, and eight shards on a Slurm that loses a node (some 40 minutes)
 test-long: install
-	VITP_EXITS=100 VITP_KILLS=100 VITP_STOPS=30 VITP_FAULTS=40 VITP_FUZZ=20 VITP_PARITY_IMAGES=0 VITP_CLUSTER=1 $(BIN)/python -m pytest -s \
+	VITP_EXITS=100 VITP_KILLS=100 VITP_STOPS=30 VITP_FAULTS=40 VITP_DAMAGE=1008 VITP_FUZZ=20 VITP_PARITY_IMAGES=0 VITP_CLUSTER=1 $(BIN)/python -m pytest -s \
 	  tests/pipeline/test_exits.py tests/pipeline/test_restart.py tests/pipeline/test_preemption.py tests/faults tests/test_fuzz.py \
 	  tests/pipeline/test_parity.py tests/pipeline/test_slurm.py
 
