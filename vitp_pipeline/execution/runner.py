@@ -15,7 +15,7 @@ from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
-from vitp_pipeline.storage.atomic_files import refusals
+from vitp_pipeline.storage.atomic_files import refusals, removals
 from vitp_pipeline.storage.backend import discard, files_in, publish, release, there
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
@@ -154,6 +154,7 @@ def run_parts(
                     made = _make_part(run, shard, part, maker, bar, lock)
                     outcome.made += made
                     outcome.cached += len(images) - made
+                lock.check()
                 if conclude is not None:
                     conclude(shard)
                 outcome.failed += finish_shard(run, shard)
@@ -211,9 +212,9 @@ def commit_part(
     folder, about = run.shard_folder(shard), {**(rows.schema.metadata or {}), RUN: run.digest.encode()}
     index, own = index_path(folder, part), None
     if arrays.exists():
-        about[ARRAYS_DIGEST] = (digest := file_digest(arrays)).encode()
-        own = arrays_path(folder, part, digest)
-        with refusals(own):
+        with removals(arrays, index), refusals(index):
+            about[ARRAYS_DIGEST] = (digest := file_digest(arrays)).encode()
+            own = arrays_path(folder, part, digest)
             make_folder(folder)
             rename(arrays, own)
             sync_folder(folder)

@@ -47,6 +47,20 @@ def refusals(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}", mend) from error
 
 
+@contextmanager
+def removals(unfinished: Path, path: Path) -> Iterator[None]:
+    """Turns the loss of a temporary file, which is to become `path`, into LockedError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename != str(unfinished):
+            raise
+        raise LockedError(
+            f"{path}: its temporary file was removed while it was being written",
+            "Another task has taken over, or somebody has cleaned up; run the same command again",
+        ) from error
+
+
 def refusal(error: OSError) -> StorageError | None:
     """What a file system refused where nobody watched for it, looking at or reading a file, say; None of other errors,
     which are bugs.
@@ -85,16 +99,12 @@ def write_here(path: Path, write: Callable[[Path], object]) -> None:
         make_folder(path.parent)
         tidy(path.parent)
         try:
-            write(unfinished)
-            sync(unfinished)
-            rename(unfinished, path)
-        except BaseException as error:
+            with removals(unfinished, path):
+                write(unfinished)
+                sync(unfinished)
+                rename(unfinished, path)
+        except BaseException:
             remove(unfinished)
-            if isinstance(error, FileNotFoundError) and error.filename == str(unfinished):
-                raise LockedError(
-                    f"{path}: its temporary file was removed while it was being written",
-                    "Another task has taken over, or somebody has cleaned up; run the same command again",
-                ) from error
             raise
         sync_folder(path.parent)
 
@@ -103,16 +113,17 @@ def create_whole(path: Path, write: Callable[[Path], object]) -> bool:
     """`write_whole`, but only if `path` does not exist yet; of several tasks at once exactly one gets True.
 
     Raises:
-        StorageError: as `write_whole`.
+        StorageError, LockedError: as `write_here`.
     """
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
         tidy(path.parent)
         try:
-            write(unfinished)
-            sync(unfinished)
-            _link(unfinished, path)
+            with removals(unfinished, path):
+                write(unfinished)
+                sync(unfinished)
+                _link(unfinished, path)
         except FileExistsError:
             return False
         finally:

@@ -1,0 +1,154 @@
+"""A task that was suspended, and taken over, may wake before any of its steps: it changes nothing that is committed.
+
+The lock file alone keeps two tasks apart here, as on a file system without flock, and in an object store: another task
+takes the shard over just before the n-th step of the first one, makes other bytes (as two GPUs do), and commits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.errors import LockedError, UserError
+from vitp_pipeline.execution.runner import run_parts
+from vitp_pipeline.runs.verify import verify_run
+from vitp_pipeline.storage import backend, locks
+from vitp_pipeline.storage.backend import run_directory
+from vitp_pipeline.storage.fs_ops import watched
+
+COLUMNS = pa.schema([(name, pa.string()) for name in ("image_id", "status", "error", "by")])
+STEPS = 34
+"""So many changes of a disk a task makes from the moment that it holds the lock; of a store's objects fewer."""
+
+
+class Maker:
+    """Makes arrays and rows that say whose they are."""
+
+    def __init__(self, run: StageRun, by: int) -> None:
+        self.run, self.by = run, by
+
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn) -> pa.Table:
+        writer = ArrayWriter(arrays, self.run.about(shard, part))
+        for image in images:
+            writer.add(f"x/{image}", np.full((4, 5), self.by), ["y", "x"])
+        writer.close()
+        rows = [{"image_id": i, "status": "ok", "error": None, "by": str(self.by)} for i in images]
+        return pa.Table.from_pylist(rows, COLUMNS)
+
+
+def begin(root: Path) -> StageRun:
+    return create_or_check(root / "proposals", {"stage": "proposals"}, ("a", "b", "c"), 1, 2)
+
+
+def work(root: Path, by: int) -> None:
+    run = begin(root)
+    run_parts(run, [0], lambda: Maker(run, by), "test")
+
+
+def makers(root: Path) -> list[int]:
+    """Who made each part; arrays and rows must be of the same task."""
+    run, found = begin(root), []
+    for part in range(2):
+        rows = run.read_rows(0, part)
+        (by,) = set(rows["by"].to_pylist())
+        with run.open_arrays(0, part, rows) as arrays:
+            assert all((arrays.read(f"x/{image}") == int(by)).all() for image in rows["image_id"].to_pylist())
+        found.append(int(by))
+    return found
+
+
+def check(root: Path, ended: UserError | None) -> None:
+    assert ended is None or (isinstance(ended, LockedError) and ended.exit_code == 9), ended
+    assert verify_run(root).damages == []
+    work(root, 3)  # whoever comes next completes what is missing, and nothing else
+    assert verify_run(root).damages == [] and set(makers(root)) <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    begin(tmp_path)
+    folder = tmp_path / "proposals/shards/00000"
+    count, committed = 0, {}
+
+    def parts() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in folder.glob("part-*") if not p.name.endswith(".tmp")}
+
+    def taken_over(*_: object) -> None:
+        nonlocal count
+        if (folder / "lock").exists() and (folder / "lock").stat().st_size:
+            count += 1
+            if count == step + 1:
+                (folder / "lock").unlink()  # as whoever has seen no sign of life for a minute
+                work(tmp_path, 2)
+                committed.update(parts())
+
+    ended = None
+    try:
+        with watched(taken_over):
+            work(tmp_path, 1)
+    except LockedError as error:
+        ended = error
+    now = parts()
+    assert {name: now.get(name) for name in committed} == committed
+    check(tmp_path, ended)
+    assert count > step or step > 20  # the steps end somewhere
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
+    monkeypatch.setenv("VITP_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(locks, "STALE", 0.02)
+    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    monkeypatch.setattr(backend, "_mirrors", {})
+    yield fs
+    fs.store.clear()
+
+
+@pytest.mark.parametrize("step", range(24))
+def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    url, count, committed = "memory://runs/taken", 0, {}
+    lock = "/runs/taken/proposals/shards/00000/lock"
+
+    def parts() -> dict[str, bytes]:
+        return {key: store.cat_file(key) for key in store.store if "/part-" in key}
+
+    def other() -> None:
+        store.rm_file(lock)
+        own = dict(backend._mirrors)
+        backend._mirrors.clear()  # another process
+        work(run_directory(url), 2)
+        backend._mirrors.clear()
+        backend._mirrors.update(own)
+        committed.update(parts())
+
+    for name in ("put_file", "pipe_file", "rm_file", "get_file", "ls"):
+
+        def does(self, *arguments, _does=getattr(type(store), name), **options):
+            nonlocal count
+            if not committed and store.exists(lock):
+                count += 1
+                if count == step + 1:
+                    other()
+            return _does(self, *arguments, **options)
+
+        monkeypatch.setattr(type(store), name, does)
+    ended = None
+    try:
+        work(run_directory(url), 1)
+    except LockedError as error:
+        ended = error
+    now = parts()
+    assert {name: now.get(name) for name in committed} == committed
+    backend._mirrors.clear()
+    check(run_directory(url), ended)
