@@ -86,11 +86,12 @@ ARGUMENTS = {"shell": True, "allow_pickle": True, "trust_remote_code": True, "we
 ANNOTATION_READERS = {
     "artifacts/parts.py": "zarr.json, of a run",
     "artifacts/proposals.py": "metadata of an index, of a run",
-    "artifacts/sealed.py": "sealed JSON files of a run",
     "classifier/model_config.py": "metadata of a classifier, bounded and checked",
     "classifier/weights.py": "what this program has just written",
     "cli/submit.py": "what this program has just written",
     "config/backbone_args.py": "a recipe's key, bounded and checked",
+    "runs/verify.py": "what a row of an export says of its files, of a run",
+    "storage/sealed.py": "sealed JSON files of a run",
     "decoding/json_files.py": "the reader of annotation files and results: bounded",
     "datasets/prepare/work.py": "pieces that prepare itself has written",
     "generators/checkpoint.py": "class names in the metadata of weights",

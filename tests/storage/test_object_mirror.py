@@ -286,6 +286,7 @@ def test_urls(tmp_path: Path, store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="names no place"):
         run_directory("s3://")
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # where another test has used it
     with pytest.raises(UsageError, match=r'pip install "vitp-pipeline\[s3\]"'):
         run_directory("s3://bucket/run")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.storage.atomic_files import as_json, create_whole, write_whole
-from vitp_pipeline.storage.backend import shown
+from vitp_pipeline.storage.backend import bring, shown
 from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.layout import open_plain, place, run_of
 
@@ -52,6 +52,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """The text of a file of a run. Raises CorruptError when it is missing, or no UTF-8."""
+    bring([path])
     try:
         with open_plain(path) as file:
             return file.read().decode("utf-8")

@@ -15,7 +15,8 @@ import torch
 from tests.generators.filling import filled
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import IncompatibleError, InputError
-from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator, adapter, empty_model
+from vitp_pipeline.generators.openmmlab import adapter
+from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator, empty_model
 from vitp_pipeline.generators.openmmlab.configs import resolve_config
 from vitp_pipeline.generators.openmmlab.convert import import_openmmlab
 from vitp_pipeline.generators.openmmlab.parameter_names import (
