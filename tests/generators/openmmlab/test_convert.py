@@ -429,7 +429,7 @@ def test_a_backbone_of_this_name_of_the_users_own_comes_first(config: Path, tmp_
 
     (tmp_path / "their_backbone.py").write_text(
         "from mmseg.registry import MODELS\n"
-        "from vitp_pipeline.generators import internimage\n"
+        "from vitp_pipeline.generators.ops import internimage\n"
         "@MODELS.register_module()\n"
         "class InternImage(internimage.InternImage):\n"
         "    pass\n"
