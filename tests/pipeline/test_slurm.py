@@ -77,7 +77,9 @@ def test_tasks_that_are_warned_of_their_time_limit_go_on_by_themselves(
     logs = {path.name.rpartition("-")[0]: path.read_text() for path in (out / "jobs/log").iterdir()}
     assert set(states.values()) == {"COMPLETED"} and len(states) == 5, (states, logs)
     for stage, name in (("generate-proposals", "SIGTERM"), ("train-classifier", "SIGUSR1")):
-        assert f"{name}: finishing what is being worked on" in logs[stage], logs[stage]
+        # while its model loads a task ends at once, later after what it is working on
+        said = (f"{name}: finishing what is being worked on", f"stopped at once by {name}")
+        assert any(words in logs[stage] for words in said), logs[stage]
         assert logs[stage].count(f"stopped by {name}") == 1, logs[stage]
     assert logs["train-classifier"].count("SIGUSR1: finishing") == 2  # srun has told both
     alone = tmp_path / "alone"
