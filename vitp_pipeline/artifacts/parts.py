@@ -67,7 +67,7 @@ class Planes:
 
     @property
     def few(self) -> bool:
-        """Whether it is small enough to be held, and then stored as one chunk."""
+        """Tell if the array is small enough to be held, and stored as one chunk."""
         return math.prod(self.shape) <= HELD
 
 
@@ -255,7 +255,7 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
 
 
 def _is_plain(metadata: dict[str, Any]) -> bool:
-    """Whether an array is one chunk of numbers, little-endian, that blosc compressed."""
+    """Tell if an array is one chunk of little-endian numbers that blosc compressed."""
     codecs = metadata.get("codecs", [])
     return (
         [codec.get("name") for codec in codecs] == ["bytes", "blosc"]
@@ -414,7 +414,7 @@ digest of the whole file stands before the footer, a place that readers of Parqu
 
 
 def _footer(content: bytes) -> int:
-    """Where the footer begins: it ends with its length and a magic word, four bytes each."""
+    """Find the beginning of the footer: it ends with its length and a magic word, four bytes each."""
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 
 

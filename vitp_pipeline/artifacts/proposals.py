@@ -291,7 +291,7 @@ class ProposalStore:
 
     @property
     def codec(self) -> MaskCodec:
-        """What of the masks is stored."""
+        """Mask compression of the run."""
         return MaskCodec.said_by(self.run.identity.get("settings", {}))
 
     def require_all_masks(self) -> None:

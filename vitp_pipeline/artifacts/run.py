@@ -107,11 +107,11 @@ class StageRun:
         return ArrayReader(arrays_path(self.shard_folder(shard), part, arrays_digest(rows)), self.about(shard, part))
 
     def about(self, shard: int, part: int) -> dict[str, Any]:
-        """What the arrays of a part say of themselves."""
+        """Return the attributes of a part's arrays."""
         return {"fingerprint": self.fingerprint, "shard": shard, "part": part}
 
     def read_done(self, shard: int | None = None) -> dict[str, Any]:
-        """What done.json says of a finished shard, or of a training that has ended; `files`: digests by name.
+        """Read done.json of a finished shard, or of a training that has ended; `files` are digests by name.
 
         Raises:
             CorruptError: it is damaged, or was made for another plan.
@@ -182,7 +182,7 @@ def create_or_check(
 
 
 def open_run(folder: Path, stage: str = "") -> StageRun:
-    """What is there.
+    """Open the stage that lies in a folder.
 
     Raises:
         MissingStageError: nothing is; `stage` names the command that would make it.

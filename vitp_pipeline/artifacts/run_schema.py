@@ -31,7 +31,7 @@ class Manifest(_Open):
 
 
 class Streamed(_Open):
-    """What `evaluate --stream` ran in place of the stages before."""
+    """Settings of the stages that `evaluate --stream` ran itself."""
 
     classifier: str = ""
     classify: Table = {}
@@ -52,7 +52,7 @@ class Identity(_Open):
 
 
 class Provenance(_Open):
-    """When, with which versions and by which command: for people."""
+    """Date, versions and command of a stage, for people."""
 
     created: str = ""
     python: str = ""

@@ -106,7 +106,7 @@ def patches_inside(coverage: Tensor) -> Tensor:
 
 
 def attention_of_masks(inside: Tensor, image_tokens: int) -> Tensor:
-    """Who sees whom in [mask 1 … mask N; image tokens, the patches last].
+    """Attention mask of [mask 1 … mask N; image tokens, the patches last].
 
     Args:
         inside: (B, N, P) bool.

@@ -29,7 +29,7 @@ _BASE = re.compile(rf"(?:{'|'.join(LIBRARIES)})::[\w.+/-]+", re.ASCII)
 
 
 def is_data(config: Path) -> bool:
-    """Whether a config is data rather than a program."""
+    """Tell if a config is data rather than a program."""
     return config.suffix in SUFFIXES
 
 

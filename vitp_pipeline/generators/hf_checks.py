@@ -1,4 +1,4 @@
-"""What the JSON files of a transformers folder may say, before transformers makes arguments of it.
+"""Check the JSON files of a transformers folder before transformers makes arguments of it.
 
 Such a folder comes from anywhere. transformers runs code of the Hub where `auto_map` or an attention's name asks for it
 and is allowed to, asks the Hub for a backbone by name, and makes tensors of any size.

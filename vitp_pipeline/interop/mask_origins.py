@@ -1,4 +1,4 @@
-"""Which masks the images of an import were made from: those of images that failed may be corrected, no others.
+"""Record which masks the images of an import were made from: those of images that failed may be corrected, no others.
 
 A run's identity holds one digest of all masks, as they were when it was begun (`masks.json` beside `run.json` has them
 image by image), and the row of every image the digest of its own. So results that were made never change, and a

@@ -15,7 +15,7 @@ from vitp_pipeline.storage.sealed import read_sealed, read_text, unseal
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found of a stage's run.json.
+    """Findings about a stage's run.json.
 
     Attributes:
         run: the stage; None where nothing tells what belongs to it.

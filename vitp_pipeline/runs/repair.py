@@ -1,4 +1,4 @@
-"""What `vitp verify --repair` does about each damage: it puts a copy back, or removes what a rerun makes anew."""
+"""Repair damage for `vitp verify --repair`: put a copy back, or remove what a rerun makes anew."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """How much was read, and what was found bad."""
+    """Amount that was read, and findings."""
 
     parts: int
     damages: list[Damage]
@@ -53,7 +53,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Shard:
-    """What was found in a shard.
+    """Findings in a shard.
 
     Attributes:
         parts: how many were read.
@@ -112,7 +112,7 @@ def _folders(run: Path) -> list[Path]:
 
 
 def _of_the_run(run: Path) -> Iterator[Damage]:
-    """What lies beside the stages: memories, which may go."""
+    """Files beside the stages: memories, which may go."""
     yield from _sealed(run / "digests.json", run)
     yield from _sealed(run / "jobs" / "submitted.json", run)
     page = run / "report.html"

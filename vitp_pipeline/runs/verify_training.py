@@ -1,4 +1,4 @@
-"""Whether a training is as it was written: its done.json names the digest of every file that it leaves."""
+"""Check that a training is as it was written: its done.json names the digest of every file that it leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "model.safetensors"
 
 
 def check_training(run: StageRun) -> Iterator[Damage]:
-    """What is damaged of a training; one that has not ended has a checkpoint alone."""
+    """Damage of a training; one that has not ended has a checkpoint alone."""
     folder = run.folder
     checkpoint = folder / "checkpoint.pt"
     if there(checkpoint):

@@ -88,7 +88,7 @@ def seal_page(text: str) -> str:
 
 
 def page_is_whole(path: Path) -> bool:
-    """Whether a page is as `seal_page` made it."""
+    """Tell if a page is as `seal_page` made it."""
     with open_plain(path) as file:
         text, _, end = file.read().rpartition(b"<!-- vitp-sha256: ")
     return end == f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
@@ -101,5 +101,5 @@ def require_place(of: str, path: Path) -> None:
 
 
 def damaged(path: Path, reason: str) -> CorruptError:
-    """What is wrong with a file of a run, and what puts it right."""
+    """Make the error for a damaged file of a run, with its fix."""
     return CorruptError(f"{path}: {reason}", f"`vitp verify {shown(run_of(path))} --repair`, then run the stage again")

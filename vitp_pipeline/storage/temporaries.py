@@ -29,7 +29,7 @@ _tidied: set[Path] = set()
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes what will become `path`; no other task uses the same name."""
+    """Name the file in which this process writes what becomes `path`; no other task uses the same name."""
     process = os.getpid()
     ending = f".{_machine()}-{process}-{_began(process) or 0}{TEMPORARY}"
     return path.with_name(_shortened(path.name, NAME_BYTES - len(ending)) + ending)

@@ -124,7 +124,7 @@ def takes_choice(schema: dict[str, Any]) -> str:
 
 
 def takes_of(schema: dict[str, Any]) -> str:
-    """What a value may be, in words: "a whole number in [1, 64]"."""
+    """Describe the values that are allowed: "a whole number in [1, 64]"."""
     if "anyOf" in schema:
         return " or ".join(map(takes_of, schema["anyOf"]))
     if "const" in schema:
