@@ -68,6 +68,12 @@ class View:
         return asdict(self)
 
 
+def size_of(image: np.ndarray) -> Size:
+    """(height, width) of an image (H, W, …) or a map (H, W)."""
+    height, width = image.shape[:2]
+    return height, width
+
+
 def normalise_points(points: np.ndarray, size: Size) -> np.ndarray:
     """Pixels to classifier coordinates.
 

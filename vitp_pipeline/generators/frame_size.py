@@ -15,7 +15,7 @@ def shortest_edge_size(size: Size, shortest: int, longest: int) -> Size:
     """
     height, width = size
     factor = shortest / min(size)
-    scaled = (shortest, factor * width) if height < width else (factor * height, shortest)
+    scaled = (float(shortest), factor * width) if height < width else (factor * height, float(shortest))
     if max(scaled) > longest:
         shrink = longest / max(scaled)
         scaled = (scaled[0] * shrink, scaled[1] * shrink)

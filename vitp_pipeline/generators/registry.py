@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,9 +119,11 @@ class OwnSource:
     def build(self, device: str | torch.device) -> Generator:
         from vitp_pipeline.generators.base import Generator
 
-        spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
+        loader = SourceFileLoader(self.file.stem, str(self.file))
+        spec = importlib.util.spec_from_loader(loader.name, loader)
+        assert spec is not None  # of a loader, there always is one
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         if not hasattr(module, self.kind):
             raise InputError(f"{self.file}: defines no {self.kind}")
         generator = getattr(module, self.kind)(checkpoint=self.checkpoint, device=device, seed=self.seed)
@@ -147,9 +150,10 @@ def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool
         path = folder.download(text.removeprefix(HUB), with_weights)
     else:
         config = _located(f"{text}/config.json", locate)
-        path = config.parent if config else _located(text, locate)
-        if path is None or (path.is_file() and not folder.is_config(path)):
+        found = config.parent if config else _located(text, locate)
+        if found is None or (found.is_file() and not folder.is_config(found)):
             return None
+        path = found
     if settings.checkpoint:
         raise UsageError(
             f"checkpoint = {settings.checkpoint!r}: a model of transformers has its weights in its folder",

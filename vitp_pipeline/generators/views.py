@@ -9,7 +9,7 @@ import numpy as np
 
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.base import Generator, Proposals
-from vitp_pipeline.geometry import Size, View, Window
+from vitp_pipeline.geometry import Size, View, Window, size_of
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,21 @@ class Frame:
 def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator[Frame]:
     for scale in plan.scales:
         upright = generator.resize(image, scale)
-        size = upright.shape[:2]
-        windows = slide(size, plan.window, plan.stride) if plan.window else []
+        size = size_of(upright)
+        windows = slide(size, plan.window, plan.stride) if plan.window and plan.stride else []
         for flip in (False, True) if plan.mirror else (False,):
             pixels = np.ascontiguousarray(upright[:, ::-1]) if flip else upright
             if len(windows) < 2:
-                yield Frame(image.shape[:2], size, pixels, None, flip)
+                yield Frame(size_of(image), size, pixels, None, flip)
                 continue
             for top, left, height, width in windows:
                 part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-                yield Frame(image.shape[:2], size, part, (top, left, height, width), flip)
+                yield Frame(size_of(image), size, part, (top, left, height, width), flip)
 
 
 def _forward(generator: Generator, frames: Sequence[Frame]) -> Iterator[Proposals]:
     found = generator.forward([frame.pixels for frame in frames]) if frames else []
     for frame, output in zip(frames, found, strict=True):
-        mask = tuple(output.mask_logits.shape[-2:])
-        view = View(frame.original, frame.resized, output.padded, mask, frame.window, frame.flip)
+        _, height, width = output.mask_logits.shape
+        view = View(frame.original, frame.resized, output.padded, (height, width), frame.window, frame.flip)
         yield Proposals(output.mask_logits, output.class_logits, view)

@@ -7,16 +7,18 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine import Config
 from PIL import Image
 
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.generators.base import Generator, Proposals
-from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
+from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator, _crop_size, _slide
 from vitp_pipeline.generators.views import propose
 
 MODELS = {
@@ -281,7 +283,7 @@ def test_classes_of_the_configs_dataset(tmp_path: Path, num_classes: int, expect
 @pytest.mark.parametrize(
     ("head", "fault"),
     [
-        ({"mode": "slide"}, "without crop_size and stride"),
+        ({"mode": "slide"}, "crop_size = None is not a height and a width"),
         ({"step": 'dict(type="RandomFlip", prob=1.0)'}, "RandomFlip"),
         ({"step": 'dict(type="mmdet.Pad", size=(9, 9))'}, "Pad"),
     ],
@@ -289,6 +291,18 @@ def test_classes_of_the_configs_dataset(tmp_path: Path, num_classes: int, expect
 def test_what_it_cannot_run_is_said(tmp_path: Path, head: dict[str, str], fault: str) -> None:
     with pytest.raises(UserError, match=rf"tiny\.py.*{fault}"):
         tiny(tmp_path, **head)
+
+
+@pytest.mark.parametrize(
+    "size", [512, -1, "512", (), (512,), (8, 8, 8), (512, 0), (512.0, 8), ("8", "8"), [None, 8], {"a": 1}]
+)
+def test_sizes_that_are_no_height_and_width(size: Any) -> None:
+    slides = {"mode": "slide", "crop_size": (8, 8), "stride": size}
+    with pytest.raises(InputError, match=r"^a\.py: test_cfg\.stride = .* is not a height and a width"):
+        _slide(Path("a.py"), Config({"model": {"test_cfg": slides}}))
+    if size != ():  # mmseg's own way to say that there is none
+        with pytest.raises(InputError, match=r"^a\.py: size to pad to = "):
+            _crop_size(Path("a.py"), Config({"model": {"data_preprocessor": {"size": size}}}))
 
 
 @pytest.mark.parametrize(

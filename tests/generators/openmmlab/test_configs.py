@@ -117,6 +117,11 @@ def test_sources_by_every_way_of_inheriting(tmp_path: Path) -> None:
         ("_base_ = ['a.py', None]", "neither a string"),
         ("_base_ = 'nowhere::a.py'", "nowhere is not installed"),
         *(
+            (f"with read_base():\n    from {'.' * dots}{module} import b", "line 2: inherits from above the root")
+            for dots in (100, 1000)
+            for module in ("", "x", "x.y")
+        ),
+        *(
             (text, f"line {1 + text.count(chr(10))}: `_base_` is computed")
             for text in (
                 "_base_ = ['a' + name]",

@@ -27,6 +27,7 @@ from vitp_pipeline.generators.huggingface.folder import (
     open_pretrained,
     sees_windows,
 )
+from vitp_pipeline.geometry import Size, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -89,7 +90,7 @@ class TransformersGenerator:
         self._task = _task_ids(found, config, task)
         self._side = _side(found, self._model, test_size)
         self._windows = self._side is not None and sees_windows(found)
-        self._edges = frame_edges(found, test_size) if self._side is None else None
+        self._edges = frame_edges(found, test_size) if self._side is None else ()
         self.crop_size = None if self._side is None else (self._side, self._side)
         self.slide = (self.crop_size, self.crop_size) if self._windows else None
         self.protocol = "mmseg1" if self._windows else "d2"
@@ -103,27 +104,28 @@ class TransformersGenerator:
         """The image at test size times `scale`; see `Generator.resize`. Channels stay RGB, values uint8."""
         if image.ndim != 3:
             raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        size = image.shape[:2]
-        if self._edges is not None:
-            shortest, longest = (int(edge * scale + 0.5) for edge in self._edges)
-            return resize_bilinear(image, shortest_edge_size(size, shortest, longest))
-        fit = size_around if self._windows else size_inside
-        return resize_bilinear(image, fit(size, int(self._side * scale + 0.5)))
+        size = size_of(image)
+        if self._side is not None:
+            fit = size_around if self._windows else size_inside
+            return resize_bilinear(image, fit(size, int(self._side * scale + 0.5)))
+        shortest, longest = (int(edge * scale + 0.5) for edge in self._edges)
+        return resize_bilinear(image, shortest_edge_size(size, shortest, longest))
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
         """What the network says of frames; those of one padded size share a forward. See `Generator.forward`."""
         padded = [self._padded(torch.from_numpy(np.array(frame)).to(self.device)) for frame in frames]
-        groups: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[Size, list[int]] = {}
         for index, tensor in enumerate(padded):
-            groups.setdefault(tuple(tensor.shape), []).append(index)
+            _, height, width = tensor.shape
+            groups.setdefault((height, width), []).append(index)
         results: dict[int, Output] = {}
         # No TF32: logits must agree between batch sizes and with the CPU.
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            for shape, members in groups.items():
+            for size, members in groups.items():
                 masks, classes = self._logits(torch.stack([padded[index] for index in members]))
                 for index, mask, label in zip(members, masks, classes, strict=True):
-                    results[index] = Output(mask.float(), label.float(), shape[-2:])
+                    results[index] = Output(mask.float(), label.float(), size)
         return [results[index] for index in range(len(frames))]
 
     @property
@@ -197,7 +199,7 @@ def _side(found: Pretrained, model: PreTrainedModel, test_size: tuple[int, ...])
     """The side of the only square that an EoMT can see; None for networks that see images of any size."""
     if not found.model_type.startswith("eomt"):
         return None
-    side = model.config.image_size
+    side: int = model.config.image_size
     if test_size and set(test_size) != {side}:
         raise UsageError(f"{found.config}: this EoMT sees squares of {side} pixels", "Leave `test_size` out")
     chances = model.attn_mask_probs

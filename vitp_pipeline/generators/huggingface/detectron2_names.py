@@ -225,8 +225,9 @@ def _parsed(table: str, before: str = "", after: str = "") -> list[Rule]:
 
 
 def _alternatives(target: str) -> tuple[str, ...]:
-    start, names, end = re.fullmatch(r"(.*?)(?:\{(.*)\}(.*))?", target).groups()
-    return (start,) if names is None else tuple(start + name + end for name in names.split(","))
+    start, brace, rest = target.partition("{")
+    names, _, end = rest.rpartition("}")
+    return tuple(start + name + end for name in names.split(",")) if brace else (target,)
 
 
 def _filled(target: str, values: tuple[str, ...]) -> str:

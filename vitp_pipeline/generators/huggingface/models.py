@@ -128,7 +128,7 @@ def _as_user_errors(source: str | Path) -> Iterator[None]:
         raise InputError(f"{source}: cannot be read as a model of transformers ({why})") from error
 
 
-def _check_loaded(source: str | Path, model: PreTrainedModel, found: dict) -> None:
+def _check_loaded(source: str | Path, model: PreTrainedModel, found: dict[str, Any]) -> None:
     """transformers only warns of tensors that are missing or left over, and of those of other shapes."""
     missing = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.fullmatch(name))
     left_over = sorted(name for name in found["unexpected_keys"] if not _MAY_BE_LEFT_OVER.fullmatch(name))

@@ -25,7 +25,7 @@ from vitp_pipeline.generators.openmmlab.configs import config_sources, resolve_c
 from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 from vitp_pipeline.generators.openmmlab.parameter_names import has_old_names
 from vitp_pipeline.generators.ops.internimage import register_backbone
-from vitp_pipeline.geometry import Size
+from vitp_pipeline.geometry import Size, size_of
 from vitp_pipeline.runtime.progress import quiet
 
 # What View cannot express (yet): the resized image must be the whole image, upright, and only scaled.
@@ -77,7 +77,7 @@ class OpenMMLabGenerator:
         self._library, self._sample_type = library, _sample_type(library)
         self.num_classes = int(self._head.num_classes)
         self.num_queries = int(self._head.num_queries)
-        self.crop_size = _crop_size(settings)
+        self.crop_size = _crop_size(self.config, settings)
         self.slide = _slide(self.config, settings) if library == "mmseg" else None
         with registered_only(self.config):
             self.classes = _classes(self.config, settings, library, weights, self.num_classes)
@@ -97,7 +97,7 @@ class OpenMMLabGenerator:
             raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
         from mmcv import rgb2bgr
 
-        size = image.shape[:2]
+        size = size_of(image)
         bgr = rgb2bgr(np.ascontiguousarray(image))
         with _quiet():
             with self._building:
@@ -107,7 +107,8 @@ class OpenMMLabGenerator:
             # as if the pipeline's loader had just read it
             given = {"img": bgr, "img_shape": size, "ori_shape": size, "img_path": "", "img_id": 0}
             sample = self._pipelines[scale](given)
-        return sample["inputs"].permute(1, 2, 0).numpy()
+        inputs: torch.Tensor = sample["inputs"]
+        return inputs.permute(1, 2, 0).numpy()
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
@@ -129,7 +130,7 @@ class OpenMMLabGenerator:
 
     def _forward_equal(self, frames: Sequence[np.ndarray]) -> Iterator[Output]:
         """One forward of frames of one size."""
-        size = frames[0].shape[:2]
+        size = size_of(frames[0])
         tensors = [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames]
         samples = [self._sample_type(metainfo={"img_shape": size, "ori_shape": size}) for _ in frames]
         batch = self._model.data_preprocessor({"inputs": tensors, "data_samples": samples}, False)
@@ -143,7 +144,7 @@ class OpenMMLabGenerator:
         for classes, masks in zip(class_logits[-1], mask_logits[-1], strict=True):
             # The masks span the tensor that entered. `pad_shape` in the metainfo is not always its size:
             # mmseg sets none without a test_cfg, mmdet gives what the image alone would have needed.
-            yield Output(masks.float(), classes.float(), tuple(tensor.shape[-2:]))
+            yield Output(masks.float(), classes.float(), (tensor.shape[-2], tensor.shape[-1]))
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -287,11 +288,9 @@ def _head(path: Path, model: Any, library: str) -> Any:
 
 
 def _sample_type(library: str) -> type:
-    if library == "mmseg":
-        from mmseg.structures import SegDataSample as SampleType
-    else:
-        from mmdet.structures import DetDataSample as SampleType
-    return SampleType
+    name = "SegDataSample" if library == "mmseg" else "DetDataSample"
+    kind: type = getattr(importlib.import_module(f"{library}.structures"), name)
+    return kind
 
 
 def _test_steps(path: Path, settings: Any, library: str) -> list[Any]:
@@ -363,22 +362,27 @@ def _dataset(settings: Any) -> Any:
     return dataset
 
 
-def _crop_size(settings: Any) -> Size | None:
+def _crop_size(path: Path, settings: Any) -> Size | None:
     """Where mmseg (`size`) and mmdet (a batch augmentation) say to what they pad training crops."""
     preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
     augments = preprocessor.get("batch_augments") or []
     sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]
-    return next((tuple(map(int, size)) for size in sizes if size), None)
+    return next((_pair(path, "size to pad to", size) for size in sizes if size), None)
 
 
 def _slide(path: Path, settings: Any) -> tuple[Size, Size] | None:
     test = settings.model.get("test_cfg") or {}
     if test.get("mode", "whole") != "slide":
         return None
-    window, stride = (tuple(test.get(key) or ()) for key in ("crop_size", "stride"))
-    if len(window) != 2 or len(stride) != 2:
-        raise InputError(f"{path}: test_cfg has mode 'slide' without crop_size and stride of two numbers each")
-    return window, stride
+    return _pair(path, "test_cfg.crop_size", test.get("crop_size")), _pair(path, "test_cfg.stride", test.get("stride"))
+
+
+def _pair(path: Path, what: str, size: Any) -> Size:
+    if isinstance(size, list | tuple) and len(size) == 2:
+        height, width = size
+        if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+            return height, width
+    raise InputError(f"{path}: {what} = {size!r} is not a height and a width in pixels")
 
 
 def _classes(

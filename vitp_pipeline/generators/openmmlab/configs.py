@@ -138,12 +138,12 @@ def _python_bases(file: Path, tree: ast.Module) -> tuple[list[str], list[Path]]:
             raise _computed(file, node) from None
         named += _strings(value)
     expected = {node.targets[0] for node in plain}
-    for node in ast.walk(tree):
-        if _is_base(node) and not isinstance(node.ctx, ast.Load) and node not in expected:
-            raise _computed(file, node)
-    for node in tree.body:
-        if isinstance(node, ast.With) and "read_base" in ast.unparse(node.items[0]):
-            for statement in node.body:
+    for name in ast.walk(tree):
+        if _is_base(name) and not isinstance(name.ctx, ast.Load) and name not in expected:
+            raise _computed(file, name)
+    for block in tree.body:
+        if isinstance(block, ast.With) and "read_base" in ast.unparse(block.items[0]):
+            for statement in block.body:
                 if isinstance(statement, ast.ImportFrom):
                     imported += _imported_configs(file, statement)
     return named, imported
@@ -185,12 +185,15 @@ def _base_file(file: Path, base: str) -> Path:
 
 def _imported_configs(file: Path, statement: ast.ImportFrom) -> list[Path]:
     parts = (statement.module or "").split(".") if statement.module else []
+    if statement.level > len(file.parents):
+        raise InputError(f"{file}: line {statement.lineno}: inherits from above the root folder")
     if statement.level:
-        folder: Path | None = file.parents[statement.level - 1]
+        folder = file.parents[statement.level - 1]
     else:
-        folder, parts = _package_folder(parts[0]), parts[1:]
-        if folder is None:
+        package = _package_folder(parts[0])
+        if package is None:
             raise InputError(f"{file}: inherits from {statement.module}, which is not installed")
+        folder, parts = package, parts[1:]
     if not parts:  # from . import a, b
         return [_absolute(folder / f"{alias.name}.py") for alias in statement.names]
     return [_absolute(folder.joinpath(*parts).with_suffix(".py"))]

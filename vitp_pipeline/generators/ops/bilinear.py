@@ -98,7 +98,7 @@ def _sum_of_chunk(
     upper = weights - lower
     lower_right, upper_right = lower * right, upper * right
     shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
-    sums = F.embedding_bag(
+    sums: torch.Tensor = F.embedding_bag(
         corners.flatten(0, 1).flatten(1), table, per_sample_weights=shares.flatten(0, 1).flatten(1), mode="sum"
     )
-    return sums.unflatten(0, (-1, heads))
+    return sums.view(-1, heads, table.shape[1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ def dcnv3_compiled(
     twice = [setting for setting in (kernel, stride, padding, dilation) for _ in "hw"]
     step = min(len(value), IM2COL_STEP)
     remove_center = [False] if _version_takes_remove_center() else []
-    sums = operator.dcnv3_forward(
+    sums: torch.Tensor = operator.dcnv3_forward(
         *tensors, *twice, groups, value.shape[-1] // groups, offset_scale, step, *remove_center
     )
     return sums.to(value.dtype)
@@ -201,17 +201,15 @@ class DCNv3(nn.Module):
         offset = self.offset(around)
         mask = self.mask(around).unflatten(-1, (self.groups, -1)).softmax(-1).flatten(-2)
         operator = compiled_operator() if self._may_use_compiled(value) else None
-        settings = {"groups": self.groups, "kernel": self.kernel, "offset_scale": self.offset_scale}
-        settings["padding"] = (self.kernel - 1) // 2
-        if operator is None:
-            sums = dcnv3(value, offset, mask, **settings)
-        else:
-            sums = dcnv3_compiled(operator, value, offset, mask, **settings)
+        sample = dcnv3 if operator is None else partial(dcnv3_compiled, operator)
+        padding = (self.kernel - 1) // 2
+        sums = sample(value, offset, mask, self.groups, self.kernel, padding=padding, offset_scale=self.offset_scale)
         if self.center_feature_scale:
             logits = F.linear(around, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
             gate = logits.sigmoid().repeat_interleave(x.shape[-1] // self.groups, dim=-1)
             sums = sums * (1 - gate) + value * gate
-        return self.output_proj(sums)
+        projected: torch.Tensor = self.output_proj(sums)
+        return projected
 
     def _may_use_compiled(self, value: torch.Tensor) -> bool:
         return self.use_compiled and value.is_cuda and not (torch.is_grad_enabled() and value.requires_grad)

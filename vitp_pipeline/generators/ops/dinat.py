@@ -7,6 +7,8 @@ It is for frozen use: no dropout, no drop path. Facts §2 and §3.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from transformers import DinatConfig, PreTrainedModel
@@ -29,8 +31,7 @@ class DinatBackbone(BackboneMixin, PreTrainedModel):
         super().__init__(config)
         widths = [config.embed_dim * 2**stage for stage in range(len(config.depths))]
         self.embeddings = _Stem(config)
-        self.encoder = nn.Module()
-        self.encoder.levels = nn.ModuleList(
+        self.encoder = _Encoder(
             _Level(config, width, heads, dilations, last=width == widths[-1])
             for width, heads, dilations in zip(widths, config.num_heads, _dilations(config), strict=True)
         )
@@ -44,11 +45,9 @@ class DinatBackbone(BackboneMixin, PreTrainedModel):
         x = self.embeddings(pixel_values)
         maps = [x] if "stem" in self.out_features else []
         for stage, level in zip(self.stage_names[1:], self.encoder.levels, strict=True):
-            x = level(x)
+            features, x = level(x)
             if stage in self.out_features:
-                maps.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)
+                maps.append(features)
         normed = (norm(x) for norm, x in zip(self.hidden_states_norms.values(), maps, strict=True))
         return BackboneOutput(feature_maps=tuple(x.permute(0, 3, 1, 2).contiguous() for x in normed))
 
@@ -58,7 +57,13 @@ def _dilations(config: DinatConfig) -> list[list[int]]:
     lengths = [len(level) for level in config.dilations]
     if lengths != list(config.depths):
         raise ValueError(f"dilations for {lengths} blocks, the levels have {list(config.depths)}")
-    return config.dilations
+    return [list(level) for level in config.dilations]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, levels: Iterable[_Level]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
 
 
 class _Stem(nn.Module):
@@ -67,15 +72,16 @@ class _Stem(nn.Module):
     def __init__(self, config: DinatConfig) -> None:
         super().__init__()
         width = config.embed_dim
-        self.patch_embeddings = nn.Module()
-        self.patch_embeddings.projection = nn.Sequential(
+        halves = (
             nn.Conv2d(config.num_channels, width // 2, 3, stride=2, padding=1),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
         )
+        self.patch_embeddings = _Holder("projection", nn.Sequential(*halves))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.norm(self.patch_embeddings.projection(pixel_values).permute(0, 2, 3, 1))
+        normed: Tensor = self.norm(self.patch_embeddings(pixel_values).permute(0, 2, 3, 1))
+        return normed
 
 
 class _Level(nn.Module):
@@ -84,10 +90,11 @@ class _Level(nn.Module):
         self.layers = nn.ModuleList(_Block(config, width, heads, dilation) for dilation in dilations)
         self.downsample = None if last else _Downsample(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The level's features, and what the next level sees of them."""
         for layer in self.layers:
             x = layer(x)
-        return x
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class _Downsample(nn.Module):
@@ -97,7 +104,8 @@ class _Downsample(nn.Module):
         self.norm = nn.LayerNorm(2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        normed: Tensor = self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return normed
 
 
 class _Block(nn.Module):
@@ -109,16 +117,16 @@ class _Block(nn.Module):
         self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = NeighbourhoodAttention(width, heads, config.kernel_size, dilation, config.qkv_bias)
         self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.intermediate = _named("dense", nn.Linear(width, hidden))
+        self.intermediate = _Holder("dense", nn.Linear(width, hidden))
         self.activation = ACT2FN[config.hidden_act]
-        self.output = _named("dense", nn.Linear(hidden, width))
+        self.output = _Holder("dense", nn.Linear(hidden, width))
         start = config.layer_scale_init_value
         self.layer_scale_parameters = nn.Parameter(torch.full((2, width), float(start))) if start > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._scaled(self.attention(self.layernorm_before(x)), 0)
-        hidden = self.activation(self.intermediate.dense(self.layernorm_after(x)))
-        return x + self._scaled(self.output.dense(hidden), 1)
+        hidden = self.activation(self.intermediate(self.layernorm_after(x)))
+        return x + self._scaled(self.output(hidden), 1)
 
     def _scaled(self, branch: Tensor, number: int) -> Tensor:
         return branch if self.layer_scale_parameters is None else self.layer_scale_parameters[number] * branch
@@ -134,22 +142,39 @@ class NeighbourhoodAttention(nn.Module):
     def __init__(self, width: int, heads: int, kernel_size: int, dilation: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
-        self.self = nn.Module()
-        self.self.query, self.self.key, self.self.value = (nn.Linear(width, width, bias=qkv_bias) for _ in range(3))
-        self.self.rpb = nn.Parameter(torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
-        self.output = _named("dense", nn.Linear(width, width))
+        self.self = _Projections(width, heads, kernel_size, qkv_bias)
+        self.output = _Holder("dense", nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         x = pad_to_window(x, self.kernel_size, self.dilation)
-        projections = (self.self.query, self.self.key, self.self.value)
-        query, key, value = (project(x).unflatten(-1, (self.heads, -1)) for project in projections)
+        query, key, value = self.self(x)
         answer = neighbourhood_attention(query, key, value, self.self.rpb, self.kernel_size, self.dilation)
-        return self.output.dense(answer.flatten(3)[:, :height, :width])
+        output: Tensor = self.output(answer.flatten(3)[:, :height, :width])
+        return output
 
 
-def _named(name: str, module: nn.Module) -> nn.Module:
-    """A module that holds another under a name, as the published files have it."""
-    holder = nn.Module()
-    holder.add_module(name, module)
-    return holder
+class _Projections(nn.Module):
+    """Query, key and value of every cell, (B, H, W, heads, C / heads) each, and the bias by relative position."""
+
+    def __init__(self, width: int, heads: int, kernel_size: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.rpb = nn.Parameter(torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(project(x).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+
+
+class _Holder(nn.Module):
+    """A module under a name of its own, as the published files have it."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, module)
+        self._name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.get_submodule(self._name)(x)
+        return result

@@ -169,7 +169,8 @@ class Stem(nn.Module):
         self.norm2 = nn.Sequential(ToChannelsLast(), layer_norm(channels))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(images)))))
+        features: torch.Tensor = self.norm2(self.conv2(self.act(self.norm1(self.conv1(images)))))
+        return features
 
 
 class Stage(nn.Module):
@@ -211,7 +212,8 @@ class Downsample(nn.Module):
         self.norm = nn.Sequential(ToChannelsLast(), layer_norm(2 * channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)))
+        normed: torch.Tensor = self.norm(self.conv(x.permute(0, 3, 1, 2)))
+        return normed
 
 
 class Block(nn.Module):
@@ -247,11 +249,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.post_norm = post_norm
         self.res_post_norm = res_post_norm and not post_norm and layer_scale is None
-        if layer_scale is not None:
-            self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
-            self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
-        else:
-            self.gamma1 = self.gamma2 = None
+        self.gamma1, self.gamma2 = (
+            None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale))) for _ in range(2)
+        )
         if self.res_post_norm:
             self.res_post_norm1 = nn.Sequential(layer_norm(channels))
             self.res_post_norm2 = nn.Sequential(layer_norm(channels))
@@ -277,7 +277,8 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        result: torch.Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return result
 
 
 class DropPath(nn.Module):

@@ -119,11 +119,11 @@ def _tiles(length: int, kernel_size: int, dilation: int, tile: int) -> tuple[_Ti
             count = -(-(length - first) // dilation)
             interleaved = torch.arange(first, last)[:, None, None]
             for starts, key_starts, offsets in _cut(count, kernel_size, tile):
-                cells = [
+                queries, keys = (
                     (interleaved + dilation * (begin[:, None] + torch.arange(many))).flatten(0, 1)
                     for begin, many in zip((starts, key_starts), offsets.shape, strict=True)
-                ]
-                found.append(_Tiles(*cells, offsets))
+                )
+                found.append(_Tiles(queries, keys, offsets))
     return tuple(found)
 
 
@@ -132,7 +132,7 @@ def _cut(length: int, kernel_size: int, tile: int) -> list[tuple[Tensor, Tensor,
     if length < tile + kernel_size:  # a tile's keys would be all there are: one tile
         tile = length
     tile = -(-length // -(-length // tile))  # of equal length, so that the last is not a sliver
-    alike: dict[tuple, tuple[list[int], list[int], Tensor]] = {}
+    alike: dict[tuple[int, ...], tuple[list[int], list[int], Tensor]] = {}
     for start in range(0, length, tile):
         queries = torch.arange(start, min(start + tile, length))
         windows = (queries - kernel_size // 2).clamp(0, length - kernel_size)
@@ -167,7 +167,8 @@ def natten_attention(
     scores_with_bias, weighted_sum = functions
     heads_first = [x.permute(0, 3, 1, 2, 4).contiguous() for x in (query * query.shape[-1] ** -0.5, key, value)]
     scores = scores_with_bias(*heads_first[:2], bias.to(query.dtype), kernel_size, dilation)
-    return weighted_sum(scores.softmax(-1), heads_first[2], kernel_size, dilation).permute(0, 2, 3, 1, 4)
+    sums: Tensor = weighted_sum(scores.softmax(-1), heads_first[2], kernel_size, dilation)
+    return sums.permute(0, 2, 3, 1, 4)
 
 
 def _check(query: Tensor, bias: Tensor, kernel_size: int, dilation: int) -> None:
