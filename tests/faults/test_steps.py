@@ -30,7 +30,6 @@ OTHERS = {
     "demo/run.py:run_demo": "scenes are drawn anew until the file `complete` is there",
     "demo/scenes.py:draw_scenes": "as above; the demo alone calls it",
     "generators/huggingface/from_detectron2.py:_write_folder": "transformers fills a temporary folder itself",
-    "diagnostics/dry_run.py:TrialGenerator._measured": "a folder for a trial, removed after it",
     "runtime/output.py:guard_streams": "/dev/null in place of a standard stream that is closed",
     "runtime/output.py:tell_at_once": "standard error",
     "runtime/output.py:_Descriptor.write": "standard output and error",

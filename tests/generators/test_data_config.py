@@ -134,9 +134,6 @@ def reads_of(config: Path) -> dict:
     """Every command that reads a config before it has weights."""
     import torch
 
-    from vitp_pipeline.config.settings import ProposalSettings
-    from vitp_pipeline.datasets import load_manifest
-    from vitp_pipeline.diagnostics.dry_run import FLOPS, TrialGenerator
     from vitp_pipeline.diagnostics.model_cost import costs_of
     from vitp_pipeline.generators.openmmlab.adapter import OpenMMLabGenerator
     from vitp_pipeline.generators.openmmlab.convert import import_openmmlab
@@ -146,9 +143,6 @@ def reads_of(config: Path) -> dict:
     return {
         "generate-proposals": lambda: OpenMMLabGenerator(config, None),
         "info": lambda: costs_of(config=str(config)),
-        "check-dataset --time flops": lambda: TrialGenerator(
-            None, ProposalSettings(str(config)), load_manifest("camvid"), config.parent, FLOPS
-        ),
         "import-checkpoint": lambda: import_openmmlab(weights, config, config.with_name("out.safetensors")),
     }
 

@@ -1,4 +1,4 @@
-"""`vitp check-dataset`: whether a dataset is what its manifest says, and what stage one will need for it."""
+"""`vitp check-dataset`: hold a dataset against its manifest."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.config.flags import parse_size
-from vitp_pipeline.config.recipe import Recipe, manifest_of
-from vitp_pipeline.config.settings import ProposalSettings
+from vitp_pipeline.config.recipe import manifest_of
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.check import UNKNOWN_VALUES, as_dict, check_split, spread
 from vitp_pipeline.datasets.contact_sheet import draw_sheet, save_sheet
-from vitp_pipeline.datasets.samples import Sample
-from vitp_pipeline.diagnostics.dry_run import TrialGenerator
-from vitp_pipeline.diagnostics.storage_estimate import estimate, lines_of
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.runtime.progress import progress, say
@@ -32,13 +27,7 @@ def check_dataset(
     out: Path | None = None,
     limit: int = 0,
     workers: int = 1,
-    queries: int = 100,
-    mask_size: str | None = None,
     as_json: bool = False,
-    tasks: int = 1,
-    time: str | None = None,
-    tried: int = 3,
-    **generator: str | None,
 ) -> None:
     """Examines splits, prints what is found and draws a sheet.
 
@@ -47,23 +36,13 @@ def check_dataset(
         split: only this one; default: every split that has files of its own.
         out: where the sheet goes; with several splits the split's name is put before its ending.
         limit: images that are looked at, evenly spread; 0 = all.
-        queries, mask_size: of the generator, "HxW", for the estimate where `time` is None; a recipe says how masks are
-            stored.
-        tasks: how many work at once, for the estimate.
-        time: one of `trial.HOWS`: how the time is estimated; None = it is not.
-        tried: images that the generator is tried on.
-        generator: keys of [generate-proposals] that are put over the recipe's, or stand in for one.
     Raises:
         InputError: a split is not there, or some of its files are broken or have unknown labels.
-        UsageError: no such split, `out` is no PNG, a size that is none, or no generator whose time could be estimated.
-        UserError: of any kind: that generator cannot be built.
+        UsageError: no such split, or `out` is no PNG.
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
-    size = parse_size(mask_size, "--mask-size") if mask_size else None
-    spec, recipe = manifest_of(name)
-    settings = _settings_of(recipe, generator).settled(begun=False)
-    trial = TrialGenerator(recipe, settings, spec, data_root, time) if time else None
+    spec, _ = manifest_of(name)
     splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
     reports: list[dict[str, Any]] = []
     absent: dict[str, InputError] = {}
@@ -77,16 +56,6 @@ def check_dataset(
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
             report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
-        usable = _usable(dataset, report, tried) if trial else []
-        report["stage_one"] = estimate(
-            report,
-            len(spec.classes),
-            queries,
-            size,
-            settings,
-            tasks,
-            trial.tried(dataset, usable) if trial and usable else None,
-        )
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
             save_sheet(path, draw_sheet(dataset, spread(dataset.samples, SHEET_SAMPLES), f"{spec.name} {key}"))
@@ -111,22 +80,6 @@ def check_dataset(
         raise InputError(
             f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
         )
-
-
-def _settings_of(recipe: Recipe | None, generator: dict[str, str | None]) -> ProposalSettings:
-    """[generate-proposals] with flags put over it; without a generator `config` is empty."""
-    said: dict[str, Any] = {key: value for key, value in generator.items() if value is not None}
-    if recipe is None:
-        return ProposalSettings(**{"config": "", **said})
-    if "generate-proposals" not in recipe.tables:
-        said.setdefault("config", "")
-    return recipe.stage(ProposalSettings, **said)
-
-
-def _usable(dataset: Dataset, report: dict[str, Any], count: int) -> list[Sample]:
-    """Some images, evenly spread, that nothing was found to be wrong with."""
-    broken = {entry["image_id"] for entry in report["broken"]}
-    return spread([sample for sample in dataset.samples if sample.image_id not in broken], count)
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -154,8 +107,6 @@ def print_report(report: dict[str, Any]) -> None:
         show(f"  images without any class: {_some(report['unlabelled'])}")
     if report["labels_without_image"]:
         show(f"  label files without an image: {_some(report['labels_without_image'])}")
-    for line in lines_of(report["stage_one"]):
-        show(f"  {line}")
     if "sheet" in report:
         show(f"  sheet: {report['sheet']}")
 

@@ -8,7 +8,6 @@ norms, softmax and resizing are not, nor are compiled operators that torch knows
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,25 +99,6 @@ def count_flops(forward: Callable[[], Any]) -> int:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
-
-
-def product_speed(device: torch.device, seconds: float = 0.3) -> float:
-    """FLOPs a second of a float32 matrix product on a device, the fastest of those that fit into `seconds`."""
-    size = 4096 if device.type == "cuda" else 1024
-    left, right = (torch.rand(size, size, device=device) for _ in range(2))
-
-    def multiplied() -> float:
-        began = time.perf_counter()
-        torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    multiplied()
-    fastest, until = multiplied(), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        fastest = min(fastest, multiplied())
-    return 2 * size**3 / fastest
 
 
 def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
