@@ -132,7 +132,6 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["check-dataset", "camvit", "--data-root", "."], 3, ["camvit", "camvid"]),
         (["check-dataset", "camvid", "--data-root", ".", "--out", "x.html"], 2, ["x.html", ".png"]),
         (["check-dataset", "camvid", "--data-root", ".", "--split", "tost"], 2, ["'tost'", "val"]),
-        (["check-dataset", "camvid", "--data-root", ".", "--mask-size", "9"], 2, ["--mask-size", "HxW"]),
         (["prepare", "camvid", "--data-root", "."], 2, ["'camvid'", "cityscapes"]),
         (["prepare", "coco", "--data-root", "nowhere"], 3, ["nowhere", "--data-root"]),
         (["verify", "nowhere"], 3, ["nowhere"]),

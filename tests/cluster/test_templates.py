@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.cluster.making import make_chain
 from vitp_pipeline.cluster.profile import STAGES, Profile, Resources
-from vitp_pipeline.cluster.templates import aws_batch, kubernetes, to_yaml
+from vitp_pipeline.cluster.templates import aws_batch, kubernetes
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.execution.sharding import choose_shard
 
@@ -29,17 +27,6 @@ FULL = Resources(
     setup=('export A="b: c"',),
 )
 PROFILE = Profile(dict.fromkeys(STAGES, FULL))
-
-words = st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Zl", "Zp"]), max_size=12)
-words |= st.sampled_from(["True", "no", "null", "nvidia.com/gpu", "a: b", "- c", "#d"])
-plain = st.none() | st.booleans() | st.integers() | words
-trees = st.recursive(plain, lambda t: st.lists(t, max_size=4) | st.dictionaries(words, t, max_size=4), max_leaves=5)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.dictionaries(words, trees, min_size=1))
-def test_yaml_is_read_back_as_it_was(tree: dict) -> None:
-    assert yaml.safe_load(to_yaml(tree)) == tree
 
 
 def shards_of(job: dict, environment: list[dict], count: int) -> list[int]:
@@ -73,6 +60,14 @@ def test_kubernetes(missing) -> None:
             assert spec["completionMode"] == "Indexed" and spec["parallelism"] == min(4, len(missing))
             assert shards_of({"index": "JOB_COMPLETION_INDEX"}, container["env"], spec["completions"]) == list(missing)
     assert "torchrun --standalone --nproc-per-node 2 --no-python vitp train-classifier" in text
+
+
+@pytest.mark.parametrize("name", ["1e3", "y", "no", "null", "0x1f", "12", "a-b", "1_0"])
+def test_a_name_is_text_to_every_reader_of_yaml(name: str) -> None:
+    text = kubernetes(make_chain(2), PROFILE, Path("/runs") / name)
+    label = next(yaml.safe_load_all(text))["metadata"]["labels"]["vitp-run"]
+    assert label == name.replace("_", "-") and "&" not in text.partition("command")[0]
+    assert f'vitp-run: "{label}"' in text or f"vitp-run: '{label}'" in text or label == "a-b"
 
 
 def test_aws_batch() -> None:

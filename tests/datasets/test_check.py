@@ -169,7 +169,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out/sheet.png")])
     assert result.exit_code == 0
     assert "train: 4 images" in result.output and "missing: tram" in result.output
-    assert (tmp_path / "out/sheet.train.png").is_file() and "100 masks of " in result.output
+    assert (tmp_path / "out/sheet.train.png").is_file()
     result = CliRunner().invoke(app, [*arguments, "--split", "train", "--json"])
     report = json.loads(result.stdout[: result.stdout.rindex("}") + 1])
     assert report["splits"][0]["classes"][3] == {"name": "tram", "label": 9, "pixels": 0, "objects": None, "images": 0}

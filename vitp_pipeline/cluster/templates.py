@@ -6,9 +6,12 @@ Both count the tasks of an array from 0 without gaps, so VITP_SHARDS tells which
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vitp_pipeline.cluster.commands import guarded, vitp_words
 from vitp_pipeline.cluster.plan import Chain, Job
@@ -20,7 +23,6 @@ from vitp_pipeline.errors import (
     UsageError,
 )
 from vitp_pipeline.execution.sharding import SHARDS, array_expression
-from vitp_pipeline.runtime.escaping import to_json
 
 HOPELESS = sorted(kind.exit_code for kind in (UsageError, InputError, IncompatibleError, CorruptError))
 """Exit codes after which trying again cannot help."""
@@ -44,7 +46,8 @@ def kubernetes(chain: Chain, profile: Profile, out: Path) -> str:
         f"{last}:\n#   kubectl apply -f chain.yaml -l vitp-step=N\n"
         f"#   kubectl wait --for=condition=complete --timeout=-1s job -l vitp-run={name},vitp-step=N\n"
     )
-    return header + "".join("---\n" + to_yaml(document) for document in documents)
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, explicit_start=True, sort_keys=False, width=math.inf)
+    return header + text
 
 
 def _steps(chain: Chain) -> dict[str, int]:
@@ -156,25 +159,17 @@ def _variables(job: Job, resources: Resources) -> dict[str, str]:
     return variables
 
 
-def to_yaml(value: Any, indent: int = 0) -> str:
-    """Mappings, lists, printable strings and numbers as block YAML; strings are JSON's, which are YAML's too."""
-    space = "  " * indent
-    if isinstance(value, dict):
-        pieces = [(f"{space}{_key(k)}:", v) for k, v in value.items()]
-    else:
-        pieces = [(f"{space}-", v) for v in value]
-    text = ""
-    for head, inner in pieces:
-        if isinstance(inner, dict | list) and inner:
-            text += f"{head}\n{to_yaml(inner, indent + 1)}"
-        else:
-            text += f"{head} {to_json(inner)}\n"
-    return text
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Block YAML of ASCII, safe to print; text of several lines stands as such."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-WORDS = ("true", "false", "null", "yes", "off")
-"""What YAML would not take for a string."""
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    """Quote what other readers, such as kubectl, take for a number or a boolean and PyYAML does not: 1e3, y."""
+    word = re.match("[A-Za-z]{2}", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None if word else '"')
 
 
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z-]{3,}", key) and key.lower() not in WORDS else to_json(key)
+_Dumper.add_representer(str, _text)
