@@ -72,8 +72,6 @@ RESUMED = {
     "optimizer": "adamw",
     "lr": 1e-3,
     "weight_decay": 0.1,
-    "layer_decay": 0.8,
-    "ema": 0.8,
     "class_prior": 1.0,
     "keep": "best",
     "hold_out": 2,

@@ -36,7 +36,6 @@ batch_size = 3
 accumulate = 2
 optimizer = "adamw"
 weight_decay = 0.1
-ema = 0.8
 class_prior = 1.0
 checkpoint_minutes = 1e-9
 """

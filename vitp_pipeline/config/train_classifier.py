@@ -123,13 +123,7 @@ class TrainSettings:
     device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
     preset: Annotated[str, Key("Table of stages/presets/ that gives the keys not set here.", enters="keys")] = ""
     warmup_steps: Annotated[Count, Key("Steps with a linearly rising rate; 0 = by `warmup`.", "steps")] = 0
-    layer_decay: Annotated[
-        Share, Key("Factor on the rate from a block of the backbone to the one below.", "factor")
-    ] = 1.0
     accumulate: Annotated[int, within(1, 65536), Key("Batches whose gradients are summed to one step.", "batches")] = 1
-    ema: Annotated[
-        BelowOne, Key("Decay of a running mean of the weights, which becomes the model; 0 = off.", "factor")
-    ] = 0.0
     keep: Annotated[
         Literal["last", "best"], Key("Weights to keep: of the last epoch, or of the best held_out_class_accuracy.")
     ] = "last"

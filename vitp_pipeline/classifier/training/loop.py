@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +25,9 @@ from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
 from vitp_pipeline.classifier.training.data import Batch, PointBatches
 from vitp_pipeline.classifier.training.optim import (
-    AveragedWeights,
-    learning_rate_factor,
     make_optimizer,
+    make_schedule,
     parameter_groups,
-    warmup_steps,
 )
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import IGNORE
@@ -67,12 +64,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.best = float("-inf")
-        self.average: AveragedWeights | None = None
         self._forward: Callable[..., Tensor] = self.model
 
     def run(self) -> None:
-        """Trains from the last checkpoint, or from the start, to the end; leaves the model with the last weights (the
-        averaged ones, with `ema`) and the best in best.safetensors.
+        """Trains from the last checkpoint, or from the start, to the end; leaves the model with the last weights
+        and the best in best.safetensors.
 
         Raises:
             UserError: the loss stopped being finite, or torch.compile finds no working compiler.
@@ -81,13 +77,11 @@ class Trainer:
         """
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
         steps = settings.epochs * per_epoch
-        warmup = warmup_steps(settings, steps)
         self.model.to(self.device)
         optimizer = make_optimizer(parameter_groups(self.model, settings), settings)
+        schedule = make_schedule(optimizer, settings, steps)
         half = settings.precision == "float16" and self.device.type == "cuda"
         scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        if settings.ema:
-            self.average = AveragedWeights(self.model, settings.ema)
         first, losses = self._resume(optimizer, scaler)
         if settings.checkpointing:
             for block in self.model.backbone.blocks:
@@ -98,8 +92,7 @@ class Trainer:
         with progress("train", steps, "steps", self.team.leads) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * learning_rate_factor(step, steps, warmup)
+                schedule.step_update(step)
                 if (loss := self._step(step, batch, optimizer, scaler)) is not None:
                     losses.append(loss)
                 bar.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
@@ -113,8 +106,6 @@ class Trainer:
                     saved = time.monotonic()
                     if stop:
                         raise stopped(f"{step + 1} of {steps} steps are done and saved")
-        if self.average is not None:
-            self.model.load_state_dict(self.average.mean)
         self.model.eval()
 
     def _step(
@@ -145,8 +136,6 @@ class Trainer:
             nn.utils.clip_grad_norm_(learning, self.settings.clip)
         scaler.step(optimizer)
         scaler.update()
-        if self.average is not None:
-            self.average.update(step)
         return loss
 
     def _summed_loss(self, batch: Batch) -> Tensor:
@@ -179,7 +168,6 @@ class Trainer:
                     "losses": losses,  # of the epoch so far
                     "best": self.best,
                     "model": self.model.state_dict(),
-                    "average": None if self.average is None else self.average.mean,
                     "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(),
                     "skipped": dict(self.batches.skipped),  # reading threads may add to the original
@@ -192,8 +180,6 @@ class Trainer:
         if (state := self.folder.load()) is not None:
             try:
                 self.model.load_state_dict(state["model"])
-                if self.average is not None:
-                    self.average.mean = {k: v.to(self.device) for k, v in state["average"].items()}
                 optimizer.load_state_dict(state["optimizer"])
                 scaler.load_state_dict(state["scaler"])
                 self.batches.skipped.update(state["skipped"])
@@ -216,17 +202,13 @@ class Trainer:
         }
         if self.evaluate is not None:
             self.model.eval()
-            with self._averaged():
-                line |= self.evaluate(self.model)
-                if line.get(BEST_BY, float("-inf")) > self.best:
-                    self.best = line[BEST_BY]
-                    if self.team.leads:
-                        self.folder.save_model(self.model, "best", {"step": step, "epoch": epoch, BEST_BY: self.best})
+            line |= self.evaluate(self.model)
+            if line.get(BEST_BY, float("-inf")) > self.best:
+                self.best = line[BEST_BY]
+                if self.team.leads:
+                    self.folder.save_model(self.model, "best", {"step": step, "epoch": epoch, BEST_BY: self.best})
         if self.team.leads:
             self.folder.log(line)
-
-    def _averaged(self) -> AbstractContextManager:
-        return nullcontext() if self.average is None else self.average.in_place()
 
 
 def _pieces(batch: Batch | None, size: int) -> Iterator[Batch]:
