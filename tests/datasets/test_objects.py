@@ -183,7 +183,7 @@ def test_training_on_boxes_alone_is_refused_at_once_when_it_needs_masks(tmp_path
     from vitp_pipeline.stages.train_classifier import train_classifier
 
     write_instances(tmp_path, outlines=False)
-    recipe = Recipe(tmp_path / "r.toml", "toy", instances_spec(), {})
+    recipe = Recipe(tmp_path / "r.toml", {}, "toy", instances_spec())
     for changes in ({}, {"data": ("boxes", "fine")}, {"data": ("boxes",), "hold_out": 1}):
         with fails(UsageError, "boxes only", 'data = ["boxes"]'):
             train_classifier(recipe, TrainSettings(split="val", **changes), tmp_path, tmp_path / "out")

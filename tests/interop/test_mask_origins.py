@@ -79,7 +79,7 @@ class World:
 
     def run(self, path: Path, retry: bool = False, shard: str | None = None, out: Path | None = None) -> Outcome:
         settings = ProposalSettings("(imported)", part_size=2)
-        recipe, choice = Recipe(self.root / "r.toml", "toy", self.spec, {}), choose_shard(shard, {})
+        recipe, choice = Recipe(self.root / "r.toml", {}, "toy", self.spec), choose_shard(shard, {})
         where = out or self.out
         return import_proposals(recipe, settings, self.format, path, self.root / "data", where, choice, 0.5, retry)
 

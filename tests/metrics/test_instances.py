@@ -139,12 +139,13 @@ def test_by_hand() -> None:
 
 
 def test_nothing_at_all() -> None:
+    void = encode_mask(np.zeros((2, 2), bool))
     empty = Detections(*(np.zeros(0, t) for t in (np.int64, np.int64, np.float32)))
-    truth = TrueInstances([], np.zeros(0, np.int64), np.zeros(0, bool))
+    truth = TrueInstances([], np.zeros(0, np.int64), np.zeros(0, bool), void)
     rows = match(empty, overlaps([], truth), truth)
     assert math.isnan(average_precision(*columns([rows]), np.zeros((2, 4), np.int64)).figures()["AP"])
     mask = encode_mask(np.ones((2, 2), bool))
-    one = TrueInstances([mask], np.zeros(1, np.int64), np.zeros(1, bool))
+    one = TrueInstances([mask], np.zeros(1, np.int64), np.zeros(1, bool), void)
     counts = true_counts(one, np.array([4]), 2)
     assert average_precision(*columns([match(empty, overlaps([], one), one)]), counts).figures()["AP"] == 0
     with pytest.raises(IncompatibleError, match="differ in size"):

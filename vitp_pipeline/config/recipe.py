@@ -19,16 +19,14 @@ from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import checked, did_you_mean
 
-__all__ = ["NO_DATA_ROOT", "Recipe", "load_preset", "load_recipe"]
+__all__ = ["NO_DATA_ROOT", "Recipe", "StageTables", "load_preset", "load_recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A parsed recipe. `tables` holds the raw TOML tables; `stage()` gives them as settings."""
+class StageTables:
+    """The stages' tables of a recipe: `tables` as TOML has them, `stage()` as settings."""
 
     path: Path
-    title: str
-    manifest: DatasetSpec
     tables: dict[str, dict[str, Any]]
 
     def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
@@ -73,6 +71,14 @@ class Recipe:
         return find_file(text, self.path, data_root)
 
 
+@dataclass(frozen=True)
+class Recipe(StageTables):
+    """A parsed recipe: its tables, its title, and the manifest that it names."""
+
+    title: str
+    manifest: DatasetSpec
+
+
 def load_preset(name_or_path: str) -> dict[str, Any]:
     """Keys of a table from a shipped preset or a user's own file (`./mine.toml`).
 
@@ -104,7 +110,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         for key in table:
             if key not in (known := keys_of(TABLES[name])):
                 raise UsageError(f"{path}: [{name}] has no key {key!r}", did_you_mean(key, known))
-    return Recipe(path, str(title), load_manifest(manifest, beside=path.parent), content)
+    return Recipe(path, content, str(title), load_manifest(manifest, beside=path.parent))
 
 
 def _entry(value: Any) -> str:

@@ -88,4 +88,5 @@ def colored(image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, strength: 
     """
     table = np.array([*(c.color for c in spec.classes), (128, 128, 128)], np.float32)
     grey = image.mean(2, keepdims=True).astype(np.float32)
-    return (strength * table[labels] + (1 - strength) * grey).astype(np.uint8)
+    mixed: np.ndarray = strength * table[labels] + (1 - strength) * grey
+    return mixed.astype(np.uint8)

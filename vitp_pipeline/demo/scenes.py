@@ -109,7 +109,8 @@ JITTER = 0.45
 
 
 def _wave(position: Array, phase: float) -> Array:
-    return np.sin(position * np.float32(2 * np.pi / PERIOD) + np.float32(phase))
+    wave: Array = np.sin(position * np.float32(2 * np.pi / PERIOD) + np.float32(phase))
+    return wave
 
 
 def _rows(y: Array, x: Array, phases: Array) -> Array:
@@ -126,13 +127,15 @@ def _slants(y: Array, x: Array, phases: Array) -> Array:
 
 
 def _checks(y: Array, x: Array, phases: Array) -> Array:
-    return _wave(x, phases[0]) * _wave(y, phases[1]) * 2
+    checks: Array = _wave(x, phases[0]) * _wave(y, phases[1]) * 2
+    return checks
 
 
 def _dots(y: Array, x: Array, phases: Array) -> Array:
     # Peaks of w = (1 + sin)(1 + sin) / 4, squared to set them apart; w² has mean 9/64 and deviation 0.23446.
     w = (1 + _wave(x, phases[0])) * (1 + _wave(y, phases[1])) / 4
-    return (w * w - np.float32(9 / 64)) / np.float32(0.23446)
+    dots: Array = (w * w - np.float32(9 / 64)) / np.float32(0.23446)
+    return dots
 
 
 TEXTURES: dict[str, Callable[[Array, Array, Array], Array]] = {
@@ -146,7 +149,8 @@ TEXTURES: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 def texture(name: str, y: Array, x: Array, rng: np.random.Generator) -> Array:
     """The texture at pixels (y, x) of the scene, float32, its phase drawn."""
-    return TEXTURES[name](y, x, -np.pi / 4 + rng.uniform(-JITTER, JITTER, 2))
+    phases: Array = -np.pi / 4 + rng.uniform(-JITTER, JITTER, 2)
+    return TEXTURES[name](y, x, phases)
 
 
 # ---- shapes: signed distance to the outline in pixels, negative inside
@@ -171,7 +175,8 @@ def _star(y: Array, x: Array, radius: float, rng: np.random.Generator) -> Array:
     angle = arms * np.arctan2(y, x) + np.float32(rng.uniform(0, 2 * np.pi))
     outline = radius * (0.9 + depth * np.cos(angle))
     slope = radius * depth * arms * np.sin(angle) / outline
-    return (np.hypot(x, y) - outline) / np.sqrt(1 + slope * slope)
+    distance: Array = (np.hypot(x, y) - outline) / np.sqrt(1 + slope * slope)
+    return distance
 
 
 SHAPES: dict[str, Callable[[Array, Array, float, np.random.Generator], Array]] = {
@@ -186,7 +191,8 @@ SHAPES: dict[str, Callable[[Array, Array, float, np.random.Generator], Array]] =
 
 def _color(category: Category, rng: np.random.Generator) -> Array:
     low, high = (np.array(end, np.float32) for end in GROUP_COLORS[category.group])
-    return low + np.float32(rng.beta(*category.tones)) * (high - low) + rng.uniform(-8, 8, 3).astype(np.float32)
+    color: Array = low + np.float32(rng.beta(*category.tones)) * (high - low) + rng.uniform(-8, 8, 3).astype(np.float32)
+    return color
 
 
 def _curve(y: Array, x: Array, level: float, angle: float, rng: np.random.Generator) -> Array:
@@ -199,7 +205,8 @@ def _curve(y: Array, x: Array, level: float, angle: float, rng: np.random.Genera
     bend = np.zeros_like(across)
     for length, amplitude in ((width * 0.9, 12), (width * 0.4, 5)):
         bend += rng.uniform(0.5, 1) * amplitude * np.sin(across * (2 * np.pi / length) + rng.uniform(0, 2 * np.pi))
-    return along - (2 * level - 1) * reach + bend
+    distance: Array = along - (2 * level - 1) * reach + bend
+    return distance
 
 
 def _background(y: Array, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -326,10 +333,10 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int] = SIZE) 
         mask = (label == category.id) & (on_top == 0)
         if np.count_nonzero(mask) >= MIN_AREA:
             segments.append(_segment(ids, mask, category, 0))
-    for number, category in enumerate(objects, start=1):
+    for number, thing in enumerate(objects, start=1):
         mask = on_top == number
-        if category is not None and np.count_nonzero(mask) >= MIN_AREA:
-            segments.append(_segment(ids, mask, category, number))
+        if thing is not None and np.count_nonzero(mask) >= MIN_AREA:
+            segments.append(_segment(ids, mask, thing, number))
 
     vignette = 1 - 0.16 * (np.square(y / size[0] - 0.5) + np.square(x / size[1] - 0.5))
     canvas *= vignette[..., None]

@@ -7,6 +7,7 @@ it 0. A figure that does not exist (`figure`) says of what there is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,18 +36,17 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
         mend = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
         lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {mend}")
     for name in SHOWN:
-        variant = _number(evaluation, name)
+        variant = headline_variants(evaluation)[name]
         if result["semantic"]:
-            lines += _of(
-                name, "mIoU", result["semantic"][name]["mIoU"], lambda v=variant: _semantic(v, evaluation, totals)
-            )
+            miou = result["semantic"][name]["mIoU"]
+            lines += _of(name, "mIoU", miou, partial(_semantic, variant, evaluation, totals))
         if result["panoptic"]:
             pq = result["panoptic"][name]["all"]["PQ"]
-            lines += _of(name, "PQ", pq, lambda v=variant: _panoptic(v, evaluation, totals))
+            lines += _of(name, "PQ", pq, partial(_panoptic, variant, evaluation, totals))
             lines += _of_groups(name, variant, evaluation, totals, result["panoptic"][name])
         if result.get("instance"):
             (first, ap), *others = ((rule, found["AP"]) for rule, found in result["instance"][name].items())
-            lines += _of(name, "AP", ap, lambda v=variant: _instance(v, evaluation, totals))
+            lines += _of(name, "AP", ap, partial(_instance, variant, evaluation, totals))
             for rule, value in others if ap is not None else ():
                 if value is None:
                     lines.append(f"AP ({rule}) does not exist: {NOTHING[rule]}")
@@ -70,10 +70,6 @@ def _lacks_segments(evaluation: Evaluation) -> bool:
     spec = evaluation.dataset.spec
     left_out = "panoptic" in evaluation.settings.tasks and "panoptic" not in evaluation.tasks
     return left_out and spec.kind == "semantic-png" and any(spec.things)
-
-
-def _number(evaluation: Evaluation, name: str) -> int:
-    return headline_variants(evaluation)[name]
 
 
 def _of(name: str, metric: str, value: Figure, reason: Callable[[], str]) -> list[str]:

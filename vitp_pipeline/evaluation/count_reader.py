@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STATES = ("image_id", "status", "error")
+Pieces = dict[str, list[dict[str, np.ndarray]]]
+"""Per column its entries part by part, not joined yet."""
 
 
 @dataclass
@@ -74,7 +76,8 @@ def read_rows(
         names: only these columns, of those that there are.
         variants: only entries of these variants.
     """
-    rows, pieces = Rows(missing=missing_shards(evaluation)), {}
+    rows = Rows(missing=missing_shards(evaluation))
+    pieces: Pieces = {}
     for part in read_parts(evaluation):
         there = part.column_names[len(STATES) :]
         add_part(rows, pieces, part, [name for name in there if names is None or name in names], variants)
@@ -83,7 +86,7 @@ def read_rows(
 
 def add_part(
     rows: Rows,
-    pieces: dict[str, list[dict[str, np.ndarray]]],
+    pieces: Pieces,
     part: pa.Table,
     names: Sequence[str],
     variants: Sequence[int] | None = None,
@@ -99,7 +102,7 @@ def add_part(
     rows.failed += failures(part)
 
 
-def joined(rows: Rows, pieces: dict[str, list[dict[str, np.ndarray]]]) -> Rows:
+def joined(rows: Rows, pieces: Pieces) -> Rows:
     """The rows with their columns."""
     for name, found in pieces.items():
         rows.columns[name] = {k: np.concatenate([f[k] for f in found]) for k in found[0]}
@@ -114,5 +117,5 @@ def image_areas(evaluation: Evaluation, rows: Rows, variant: int) -> np.ndarray:
 def areas_of(semantic: dict[str, np.ndarray], variant: int, images: int, classes: int) -> np.ndarray:
     """(images, K, 3) int64 of the entries of a variant."""
     chosen = semantic["variant"] == variant
-    entries = (semantic[name][chosen] for name in ("image", "truth", "predicted", "pixels"))
-    return sparse_areas(*entries, images, classes)
+    image, truth, predicted, pixels = (semantic[name][chosen] for name in ("image", "truth", "predicted", "pixels"))
+    return sparse_areas(image, truth, predicted, pixels, images, classes)

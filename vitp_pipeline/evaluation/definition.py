@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.mask_codec import MaskCodec
@@ -20,7 +21,7 @@ from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.errors import UsageError
+from vitp_pipeline.errors import IncompatibleError, UsageError
 
 if TYPE_CHECKING:
     from vitp_pipeline.postprocess.segmenter import Segmenter
@@ -39,30 +40,52 @@ def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads: the stored proposals and their class scores."""
+
+    proposals: ProposalStore
+    classes: StageRun
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α.
 
-    `proposals` and `classes` are None for one that keeps neither (`stages.stream`).
+    `inputs` are None for one that keeps neither masks nor scores (`stages.stream`); to ask it for `proposals` or
+    `classes` raises IncompatibleError.
     """
 
     run: StageRun
-    proposals: ProposalStore | None
-    classes: StageRun | None
+    inputs: Inputs | None
     dataset: Dataset
     alphas: tuple[float, ...]
     alpha: float
     settings: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     @property
+    def proposals(self) -> ProposalStore:
+        return self._stored.proposals
+
+    @property
+    def classes(self) -> StageRun:
+        return self._stored.classes
+
+    @property
+    def _stored(self) -> Inputs:
+        if self.inputs is None:
+            raise streamed(self.run.folder)
+        return self.inputs
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Of what there is of the stages."""
-        kept = {"proposals": self.proposals.run, "classes": self.classes} if self.proposals else {}
+        kept = {"proposals": self.inputs.proposals.run, "classes": self.inputs.classes} if self.inputs else {}
         return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
 
     @property
     def codec(self) -> MaskCodec:
         """What of the masks it could read."""
-        return self.proposals.codec if self.proposals else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
+        return self.inputs.proposals.codec if self.inputs else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -85,6 +108,14 @@ class Evaluation:
     def headline(self) -> str:
         """The variant that is reported as fused."""
         return variant_of(self.alpha)
+
+
+def streamed(folder: Path) -> IncompatibleError:
+    """Say that an evaluation kept neither masks nor scores."""
+    return IncompatibleError(
+        f"{folder}: was streamed, so there are no masks and scores to show",
+        "Name another evaluation, or run generate-proposals, classify and evaluate without --stream",
+    )
 
 
 def variant_of(alpha: float) -> str:
@@ -118,10 +149,8 @@ class Measured:
             "alphas": list(self.alphas),
         }
 
-    def evaluation(
-        self, run: StageRun, proposals: ProposalStore | None, classes: StageRun | None, dataset: Dataset
-    ) -> Evaluation:
-        return Evaluation(run, proposals, classes, dataset, self.alphas, self.settings.alpha, self.settings)
+    def evaluation(self, run: StageRun, inputs: Inputs | None, dataset: Dataset) -> Evaluation:
+        return Evaluation(run, inputs, dataset, self.alphas, self.settings.alpha, self.settings)
 
 
 def check_views(evaluation: Evaluation) -> None:

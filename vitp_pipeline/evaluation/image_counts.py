@@ -22,12 +22,13 @@ from vitp_pipeline.evaluation.certainty import certain_pixels
 from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
 from vitp_pipeline.evaluation.definition import Evaluation, variant_of
 from vitp_pipeline.execution.runner import Turn
-from vitp_pipeline.geometry import Size
+from vitp_pipeline.geometry import Size, size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from vitp_pipeline.datasets.samples import Sample
+    from vitp_pipeline.evaluation.instances import Segments
     from vitp_pipeline.metrics.instances import TrueInstances
     from vitp_pipeline.postprocess.segmenter import FusedView
 
@@ -85,28 +86,29 @@ class CountMaker:
                     f"{sample.label}: is {truth.shape[1]}×{truth.shape[0]}, its image {width}×{height}",
                     "Image and label must have the same size",
                 )
+            segments: Segments | None = None
             if dataset.has_segments:
                 segments = dataset.read_panoptic(sample)
-            else:
-                segments = component_segments(truth, self.things) if self.settings.components else None
+            elif self.settings.components:
+                segments = component_segments(truth, self.things)
             objects = self._instances(sample, truth, segments) if "instance" in self.evaluation.tasks else None
         except InputError as error:
             return {"error": error.message}
         return self._measure(views, truth, segments, objects, keep_views)
 
-    def _instances(self, sample: Sample, truth: np.ndarray, segments) -> TrueInstances:
+    def _instances(self, sample: Sample, truth: np.ndarray, segments: Segments | None) -> TrueInstances:
         """Connected pieces where `components` asks for them; else as the labels list them."""
         from vitp_pipeline.evaluation.instances import listed_instances, true_instances
 
         if segments is not None:
             return true_instances(segments, truth, self.things)
-        return listed_instances(self.evaluation.dataset.read_instances(sample), truth.shape, self.things)
+        return listed_instances(self.evaluation.dataset.read_instances(sample), size_of(truth), self.things)
 
     def _measure(
         self,
         views: Iterable[tuple[ProposalRecord, np.ndarray]],
         truth: np.ndarray,
-        segments,
+        segments: Segments | None,
         objects: TrueInstances | None,
         keep_views: bool,
     ) -> dict[str, Any]:
@@ -131,7 +133,9 @@ class CountMaker:
                 row["boundary"] = self._boundaries(maps, truth)
         return row | self._one_view_tasks(kept, segments, objects)
 
-    def _one_view_tasks(self, views: Sequence[FusedView], segments, objects: TrueInstances | None) -> dict[str, Any]:
+    def _one_view_tasks(
+        self, views: Sequence[FusedView], segments: Segments | None, objects: TrueInstances | None
+    ) -> dict[str, Any]:
         """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
         from vitp_pipeline.evaluation.instances import image_row
         from vitp_pipeline.metrics.panoptic import count
@@ -141,11 +145,12 @@ class CountMaker:
         if not {"instance", "panoptic"} & set(tasks):
             return row
         (view,) = views
-        if "instance" in tasks:
+        if objects is not None:
             row |= image_row(self.segmenter.instances(view), objects, len(self.things), self.settings)
         if "panoptic" in tasks and segments is not None:
+            true_ids, real = segments
             maps = self.segmenter.panoptic(view)
-            row["panoptic"] = [count(ids, found, *segments, len(self.things)) for ids, found in maps]
+            row["panoptic"] = [count(ids, found, true_ids, real, len(self.things)) for ids, found in maps]
         return row
 
     def _score(

@@ -18,7 +18,7 @@ from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
 from vitp_pipeline.datasets.dataset import GroundTruthInstance
 from vitp_pipeline.datasets.identity import image_ranks
-from vitp_pipeline.decoding.rle import encode_mask
+from vitp_pipeline.decoding.rle import Rle, encode_mask
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.metrics import cityscapes, instances
 from vitp_pipeline.metrics.boundary import boundary_width
@@ -71,7 +71,7 @@ def image_row(
 def _measured(
     measure: str,
     found: list[Detections],
-    rles: list[dict],
+    rles: list[Rle],
     truth: TrueInstances,
     classes: int,
     settings: EvaluateSettings,
@@ -140,12 +140,12 @@ def figures(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[s
         t = columns_where(truths, measure=number)
         counts = np.zeros((len(spec.classes), len(instances.AREAS) if measure != "cityscapes" else 1), np.int64)
         np.add.at(counts, (t["class"], t["area"]), t["count"])
-        columns = (e[name] for name in ("class", "score", "hit", "ignored"))
+        categories, scores, hit, ignored = (e[name] for name in ("class", "score", "hit", "ignored"))
         if measure == "cityscapes":
-            values = cityscapes.average_precision(*columns, counts)
+            values = cityscapes.average_precision(categories, scores, hit, ignored, counts)
             totals, per_class = cityscapes.figures(values), values.mean(1)
         else:
-            result = instances.average_precision(*columns, counts)
+            result = instances.average_precision(categories, scores, hit, ignored, counts)
             totals, per_class = result.figures(), result.per_class()
         named = {n: p for n, p, thing in zip(spec.class_names, per_class, spec.things, strict=True) if thing}
         return {**totals, "per_class": named, "classes": int((counts[:, 0] > 0).sum())}

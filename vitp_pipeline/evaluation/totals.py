@@ -15,7 +15,7 @@ read.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from vitp_pipeline.artifacts.parts import RUN, read_index, write_index
 from vitp_pipeline.evaluation import certainty
 from vitp_pipeline.evaluation.count_reader import (
     STATES,
+    Pieces,
     Rows,
     add_part,
     areas_of,
@@ -108,7 +109,8 @@ class Totals:
 
     def panoptic(self, variant: int) -> PanopticCounts:
         """The matches of a variant."""
-        return PanopticCounts(*self.matches[variant], self._ious.totals(variant))
+        tp, fp, fn = self.matches[variant]
+        return PanopticCounts(tp, fp, fn, self._ious.totals(variant))
 
     def add_table(self, table: pa.Table) -> None:
         """Adds what `table` of another one gave, in the images' order."""
@@ -142,7 +144,8 @@ class Totals:
 
 def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
     """Adds up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
-    totals, pieces = Totals(evaluation, generator, fused), {}
+    totals = Totals(evaluation, generator, fused)
+    pieces: Pieces = {}
     totals.missing = missing_shards(evaluation)
     finished = sorted(set(range(evaluation.run.shards)).difference(totals.missing))
     if "instance" not in evaluation.tasks:
@@ -173,7 +176,7 @@ def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) 
     write_index(totals_path(evaluation.run.shard_folder(shard)), table.replace_schema_metadata(about))
 
 
-def _add_parts(totals: Totals, pieces: dict[str, Any], evaluation: Evaluation, shard: int) -> None:
+def _add_parts(totals: Totals, pieces: Pieces, evaluation: Evaluation, shard: int) -> None:
     first = evaluation.run.first_image(shard)
     for part in shard_parts(evaluation, shard):
         totals.add(part, first)

@@ -192,21 +192,22 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
     from vitp_pipeline.inference.overlay import Region
 
     classes = spec.classes
-    if task == "semantic":
+    if task == "semantic" and found.labels is not None:
         shown = np.setdiff1d(found.labels, [IGNORE]).tolist()
-        return [Region(found.labels == k, classes[k].color, classes[k].name) for k in shown]
-    if task == "instance":
+        return [Region(np.equal(found.labels, k), classes[k].color, classes[k].name) for k in shown]
+    if task == "instance" and found.instances is not None:
         drawn = [(i, classes[i.category]) for i in reversed(found.instances) if i.score >= DRAWN_FROM]
         return [
             Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
             for n, (i, info) in enumerate(drawn)
         ]
     masks, listed = {m.query: m for m in found.masks}, []
-    for s in found.segments:
+    ids = np.zeros(0) if found.ids is None else found.ids
+    for s in found.segments or ():
         info, best = classes[s.category], _surest(masks, s.masks)
         before = best.generator.category
         name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
-        listed.append(Region(found.ids == s.id, _shade(info.color, s.id) if info.thing else info.color, name))
+        listed.append(Region(np.equal(ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name))
     return listed
 
 
@@ -244,7 +245,7 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
             {"class": names[k], "label": spec.classes[k].label, "pixels": int(counts[k])}
             for k in np.flatnonzero(counts).tolist()
         ]
-    if found.segments is not None:
+    if found.segments is not None and found.ids is not None:
         content["panoptic"] = [
             {
                 "id": s.id,
@@ -252,7 +253,7 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
                 "label": spec.classes[s.category].label,
                 "thing": spec.classes[s.category].thing,
                 "score": _short(s.score),
-                "pixels": int((found.ids == s.id).sum()),
+                "pixels": np.count_nonzero(found.ids == s.id),
                 "masks": list(s.masks),
                 **named(_surest(masks, s.masks)),
             }

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.identity import identity_of
-from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, manifest_of
-from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings
+from vitp_pipeline.config.recipe import NO_DATA_ROOT, StageTables, manifest_of
+from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, Settings
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.evaluation.definition import map_settings
 from vitp_pipeline.generators.registry import find_source
@@ -21,6 +21,7 @@ from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import did_you_mean
 
 if TYPE_CHECKING:
+    from vitp_pipeline.datasets import DatasetSpec
     from vitp_pipeline.inference.predictor import Predictor
 
 KINDS = (ProposalSettings, ClassifySettings, EvaluateSettings)
@@ -49,13 +50,13 @@ def prepare(
         raise UsageError(f"--overlays {overlay!r}", f"Choose one of: {', '.join(OVERLAYS)}")
     if odd := [task for task in tasks if task not in TASKS]:
         raise UsageError(f"--task {odd[0]!r}", f"Choose among: {', '.join(TASKS)}")
-    spec, tables, path = None, {}, Path("predict")
+    spec: DatasetSpec | None = None
+    given = StageTables(Path("predict"), {})
     if recipe is not None:
         spec, loaded = manifest_of(recipe)
-        tables, path = (loaded.tables, loaded.path) if loaded else ({}, path)
+        given = loaded or given
     if spec is None and {"panoptic", "instance"} & set(tasks):
         raise UsageError("which classes are things?", "Name a manifest that says it, or a recipe: --recipe R")
-    given = Recipe(path, "predict", spec, tables)
     proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
     root = data_root or NO_DATA_ROOT
     source = find_source(proposals, lambda text: given.find_file(text, root))
@@ -104,14 +105,14 @@ def _many_views(settings: ProposalSettings) -> bool:
 
 
 def _settings(
-    recipe: Recipe, flags: dict[str, Any], changes: dict[str, Any]
+    recipe: StageTables, flags: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[ProposalSettings, ClassifySettings, EvaluateSettings]:
     """The three tables; a key of --set belongs to all that have it.
 
     Raises:
         UsageError: no table has it, or no generator is named.
     """
-    known = {kind: set(keys_of(kind)) for kind in KINDS}
+    known: dict[type, set[str]] = {kind: set(keys_of(kind)) for kind in KINDS}
     known[ProposalSettings] -= NOT_PREDICTED
     all_known = sorted(set().union(*known.values()))
     for key in changes:
@@ -126,10 +127,12 @@ def _settings(
         values["checkpoint"] = values.get("checkpoint") or ""
     if values.get("name") is not None:  # by name, in the run
         values["classifier"] = values.get("classifier") or ""
-    proposals, classify, evaluate = (
-        recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]}) for kind in KINDS
-    )
-    return proposals.settled(begun=False), classify, evaluate
+
+    def stage(kind: type[Settings]) -> Settings:
+        return recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]})
+
+    proposals = stage(ProposalSettings).settled(begun=False)
+    return proposals, stage(ClassifySettings), stage(EvaluateSettings)
 
 
 def _absolute(text: str | None) -> str | None:

@@ -28,8 +28,7 @@ class MaskCounts:
 
     def __init__(self, masks: Sequence[Rle], truth: TrueInstances) -> None:
         self.inter, self.areas, self.true_areas = intersections(masks, truth.masks)
-        void = [truth.void] if truth.void else []
-        self.void = intersections(masks, void)[0].sum(1)
+        self.void = intersections(masks, [truth.void])[0].sum(1)
 
 
 def match(found: Detections, at: MaskCounts, truth: TrueInstances) -> Matches:

@@ -24,14 +24,17 @@ _MAX_ID = 1 << 24  # COCO writes ids into three bytes
 class PredictedSegment(Protocol):
     """What is read of a predicted segment (e.g. `postprocess.panoptic.Segment`)."""
 
-    id: int
-    category: int
+    @property
+    def id(self) -> int: ...
+    @property
+    def category(self) -> int: ...
 
 
 class TrueSegment(PredictedSegment, Protocol):
     """What is read of a ground-truth segment (e.g. `datasets.GroundTruthSegment`)."""
 
-    iscrowd: bool
+    @property
+    def iscrowd(self) -> bool: ...
 
 
 @dataclass(frozen=True)

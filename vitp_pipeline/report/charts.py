@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def alpha_curve(
     return {"data": data, "layout": layout}
 
 
-def class_bars(classes: Sequence[str], values: dict[str, Sequence[Any]], name: str) -> Chart:
+def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
     """A row per class: grey up to the generator, coloured from there to the fused figure, pale up to the bound."""
     generator, fused = (percents(values[k]) for k in ("generator", "fused"))
     of_masks = values.get("bound_mask", [None] * len(classes))
@@ -91,8 +91,10 @@ def class_bars(classes: Sequence[str], values: dict[str, Sequence[Any]], name: s
         for c, g, f, b in zip(classes, values["generator"], values["fused"], of_masks, strict=True)
     ]
 
-    def bars(title: str, x: list, color: str, width: float, base: list | float = 0.0, hover: bool = False) -> dict:
-        shown = {"hovertext": text, "hoverinfo": "text"} if hover else {"hoverinfo": "skip"}
+    def bars(
+        title: str, x: list[float], color: str, width: float, base: list[float] | float = 0.0, hover: bool = False
+    ) -> dict[str, Any]:
+        shown: dict[str, Any] = {"hovertext": text, "hoverinfo": "text"} if hover else {"hoverinfo": "skip"}
         bar = {"type": "bar", "orientation": "h", "name": title, "y": list(classes), "x": x, "base": base}
         return bar | {"width": width, "marker": {"color": color}} | shown
 

@@ -142,7 +142,8 @@ def panoptic_quality(total: np.ndarray) -> np.ndarray:
     seen = segments > 0
     quality = np.divide(2 * total[..., 0], segments, out=np.zeros_like(segments), where=seen)
     count = seen.sum(-1)
-    return np.divide(quality.sum(-1), count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    mean: np.ndarray = np.divide(quality.sum(-1), count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    return mean
 
 
 def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
@@ -355,8 +356,9 @@ def _side_by_side(runs: Sequence[StoredEvaluation], labels: Sequence[str], task:
     rows = []
     for variant in ("generator", "classifier", "fused", "bound_mask"):
         for label, table in zip(labels, tables, strict=True):
-            found = next((r for r in table["rows"] if r["variant"] == variant), None) if table else None
-            if found:
+            if table is None:
+                continue
+            for found in [row for row in table["rows"] if row["variant"] == variant]:
                 known = dict(zip(table["columns"], found["values"], strict=True))
                 rows.append({"label": label, "title": found["title"], "values": [known.get(c) for c in columns]})
     return {"columns": columns, "rows": rows}

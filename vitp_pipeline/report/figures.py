@@ -66,7 +66,13 @@ def task_figures(stored: StoredEvaluation, task: str, variant: str) -> tuple[dic
     return totals, per_class
 
 
-def _collect(value: dict[str, Any], classes: set[str], path: tuple[str, ...], totals: dict, per_class: dict) -> None:
+def _collect(
+    value: dict[str, Any],
+    classes: set[str],
+    path: tuple[str, ...],
+    totals: dict[str, Any],
+    per_class: dict[str, dict[str, Any]],
+) -> None:
     for key, entry in value.items():
         group = [p for p in path if p != "all"]
         name = " ".join([WORDS.get(key, key), *group])
@@ -104,7 +110,8 @@ def _place(name: str) -> tuple[int, int]:
     known = (f for f in sorted(ORDER, key=len, reverse=True) if name == f or name.startswith(f"{f} "))
     figure = next(known, name.partition(" ")[0])
     group = name.removeprefix(figure).strip()
-    return tuple(all_.index(x) if x in all_ else len(all_) for x, all_ in ((group, GROUPS), (figure, ORDER)))
+    first, second = (all_.index(x) if x in all_ else len(all_) for x, all_ in ((group, GROUPS), (figure, ORDER)))
+    return first, second
 
 
 def sweep(stored: StoredEvaluation) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import ClassInfo, default_color
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.count_reader import Rows, read_rows
-from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
+from vitp_pipeline.evaluation.definition import Evaluation, Inputs, headline_variants, streamed
 from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_named, facts_of, labels
 from vitp_pipeline.evaluation.summary import read_result_totals, summarise
 from vitp_pipeline.shipped import shipped
@@ -83,10 +83,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     folder = evaluation_folder(path)
     run, rebuilt = folder.parents[1], open_run(folder)
     if "stream" in rebuilt.identity:
-        raise IncompatibleError(
-            f"{folder}: was streamed, so there are no masks and scores to show",
-            "Name another evaluation, or run generate-proposals, classify and evaluate without --stream",
-        )
+        raise streamed(folder)
     proposals = open_proposals(run)
     proposals.require_one_view("reports")
     if missing := [key for key in READ if key not in rebuilt.identity]:
@@ -103,8 +100,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
     evaluation = Evaluation(
         rebuilt,
-        proposals,
-        classes,
+        Inputs(proposals, classes),
         dataset,  # type: ignore[arg-type]
         tuple(rebuilt.identity["alphas"]),
         settings.alpha,
@@ -165,7 +161,7 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
     identity = proposals.run.identity["manifest"]
 
     def fits(spec: DatasetSpec) -> bool:
-        return json.loads(json.dumps(spec.identity())) == identity
+        return bool(json.loads(json.dumps(spec.identity())) == identity)
 
     if recipe is not None:
         spec = load_recipe(recipe).manifest
@@ -183,7 +179,9 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
             f"{proposals.run.folder}: its manifest {identity['name']!r} is none of the shipped ones",
             "Name the run's recipe with --recipe, so that its images can be found",
         )
-    classes = tuple(ClassInfo(*c, default_color(i)) for i, c in enumerate(identity["classes"]))
+    classes = tuple(
+        ClassInfo(name, label, thing, default_color(i)) for i, (name, label, thing) in enumerate(identity["classes"])
+    )
     return DatasetSpec(identity["name"], classes, identity["kind"], tuple(identity["ignore"]), {})
 
 

@@ -48,12 +48,12 @@ class MaskFacts:
 
     def right(self, namer: str) -> np.ndarray:
         """(M,) bool: named as the ground truth inside."""
-        return self.names[namer] == self.label
+        return np.asarray(self.names[namer] == self.label)
 
     @property
     def known(self) -> np.ndarray:
         """(M,) bool: the ground truth inside has a label."""
-        return self.label != IGNORE
+        return np.asarray(self.label != IGNORE)
 
 
 def alphas_of(stored: StoredEvaluation) -> tuple[float, float, float]:
@@ -77,13 +77,13 @@ def presence(class_logits: np.ndarray) -> np.ndarray:
     """(Q,) float64 1 − v."""
     y = class_logits.astype(np.float64)
     weights = np.exp(y - y.max(1, keepdims=True))
-    return weights[:, :-1].sum(1) / weights.sum(1)
+    return np.asarray(weights[:, :-1].sum(1) / weights.sum(1))
 
 
 def mask_areas(masks: np.ndarray, view: View) -> np.ndarray:
     """(M,) share of the image inside {logit > 0}, counted at the resolution of the stored masks."""
     height, width = (max(1, round(m * r / p)) for m, r, p in zip(view.mask, view.resized, view.padded, strict=True))
-    return (masks[:, :height, :width] > 0).mean((1, 2), dtype=np.float64)
+    return np.asarray((masks[:, :height, :width] > 0).mean((1, 2), dtype=np.float64))
 
 
 def read_masks(stored: StoredEvaluation) -> MaskFacts:
@@ -94,7 +94,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     proposals, classes = stored.evaluation.proposals, stored.evaluation.classes
     segmenter = stored.evaluation.segmenter
     uncertainty = np.full(len(number), np.nan)
-    pieces: list[tuple] = []
+    pieces: list[tuple[np.ndarray, ...]] = []
     with progress("reading masks", len(number) - len(failed)) as shown:
         for shard in range(proposals.run.shards):
             if shard in stored.rows.missing:
@@ -111,10 +111,10 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                         label = [labels.get((image, q), IGNORE) for q in query.tolist()]
                         pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
                         shown.advance()
-    columns = [np.concatenate(column) for column in zip(*pieces, strict=True)] if pieces else [np.zeros(0, int)] * 10
-    image, query, area, *named, label = columns
+    empty = (np.zeros(0, int),) * 10
+    images, queries, areas, *named, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
     names, sureness = dict(zip(NAMERS, named[:3], strict=True)), dict(zip(NAMERS, named[3:], strict=True))
-    return MaskFacts(image, query, label, area, names, sureness, uncertainty)
+    return MaskFacts(images, queries, majority, areas, names, sureness, uncertainty)
 
 
 def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], float]:

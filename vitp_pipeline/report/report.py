@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.evaluation.definition import HEADLINE
 from vitp_pipeline.figure import difference, percent, plain
 from vitp_pipeline.report import charts, figures, mask_statistics
 from vitp_pipeline.report.gallery import choose
@@ -178,7 +179,7 @@ def _confusion_text(
 def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """The columns of the table of classes; a variant that lacks the figure has none."""
     count = len(next(iter(values.values())))
-    columns = {v: values.get(v, [None] * count) for v in figures.HEADLINE}
+    columns = {v: values.get(v, [None] * count) for v in HEADLINE}
     columns["change"] = [difference(f, g) for g, f in zip(columns["generator"], columns["fused"], strict=True)]
     return columns
 

@@ -71,7 +71,8 @@ def thumbnail_size(original: Size) -> Size:
 def shrunk(labels: np.ndarray, size: Size) -> np.ndarray:
     """(H, W) → `size`: of every cell the value at its centre, so that no class appears that is not there."""
     row, col = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size, labels.shape, strict=True))
-    return labels[row[:, None], col[None]]
+    small: np.ndarray = labels[row[:, None], col[None]]
+    return small
 
 
 def top_masks(record: ProposalRecord, shown: np.ndarray, present: np.ndarray, size: Size) -> np.ndarray:

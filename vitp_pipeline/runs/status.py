@@ -70,7 +70,7 @@ def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
     """What class scores and evaluations are, in a few words, by `stage`."""
     own = [stage for stage in stages if stage.folder.parent.name in ("classes", "evaluation")]
     names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
-    found = {}
+    found: dict[str, str] = {}
     for kind in ("classes", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
         texts = labels([facts[i] for i in chosen], ALWAYS)
@@ -80,8 +80,11 @@ def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
 
 def _sharded(run: StageRun) -> dict[str, Any]:
     folder = run.folder
-    done, running, stopped, missing = 0, [], [], []
-    images, failed, size = 0, [], 0
+    running: list[int] = []
+    stopped: list[int] = []
+    missing: list[int] = []
+    failed: list[list[str]] = []
+    done, images, size = 0, 0, 0
     bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     for shard in range(run.shards):
         if run.finished(shard):

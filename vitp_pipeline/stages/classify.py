@@ -26,7 +26,7 @@ from vitp_pipeline.artifacts.proposals import (
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.identity import identity_of
-from vitp_pipeline.config.recipe import Recipe
+from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
@@ -75,7 +75,7 @@ def classify(
     return run_parts(run, shards, build, "classify", retry_failed)
 
 
-def classifier_file(recipe: Recipe, settings: ClassifySettings, data_root: Path, out: Path) -> Path:
+def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: Path, out: Path) -> Path:
     """The classifier to use. Raises MissingStageError when it has not been trained (to its end)."""
     if settings.classifier:
         return recipe.find_file(settings.classifier, data_root)

@@ -17,7 +17,7 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import MissingStageError
 from vitp_pipeline.evaluation.certainty import check_codec
-from vitp_pipeline.evaluation.definition import Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.evaluation.definition import Evaluation, Inputs, Measured, check_tasks, check_views
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -63,7 +63,7 @@ def prepare(
     }
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    evaluation = measured.evaluation(run, proposals, classes, dataset)
+    evaluation = measured.evaluation(run, Inputs(proposals, classes), dataset)
     check_codec(evaluation.codec, settings, evaluation.tasks)
     if proposals.several_views:
         check_views(evaluation)

@@ -29,6 +29,7 @@ from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import find_source
+from vitp_pipeline.geometry import size_of
 from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
 from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
 from vitp_pipeline.storage.backend import there
@@ -89,7 +90,7 @@ class Stream:
             shard.for_new_run()
         images = dataset.image_ids
         run = create_or_check(folder, identity, images, shard.count, generate.part_size)
-        self.evaluation: Evaluation = measured.evaluation(run, None, None, dataset)
+        self.evaluation: Evaluation = measured.evaluation(run, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
@@ -139,7 +140,7 @@ class StreamMaker:
         try:
             picture = self.dataset.read_image(self.dataset.sample(image_id))
             views = self._views(image_id, picture)
-            return self.counter.row(image_id, picture.shape[:2], views, keep_views=self.one_view)
+            return self.counter.row(image_id, size_of(picture), views, keep_views=self.one_view)
         except InputError as error:
             return {"error": error.message}
 
