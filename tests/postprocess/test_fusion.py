@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitp_pipeline.config.choices import FORMULAS
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.postprocess.fusion import FORMULAS, fuse, named_probs
+from vitp_pipeline.postprocess.fusion import fuse, named_probs
 
 GOLDEN = [  # official code, α = 0.4 (facts §3.3): y, c, renormalised, raw; void last
     (
@@ -57,7 +58,7 @@ logits = st.floats(-15, 15, width=32)
         lambda k: st.tuples(st.lists(logits, min_size=k + 1, max_size=k + 1), st.lists(logits, min_size=k, max_size=k))
     ),
     st.floats(0, 1),
-    st.sampled_from(FORMULAS),
+    st.sampled_from(["renormalised", "raw"]),
 )
 def test_matches_plain_python_and_the_pruning_bound(yc, alpha, formula):
     y, c = yc
@@ -70,7 +71,7 @@ def test_matches_plain_python_and_the_pruning_bound(yc, alpha, formula):
     assert p.dtype == void.dtype == torch.float32
 
 
-@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("formula", list(FORMULAS))
 def test_alpha_zero_is_the_generator_bit_for_bit(formula):
     y, c = torch.randn(50, 12) * 5, torch.randn(50, 11) * 5
     c[0] = -torch.inf
@@ -81,7 +82,7 @@ def test_alpha_zero_is_the_generator_bit_for_bit(formula):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("formula", list(FORMULAS))
 def test_minus_infinity(alpha, formula):
     inf = torch.inf
     y = torch.tensor([[-inf, 1.0, 0.0], [0.0, 1.0, -inf], [-inf, -inf, 0.0], [0.0, -inf, 0.0], [0.0, -inf, -inf]])

@@ -1,12 +1,18 @@
-"""Words that a key may be, where code elsewhere goes by them, too. Adding one = its word here, and the code."""
+"""Words that a key may be, where code elsewhere goes by them, too; of families that grow, their registries."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from vitp_pipeline.validation.constraints import OneOf
+from vitp_pipeline.validation.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Task = Literal["semantic", "panoptic", "instance"]
 InstanceMeasure = Literal["coco", "boundary", "cityscapes"]
-Formula = Literal["renormalised", "raw"]
 PanopticRule = Literal["d2", "mmdet"]
 Protocol = Literal["mmseg0", "mmseg1", "mmdet", "d2"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -15,7 +21,14 @@ Annotation = Literal["fine", "coarse", "boxes"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 INSTANCE_MEASURES: tuple[InstanceMeasure, ...] = get_args(InstanceMeasure)
-FORMULAS: tuple[Formula, ...] = get_args(Formula)
 PANOPTIC_RULES: tuple[PanopticRule, ...] = get_args(PanopticRule)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
+
+Formula = Callable[["Tensor", "Tensor", float], tuple["Tensor", "Tensor"]]
+"""From the generator's logits (Q, K+1), no object last, the classifier's (Q, K) and α in (0, 1] to probabilities of the
+classes (Q, K) and of no object (Q,), which together are 1 for each mask; float32, any device, −inf logits allowed.
+"""
+FORMULAS: Registry[Formula] = Registry("fusion formula", "vitp_pipeline.postprocess.formulas")
+
+FormulaName = Annotated[str, OneOf(FORMULAS)]

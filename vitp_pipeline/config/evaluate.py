@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vitp_pipeline.config.choices import Formula, InstanceMeasure, PanopticRule, Protocol, Task
+from vitp_pipeline.config.choices import FormulaName, InstanceMeasure, PanopticRule, Protocol, Task
 from vitp_pipeline.validation.constraints import DISTINCT, SOME, Device, Fraction, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
@@ -18,7 +18,7 @@ class EvaluateSettings:
         0.4
     )
     formula: Annotated[
-        Formula,
+        FormulaName,
         Key("Fusion formula: renormalised as in OneFormer's code, raw as in InternImage's."),
     ] = "renormalised"
     panoptic_rule: Annotated[PanopticRule, Key("Order of steps in panoptic assembly: of detectron2 or of mmdet.")] = (

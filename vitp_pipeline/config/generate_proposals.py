@@ -10,6 +10,7 @@ from annotated_types import Len
 from pydantic import model_validator
 
 from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec
+from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.validation.constraints import (
     ASCENDING,
@@ -27,15 +28,7 @@ from vitp_pipeline.validation.constraints import (
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
 
-
-def point_policies() -> tuple[str, ...]:
-    """Names of the policies that choose a mask's points."""
-    from vitp_pipeline.artifacts.proposals import POINT_POLICIES
-
-    return POINT_POLICIES
-
-
-PointPolicy = Annotated[str, OneOf(point_policies)]
+PointPolicy = Annotated[str, OneOf(POINT_POLICIES)]
 Scale = Annotated[float, within(0, 100, "()")]
 STEP = Check(
     lambda step: step == 0 or (step >= 2**-14 and math.frexp(step)[0] == 0.5), "is neither 0 nor 1, 1/2, 1/4 … 1/16384"

@@ -78,7 +78,7 @@ class SplitSpec:
 class LabelSpec:
     """How label files are read."""
 
-    kind: Annotated[str, OneOf(lambda: LABEL_KINDS), Key("Kind of the label files.")]
+    kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
     ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values that count nowhere.", "label")] = ()
     polygons: Annotated[
         dict[str, Annotated[int, within(-1, 2**31 - 1)]],

@@ -1,19 +1,4 @@
-"""The geometric ensemble of the generator's and the classifier's opinions about a mask (facts §3.3, paper Eq.
-2).
-
-With y the generator's class logits (void last) and c the classifier's logits:
-in = softmax(y[:K]), out = softmax(c), v = softmax(y)[K], g_k = in_k^(1−α) · out_k^α, S = Σ g_k ≤ 1.
-
-| formula | class k | void | source |
-|---|---|---|---|
-| `renormalised` | (1 − v)·g_k / S | v | official OneFormer code |
-| `raw` | (1 − v)·g_k / ((1 − v)·S + v) | v / ((1 − v)·S + v) | official InternImage code |
-
-The paper says no more than g and "∅ concatenated". Everything is computed from log-softmax: neither an ε nor
-a product of underflown probabilities; the official ε of 1e-8 inside the log moves a probability by about as
-much. Under both formulas Σ_k p_k ≤ 1 − v whatever the classifier says, which is what lets masks be dropped
-before classification.
-"""
+"""Fusion of the generator's and the classifier's scores of a mask; `formulas` has the ways to do it."""
 
 from __future__ import annotations
 
@@ -24,6 +9,7 @@ from torch import Tensor
 from vitp_pipeline.config.choices import FORMULAS
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.postprocess.formulas import log_objectness
 
 
 def fuse(
@@ -34,35 +20,24 @@ def fuse(
     Args:
         class_logits: (Q, K+1) floats, void last; −inf is allowed.
         point_logits: (Q, K) floats, −inf is allowed. Not read when α = 0.
-        alpha: weight of the classifier in [0, 1]. 0 gives exactly softmax(class_logits) in both formulas; 1
+        alpha: weight of the classifier in [0, 1]. 0 gives exactly softmax(class_logits) by every formula; 1
             ignores how the generator divides 1 − v among the classes.
-        formula: "renormalised" or "raw", see the module.
+        formula: one of `FORMULAS`.
     Returns:
-        p (Q, K) and p_void (Q,), float32, with Σ_k p_qk + p_void_q = 1. Where the two distributions share no
-        class (S = 0, only with −inf logits) nothing can be named: p = 0 and p_void = 1.
+        p (Q, K) and p_void (Q,), float32, with Σ_k p_qk + p_void_q = 1.
     Raises:
         UsageError: α outside [0, 1], unknown formula.
         IncompatibleError: the shapes disagree.
     """
-    _check(class_logits, point_logits, formula)
-    y = class_logits.float()
+    fused = FORMULAS[formula]
+    _check(class_logits, point_logits)
     if not 0.0 <= alpha <= 1.0:
         raise UsageError(f"α = {alpha} is not a weight", "Give a number from 0 (generator) to 1 (classifier)")
-    own, other = float(np.float32(1.0 - alpha)), float(np.float32(alpha))
-    if other == 0.0:  # where one weighs nothing it is not read, so that 0·(−∞) is never met
+    y = class_logits.float()
+    if np.float32(alpha) == 0.0:  # the classifier is not read, so that 0·(−∞) is never met
         plain = y.softmax(-1)
         return plain[:, :-1], plain[:, -1]
-    log_g = _log_softmax(point_logits.float().to(y.device))
-    if own > 0.0:
-        log_g = own * _log_softmax(y[:, :-1]) + other * log_g
-    if formula == "renormalised":
-        dead = log_g.isneginf().all(-1)  # S = 0: the rest of the mass has no class to go to
-        void = torch.where(dead, 0.0, y.log_softmax(-1)[:, -1]).exp()
-        return (_log_softmax(log_g) + _log_object(y)[:, None]).exp(), void
-    log_p = torch.cat([log_g + _log_object(y)[:, None], y.log_softmax(-1)[:, -1:]], -1)
-    dead = log_p.isneginf().all(-1)
-    probs = _log_softmax(log_p).exp()
-    return probs[:, :-1], torch.where(dead, 1.0, probs[:, -1])
+    return fused(y, point_logits.float().to(y.device), alpha)
 
 
 def named_probs(class_logits: Tensor, labels: np.ndarray | Tensor, keep_void: bool = True) -> Tensor:
@@ -87,14 +62,12 @@ def named_probs(class_logits: Tensor, labels: np.ndarray | Tensor, keep_void: bo
         )
     probs = class_logits.new_zeros((queries, classes), dtype=torch.float32)
     named = (labels != IGNORE).nonzero()[:, 0]
-    weight = _log_object(class_logits.float()).exp() if keep_void else torch.ones_like(probs[:, 0])
+    weight = log_objectness(class_logits.float()).exp() if keep_void else torch.ones_like(probs[:, 0])
     probs[named, labels[named]] = weight[named]
     return probs
 
 
-def _check(class_logits: Tensor, point_logits: Tensor, formula: str) -> None:
-    if formula not in FORMULAS:
-        raise UsageError(f"unknown fusion formula {formula!r}", f"Choose one of {', '.join(FORMULAS)}")
+def _check(class_logits: Tensor, point_logits: Tensor) -> None:
     if (
         class_logits.ndim != 2
         or point_logits.ndim != 2
@@ -105,13 +78,3 @@ def _check(class_logits: Tensor, point_logits: Tensor, formula: str) -> None:
             "(Q, K) do not belong together",
             "Generator and classifier must see the same queries and name the same classes",
         )
-
-
-def _log_object(y: Tensor) -> Tensor:
-    """log(1 − v) without the subtraction that cancels when v is near 1."""
-    return y[:, :-1].logsumexp(-1) - y.logsumexp(-1)
-
-
-def _log_softmax(x: Tensor) -> Tensor:
-    """log_softmax that leaves a row of −inf as it is instead of making it NaN."""
-    return torch.where(x.isneginf(), x, x - x.logsumexp(-1, keepdim=True))

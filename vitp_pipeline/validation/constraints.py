@@ -49,18 +49,18 @@ class Check:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Names of a registry. It is read at every check, so that a name added to it is known at once."""
+    """Names of a registry. They are read at every check, so that one that is added is known at once."""
 
-    names: Callable[[], Iterable[str]]
+    names: Iterable[str]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {**handler(core), "enum": list(self.names())}
+        return {**handler(core), "enum": list(self.names)}
 
     def _checked(self, value: str) -> str:
-        known = list(self.names())
+        known = list(self.names)
         if value not in known:
             raise PydanticCustomError("choice", "{known}", {"known": known})
         return value

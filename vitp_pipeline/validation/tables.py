@@ -100,7 +100,7 @@ def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageErr
         return UsageError(f"{what} {error['ctx']['words']}", f"It takes {takes}" if _suffix(_of_items(schema)) else "")
     if error["type"] in ("choice", "literal_error") and "enum" in _of_items(schema):
         choose = "Choose among" if schema.get("type") == "array" else "Choose one of"
-        return UsageError(what, f"{choose}: {takes_choice(schema)}")
+        return UsageError(what, f"{_meant(error['input'], schema)}{choose}: {takes_choice(schema)}")
     if "anyOf" in schema:
         return UsageError(f"{what} is not {takes}")
     inner = _of_items(schema)
@@ -116,6 +116,11 @@ def _of_items(schema: dict[str, Any]) -> dict[str, Any]:
     if "anyOf" in schema:
         return _of_items(schema["anyOf"][0])
     return _of_items(schema["items"]) if schema.get("type") == "array" else schema
+
+
+def _meant(word: Any, schema: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(word), _of_items(schema)["enum"], 1, 0.5)
+    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def takes_choice(schema: dict[str, Any]) -> str:
