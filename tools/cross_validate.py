@@ -3,10 +3,8 @@
     python tools/cross_validate.py coco-sample --data-root ../shared/data/coco --out runs/choosing --set class_prior=1.0
 
 Every fold trains a classifier without a fifth of the training images, and names the generator's masks of those. Printed
-are figures over all folds together, by point policy, average and temperature, and the temperatures that the folds fit
-to ground truth of their own held-out images (used in the table if the recipe says `calibrated`). The generator has
-seen these images, the classifier has not: compare the rows of a column, and read α = 1, where the generator's names do
-not count.
+are figures over all folds together, by point policy, average and temperature. The generator has seen these images, the
+classifier has not: compare the rows of a column, and read α = 1, where the generator's names do not count.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.postprocess.mask_labels import majority_label
 from vitp_pipeline.postprocess.segmenter import Segmenter
-from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.stages.classify import fitted_temperature
 from vitp_pipeline.stages.generate_proposals import generate_proposals
 from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
@@ -99,14 +95,11 @@ def held_out_images(
     records = {record.image_id: record for record in proposals}
     dataset = Dataset(recipe.manifest, data_root, split)
     hold_out = -(-len(dataset.samples) // FOLDS)
-    fitted = []
     for fold in range(FOLDS):
         folds = {"hold_out": hold_out, "hold_out_fold": fold}
         name = fingerprint(identity_of(recipe.stage(TrainSettings, **changes, **folds)))[:12]
         settings = recipe.stage(TrainSettings, **changes, **folds, name=name)
-        path = train_classifier(recipe, settings, data_root, out)
-        model = load_classifier(path)
-        fitted.append(model.config.temperature_nll)
+        model = load_classifier(train_classifier(recipe, settings, data_root, out))
         classify = recipe.stage(ClassifySettings)
         for sample in split_samples(dataset.samples, hold_out, fold)[1]:
             if (record := records.get(sample.image_id)) is None:
@@ -115,10 +108,8 @@ def held_out_images(
             logits = {}
             for policy in policies:
                 where = torch.from_numpy(normalise_points(points_of(record, policy), record.view.original))[None]
-                found = point_logits(model, image, where, classify.flip, classify.precision)[0]
-                logits[policy] = found / (fitted_temperature(model, str(path)) if classify.calibrated else 1.0)
+                logits[policy] = point_logits(model, image, where, classify.flip, classify.precision)[0]
             yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
-    say("temperatures fitted on the folds: " + ", ".join("none" if t is None else f"{t:.3f}" for t in fitted))
 
 
 def main() -> None:

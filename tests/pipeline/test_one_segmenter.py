@@ -58,10 +58,9 @@ CLASSIFY: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 NO_MAP = {
     "evaluate": {"device", "tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components", "certain"},
-    "classify": {"name", "classifier", "batch_size", "device", "precision", "calibrated"},
+    "classify": {"name", "classifier", "batch_size", "device", "precision"},
 }
-"""Keys that say what is measured, where it is computed, or which classifier is meant (`calibrated` needs one that was
-fitted; `precision` rounds)."""
+"""Keys that say what is measured, where it is computed, or which classifier is meant (`precision` rounds)."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from vitp_pipeline.classifier.inference import point_logits
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import save_classifier
 from vitp_pipeline.config.settings import ClassifySettings
-from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.errors import InputError
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.stages.classify import classes_run, classify
@@ -38,16 +38,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(making, "drawn", drawn)
     making.make_run(project, tmp_path / "run", part_size=2)
     model = tiny_model()
-    for name, temperature in (("plain", None), ("fitted", 2.5)):
-        model.config = replace(model.config, temperature_nll=temperature)
-        save_classifier(model, tmp_path / f"{name}.safetensors", {})
+    file = tmp_path / "plain.safetensors"
+    save_classifier(model, file, {})
 
-    def score(file: str, **changes) -> np.ndarray:
-        settings = project.recipe.stage(ClassifySettings, classifier=str(tmp_path / f"{file}.safetensors"), **changes)
+    def score(**changes) -> np.ndarray:
+        settings = project.recipe.stage(ClassifySettings, classifier=str(file), **changes)
         classify(project.recipe, settings, project.root, tmp_path / "run", ShardChoice())
-        classes = classes_run(
-            open_proposals(tmp_path / "run"), tmp_path / f"{file}.safetensors", settings, tmp_path / "run"
-        )
+        classes = classes_run(open_proposals(tmp_path / "run"), file, settings, tmp_path / "run")
         with ArrayReader(arrays_of(classes.shard_folder(0), 0)) as arrays:
             return arrays.read(f"point_logits/{project.dataset.samples[0].image_id}")
 
@@ -61,24 +58,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_peaks_are_averaged_in_log_space_unless_told_otherwise(run) -> None:
     score, points = run
     geometric = points.softmax(2).prod(1) ** (1 / PEAKS)
-    found = torch.from_numpy(score("plain", points="peaks")).softmax(1).double()
+    found = torch.from_numpy(score(points="peaks")).softmax(1).double()
     torch.testing.assert_close(found, geometric / geometric.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
-    found = torch.from_numpy(score("plain", points="peaks", average="probabilities")).softmax(1).double()
+    found = torch.from_numpy(score(points="peaks", average="probabilities")).softmax(1).double()
     torch.testing.assert_close(found, points.softmax(2).mean(1), atol=1e-5, rtol=1e-4)
-
-
-def test_the_fitted_temperature_divides_the_logits_of_points(run) -> None:
-    score, points = run
-    for changes, factor in (({}, 1.0), ({"temperature": 0.5}, 2.0)):
-        found = score("fitted", points="peaks", average="probabilities", calibrated=True, **changes)
-        expected = ((points / 2.5).softmax(2).mean(1).log() * factor).softmax(1)
-        torch.testing.assert_close(torch.from_numpy(found).softmax(1).double(), expected, atol=1e-5, rtol=1e-4)
-    assert np.array_equal(score("fitted"), score("plain"))  # not unless asked for
 
 
 def test_what_is_not_there_is_refused(run) -> None:
     score, _ = run
-    with pytest.raises(UsageError, match=r"plain.safetensors has no fitted temperature.*hold_out"):
-        score("plain", calibrated=True)
     with pytest.raises(InputError, match="no 'spread' points, only max, peaks"):
-        score("plain", points="spread")
+        score(points="spread")

@@ -56,14 +56,9 @@ class ModelConfig:
     prompt: Annotated[Literal["point", "mask"], Key("mask: `mask_prompt.MaskViT`, with the two keys below.")] = "point"
     mask_form: Annotated[Literal["attention", "maft"], Key("Which layers mask tokens pass.")] = "attention"
     maft_layers: Annotated[int, within(0, 64), Key("New layers behind the blocks.")] = 0
-    temperature_nll: Annotated[
-        Annotated[float, within(0, 1e6, "(]")] | None,
-        Key("Divides logits to make them the likeliest probabilities of held-out points; None = not fitted."),
-    ] = None
 
     def to_json(self) -> str:
-        fields = {name: value for name, value in asdict(self).items() if value is not None}
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:

@@ -38,6 +38,3 @@ class ClassifySettings:
         Average,
         Key("Average over a mask's points; auto = log-probabilities for peaks, probabilities otherwise."),
     ] = "auto"
-    calibrated: Annotated[
-        bool, Key("Divide the logits of points by the temperature fitted on the held-out training images.")
-    ] = False

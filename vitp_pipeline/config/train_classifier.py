@@ -87,7 +87,6 @@ class TrainSettings:
     weight_decay: Annotated[Rate, Key("Weight decay of matrices; biases, norms and scales have none.", "rate")] = 0.0
     warmup: Annotated[Fraction, Key("Fraction of the steps with a linearly rising rate.", "fraction")] = 0.05
     clip: Annotated[float, within(0, 10**6), Key("Largest norm of the gradient; 0 = no clipping.", "norm")] = 1.0
-    label_smoothing: Annotated[BelowOne, Key("Label smoothing of the cross-entropy.", "fraction")] = 0.0
     class_prior: Annotated[
         float, within(0, 10), Key("Logit adjustment: factor on log(class frequency) in the loss.", "factor")
     ] = 0.0
@@ -139,7 +138,6 @@ class TrainSettings:
     coarse_erosion: Annotated[
         BelowOne, Key("Fraction of an object's depth that is eroded to make coarse masks of fine ones.", "fraction")
     ] = 0.2
-    hue_jitter: Annotated[float, within(0, 0.5), Key("Largest random shift of the hue.", "turns")] = 0.0
     init_from: Annotated[
         str, Key("Classifier to start from in place of `weights`: its name in this run, or a file.", enters="content")
     ] = ""

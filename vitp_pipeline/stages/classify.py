@@ -187,7 +187,6 @@ class Namer:
         if not self.reads_masks and settings.points in SEVERAL_POINTS:
             self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
         self.average = average_of(settings.points, settings.average)
-        self.point_temperature = fitted_temperature(self.model, name) if settings.calibrated else 1.0
         check_classes(self.model.classes, name, spec)
 
     def prompted(self, record: ProposalRecord) -> PromptedImage:
@@ -218,11 +217,7 @@ class Namer:
         )
         settings = self.settings
         return [
-            mask_logits_of_points(
-                own[None] / self.point_temperature, self.points_per_mask, settings.temperature, self.average
-            )[0]
-            .cpu()
-            .numpy()
+            mask_logits_of_points(own[None], self.points_per_mask, settings.temperature, self.average)[0].cpu().numpy()
             for own in logits
         ]
 
@@ -372,16 +367,6 @@ def _before(image_id: str, images: Sequence[str], order: Sequence[str]) -> tuple
     """Those of some images that come before one in an order."""
     earlier = set(order[: order.index(image_id)])
     return tuple(image for image in images if image in earlier)
-
-
-def fitted_temperature(model: PointViT, name: str) -> float:
-    """The temperature fitted in training. Raises UsageError when there is none."""
-    if model.config.temperature_nll is None:
-        raise UsageError(
-            f"calibrated = true, but {name} has no fitted temperature",
-            "Train one with hold_out = 20 or so, or set `temperature` instead",
-        )
-    return model.config.temperature_nll
 
 
 def _schema(fingerprint: str, classes: Sequence[str]) -> pa.Schema:

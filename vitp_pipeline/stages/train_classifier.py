@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,10 +176,9 @@ def _train(
         lock, run: of the process that writes.
     """
     from vitp_pipeline.classifier.build import starting_model
-    from vitp_pipeline.classifier.training.calibration import held_out_temperature
     from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
     from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
-    from vitp_pipeline.classifier.training.validation import POINTS, HeldOut
+    from vitp_pipeline.classifier.training.validation import HeldOut
     from vitp_pipeline.runtime.devices import choose_device
 
     with _loading(team):
@@ -224,9 +223,6 @@ def _train(
             if not validation.figures():
                 kept = "; the last epoch is kept, not the best" if settings.keep == "best" else ""
                 say(f"train-classifier: no held-out image has a labeled pixel, so there are no held-out figures{kept}")
-        if held_out and settings.prompt == "point":
-            temperature = held_out_temperature(model, dataset, held_out, POINTS, settings.precision)
-            model.config = replace(model.config, temperature_nll=temperature)
         files.save_model(model, "model", trained_on)
         lock.check()
         _end(run, settings, {"images": usable, "left_out": batches.skipped})
@@ -289,7 +285,7 @@ def _batches(
         settings.image_size,
         settings.points_per_image,
         settings.batch_size * settings.accumulate,
-        Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter, settings.hue_jitter),
+        Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter),
         settings.sampling,
         settings.seed,
         settings.workers,

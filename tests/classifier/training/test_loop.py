@@ -11,19 +11,15 @@ from timm.models.vision_transformer import Block
 
 from tests.classifier.making import TOY_MANIFEST, tiny_model
 from tests.datasets import making
-from vitp_pipeline.classifier.inference import point_logits
-from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.training.augmentation import Augmentation
 from vitp_pipeline.classifier.training.data import PointBatches
 from vitp_pipeline.classifier.training.loop import Trainer
 from vitp_pipeline.classifier.training.optim import make_optimizer, make_schedule, parameter_groups
-from vitp_pipeline.classifier.training.sampling import sample_points
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import CorruptError, PartialError, UsageError, UserError
-from vitp_pipeline.geometry import normalise_points
 from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
 
 # ---- the schedule ---------------------------------------------------------------------------------------------------
@@ -273,28 +269,6 @@ def test_interrupted_anywhere_gives_the_same_bytes(
             assert interrupted(f"before{every}-{stop}", [stop], every, False) < every
     interrupted("saved", [2], 1, True)
     interrupted("twice", [1, 4], 1, False)
-
-
-def test_a_temperature_is_fitted_on_held_out_images_alone(train, dataset: Dataset) -> None:
-    folder = train("held", epochs=1, hold_out=2)
-    model = load_classifier(folder / "model.safetensors")
-    logits, labels = [], []
-    for index, sample in enumerate(split_samples(dataset.samples, 2)[1]):
-        truth = dataset.read_semantic(sample)
-        where, classes = sample_points(truth, 250, np.random.default_rng([1, index]))
-        image = torch.from_numpy(prepare_image(dataset.read_image(sample), model.image_size))[None]
-        logits.append(point_logits(model, image, torch.from_numpy(normalise_points(where, truth.shape))[None])[0])
-        labels.append(torch.from_numpy(classes))
-
-    def loss(temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(torch.cat(logits) / temperature, torch.cat(labels)))
-
-    found = model.config.temperature_nll
-    assert loss(found) <= min(loss(t) for t in np.geomspace(0.01, 100, 400)) + 1e-6
-    assert json.loads((folder / "model.json").read_text())["model"]["temperature_nll"] == found
-    none = train("all", epochs=1, hold_out=0)
-    assert load_classifier(none / "model.safetensors").config.temperature_nll is None
-    assert b"temperature_nll" not in (none / "model.safetensors").read_bytes()  # such files stay as they were
 
 
 def test_finished_training_is_not_touched(train) -> None:

@@ -25,14 +25,12 @@ class Change:
         angle: degrees counter-clockwise, about the crop's centre.
         mirror: left becomes right.
         factors: of brightness, contrast and saturation; empty = unchanged.
-        hue: turn of the colour circle, −0.5 to 0.5.
     """
 
     crop: tuple[int, int, int, int] | None = None
     angle: float = 0.0
     mirror: bool = False
     factors: tuple[float, ...] = ()
-    hue: float = 0.0
 
     def picture(self, image: np.ndarray, size: Size) -> np.ndarray:
         """(H, W, 3) uint8 to (3, height, width) uint8; what a rotation brings in is black."""
@@ -48,10 +46,6 @@ class Change:
             enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
             for enhancer, factor in zip(enhancers, self.factors, strict=True):
                 picture = enhancer(picture).enhance(factor)
-        if self.hue:
-            hue, saturation, value = picture.convert("HSV").split()
-            turned = (np.asarray(hue).astype(int) + round(255 * self.hue)) % 256
-            picture = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
@@ -121,25 +115,21 @@ class Augmentation:
         crop_scale: least and most share of the area that a random crop keeps; aspect ratio 3/4 to 4/3 of the image's.
         rotation: up to so many degrees either way; what comes in from outside is black and IGNORE.
         color_jitter: factors 1 ± this for brightness, contrast and saturation.
-        hue_jitter: turns of the colour circle up to ± this.
     """
 
     flip: bool = False
     crop_scale: tuple[float, float] = (1.0, 1.0)
     rotation: float = 0.0
     color_jitter: float = 0.0
-    hue_jitter: float = 0.0
 
     def draw(self, shape: Size, rng: np.random.Generator) -> Change:
         """One random change of an image of (height, width) `shape`."""
         crop = self._crop_box(shape, rng) if self.crop_scale != (1.0, 1.0) else None
         angle = float(rng.uniform(-self.rotation, self.rotation)) if self.rotation else 0.0
         mirror = self.flip and rng.random() < 0.5
-        jitter, hue = self.color_jitter, 0.0
+        jitter = self.color_jitter
         factors = tuple(float(rng.uniform(1 - jitter, 1 + jitter)) for _ in range(3)) if jitter else ()
-        if self.hue_jitter:
-            hue = float(rng.uniform(-self.hue_jitter, self.hue_jitter))
-        return Change(crop, angle, mirror, factors, hue)
+        return Change(crop, angle, mirror, factors)
 
     def apply(
         self, image: np.ndarray, labels: np.ndarray, size: Size, rng: np.random.Generator

@@ -153,7 +153,6 @@ class Trainer:
             logits.flatten(0, 1),
             classes.flatten(),
             ignore_index=IGNORE,
-            label_smoothing=self.settings.label_smoothing,
             reduction="sum",
         )
 
