@@ -311,7 +311,7 @@ class ArrayReader:
 
     def read(self, name: str) -> np.ndarray:
         import zarr
-        from zarr.core.buffer import default_buffer_prototype
+        from zarr.buffer import default_buffer_prototype
         from zarr.storage import MemoryStore
 
         try:

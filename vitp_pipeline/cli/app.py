@@ -6,36 +6,13 @@ Nothing heavy is imported here: `vitp --help` must answer at once.
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vitp_pipeline.cli import (
-    check_dataset,
-    classify,
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    export_classifier,
-    export_results,
-    gc,
-    generate_proposals,
-    generators,
-    import_checkpoint,
-    import_proposals,
-    info,
-    predict,
-    prepare,
-    report,
-    schema,
-    status,
-    submit,
-    train_classifier,
-    verify,
-)
 from vitp_pipeline.cli.options import with_global_options
 from vitp_pipeline.errors import KeyboardStopError, UsageError
 from vitp_pipeline.runtime.escaping import is_text
@@ -104,31 +81,14 @@ def before_any_command(
     """Flags that stand before the command; `show_version` has seen to the one there is."""
 
 
-for module in (
-    generate_proposals,
-    train_classifier,
-    classify,
-    evaluate,
-    submit,
-    status,
-    verify,
-    gc,
-    report,
-    compare,
-    predict,
-    demo,
-    check_dataset,
-    prepare,
-    info,
-    schema,
-    generators,
-    import_checkpoint,
-    import_proposals,
-    export_classifier,
-    export_results,
-    doctor,
-):
-    module.register(app)
+COMMANDS = (
+    "generate_proposals train_classifier classify evaluate submit status verify gc report compare predict demo "
+    "check_dataset prepare info schema generators import_checkpoint import_proposals export_classifier export_results "
+    "doctor"
+)
+"""Modules of this package, a command each, in the order in which `vitp --help` shows them."""
+for name in COMMANDS.split():
+    import_module(f"vitp_pipeline.cli.{name}").register(app)
 for command in app.registered_commands:
     if command.callback:
         command.callback = with_global_options(command.callback)

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import typer
 
-from vitp_pipeline.cli.options import (
-    BatchSize,
-    Changes,
-    ClassifierFile,
-    ClassifierName,
-    DataRoot,
-    Device,
-    Json,
-    Out,
-    Points,
-    RecipeName,
-    RetryFailed,
-    Shard,
-    with_keys,
-)
+from vitp_pipeline.cli import options
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("classify", rich_help_panel="Stages", cls=with_keys("classify"))
+    @app.command("classify", rich_help_panel="Stages", cls=options.with_keys("classify"))
     def classify(
-        recipe: RecipeName,
-        data_root: DataRoot,
-        out: Out,
-        shard: Shard = None,
-        name: ClassifierName = None,
-        classifier: ClassifierFile = None,
-        batch_size: BatchSize = None,
-        points: Points = None,
-        device: Device = None,
-        changes: Changes = None,
-        retry_failed: RetryFailed = False,
-        json: Json = False,
+        recipe: options.RecipeName,
+        data_root: options.DataRoot,
+        out: options.Out,
+        shard: options.Shard = None,
+        name: options.ClassifierName = None,
+        classifier: options.ClassifierFile = None,
+        batch_size: options.BatchSize = None,
+        points: options.Points = None,
+        device: options.Device = None,
+        changes: options.Changes = None,
+        retry_failed: options.RetryFailed = False,
+        json: options.Json = False,
     ) -> None:
         """3. Name the point of every mask with the trained classifier.
 

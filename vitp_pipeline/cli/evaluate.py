@@ -7,42 +7,29 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import (
-    Changes,
-    ClassifierFile,
-    ClassifierName,
-    DataRoot,
-    Device,
-    JsonFile,
-    Out,
-    Points,
-    RecipeName,
-    RetryFailed,
-    Shard,
-    with_keys,
-)
+from vitp_pipeline.cli import options
 from vitp_pipeline.runtime.output import show_json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("evaluate", rich_help_panel="Stages", cls=with_keys("evaluate"))
+    @app.command("evaluate", rich_help_panel="Stages", cls=options.with_keys("evaluate"))
     def evaluate(
-        recipe: RecipeName,
-        data_root: DataRoot,
-        out: Out,
+        recipe: options.RecipeName,
+        data_root: options.DataRoot,
+        out: options.Out,
         alpha: Annotated[
             str | None,
             typer.Option(help="Weight of the classifier, or first:last:step for a sweep in one pass.", metavar="A"),
         ] = None,
-        json: JsonFile = None,
-        shard: Shard = None,
-        name: ClassifierName = None,
-        classifier: ClassifierFile = None,
+        json: options.JsonFile = None,
+        shard: options.Shard = None,
+        name: options.ClassifierName = None,
+        classifier: options.ClassifierFile = None,
         allow_missing: Annotated[bool, typer.Option(help="Take figures of the images that are there.")] = False,
-        points: Points = None,
-        device: Device = None,
-        changes: Changes = None,
-        retry_failed: RetryFailed = False,
+        points: options.Points = None,
+        device: options.Device = None,
+        changes: options.Changes = None,
+        retry_failed: options.RetryFailed = False,
         stream: Annotated[
             bool,
             typer.Option(

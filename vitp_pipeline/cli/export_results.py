@@ -6,27 +6,15 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import (
-    Changes,
-    ClassifierFile,
-    ClassifierName,
-    DataRoot,
-    Device,
-    Json,
-    Out,
-    Points,
-    RecipeName,
-    RetryFailed,
-    Shard,
-)
+from vitp_pipeline.cli import options
 
 
 def register(app: typer.Typer) -> None:
     @app.command("export-results", rich_help_panel="Also")
     def export_results(
-        recipe: RecipeName,
-        data_root: DataRoot,
-        out: Out,
+        recipe: options.RecipeName,
+        data_root: options.DataRoot,
+        out: options.Out,
         format: Annotated[
             str,
             typer.Option(
@@ -35,14 +23,14 @@ def register(app: typer.Typer) -> None:
         ],
         variant: Annotated[str, typer.Option(help="Who names the masks: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
-        shard: Shard = None,
-        name: ClassifierName = None,
-        classifier: ClassifierFile = None,
-        points: Points = None,
-        device: Device = None,
-        changes: Changes = None,
-        retry_failed: RetryFailed = False,
-        json: Json = False,
+        shard: options.Shard = None,
+        name: options.ClassifierName = None,
+        classifier: options.ClassifierFile = None,
+        points: options.Points = None,
+        device: options.Device = None,
+        changes: options.Changes = None,
+        retry_failed: options.RetryFailed = False,
+        json: options.Json = False,
     ) -> None:
         """Write results as files that the benchmarks' own tools and servers read.
 

@@ -6,28 +6,17 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import (
-    BatchSize,
-    Changes,
-    DataRoot,
-    Device,
-    Json,
-    Out,
-    RecipeName,
-    RetryFailed,
-    Shard,
-    with_keys,
-)
+from vitp_pipeline.cli import options
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("generate-proposals", rich_help_panel="Stages", cls=with_keys("generate-proposals"))
+    @app.command("generate-proposals", rich_help_panel="Stages", cls=options.with_keys("generate-proposals"))
     def generate_proposals(
-        recipe: RecipeName,
-        data_root: DataRoot,
-        out: Out,
+        recipe: options.RecipeName,
+        data_root: options.DataRoot,
+        out: options.Out,
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
-        shard: Shard = None,
+        shard: options.Shard = None,
         limit: Annotated[int | None, typer.Option(help="Only the first images of the split.")] = None,
         config: Annotated[
             str | None,
@@ -39,11 +28,11 @@ def register(app: typer.Typer) -> None:
         checkpoint: Annotated[
             str | None, typer.Option(help="Its weights; a folder of transformers has its own.", metavar="FILE")
         ] = None,
-        batch_size: BatchSize = None,
-        device: Device = None,
-        changes: Changes = None,
-        retry_failed: RetryFailed = False,
-        json: Json = False,
+        batch_size: options.BatchSize = None,
+        device: options.Device = None,
+        changes: options.Changes = None,
+        retry_failed: options.RetryFailed = False,
+        json: options.Json = False,
     ) -> None:
         """1. Run the frozen generator; store mask logits, class scores and points.
 
