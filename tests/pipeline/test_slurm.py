@@ -174,7 +174,7 @@ def test_faults_on_a_cluster_change_no_byte(images: Project, folder: Path, tmp_p
         assert {states[f"{proposals}_{shard}"] for shard in whole} == {"COMPLETED"}, (states, logs)
         assert states[f"{ids[2]}_1"] == "CANCELLED" and states[ids[4]] == "CANCELLED"  # nothing waits for ever
         assert {states[f"{job}_{shard}"] for job in ids[2:4] for shard in whole} == {"COMPLETED"}, (states, logs)
-        assert "stopped by SIGTERM" in logs[f"generate-proposals-{proposals}_0.log"]
+        assert "by SIGTERM" in logs[f"generate-proposals-{proposals}_0.log"]  # at once where its model still loaded
         for shard in (0, 2, *shards_lost):
             assert restarts(logs[f"generate-proposals-{proposals}_{shard}.log"]) >= 1
         status = {e["stage"].split("/")[0]: e for e in json.loads(vitp(cluster, "status", str(out), "--json"))}
