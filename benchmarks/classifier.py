@@ -152,13 +152,13 @@ class Ours:
         from vitp_pipeline.artifacts.proposals import open_proposals
         from vitp_pipeline.classifier.build import build_model
         from vitp_pipeline.classifier.weights import save_classifier
-        from vitp_pipeline.stages.classify import ClassMaker, classes_run
+        from vitp_pipeline.stages.classify import ClassMaker, class_scores_run
 
         out = self.data.root / "run"
         file, proposals = out / "classifier.safetensors", open_proposals(out)
         if not file.exists():
             save_classifier(build_model(self.settings, self.data.recipe.manifest.class_names), file, {})
-        run = classes_run(proposals, file, self.classifying, out, create=True)
+        run = class_scores_run(proposals, file, self.classifying, out, create=True)
         return ClassMaker(run, proposals, self.data.dataset, file, self.classifying)
 
     def train(self) -> None:
@@ -188,11 +188,11 @@ class Ours:
             ).run()
 
     def classify(self) -> None:
-        from vitp_pipeline.execution.runner import Turn
+        from vitp_pipeline.execution.runner import WorkBudget
 
         ids = self.data.dataset.image_ids
         with tempfile.TemporaryDirectory(dir=self.data.root) as folder:
-            self.maker.make(0, 0, list(ids), Path(folder) / "part.zarr.zip", Turn())
+            self.maker.make(0, 0, list(ids), Path(folder) / "part.zarr.zip", WorkBudget())
 
 
 class Bare:

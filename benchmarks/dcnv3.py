@@ -117,8 +117,8 @@ def grids(offset: torch.Tensor, groups: int) -> torch.Tensor:
     step = torch.arange(-1.0, 2.0, device=offset.device)
     own = torch.stack(torch.meshgrid(step, step, indexing="ij"), -1).reshape(POINTS, 2)
     y, x = torch.meshgrid(*(torch.arange(n, device=offset.device) for n in (height, width)), indexing="ij")
-    centre = torch.stack([x, y], -1)[:, :, None, None]
-    places = offset.view(images, height, width, groups, POINTS, 2) + own + centre
+    center = torch.stack([x, y], -1)[:, :, None, None]
+    places = offset.view(images, height, width, groups, POINTS, 2) + own + center
     return (2 * places + 1) / torch.tensor([width, height], device=offset.device) - 1
 
 

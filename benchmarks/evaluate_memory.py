@@ -84,7 +84,7 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     from vitp_pipeline.config.settings import ClassifySettings
     from vitp_pipeline.execution.runner import commit_part, finish_shard
     from vitp_pipeline.geometry import View
-    from vitp_pipeline.stages.classify import classes_run, classifier_file
+    from vitp_pipeline.stages.classify import class_scores_run, classifier_file
 
     first = scene(0)
     size, class_count = first.labels.shape, first.scores.shape[1]
@@ -108,7 +108,9 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     model.parent.mkdir(parents=True)
     model.write_bytes(b"")
     settings = recipe.stage(ClassifySettings)
-    scored = classes_run(open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True)
+    scored = class_scores_run(
+        open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True
+    )
     view = View(size, size, size, tuple(side // 4 for side in size))
     for part, members in enumerate(run.parts(0)):
         arrays, scores = (ArrayWriter(s.folder / "made.zarr.zip", s.about(0, part)) for s in (run, scored))
@@ -143,7 +145,7 @@ def measure(root: Path, way: str) -> dict:
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
     from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
-    from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarise
+    from vitp_pipeline.evaluation.summary import headline_variants, read_result_totals, summarize
     from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.metrics.bootstrap import interval, paired_difference
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
@@ -161,7 +163,7 @@ def measure(root: Path, way: str) -> dict:
         before, after = (image_areas(evaluation, rows, names[name]) for name in ("generator", "fused"))
         interval(after), paired_difference(before, after)
     else:
-        summarise(evaluation, read_result_totals(evaluation), False)
+        summarize(evaluation, read_result_totals(evaluation), False)
     return {"start": start, "peak": _memory("VmHWM")}
 
 

@@ -84,11 +84,13 @@ class StageOne:
         pictures = [dataset.read_image(dataset.sample(image)) for image in self.images]
         found = [propose(self.generator, [picture], maker.plan.scales[0])[0] for picture in pictures]
         masks = [f.mask_logits.float() for f in found]
-        present = [1 - f.class_logits.double().softmax(1)[:, -1].numpy() for f in found]
+        objectness = [1 - f.class_logits.double().softmax(1)[:, -1].numpy() for f in found]
         codec, threads = settings.codec, torch.get_num_threads()
         torch.set_num_threads(1)
         points = [choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)]
-        stored = [store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, present, found, strict=True)]
+        stored = [
+            store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, objectness, found, strict=True)
+        ]
         records = [
             ProposalRecord(i, i, f.view, protocol, s.kept, 0.0, p, f.class_logits.numpy(), s.masks, loss=s.loss)
             for i, f, s, p in zip(self.images, found, stored, points, strict=True)
@@ -108,7 +110,7 @@ class StageOne:
                 choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)
             ],
             "drop, floor, round": lambda: [
-                store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, present, found, strict=True)
+                store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, objectness, found, strict=True)
             ],
             "compress, write": write,
         }

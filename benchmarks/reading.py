@@ -104,7 +104,7 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
     codec, view = MaskCodec(**PRESETS["bounded"]), View(size, size, size, small)
 
     class Maker:
-        def make(self, shard, part, images, arrays, turn):
+        def make(self, shard, part, images, arrays, budget):
             writer, rows = ArrayWriter(arrays, run.about(shard, part)), []
             for image_id in images:
                 generator = torch.Generator().manual_seed(int(image_id))
@@ -116,7 +116,7 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
                 about = image_id, f"{image_id}.jpg", view, "d2", stored.kept, 0.0, points
                 record = ProposalRecord(*about, logits.numpy(), stored.masks, loss=stored.loss)
                 rows.append(write_record(writer, record))
-                turn.advance(1)
+                budget.advance(1)
             writer.close()
             return pa.Table.from_pylist(rows, schema(run.fingerprint, [f"class {k}" for k in range(classes)]))
 

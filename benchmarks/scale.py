@@ -28,7 +28,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.execution.runner import Turn
+    from vitp_pipeline.execution.runner import WorkBudget
 
 CLASSES, QUERIES, SEEN = 150, 20, 12
 """K; points of an image; classes that occur in one."""
@@ -123,14 +123,14 @@ class RowMaker:
     def __init__(self, table: pa.Table, arrays: bool) -> None:
         self.table, self.arrays = table, arrays
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
         from vitp_pipeline.artifacts.parts import ArrayWriter
 
         if self.arrays:
             ArrayWriter(arrays, {"shard": shard, "part": part}).close()
-        turn.advance(len(images))
+        budget.advance(len(images))
         rows = self.table.take(np.arange(len(images)) % len(self.table))
         return rows.set_column(0, "image_id", pa.array(images, pa.string())).cast(self.table.schema)
 
@@ -152,7 +152,7 @@ def write_run(project: Project) -> None:
     run_parts(proposals.run, shards, lambda: RowMaker(proposal_rows(project, proposals.run.fingerprint), True), "one")
     settings = recipe.stage(ClassifySettings)
     file = classify.classifier_file(recipe, settings, project.data, project.run)
-    scores = classify.classes_run(proposals, file, settings, project.run, create=True)
+    scores = classify.class_scores_run(proposals, file, settings, project.run, create=True)
     run_parts(scores, shards, lambda: RowMaker(score_rows(scores.fingerprint), True), "three")
     measures = recipe.stage(EvaluateSettings)
     evaluation = prepare(recipe, measures, settings, (), project.data, project.run, ShardChoice())

@@ -76,10 +76,10 @@ def drawn_case(name: str, size: tuple[int, int], queries: int, live: int, num_cl
         noise = torch.randn(1, queries, grid[0] // 8, grid[1] // 8, generator=random)
         smooth = F.interpolate(noise, grid, mode="bicubic")[0]
         masks.append(6 * smooth - 6 + 0.3 * torch.randn(queries, *grid, generator=random))
-        present = torch.full((queries,), 1e-9, dtype=torch.float64)
-        present[:live] = 0.3 + 0.7 * torch.rand(live, generator=random)
+        objectness = torch.full((queries,), 1e-9, dtype=torch.float64)
+        objectness[:live] = 0.3 + 0.7 * torch.rand(live, generator=random)
         inner = (3 * torch.randn(queries, num_classes, generator=random)).double().log_softmax(1)
-        logits = torch.cat([inner + present.log()[:, None], torch.log1p(-present + 1e-12)[:, None]], 1)
+        logits = torch.cat([inner + objectness.log()[:, None], torch.log1p(-objectness + 1e-12)[:, None]], 1)
         classes.append(logits.float())
         truth.append(torch.randint(0, num_classes, size, generator=random).numpy())
     view = View(size, size, padded, grid)

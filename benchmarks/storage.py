@@ -94,8 +94,8 @@ def stored(image: Image, keys: dict):
     from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
     from vitp_pipeline.postprocess.upsample import source_reach
 
-    present = 1 - image.logits.double().softmax(1)[:, -1].numpy()
-    return store_masks(image.masks, present, MaskCodec(**keys), source_reach(image.view))
+    objectness = 1 - image.logits.double().softmax(1)[:, -1].numpy()
+    return store_masks(image.masks, objectness, MaskCodec(**keys), source_reach(image.view))
 
 
 def write(path: Path, found: list) -> None:

@@ -82,7 +82,7 @@ def test_recipes_say_what_the_row_says(row: dict[str, Any]) -> None:
         if "panoptic" in evaluate.tasks:
             assert evaluate.object_threshold == (0.5 if row["dataset"] == "ade20k" else 0.8)
         oneformer = row["generator_from"] != "internimage"
-        assert evaluate.formula == ("renormalised" if oneformer else "raw")
+        assert evaluate.formula == ("renormalized" if oneformer else "raw")
         assert generate.max_at == ("image" if oneformer else "mask")
         head = recipe.path.read_text(encoding="utf-8").partition("title =")[0]  # the figures stand in the comment, too
         for key, figures in (("with ViT-P", row["paper"]), ("generator alone", row["alone"])):

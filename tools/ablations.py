@@ -59,7 +59,7 @@ def run_row(row: dict[str, Any], data_root: Path, out: Path, seeds: list[int]) -
         figures[name] = {
             "mIoU": float(np.mean([r["semantic"][name]["mIoU"] for r in found])),
             "pixel_accuracy": float(np.mean([r["semantic"][name]["pixel_accuracy"] for r in found])),
-            "named_right": float(np.mean([r["masks"]["named_right"][name] for r in found])),
+            "mask_accuracy": float(np.mean([r["masks"]["mask_accuracy"][name] for r in found])),
         }
     return figures
 
@@ -74,7 +74,7 @@ def _proposals(recipe_name: str, split: str, data_root: Path, out: Path) -> Path
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line a row, groups in the order in which they come."""
     lines = [
-        "| | row | classifier alone: mIoU | named right | fused (α = 0.4): mIoU | pixel accuracy | best α |",
+        "| | row | classifier alone: mIoU | mask accuracy | fused (α = 0.4): mIoU | pixel accuracy | best α |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     group = ""
@@ -84,7 +84,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["group"] if row["group"] != group else "",
             row["title"],
             f"{100 * row['classifier']['mIoU']:.2f}",
-            f"{100 * row['classifier']['named_right']:.1f}",
+            f"{100 * row['classifier']['mask_accuracy']:.1f}",
             f"{100 * row['fused']['mIoU']:.2f}",
             f"{100 * row['fused']['pixel_accuracy']:.2f}",
             f"{best / 10:g} ({100 * row['sweep'][best]:.2f})",

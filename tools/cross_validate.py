@@ -29,7 +29,7 @@ from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.postprocess.mask_labels import majority_label
 from vitp_pipeline.postprocess.segmenter import Segmenter
@@ -60,8 +60,8 @@ class Tally:
         self.matched += int(matched.sum())
 
     def cells(self) -> list[str]:
-        named = [100 * n / self.matched for n in self.right]
-        return [f"{100 * state.miou():.2f} / {right:.1f}" for state, right in zip(self.maps, named, strict=True)]
+        accuracy = [100 * n / self.matched for n in self.right]
+        return [f"{100 * state.miou():.2f} / {right:.1f}" for state, right in zip(self.maps, accuracy, strict=True)]
 
 
 @dataclass
@@ -107,7 +107,7 @@ def held_out_images(
             image = torch.from_numpy(prepare_image(dataset.read_image(sample), model.image_size))[None]
             logits = {}
             for policy in policies:
-                where = torch.from_numpy(normalise_points(points_of(record, policy), record.view.original))[None]
+                where = torch.from_numpy(normalize_points(points_of(record, policy), record.view.original))[None]
                 logits[policy] = point_logits(model, image, where, classify.flip, classify.precision)[0]
             yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
 
@@ -115,7 +115,7 @@ def held_out_images(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--points", nargs="+", default=["max", "spread"], choices=POINT_POLICIES)
+    parser.add_argument("--points", nargs="+", default=["max", "multi"], choices=POINT_POLICIES)
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
     parser.add_argument("--averages", nargs="+", default=["auto"], choices=get_args(Average))
     a = parser.parse_args()
@@ -129,7 +129,7 @@ def main() -> None:
         images += 1
         for (policy, average, temperature), tally in tallies.items():
             tally.update(image.record, image.scores(policy, temperature, average), image.truth)
-    print(f"mIoU / masks named right, {images} images in {FOLDS} folds; {' '.join(a.set or ['as in the recipe'])}")
+    print(f"mIoU / mask accuracy, {images} images in {FOLDS} folds; {' '.join(a.set or ['as in the recipe'])}")
     print("| points | average | temperature | " + " | ".join(f"α = {alpha:g}" for alpha in ALPHAS) + " |")
     print("|---|---|---:|" + "---:|" * len(ALPHAS))
     for (policy, average, temperature), tally in tallies.items():

@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scenes, found = Path(folder) / "scenes", Path(folder) / "found"
         draw_scenes(scenes, "val", SCENES, SEED)
-        build, wish = prepare(
+        build, job = prepare(
             found,
             recipe="demo",
             run=arguments.run,
@@ -39,7 +39,7 @@ def main() -> None:
             flags=dict.fromkeys(("name", "config", "checkpoint", "classifier", "alpha", "device")),
             changes=None,
         )
-        predict(find_pictures([scenes / "images" / "val"], found), build, wish).report()
+        predict(find_pictures([scenes / "images" / "val"], found), build, job).report()
         best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
         columns = [
             [Image.fromarray(read_rgb(p)) for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]
@@ -59,7 +59,7 @@ def renamed(file: Path) -> int:
 
 
 def sheet(columns: list[list[Image.Image]]) -> Image.Image:
-    """A column an image, what was found in it below; few colours, so that the file is small."""
+    """A column an image, what was found in it below; few colors, so that the file is small."""
     first = columns[0][0]
     height = round(WIDTH * first.height / first.width)
     page = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, 2 * height + GAP), "white")

@@ -32,8 +32,8 @@ NAMES = {
     "generator": "generator alone (α = 0)",
     "classifier": "classifier alone (α = 1)",
     "fused": "fused (α = {alpha:g})",
-    "bound_point": "bound: truth at the point",
-    "bound_mask": "bound: truth inside the mask",
+    "upper_bound_point": "upper bound (point labels)",
+    "upper_bound_mask": "upper bound (mask labels)",
 }
 EVERYTHING = ShardChoice()
 
@@ -99,10 +99,10 @@ def tables(measured: dict) -> str:
         return "–" if values[0] is None else f"{100 * np.mean(values):.2f}"
 
     lines = [
-        "| masks named by | mIoU | pixel accuracy |"
+        "| masks classified by | mIoU | pixel accuracy |"
         + (" PQ | SQ | RQ |" if panoptic else "")
         + (" AP | AP50 |" if instance else "")
-        + " masks named right |"
+        + " mask classification accuracy |"
     ]
     lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
     for name, title in NAMES.items():
@@ -114,7 +114,7 @@ def tables(measured: dict) -> str:
             cells += [mean(lambda r, n=name, k=k: r["panoptic"][n]["all"][k]) for k in ("PQ", "SQ", "RQ")]
         if instance:
             cells += [mean(lambda r, n=name, k=k: r["instance"][n]["coco"][k]) for k in ("AP", "AP50")]
-        cells.append(mean(lambda r, n=name: r["masks"]["named_right"].get(n)))
+        cells.append(mean(lambda r, n=name: r["masks"]["mask_accuracy"].get(n)))
         lines.append(f"| {title.format(alpha=alpha)} | " + " | ".join(cells) + " |")
     gain = measured["bootstrap"]["mIoU"]
     low, high = gain["interval"]

@@ -111,7 +111,7 @@ def train(model: nn.Module, samples: list[Sample], iterations: int, batch: int, 
 
 
 def class_map(scene: scenes.Scene) -> np.ndarray:
-    """Class index per pixel, IGNORE where unlabelled, int16 (H, W)."""
+    """Class index per pixel, IGNORE where unlabeled, int16 (H, W)."""
     classes = np.full(scene.ids.shape, IGNORE, np.int16)
     for segment in scene.segments:
         classes[scene.ids == segment.id] = segment.category.id - 1
@@ -119,14 +119,14 @@ def class_map(scene: scenes.Scene) -> np.ndarray:
 
 
 def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> None:
-    """Print mIoU and PQ of the generator, and of its masks named by the truth at their maximum points."""
+    """Print mIoU and PQ of the generator, and of its masks classified by the truth at their maximum points."""
     classes = generator.num_classes
     spec = load_manifest(find_toml("demo", "manifests"))
     things = [category.isthing for category in scenes.CATEGORIES]
     segmenter = Segmenter(EvaluateSettings(alpha=0.0, object_threshold=0.4), things)
     semantic = [Confusion(classes) for _ in range(2)]
     panoptic = [PanopticQuality(classes, things) for _ in range(2)]
-    right = named = 0.0
+    right = weighed = 0.0
     for scene in held_out:
         (proposals,) = propose(generator, [scene.image])
         record = make_record(proposals, generator.protocol, KEEP_ALL, spec, "scene", "scene")
@@ -136,18 +136,18 @@ def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> Non
         view = segmenter.score(record, None, labels=[labels])
         best = view.probs[0].argmax(1).numpy()
         weight = (1 - view.no_object[0]).numpy() * (labels != IGNORE)
-        right, named = right + (weight * (best == labels)).sum(), named + weight.sum()
+        right, weighed = right + (weight * (best == labels)).sum(), weighed + weight.sum()
         maps = zip(segmenter.semantic([view]), segmenter.panoptic(view), strict=True)
         for which, (found, (ids, segments)) in enumerate(maps):
             semantic[which].update(found, truth)
             panoptic[which].update(ids, segments, scene.ids, truths)
-    for which, title in enumerate(("generator", "bound")):
+    for which, title in enumerate(("generator", "upper bound")):
         scores = panoptic[which].summary()["all"]
         print(
             f"{title:10s} mIoU {100 * semantic[which].miou():6.2f}   PQ {100 * scores.pq:6.2f}   "
             f"SQ {100 * scores.sq:6.2f}   RQ {100 * scores.rq:6.2f}"
         )
-    print(f"right names, weighted by 1 - p(no object): {100 * right / named:.1f} %")
+    print(f"right names, weighted by 1 - p(no object): {100 * right / weighed:.1f} %")
 
 
 def save(model: nn.Module, classes: list[str], path: Path) -> None:

@@ -5,8 +5,8 @@ from vitp_pipeline import fuse, load_classifier, load_generator, open_proposals,
 for record in open_proposals("runs/camvid"):          # masks, class scores and points of every image
     ...
 model = load_classifier("runs/camvid/classifier/default/model.safetensors")
-logits = model(model.normalise(images), points)       # (B, N, K)
-probs, void = fuse(class_logits, logits[0], alpha=0.4)
+logits = model(model.normalize(images), points)       # (B, N, K)
+probs, no_object = fuse(class_logits, logits[0], alpha=0.4)
 found = segment("street.jpg", generator=load_generator("config.py", "weights.pth"), classifier=model)
 
 Examples: docs/library.md.

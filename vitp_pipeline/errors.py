@@ -1,6 +1,6 @@
 """What a user can get wrong, each kind with its own exit code.
 
-A `UserError` is shown as one line plus a mend, never as a traceback; anything else that escapes is a bug and
+A `UserError` is shown as one line plus a hint, never as a traceback; anything else that escapes is a bug and
 shows one. The codes are part of the interface: job schedulers decide by them whether a retry can help.
 """
 
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend. `message` names the file or option, `mend` says what to do."""
+    """Something the user can fix. `message` names the file or option, `hint` says what to do."""
 
     exit_code = 1
 
-    def __init__(self, message: str, mend: str = "") -> None:
+    def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
         end = "" if self.message.endswith(("?", ".")) else "."
-        return f"{self.message}{end} {self.mend}" if self.mend else self.message
+        return f"{self.message}{end} {self.hint}" if self.hint else self.message
 
 
 class UsageError(UserError):
@@ -62,17 +62,17 @@ class PartialError(UserError):
     exit_code = 7
 
 
-def partly_failed(what: str, failed: int, of: int, mend: str) -> PartialError:
+def partly_failed(what: str, failed: int, of: int, hint: str) -> PartialError:
     """Say how many of the images that a command was to make failed: the one place that words it.
 
     Args:
         what: the command. of: images that it was to make, those that were there included.
-        mend: what to do about it.
+        hint: what to do about it.
     """
     if failed < of:
         rest = f"the other {of - failed} are done" if of - failed > 1 else "the other one is done"
-        return PartialError(f"{what}: {failed} of {of} images failed, {rest}", mend)
-    return PartialError(f"{what}: {f'all {of} images' if of > 1 else 'the only image'} failed", mend)
+        return PartialError(f"{what}: {failed} of {of} images failed, {rest}", hint)
+    return PartialError(f"{what}: {f'all {of} images' if of > 1 else 'the only image'} failed", hint)
 
 
 class StorageError(UserError):

@@ -1,7 +1,7 @@
 """What a coordinate means, in one place.
 
 Sizes are (height, width), points are (row, col), both in pixels with the origin at the top-left corner.
-A pixel index names the pixel's cell; `pixel centre = index + 0.5`.
+A pixel index names the pixel's cell; `pixel center = index + 0.5`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class View:
-    """How a generator saw an image: original → resized → mirrored → a window of it → padded right and bottom → masks.
+    """How a generator saw an image: original → resized → flipped → a window of it → padded right and bottom → masks.
 
     A view without window and flip is the whole image, upright.
 
@@ -27,7 +27,7 @@ class View:
         resized: (Hr, Wr) of the whole image after the generator's resize.
         padded: (Hp, Wp), what entered the network; at least as large as what is seen.
         mask: (h, w) of the mask logits, which span the padded frame.
-        window: the part of the resized, mirrored image that was seen; None = all of it.
+        window: the part of the resized, flipped image that was seen; None = all of it.
         flip: whether left and right were exchanged before the window was cut.
     """
 
@@ -49,19 +49,19 @@ class View:
         return self.window or (0, 0, *self.resized)
 
     def pixels(self, axis: int) -> tuple[int, int]:
-        """The half-open range of original rows (axis 0) or columns (1) whose centres are seen; never empty.
+        """The half-open range of original rows (axis 0) or columns (1) whose centers are seen; never empty.
 
-        Columns are those of the mirrored image when the view is: see `upright`.
+        Columns are those of the flipped image when the view is: see `upright`.
         """
         start, length = self.seen[axis], self.seen[axis + 2]
         original, resized = self.original[axis], self.resized[axis]
-        # pixel i's centre lies at (2i + 1)·resized / (2·original): the first at or beyond an edge, in integers
+        # pixel i's center lies at (2i + 1)·resized / (2·original): the first at or beyond an edge, in integers
         first, stop = (-((resized - 2 * edge * original) // (2 * resized)) for edge in (start, start + length))
         first = min(max(first, 0), original - 1)
         return first, max(first + 1, min(stop, original))
 
     def upright(self, columns: np.ndarray) -> np.ndarray:
-        """Columns of the original image from those of the image as it was mirrored, or not."""
+        """Columns of the original image from those of the image as it was flipped, or not."""
         return self.original[1] - 1 - columns if self.flip else columns
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def size_of(image: np.ndarray) -> Size:
     return height, width
 
 
-def normalise_points(points: np.ndarray, size: Size) -> np.ndarray:
+def normalize_points(points: np.ndarray, size: Size) -> np.ndarray:
     """Pixels to classifier coordinates.
 
     Args:
@@ -86,14 +86,14 @@ def normalise_points(points: np.ndarray, size: Size) -> np.ndarray:
     return (2.0 * np.asarray(points, np.float64) / np.asarray(size, np.float64) - 1.0).astype(np.float32)
 
 
-def normalise_boxes(edges: np.ndarray, size: Size) -> np.ndarray:
+def normalize_boxes(edges: np.ndarray, size: Size) -> np.ndarray:
     """Boxes to classifier coordinates; a point is a box of height and width 0 (paper §3.4).
 
     Args:
         edges: (..., 4) (top, left, bottom, right) in pixels; the edges of pixel i are i and i + 1.
         size: (H, W) of the frame that the boxes lie in.
     Returns:
-        (..., 4) float32: the centre, 2·(row/H, col/W) − 1, then 2·(height/H, width/W).
+        (..., 4) float32: the center, 2·(row/H, col/W) − 1, then 2·(height/H, width/W).
     """
     edges, frame = np.asarray(edges, np.float64), np.asarray(size, np.float64)
     first, last = edges[..., :2], edges[..., 2:]

@@ -41,12 +41,12 @@ def written(path: Path, masks: np.ndarray, step: float) -> tuple[np.ndarray, np.
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0, 0.5), st.floats(0.01, 1))
 def test_a_threshold_drops_what_lies_below_it_and_a_budget_the_rest(
-    present: list[float], budget: float, threshold: float
+    objectness: list[float], budget: float, threshold: float
 ) -> None:
-    kept, dropped = keep_queries(np.array(present), budget, threshold)
-    by_budget, _ = keep_queries(np.array(present), budget)
-    assert kept.tolist() == [q for q in by_budget if present[q] > threshold - 1e-6]
-    assert dropped == pytest.approx(sum(present) - sum(present[q] for q in kept), abs=1e-9)
+    kept, dropped = keep_queries(np.array(objectness), budget, threshold)
+    by_budget, _ = keep_queries(np.array(objectness), budget)
+    assert kept.tolist() == [q for q in by_budget if objectness[q] > threshold - 1e-6]
+    assert dropped == pytest.approx(sum(objectness) - sum(objectness[q] for q in kept), abs=1e-9)
 
 
 # ---- what of them ---------------------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ def test_float16_says_how_far_it_rounds() -> None:
 
 def test_nothing_kept_and_nothing_there() -> None:
     codec = MaskCodec(**PRESETS["compact"])
-    for masks, present in ((logits(3), np.zeros(5)), (logits(3)[:0], np.zeros(0))):
-        stored = store_masks(masks, present, codec, 2)
+    for masks, objectness in ((logits(3), np.zeros(5)), (logits(3)[:0], np.zeros(0))):
+        stored = store_masks(masks, objectness, codec, 2)
         assert stored.masks.shape == (0, 9, 12) and stored.kept.shape == (0,) and stored.loss.logit_error == 0
 
 

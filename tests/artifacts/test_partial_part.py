@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitp_pipeline.artifacts.partial_part import Spool
+from vitp_pipeline.artifacts.partial_part import PartialPart
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.errors import PartialError, StoppedError
 from vitp_pipeline.execution import runner
-from vitp_pipeline.execution.runner import Turn, run_parts
+from vitp_pipeline.execution.runner import WorkBudget, run_parts
 from vitp_pipeline.runs import status
 from vitp_pipeline.runtime import signals
 
@@ -41,7 +41,7 @@ class Maker:
     ) -> None:
         self.stops, self.pauses, self.bad, self.made = set(stops), set(pauses), bad, []
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         writer, rows = ArrayWriter(arrays, {"part": part}), []
         for image in images:
             bad, number = image in self.bad, int(image[1:])
@@ -52,10 +52,10 @@ class Maker:
                 row = {"image_id": image, "status": "failed" if bad else "ok", "error": "torn" if bad else None}
                 rows.append(row | {"size": None if bad else [len(key), number]})
             self.made.append(image)
-            turn.advance(1)
+            budget.advance(1)
             if len(self.made) in self.stops:
                 signals._wanted = "SIGTERM"
-            if turn.over() or len(self.made) in self.pauses:
+            if budget.over() or len(self.made) in self.pauses:
                 break
         writer.close()
         return pa.Table.from_pylist(rows, SCHEMA)
@@ -108,19 +108,19 @@ def test_stopped_after_any_images_and_taken_up_again(
     assert content(run) == whole
 
 
-def stopped_run(folder: Path) -> tuple[StageRun, Spool]:
+def stopped_run(folder: Path) -> tuple[StageRun, PartialPart]:
     run = new_run(folder)
     assert not work(run, Maker([3]))
-    spool = Spool(run.shard_folder(0), 0, run.fingerprint, run.parts(0)[0])
-    assert spool.images == ("i0", "i1", "i2") and not list(run.folder.rglob("part-*"))
-    return run, spool
+    partial = PartialPart(run.shard_folder(0), 0, run.fingerprint, run.parts(0)[0])
+    assert partial.images == ("i0", "i1", "i2") and not list(run.folder.rglob("part-*"))
+    return run, partial
 
 
 @pytest.mark.parametrize("which", ["rows_path", "arrays_path"])
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "gone"])
-def test_a_damaged_spool_is_not_used(tmp_path: Path, whole, which: str, how: str, capsys) -> None:
-    run, spool = stopped_run(tmp_path)
-    path: Path = getattr(spool, which)
+def test_a_damaged_partial_part_is_not_used(tmp_path: Path, whole, which: str, how: str, capsys) -> None:
+    run, partial = stopped_run(tmp_path)
+    path: Path = getattr(partial, which)
     good = path.read_bytes()
     if how == "flip":
         spoiled = bytearray(good)
@@ -136,23 +136,23 @@ def test_a_damaged_spool_is_not_used(tmp_path: Path, whole, which: str, how: str
     assert ("not used" in said) == (which == "arrays_path" or how != "gone")
 
 
-def test_a_spool_of_other_settings_or_images_is_not_used(tmp_path: Path, whole) -> None:
-    run, spool = stopped_run(tmp_path)
+def test_a_partial_part_of_other_settings_or_images_is_not_used(tmp_path: Path, whole) -> None:
+    run, partial = stopped_run(tmp_path)
     folder, images = run.shard_folder(0), run.parts(0)[0]
-    keep = spool.rows_path.read_bytes(), spool.arrays_path.read_bytes()
-    assert Spool(folder, 0, "another", images).rows is None and not spool.rows_path.exists()
-    for path, content_ in zip((spool.rows_path, spool.arrays_path), keep, strict=True):
+    keep = partial.rows_path.read_bytes(), partial.arrays_path.read_bytes()
+    assert PartialPart(folder, 0, "another", images).rows is None and not partial.rows_path.exists()
+    for path, content_ in zip((partial.rows_path, partial.arrays_path), keep, strict=True):
         path.write_bytes(content_)
-    assert Spool(folder, 0, run.fingerprint, images).images == ("i0", "i1", "i2")
-    assert Spool(folder, 0, run.fingerprint, images[::-1]).rows is None
+    assert PartialPart(folder, 0, run.fingerprint, images).images == ("i0", "i1", "i2")
+    assert PartialPart(folder, 0, run.fingerprint, images[::-1]).rows is None
 
 
 def test_what_is_kept_now_and_then_survives_a_kill(tmp_path: Path, whole) -> None:
     class Killed(Maker):
-        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
             if len(self.made) == 3:
                 raise KeyboardInterrupt
-            return super().make(shard, part, images, arrays, turn)
+            return super().make(shard, part, images, arrays, budget)
 
     run = new_run(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -168,30 +168,36 @@ def test_a_turn_is_over_when_its_time_is(tmp_path: Path, whole, monkeypatch: pyt
     monkeypatch.setattr(runner, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(runner, "KEEP_SHARE", 0.0)
     kept = []
-    keep = Spool.keep
-    monkeypatch.setattr(Spool, "keep", lambda self, rows, arrays: (kept.append(len(rows)), keep(self, rows, arrays)))
+    keep = PartialPart.keep
+    monkeypatch.setattr(
+        PartialPart, "keep", lambda self, rows, arrays: (kept.append(len(rows)), keep(self, rows, arrays))
+    )
     run = new_run(tmp_path)
     assert work(run, Maker()) and content(run) == whole
     assert len(kept) == 11 - len(run.parts(0)) - len(run.parts(1))  # after every image but a part's last
-    assert not Turn().over() and not Turn(until=time.monotonic() + 60).over() and Turn(until=time.monotonic()).over()
+    assert (
+        not WorkBudget().over()
+        and not WorkBudget(until=time.monotonic() + 60).over()
+        and WorkBudget(until=time.monotonic()).over()
+    )
 
 
 def test_keeping_large_arrays_takes_a_small_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
-    keep = Spool.keep
+    keep = PartialPart.keep
 
-    def slow(self: Spool, rows: pa.Table, arrays: Path) -> None:
+    def slow(self: PartialPart, rows: pa.Table, arrays: Path) -> None:
         keep(self, rows, arrays)
         clock[0] += 60.0
 
-    monkeypatch.setattr(Spool, "keep", slow)
+    monkeypatch.setattr(PartialPart, "keep", slow)
     turns: list[float] = []
 
     class Timed(Maker):
-        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
-            turns.append(turn.until - clock[0])
-            return super().make(shard, part, images, arrays, turn)
+        def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
+            turns.append(budget.until - clock[0])
+            return super().make(shard, part, images, arrays, budget)
 
     work(new_run(tmp_path), Timed(pauses=[1, 2]))
     assert turns[:3] == [300.0, 1200.0, 1200.0]
@@ -227,9 +233,9 @@ def test_retrying_leaves_arrays_alone_that_were_never_committed(tmp_path: Path) 
     assert "i0" not in again.made and content(run) == content(good)
 
 
-def test_arrays_of_a_spool_can_be_read(tmp_path: Path) -> None:
-    _, spool = stopped_run(tmp_path)
-    with ArrayReader(spool.arrays_path) as arrays:
+def test_arrays_of_a_partial_part_can_be_read(tmp_path: Path) -> None:
+    _, partial = stopped_run(tmp_path)
+    with ArrayReader(partial.arrays_path) as arrays:
         assert arrays.read("masks/i2")[0, 0] == 2
-    with zipfile.ZipFile(spool.arrays_path) as file:
+    with zipfile.ZipFile(partial.arrays_path) as file:
         assert len(set(file.namelist())) == len(file.namelist())

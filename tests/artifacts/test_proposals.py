@@ -33,17 +33,17 @@ MASSES = st.lists(st.floats(0, 1), min_size=0, max_size=12)
 
 @given(MASSES, st.floats(0.001, 2))
 def test_kept_queries_respect_the_budget_and_are_as_few_as_can_be(masses: list[float], budget: float) -> None:
-    present = np.array(masses)
-    kept, dropped = keep_queries(present, budget)
+    objectness = np.array(masses)
+    kept, dropped = keep_queries(objectness, budget)
     assert kept.dtype == np.int32 and (np.diff(kept) > 0).all()
-    rest = np.setdiff1d(np.arange(len(present)), kept)
-    assert dropped == pytest.approx(present[rest].sum(), abs=1e-12)
+    rest = np.setdiff1d(np.arange(len(objectness)), kept)
+    assert dropped == pytest.approx(objectness[rest].sum(), abs=1e-12)
     assert dropped <= budget
     if len(kept):  # no set with one more query fits into the budget
-        fewest = np.sort(present)[: len(rest) + 1].sum()
+        fewest = np.sort(objectness)[: len(rest) + 1].sum()
         assert fewest > budget - 1e-12
     if len(kept) and len(rest):
-        assert present[kept].min() >= present[rest].max()
+        assert objectness[kept].min() >= objectness[rest].max()
 
 
 @given(MASSES)
@@ -55,19 +55,19 @@ def test_no_budget_keeps_all(masses: list[float]) -> None:
 def test_kept_queries_against_trying_everything() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        present = rng.random(6) ** 3
+        objectness = rng.random(6) ** 3
         budget = float(rng.random())
-        kept, _ = keep_queries(present, budget)
-        most = max(n for n in range(7) for c in combinations(range(6), n) if present[list(c)].sum() <= budget)
+        kept, _ = keep_queries(objectness, budget)
+        most = max(n for n in range(7) for c in combinations(range(6), n) if objectness[list(c)].sum() <= budget)
         assert 6 - len(kept) == most
 
 
 def test_ties_keep_the_lower_index() -> None:
     """Few values, each many times: an unstable sort of so many mixes them."""
-    present = np.random.default_rng(0).integers(1, 4, 400) / 1000
+    objectness = np.random.default_rng(0).integers(1, 4, 400) / 1000
     for budget in (0.05, 0.2, 0.3, 0.5):
-        kept, dropped = keep_queries(present, budget)
-        expected = sorted(range(400), key=lambda q: -present[q])[: len(kept)]
+        kept, dropped = keep_queries(objectness, budget)
+        expected = sorted(range(400), key=lambda q: -objectness[q])[: len(kept)]
         assert kept.tolist() == sorted(expected) and 0 < len(kept) < 400
         assert budget - 0.003 < dropped <= budget
 
@@ -136,8 +136,8 @@ def test_points_without_masks_need_no_arrays(stored: tuple[Path, list[ProposalRe
     found = list(store.read_part(0, 0, masks=False))
     assert found[0].masks is None and found[0].class_logits is None
     assert np.array_equal(points_of(found[0], "max"), records[0].points["max"])
-    with pytest.raises(InputError, match=r"no 'centre' points, only max, random"):
-        points_of(found[0], "centre")
+    with pytest.raises(InputError, match=r"no 'center' points, only max, random"):
+        points_of(found[0], "center")
     with pytest.raises(CorruptError, match=r"part-0000-\w+.zarr.zip: is missing"):
         list(store.read_part(0, 0))
 

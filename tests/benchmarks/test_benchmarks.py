@@ -82,16 +82,16 @@ def test_both_ways_have_the_same_number_of_tokens(tmp_path: Path, monkeypatch: p
     assert seen == [(1, 5 + 4 + 6, 384)] * 2
 
 
-def test_the_benchmark_of_neighbourhood_attention_runs(
+def test_the_benchmark_of_neighborhood_attention_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All ways agree, or it stops."""
-    from benchmarks import neighbourhood
+    from benchmarks import neighborhood
 
-    monkeypatch.setattr(neighbourhood, "LAYERS", [(12, 13, 2, 1), (23, 22, 1, 2)])
+    monkeypatch.setattr(neighborhood, "LAYERS", [(12, 13, 2, 1), (23, 22, 1, 2)])
     for more in ([], ["--tiles"]):
-        monkeypatch.setattr(sys, "argv", ["neighbourhood", "--repeats", "1", *more])
-        neighbourhood.main()
+        monkeypatch.setattr(sys, "argv", ["neighborhood", "--repeats", "1", *more])
+        neighborhood.main()
         table = capsys.readouterr().out.splitlines()
         assert len(table) == 4 and table[3].startswith("| 23×22 | 1 | 2 |")
         assert len({line.count("|") for line in table}) == 1

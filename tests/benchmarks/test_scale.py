@@ -122,7 +122,7 @@ def test_the_benchmark_runs(
     (found,) = json.loads(figures.read_text())["sizes"]
     # 8 parts of 2 + 2 + 1 files; 2 shards of done.json and log in three stages, and sums in one; run.json, twice
     files = found["files"]
-    assert files["proposals"] == files["classes"] == 8 * 2 + 2 * 2 + 2
+    assert files["proposals"] == files["class_scores"] == 8 * 2 + 2 * 2 + 2
     assert files["evaluation"] == 8 + 2 * 3 + 3  # and result.json
     assert all(row["processor"] > 0 and row["peak"] > 1e6 for row in found["commands"].values())
     assert "| merge |" in capsys.readouterr().out

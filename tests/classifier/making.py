@@ -22,7 +22,7 @@ def tiny_model(seed: int = 0, **changes) -> PointViT:
         "backbone_args": ARGS,
     }
     model = PointViT(ModelConfig(**{**fields, **changes})).eval()
-    with torch.no_grad():  # louder than at initialisation, so that differences show
+    with torch.no_grad():  # louder than at initialization, so that differences show
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "point_layer" not in name:
                 parameter.mul_(3)

@@ -117,7 +117,7 @@ def test_forward_of_a_family_by_timms_own_parts(name: str, point_token: str) -> 
 
 
 def bilinear(patches: Tensor, grid: tuple[int, int], row: float, col: float) -> Tensor:
-    """Between patch centres, the border held, from the definition."""
+    """Between patch centers, the border held, from the definition."""
     (y, u), (x, v) = (
         (math.floor(at), at - math.floor(at))
         for at in ((p + 1) / 2 * n - 0.5 for p, n in zip((row, col), grid, strict=True))

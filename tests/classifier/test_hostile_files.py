@@ -134,7 +134,7 @@ FIELDS: list[dict[str, Any]] = [
     ),
     *({"classes": value} for value in ([], 3, "sky", [1, 2, 3], {"sky": 1}, [["sky"]], None, ["a"] * 200_000)),
     *({"depth": value} for value in (-1, 10**9, 1.5, "all", [1])),
-    *({"taps": value} for value in ([-1], [10**9], [1] * 5000, "1", [1.5], [[1]])),
+    *({"feature_layers": value} for value in ([-1], [10**9], [1] * 5000, "1", [1.5], [[1]])),
     *({"point_dim": value} for value in (0, 3, -4, 10**9, "4")),
     *({"dropout": value} for value in (-1, 1, 1e9, float("nan"), "x")),
     {"drop_path": 2},

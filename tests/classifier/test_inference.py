@@ -12,7 +12,7 @@ from tests.classifier.making import tiny_model
 from vitp_pipeline.classifier.inference import fill_chunks, image_logits, pad_points, point_logits
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import save_classifier
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 
 COUNTS = (5, 0, 9, 1)
 KINDS = [
@@ -46,7 +46,7 @@ def test_what_stands_in_the_padding_changes_nothing(kind: dict) -> None:
     images, points = inputs()
     padded, valid = pad_points(points)
     assert padded.shape == (4, 9, 2) and valid.sum(1).tolist() == list(COUNTS)
-    normal = model.normalise(images)
+    normal = model.normalize(images)
     logits = model(normal, padded, valid)
     for filling in (-1.0, 0.3, 77.0):
         other = torch.where(valid[..., None], padded, torch.full_like(padded, filling))
@@ -62,10 +62,10 @@ def test_padding_is_no_part_of_batch_statistics() -> None:
     for filling in (0.0, 0.9):
         model = tiny_model(norm="batch").train()
         other = torch.where(valid[..., None], padded, torch.full_like(padded, filling))
-        logits = model(model.normalise(images), other, valid)
+        logits = model(model.normalize(images), other, valid)
         seen.append((logits[valid], model.head_norm.running_mean.clone()))
     torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=1e-5)
-    features = tiny_model(norm="batch").features(model.normalise(images), padded, valid)[valid]
+    features = tiny_model(norm="batch").features(model.normalize(images), padded, valid)[valid]
     torch.testing.assert_close(seen[0][1], 0.1 * features.mean(0), atol=1e-5, rtol=1e-4)
 
 
@@ -111,9 +111,9 @@ def test_the_example_of_load_classifier(tmp_path) -> None:
     image = np.asarray(Image.open(tmp_path / "street.jpg").convert("RGB"))
     images = torch.from_numpy(prepare_image(image, model.image_size))[None]
     pixels = np.array([[120, 200], [300, 40]])
-    points = torch.from_numpy(normalise_points(pixels, image.shape[:2]))[None]
-    logits = model(model.normalise(images), points)
+    points = torch.from_numpy(normalize_points(pixels, image.shape[:2]))[None]
+    logits = model(model.normalize(images), points)
     assert logits.shape == (1, 2, 3)
     assert {model.classes[k] for k in logits[0].argmax(-1)} <= {"sky", "road", "car"}
-    probs, void = vitp_pipeline.fuse(torch.randn(2, 4), logits[0], alpha=0.4)
-    assert probs.shape == (2, 3) and void.shape == (2,)
+    probs, no_object = vitp_pipeline.fuse(torch.randn(2, 4), logits[0], alpha=0.4)
+    assert probs.shape == (2, 3) and no_object.shape == (2,)

@@ -63,7 +63,7 @@ def attend(block: torch.nn.Module, query: Tensor, keys: Tensor) -> Tensor:
 @FORM
 @torch.no_grad()
 def test_equals_a_loop_over_masks_that_attends_to_visible_patches_only(form: dict) -> None:
-    model = mask_model(**form, taps=(1, 3) if form["mask_form"] == "attention" else ())
+    model = mask_model(**form, feature_layers=(1, 3) if form["mask_form"] == "attention" else ())
     images, coverage = inputs()
     got = model(images, coverage)
     vit = model.backbone
@@ -75,16 +75,16 @@ def test_equals_a_loop_over_masks_that_attends_to_visible_patches_only(form: dic
         first = 0 if form["mask_form"] == "attention" else 2
         for mask, score in zip(masks, scores, strict=True):
             inside = [p for p in range(24) if mask[p] >= 0.5] or [int(mask.argmax())]
-            token, taps = states[first][0], []
+            token, feature_layers = states[first][0], []
             for number in range(first, len(blocks)):
                 token = attend(blocks[number], token, torch.stack([token, *(states[number][1 + p] for p in inside)]))
-                if number - first + 1 in model.taps:
-                    taps.append(token)
-            if len(taps) > 1:  # several taps: each on its own scale, then a norm over all
-                taps = [(t - t.mean()) / (t.var(unbiased=False) + 1e-5).sqrt() for t in taps]
-                feature = model.head_norm(torch.cat(taps))
+                if number - first + 1 in model.feature_layers:
+                    feature_layers.append(token)
+            if len(feature_layers) > 1:  # several feature layers: each on its own scale, then a norm over all
+                feature_layers = [(t - t.mean()) / (t.var(unbiased=False) + 1e-5).sqrt() for t in feature_layers]
+                feature = model.head_norm(torch.cat(feature_layers))
             else:
-                feature = vit.norm(taps[0])
+                feature = vit.norm(feature_layers[0])
             torch.testing.assert_close(model.head(feature), score, atol=1e-4, rtol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_patches_inside_by_hand() -> None:
     assert patches_inside(coverage).tolist() == [[True, False, True], [False, True, False], [True, False, False]]
 
 
-def test_mirrored_masks_are_averaged_in() -> None:
+def test_flipped_masks_are_averaged_in() -> None:
     model, (images, coverage) = mask_model(), inputs()
     pixels = (images * 40 + 128).clamp(0, 255).to(torch.uint8)
     one = mask_logits(model, pixels, coverage)
@@ -173,8 +173,8 @@ def test_frozen_backbone_leaves_the_new_layers_to_learn() -> None:
 def test_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="maft_layers"):
         mask_model(mask_form="maft")
-    with pytest.raises(UsageError, match="taps"):
-        mask_model(mask_form="maft", maft_layers=1, taps=(2,))
+    with pytest.raises(UsageError, match="feature_layers"):
+        mask_model(mask_form="maft", maft_layers=1, feature_layers=(2,))
     with pytest.raises(UsageError, match="position"):
         mask_model(pos_embed="offset")
     with pytest.raises(UsageError, match="no class token"):

@@ -12,7 +12,7 @@ from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 
 H, W = 32, 48
 
@@ -29,10 +29,10 @@ VARIANTS = [
     {"point_token": "patch"},
     {"point_token": "patch", "attention": "read-only", "depth": 2},
     {"point_token": "sampled"},
-    {"point_token": "sampled", "norm": "batch", "taps": (1, 3)},
-    {"taps": (1, 3)},
+    {"point_token": "sampled", "norm": "batch", "feature_layers": (1, 3)},
+    {"feature_layers": (1, 3)},
     {"head": "mlp", "norm": "batch"},
-    {"taps": (1, 2), "depth": 2, "norm": "batch", "head": "mlp"},
+    {"feature_layers": (1, 2), "depth": 2, "norm": "batch", "head": "mlp"},
     {"backbone": "vit_small_patch14_reg4_dinov2", "backbone_args": ARGS},
     {"backbone_args": json.dumps({**json.loads(ARGS), "class_token": False, "global_pool": "avg"})},
 ]
@@ -93,13 +93,13 @@ def test_read_only_points_are_independent_and_full_ones_are_not(point_token: str
 
 
 @torch.no_grad()
-def test_patch_token_at_a_patch_centre_is_that_patchs_token() -> None:
-    """At initialisation the point goes through the blocks as the patch under it."""
+def test_patch_token_at_a_patch_center_is_that_patchs_token() -> None:
+    """At initialization the point goes through the blocks as the patch under it."""
     model = tiny_model(point_token="patch", attention="read-only")
     images, _ = inputs()
     rows, cols = torch.meshgrid(torch.arange(H // 8), torch.arange(W // 8), indexing="ij")
-    centres = torch.stack([rows, cols], -1).flatten(0, 1) * 8 + 4  # pixels of the input
-    points = torch.from_numpy(normalise_points(centres.numpy(), (H, W)))[None].expand(2, -1, -1)
+    centers = torch.stack([rows, cols], -1).flatten(0, 1) * 8 + 4  # pixels of the input
+    points = torch.from_numpy(normalize_points(centers.numpy(), (H, W)))[None].expand(2, -1, -1)
     vit = model.backbone
     patches = vit.patch_embed(images) + vit.pos_embed[:, 1:]
     torch.testing.assert_close(sample_tokens(patches, vit.patch_embed.grid_size, points), patches, atol=1e-5, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_neighboring_columns_stay_apart_in_half_precision(variant: dict, dtype: 
     model = tiny_model(**variant)
     torch.nn.init.trunc_normal_(model.point_layer.weight, std=0.02)
     columns = np.stack([np.full(2048, 700), np.arange(2048)], 1)
-    points = torch.from_numpy(normalise_points(columns, (1024, 2048)))[None]
+    points = torch.from_numpy(normalize_points(columns, (1024, 2048)))[None]
     exact = model.point_layer(torch.nn.functional.pad(points, (0, 2)))
     assert len(exact[0].unique(dim=0)) == 2048
     images, _ = inputs(batch=1)
@@ -188,19 +188,19 @@ def test_the_point_layer_learns_in_float32_under_autocast() -> None:
 
 
 @torch.no_grad()
-def test_flip_averages_the_mirrored_view() -> None:
+def test_flip_averages_the_flipped_view() -> None:
     model = tiny_model(point_token="patch", attention="read-only")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 3, H, W), generator=generator, dtype=torch.uint8)
     pixels = torch.randint(0, 32, (9, 2), generator=generator).numpy()
-    points = torch.from_numpy(normalise_points(pixels, (H, W)))[None]
-    mirrored = torch.from_numpy(normalise_points(np.stack([pixels[:, 0], W - 1 - pixels[:, 1]], 1), (H, W)))[None]
+    points = torch.from_numpy(normalize_points(pixels, (H, W)))[None]
+    flipped = torch.from_numpy(normalize_points(np.stack([pixels[:, 0], W - 1 - pixels[:, 1]], 1), (H, W)))[None]
     one = point_logits(model, images, points).log_softmax(-1)
-    other = point_logits(model, images.flip(-1), mirrored).log_softmax(-1)
+    other = point_logits(model, images.flip(-1), flipped).log_softmax(-1)
     torch.testing.assert_close(point_logits(model, images, points, flip=True), (one + other) / 2, atol=1e-5, rtol=1e-5)
 
 
-def test_initialisation_as_released() -> None:
+def test_initialization_as_released() -> None:
     torch.manual_seed(0)
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.classifier.model_config import ModelConfig
@@ -218,8 +218,8 @@ def test_initialisation_as_released() -> None:
         ({"backbone": "resnet18", "backbone_args": ""}, "resnet18"),
         ({"backbone": "no_such_vit"}, "no_such_vit"),
         ({"depth": 4}, "3 blocks"),
-        ({"taps": (3,), "depth": 2}, "taps"),
-        ({"taps": (0,)}, "taps"),
+        ({"feature_layers": (3,), "depth": 2}, "feature_layers"),
+        ({"feature_layers": (0,)}, "feature_layers"),
         ({"image_size": (32, 50)}, "50"),
         ({"backbone_args": '{"nonsense": 1}'}, "nonsense"),
         ({"backbone_args": "{"}, "vit_tiny"),
@@ -242,7 +242,7 @@ def pretrained(**changes) -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("variant", [{}, {"depth": 2}, {"norm": "batch"}, {"taps": (1, 2)}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"depth": 2}, {"norm": "batch"}, {"feature_layers": (1, 2)}], ids=str)
 def test_backbone_weights_arrive(variant: dict) -> None:
     vit, model = pretrained(), tiny_model(**variant)
     load_backbone_weights(model, vit.state_dict(), "x.pth")
@@ -283,15 +283,15 @@ def test_weights_that_do_not_fit(change, word: str) -> None:
 
 
 def test_sampled_points_read_the_patches() -> None:
-    """At a patch's centre the features are that patch's own after the block, on a common scale; between, a mix."""
-    model = tiny_model(point_token="sampled", taps=(1, 3), norm="none")
+    """At a patch's center the features are that patch's own after the block, on a common scale; between, a mix."""
+    model = tiny_model(point_token="sampled", feature_layers=(1, 3), norm="none")
     images = torch.randn(1, 3, 32, 48)
     vit = model.backbone
     tokens, after = vit.patch_embed(images) + vit.pos_embed[:, 1:], {}
     for number, block in enumerate(vit.blocks, 1):
         tokens = block(tokens)
         after[number] = tokens
-    # patch (row 2, column 1) of the 4×6 grid, and the middle between it and its right neighbour
+    # patch (row 2, column 1) of the 4×6 grid, and the middle between it and its right neighbor
     points = torch.tensor([[[2 * (2 + 0.5) / 4 - 1, 2 * 1.5 / 6 - 1], [2 * (2 + 0.5) / 4 - 1, 2 * 2.0 / 6 - 1]]])
     found = model.features(images, points)[0]
     own, right = 2 * 6 + 1, 2 * 6 + 2
@@ -323,10 +323,10 @@ def test_points_of_a_mask_are_averaged_in_log_space() -> None:
             torch.testing.assert_close(
                 named[image, mask].softmax(-1).double(), product / product.sum(), atol=1e-6, rtol=1e-5
             )
-    repeated = logits[:, ::4].repeat_interleave(4, 1)  # a mask with one peak
+    repeated = logits[:, ::4].repeat_interleave(4, 1)  # a mask with one maximum
     alone = mask_logits_of_points(logits[:, ::4])
     for average in ("probabilities", "log-probabilities"):
         same = mask_logits_of_points(repeated, 4, average=average)
         torch.testing.assert_close(same.softmax(-1), alone.softmax(-1))
     assert [average_of(p) for p in POINT_POLICIES] == ["probabilities"] * 4 + ["log-probabilities"]
-    assert average_of("peaks", "probabilities") == "probabilities"
+    assert average_of("local_maxima", "probabilities") == "probabilities"

@@ -164,7 +164,7 @@ def test_starts_that_cannot_be(train, tmp_path: Path) -> None:
 
 
 def test_a_training_that_cannot_begin_leaves_its_name_free(train, tmp_path: Path) -> None:
-    """Weights that are no weights: the mended recipe is trained under the same name."""
+    """Weights that are no weights: the fixed recipe is trained under the same name."""
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"bad\.safetensors"):

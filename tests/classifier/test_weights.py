@@ -13,7 +13,14 @@ from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError
 
-VARIANT = {"taps": (1, 2), "norm": "batch", "head": "mlp", "attention": "read-only", "point_token": "patch", "depth": 2}
+VARIANT = {
+    "feature_layers": (1, 2),
+    "norm": "batch",
+    "head": "mlp",
+    "attention": "read-only",
+    "point_token": "patch",
+    "depth": 2,
+}
 
 
 def test_saved_and_loaded_is_the_same_model(tmp_path: Path) -> None:
@@ -29,7 +36,7 @@ def test_saved_and_loaded_is_the_same_model(tmp_path: Path) -> None:
 
     about = json.loads((tmp_path / "model.json").read_text())
     assert (about["images"], about["fingerprint"]) == (3, "f")
-    assert about["model"]["classes"] == ["sky", "road", "car"] and about["model"]["taps"] == [1, 2]
+    assert about["model"]["classes"] == ["sky", "road", "car"] and about["model"]["feature_layers"] == [1, 2]
     assert about["parameters"] == sum(
         t.numel() for k, t in load_file(path).items() if "running" not in k and "num_" not in k
     )

@@ -247,7 +247,7 @@ def test_doctor_runs(vitp) -> None:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "submit", "predict"])
-def test_a_decimal_comma_is_recognised(vitp, tmp_path: Path, command: str) -> None:
+def test_a_decimal_comma_is_recognized(vitp, tmp_path: Path, command: str) -> None:
     words = {"evaluate": ("demo",), "submit": ("demo", "--engine", "local"), "predict": ("a.jpg", "--recipe", "demo")}
     code, out, err = vitp(
         command, *words[command], "--data-root", ".", "--out", str(tmp_path / "run"), "--alpha", "0,4"

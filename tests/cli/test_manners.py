@@ -23,7 +23,7 @@ from vitp_pipeline.errors import PartialError, UsageError
 from vitp_pipeline.runtime import progress as progress_module
 
 ROOT = Path(__file__).parents[2]
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|9[0-7])(?:;\d+)*m")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38|4[0-7]|9[0-7])(?:;\d+)*m")
 TERMINAL = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
 
 SHOWS_PROGRESS = """
@@ -67,20 +67,20 @@ def on_terminal(code: list[str], **environment: str) -> str:
     return shown.decode()
 
 
-def test_a_terminal_shows_rate_time_left_and_memory_in_colour() -> None:
+def test_a_terminal_shows_rate_time_left_and_memory_in_color() -> None:
     shown = on_terminal(["-c", SHOWS_PROGRESS])
     rates = [float(rate) for rate in re.findall(r"([\d.]+) images/s", shown)]
     assert rates and 2 < rates[-1] < 8.5  # four in at least 0.48 seconds
     assert re.search(r"\d/4", shown) and re.search(r"\d:\d\d:\d\d", shown)
     assert "3.0 of 8.0 GB" in shown and "a remark" in shown
-    assert COLOUR.search(shown)
+    assert COLOR.search(shown)
 
 
 def test_no_color_is_obeyed() -> None:
     shown = on_terminal(["-c", SHOWS_PROGRESS], NO_COLOR="1")
-    assert "images/s" in shown and not COLOUR.search(shown)
+    assert "images/s" in shown and not COLOR.search(shown)
     help_of = ["-m", "vitp_pipeline.cli.main", "status", "--help"]
-    assert COLOUR.search(on_terminal(help_of)) and not COLOUR.search(on_terminal(help_of, NO_COLOR="1"))
+    assert COLOR.search(on_terminal(help_of)) and not COLOR.search(on_terminal(help_of, NO_COLOR="1"))
 
 
 def test_a_pipe_gets_plain_lines() -> None:

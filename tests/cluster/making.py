@@ -11,7 +11,7 @@ import pyarrow as pa
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.cluster.plan import Chain, Job
-from vitp_pipeline.execution.runner import Turn, run_parts
+from vitp_pipeline.execution.runner import WorkBudget, run_parts
 
 
 def make_chain(
@@ -40,12 +40,12 @@ class Maker:
     def __init__(self, run: StageRun, bad: Sequence[str] = ()) -> None:
         self.run, self.bad = run, bad
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         writer = ArrayWriter(arrays, self.run.about(shard, part))
         for image in images:
             if image not in self.bad:
                 writer.add(f"masks/{image}", np.full((2, 3), int(image[1:])), ["y", "x"])
-            turn.advance(1)
+            budget.advance(1)
         writer.close()
         rows = [{"image_id": i, "status": "failed" if i in self.bad else "ok", "error": None} for i in images]
         return pa.Table.from_pylist(rows, pa.schema([(n, pa.string()) for n in ("image_id", "status", "error")]))

@@ -44,11 +44,11 @@ def others(kind: type, key: str, value: Any) -> Iterator[Any]:
     """Values beside the default, of which the table takes some."""
     found = schema_of(kind)["properties"][key]
     yield from found.get("enum", ())
-    yield from {"boolean": [not value], "string": [f"{value}x", "cuda", "spread", '{"depth": 3}']}.get(
+    yield from {"boolean": [not value], "string": [f"{value}x", "cuda", "multi", '{"depth": 3}']}.get(
         found.get("type", ""), []
     )
     yield from (1, 2, 0.5, -1.0)
-    for one in (1, 0.5, 28, "coarse", "spread", "instance", "boundary"):
+    for one in (1, 0.5, 28, "coarse", "multi", "instance", "boundary"):
         yield from ((one,), (one, one), (*value[:1], one)) if isinstance(value, tuple) else ()
 
 

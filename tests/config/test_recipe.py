@@ -37,12 +37,12 @@ def test_shipped_recipes_parse_in_every_stage() -> None:
 
 
 def test_flags_win_over_keys_and_keys_over_defaults(write) -> None:
-    recipe = load_recipe(write(MINIMAL + 'points = ["max", "centre"]\n[evaluate]\nalpha = 0.7\n'))
+    recipe = load_recipe(write(MINIMAL + 'points = ["max", "center"]\n[evaluate]\nalpha = 0.7\n'))
     assert recipe.stage(EvaluateSettings).alpha == 0.7
     assert recipe.stage(EvaluateSettings, alpha=None, formula=None).alpha == 0.7
     assert recipe.stage(EvaluateSettings, alpha=0.1, formula="raw") == EvaluateSettings(alpha=0.1, formula="raw")
     proposals = recipe.stage(ProposalSettings, batch_size=3)
-    assert (proposals.points, proposals.batch_size, proposals.split) == (("max", "centre"), 3, "val")
+    assert (proposals.points, proposals.batch_size, proposals.split) == (("max", "center"), 3, "val")
     assert recipe.stage(TrainSettings) == TrainSettings()
 
 
@@ -85,7 +85,7 @@ def test_presets_of_views_give_the_official_frames(write) -> None:
     }.items():
         assert [int(size * scale + 0.5) for scale in found["multiscale"].scales] == shorter_sides
     assert [int(896 * scale + 0.5) for scale in found["ade20k-896"].scales] == [768, 832, 896, 960, 1024]
-    assert [s.mirror for s in found.values()] == [True, True, False]
+    assert [s.flip for s in found.values()] == [True, True, False]
     assert (found["slide-1024"].window, found["slide-1024"].stride) == ((1024, 1024), (512, 512))
     assert recipe.stage(ProposalSettings, preset="views-multiscale", scales=[1]).scales == (1,)
     with pytest.raises(UsageError, match="no key 'backbone'"):
@@ -130,7 +130,7 @@ def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
         (EvaluateSettings, "alpha = 1.01", ["alpha = 1.01", "outside [0, 1]"]),
         (EvaluateSettings, "alpha = -0.5", ["alpha = -0.5", "outside [0, 1]"]),
         (EvaluateSettings, "alpha = nan", ["outside [0, 1]"]),
-        (EvaluateSettings, "formula = 'geometric'", ['"geometric"', "renormalised, raw"]),
+        (EvaluateSettings, "formula = 'geometric'", ['"geometric"', "renormalized, raw"]),
         (TrainSettings, "epochs = 3.5", ["epochs", "wrong type"]),
         (TrainSettings, "epochs = true", ["epochs", "wrong type"]),
         (TrainSettings, "epochs = 0", ["epochs", "outside [1, "]),
@@ -138,18 +138,18 @@ def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
         (TrainSettings, "image_size = 448", ["image_size", "wrong type"]),
         (TrainSettings, "image_size = [448]", ["image_size", "wrong length"]),
         (TrainSettings, "image_size = [448, '448']", ["image_size", "wrong type"]),
-        (TrainSettings, "taps = ['last']", ["taps", "wrong type"]),
+        (TrainSettings, "feature_layers = ['last']", ["feature_layers", "wrong type"]),
         (TrainSettings, "hold_out = -1", ["hold_out", "outside [0, "]),
         (TrainSettings, "norm = 'group'", ['"group"', "layer, batch"]),
         (TrainSettings, "batch_size = 0", ["batch_size", "outside [1, "]),
-        (ProposalSettings, "config = 'x'\npoints = ['max', 'mean']", ['"mean"', "max, centre, random"]),
+        (ProposalSettings, "config = 'x'\npoints = ['max', 'mean']", ['"mean"', "max, center, random"]),
         (ProposalSettings, "config = 'x'\npoints = [1]", ["points", "wrong type"]),
         (ProposalSettings, "config = 'x'\nlimit = -1", ["limit", "outside [0, "]),
         (ProposalSettings, "split = 'val'", ["needs the key 'config'"]),
         (ClassifySettings, "points = 'mean'", ['"mean"']),
         (ClassifySettings, "chunk = -1", ["chunk", "outside [0, "]),
         (ClassifySettings, "average = 'mean'", ['"mean"', "auto, probabilities, log-probabilities"]),
-        (ProposalSettings, "config = 'x'\npeaks = 0", ["peaks = 0", "outside [1, "]),
+        (ProposalSettings, "config = 'x'\nlocal_maxima = 0", ["local_maxima = 0", "outside [1, "]),
         (EvaluateSettings, "mask_quality = 'yes'", ["mask_quality", "wrong type"]),
     ],
 )
@@ -207,7 +207,7 @@ def test_find_file(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert "r.toml" in str(info.value)
 
 
-def test_find_toml_takes_names_paths_and_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_toml_takes_names_paths_and_neighbors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_toml("camvid", "manifests") == shipped("manifests") / "camvid.toml"
     assert find_toml("camvid.toml", "manifests") == shipped("manifests") / "camvid.toml"
@@ -219,12 +219,12 @@ def test_find_toml_takes_names_paths_and_neighbours(tmp_path: Path, monkeypatch:
 
 
 def test_changes_of_the_command_line() -> None:
-    words = ["lr=0.003", "taps=[8, 9]", "head=mlp", 'fit = "gradient"', "flip=false"]
-    expected = {"lr": 0.003, "taps": [8, 9], "head": "mlp", "fit": "gradient", "flip": False}
+    words = ["lr=0.003", "feature_layers=[8, 9]", "head=mlp", 'fit = "gradient"', "flip=false"]
+    expected = {"lr": 0.003, "feature_layers": [8, 9], "head": "mlp", "fit": "gradient", "flip": False}
     assert parse_changes(words) == expected
     assert parse_changes([f"lr={'[' * 20_000}"]) == {"lr": "[" * 20_000}  # too deep for TOML: plain text
     settings = load_recipe("demo").stage(TrainSettings, **parse_changes(words))
-    assert settings.taps == (8, 9) and settings.lr == 0.003 and not settings.flip
+    assert settings.feature_layers == (8, 9) and settings.lr == 0.003 and not settings.flip
     with pytest.raises(UsageError, match="KEY=VALUE"):
         parse_changes(["lr"])
     with pytest.raises(UsageError, match="'learning_rate'"):

@@ -18,7 +18,7 @@ CATEGORIES = (3, 7, 90)  # COCO category ids: neither dense nor from zero
 
 
 def draw(rng: np.random.Generator, height: int = 28, width: int = 36) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) whose colour says the class, and its labels (H, W) in 0..2: sky above road, one car."""
+    """An image (H, W, 3) whose color says the class, and its labels (H, W) in 0..2: sky above road, one car."""
     labels = np.zeros((height, width), np.uint8)
     labels[int(rng.integers(height // 4, height // 2)) :] = 1
     top, left = int(rng.integers(height // 2)), int(rng.integers(width // 2))

@@ -66,7 +66,7 @@ def test_counts_are_those_of_a_slow_loop(tmp_path: Path) -> None:
         and found["label_modes"] == {"8-bit gray": 7}
     )
     assert math.isclose(found["ignored_share"], pixels[255] / sum(pixels.values()))
-    assert found["broken"] == found["odd"] == found["unlabelled"] == found["missing"] == []
+    assert found["broken"] == found["odd"] == found["unlabeled"] == found["missing"] == []
     json.dumps(found)
 
 
@@ -93,7 +93,7 @@ def test_everything_that_is_wrong_is_named(tmp_path: Path) -> None:
     for i, word in enumerate(words):
         assert word in reasons[f"a{i}"] and f"a{i}.png" in reasons[f"a{i}"]
     assert found["unknown"] == {"77": {"images": 1, "pixels": 3}}
-    assert found["unlabelled"] == ["a7"] and found["labels_without_image"] == [str(labels / "z.png")]
+    assert found["unlabeled"] == ["a7"] and found["labels_without_image"] == [str(labels / "z.png")]
     assert found["images"] == found["checked"] == 10
 
 
@@ -124,7 +124,7 @@ def test_instances_and_boxes(tmp_path: Path) -> None:
     annotation = write_instances(tmp_path)
     found = checked(Dataset(instances_spec(), tmp_path, "val"))
     assert [c["objects"] for c in found["classes"]] == [1, 1, 1] and found["label_modes"] == {"masks": 2}
-    assert found["unlabelled"] == ["8"] and found["broken"] == []
+    assert found["unlabeled"] == ["8"] and found["broken"] == []
     annotation["annotations"][0]["bbox"] = [5, 5, 0, 3]
     annotation["annotations"][1]["bbox"] = [70, 5, 2, 3]
     for entry in annotation["annotations"]:
@@ -143,7 +143,7 @@ def test_a_limit_is_spread_evenly(tmp_path: Path) -> None:
     assert checked(data, limit=4)["checked"] == 4
 
 
-def test_sheet_lays_the_class_colours_over_what_is_labelled(tmp_path: Path) -> None:
+def test_sheet_lays_the_class_colors_over_what_is_labeled(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(SEMANTIC)
     making.write_semantic(tmp_path, 1)
     making.write_png(tmp_path / "images/a0.png", np.full((28, 36, 3), 200, np.uint8))

@@ -53,7 +53,7 @@ def test_semantic_labels_are_mapped_and_ordered(semantic: Dataset) -> None:
         labels = semantic.read_semantic(sample)
         assert labels.dtype == np.int16
         assert np.array_equal(labels, np.where(raw == 255, IGNORE, raw - 1))
-        # the drawing's colour says the class
+        # the drawing's color says the class
         image = semantic.read_image(sample)
         known = labels != IGNORE
         assert np.array_equal(image[known], making.COLORS[labels[known]])
@@ -188,7 +188,7 @@ def test_label_value_beyond_every_known_one(tmp_path: Path, semantic: Dataset) -
         semantic.read_semantic(semantic.samples[0])
 
 
-def test_colour_label(tmp_path: Path, semantic: Dataset) -> None:
+def test_color_label(tmp_path: Path, semantic: Dataset) -> None:
     making.write_png(tmp_path / "labels/a0.png", np.full((28, 36, 3), (1, 2, 3), np.uint8))
     with fails(InputError, "labels/a0.png", "RGB", "convert"):
         semantic.read_semantic(semantic.samples[0])
@@ -408,7 +408,7 @@ def test_manifest_not_found_lists_the_shipped_ones(tmp_path: Path) -> None:
     assert load_manifest("mine.toml", beside=tmp_path).name == "x"
 
 
-def test_colours_and_paths_do_not_change_a_manifests_identity(tmp_path: Path) -> None:
+def test_colors_and_paths_do_not_change_a_manifests_identity(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text(GOOD)
     first = load_manifest(path).identity()

@@ -166,7 +166,7 @@ def test_what_leaves_the_labels_open_is_refused(tmp_path: Path, name: str) -> No
         with pytest.raises(InputError, match=reason) as error:
             data.read_semantic(sample)
         assert "labels/" in str(error.value) and "\n" not in str(error.value)
-        assert error.value.mend or "under [labels] in the manifest" in error.value.message
+        assert error.value.hint or "under [labels] in the manifest" in error.value.message
 
 
 @pytest.mark.parametrize("name", [name for name in READ if "GIF" not in name])

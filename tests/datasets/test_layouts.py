@@ -60,7 +60,7 @@ def test_names_order_and_palette_are_those_of_the_libraries(manifest: str, modul
     spec, source = load_manifest(manifest), metainfo(module, cls)
     names, colors = names_and_colors(spec)
     assert names == [name.strip() for name in source["classes"]]
-    if manifest == "ade20k-instance":  # mmdet has another grey for two classes
+    if manifest == "ade20k-instance":  # mmdet has another gray for two classes
         ade = dict(zip(*names_and_colors(load_manifest("ade20k")), strict=True))
         assert [ade[name] for name in names] == colors
     else:

@@ -205,7 +205,7 @@ def test_ade20k_products_are_read_by_their_manifests(tmp_path: Path) -> None:
             assert np.array_equal(ids == segment.id, thing.mask)
 
 
-def test_a_broken_source_is_named_the_rest_is_made_and_mending_it_finishes(
+def test_a_broken_source_is_named_the_rest_is_made_and_fixing_it_finishes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_ade20k(tmp_path)

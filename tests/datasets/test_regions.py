@@ -44,7 +44,7 @@ def test_connected_regions_are_those_of_a_flood_fill() -> None:
             assert edges.tolist() == [rows.min(), cols.min(), rows.max() + 1, cols.max() + 1]
 
 
-def test_nothing_labelled_has_no_region() -> None:
+def test_nothing_labeled_has_no_region() -> None:
     numbers, classes = connected_regions(np.full((5, 6), IGNORE, np.int16))
     assert (numbers == IGNORE).all() and len(classes) == 0 and boxes_of_regions(numbers, 0).shape == (0, 4)
 

@@ -120,7 +120,7 @@ def test_a_check_looks_at_the_images(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     dataset = Dataset(write(tmp_path, case), tmp_path, "test")
     report = as_dict(check_split(dataset), dataset)
-    assert not report["ground_truth"] and not report["broken"] and not report["unlabelled"]
+    assert not report["ground_truth"] and not report["broken"] and not report["unlabeled"]
     assert sum(report["image_modes"].values()) == report["checked"] == len(dataset)
     assert (sum(report["label_modes"].values()) == 3) == case.some
     assert draw_sheet(dataset, list(dataset.samples)[:2], "sheet").startswith(b"\x89PNG")

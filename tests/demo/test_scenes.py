@@ -90,7 +90,7 @@ def test_every_class_and_some_void_occur() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(scenes.TEXTURES))
-def test_textures_are_equally_strong_and_leave_the_colour_alone(name: str) -> None:
+def test_textures_are_equally_strong_and_leave_the_color_alone(name: str) -> None:
     y, x = np.mgrid[:64, :64].astype(np.float32)
     rng = np.random.default_rng(0)
     for _ in range(5):

@@ -159,7 +159,7 @@ def test_chunks_and_flips_are_forwards(tmp_path: Path) -> None:
     demo = (Path(__file__).parents[2] / "stages" / "demo.toml").read_text()
     recipe.write_text(demo.replace("[classify]", "[classify]\nchunk = 25\nflip = true"))
     cost = costs_of(str(recipe), crop="64x96")[1]
-    assert (cost.n, cost.forwards) == (25, 4)  # 30 queries are two chunks, each also mirrored
+    assert (cost.n, cost.forwards) == (25, 4)  # 30 queries are two chunks, each also flipped
     assert costs_of(str(recipe), crop="64x96", points=30)[1].forwards == 2
 
 
@@ -189,7 +189,13 @@ def test_what_is_not_said_is_asked_for(arguments: dict, words: list[str]) -> Non
 
 @pytest.mark.parametrize(
     ("policy", "keys", "each"),
-    [("max", "", 1), ("random", "", 1), ("spread", "", 16), ("spread", "spread = 5\n", 5), ("peaks", "peaks = 3\n", 3)],
+    [
+        ("max", "", 1),
+        ("random", "", 1),
+        ("multi", "", 16),
+        ("multi", "multi = 5\n", 5),
+        ("local_maxima", "local_maxima = 3\n", 3),
+    ],
 )
 def test_a_policy_costs_the_points_that_it_stores(tmp_path: Path, policy: str, keys: str, each: int) -> None:
     recipe = tmp_path / "r.toml"

@@ -16,8 +16,8 @@ manifest = "mine.toml"
 [generate-proposals]
 config = "{package}/demo/generator_config.py"
 checkpoint = "{package}/demo/generator.safetensors"
-points = ["max", "spread"]
-spread = 2
+points = ["max", "multi"]
+multi = 2
 
 [train-classifier]
 backbone = "vit_tiny_patch16_224"

@@ -103,7 +103,7 @@ def read_python(words: Sequence[str]) -> None:
         if not (ROOT / module).is_file():
             raise Unknown(f"no file {module}")
         module = module.removesuffix(".py").replace("/", ".")
-    with_tools = [*sys.path, str(ROOT / "tools")]  # where a script's neighbours are found
+    with_tools = [*sys.path, str(ROOT / "tools")]  # where a script's neighbors are found
     sys.path, path = with_tools, sys.path
     try:
         program = importlib.import_module(module)

@@ -90,7 +90,7 @@ def test_the_advice_for_a_low_object_threshold_works(asked: float, kept: float) 
     try:
         check_codec(MaskCodec(drop_threshold=kept), settings, ("panoptic",))
     except IncompatibleError as error:
-        key, value = re.search(r"generate proposals with (\w+) = (\S+) ", error.mend).groups()
+        key, value = re.search(r"generate proposals with (\w+) = (\S+) ", error.hint).groups()
         advised = DEMO.stage(ProposalSettings, **parse_changes([f"{key}={value}"]))
         check_codec(advised.codec, settings, ("panoptic",))
         assert asked < kept

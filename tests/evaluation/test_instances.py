@@ -20,7 +20,7 @@ from vitp_pipeline.decoding.rle import decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.evaluation.count_reader import read_rows
 from vitp_pipeline.evaluation.per_class import by_class, print_by_class
-from vitp_pipeline.evaluation.summary import print_result, read_result_totals, result_of, summarise
+from vitp_pipeline.evaluation.summary import print_result, read_result_totals, result_of, summarize
 from vitp_pipeline.metrics.instances import Detections
 from vitp_pipeline.postprocess.fusion import fuse
 from vitp_pipeline.postprocess.instance import best_pairs, instance_masks
@@ -121,19 +121,19 @@ def test_boundary_iou_of_semantic_maps(project: Project, tmp_path: Path) -> None
     make_run(project, tmp_path / "run")
     wide = result_of(project.evaluate(tmp_path / "run", boundary_iou=True, boundary_ratio=0.999))["semantic"]
     narrow = result_of(project.evaluate(tmp_path / "run", boundary_iou=True))["semantic"]
-    for name in ("generator", "bound_mask"):
+    for name in ("generator", "upper_bound_mask"):
         assert wide[name]["boundary_mIoU"] == pytest.approx(wide[name]["mIoU"])  # all of a mask is its boundary
         assert 0 < narrow[name]["boundary_mIoU"] < narrow[name]["mIoU"]
         assert set(narrow[name]["boundary_IoU"]) == set(making.NAMES)
 
 
-def test_named_masks_have_a_confusion(project: Project, tmp_path: Path) -> None:
+def test_classified_masks_have_a_confusion(project: Project, tmp_path: Path) -> None:
     make_run(project, tmp_path / "run")
     masks = result_of(project.evaluate(tmp_path / "run"))["masks"]
     for by, pairs in masks["confusion"].items():
         assert sum(n for _, _, n in pairs) == masks["matched"]
         right = sum(n for truth, named, n in pairs if truth == named)
-        assert right / masks["matched"] == masks["named_right"][by]
+        assert right / masks["matched"] == masks["mask_accuracy"][by]
 
 
 # ---- labels without segments ----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_components_stand_in_for_segments(
     whole = result_of(project.evaluate(tmp_path / "run", components=True, **ALL))
     assert whole["semantic"] == plain["semantic"]
     # every car is one piece here, so the figures are those of the panoptic labels, but for the crowd among them
-    assert whole["panoptic"]["fused"]["all"]["PQ"] > 0 and whole["instance"]["bound_mask"]["coco"]["AP"] > 0
+    assert whole["panoptic"]["fused"]["all"]["PQ"] > 0 and whole["instance"]["upper_bound_mask"]["coco"]["AP"] > 0
     assert any("connected pieces" in note for note in whole["notes"])
     assert not any("no PQ" in note for note in whole["notes"])
 
@@ -223,7 +223,7 @@ def test_a_remembered_result_is_shown_as_a_new_one(
     assert shown[0] == shown[1]
     out, names, classes = shown[0]
     assert list(names) == list(ALL["instance_ap"]) and classes == list(making.NAMES)
-    line = next(line for line in out.splitlines() if line.startswith("masks named right: "))
+    line = next(line for line in out.splitlines() if line.startswith("mask classification accuracy: "))
     assert line.index("generator") < line.index("classifier") < line.index("fused")
     assert line.endswith("masks with 1 − v > 0.5 (v: the probability of “no object”)")
     from vitp_pipeline.report.loaded_evaluation import open_evaluation
@@ -240,7 +240,7 @@ def test_every_class_has_its_row(project: Project, tmp_path: Path, capsys: pytes
     assert list(found["IoU"]) == ["sky", "road", "car"] and list(found["AP"]) == ["car"]  # a thing
     for figure, where in (("IoU", "semantic"), ("PQ", "panoptic")):
         for name, values in found[figure].items():
-            for variant in ("generator", "fused", "bound_point", "bound_mask"):
+            for variant in ("generator", "fused", "upper_bound_point", "upper_bound_mask"):
                 assert values[variant] == result[where][variant][figure][name]
             assert values["gain"] == values["fused"] - values["generator"]
     print_by_class(result)
@@ -248,7 +248,7 @@ def test_every_class_has_its_row(project: Project, tmp_path: Path, capsys: pytes
     assert len(lines) == 3 and lines[0][3] == f"{100 * found['IoU']['car']['generator']:.2f}"
     result["semantic"]["fused"]["IoU"]["car"] = None
     assert by_class(result)["IoU"]["car"]["gain"] is None
-    for variant in ("generator", "bound_point", "bound_mask"):
+    for variant in ("generator", "upper_bound_point", "upper_bound_mask"):
         result["semantic"][variant]["IoU"]["car"] = None
     assert "car" not in by_class(result)["IoU"]
 
@@ -269,7 +269,7 @@ def test_zeros_say_why(project: Project, tmp_path: Path, capsys: pytest.CaptureF
     totals.areas[..., 0] = 0
     totals.areas[..., 2] = [5, 0, 0]
     totals.detections.columns["instances"]["hit"][:] = 0
-    result = summarise(evaluation, totals, False)
+    result = summarize(evaluation, totals, False)
     notes = "\n".join(result["notes"])
     assert "mIoU of fused is exactly 0: the ground truth has only car, the predictions have only sky" in notes
     assert "PQ of fused is exactly 0: no segment was predicted" in notes and "object_threshold = 1" in notes
@@ -292,7 +292,7 @@ def test_a_zero_of_things_alone_or_of_another_rule_says_why(project: Project, tm
     entries = totals.detections.columns["instances"]
     entries["hit"][:] = np.where(entries["measure"] == 0, entries["hit"] | 1, 0)
     entries["ignored"][entries["measure"] == 0] = 0
-    notes = summarise(evaluation, totals, False)["notes"]
+    notes = summarize(evaluation, totals, False)["notes"]
     for name in ("generator", "fused"):
         assert any(note.startswith(f"PQ of things of {name} is exactly 0: ") for note in notes)
         assert any(note.startswith(f"AP (boundary) of {name} is exactly 0: by its rule no") for note in notes)

@@ -16,12 +16,12 @@ def classifier(run: Path, name: str, digest: str) -> None:
 
 
 def scores(run: Path, folder: str, digest: str, **settings) -> StageRun:
-    identity = {"stage": "classes", "classifier": digest, "proposals": "f" * 64, "settings": settings}
-    return create_or_check(run / "classes" / folder, identity, ("a",))
+    identity = {"stage": "class_scores", "classifier": digest, "proposals": "f" * 64, "settings": settings}
+    return create_or_check(run / "class_scores" / folder, identity, ("a",))
 
 
 def evaluation(run: Path, folder: str, of: str, points: str = "max", sweep: int = 3, **settings) -> StageRun:
-    identity = {"stage": "evaluation", "classes": of + "0" * 52, "points": points, "settings": settings}
+    identity = {"stage": "evaluation", "class_scores": of + "0" * 52, "points": points, "settings": settings}
     alphas = [n / (sweep - 1) for n in range(sweep)]
     return create_or_check(run / "evaluation" / folder, {**identity, "alphas": alphas}, ("a",))
 
@@ -31,18 +31,18 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     classifier(tmp_path, "[b]odd", "e" * 64)
     scores(tmp_path, "1" * 12, "d" * 64)
     scores(tmp_path, "2" * 12, "e" * 64, temperature=0.4)
-    scores(tmp_path, "3" * 12, "9" * 64, points="spread", flip=True)  # trained elsewhere
+    scores(tmp_path, "3" * 12, "9" * 64, points="multi", flip=True)  # trained elsewhere
     stages = [
         evaluation(tmp_path, "a", "1" * 12, alpha=0.7),
         evaluation(tmp_path, "b", "2" * 12),
-        evaluation(tmp_path, "c", "3" * 12, "spread"),
+        evaluation(tmp_path, "c", "3" * 12, "multi"),
         evaluation(tmp_path, "d", "4" * 12),  # its scores are gone
     ]
     facts = facts_of(tmp_path, stages)
     assert labels(facts) == [
         "deep, max point, α = 0.7",
         "[b]odd, max point, α = 0.4",
-        "99999999, spread point, α = 0.4",
+        "99999999, multi point, α = 0.4",
         "max point, α = 0.4",
     ]
     assert labels(facts[:2]) == ["deep, α = 0.7", "[b]odd, α = 0.4"]
@@ -64,25 +64,25 @@ def test_settings_are_told_where_nothing_else_tells_two_apart(tmp_path: Path) ->
         evaluation(tmp_path, "g", "1" * 12, alpha=0.0),
     ]
     told = labels(facts_of(tmp_path, [stages[0], *others]))
-    assert told == ["α = 0.4, renormalised", "α = 0.4, raw", "α = 0, renormalised"]
+    assert told == ["α = 0.4, renormalized", "α = 0.4, raw", "α = 0, renormalized"]
 
 
-@pytest.mark.parametrize("wrong", [{"settings": []}, {"settings": {"alpha": "x"}}, {"classes": 3}, {"alphas": 1}])
+@pytest.mark.parametrize("wrong", [{"settings": []}, {"settings": {"alpha": "x"}}, {"class_scores": 3}, {"alphas": 1}])
 def test_of_a_damaged_identity_nothing_is_told(tmp_path: Path, wrong: dict) -> None:
     scores(tmp_path, "1" * 12, "d" * 64)
     good = evaluation(tmp_path, "a", "1" * 12, alpha=0.7)
     bad = StageRun(tmp_path / "evaluation/b", good.identity | wrong, ("a",), 1, 1)
     labels(facts_of(tmp_path, [StageRun(bad.folder, good.identity | {"settings": {"formula": 1}}, ("a",), 1, 1)]))
-    assert labels(facts_of(tmp_path, [good, bad]), ("alpha",)) == ["dddddddd, max point, α = 0.7, renormalised", ""]
+    assert labels(facts_of(tmp_path, [good, bad]), ("alpha",)) == ["dddddddd, max point, α = 0.7, renormalized", ""]
 
 
 def test_a_streamed_evaluation_holds_its_classifier_itself(tmp_path: Path) -> None:
     classifier(tmp_path, "deep", "d" * 64)
-    stream = {"classifier": "d" * 64, "classify": {"points": "spread", "flip": True}}
-    identity = {"stage": "evaluation", "stream": stream, "points": "spread", "alphas": [0, 0.4, 1], "settings": {}}
+    stream = {"classifier": "d" * 64, "classify": {"points": "multi", "flip": True}}
+    identity = {"stage": "evaluation", "stream": stream, "points": "multi", "alphas": [0, 0.4, 1], "settings": {}}
     streamed = create_or_check(tmp_path / "evaluation/s", identity, ("a",))
     (facts,) = facts_of(tmp_path, [streamed])
-    assert facts["classifier"] == "deep" and facts["points"] == "spread point" and facts["flip"] == "flip = true"
+    assert facts["classifier"] == "deep" and facts["points"] == "multi point" and facts["flip"] == "flip = true"
 
 
 def test_status_names_scores_and_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,8 +94,8 @@ def test_status_names_scores_and_evaluations(tmp_path: Path, capsys: pytest.Capt
     entries = run_status(tmp_path)
     expected = {
         "classifier/deep": "",
-        "classes/111111111111": "deep, max point",
-        "classes/222222222222": "deep, max point, temperature = 0.5",
+        "class_scores/111111111111": "deep, max point",
+        "class_scores/222222222222": "deep, max point, temperature = 0.5",
         "evaluation/aaaaaaaaaaaa": "deep, max point, α = 0.7",
     }
     assert {entry["stage"]: entry["label"] for entry in entries} == expected

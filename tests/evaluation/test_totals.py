@@ -9,7 +9,7 @@ import pytest
 from tests.stages.making import Project, make_project, make_run
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.evaluation import totals
-from vitp_pipeline.evaluation.summary import read_result_totals, summarise
+from vitp_pipeline.evaluation.summary import read_result_totals, summarize
 from vitp_pipeline.metrics import bootstrap
 from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import verify_run
@@ -22,7 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def figures(evaluation) -> dict:
-    result = summarise(evaluation, read_result_totals(evaluation), True)
+    result = summarize(evaluation, read_result_totals(evaluation), True)
     result.pop("provenance")
     return result
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from vitp_pipeline.errors import InputError, StorageError
-from vitp_pipeline.execution.prefetch import Ahead, Behind
+from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -22,8 +22,8 @@ def test_what_was_read_comes_in_order_and_never_more_than_asked(most: int, threa
         time.sleep(0.002 * (item % 3))
         return item * item
 
-    with Ahead(read, range(12), most, threads) as ahead:
-        for item, found in ahead:
+    with Prefetcher(read, range(12), most, threads) as prefetcher:
+        for item, found in prefetcher:
             assert found.result() == item * item
             taken.append(item)
     assert taken == list(range(12)) == sorted(begun)
@@ -36,8 +36,8 @@ def test_a_failed_read_fails_where_it_is_asked_for_and_the_others_do_not() -> No
         return item
 
     found = []
-    with Ahead(read, range(5), 2) as ahead:
-        for item, future in ahead:
+    with Prefetcher(read, range(5), 2) as prefetcher:
+        for item, future in prefetcher:
             if item == 2:
                 with pytest.raises(InputError, match="torn"):
                     future.result()
@@ -54,8 +54,8 @@ def test_leaving_early_reads_no_further() -> None:
         if item:
             go_on.wait(5)
 
-    with pytest.raises(KeyError), Ahead(read, range(100), 3) as ahead:
-        for _, future in ahead:
+    with pytest.raises(KeyError), Prefetcher(read, range(100), 3) as prefetcher:
+        for _, future in prefetcher:
             future.result()
             threading.Timer(0.05, go_on.set).start()
             raise KeyError
@@ -70,10 +70,10 @@ def test_pieces_are_done_in_order_in_one_other_thread() -> None:
         done.append((piece, threading.current_thread()))
         return -piece
 
-    with Behind(3) as behind:
+    with WriteQueue(3) as queue:
         for piece in range(10):
-            behind.add(work, piece)
-        assert behind.finish() == [-piece for piece in range(10)]
+            queue.add(work, piece)
+        assert queue.finish() == [-piece for piece in range(10)]
     pieces, threads = zip(*done, strict=True)
     assert list(pieces) == list(range(10))
     assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
@@ -83,9 +83,9 @@ def test_no_more_pieces_wait_than_allowed() -> None:
     go_on, added = threading.Event(), []
 
     def hand_over() -> None:
-        with Behind(2) as behind:
+        with WriteQueue(2) as queue:
             for piece in range(4):
-                behind.add(go_on.wait, 5)
+                queue.add(go_on.wait, 5)
                 added.append(piece)
 
     thread = threading.Thread(target=hand_over)
@@ -106,10 +106,10 @@ def test_a_failed_piece_is_heard_of_and_what_waits_is_dropped() -> None:
         time.sleep(0.02)
         done.append(piece)
 
-    with pytest.raises(StorageError, match="full"), Behind(2) as behind:
+    with pytest.raises(StorageError, match="full"), WriteQueue(2) as queue:
         for piece in range(50):
-            behind.add(work, piece)
+            queue.add(work, piece)
     assert len(done) <= 3
-    with pytest.raises(StorageError), Behind(2) as behind:
-        behind.add(work, 1)
-        behind.finish()
+    with pytest.raises(StorageError), WriteQueue(2) as queue:
+        queue.add(work, 1)
+        queue.finish()

@@ -18,7 +18,7 @@ from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, read_index
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.verify import report, verify_run
 from vitp_pipeline.storage.layout import index_path
@@ -32,14 +32,14 @@ class Maker:
     def __init__(self, bad: set[str] = frozenset(), stop: Callable[[], None] = lambda: None) -> None:
         self.bad, self.stop, self.calls = bad, stop, []
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         self.calls.append((shard, part, tuple(images)))
         writer = ArrayWriter(arrays, {"part": part})
         try:
             for image in images:
                 self.stop()
                 writer.add(f"x/{image}", np.full((2, 3), int(image[1:])), ["y", "x"])
-                turn.advance(1)
+                budget.advance(1)
             self.stop()
             writer.close()
         except BaseException:
@@ -254,7 +254,7 @@ def test_damaged_marks_are_named(tmp_path: Path) -> None:
     index.unlink()
     maker = Maker()
     work(run, maker)
-    assert [(s, p) for s, p, _ in maker.calls] == [(0, 1)]  # the mend that the message gives costs one part
+    assert [(s, p) for s, p, _ in maker.calls] == [(0, 1)]  # the hint that the message gives costs one part
 
 
 def test_outcome_speaks_and_failures_give_the_partial_code(capsys: pytest.CaptureFixture[str]) -> None:

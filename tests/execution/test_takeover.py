@@ -34,7 +34,7 @@ class Maker:
     def __init__(self, run: StageRun, by: int) -> None:
         self.run, self.by = run, by
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget) -> pa.Table:
         writer = ArrayWriter(arrays, self.run.about(shard, part))
         for image in images:
             writer.add(f"x/{image}", np.full((4, 5), self.by), ["y", "x"])

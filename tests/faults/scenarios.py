@@ -95,7 +95,7 @@ SCENARIOS = {
         Scenario("proposals-retried", ((*PROPOSALS, "--retry-failed"),), broken=True),
         Scenario("training", (TRAINING,), sample=6),
         Scenario("training-best", ((*TRAINING, "--set", "keep=best"),)),
-        Scenario("training-closed", ((*TRAINING, "--set", "fit=discriminant", "--set", "norm=none"),)),
+        Scenario("training-closed", ((*TRAINING, "--set", "fit=lda", "--set", "norm=none"),)),
         Scenario("classify", (("classify",),), STAGES[:2]),
         Scenario("classify-stopped", (("classify",),), STAGES[:2], stops=True),
         Scenario("evaluate", (("evaluate",),), STAGES[:3], sample=4),
@@ -119,15 +119,15 @@ def perform(commands: Sequence[Sequence[str]], stops: bool = False, keeps: bool 
     from vitp_pipeline.errors import StoppedError
 
     if stops or keeps:
-        from vitp_pipeline.execution.runner import Turn
+        from vitp_pipeline.execution.runner import WorkBudget
         from vitp_pipeline.runtime import signals
 
-        def over(turn: Turn) -> bool:
+        def over(budget: WorkBudget) -> bool:
             if stops:
                 signals._wanted = "SIGTERM"
             return True
 
-        Turn.over = over
+        WorkBudget.over = over
     for command in commands:
         while True:
             sys.argv = ["vitp", *command]

@@ -46,7 +46,7 @@ MEMORIES = re.compile(r"digests\.json|report\.html|(.*/)?(result\.json|files\.js
 """Without these a run is as whole as one that never had them, or not yet: `verify` has nothing to say of them."""
 
 
-UNMENDABLE = re.compile(r"classifier/[^/]+/(best|last)\.safetensors")
+UNREPAIRABLE = re.compile(r"classifier/[^/]+/(best|last)\.safetensors")
 """Large, no stage reads them, and nothing but the whole training could make them again."""
 
 
@@ -245,7 +245,7 @@ class World:
         if not is_gone(case) and (code != 6 or f"{run / case.file}: " not in out):
             yield f"verify: code {code} {out} {err[-300:]}"
         code, _, err = self.call(("verify", "--repair"), run)
-        if UNMENDABLE.fullmatch(case.file):  # as it advises
+        if UNREPAIRABLE.fullmatch(case.file):  # as it advises
             if code != 6 or "Remove that stage's folder and run it again" not in err:
                 yield f"verify --repair: code {code} {err[-600:]}"
             shutil.rmtree((run / case.file).parent)

@@ -20,7 +20,7 @@ from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, Dataset
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.execution.runner import Turn
+from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views
 from vitp_pipeline.stages.generate_proposals import ProposalMaker
@@ -90,29 +90,29 @@ class GeneratorConformance:
         frame = np.abs(frame - frame[-1, -1])
         for axis, start in enumerate((top, left)):
             weights = frame.sum(1 - axis)
-            centre = (weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum()
+            center = (weights * (np.arange(len(weights)) + 0.5)).sum() / weights.sum()
             coarser = size[axis] / frame.shape[axis]
-            assert abs(centre * coarser - (start + 4.5)) <= 0.5 * max(1, coarser)
+            assert abs(center * coarser - (start + 4.5)) <= 0.5 * max(1, coarser)
 
     def test_the_scale_multiplies_the_generators_own_size(self, generator: Generator) -> None:
         whole, half = (generator.resize(picture(60, 90), scale).shape[:2] for scale in (1.0, 0.5))
         assert all(abs(h - w / 2) <= 1 for h, w in zip(half, whole, strict=True))
 
     def test_several_views_of_an_image(self, generator: Generator) -> None:
-        """Two sizes, each plain and mirrored; the first is what `propose` gives."""
+        """Two sizes, each plain and flipped; the first is what `propose` gives."""
         image = picture(60, 90)
-        views = list(propose_views(generator, image, ViewPlan((1.0, 0.5), mirror=True), batch_size=2))
+        views = list(propose_views(generator, image, ViewPlan((1.0, 0.5), flip=True), batch_size=2))
         assert [v.view.flip for v in views] == [False, True, False, True]
         assert [v.view.resized for v in views] == [generator.resize(image, s).shape[:2] for s in (1.0, 1.0, 0.5, 0.5)]
         torch.testing.assert_close(views[0].mask_logits, propose(generator, [image])[0].mask_logits, atol=1e-4, rtol=0)
         assert not torch.equal(views[0].mask_logits, views[1].mask_logits)
 
-    def test_frames_may_be_mirrored_and_cut(self, generator: Generator) -> None:
+    def test_frames_may_be_flipped_and_cut(self, generator: Generator) -> None:
         frame = generator.resize(picture(64, 96))
         half = frame.shape[1] // 2
-        whole, mirrored, cut = generator.forward([frame, frame[:, ::-1], frame[:, :half]])
-        assert mirrored.mask_logits.shape == whole.mask_logits.shape
-        assert not torch.equal(mirrored.mask_logits, whole.mask_logits)
+        whole, flipped, cut = generator.forward([frame, frame[:, ::-1], frame[:, :half]])
+        assert flipped.mask_logits.shape == whole.mask_logits.shape
+        assert not torch.equal(flipped.mask_logits, whole.mask_logits)
         assert cut.padded[0] >= frame.shape[0] and cut.padded[1] >= half
 
     def test_the_same_again(self, generator: Generator, tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def stage_rows(folder: Path, generator: Generator, like: Proposals) -> list[dict
     images = tuple(sample.image_id for sample in dataset.samples)
     run = create_or_check(folder / "proposals", {"stage": "proposals"}, images, 1, 2)
     maker = ProposalMaker(run, dataset, generator, ProposalSettings("x", batch_size=2))
-    return maker.make(0, 0, images, run.folder / "made.zarr.zip", Turn()).to_pylist()
+    return maker.make(0, 0, images, run.folder / "made.zarr.zip", WorkBudget()).to_pylist()

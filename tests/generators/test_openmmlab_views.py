@@ -74,13 +74,13 @@ def mmseg_augmented(model, image: np.ndarray, ratios: list[float]) -> np.ndarray
     [("camvid", 10, None), ("camvid", 10, [1.0]), ("camvid", 3, [0.75, 1.25]), ("coco-sample", 3, [1.0])],
 )
 def test_labels_with_and_without_augmentation(name: str, count: int, ratios: list[float] | None, shared: Path) -> None:
-    """Real images, of several sizes in COCO; without ratios one view, with them each scale plain and mirrored."""
+    """Real images, of several sizes in COCO; without ratios one view, with them each scale plain and flipped."""
     weights = shared / "weights" / f"mask2former-efficientnet_lite0-{name}"
     generator = OpenMMLabGenerator(f"{weights}.py", Path(f"{weights}.pth"))
     from mmseg.apis import inference_model  # after the adapter has made mmcv importable
 
     model = mmseg_model(Path(f"{weights}.py"), Path(f"{weights}.pth"))
-    plan, differing = (ViewPlan() if ratios is None else ViewPlan(tuple(ratios), mirror=True)), []
+    plan, differing = (ViewPlan() if ratios is None else ViewPlan(tuple(ratios), flip=True)), []
     for image in images(shared, name, count):
         if ratios is None:
             expected = inference_model(model, np.ascontiguousarray(image[:, :, ::-1])).pred_sem_seg.data[0].numpy()
@@ -99,7 +99,7 @@ def test_sliding_windows_of_a_config(ratios: list[float] | None, shared: Path, t
     generator = OpenMMLabGenerator(tmp_path / "slide.py", Path(f"{weights}.pth"))
     from mmseg.apis import inference_model
 
-    plan = view_plan(ProposalSettings("slide.py", mirror=ratios is not None), generator)
+    plan = view_plan(ProposalSettings("slide.py", flip=ratios is not None), generator)
     assert (plan.window, plan.stride) == ((224, 256), (149, 170))
     model = mmseg_model(tmp_path / "slide.py", Path(f"{weights}.pth"))
     for image in images(shared, "camvid", 3):

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.views import ViewPlan, propose, propose_views, slide
-from vitp_pipeline.postprocess.points import centre_points, max_points, peak_points, random_points
+from vitp_pipeline.postprocess.points import center_points, local_maxima_points, max_points, random_points
 from vitp_pipeline.postprocess.upsample import mask_logits_at_image
 from vitp_pipeline.postprocess.view_average import ScoredView, averaged_label_maps
 
 
-class ColourGenerator:
-    """Two queries: red and green pixels. Pads with grey to multiples of 32, masks at a quarter."""
+class ColorGenerator:
+    """Two queries: red and green pixels. Pads with gray to multiples of 32, masks at a quarter."""
 
-    classes, protocol, describe = ("red", "green"), "mmseg1", "finds colours"
+    classes, protocol, describe = ("red", "green"), "mmseg1", "finds colors"
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -48,7 +48,7 @@ class ColourGenerator:
 
 PLANS = {
     "whole": ViewPlan(),
-    "mirrored": ViewPlan(mirror=True),
+    "flipped": ViewPlan(flip=True),
     "scaled": ViewPlan((0.5, 1.0, 1.75)),
     "windows": ViewPlan(window=(64, 64), stride=(48, 40)),
     "all": ViewPlan((0.75, 1.5), True, (96, 100), (64, 64)),
@@ -56,7 +56,7 @@ PLANS = {
 
 
 def scene(height: int, width: int, red: tuple[int, int], green: tuple[int, int], radius: int) -> np.ndarray:
-    """Grey, with a red and a green square."""
+    """Gray, with a red and a green square."""
     image = np.full((height, width, 3), 100, np.uint8)
     for (row, col), channel in ((green, 1), (red, 0)):
         image[max(0, row - radius) : row + radius + 1, max(0, col - radius) : col + radius + 1] = 0
@@ -74,7 +74,7 @@ def test_every_view_finds_the_same_object(name: str, data: st.DataObject) -> Non
     red, green, radius = data.draw(place), data.draw(place), max(height, width) // 20
     image = scene(height, width, red, green, radius)
     is_red = image[..., 0] > image[..., 2]
-    found = list(propose_views(ColourGenerator(), image, PLANS[name]))
+    found = list(propose_views(ColorGenerator(), image, PLANS[name]))
     shown = 0
     for view in found:
         logits = mask_logits_at_image(view.mask_logits, view.view)[0].numpy()
@@ -84,7 +84,7 @@ def test_every_view_finds_the_same_object(name: str, data: st.DataObject) -> Non
         shown += 1
         masks, protocol = view.mask_logits[:1], "mmseg1"
         points = [max_points(masks, view.view, protocol), max_points(masks, view.view, protocol, "mask")]
-        points += [centre_points(masks, view.view, protocol), peak_points(masks, view.view, protocol, 2)[:, 0]]
+        points += [center_points(masks, view.view, protocol), local_maxima_points(masks, view.view, protocol, 2)[:, 0]]
         points += [random_points(masks, view.view, protocol, "id")]
         rim = radius // 2 + 2
         for row, col in np.concatenate(points):
@@ -101,7 +101,7 @@ def test_the_average_map_shows_the_scene(name: str, protocol: str) -> None:
     truth = np.where(image[..., 0] > image[..., 1], 0, np.where(image[..., 1] > image[..., 0], 1, 2))
     views = [
         ScoredView(v.mask_logits, v.class_logits.softmax(1)[None, :, :-1], v.view)
-        for v in propose_views(ColourGenerator(), image, PLANS[name])
+        for v in propose_views(ColorGenerator(), image, PLANS[name])
     ]
     labels = averaged_label_maps(views, protocol)[0]
     objects = truth < 2
@@ -109,7 +109,7 @@ def test_the_average_map_shows_the_scene(name: str, protocol: str) -> None:
 
 
 def test_views_come_in_order_and_cover_the_frame() -> None:
-    generator, image = ColourGenerator(), scene(200, 320, (60, 80), (120, 250), 30)
+    generator, image = ColorGenerator(), scene(200, 320, (60, 80), (120, 250), 30)
     plan = PLANS["all"]
     views = [v.view for v in propose_views(generator, image, plan, batch_size=5)]
     expected = []

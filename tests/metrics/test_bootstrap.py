@@ -113,7 +113,7 @@ def test_sparse_images_resample_as_dense_ones(monkeypatch, drawn_at_once, group,
     sparse = SparseAreas(K, 2)
     empty = np.zeros((2, 2, K, 3), np.int64)
     for start in range(0, 40, part):
-        sparse.add(empty)  # images without a labelled pixel do not count
+        sparse.add(empty)  # images without a labeled pixel do not count
         sparse.add(np.stack([first, second])[:, start : start + part])
     values = miou(sparse.resampled(200))
     assert sparse.images == 40
@@ -124,7 +124,7 @@ def test_sparse_images_resample_as_dense_ones(monkeypatch, drawn_at_once, group,
 
 @pytest.mark.parametrize("of", [miou, pixel_accuracy])
 def test_figures_of_nothing_do_not_exist(of):
-    """No image, or images without a labelled pixel: NaN everywhere, and no error."""
+    """No image, or images without a labeled pixel: NaN everywhere, and no error."""
     none = areas_of(results()[0])[:0]
     for areas in (none, np.zeros((3, K, 3), np.int64)):
         assert np.isnan([interval(areas, of).low, interval(areas, of).estimate]).all()
@@ -170,7 +170,7 @@ def test_blocks_give_the_width_that_images_give(monkeypatch):
     assert width == pytest.approx(single.high - single.low, rel=0.15)
 
 
-def test_blocks_without_a_labelled_pixel_are_passed_over(monkeypatch):
+def test_blocks_without_a_labeled_pixel_are_passed_over(monkeypatch):
     monkeypatch.setattr(bootstrap, "BLOCKS", 4)
     blocks = BlockAreas(K, 1, 8)
     areas = np.zeros((1, 8, K, 3), np.int64)

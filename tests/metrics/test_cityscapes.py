@@ -99,7 +99,7 @@ def test_small_instances_groups_and_doubles_by_hand() -> None:
     # only the double is false, and it comes after the true one
     assert cityscapes.figures(ours([Scene(ids, segments, masks, found)])) == {"AP": 1.0, "AP50": 1.0}
     found = Detections(np.arange(2), names[:2], np.array([0.9, 0.9], np.float32))
-    # of equal scores one is true: a single point of precision 1/2, recall 1, and half of the area towards (0, 1)
+    # of equal scores one is true: a single point of precision 1/2, recall 1, and half of the area toward (0, 1)
     figures = cityscapes.figures(ours([Scene(ids, segments, masks[:2], found)]))
     assert figures["AP"] == pytest.approx(0.75)
 

@@ -82,11 +82,11 @@ def test_random_maps_against_mmseg(seed):
         state.update(pred, gt)
         truth = torch.tensor(np.where(gt == -1, 255, gt))
         results.append(IoUMetric.intersect_and_union(torch.tensor(pred), truth, 6, 255))
-    inter, union, predicted, labelled = (sum(x.double() for x in column) for column in zip(*results, strict=True))
-    assert np.array_equal(state.areas(), torch.stack([inter, labelled, predicted], 1).numpy())
-    if not labelled.sum():
+    inter, union, predicted, labeled = (sum(x.double() for x in column) for column in zip(*results, strict=True))
+    assert np.array_equal(state.areas(), torch.stack([inter, labeled, predicted], 1).numpy())
+    if not labeled.sum():
         return
-    figures = IoUMetric.total_area_to_metrics(inter, union, predicted, labelled)
+    figures = IoUMetric.total_area_to_metrics(inter, union, predicted, labeled)
     np.testing.assert_allclose(state.ious(), figures["IoU"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(state.class_accuracies(), figures["Acc"], rtol=0, atol=1e-9)
     assert state.miou("union") == pytest.approx(np.nanmean(figures["IoU"]), abs=1e-9)

@@ -65,7 +65,7 @@ def test_truncated_image(damaged: Project, tmp_path: Path, finished: Path, vitp)
     assert code == 7 and "8 of 9" in text and "--allow-missing" in text
     code, text = vitp("evaluate", *_words(damaged, out), "--allow-missing", "--json", tmp_path / "r.json")
     assert code == 7 and json.loads((tmp_path / "r.json").read_text())["images"]["measured"] == 8
-    image.write_bytes(whole)  # mended
+    image.write_bytes(whole)  # fixed
     for stage in STAGES:
         retry = ["--retry-failed"] if stage != "train-classifier" else []
         assert vitp(stage, *_words(damaged, out), *retry)[0] == 0
@@ -236,9 +236,9 @@ def test_stage_before_the_one_it_needs(project: Project, tmp_path: Path, vitp) -
     assert code == 5 and "vitp generate-proposals" in text
 
 
-@pytest.mark.parametrize("where", ["proposals", "classes"])
+@pytest.mark.parametrize("where", ["proposals", "class_scores"])
 def test_corrupt_chunk(where: str, project: Project, copied: Path, vitp) -> None:
-    """Found, named, and mended by making that part anew."""
+    """Found, named, and fixed by making that part anew."""
     shutil.rmtree(copied / "evaluation")
     arrays = _first(copied / where).parent if where == "classes" else copied / where
     part = sorted(arrays.rglob("part-0001-*.zarr.zip"))[0]

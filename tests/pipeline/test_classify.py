@@ -16,15 +16,15 @@ from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.stages import classify as stage
 
 
 def scores_of(project: Project, run: Path, **settings) -> dict[str, np.ndarray]:
     """Runs the stage; the point logits of every image."""
-    before = set((run / "classes").iterdir())
+    before = set((run / "class_scores").iterdir())
     project.run("classify", run, **settings)
-    (folder,) = set((run / "classes").iterdir()) - before
+    (folder,) = set((run / "class_scores").iterdir()) - before
     proposals, found = open_proposals(run), {}
     for part, path in enumerate(sorted(folder.rglob("*.zarr.zip"))):
         with ArrayReader(path) as arrays:
@@ -39,7 +39,7 @@ def alone(project: Project, run: Path, points_of, chunk: int) -> dict[str, np.nd
     dataset, found = Dataset(load_recipe(project.recipe).manifest, project.data, "val"), {}
     for record in open_proposals(run):
         image = prepare_image(dataset.read_image(dataset.sample(record.image_id)), model.image_size)
-        points = torch.from_numpy(normalise_points(points_of(record, "max"), record.view.original))
+        points = torch.from_numpy(normalize_points(points_of(record, "max"), record.view.original))
         pieces = fill_chunks(points, chunk, record.image_id) if chunk else points[None]
         logits = [point_logits(model, torch.from_numpy(image)[None], piece[None])[0] for piece in pieces]
         found[record.image_id] = torch.cat(logits)[: len(points)].numpy()

@@ -65,7 +65,7 @@ def test_odd_images_fail_alone_or_are_measured(project: Project, finished: Path,
         code, said = vitp(stage, *words, *(["--allow-missing"] if stage == "evaluate" else []))
         assert code == 7 and "Traceback" not in said
     ids = [str(entry["id"]) for entry in entries]
-    for stage in ("proposals", "classes", "evaluation"):
+    for stage in ("proposals", "class_scores", "evaluation"):
         found, expected = rows_of(out, stage), rows_of(finished, stage)
         assert set(found) == set(ids)
         for n, image_id in enumerate(ids):
@@ -199,7 +199,7 @@ def test_a_classifier_that_gives_nan(project: Project, copied: Path, tmp_path: P
     with torch.no_grad():
         model.head.bias[0] = float("nan")
     save_classifier(model, tmp_path / "nan.safetensors", {})
-    shutil.rmtree(copied / "classes")
+    shutil.rmtree(copied / "class_scores")
     words = [project.recipe, "--data-root", project.data, "--out", copied, "--classifier", tmp_path / "nan.safetensors"]
     code, said = vitp("classify", *words)
     assert code == 7 and "the classifier's output is not finite" in said and "9 images failed" in said

@@ -18,7 +18,7 @@ from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, PartialError, UsageError
 from vitp_pipeline.execution.sharding import choose_shard
-from vitp_pipeline.interop.pseudo_logits import SURE, logits_of_class_probabilities, logits_of_scores
+from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_class_probabilities, logits_of_scores
 from vitp_pipeline.stages.import_proposals import import_proposals
 
 
@@ -33,10 +33,10 @@ def truth(project) -> dict[str, list[tuple[int, float, np.ndarray]]]:
     return found
 
 
-def run(project, format: str, masks: Path, out: Path, shard: str | None = None, void_share=0.5, **settings):
+def run(project, format: str, masks: Path, out: Path, shard: str | None = None, no_object_share=0.5, **settings):
     recipe = load_recipe(project.recipe)
     chosen = recipe.stage(ProposalSettings, **{"config": "(imported)", "drop_below": 0.0} | settings)
-    return import_proposals(recipe, chosen, format, masks, project.data, out, choose_shard(shard, {}), void_share)
+    return import_proposals(recipe, chosen, format, masks, project.data, out, choose_shard(shard, {}), no_object_share)
 
 
 def labels_of(project) -> list[int]:
@@ -120,7 +120,9 @@ def test_all_formats_become_the_same_proposals(project, truth, tmp_path: Path, f
     assert outcome.made == len(truth) and not outcome.failed
     for record in open_proposals(tmp_path / "run"):
         entries = truth[record.image_id]
-        assert np.array_equal(record.masks, np.where([m for _, _, m in entries], SURE, -SURE).astype(np.float16))
+        assert np.array_equal(
+            record.masks, np.where([m for _, _, m in entries], BINARY_LOGIT, -BINARY_LOGIT).astype(np.float16)
+        )
         probs = np.exp(record.class_logits.astype(float))
         assert np.allclose(probs.sum(1), 1)
         for (category, score, mask), p, point in zip(entries, probs, record.points["max"], strict=True):
@@ -154,7 +156,7 @@ def test_all_stages_work_on_them(project, truth, finished, tmp_path: Path) -> No
     result = result_of(evaluation)
     assert result["panoptic"]["generator"]["all"]["SQ"] > 0.999
     assert result["semantic"]["generator"]["pixel_accuracy"] > 0.85
-    assert result["semantic"]["bound_mask"]["pixel_accuracy"] >= result["semantic"]["generator"]["pixel_accuracy"]
+    assert result["semantic"]["upper_bound_mask"]["pixel_accuracy"] >= result["semantic"]["generator"]["pixel_accuracy"]
 
 
 def test_logits_and_probabilities_of_any_resolution(project, truth, tmp_path: Path) -> None:
@@ -188,8 +190,8 @@ def test_another_file_is_another_identity(project, truth, tmp_path: Path) -> Non
         run(project, "coco", file, tmp_path / "run")
     folder = write_npz(tmp_path / "npz", truth)
     run(project, "npz", folder, tmp_path / "other")
-    with pytest.raises(IncompatibleError, match=r"generator\.void_share"):
-        run(project, "npz", folder, tmp_path / "other", void_share=0.25)
+    with pytest.raises(IncompatibleError, match=r"generator\.no_object_share"):
+        run(project, "npz", folder, tmp_path / "other", no_object_share=0.25)
     with pytest.raises(IncompatibleError, match=r"generator\.format"):
         run(project, "coco", file, tmp_path / "other")
     (folder / f"{next(iter(truth))}.npz").unlink()
@@ -237,7 +239,7 @@ def test_what_cannot_be_read_is_said(project, truth, tmp_path: Path, capsys) -> 
     with pytest.raises(UsageError, match="npz, coco, mmdet"):
         run(project, "voc", tmp_path / "old.pkl", out / "voc")
     with pytest.raises(UsageError, match="outside"):
-        run(project, "npz", tmp_path, out / "share", void_share=2)
+        run(project, "npz", tmp_path, out / "share", no_object_share=2)
 
     folder = write_npz(tmp_path / "npz", truth)
     first, second, third, fourth, *_ = truth

@@ -76,7 +76,7 @@ def test_a_training(project: Project, tmp_path: Path, vitp) -> None:
     torn.write_bytes(torn.read_bytes()[:200])
     words = ("train-classifier", project.recipe, "--data-root", data, "--out", out, "--json")
     made = vitp(*words, "--epochs", "1", "--hold-out", "0", code=7)
-    assert [image for image, _ in made["failed"]] == [str(int(torn.stem))] and made["unlabelled"] == []
+    assert [image for image, _ in made["failed"]] == [str(int(torn.stem))] and made["unlabeled"] == []
     assert (made["made"], made["cached"]) == (9, 0) and made["seconds"] > 0
     assert Path(made["classifier"]).is_file() and made["fingerprint"] == identity_of(made["folder"])
     again = vitp(*words, "--epochs", "1", "--hold-out", "0", code=7)
@@ -115,12 +115,12 @@ def test_verify_and_gc(copied: Path, vitp) -> None:
     found = vitp("verify", copied, "--json", code=6)
     assert {(d["path"], d["removed"]) for d in found["damages"]} == {(str(part), False), *lost}
     assert part.exists()
-    mended = vitp("verify", copied, "--repair", "--json", code=6)
-    assert {(d["path"], d["removed"]) for d in mended["damages"]} == {(str(part), True), *lost}
+    repaired = vitp("verify", copied, "--repair", "--json", code=6)
+    assert {(d["path"], d["removed"]) for d in repaired["damages"]} == {(str(part), True), *lost}
     assert not part.exists()
     shutil.rmtree(evaluation)
 
-    left = copied / "classes/.x.elsewhere.1.unfinished"
+    left = copied / "class_scores/.x.elsewhere.1.unfinished"
     arrays = part.with_name("part-0009-0123456789ab.zarr.zip")
     arrays.write_bytes(b"12345")
     left.parent.mkdir(exist_ok=True)

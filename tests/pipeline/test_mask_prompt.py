@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_stored_masks(project: Project, tmp_path: Path) 
     file = project.run("train-classifier", tmp_path, **MASK)
     project.run("classify", tmp_path)
     model, dataset = load_classifier(file), Dataset(load_recipe(project.recipe).manifest, project.data, "val")
-    folder, agree = next((tmp_path / "classes").iterdir()) / "shards/00000", []
+    folder, agree = next((tmp_path / "class_scores").iterdir()) / "shards/00000", []
     for record in list(open_proposals(tmp_path))[:2]:
         with ArrayReader(arrays_of(folder, 0)) as arrays:
             stored = arrays.read(f"point_logits/{record.image_id}")
@@ -100,7 +100,7 @@ def test_interrupted_training_gives_the_same_bytes(
     assert project.run("train-classifier", tmp_path / "cut", **changes).read_bytes() == whole
 
 
-def test_generated_masks_are_called_what_most_of_the_truth_inside_them_is(project: Project, lossless: Path) -> None:
+def test_generated_masks_are_labeled_by_the_majority_inside_them(project: Project, lossless: Path) -> None:
     from vitp_pipeline.classifier.training.augmentation import Augmentation
     from vitp_pipeline.postprocess.upsample import mask_logits_at_image
 
@@ -118,11 +118,11 @@ def test_generated_masks_are_called_what_most_of_the_truth_inside_them_is(projec
         if len(inside):
             expected.append(np.bincount(inside).argmax())
     assert classes.tolist() == expected and len(coverage) == len(expected) > 3
-    mirror = GeneratedMaskBatches(*fields[:5], Augmentation(flip=True), *fields[6:], grid=(6, 8), masks=store)
+    flipping = GeneratedMaskBatches(*fields[:5], Augmentation(flip=True), *fields[6:], grid=(6, 8), masks=store)
     plain, _, _ = source._masks(sample, np.random.default_rng(0))
     seen = set()
     for seed in range(8):
-        pixels, turned, _ = mirror._masks(sample, np.random.default_rng(seed))
+        pixels, turned, _ = flipping._masks(sample, np.random.default_rng(seed))
         flipped = not np.array_equal(pixels, plain)
         seen.add(flipped)
         planes = coverage.reshape(-1, 6, 8)
@@ -140,8 +140,8 @@ def test_what_does_not_go_together_is_refused(project: Project, lossless: Path, 
         project.run("train-classifier", tmp_path, **{**MASK, "mask_proposals": str(lossless)})
     with pytest.raises(MissingStageError, match="generate-proposals"):
         project.run("train-classifier", tmp_path, **{**MASK, "mask_proposals": str(tmp_path)})
-    with pytest.raises(UsageError, match="discriminant"):
-        project.run("train-classifier", tmp_path, **{**MAFT, "fit": "discriminant"})
+    with pytest.raises(UsageError, match="lda"):
+        project.run("train-classifier", tmp_path, **{**MAFT, "fit": "lda"})
     with pytest.raises(InputError, match="no proposals of image 'x'"):
         open_proposals(lossless).read("x")
     assert not (tmp_path / "classifier").exists()
@@ -155,10 +155,10 @@ def test_second_stage_on_generated_masks_starts_from_the_first(
     first = project.run("train-classifier", tmp_path, name="first", **MAFT)
     again = {**MAFT, "mask_proposals": str(lossless / "train"), "init_from": "first", "epochs": 1}
     still = load_file(project.run("train-classifier", tmp_path, name="still", lr=0.0, **again))
-    learnt = load_file(project.run("train-classifier", tmp_path, name="second", **again))
+    learned = load_file(project.run("train-classifier", tmp_path, name="second", **again))
     for key, value in load_file(first).items():
         assert torch.equal(still[key], value), key
-    assert {key.split(".")[0] for key, value in load_file(first).items() if not torch.equal(learnt[key], value)} == {
+    assert {key.split(".")[0] for key, value in load_file(first).items() if not torch.equal(learned[key], value)} == {
         "mask_layers",
         "head",
     }

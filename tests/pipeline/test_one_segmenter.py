@@ -50,10 +50,10 @@ EVALUATE: dict[str, tuple[Any, dict[str, Any]]] = {  # a value that changes a ma
     "detections": (3, {}),
 }
 CLASSIFY: dict[str, tuple[Any, dict[str, Any]]] = {
-    "points": ("spread", {}),
+    "points": ("multi", {}),
     "flip": (True, {}),
     "temperature": (0.3, {}),
-    "average": ("log-probabilities", {"points": "spread", "temperature": 0.3}),
+    "average": ("log-probabilities", {"points": "multi", "temperature": 0.3}),
     "chunk": (7, {}),
 }
 NO_MAP = {
@@ -86,7 +86,7 @@ def run(project, finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run's classifier, and proposals of three images with several points each."""
     out = tmp_path_factory.mktemp("segmenter") / "run"
     shutil.copytree(finished / "classifier", out / "classifier")
-    project.run("generate-proposals", out, points=("max", "spread"), limit=3)
+    project.run("generate-proposals", out, points=("max", "multi"), limit=3)
     return out
 
 
@@ -172,7 +172,7 @@ def assert_measured(project, evaluation, maps: Maps) -> None:
 def assert_shown(project, run: Path, evaluation, maps: Maps) -> None:
     """The report's and the demo's pictures are of the maps."""
     dataset, stored = evaluation.dataset, open_evaluation(evaluation.run.folder, project.data, str(project.recipe))
-    with evaluation.classes.open_arrays(0, 0) as scores:
+    with evaluation.class_scores.open_arrays(0, 0) as scores:
         for record in evaluation.proposals.read_part(0, 0):
             image = Path(record.file_name).stem
             card = card_content(stored, record.image_id)

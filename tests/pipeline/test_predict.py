@@ -93,7 +93,7 @@ def test_what_the_json_says_of_masks(project, predicted: Path, finished) -> None
             assert mask["point"] == record.points["max"][query].tolist()
             assert mask["generator"]["class"] == spec.class_names[probs[query, :-1].argmax()]
             assert mask["generator"]["score"] == pytest.approx(probs[query, :-1].max(), abs=1e-4)
-            assert mask["fused"]["score"] <= mask["present"] + 1e-4
+            assert mask["fused"]["score"] <= mask["objectness"] + 1e-4
         for segment in result["panoptic"]:
             assert segment["pixels"] == (ids == segment["id"]).sum()
             assert {masks[q]["fused"]["class"] for q in segment["masks"]} == {segment["class"]}
@@ -171,7 +171,7 @@ def test_only_zero_needs_no_classifier(project, tmp_path: Path) -> None:
         setup(project, None, tmp_path / "out", changes=["alpha=0.1"])
 
 
-@pytest.mark.parametrize("policy", ["spread", "peaks"])
+@pytest.mark.parametrize("policy", ["multi", "local_maxima"])
 def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, policy: str) -> None:
     """The classifier's score of a mask is the mean of those of its points, as `classify` has it."""
     out, run = tmp_path / "out", tmp_path / "run"
@@ -182,17 +182,17 @@ def test_several_points_a_mask(project, finished, images: Path, tmp_path: Path, 
     project.run("classify", run, points=policy, classifier=str(finished / "classifier/default/model.safetensors"))
     from vitp_pipeline.artifacts.parts import ArrayReader
 
-    (arrays,) = (run / "classes").glob("*/shards/00000/part-0000-*.zarr.zip")
+    (arrays,) = (run / "class_scores").glob("*/shards/00000/part-0000-*.zarr.zip")
     with ArrayReader(arrays) as reader:
         logits = reader.read(f"point_logits/{next(iter(open_proposals(run))).image_id}")
     names = load_recipe(project.recipe).manifest.class_names
     assert len(masks) > 2
     for query, mask in masks.items():
-        if policy == "peaks":  # random pixels follow from the image's name, which differs here
+        if policy == "local_maxima":  # random pixels follow from the image's name, which differs here
             assert mask["classifier"]["class"] == names[logits[query].argmax()]
         share = np.exp(logits[query].max()) / np.exp(logits[query]).sum()
         assert mask["classifier"]["score"] == pytest.approx(
-            mask["present"] * share, rel=1e-3 if policy == "peaks" else 0.3
+            mask["objectness"] * share, rel=1e-3 if policy == "local_maxima" else 0.3
         )
 
 

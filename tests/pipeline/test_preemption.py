@@ -17,12 +17,12 @@ import pytest
 from tests.pipeline.conftest import STAGES, Project, snapshot
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.errors import StoppedError, UserError
-from vitp_pipeline.execution.runner import Turn
+from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.runtime import signals
 
 STOPS = int(os.environ.get("VITP_STOPS", "3"))
 """Signals per stage."""
-FOLDERS = dict(zip(STAGES, ("proposals", "classifier", "classes", "evaluation"), strict=True))
+FOLDERS = dict(zip(STAGES, ("proposals", "classifier", "class_scores", "evaluation"), strict=True))
 
 
 def before(stage: str, finished: Path, out: Path) -> Path:
@@ -41,12 +41,12 @@ def results(run: Path, stage: str) -> dict[str, bytes]:
 def stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal comes while the first images of every turn are made."""
 
-    def over(turn: Turn) -> bool:
+    def over(budget: WorkBudget) -> bool:
         signals._wanted = "SIGTERM"
         return True
 
     monkeypatch.setattr(signals, "_wanted", "")
-    monkeypatch.setattr(Turn, "over", over)
+    monkeypatch.setattr(WorkBudget, "over", over)
 
 
 def stops(work: Callable[[], object]) -> int:
@@ -69,12 +69,12 @@ def test_stopped_after_every_image(
     one = {} if stage == "evaluate" else {"batch_size": 1}
     assert stops(lambda: project.run(stage, out, **one)) == 8  # of nine images
     assert results(out, stage) == results(finished, stage)
-    assert not list(out.rglob("_spool-*"))
+    assert not list(out.rglob("_partial-*"))
 
 
 def test_batches_do_not_depend_on_stops(project: Project, tmp_path: Path, finished: Path, request) -> None:
     """Of several views, three at once: an image's views lie in two batches, and a batch holds views of two images."""
-    views = {"scales": (0.5, 1.0), "mirror": True, "part_size": 4, "limit": 4}
+    views = {"scales": (0.5, 1.0), "flip": True, "part_size": 4, "limit": 4}
     outs = [tmp_path / "whole", tmp_path / "stopped"]
     for out in outs:
         shutil.copytree(finished / "classifier", out / "classifier")
@@ -88,16 +88,16 @@ def test_batches_do_not_depend_on_stops(project: Project, tmp_path: Path, finish
     assert results(outs[0], "generate-proposals") == results(outs[1], "generate-proposals")
 
 
-@pytest.mark.parametrize("fit", ["gradient", "discriminant"])
+@pytest.mark.parametrize("fit", ["gradient", "lda"])
 def test_a_stopped_training_has_saved_its_last_step(
     fit: str, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vitp_pipeline.classifier.training.lda as discriminant
+    import vitp_pipeline.classifier.training.lda as lda
     import vitp_pipeline.classifier.training.loop as train
 
-    settings = {"fit": fit, "norm": "none"} if fit == "discriminant" else {}
+    settings = {"fit": fit, "norm": "none"} if fit == "lda" else {}
     project.run("train-classifier", tmp_path / "whole", **settings)
-    for module in (train, discriminant):
+    for module in (train, lda):
         monkeypatch.setattr(module, "stop_wanted", lambda: True)
     count = stops(lambda: project.run("train-classifier", tmp_path / "run", **settings))
     assert count == 7  # 8 images, batches of 4, 4 epochs: each step but the last is one run

@@ -39,7 +39,7 @@ def test_kill_and_run_again(stage: str, project: Project, finished: Path, tmp_pa
     project_stages = STAGES[: STAGES.index(stage)]
     before.mkdir()
     for name in project_stages:  # what the stage reads
-        folder = {"generate-proposals": "proposals", "train-classifier": "classifier", "classify": "classes"}[name]
+        folder = {"generate-proposals": "proposals", "train-classifier": "classifier", "classify": "class_scores"}[name]
         shutil.copytree(finished / folder, before / folder)
     out = _fresh(before, tmp_path / "run")
     whole = _timed_run(server, project, stage, out)  # the longest moment to kill at
@@ -98,7 +98,7 @@ def test_two_shards_at_once(project: Project, finished: Path, tmp_path: Path, se
 
 def _same(out: Path, finished: Path, stage: str) -> bool:
     """Whether a run holds the results of a stage, byte for byte; an unfinished one lacks some."""
-    folder = ("proposals", "classifier", "classes", "evaluation")[STAGES.index(stage)]
+    folder = ("proposals", "classifier", "class_scores", "evaluation")[STAGES.index(stage)]
     made, expected = ({k: v for k, v in snapshot(run).items() if k.startswith(folder)} for run in (out, finished))
     return made == expected
 

@@ -30,7 +30,7 @@ TINY = (
     *("--set", 'backbone_args={"embed_dim": 32, "depth": 2, "num_heads": 2}', "--set", "image_size=[64,128]"),
     *("--set", "batch_size=2", "--set", "points_per_image=16", "--set", "backbone_lr=0.01"),
 )
-SMALL = ("--set", "test_size=[96,192]", "--set", "spread=2")
+SMALL = ("--set", "test_size=[96,192]", "--set", "multi=2")
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def stages(
     assert "of every class" in shown
     if result["semantic"]:  # whatever the masks are, names from the ground truth cannot be worse by much
         s = result["semantic"]
-        assert 0 <= s["generator"]["mIoU"] < s["bound_mask"]["mIoU"] <= 1
-        assert s["fused"]["pixel_accuracy"] < s["bound_mask"]["pixel_accuracy"]
+        assert 0 <= s["generator"]["mIoU"] < s["upper_bound_mask"]["mIoU"] <= 1
+        assert s["fused"]["pixel_accuracy"] < s["upper_bound_mask"]["pixel_accuracy"]
     return result
 
 
@@ -125,7 +125,7 @@ def test_ade20k(vitp: Vitp, shared: Path) -> None:
     dataset = Dataset(load_manifest("ade20k"), data, "val")
     for label, sample in zip(labels_of(exported("run", "ade20k")), dataset.samples, strict=True):
         assert label.shape == dataset.read_semantic(sample).shape and 1 <= label.min() <= label.max() <= 150
-    views = ("--set", "scales=[0.5,1.0]", "--set", "mirror=true", "--set", "limit=1")
+    views = ("--set", "scales=[0.5,1.0]", "--set", "flip=true", "--set", "limit=1")
     assert "of every class" in vitp("evaluate", *where, "--stream", *SMALL, *views, "--by-class")
 
 
@@ -154,7 +154,9 @@ def test_cityscapes_fine_and_coarse(vitp: Vitp, shared: Path) -> None:
     result = stages(
         vitp, f"{recipe}-panoptic", data, "objects", 1, classifier.format("fine"), tasks='["panoptic","instance"]'
     )
-    assert "cityscapes" in result["instance"]["fused"] and result["panoptic"]["bound_mask"]["all"]["PQ"] is not None
+    assert (
+        "cityscapes" in result["instance"]["fused"] and result["panoptic"]["upper_bound_mask"]["all"]["PQ"] is not None
+    )
     where = (f"paper/{recipe}-panoptic", "--data-root", data, "--out", "objects")
     vitp("export-results", *where, "--classifier", classifier.format("fine"), "--format", "cityscapes")
     (label,) = labels_of(exported("objects", "cityscapes") / "semantic")
@@ -175,7 +177,7 @@ def test_coco_panoptic(vitp: Vitp, shared: Path) -> None:
     classifier = "run/classifier/default/model.safetensors"
     tasks = '["semantic","panoptic","instance"]'
     result = stages(vitp, recipe, data, "run", 3, classifier, "--set", "task=instance", tasks=tasks)
-    assert result["instance"]["bound_mask"]["coco"]["classes"] > 0
+    assert result["instance"]["upper_bound_mask"]["coco"]["classes"] > 0
     where = (f"paper/{recipe}", "--data-root", data, "--out", "run", "--classifier", classifier)
     for kind in ("coco-panoptic", "coco-results"):
         vitp("export-results", *where, "--format", kind, "--set", "object_threshold=0.0")

@@ -43,7 +43,7 @@ def test_another_classifier_reruns_classify_and_evaluate(project: Project, copie
     assert project.run("generate-proposals", copied).made == 0
     outcome = project.run("classify", copied, name="other")
     assert outcome.made == 9
-    assert len(list((copied / "classes").iterdir())) == 2  # the first classifier's scores are kept
+    assert len(list((copied / "class_scores").iterdir())) == 2  # the first classifier's scores are kept
 
 
 @pytest.mark.parametrize("stage", ["generate-proposals", "classify"])
@@ -91,13 +91,13 @@ def test_two_shards_give_what_one_gives(project: Project, finished: Path, tmp_pa
 
 def test_results_have_the_promised_shape(project: Project, finished: Path) -> None:
     result = result_of(project.run("evaluate", finished)[0])
-    for name in ("generator", "classifier", "fused", "bound_point", "bound_mask"):
+    for name in ("generator", "classifier", "fused", "upper_bound_point", "upper_bound_mask"):
         assert 0 <= result["semantic"][name]["mIoU"] <= 1
         assert 0 <= result["panoptic"][name]["all"]["PQ"] <= 1
     assert result["semantic"]["alpha"] == 0.4
-    assert set(result["provenance"]["fingerprints"]) == {"proposals", "classes", "evaluation"}
+    assert set(result["provenance"]["fingerprints"]) == {"proposals", "class_scores", "evaluation"}
     # the project's own generator is trained: it draws well and names less well
-    assert result["semantic"]["bound_point"]["mIoU"] > result["semantic"]["generator"]["mIoU"] + 0.1
+    assert result["semantic"]["upper_bound_point"]["mIoU"] > result["semantic"]["generator"]["mIoU"] + 0.1
 
 
 def test_same_bytes_every_time(project: Project, finished: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_all_stages(s3, project: Project, finished: Path, tmp_path: Path, proces
     )
     assert code == 0 and list((tmp_path / "found/semantic").rglob("*.png"))
 
-    key = next(k for k in _keys(s3, "a/whole/classes/") if "/part-0001-" in k)
+    key = next(k for k in _keys(s3, "a/whole/class_scores/") if "/part-0001-" in k)
     s3.put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
     code, out, _ = vitp(monkeypatch, capsys, "verify", url)
     assert code == 6 and out.startswith(f"s3://{BUCKET}/{key}: ")
@@ -200,7 +200,7 @@ def _keys(s3, prefix: str) -> list[str]:
 def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tmp_path: Path, processes) -> None:
     """Killed -9 when so many objects of the stage are on the server; the last run ends with the same bytes."""
     prefix, rng = f"killed/{stage}", random.Random(stage)
-    folders = ("proposals/", "classifier/", "classes/", "evaluation/")
+    folders = ("proposals/", "classifier/", "class_scores/", "evaluation/")
     own = folders[STAGES.index(stage)]
     uploaded(s3, finished, prefix, *folders[: STAGES.index(stage)])
     kills = 0

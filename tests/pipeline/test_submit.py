@@ -81,7 +81,7 @@ def test_failed_images_are_left_alone_unless_asked_for(project: Project, tmp_pat
 
 @pytest.mark.parametrize("stage", ["generate-proposals", "classify", "evaluate"])
 def test_a_flipped_byte_is_found_and_the_rerun_makes_the_same_bytes(stage: str, project: Project, copied: Path) -> None:
-    folder = {"generate-proposals": "proposals", "classify": "classes", "evaluate": "evaluation"}[stage]
+    folder = {"generate-proposals": "proposals", "classify": "class_scores", "evaluate": "evaluation"}[stage]
     before = snapshot(copied)
     assert verify_run(copied).damages == []
     parts = sorted(p for p in (copied / folder).rglob("part-0002*"))

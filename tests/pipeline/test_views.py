@@ -22,12 +22,12 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.execution.sharding import choose_shard
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.report.loaded_evaluation import open_evaluation
 from vitp_pipeline.stages.stream import Stream
 from vitp_pipeline.storage.layout import index_path
 
-VIEWS = {"scales": (0.75, 1.0), "mirror": True, "window": (80, 96), "stride": (60, 64), "limit": 3}
+VIEWS = {"scales": (0.75, 1.0), "flip": True, "window": (80, 96), "stride": (60, 64), "limit": 3}
 SEMANTIC = {"tasks": ("semantic",)}
 
 
@@ -79,7 +79,7 @@ def test_rows_and_arrays_of_every_view(project: Project, viewed: Path) -> None:
     for views in groups:
         assert [v.number for v in views] == list(range(len(views)))
         frames = list(dict.fromkeys((v.view.resized, v.view.flip) for v in views))
-        assert len(frames) == 4 and len(views) > 8  # two scales, each plain and mirrored, in windows
+        assert len(frames) == 4 and len(views) > 8  # two scales, each plain and flipped, in windows
         for view in views:
             points = view.points["max"]
             assert (points >= 0).all() and (points < view.view.original).all()
@@ -100,16 +100,16 @@ def test_one_whole_view_is_stored_as_ever(finished: Path) -> None:
 
 
 def test_the_classifier_sees_the_whole_upright_image(project: Project, viewed: Path) -> None:
-    """Scores of a mirrored window are those of its points on the original image."""
+    """Scores of a flipped window are those of its points on the original image."""
     model = load_classifier(viewed / "classifier/default/model.safetensors")
     dataset = Dataset(load_recipe(project.recipe).manifest, project.data, "val")
-    (folder,) = (viewed / "classes").iterdir()
+    (folder,) = (viewed / "class_scores").iterdir()
     import torch
 
     with ArrayReader(arrays_of(folder / "shards/00000", 0)) as arrays:
         record = next(r for r in open_proposals(viewed) if r.view.flip and r.view.window)
         image = prepare_image(dataset.read_image(dataset.sample(record.image_id)), model.image_size)
-        points = torch.from_numpy(normalise_points(record.points["max"], record.view.original))
+        points = torch.from_numpy(normalize_points(record.points["max"], record.view.original))
         expected = point_logits(model, torch.from_numpy(image)[None], points[None])[0]
         found = torch.from_numpy(arrays.read(f"point_logits/{record.key}"))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -122,7 +122,7 @@ def test_the_stream_gives_the_figures_of_the_stored_views(project: Project, view
     theirs = result_of(evaluation)
     assert theirs["semantic"]["fused"]["mIoU"] > 0.2 and theirs["panoptic"] is None
     close(figures(result_of(streamed.evaluation)), figures(theirs))
-    assert not (tmp_path / "run/proposals").exists() and not (tmp_path / "run/classes").exists()
+    assert not (tmp_path / "run/proposals").exists() and not (tmp_path / "run/class_scores").exists()
     assert not list((tmp_path / "run/evaluation").rglob("*.zarr.zip"))
 
 
@@ -135,7 +135,7 @@ def test_the_stream_gives_the_figures_of_one_stored_view(project: Project, finis
 
 
 def test_the_stream_restarts_and_shards_like_a_stage(project: Project, finished: Path, tmp_path: Path) -> None:
-    settings = {"limit": 4, "part_size": 1, "mirror": True, "evaluate": SEMANTIC}
+    settings = {"limit": 4, "part_size": 1, "flip": True, "evaluate": SEMANTIC}
     for name in ("whole", "pieces"):
         shutil.copytree(finished / "classifier", tmp_path / name / "classifier")
     whole = stream(project, tmp_path / "whole", "0/2", **settings)
@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_read_fails_alone(project: Project, finished: Pa
     shutil.copytree(finished / "classifier", tmp_path / "run/classifier")
     dataset = Dataset(load_recipe(project.recipe).manifest, data, "val")
     dataset.samples[1].image.write_bytes(b"no picture")
-    made = stream(replace(project, data=data), tmp_path / "run", limit=2, mirror=True, evaluate=SEMANTIC)
+    made = stream(replace(project, data=data), tmp_path / "run", limit=2, flip=True, evaluate=SEMANTIC)
     result = result_of(made.evaluation, allow_missing=True)
     assert result["images"]["measured"] == 1 and result["images"]["failed"][0][0] == dataset.samples[1].image_id
 

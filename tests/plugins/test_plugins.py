@@ -16,7 +16,7 @@ from vitp_pipeline.evaluation.count_reader import read_rows
 def test_fusion_formula(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     project, out = make_project(tmp_path, count=3), tmp_path / "run"
     make_run(project, out)
-    with pytest.raises(UsageError, match=r'formula = "arithmetic". Choose one of: renormalised, raw'):
+    with pytest.raises(UsageError, match=r'formula = "arithmetic". Choose one of: renormalized, raw'):
         project.evaluate(out, formula="arithmetic", alpha=0.6)
     request.getfixturevalue("plugin")
     rows = read_rows(project.evaluate(out, formula="arithmetic", alpha=0.6), ["masks"])

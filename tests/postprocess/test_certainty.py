@@ -38,7 +38,7 @@ CODECS = {
 
 
 def drawn(seed: int, kind: str, grid: tuple[int, int], queries: int = 7, classes: int = 4) -> SimpleNamespace:
-    """Logits of an image. `real`: smooth blobs; `edges`: jumps from one end to the other between neighbours;
+    """Logits of an image. `real`: smooth blobs; `edges`: jumps from one end to the other between neighbors;
     `ties`: just below a floor, and at half steps; `alike`: classes that are nearly equal everywhere.
     """
     random = torch.Generator().manual_seed(seed)
@@ -54,8 +54,8 @@ def drawn(seed: int, kind: str, grid: tuple[int, int], queries: int = 7, classes
     if kind == "alike":
         logits[:, :-1] = 1e-3 * logits[:, :-1]
     points = 2 * torch.randn(queries, classes, generator=random)
-    present = 1 - logits.double().softmax(1)[:, -1].numpy()
-    return SimpleNamespace(masks=masks.contiguous(), logits=logits, points=points, present=present)
+    objectness = 1 - logits.double().softmax(1)[:, -1].numpy()
+    return SimpleNamespace(masks=masks.contiguous(), logits=logits, points=points, objectness=objectness)
 
 
 CASES = (
@@ -65,7 +65,7 @@ CASES = (
     st.sampled_from(PROTOCOLS),
     st.sampled_from(sorted(CODECS)),
     st.sampled_from([0.0, 0.4, 1.0]),
-    st.sampled_from(["renormalised", "raw"]),
+    st.sampled_from(["renormalized", "raw"]),
 )
 
 
@@ -77,7 +77,7 @@ def test_scores_stay_within_their_bounds_and_certain_labels_do_not_change(
     view, codec = VIEWS[view_name], MaskCodec(**CODECS[codec_name])
     image = drawn(seed, kind, view.mask)
     probs = fuse(image.logits, image.points, alpha, formula)[0]
-    stored = store_masks(image.masks, image.present, codec, source_reach(view))
+    stored = store_masks(image.masks, image.objectness, codec, source_reach(view))
     masks, kept = torch.from_numpy(stored.masks).float(), torch.from_numpy(stored.kept).long()
 
     certain = certain_map(masks, probs, kept, view, protocol, stored.loss)
@@ -156,7 +156,7 @@ def test_floored_background_moves_no_outline(seed: int, view_name: str, kind: st
     view = VIEWS[view_name]
     image = drawn(seed, kind, view.mask)
     codec = MaskCodec(0.0, mask_dtype="float32", floor=-3.0)
-    stored = store_masks(image.masks, image.present, codec, source_reach(view))
+    stored = store_masks(image.masks, image.objectness, codec, source_reach(view))
     for true, found in zip(
         iter_mask_logits(image.masks, view), iter_mask_logits(torch.from_numpy(stored.masks), view), strict=True
     ):
@@ -216,7 +216,7 @@ def test_how_far_a_pixel_reads(name: str, reach: int) -> None:
     st.sampled_from(["d2", "mmdet"]),
     st.sampled_from(sorted(VIEWS)),
     st.sampled_from([0.0, 0.4, 1.0]),
-    st.sampled_from(["renormalised", "raw"]),
+    st.sampled_from(["renormalized", "raw"]),
     st.sampled_from([0.5, 0.8]),
 )
 def test_panoptic_exact_gives_the_same_panoptic_map(
@@ -224,13 +224,13 @@ def test_panoptic_exact_gives_the_same_panoptic_map(
 ) -> None:
     view = VIEWS[view_name]
     image = drawn(seed, "real", view.mask, queries=12)
-    probs, void = fuse(image.logits, image.points, alpha, formula)
+    probs, no_object = fuse(image.logits, image.points, alpha, formula)
     codec = MaskCodec(**{**PRESETS["panoptic-exact"], "drop_threshold": 0.5})
-    stored = store_masks(image.masks, image.present, codec, source_reach(view))
+    stored = store_masks(image.masks, image.objectness, codec, source_reach(view))
     kept = torch.from_numpy(stored.kept).long()
     rule, things = PanopticRule(rule_name, threshold, 0.6), np.array([True, True, False, False])
-    true = panoptic_map(image.masks, probs, void, view, "d2", rule, things)
-    found = panoptic_map(torch.from_numpy(stored.masks), probs[kept], void[kept], view, "d2", rule, things)
+    true = panoptic_map(image.masks, probs, no_object, view, "d2", rule, things)
+    found = panoptic_map(torch.from_numpy(stored.masks), probs[kept], no_object[kept], view, "d2", rule, things)
     assert np.array_equal(true[0], found[0]) and true[1] == found[1]
 
 

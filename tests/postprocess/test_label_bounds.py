@@ -91,7 +91,7 @@ def test_no_label_is_worse_than_rounding(protocol, data):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", VIEWS)
-def test_smooth_masks_are_labelled_without_the_plain_way(name, protocol, monkeypatch):
+def test_smooth_masks_are_labeled_without_the_plain_way(name, protocol, monkeypatch):
     view = VIEWS[name]
     random = torch.Generator().manual_seed(1)
     coarse = torch.randn(1, 12, 3, 3, generator=random) * 9

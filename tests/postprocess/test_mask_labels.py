@@ -21,7 +21,7 @@ def test_majority_against_a_loop():
     masks = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
     masks[3] = -1  # no positive pixel
     masks[4] = -1
-    masks[4, 0, 0] = 1  # nothing but unlabelled pixels
+    masks[4, 0, 0] = 1  # nothing but unlabeled pixels
     labels = majority_label(masks, VIEW, gt)
     assert labels.shape == (8,) and labels.dtype == np.int64
     inside = (mask_logits_at_image(masks, VIEW) > 0).numpy()

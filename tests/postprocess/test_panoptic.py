@@ -149,7 +149,7 @@ def test_thresholds_are_strict_where_they_should_be():
     probs = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.0, 0.5]])
     assert not run(masks, probs, VIEW, PanopticRule(object_threshold=0.5))[1]
     ids, segments = run(masks, probs, VIEW, PanopticRule(object_threshold=0.4))
-    assert (ids == 1).all() and segments[0].category == 0  # a tie with void names the class
+    assert (ids == 1).all() and segments[0].category == 0  # a tie with no object names the class
 
 
 def test_nothing_found():

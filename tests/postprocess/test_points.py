@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.geometry import View, normalise_points
-from vitp_pipeline.postprocess.points import centre_points, max_points, peak_points, random_points
+from vitp_pipeline.geometry import View, normalize_points
+from vitp_pipeline.postprocess.points import center_points, local_maxima_points, max_points, random_points
 from vitp_pipeline.postprocess.upsample import iter_outlines, mask_logits_at_image
 
 
 def plain(mask_logits: torch.Tensor, view: View) -> torch.Tensor:
-    """All queries on the whole upright image, in float64: upsampled by torch and cropped; then every pixel whose centre
+    """All queries on the whole upright image, in float64: upsampled by torch and cropped; then every pixel whose center
     lies in what was seen is interpolated there, beyond the outermost samples constantly.
     """
     up = F.interpolate(mask_logits[None].double(), view.padded, mode="bilinear")[0]
@@ -27,9 +27,9 @@ def plain(mask_logits: torch.Tensor, view: View) -> torch.Tensor:
     for axis in (0, 1):
         start, length = view.seen[axis], view.seen[axis + 2]
         ratio = Fraction(view.resized[axis], view.original[axis])
-        centres = [(i + Fraction(1, 2)) * ratio for i in range(view.original[axis])]
-        inside = [i for i, c in enumerate(centres) if start <= c < start + length]
-        places = np.array([float(centres[i] - start) - 0.5 for i in inside])
+        centers = [(i + Fraction(1, 2)) * ratio for i in range(view.original[axis])]
+        inside = [i for i, c in enumerate(centers) if start <= c < start + length]
+        places = np.array([float(centers[i] - start) - 0.5 for i in inside])
         weights = [np.interp(places, np.arange(length), row) for row in np.eye(length)]
         planes = np.moveaxis(np.tensordot(np.stack(weights, 1), planes, (1, axis + 1)), 0, axis + 1)
         seen.append(inside)
@@ -43,7 +43,7 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 @st.composite
 def views(draw):
-    """Whole images, mirrored ones and windows; a window shows the centre of at least one pixel."""
+    """Whole images, flipped ones and windows; a window shows the center of at least one pixel."""
     mask = draw(sizes)
     scale = draw(st.sampled_from([1, 2, 4, 3]))
     padded = mask[0] * scale, mask[1] * scale
@@ -109,7 +109,7 @@ def test_a_plateau_goes_to_its_first_pixel():
         masks[0, row, col] = 0.3
         assert tuple(max_points(masks, view, "mmseg1")[0]) == expected
     assert tuple(max_points(torch.full((1, 4, 6), 0.1), view, "mmseg1")[0]) == (0, 0)
-    # -4 in all cells but two: both peaks are equal, the upper one wins
+    # -4 in all cells but two: both maxima are equal, the upper one wins
     masks = torch.full((1, 4, 6), -4.0)
     masks[0, 1, 4] = masks[0, 2, 1] = 7.7
     assert tuple(max_points(masks, view, "mmseg1")[0]) == (5, 17)
@@ -131,7 +131,7 @@ def test_max_at_mask_resolution():
     view = View((4, 6), (4, 6), (4, 6), (4, 6))
     points = max_points(masks, view, "mmseg1", at="mask")
     assert points.tolist() == [[2, 3]]
-    assert normalise_points(points, view.original).tolist() == [[0, 0]]
+    assert normalize_points(points, view.original).tolist() == [[0, 0]]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -151,7 +151,7 @@ def test_max_at_mask_resolution_against_a_loop(view, seed):
                     x = view.resized[1] - x if view.flip else x
                     y, x = y * view.original[0] / view.resized[0], x * view.original[1] / view.resized[1]
                     best = mask[row, col], y, x
-        if best is not None:  # the pixel [point, point + 1) contains the centre
+        if best is not None:  # the pixel [point, point + 1) contains the center
             assert point[0] - 1e-9 <= best[1] < point[0] + 1 + 1e-9
             assert point[1] - 1e-9 <= best[2] < point[1] + 1 + 1e-9
 
@@ -182,14 +182,14 @@ def test_planes_and_points_inside_of_any_view(view, seed):
     assert torch.equal(planes.isneginf(), whole.isneginf())
     seen = whole.isfinite()
     torch.testing.assert_close(planes[seen].double(), whole[seen], atol=1e-4, rtol=0)
-    for points in (centre_points(masks, view, "d2"), random_points(masks, view, "d2", "a", seed)):
+    for points in (center_points(masks, view, "d2"), random_points(masks, view, "d2", "a", seed)):
         for query, (row, col) in enumerate(points):
             assert whole[query, row, col] > (-1e-4 if (whole[query] > 1e-4).any() else -math.inf)
 
 
-def test_centre_is_farthest_from_the_outside():
+def test_center_is_farthest_from_the_outside():
     masks, view = blob_view()
-    points = centre_points(masks, view, "d2")
+    points = center_points(masks, view, "d2")
     for query, positive in enumerate((plain(masks, view) > 0).numpy()[:2]):
         outside = np.argwhere(~np.pad(positive, 1)) - 1
         depth = np.zeros(positive.shape)
@@ -225,7 +225,7 @@ def test_no_queries():
     none = torch.zeros(0, 2, 2)
     for points in (max_points(none, view, "d2"), max_points(none, view, "d2", "mask")):
         assert points.shape == (0, 2)
-    assert centre_points(none, view, "d2").shape == random_points(none, view, "d2", "x").shape == (0, 2)
+    assert center_points(none, view, "d2").shape == random_points(none, view, "d2", "x").shape == (0, 2)
 
 
 def test_bad_arguments():
@@ -234,7 +234,7 @@ def test_bad_arguments():
     with pytest.raises(UsageError):
         max_points(masks, view, "mmseg9")
     with pytest.raises(UsageError):
-        max_points(masks, view, "d2", at="centre")
+        max_points(masks, view, "d2", at="center")
     with pytest.raises(IncompatibleError):
         max_points(torch.zeros(1, 3, 3), view, "d2")
 
@@ -254,10 +254,10 @@ def test_the_search_skips_most_of_the_image():
     assert (flat.argmax(1).numpy() == points[:, 0] * 640 + points[:, 1]).all()
 
 
-def slow_peaks(mask: np.ndarray, view: View, first: list[int], count: int) -> list[list[int]]:
+def slow_local_maxima(mask: np.ndarray, view: View, first: list[int], count: int) -> list[list[int]]:
     """The definition in loops: local maxima among the cells inside the image, highest first, kept when far enough."""
     side = [view.padded[i] / view.mask[i] * view.original[i] / view.resized[i] for i in (0, 1)]
-    centres = []  # of the cells of an axis: original pixel by cell
+    centers = []  # of the cells of an axis: original pixel by cell
     for i in (0, 1):
         at = {c: Fraction((2 * c + 1) * view.padded[i], 2 * view.mask[i]) for c in range(view.mask[i])}
         at = {c: y + view.seen[i] for c, y in at.items() if y < view.seen[i + 2]}
@@ -267,13 +267,13 @@ def slow_peaks(mask: np.ndarray, view: View, first: list[int], count: int) -> li
         if not pixels:  # the first pixel that is seen
             shown = np.flatnonzero(np.isfinite(plain(torch.zeros(1, *view.mask), view)[0].numpy()).any(1 - i))
             pixels = {0: int(shown[-1 if i == 1 and view.flip else 0])}
-        centres.append(pixels)
+        centers.append(pixels)
     area, maxima = 0.0, []
-    for r, row in centres[0].items():
-        for c, col in centres[1].items():
+    for r, row in centers[0].items():
+        for c, col in centers[1].items():
             if mask[r, c] > 0:
                 area += side[0] * side[1]
-                near = [mask[a, b] for a in centres[0] for b in centres[1] if abs(a - r) <= 1 and abs(b - c) <= 1]
+                near = [mask[a, b] for a in centers[0] for b in centers[1] if abs(a - r) <= 1 and abs(b - c) <= 1]
                 if mask[r, c] >= max(near):
                     maxima.append((-mask[r, c], r, c, row, col))
     taken = [first]
@@ -286,19 +286,19 @@ def slow_peaks(mask: np.ndarray, view: View, first: list[int], count: int) -> li
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(views(), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["image", "mask"]), st.integers(1, 5))
-def test_peaks_against_loops(view, seed, integers, at, count):
+def test_local_maxima_against_loops(view, seed, integers, at, count):
     masks = torch.randn(4, *view.mask, generator=torch.Generator().manual_seed(seed)) * 3
     masks[3] = -masks[3].abs()
     if integers:
         masks = masks.round()  # plateaus and ties
-    points = peak_points(masks, view, "d2", count, at)
+    points = local_maxima_points(masks, view, "d2", count, at)
     assert points.shape == (4, count, 2) and points.dtype == np.int32
     first = max_points(masks, view, "d2", at)
     for query in range(4):
-        assert points[query].tolist() == slow_peaks(masks[query].numpy(), view, first[query].tolist(), count)
+        assert points[query].tolist() == slow_local_maxima(masks[query].numpy(), view, first[query].tolist(), count)
 
 
-def test_peaks_of_two_hills_and_of_none():
+def test_local_maxima_of_two_hills_and_of_none():
     view = View((64, 64), (64, 64), (64, 64), (16, 16))
     row, col = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
 
@@ -309,17 +309,17 @@ def test_peaks_of_two_hills_and_of_none():
         [torch.maximum(hill(3, 3, 8.0), hill(11, 12, 6.0)), torch.maximum(hill(3, 3, 8.0), hill(3, 4, 8.2))]
     )
     masks = torch.cat([masks, -row[None] - 1])
-    points = peak_points(masks, view, "mmseg1", 3)
+    points = local_maxima_points(masks, view, "mmseg1", 3)
     top = max_points(masks, view, "mmseg1")
     assert points[0].tolist() == [top[0].tolist(), [46, 50], top[0].tolist()]  # the second is cell (11, 12)
     assert (points[1] == top[1]).all()  # one hill: the maximum beside the highest one is too near
     assert (points[2] == top[2]).all()  # no positive logit
-    assert peak_points(masks[:0], view, "d2", 3).shape == (0, 3, 2)
+    assert local_maxima_points(masks[:0], view, "d2", 3).shape == (0, 3, 2)
 
 
-def test_peaks_do_not_depend_on_other_masks():
+def test_local_maxima_do_not_depend_on_other_masks():
     masks = torch.randn(6, 20, 30, generator=torch.Generator().manual_seed(1)) * 4
     view = View((75, 111), (80, 120), (80, 120), (20, 30))
-    whole = peak_points(masks, view, "d2", 4)
+    whole = local_maxima_points(masks, view, "d2", 4)
     for query in range(6):
-        assert (peak_points(masks[query : query + 1], view, "d2", 4)[0] == whole[query]).all()
+        assert (local_maxima_points(masks[query : query + 1], view, "d2", 4)[0] == whole[query]).all()

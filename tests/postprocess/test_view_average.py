@@ -22,7 +22,7 @@ from vitp_pipeline.postprocess.view_average import ScoreAverage, ScoredView, ave
 ORIGINAL = (23, 31)
 Q, K, A = 5, 4, 2
 PLANS = {
-    "mirrored": ([(20, 26)], True, None),
+    "flipped": ([(20, 26)], True, None),
     "scaled": ([(20, 26), (23, 31), (46, 60)], False, None),
     "windows": ([(30, 41)], False, (16, 20)),
     "all": ([(20, 26), (30, 41)], True, (16, 20)),
@@ -32,10 +32,10 @@ PLANS = {
 def scored(name: str, seed: int = 0) -> list[ScoredView]:
     """Views of random logits: padded to multiples of 8, masks at a quarter."""
     generator = torch.Generator().manual_seed(seed)
-    sizes, mirror, window = PLANS[name]
+    sizes, flipped, window = PLANS[name]
     views = []
     for size in sizes:
-        for flip in (False, True) if mirror else (False,):
+        for flip in (False, True) if flipped else (False,):
             for part in slide(size, window, (10, 12)) if window else [None]:
                 seen = part[2:] if part else size
                 padded = tuple(-(-n // 8) * 8 for n in seen)
@@ -136,8 +136,8 @@ def test_mmseg1_is_mmsegmentations_own_code(name: str) -> None:
         def encode_decode(inputs, metas, waiting=waiting):
             one = next(waiting)
             assert tuple(inputs.shape[2:]) == one.view.seen[2:]
-            void = 1 - one.probs[0].sum(-1, keepdim=True)
-            logits = torch.cat([one.probs[0], void], -1).log()
+            no_object = 1 - one.probs[0].sum(-1, keepdim=True)
+            logits = torch.cat([one.probs[0], no_object], -1).log()
             pad = [{**metas[0], "pad_shape": one.view.padded}]
             scores = mmseg.head.predict(lambda x, samples: ([logits[None]], [one.mask_logits[None]]), None, pad, {})
             return scores[:, :, : one.view.seen[2], : one.view.seen[3]]  # each window is padded on its own
@@ -176,8 +176,8 @@ def test_one_whole_view_is_the_plain_map(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_mirrored_view_of_mirrored_logits_changes_nothing(protocol: str) -> None:
-    """Without padding, mirrored masks in a mirrored view are the plain view."""
+def test_a_flipped_view_of_flipped_logits_changes_nothing(protocol: str) -> None:
+    """Without padding, flipped masks in a flipped view are the plain view."""
     view = View(ORIGINAL, (24, 32), (24, 32), (6, 8))
     generator = torch.Generator().manual_seed(1)
     masks = torch.randn(Q, 6, 8, generator=generator) * 4

@@ -304,7 +304,7 @@ def test_pages_of_nothing_are_drawn(browser, tmp_path: Path, name: str) -> None:
         assert not re.search(r"\b(nan|null|undefined|Infinity)\b", shown, re.IGNORECASE)
         assert ("does not exist" in shown) == (name != "no mask") and "–" in shown
         if page == "report.html":
-            for order in ("gain", "harm", "bound", "fused"):
+            for order in ("gain", "harm", "upper_bound", "fused"):
                 visit.page.select_option("#order", order)
             visit.see("#gallery")
             if visit.page.locator("article.card").count():  # there is none of images without masks

@@ -42,7 +42,7 @@ def test_differences_are_those_of_the_figures(result: dict, both: list[StoredEva
         "mIoU": other["semantic"]["fused"]["mIoU"] - first["semantic"]["fused"]["mIoU"],
         "pixel accuracy": other["semantic"]["fused"]["pixel_accuracy"] - first["semantic"]["fused"]["pixel_accuracy"],
         "PQ": other["panoptic"]["fused"]["all"]["PQ"] - first["panoptic"]["fused"]["all"]["PQ"],
-        "masks named right": other["masks"]["named_right"]["fused"] - first["masks"]["named_right"]["fused"],
+        "mask accuracy": other["masks"]["mask_accuracy"]["fused"] - first["masks"]["mask_accuracy"]["fused"],
     }
     found = {row["metric"]: row for row in result["differences"]}
     assert set(found) == set(expected) and {row["variant"] for row in found.values()} == {"fused"}
@@ -98,7 +98,7 @@ def test_images_and_settings(result: dict, both: list[StoredEvaluation]) -> None
     assert [row["change"] for row in changes] == sorted((row["change"] for row in changes), reverse=True)
     (lines,) = result["settings"].values()
     assert any("evaluation.settings.alpha: (default) → 0.8" in line for line in lines)
-    assert not any("proposals" in line or "classes" in line for line in lines)
+    assert not any("proposals" in line or "class_scores" in line for line in lines)
     assert result["labels"] == ["A: α = 0.4", "B: α = 0.8"]
 
 
@@ -200,7 +200,7 @@ def test_where_classifiers_differ_they_are_compared_alone_too(
         "mIoU": b["semantic"]["classifier"]["mIoU"] - a["semantic"]["classifier"]["mIoU"],
         "pixel accuracy": b["semantic"]["classifier"]["pixel_accuracy"] - a["semantic"]["classifier"]["pixel_accuracy"],
         "PQ": b["panoptic"]["classifier"]["all"]["PQ"] - a["panoptic"]["classifier"]["all"]["PQ"],
-        "masks named right": b["masks"]["named_right"]["classifier"] - a["masks"]["named_right"]["classifier"],
+        "mask accuracy": b["masks"]["mask_accuracy"]["classifier"] - a["masks"]["mask_accuracy"]["classifier"],
     }
     assert {metric: row["estimate"] for metric, row in rows.items()} == pytest.approx(expected)
     assert all(abs(value) > 0.01 for value in expected.values())
@@ -210,12 +210,12 @@ def test_where_classifiers_differ_they_are_compared_alone_too(
     counts = np.bincount(masks[0]["image"], minlength=7)
     right = [np.bincount(m["image"], m["classifier"] == m["label"], minlength=7) for m in masks]
     differences = draws @ (right[1] - right[0]) / (draws @ counts)
-    row = rows["masks named right"]
+    row = rows["mask accuracy"]
     assert [row["low"], row["high"]] == pytest.approx(np.percentile(differences, [2.5, 97.5]).tolist())
 
     print_comparison(found)
     out = capsys.readouterr().out
-    digest = first.evaluation.classes.identity["classifier"][:8]
+    digest = first.evaluation.class_scores.identity["classifier"][:8]
     assert f"B differs in classifier {digest} → default; α = 0.4 → 0.6 (a fused difference is of all of these" in out
     assert "C differs in α = 0.4 → 0.8\n" in out and out.count("classifier alone") == 4
 
@@ -224,11 +224,13 @@ def test_what_differs_in_words(both: list[StoredEvaluation], other_classifier: S
     def words(*lines: str, others: StoredEvaluation = both[1]) -> list[str]:
         return in_words(both[0], others, lines)
 
-    digest = both[0].evaluation.classes.identity["classifier"][:8]
+    digest = both[0].evaluation.class_scores.identity["classifier"][:8]
     assert words() == words("evaluation.alphas: [0, 1] → [0, 0.4, 1]") == []
-    assert words(f"classes.classifier: {'a' * 57}… → {'b' * 57}…") == [f"classifier {digest}: other weights"]
-    assert words("evaluation.points: max → max", "classes.settings.points: max → spread") == ["points max → max"]
-    assert words("classes.settings.temperature: (default) → 0.4", "evaluation.settings.alpha: (default) → 0.8") == [
+    assert words(f"class_scores.classifier: {'a' * 57}… → {'b' * 57}…") == [f"classifier {digest}: other weights"]
+    assert words("evaluation.points: max → max", "class_scores.settings.points: max → multi") == ["points max → max"]
+    assert words(
+        "class_scores.settings.temperature: (default) → 0.4", "evaluation.settings.alpha: (default) → 0.8"
+    ) == [
         "α = 0.4 → 0.8",
         "temperature: (default) → 0.4",
     ]

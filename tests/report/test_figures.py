@@ -35,7 +35,7 @@ def iou(raw: list[dict], variant: int, k: int) -> float:
 def test_headline_table(stored: StoredEvaluation, raw: list[dict]) -> None:
     table = figures.headline_table(stored, "semantic")
     rows = {row["variant"]: dict(zip(table["columns"], row["values"], strict=True)) for row in table["rows"]}
-    assert list(rows) == ["generator", "classifier", "fused", "bound_point", "bound_mask"]
+    assert list(rows) == ["generator", "classifier", "fused", "upper_bound_point", "upper_bound_mask"]
     assert table["columns"][:2] == ["mIoU", "pixel accuracy"]
     for name, alpha in {"generator": 0.0, "classifier": 1.0, "fused": 0.4}.items():
         variant = number(stored, alpha)
@@ -84,7 +84,7 @@ def test_sweep(stored: StoredEvaluation, raw: list[dict]) -> None:
     assert curves["mIoU"]["alpha"] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     for alpha, value in zip(curves["mIoU"]["alpha"], curves["mIoU"]["value"], strict=True):
         assert value == pytest.approx(np.mean([iou(raw, number(stored, alpha), k) for k in range(3)]))
-    assert curves["mIoU"]["bound"] == stored.result["semantic"]["bound_mask"]["mIoU"]
+    assert curves["mIoU"]["upper_bound"] == stored.result["semantic"]["upper_bound_mask"]["mIoU"]
 
 
 def test_class_measures(stored: StoredEvaluation, raw: list[dict]) -> None:
@@ -110,9 +110,9 @@ def test_what_changed_most() -> None:
     before = np.array([[50, 0, 50], [10, 90, 0], [0, 0, 10]])
     after = np.array([[95, 5, 0], [0, 90, 10], [0, 0, 10]])
     rows = figures.changed_confusions({"generator": before, "fused": after}, ("a", "b", "c"))
-    assert [(r["truth"], r["called"], r["pixels"]) for r in rows[:2]] == [("a", "c", -50), ("b", "a", -10)]
+    assert [(r["truth"], r["predicted"], r["pixels"]) for r in rows[:2]] == [("a", "c", -50), ("b", "a", -10)]
     assert rows[0]["before"] == 0.5 and rows[0]["after"] == 0.0
-    assert {(r["truth"], r["called"]) for r in rows} == {("a", "c"), ("a", "b"), ("b", "a"), ("b", "c")}
+    assert {(r["truth"], r["predicted"]) for r in rows} == {("a", "c"), ("a", "b"), ("b", "a"), ("b", "c")}
 
 
 def test_folding_keeps_every_pixel() -> None:

@@ -79,9 +79,9 @@ def test_what_cannot_be_opened_is_said_in_a_line(project: Project, run: Path, tm
 
 def test_provenance_names_every_stage(stored: StoredEvaluation, run: Path) -> None:
     entries = provenance_of(stored)
-    assert [entry["folder"].split("/")[0] for entry in entries] == ["proposals", "classes", "evaluation"]
+    assert [entry["folder"].split("/")[0] for entry in entries] == ["proposals", "class_scores", "evaluation"]
     for entry in entries:
         content = json.loads((run / entry["folder"] / "run.json").read_text())
         assert entry["fingerprint"] == content["fingerprint"] and entry["command"] == content["provenance"]["command"]
     # drawn weights are no classifier of a training: they are named by their digest
-    assert stored.evaluation.classes.identity["classifier"].startswith(classifier_name(stored))
+    assert stored.evaluation.class_scores.identity["classifier"].startswith(classifier_name(stored))

@@ -22,11 +22,11 @@ def test_names_and_labels_are_those_of_the_rows(stored: StoredEvaluation, facts:
     np.testing.assert_array_equal(facts.image[known], rows["image"])
     np.testing.assert_array_equal(facts.query[known], rows["query"])
     np.testing.assert_array_equal(facts.label[known], rows["label"])
-    for name in mask_statistics.NAMERS:
-        np.testing.assert_array_equal(facts.names[name][known], rows[name])
+    for name in mask_statistics.SCORE_SOURCES:
+        np.testing.assert_array_equal(facts.predicted[name][known], rows[name])
 
 
-def test_sureness_and_area_by_hand(stored: StoredEvaluation, facts: MaskFacts, project: Project) -> None:
+def test_confidence_and_area_by_hand(stored: StoredEvaluation, facts: MaskFacts, project: Project) -> None:
     for place in range(0, len(facts.image), 5):
         record, scores = drawn(project.dataset, stored.rows.images[facts.image[place]])
         query = facts.query[place]
@@ -36,8 +36,8 @@ def test_sureness_and_area_by_hand(stored: StoredEvaluation, facts: MaskFacts, p
         fused = inside**0.6 * outside**0.4
         expected = {"generator": inside, "classifier": outside, "fused": fused / fused.sum()}
         for name, probs in expected.items():
-            assert facts.sureness[name][place] == pytest.approx(probs.max(), abs=1e-5)
-            assert facts.names[name][place] == probs.argmax()
+            assert facts.confidence[name][place] == pytest.approx(probs.max(), abs=1e-5)
+            assert facts.predicted[name][place] == probs.argmax()
         own = record.masks[record.kept.tolist().index(query)]
         assert facts.area[place] == pytest.approx((own > 0).sum() / own.size)
 
@@ -49,38 +49,42 @@ def test_padding_is_no_part_of_an_area() -> None:
     assert mask_statistics.mask_areas(plane, view)[0] == 0.5  # rows 5 to 9 of 10
 
 
-def test_presence_survives_large_logits() -> None:
-    assert mask_statistics.presence(np.array([[500.0, 0.0, 500.0], [0.0, 0.0, 800.0]])) == pytest.approx([0.5, 0.0])
+def test_objectness_survives_large_logits() -> None:
+    assert mask_statistics.objectness_of(np.array([[500.0, 0.0, 500.0], [0.0, 0.0, 800.0]])) == pytest.approx(
+        [0.5, 0.0]
+    )
 
 
 def test_uncertainty_is_between_sure_and_any_class(facts: MaskFacts) -> None:
     assert ((facts.uncertainty > 0) & (facts.uncertainty < 1)).all()
 
 
-def made(label: list[int], generator: list[int], fused: list[int], sure: list[float], area: list[float]) -> MaskFacts:
-    names = {"generator": np.array(generator), "classifier": np.array(fused), "fused": np.array(fused)}
-    sureness = dict.fromkeys(mask_statistics.NAMERS, np.array(sure))
+def made(
+    label: list[int], generator: list[int], fused: list[int], confidence: list[float], area: list[float]
+) -> MaskFacts:
+    predicted = {"generator": np.array(generator), "classifier": np.array(fused), "fused": np.array(fused)}
+    confidence = dict.fromkeys(mask_statistics.SCORE_SOURCES, np.array(confidence))
     count = len(label)
     return MaskFacts(
-        np.zeros(count, int), np.arange(count), np.array(label), np.array(area), names, sureness, np.zeros(1)
+        np.zeros(count, int), np.arange(count), np.array(label), np.array(area), predicted, confidence, np.zeros(1)
     )
 
 
 def test_reliability_by_a_slow_loop(facts: MaskFacts) -> None:
     found = mask_statistics.reliability(facts)
-    for name in mask_statistics.NAMERS:
+    for name in mask_statistics.SCORE_SOURCES:
         bins: list[list[tuple[float, bool]]] = [[] for _ in range(10)]
         for i in np.flatnonzero(facts.known):
-            sure = facts.sureness[name][i]
-            bins[min(9, int(sure * 10))].append((sure, facts.names[name][i] == facts.label[i]))
+            confidence = facts.confidence[name][i]
+            bins[min(9, int(confidence * 10))].append((confidence, facts.predicted[name][i] == facts.label[i]))
         assert found[name]["count"] == [len(b) for b in bins]
         total = sum(map(len, bins))
         ece = sum(abs(np.mean([s for s, _ in b]) - np.mean([r for _, r in b])) * len(b) / total for b in bins if b)
         assert found[name]["ece"] == pytest.approx(ece)
-        for b, sure, right in zip(bins, found[name]["sureness"], found[name]["right"], strict=True):
-            assert (sure is None) == (not b)
+        for b, confidence, right in zip(bins, found[name]["confidence"], found[name]["right"], strict=True):
+            assert (confidence is None) == (not b)
             if b:
-                assert sure == pytest.approx(np.mean([s for s, _ in b]))
+                assert confidence == pytest.approx(np.mean([s for s, _ in b]))
                 assert right == pytest.approx(np.mean([r for _, r in b]))
 
 
@@ -98,7 +102,7 @@ def test_help_and_harm_of_four_masks() -> None:
     found = mask_statistics.help_and_harm(facts, np.array([1, 99, 0]))
     by_area = [(b["masks"], b["righted"], b["wronged"]) for b in found["area"]]
     assert by_area == [(1, 1, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (2, 0, 1)]
-    assert [b["masks"] for b in found["sureness"]] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert [b["masks"] for b in found["confidence"]] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 2]
     assert [(b["bin"], b["masks"]) for b in found["frequency"]] == [("1 %", 1), ("99 %", 2)]
 
 

@@ -103,8 +103,8 @@ def test_charts_show_the_figures(page: Path, stored: StoredEvaluation) -> None:
         assert bars["gained by fusion"]["x"][k] - bars["lost by fusion"]["x"][k] == pytest.approx(
             fused - generator, abs=1e-3
         )
-        bound = 100 * stored.result["semantic"]["bound_mask"]["IoU"][name]
-        assert bars["bound"]["x"][k] == pytest.approx(bound, abs=1e-3)
+        upper_bound = 100 * stored.result["semantic"]["upper_bound_mask"]["IoU"][name]
+        assert bars["upper_bound"]["x"][k] == pytest.approx(upper_bound, abs=1e-3)
     for variant in ("generator", "fused"):
         for row in data["charts"][f"confusion:{variant}"]["data"][0]["z"]:
             assert sum(row) == pytest.approx(100, abs=0.1)
@@ -114,22 +114,22 @@ def test_tables_show_the_figures(page: Path, stored: StoredEvaluation) -> None:
     reader, _ = read(page)
     for task, metric in {"semantic": "mIoU", "panoptic": "PQ"}.items():
         table = next(t for t in reader.tables if t.get("data-task") == task)
-        assert table["rows"][0][:2] == ["masks named by", metric]
+        assert table["rows"][0][:2] == ["masks classified by", metric]
         shown = {row[0]: row[1] for row in table["rows"][1:]}
         found = stored.result[task]
         value = (lambda v: v["mIoU"]) if task == "semantic" else (lambda v: v["all"]["PQ"])
         assert shown["generator alone (α = 0)"] == f"{100 * value(found['generator']):.2f}"
         gain = 100 * (value(found["fused"]) - value(found["generator"]))
         assert shown["fused (α = 0.4)"] == f"{100 * value(found['fused']):.2f} {gain:+.2f}".replace("-", "−")
-        assert shown["bound: truth inside the mask"] == f"{100 * value(found['bound_mask']):.2f}"
+        assert shown["upper bound (mask labels)"] == f"{100 * value(found['upper_bound_mask']):.2f}"
 
 
 def test_few_alphas_are_points_not_a_curve(folders: list[Path], page: Path, tmp_path: Path) -> None:
     write_report(open_evaluation(folders[1]), tmp_path / "few.html")
     for path, mode, alphas in ((page, "lines+markers", 6), (tmp_path / "few.html", "markers", 3)):
         _, data = read(path)
-        fused, bound, *_ = data["charts"]["alpha:mIoU"]["data"]
-        assert (fused["mode"], len(fused["x"])) == (mode, alphas) and bound["mode"] == "lines"
+        fused, upper_bound, *_ = data["charts"]["alpha:mIoU"]["data"]
+        assert (fused["mode"], len(fused["x"])) == (mode, alphas) and upper_bound["mode"] == "lines"
         hint = "Only 3 α are measured, so the points are not joined: <code>vitp evaluate --alpha 0:1:0.1</code>"
         assert (hint in path.read_text(encoding="utf-8")) == (alphas == 3)
 
@@ -181,11 +181,11 @@ def test_instances_without_semantic_maps(project: Project, run: Path, tmp_path: 
     assert shown["generator alone (α = 0)"] == f"{100 * figures['generator']['coco']['AP']:.2f}"
     assert {"alpha:AP", "classes:AP coco", "classes:AP boundary", "reliability"} <= set(data["charts"])
     assert data["charts"]["alpha:AP"]["data"][1]["y"][0] == pytest.approx(
-        100 * figures["bound_mask"]["coco"]["AP"], abs=1e-3
+        100 * figures["upper_bound_mask"]["coco"]["AP"], abs=1e-3
     )
     assert not any("confusion" in name or "mIoU" in name for name in data["charts"])
     assert 'href="#confusion"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert data["gallery"] and data["accuracy_word"] == "masks named right"
+    assert data["gallery"] and data["accuracy_word"] == "mask accuracy"
 
 
 def test_names_cannot_break_out_of_the_page(stored: StoredEvaluation, tmp_path: Path) -> None:

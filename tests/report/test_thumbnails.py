@@ -57,8 +57,8 @@ def test_masks_of_a_card(stored: StoredEvaluation, project: Project) -> None:
     image_id = stored.rows.images[0]
     content = thumbnails.card_content(stored, image_id)
     record, scores = drawn(project.dataset, image_id)
-    present = 1 - torch.from_numpy(record.class_logits).softmax(1)[:, -1].numpy()
-    assert [m["query"] for m in content["masks"]] == [q for q in record.kept if present[q] > 0.5]
+    objectness = 1 - torch.from_numpy(record.class_logits).softmax(1)[:, -1].numpy()
+    assert [m["query"] for m in content["masks"]] == [q for q in record.kept if objectness[q] > 0.5]
     rows = stored.rows.columns["masks"]
     for mask in content["masks"]:
         query = mask["query"]
@@ -79,7 +79,7 @@ def test_the_top_mask_is_the_likeliest_that_claims_the_pixel(stored: StoredEvalu
     image_id = stored.rows.images[1]
     content = thumbnails.card_content(stored, image_id)
     record, _ = drawn(project.dataset, image_id)
-    present = 1 - torch.from_numpy(record.class_logits).softmax(1)[:, -1].numpy()
+    objectness = 1 - torch.from_numpy(record.class_logits).softmax(1)[:, -1].numpy()
     places = [record.kept.tolist().index(m["query"]) for m in content["masks"]]
     full = (
         torch.nn.functional.interpolate(
@@ -88,7 +88,7 @@ def test_the_top_mask_is_the_likeliest_that_claims_the_pixel(stored: StoredEvalu
         .sigmoid()
         .numpy()
     )
-    score = np.where(full >= 0.5, full * present[record.kept[places]][:, None, None], -1.0)
+    score = np.where(full >= 0.5, full * objectness[record.kept[places]][:, None, None], -1.0)
     expected = np.where(score.max(0) > 0, score.argmax(0), -1)
     assert (planes_of(content)[3] == expected).mean() > 0.999
 

@@ -104,7 +104,7 @@ def test_a_shard_that_is_worked_on_is_left_alone(tmp_path: Path) -> None:
     work(run)
     index = index_path(run.shard_folder(1), 0)
     index.write_bytes(b"torn")
-    with locked(run.shard_folder(1) / "lock"), pytest.raises(CorruptError, match="cannot be mended"):
+    with locked(run.shard_folder(1) / "lock"), pytest.raises(CorruptError, match="cannot be repaired"):
         report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert index.read_bytes() == b"torn"
 
@@ -145,7 +145,7 @@ def test_where_nothing_proves_run_json_nothing_is_removed(tmp_path: Path) -> Non
         path.write_text(re.sub(r"(shards.{2,3} )2", r"\g<1>1", good))
         assert path.read_text() != good
     before = everything(tmp_path)
-    with pytest.raises(CorruptError, match="cannot be mended"):
+    with pytest.raises(CorruptError, match="cannot be repaired"):
         report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert everything(tmp_path) == before
 
@@ -211,7 +211,7 @@ def test_memories_and_results_are_removed(tmp_path: Path) -> None:
 # ---- gc -------------------------------------------------------------------------------------------------------------
 
 
-def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
+def test_gc_removes_stale_files_and_nothing_else(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     work(run)
     good = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -219,13 +219,13 @@ def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     alive = temporary(run.folder / "run.json")
-    leavings = {
+    stale = {
         run.shard_folder(0) / "part-0000.zarr.zip.elsewhere.77.tmp": 10,
         run.shard_folder(0) / "lock": 0,
         run.folder / alive.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"): 3,
         tmp_path / "digests.json.elsewhere.5.tmp": 4,
     }
-    for path, size in leavings.items():
+    for path, size in stale.items():
         path.write_bytes(bytes(size))
     alive.write_text("being written")
     young = tmp_path / "digests.json.elsewhere.6.tmp"
@@ -234,10 +234,10 @@ def test_gc_removes_leavings_and_nothing_else(tmp_path: Path) -> None:
     uncommitted = arrays_of(run.shard_folder(1), 1)
     index_path(run.shard_folder(1), 1).unlink()
     (run.shard_folder(1) / "done.json").unlink()
-    expected = {**leavings, uncommitted: uncommitted.stat().st_size}
+    expected = {**stale, uncommitted: uncommitted.stat().st_size}
     assert dict(collect(tmp_path, remove=False)) == expected and all(p.exists() for p in expected)
     with locked(run.shard_folder(1) / "lock"):  # somebody is about to commit it
-        assert dict(collect(tmp_path)) == leavings
+        assert dict(collect(tmp_path)) == stale
     assert dict(collect(tmp_path)) == {uncommitted: expected[uncommitted]}
     assert collect(tmp_path) == [] and alive.exists() and young.exists()
     for path in (alive, young):

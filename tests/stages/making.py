@@ -24,7 +24,7 @@ from vitp_pipeline.evaluation.definition import Evaluation
 from vitp_pipeline.execution.runner import commit_part, finish_shard
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
-from vitp_pipeline.stages.classify import classes_run, classifier_file
+from vitp_pipeline.stages.classify import class_scores_run, classifier_file
 from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
 from vitp_pipeline.storage.sealed import write_sealed
 
@@ -85,8 +85,8 @@ def drawn(dataset: Dataset, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
     points = np.stack([rng.integers(0, s, QUERIES) for s in truth.shape], 1).astype(np.int32)
     scores = rng.normal(0, 1, (QUERIES, 3))
     scores[np.arange(QUERIES), classes] += 2
-    present = 1 - np.exp(logits[:, 3]) / np.exp(logits).sum(1)
-    kept, dropped = keep_queries(present, 0.01)
+    objectness = 1 - np.exp(logits[:, 3]) / np.exp(logits).sum(1)
+    kept, dropped = keep_queries(objectness, 0.01)
     view = View(truth.shape, truth.shape, truth.shape, half.shape)
     record = ProposalRecord(
         image_id,
@@ -126,7 +126,7 @@ def make_run(
     from vitp_pipeline.artifacts.proposals import open_proposals
 
     settings = project.recipe.stage(ClassifySettings)
-    classes = classes_run(
+    class_scores = class_scores_run(
         open_proposals(out), classifier_file(project.recipe, settings, project.root, out), settings, out, create=True
     )
     text = pa.string()
@@ -134,7 +134,7 @@ def make_run(
     for shard in range(shards):
         for part, ids in enumerate(run.parts(shard)):
             writer, other = (
-                ArrayWriter(stage.folder / "made.tmp", stage.about(shard, part)) for stage in (run, classes)
+                ArrayWriter(stage.folder / "made.tmp", stage.about(shard, part)) for stage in (run, class_scores)
             )
             rows, states = [], []
             for image_id in ids:
@@ -155,7 +155,7 @@ def make_run(
             commit_part(
                 run, shard, part, pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")), writer.path
             )
-            commit_part(classes, shard, part, pa.Table.from_pylist(states, schema=columns), other.path)
-        for stage in (run, classes):
+            commit_part(class_scores, shard, part, pa.Table.from_pylist(states, schema=columns), other.path)
+        for stage in (run, class_scores):
             if stage is run or shard not in without:
                 finish_shard(stage, shard)

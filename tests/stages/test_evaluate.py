@@ -22,7 +22,7 @@ from vitp_pipeline.evaluation.summary import (
     print_result,
     read_result_totals,
     result_of,
-    summarise,
+    summarize,
     to_json,
 )
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -122,30 +122,30 @@ def test_semantic_figures_by_definition(project: Project, tmp_path: Path) -> Non
         assert result["semantic"][name]["pixel_accuracy"] == pytest.approx(accuracy, abs=2e-3)
     assert [row["alpha"] for row in result["semantic"]["sweep"]] == [0, 0.4, 1]
     assert result["semantic"]["sweep"][1]["mIoU"] == result["semantic"]["fused"]["mIoU"]
-    assert result["semantic"]["bound_mask"]["mIoU"] > result["semantic"]["generator"]["mIoU"]
+    assert result["semantic"]["upper_bound_mask"]["mIoU"] > result["semantic"]["generator"]["mIoU"]
 
 
-def test_named_masks_by_definition(project: Project, tmp_path: Path) -> None:
+def test_classified_masks_by_definition(project: Project, tmp_path: Path) -> None:
     make_run(project, tmp_path / "run")
     result = result_of(project.evaluate(tmp_path / "run"))
     matched, right = 0, {"generator": 0, "classifier": 0}
     for sample in project.dataset.samples:
         record, scores = drawn(project.dataset, sample.image_id)
         truth = project.dataset.read_semantic(sample)
-        void = torch.tensor(record.class_logits).softmax(1)[:, 3]
+        no_object = torch.tensor(record.class_logits).softmax(1)[:, 3]
         masks = torch.nn.functional.interpolate(torch.tensor(record.masks).float()[None], truth.shape, mode="bilinear")[
             0
         ]
         for q, mask in zip(record.kept, masks, strict=True):
             inside = truth[(mask > 0).numpy() & (truth != IGNORE)]
-            if void[q] < 0.5 and len(inside):
+            if no_object[q] < 0.5 and len(inside):
                 matched += 1
                 label = np.bincount(inside).argmax()
                 right["generator"] += record.class_logits[q, :3].argmax() == label
                 right["classifier"] += scores[q].argmax() == label
     assert result["masks"]["matched"] == matched
     for name, count in right.items():
-        assert result["masks"]["named_right"][name] == pytest.approx(count / matched)
+        assert result["masks"]["mask_accuracy"][name] == pytest.approx(count / matched)
 
 
 # ---- shards and interruptions ---------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_figures_of_the_sums_are_those_of_all_rows_at_once(project: Project, tmp
 
     make_run(project, tmp_path / "run", 2, 1, failed=("153",))
     evaluation = project.evaluate(tmp_path / "run")
-    result, rows = summarise(evaluation, read_result_totals(evaluation), True), read_rows(evaluation)
+    result, rows = summarize(evaluation, read_result_totals(evaluation), True), read_rows(evaluation)
     areas = {}
     for name, variant in headline_variants(evaluation).items():
         e = {k: v[rows.columns["semantic"]["variant"] == variant] for k, v in rows.columns["semantic"].items()}
@@ -243,7 +243,7 @@ def test_figures_of_the_sums_are_those_of_all_rows_at_once(project: Project, tmp
     assert result["semantic"]["bootstrap"]["fused_mIoU"] == [own.low, own.high]
     masks = rows.columns["masks"]
     for name in ("generator", "classifier", "fused"):
-        assert result["masks"]["named_right"][name] == (masks[name] == masks["label"]).mean()
+        assert result["masks"]["mask_accuracy"][name] == (masks[name] == masks["label"]).mean()
 
 
 def test_mended_images_are_measured_on_retry(project: Project, tmp_path: Path) -> None:
@@ -377,7 +377,9 @@ def test_json_and_table(project: Project, tmp_path: Path, capsys: pytest.Capture
     again = json.loads(to_json(result))
     assert again == json.loads(json.dumps(result))
     for part in ("semantic", "panoptic"):
-        assert {"generator", "classifier", "fused", "bound_point", "bound_mask", "alpha", "sweep"} <= set(again[part])
+        assert {"generator", "classifier", "fused", "upper_bound_point", "upper_bound_mask", "alpha", "sweep"} <= set(
+            again[part]
+        )
         assert again[part]["alpha"] == 0.4 and len(again[part]["sweep"]) == 6
     for name in ("generator", "fused"):
         scores = [again["semantic"][name]["mIoU"], *again["semantic"][name]["IoU"].values()]
@@ -399,9 +401,11 @@ def test_a_class_that_never_occurs_is_null_not_nan(
             s["category_id"] = making.CATEGORIES[0]
     making.write_annotations(project.root, data)
     make_run(project, tmp_path / "run")
-    result = summarise(evaluation := project.evaluate(tmp_path / "run"), read_result_totals(evaluation), False)
+    result = summarize(evaluation := project.evaluate(tmp_path / "run"), read_result_totals(evaluation), False)
     assert result["semantic"]["classes_present"] == 1
-    assert not any(isinstance(v, float) and math.isnan(v) for v in result["semantic"]["bound_mask"]["IoU"].values())
-    assert result["semantic"]["bound_mask"]["IoU"]["car"] is None
+    assert not any(
+        isinstance(v, float) and math.isnan(v) for v in result["semantic"]["upper_bound_mask"]["IoU"].values()
+    )
+    assert result["semantic"]["upper_bound_mask"]["IoU"]["car"] is None
     print_result(result)
-    assert "–" in capsys.readouterr().out or result["panoptic"]["bound_mask"]["things"]["PQ"] is not None
+    assert "–" in capsys.readouterr().out or result["panoptic"]["upper_bound_mask"]["things"]["PQ"] is not None

@@ -186,7 +186,7 @@ def test_cityscapes(project: Project, tmp_path: Path, monkeypatch: pytest.Monkey
     truths, semantic, instances = [], [], []
     for sample in project.dataset.samples:
         ids, segments = project.dataset.read_panoptic(sample)
-        labels = np.zeros(ids.shape, np.uint16)  # 0: unlabelled, ignored
+        labels = np.zeros(ids.shape, np.uint16)  # 0: unlabeled, ignored
         for place, s in enumerate(segments):
             label = CITYSCAPES[project.recipe.manifest.classes[s.category].name]
             thing = making.THINGS[s.category] and not s.iscrowd

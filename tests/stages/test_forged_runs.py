@@ -44,7 +44,7 @@ ODD = [
 ]
 FILES = {
     "proposals": "proposals/run.json",
-    "classes": "classes/*/run.json",
+    "class_scores": "class_scores/*/run.json",
     "evaluation": "evaluation/*/run.json",
     "done": "*/*/shards/*/done.json",
     "result": "evaluation/*/result.json",

@@ -1,4 +1,4 @@
-"""Stage one with a generator that looks for colours: overlapping changes no byte, and nothing of it is lost."""
+"""Stage one with a generator that looks for colors: overlapping changes no byte, and nothing of it is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.datasets.making import NAMES, semantic_spec, write_semantic
 from tests.execution.test_runner import content
-from tests.generators.test_views import ColourGenerator
+from tests.generators.test_views import ColorGenerator
 from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
@@ -23,7 +23,7 @@ from vitp_pipeline.stages.generate_proposals import READ_AHEAD, READERS, Proposa
 COUNT = 9
 
 
-class Colours(ColourGenerator):
+class Colors(ColorGenerator):
     """Its two queries among the classes of the toy data set; fails on every image that is 28 pixels high if `thin`."""
 
     classes = NAMES
@@ -53,18 +53,18 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def made(folder: Path, data: Path, generator: ColourGenerator | None = None, **changes) -> StageRun:
+def made(folder: Path, data: Path, generator: ColorGenerator | None = None, **changes) -> StageRun:
     dataset = Dataset(semantic_spec(), data, "train")
     images = tuple(sample.image_id for sample in dataset.samples)
     changes = {"part_size": 5, "batch_size": 2, **changes}
     settings = ProposalSettings("x", points=("max", "random"), **changes).settled(begun=False)
     run = create_or_check(folder, {"stage": "proposals"}, images, 1, settings.part_size)
-    run_parts(run, [0], lambda: ProposalMaker(run, dataset, generator or Colours(), settings), "proposals")
+    run_parts(run, [0], lambda: ProposalMaker(run, dataset, generator or Colors(), settings), "proposals")
     return run
 
 
 class AtOnce:
-    """`Ahead` and `Behind` without threads."""
+    """`Prefetcher` and `WriteQueue` without threads."""
 
     def __init__(self, *arguments) -> None:
         self.arguments, self.results = arguments, []
@@ -92,16 +92,16 @@ class AtOnce:
         return self.results
 
 
-@pytest.mark.parametrize("changes", [{}, {"batch_size": 1}, {"mirror": True, "scales": (0.5, 1.0)}])
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 1}, {"flip": True, "scales": (0.5, 1.0)}])
 @pytest.mark.parametrize("thin", [False, True])
 def test_overlapping_changes_no_byte(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, thin: bool
 ) -> None:
     (data / "images" / "a4.png").write_bytes(b"torn")
-    overlapped = content(made(tmp_path / "overlapped", data, Colours(thin), **changes))
-    monkeypatch.setattr(generate_proposals, "Ahead", AtOnce)
-    monkeypatch.setattr(generate_proposals, "Behind", AtOnce)
-    assert content(made(tmp_path / "plain", data, Colours(thin), **changes)) == overlapped
+    overlapped = content(made(tmp_path / "overlapped", data, Colors(thin), **changes))
+    monkeypatch.setattr(generate_proposals, "Prefetcher", AtOnce)
+    monkeypatch.setattr(generate_proposals, "WriteQueue", AtOnce)
+    assert content(made(tmp_path / "plain", data, Colors(thin), **changes)) == overlapped
     failed = [image_id for image_id, _ in json.loads(overlapped["shards/00000/done.json"])["failed"]]
     assert failed == (["a0", "a3", "a4", "a6"] if thin else ["a4"])
 
@@ -116,7 +116,7 @@ def test_a_stop_in_the_middle_loses_nothing(
         patch.setattr(runner, "stop_wanted", lambda: next(asked, True))
         with pytest.raises(StoppedError):
             made(tmp_path / "stopped", data)
-    seen = Colours()
+    seen = Colors()
     assert content(made(tmp_path / "stopped", data, seen)) == whole
     assert sum(seen.sizes) == COUNT - {1: 2, 2: 4, 4: 5}[after]  # what was finished is not made again
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
 
 
 def test_a_generator_that_resizes_nothing_is_no_fault_of_the_images(tmp_path: Path, data: Path) -> None:
-    class Broken(Colours):
+    class Broken(Colors):
         def resize(self, image, scale=1.0):
             raise RuntimeError("no such operator")
 

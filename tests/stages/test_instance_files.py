@@ -120,7 +120,7 @@ def test_bounds_and_approximation(tmp_path: Path) -> None:
     project = make_project(tmp_path, 0)
     make_run(project, tmp_path / "run")
     result = result_of(project.evaluate(tmp_path / "run", tasks=("instance",)))
-    assert result["instance"]["bound_mask"]["coco"]["AP"] > result["instance"]["generator"]["coco"]["AP"]
+    assert result["instance"]["upper_bound_mask"]["coco"]["AP"] > result["instance"]["generator"]["coco"]["AP"]
     assert any("AP is approximate" in note and "lossless" in note for note in result["notes"])
     pieces = result_of(project.evaluate(tmp_path / "run", tasks=("instance",), components=True))
     assert any("connected pieces" in note and "know no objects" not in note for note in pieces["notes"])

@@ -18,7 +18,7 @@ from tests.datasets import making
 from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import IGNORE, ClassInfo, DatasetSpec
 from vitp_pipeline.generators.base import Output
-from vitp_pipeline.inference.batch import Wish, predict
+from vitp_pipeline.inference.batch import PredictJob, predict
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.inference.predictor import Predictor
 from vitp_pipeline.interop.result_formats import CITYSCAPES, ImageResult, write_image
@@ -47,7 +47,7 @@ class Blind:
 
 @pytest.mark.parametrize("protocol", ["mmseg1", "d2"])
 @pytest.mark.parametrize("queries", [0, 5])
-@pytest.mark.parametrize("views", [{}, {"mirror": True}, {"window": (16, 16)}, {"scales": (1.0, 1.0), "mirror": True}])
+@pytest.mark.parametrize("views", [{}, {"flip": True}, {"window": (16, 16)}, {"scales": (1.0, 1.0), "flip": True}])
 def test_predict_finds_nothing(tmp_path: Path, views: dict, queries: int, protocol: str) -> None:
     """The same void label as `export-results` writes; files, overlays and numbers are there all the same."""
     spec = replace(making.coco_spec(), ignore=())
@@ -59,8 +59,8 @@ def test_predict_finds_nothing(tmp_path: Path, views: dict, queries: int, protoc
     if not views:
         assert not found.segments and not found.instances and not found.ids.any()
     making.write_png(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
-    wish = Wish(tmp_path / "out", {}, tasks)
-    assert predict([Picture(tmp_path / "a.png", "a")], lambda: predictor, wish).made == 1
+    job = PredictJob(tmp_path / "out", {}, tasks)
+    assert predict([Picture(tmp_path / "a.png", "a")], lambda: predictor, job).made == 1
     labels = np.asarray(Image.open(tmp_path / "out/semantic/a.png"))
     assert labels.shape == SIZE and (labels == spec.void_label).all()
     assert json.loads((tmp_path / "out/results/a.json").read_text())["semantic"] == []

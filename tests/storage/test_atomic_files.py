@@ -49,7 +49,7 @@ def test_write_whole_keeps_the_old_file_when_writing_fails(tmp_path: Path, error
     assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
 
 
-def test_refusals_name_the_file_and_the_mend(tmp_path: Path) -> None:
+def test_refusals_name_the_file_and_the_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="in the way") as info:
         write_json(tmp_path / "file/x.json", {})
@@ -60,7 +60,7 @@ def test_refusals_name_the_file_and_the_mend(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_a_file_size_limit_is_met_without_leavings(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_met_without_stale_files(tmp_path: Path) -> None:
     """A refusal by the kernel itself, in a process of its own."""
 
     def child() -> None:

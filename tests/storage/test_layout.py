@@ -13,7 +13,7 @@ from vitp_pipeline.storage.layout import open_own, open_plain, part_of_arrays, p
 from vitp_pipeline.storage.locks import locked
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
-CLASSES, EXPORT = "classes/0123456789ab", "exports/coco-panoptic-0123456789ab"
+CLASSES, EXPORT = "class_scores/0123456789ab", "exports/coco-panoptic-0123456789ab"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ CLASSES, EXPORT = "classes/0123456789ab", "exports/coco-panoptic-0123456789ab"
         ("/x/run/proposals/shards/00012/part-0000.parquet", "proposals/shards/00012/part-0000.parquet"),
         ("/x/run/proposals/shards/00000/done.json.host.1.tmp", "proposals/shards/00000/done.json.host.1.tmp"),
         ("/x/run/proposals/log/shard-00000.json", "proposals/log/shard-00000.json"),
-        ("/x/classes/run/proposals/run.json", "proposals/run.json"),
+        ("/x/class_scores/run/proposals/run.json", "proposals/run.json"),
         (f"/x/classifier/run/{CLASSES}/shards/00000/lock", f"{CLASSES}/shards/00000/lock"),
         ("/x/run/classifier/default/model.safetensors", "classifier/default/model.safetensors"),
         ("/x/run/classifier/proposals/done.json", "classifier/proposals/done.json"),
@@ -37,7 +37,7 @@ CLASSES, EXPORT = "classes/0123456789ab", "exports/coco-panoptic-0123456789ab"
         ("/x/jobs/digests.json", "digests.json"),
         ("/x/classifier/run2/report.html", "report.html"),
         ("/x/classifier/mine/weights.pth", "weights.pth"),
-        ("/x/classes/0123/run.json", "run.json"),
+        ("/x/class_scores/0123/run.json", "run.json"),
         ("/x/y.json", "y.json"),
         ("/x/run/proposals", "proposals"),
     ],
@@ -56,7 +56,7 @@ def test_places(path: str, expected: str) -> None:
         ("part-0003.zarr.zip", None),
         ("part-0003-0123456789AB.zarr.zip", None),
         ("part-0003-0123456789ab (conflicted copy).zarr.zip", None),
-        ("_spool-0003.zarr.zip", None),
+        ("_partial-0003.zarr.zip", None),
     ],
 )
 def test_names_of_arrays(name: str, part: int | None) -> None:

@@ -155,13 +155,13 @@ def test_a_temporary_file_that_another_task_cleaned_up(tmp_path: Path) -> None:
 class Maker:
     """Slow enough that tasks meet."""
 
-    def make(self, shard: int, part: int, images, arrays: Path, turn) -> pa.Table:
+    def make(self, shard: int, part: int, images, arrays: Path, budget) -> pa.Table:
         writer = ArrayWriter(arrays, {})
         try:
             for image in images:
                 time.sleep(0.01)
                 writer.add(f"x/{image}", np.full(3, 7), ["x"])
-                turn.advance(1)
+                budget.advance(1)
             writer.close()
         except BaseException:
             writer.abandon()

@@ -146,11 +146,11 @@ def test_without_its_mark_nothing_is_done(store, expected: dict[str, bytes]) -> 
     assert [call[:2] for call in maker.calls] == [(1, 0)] and objects(store) == expected
 
 
-def test_a_stopped_part_goes_on_from_its_spool(store, expected: dict[str, bytes], monkeypatch) -> None:
+def test_a_stopped_part_goes_on_from_its_partial_part(store, expected: dict[str, bytes], monkeypatch) -> None:
     class Slow(Maker):
-        def make(self, shard, part, images, arrays, turn):
+        def make(self, shard, part, images, arrays, budget):
             monkeypatch.setattr(signals, "_wanted", "SIGTERM")
-            return super().make(shard, part, images[:1], arrays, turn)
+            return super().make(shard, part, images[:1], arrays, budget)
 
     for done in range(3):
         monkeypatch.setattr(signals, "_wanted", "")
@@ -158,7 +158,7 @@ def test_a_stopped_part_goes_on_from_its_spool(store, expected: dict[str, bytes]
             make(Slow())
         kept = {key.rpartition("/")[2] for key in store.store if "/shards/00000/" in key}
         if done == 0:
-            assert kept == {"_spool-0000.parquet", "_spool-0000.zarr.zip", "lock"}
+            assert kept == {"_partial-0000.parquet", "_partial-0000.zarr.zip", "lock"}
     monkeypatch.setattr(signals, "_wanted", "")
     make(Maker())
     assert objects(store) == expected
@@ -273,7 +273,7 @@ def test_requests_of_a_part(store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return Counter(call.removeprefix("before ") for call in made if call.startswith("before"))
 
     part = calls(5) - calls(4)
-    # arrays and log; index made; index and spool asked for; the lock looked at twice; arrays listed; a spool removed
+    # arrays and log; index made; index and partial asked for; lock looked at twice; arrays listed; partial removed
     assert part == {"put_file": 2, "pipe_file": 1, "get_file": 2, "cat_file": 2, "ls": 1, "rm_file": 2}
 
 

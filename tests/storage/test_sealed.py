@@ -66,9 +66,9 @@ def test_a_file_is_read_at_its_own_place_alone(tmp_path: Path) -> None:
         "proposals/run.json",
         "proposals/shards/00000/done.json",
         "proposals/shards/00001/done.json",
-        "classes/0123456789ab/run.json",
-        "classes/0123456789ab/shards/00000/done.json",
-        "classes/0123456789ac/shards/00000/done.json",
+        "class_scores/0123456789ab/run.json",
+        "class_scores/0123456789ab/shards/00000/done.json",
+        "class_scores/0123456789ac/shards/00000/done.json",
         "evaluation/0123456789ab/shards/00000/done.json",
         "evaluation/0123456789ab/result.json",
         "exports/label-png-0123456789ab/shards/00000/done.json",
@@ -78,7 +78,7 @@ def test_a_file_is_read_at_its_own_place_alone(tmp_path: Path) -> None:
     ]
     for number, place in enumerate(places):
         write_sealed(run / place, {"number": number})
-    shutil.move(run, moved := tmp_path / "elsewhere/classes/again")  # a run may lie anywhere, under any name
+    shutil.move(run, moved := tmp_path / "elsewhere/class_scores/again")  # a run may lie anywhere, under any name
     for number, place in enumerate(places):
         assert read_sealed(moved / place) == {"number": number}
     for place in places:

@@ -23,7 +23,7 @@ from tests.datasets.test_prepare import write_ade20k, write_cityscapes, write_co
 from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.datasets.prepare import prepare, work
-from vitp_pipeline.inference.batch import Wish, predict
+from vitp_pipeline.inference.batch import PredictJob, predict
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.inference.predictor import Segmentation
 from vitp_pipeline.runtime.progress import hush
@@ -54,7 +54,7 @@ def predict_two(folder: Path) -> None:
         pictures.append(Picture(path, name))
     found = Segmentation(spec.class_names, (), labels=np.zeros((4, 6), np.int16))
     predictor: Any = SimpleNamespace(spec=spec, check_tasks=len, segment=lambda *_: found)
-    predict(pictures, lambda: predictor, Wish(folder / "out", {}, ("semantic",)))
+    predict(pictures, lambda: predictor, PredictJob(folder / "out", {}, ("semantic",)))
 
 
 def prepared(dataset: str, make: Callable[[Path], object], folder: Path) -> None:
@@ -106,18 +106,18 @@ def test_the_next_run_removes_what_a_killed_one_left(
     monkeypatch.setattr(work, "PART", 2)
     (tmp_path / "whole").mkdir()
     action(tmp_path / "whole")
-    expected, leavings, step = results(tmp_path / "whole"), 0, 0
+    expected, stale, step = results(tmp_path / "whole"), 0, 0
     while True:
         folder = tmp_path / str(step)
         folder.mkdir()
         if not killed_at(step, action, folder):
             break
-        leavings += len(list(folder.rglob("*.tmp")))
+        stale += len(list(folder.rglob("*.tmp")))
         monkeypatch.setattr(temporaries, "_tidied", set())
         action(folder)
         assert results(folder) == expected, f"killed at step {step}"
         step += stride
-    assert step > 3 * stride and leavings
+    assert step > 3 * stride and stale
 
 
 def ago(path: Path, seconds: float) -> Path:

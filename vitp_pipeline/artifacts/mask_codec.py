@@ -105,40 +105,40 @@ class StoredMasks:
     loss: MaskLoss
 
 
-def keep_queries(present: np.ndarray, budget: float, threshold: float = 0.0) -> tuple[np.ndarray, float]:
+def keep_queries(objectness: np.ndarray, budget: float, threshold: float = 0.0) -> tuple[np.ndarray, float]:
     """Which masks to store: the likeliest, until the rest together may matter less than the budget.
 
     Args:
-        present: (Q,) 1 − v of every query.
+        objectness: (Q,) 1 − v of every query.
         budget: largest Σ(1−v) of the dropped ones; 0 keeps all.
         threshold: those whose 1 − v is at most this (less rounding) are dropped whatever they sum to; 0 = none.
     Returns:
         (ascending indices of the kept, Σ(1−v) of the dropped). Ties keep the lower index.
     """
-    present = np.asarray(present, np.float64)
-    kept = np.ones(len(present), bool)
+    objectness = np.asarray(objectness, np.float64)
+    kept = np.ones(len(objectness), bool)
     if budget > 0:
-        order = np.argsort(-present, kind="stable")
+        order = np.argsort(-objectness, kind="stable")
         # mass of everything from position i on
-        tail = np.cumsum(present[order][::-1])[::-1]
+        tail = np.cumsum(objectness[order][::-1])[::-1]
         count = int(np.count_nonzero(tail > budget))  # tail falls, so these are the first ones
         kept[order[count:]] = False
     if threshold > 0:
-        kept &= present > threshold - ROUNDING
-    return np.flatnonzero(kept).astype(np.int32), float(present[~kept].sum())
+        kept &= objectness > threshold - ROUNDING
+    return np.flatnonzero(kept).astype(np.int32), float(objectness[~kept].sum())
 
 
-def store_masks(mask_logits: Tensor, present: np.ndarray, codec: MaskCodec, ring: int) -> StoredMasks:
+def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, ring: int) -> StoredMasks:
     """Drops, floors and rounds, on the device of the logits.
 
     Args:
         mask_logits: (Q, h, w) float32, finite.
-        present: (Q,) 1 − v of every query.
+        objectness: (Q,) 1 − v of every query.
         ring: how far apart the cells lie that one pixel reads: `postprocess.upsample.source_reach`.
     """
     import torch
 
-    kept, dropped = keep_queries(present, codec.drop_below, codec.drop_threshold)
+    kept, dropped = keep_queries(objectness, codec.drop_below, codec.drop_threshold)
     true = mask_logits[torch.from_numpy(kept).long().to(mask_logits.device)]
     largest = _largest(true)
     if largest > MOST_STEPS * codec.step > 0 and codec.floor:
@@ -190,7 +190,7 @@ def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
     if ring is None:
         return (masks * (1 / step)).round_().mul_(step)
     deepest = _deepest(step)
-    whole = masks.clamp(-deepest, deepest).to(torch.int8)  # rounds towards 0
+    whole = masks.clamp(-deepest, deepest).to(torch.int8)  # rounds toward 0
     depth = torch.maximum(within(whole, ring, torch.minimum), -within(whole, ring, torch.maximum))
     steps = (depth.clamp_(min=1) - 1).float().exp2_().mul_(step)
     return (masks / steps).round_().mul_(steps)

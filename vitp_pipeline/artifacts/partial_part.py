@@ -1,7 +1,7 @@
 """What is finished of a part that is not: an uncommitted short part, with which whoever is next goes on.
 
-    _spool-0003.zarr.zip    arrays of some of the part's images
-    _spool-0003.parquet     their rows, with the run's fingerprint and the digest of the arrays; its rename counts
+    _partial-0003.zarr.zip  arrays of some of the part's images
+    _partial-0003.parquet   their rows, with the run's fingerprint and the digest of the arrays; its rename counts
 
 The underscore keeps them out of what readers of the run directory (`pyarrow.dataset`) take for results.
 """
@@ -29,25 +29,25 @@ from vitp_pipeline.storage.temporaries import TEMPORARY, temporary
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FINGERPRINT, _ARRAYS, _COUNT = b"vitp_spool_of", b"vitp_spool_arrays_sha256", b"vitp_spool_images"
+_FINGERPRINT, _ARRAYS, _COUNT = b"vitp_partial_of", b"vitp_partial_arrays_sha256", b"vitp_partial_images"
 
 
-def spool_paths(folder: Path, part: int) -> tuple[Path, Path]:
-    """Where the rows and the arrays of a part's spool lie."""
-    return folder / f"_spool-{part:04d}.parquet", folder / f"_spool-{part:04d}.zarr.zip"
+def partial_paths(folder: Path, part: int) -> tuple[Path, Path]:
+    """Where the rows and the arrays of a partial part lie."""
+    return folder / f"_partial-{part:04d}.parquet", folder / f"_partial-{part:04d}.zarr.zip"
 
 
-class Spool:
+class PartialPart:
     """The finished images of a part that is not.
 
     Args:
         folder: the shard's.
-        fingerprint: of the run; a spool of another one is not used.
+        fingerprint: of the run; a partial part of another one is not used.
         images: ids of the part's images.
     """
 
     def __init__(self, folder: Path, part: int, fingerprint: str, images: Sequence[str]) -> None:
-        self.rows_path, self.arrays_path = spool_paths(folder, part)
+        self.rows_path, self.arrays_path = partial_paths(folder, part)
         self._fingerprint, self._images = fingerprint, tuple(images)
         self.rows: pa.Table | None = self._read()
 
@@ -84,7 +84,7 @@ class Spool:
         self.rows = rows
 
     def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
-        """The rows of the spool and of further images, in the part's order; their arrays become one file, `arrays`.
+        """The rows kept here and of further images, in the part's order; their arrays become one file, `arrays`.
 
         Both are what they would be had the images been made in one go, byte for byte.
         """
@@ -96,8 +96,8 @@ class Spool:
             sources = {self.arrays_path: self.images, arrays: images_of(rest)}
             _join_archives({path: own for path, own in sources.items() if path.exists()}, self._images, arrays)
         # read back from Parquet, types and metadata may differ in what means nothing
-        spooled = self.rows.replace_schema_metadata(None).cast(rest.schema)
-        rows = pa.concat_tables([spooled, rest]).combine_chunks()
+        partial_rows = self.rows.replace_schema_metadata(None).cast(rest.schema)
+        rows = pa.concat_tables([partial_rows, rest]).combine_chunks()
         place = {image: number for number, image in enumerate(self._images)}
         places = [place[image] for image in rows["image_id"].to_pylist()]
         return rows.take(sorted(range(len(rows)), key=places.__getitem__)).combine_chunks()
@@ -131,8 +131,8 @@ class Spool:
         return None
 
 
-def spooled_images(rows_path: Path) -> int:
-    """How many images a spool holds, by what its rows' file says of itself; 0 when it cannot be read."""
+def partial_images(rows_path: Path) -> int:
+    """How many images a partial part holds, by what its rows' file says of itself; 0 when it cannot be read."""
     import pyarrow.parquet as pq
 
     with contextlib.suppress(Exception):  # a damaged file fails in many ways, and whoever goes on will say so
@@ -141,11 +141,11 @@ def spooled_images(rows_path: Path) -> int:
     return 0
 
 
-_OF_SPOOL = re.compile(r"_spool-([0-9]{4,})\.(?:parquet|zarr\.zip)")
+_OF_PARTIAL = re.compile(r"_partial-([0-9]{4,})\.(?:parquet|zarr\.zip)")
 
 
 def stale_files(folder: Path) -> list[str]:
-    """Names of what killed tasks have left in a shard's folder: temporary files, spools of parts that are committed,
+    """Names of what killed tasks have left in a shard's folder: temporary files, partial parts of committed parts,
     and arrays that no index names. Right while nobody is at work there.
 
     Raises:
@@ -157,7 +157,7 @@ def stale_files(folder: Path) -> list[str]:
     for name in files:
         if (part := part_of_arrays(name)) is not None:
             arrays.setdefault(part, []).append(name)
-        if (spool := _OF_SPOOL.fullmatch(name)) and index_path(folder, int(spool[1])).name in files:
+        if (partial := _OF_PARTIAL.fullmatch(name)) and index_path(folder, int(partial[1])).name in files:
             found.add(name)
     for part, names in arrays.items():
         index = index_path(folder, part)

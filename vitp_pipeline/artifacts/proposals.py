@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-POINT_POLICIES = ("max", "centre", "random", "spread", "peaks")
-SEVERAL_POINTS = ("spread", "peaks")
+POINT_POLICIES = ("max", "center", "random", "multi", "local_maxima")
+SEVERAL_POINTS = ("multi", "local_maxima")
 """Policies with several points a mask; how many is the key of the same name in [generate-proposals]."""
 
 
@@ -49,11 +49,11 @@ class ProposalRecord:
 
     Attributes:
         image_id, file_name: the latter relative to the data root.
-        view: original, resized, padded and mask sizes; window and whether mirrored.
+        view: original, resized, padded and mask sizes; window and whether flipped.
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
-        points: per policy (Q, 2) int32 (row, col) in the original image; for "spread" and "peaks" (Q·n, 2), n a query.
+        points: per policy (Q, 2) int32 (row, col) in the original image; for "multi" and "local_maxima" (Q·n, 2).
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.
         number: which of the image's views this is, from 0.
@@ -98,7 +98,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "classes": list(classes),
-        "points": "(row, col) pixels of the original image, one per query; for spread and peaks n of each in turn",
+        "points": "(row, col) pixels of the original image, one a query; of multi and local_maxima n in turn",
         **({"views": views} if views else {}),
     }
     return pa.schema(
@@ -115,10 +115,10 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
             ("kept", integers),
             ("dropped_mass", pa.float64()),
             ("points_max", points),
-            ("points_centre", points),
+            ("points_center", points),
             ("points_random", points),
-            ("points_spread", points),
-            ("points_peaks", points),
+            ("points_multi", points),
+            ("points_local_maxima", points),
             ("view", pa.int32()),
             ("window", integers),
             ("flip", pa.bool_()),
@@ -273,7 +273,7 @@ class ProposalStore:
 
     @cached_property
     def several_views(self) -> bool:
-        """Whether images were seen in parts, mirrored or more than once: what the first part says that is there."""
+        """Whether images were seen in parts, flipped or more than once: what the first part says that is there."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
                 if there(index_path(self.run.shard_folder(shard), part)):
@@ -286,7 +286,7 @@ class ProposalStore:
         if self.several_views:
             raise IncompatibleError(
                 f"{self.run.folder}: holds several views of an image, and {what} need one that shows all of it",
-                "Generate proposals without scales, mirror and window under another --out",
+                "Generate proposals without scales, flip and window under another --out",
             )
 
     @property
@@ -345,7 +345,7 @@ def _loss(row: dict[str, Any]) -> MaskLoss | None:
 
 
 def points_of(record: ProposalRecord, policy: str) -> np.ndarray:
-    """(Q, 2), or (Q·n, 2) for "spread" and "peaks", int32 points of a policy.
+    """(Q, 2), or (Q·n, 2) for "multi" and "local_maxima", int32 points of a policy.
 
     Raises:
         InputError: they are not stored.

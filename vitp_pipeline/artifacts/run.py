@@ -2,7 +2,7 @@
 
     RUN/proposals/                    one set of masks and class scores
     RUN/classifier/NAME/              a trained classifier
-    RUN/classes/FINGERPRINT/          that classifier's scores for the points of these proposals
+    RUN/class_scores/FINGERPRINT/     that classifier's scores for the points of these proposals
     RUN/evaluation/FINGERPRINT/       metrics of these proposals, scores and settings
 
 What a person names is checked against what is there; what only follows from other results lies under its own

@@ -44,7 +44,7 @@ class Identity(_Open):
     manifest: Manifest | None = None
     settings: Table = {}
     proposals: str = ""
-    classes: str = ""
+    class_scores: str = ""
     classifier: str = ""
     points: str = ""
     alphas: list[float] = []

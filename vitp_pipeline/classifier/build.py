@@ -49,7 +49,7 @@ def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: st
             image_size=(settings.image_size[0], settings.image_size[1]),
             backbone_args=settings.backbone_args,
             depth=settings.depth,
-            taps=settings.taps,
+            feature_layers=settings.feature_layers,
             point_token=settings.point_token,
             attention=settings.attention,
             head=settings.head,

@@ -4,7 +4,7 @@ The program is called as the model is: (images, points) → logits.
 
 | input | shape | what |
 |---|---|---|
-| images | (B, 3, H, W) float32 | RGB resized once (PIL bilinear), /255, normalised with `mean` and `std`; H, W fixed |
+| images | (B, 3, H, W) float32 | RGB resized once (PIL bilinear), /255, normalized with `mean` and `std`; H, W fixed |
 | points | (B, N, 2) float32 | 2·(row/H, col/W) − 1 of the original image |
 | logits | (B, N, K) float32 | |
 

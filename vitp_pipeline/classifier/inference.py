@@ -28,20 +28,20 @@ def point_logits(
     Args:
         images: (B, 3, H, W) uint8 RGB at the model's size, on the model's device.
         points: (B, N, 2) float in [−1, 1], (row, col).
-        flip: average log-probabilities with those of the mirrored image and points.
+        flip: average log-probabilities with those of the flipped image and points.
         precision: "auto", "float32", "bfloat16" or "float16".
         valid: (B, N) bool, False for padding (`pad_points`); None = all points are real.
     Returns:
         (B, N, K) float32.
     """
-    pixels = model.normalise(images)
+    pixels = model.normalize(images)
     with mixed_precision(precision, pixels.device):
         logits = model(pixels, points, valid).float()
         if flip:
             # a pixel's column c becomes W − 1 − c; in [−1, 1) without half pixels that is −p, less one pixel
-            mirrored = points.clone()
-            mirrored[..., 1] = -points[..., 1] - 2 / images.shape[-1]
-            other = model(pixels.flip(-1), mirrored, valid).float()
+            flipped = points.clone()
+            flipped[..., 1] = -points[..., 1] - 2 / images.shape[-1]
+            other = model(pixels.flip(-1), flipped, valid).float()
             logits = (logits.log_softmax(-1) + other.log_softmax(-1)) / 2
     return logits
 
@@ -115,7 +115,7 @@ def average_of(policy: str, average: str = "auto") -> str:
     """How a mask's points under a policy are averaged: what is asked for, or for "auto" the policy's own way."""
     if average != "auto":
         return average
-    return "log-probabilities" if policy == "peaks" else "probabilities"
+    return "log-probabilities" if policy == "local_maxima" else "probabilities"
 
 
 def mask_logits_of_points(
@@ -127,10 +127,10 @@ def mask_logits_of_points(
         logits: (B, Q·n, K) float32, the n points of each mask in turn.
         points_per_mask: n.
         temperature: divides a mask's log-probabilities. It changes no mask's best class, but the fusion gives more
-            weight to a surer name.
+            weight to a more confident prediction.
         average: "probabilities": the mean of a mask's points (summed in log space, where sure ones do not underflow),
             so that one sure point can name it; "log-probabilities": their geometric mean, so that every point can
-            veto. The points of "peaks" are few and chosen, those of "spread" are drawn and some of them stray.
+            veto. The points of "local_maxima" are few and chosen, those of "multi" are drawn and some of them stray.
     Returns:
         (B, Q, K) float32.
     """

@@ -38,7 +38,7 @@ class MaskViT(PointViT):
     Args:
         config: with `prompt = "mask"`; `point_token` and `attention` do not matter to it.
     Raises:
-        UsageError: the backbone has no class token, positions are not plain, or `maft` has no layers, or taps.
+        UsageError: the backbone has no class token, positions are not plain; `maft` has no layers or feature_layers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -50,12 +50,14 @@ class MaskViT(PointViT):
             raise UsageError('prompt = "mask" goes with plain position embeddings, not with those of released weights')
         self.mask_layers = nn.ModuleList()
         if config.mask_form == "maft":
-            if config.maft_layers < 1 or config.taps:
-                raise UsageError('mask_form = "maft" needs maft_layers ≥ 1, and no taps: the head reads the last layer')
+            if config.maft_layers < 1 or config.feature_layers:
+                raise UsageError(
+                    'mask_form = "maft" needs maft_layers ≥ 1, and no feature_layers: the head reads the last layer'
+                )
             heads = vit.blocks[0].attn.num_heads
             layers = (Block(vit.embed_dim, heads, qkv_bias=True) for _ in range(config.maft_layers))
             self.mask_layers.extend(layers)
-            self.taps = (config.maft_layers,)
+            self.feature_layers = (config.maft_layers,)
             for module in self.mask_layers.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=0.02)
@@ -65,11 +67,11 @@ class MaskViT(PointViT):
         """What the head reads.
 
         Args:
-            images: (B, 3, H, W) float, normalised.
+            images: (B, 3, H, W) float, normalized.
             points: (B, N, P) float in [0, 1], the share of each patch that each mask covers, row-major.
             valid: not needed: no mask's features depend on another's.
         Returns:
-            (B, N, taps·D).
+            (B, N, F·D).
         """
         inside = patches_inside(points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -86,15 +88,15 @@ class MaskViT(PointViT):
         return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
 
     def _read(self, tokens: Tensor, inside: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-        """Passes image tokens, and mask tokens copied from the first of them, through blocks; (B, N, taps·D)."""
+        """Passes image tokens, and mask tokens copied from the first of them, through blocks; (B, N, F·D)."""
         count = inside.shape[1]
         seen = attention_of_masks(inside, tokens.shape[1])
         tokens = torch.cat([tokens[:, :1].expand(-1, count, -1), tokens], dim=1)
         found = []
         for number, block in enumerate(blocks, 1):
             tokens = block(tokens, attn_mask=seen)
-            if number in self.taps:
-                found.append(self._tap_norm(tokens[:, :count]))
+            if number in self.feature_layers:
+                found.append(self._feature_norm(tokens[:, :count]))
         return torch.cat(found, dim=-1)
 
 
@@ -133,12 +135,12 @@ def mask_logits(
     Args:
         images: (B, 3, H, W) uint8 RGB at the model's size, on the model's device.
         coverage: (B, N, P) float in [0, 1].
-        flip: average log-probabilities with those of the mirrored image and masks.
+        flip: average log-probabilities with those of the flipped image and masks.
         precision: "auto", "float32", "bfloat16" or "float16".
     Returns:
         (B, N, K) float32.
     """
-    pixels = model.normalise(images)
+    pixels = model.normalize(images)
     with mixed_precision(precision, pixels.device):
         logits = model(pixels, coverage).float()
         if flip:

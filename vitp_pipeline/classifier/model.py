@@ -11,7 +11,7 @@ Two choices go beyond the paper; the defaults are the paper's.
     patch     the patch embeddings and positions around the point, bilinearly mixed, plus Linear(coordinates), zero at
               first: the token passes through the pre-trained blocks as a patch would
     sampled   no token at all: the patches pass alone, and a point reads them where it lies, bilinearly mixed; the same
-              as carrying copies of its four neighbouring patches as read-only tokens and mixing them at the end
+              as carrying copies of its four neighboring patches as read-only tokens and mixing them at the end
 
 `attention`: with "full" all tokens see each other. With "read-only" every token sees the patches and none sees a point:
 the image's features are the pre-trained ones, and a point's scores do not depend on the other points.
@@ -50,10 +50,11 @@ class PointViT(nn.Module):
         self.backbone, self.grid = _make_backbone(config)
         blocks = len(self.backbone.blocks)
         self.depth = config.depth or blocks
-        self.taps = config.taps or (self.depth,)
-        if not (1 <= self.depth <= blocks and all(1 <= tap <= self.depth for tap in self.taps)):
+        self.feature_layers = config.feature_layers or (self.depth,)
+        if not (1 <= self.depth <= blocks and all(1 <= layer <= self.depth for layer in self.feature_layers)):
             raise UsageError(
-                f"{config.backbone} has {blocks} blocks; depth {config.depth} or taps {config.taps} ask for others"
+                f"{config.backbone} has {blocks} blocks; depth {config.depth} or feature_layers "
+                f"{config.feature_layers} ask for others"
             )
         self.backbone.blocks = self.backbone.blocks[: self.depth]
         width, count = self.backbone.embed_dim, len(config.classes)
@@ -61,26 +62,26 @@ class PointViT(nn.Module):
         self.point_layer = nn.Identity() if sampled else CoordinateLayer(config.point_dim, width)
         own_slot = config.point_token == "linear" and not self._has_class_row()
         self.register_parameter("point_slot", nn.Parameter(torch.zeros(width)) if own_slot else None)
-        features = width * len(self.taps)
-        if len(self.taps) > 1 or config.norm != "layer":
+        features = width * len(self.feature_layers)
+        if len(self.feature_layers) > 1 or config.norm != "layer":
             self.backbone.norm = nn.Identity()  # see `_tap_norm`
         self.head_norm: nn.Module = nn.Identity()
         if config.norm == "batch":
             self.head_norm = nn.BatchNorm1d(features)
-        elif config.norm == "layer" and len(self.taps) > 1:
+        elif config.norm == "layer" and len(self.feature_layers) > 1:
             self.head_norm = nn.LayerNorm(features, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
         if config.head == "mlp":
             self.head = nn.Sequential(nn.Linear(features, features), nn.GELU(), nn.Linear(features, count))
         else:
             self.head = nn.Linear(features, count)
-        self._initialise()
+        self._initialize()
         mean, std = (self.backbone.pretrained_cfg or {}).get("mean"), (self.backbone.pretrained_cfg or {}).get("std")
         for name, values in (("mean", mean or (0.485, 0.456, 0.406)), ("std", std or (0.229, 0.224, 0.225))):
             # of the configuration, no weights: they have values also where a model without memory is made
             self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Point layer and head as released (facts §1.1: truncated normal, 0.02); zero where the layer only corrects."""
         if self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
@@ -88,7 +89,7 @@ class PointViT(nn.Module):
             nn.init.trunc_normal_(self.point_layer.weight, std=0.02)
         if self.point_slot is not None:
             # not zero: the first norm of the blocks would take a token's length away, and with it how far from the
-            # image's centre the point lies
+            # image's center the point lies
             nn.init.trunc_normal_(self.point_slot, std=0.02)
         for module in self.head.modules():
             if isinstance(module, nn.Linear):
@@ -108,7 +109,7 @@ class PointViT(nn.Module):
             self.backbone.eval()
         return self
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB to the floats that the backbone was trained with."""
         return (images.float() / 255 - self.mean) / self.std
 
@@ -116,9 +117,9 @@ class PointViT(nn.Module):
         """Scores of points.
 
         Args:
-            images: (B, 3, H, W) float, normalised (`normalise`), H, W = `image_size`.
+            images: (B, 3, H, W) float, normalized (`normalize`), H, W = `image_size`.
             points: (B, N, 2) or (B, N, 4) float: (row, col[, height, width]), row and col in [−1, 1]
-            (`normalise_points`).
+            (`normalize_points`).
             valid: (B, N) bool; False marks padding, which no real token sees. None = all are real.
         Returns:
             (B, N, K) logits.
@@ -136,7 +137,7 @@ class PointViT(nn.Module):
         return self.head(self.dropout(features))
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the head reads, (B, N, taps·D); arguments as `forward`."""
+        """What the head reads, (B, N, F·D); arguments as `forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.config.point_token == "sampled":
                 return self._sampled(images, points)
@@ -146,12 +147,12 @@ class PointViT(nn.Module):
             found = []
             for number, block in enumerate(self.backbone.blocks, 1):
                 tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
-                if number in self.taps:
-                    found.append(self._tap_norm(tokens[:, :count]))
+                if number in self.feature_layers:
+                    found.append(self._feature_norm(tokens[:, :count]))
             return torch.cat(found, dim=-1)
 
-    def _tap_norm(self, tokens: Tensor) -> Tensor:
-        """The pre-trained norm belongs to one block's tokens; where it is not used, every tap is put on one scale."""
+    def _feature_norm(self, tokens: Tensor) -> Tensor:
+        """The pre-trained norm belongs to one block's tokens; where it is not used, every layer is put on one scale."""
         if isinstance(self.backbone.norm, nn.Identity):
             return F.layer_norm(tokens, tokens.shape[-1:])
         return self.backbone.norm(tokens)
@@ -162,9 +163,9 @@ class PointViT(nn.Module):
         tokens = vit.norm_pre(torch.cat([*self._registers(patches), patches], dim=1))
         for number, block in enumerate(vit.blocks, 1):
             tokens = block(tokens)
-            if number in self.taps:
+            if number in self.feature_layers:
                 own = tokens[:, -patches.shape[1] :]
-                found.append(self._tap_norm(sample_tokens(own, self.grid, points[..., :2])))
+                found.append(self._feature_norm(sample_tokens(own, self.grid, points[..., :2])))
         return torch.cat(found, dim=-1)
 
     def _prefix_rows(self) -> int:
@@ -245,7 +246,7 @@ class CoordinateLayer(nn.Linear):
 
 
 def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
-    """Patch tokens at points, bilinear between patch centres, the border held.
+    """Patch tokens at points, bilinear between patch centers, the border held.
 
     Args:
         patches: (B, h·w, D) in row-major order.

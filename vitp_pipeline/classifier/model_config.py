@@ -24,7 +24,7 @@ class ModelConfig:
 
     `backbone` is timm's name of a ViT, with or without the tag of its weights: vit_base_patch14_dinov2,
     vit_base_patch14_reg4_dinov2, vit_base_patch16_224.augreg_in21k, vit_base_patch16_224.mae,
-    vit_base_patch16_clip_quickgelu_224.openai … The tag decides `normalise`. (OpenAI's CLIP was trained with the quick
+    vit_base_patch16_clip_quickgelu_224.openai … The tag decides `normalize`. (OpenAI's CLIP was trained with the quick
     GELU; timm's vit_base_patch16_clip_224.openai has the plain one.)
 
     Of `pos_embed`, "plain" resamples the position table once, to the model's grid; "offset" keeps the table of 37×37
@@ -36,7 +36,7 @@ class ModelConfig:
     image_size: Annotated[tuple[Pixels, Pixels], Key("Height, width of the input, multiples of the patch size.")]
     backbone_args: Annotated[str, Key("JSON of further arguments, see config.backbone_args.")] = ""
     depth: Annotated[_Block, Key("Blocks used; 0 = all.")] = 0
-    taps: Annotated[
+    feature_layers: Annotated[
         tuple[_Block, ...],
         Len(0, 1000),
         Key("Blocks, from 1, whose point tokens are concatenated for the head; empty = the last used one."),

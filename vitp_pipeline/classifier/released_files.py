@@ -29,7 +29,7 @@ def import_official(
     try:
         model = from_official(read_backbone(file), classes, image_size)
     except IncompatibleError as error:
-        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
+        raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     about = {"imported_from": file.name, "sha256": file_digest(file), "point_convention": "yx, 2·(row/H, col/W) − 1"}
     save_classifier(model, out, about)
     return model
@@ -41,7 +41,7 @@ def export_official(file: Path, out: Path) -> None:
     try:
         state = to_official(model)
     except IncompatibleError as error:
-        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
+        raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     content = io.BytesIO()
     torch.save(state, content)
     write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))

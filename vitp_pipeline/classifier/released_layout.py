@@ -24,7 +24,7 @@ ARCHITECTURES = {
 """timm names by (D, number of blocks)."""
 
 _POINT_LAYER = "cls_embeddings.weight"
-_MEND = "Give a released ViT-P .pth; files of other makes need --as, see `vitp import-checkpoint --help`"
+_HINT = "Give a released ViT-P .pth; files of other makes need --as, see `vitp import-checkpoint --help`"
 
 
 def from_official(
@@ -41,7 +41,7 @@ def from_official(
     """
     for key in ("pos_embed", _POINT_LAYER, "head.weight", "head.bias", "patch_embed.proj.weight"):
         if key not in state:
-            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}", _MEND)
+            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}", _HINT)
     width = state["pos_embed"].shape[2]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     if (width, depth) not in ARCHITECTURES:
@@ -71,7 +71,7 @@ def from_official(
         model.load_state_dict(renamed)
     except RuntimeError as error:
         raise IncompatibleError(
-            f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}", _MEND
+            f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}", _HINT
         ) from error
     return model.eval()
 
@@ -80,7 +80,7 @@ def to_official(model: PointViT) -> dict[str, Tensor]:
     """The flat layout of a classifier, float32, as the authors' code loads it.
 
     Raises:
-        IncompatibleError: the model has something that the released one has not (taps, an MLP head, plain positions …).
+        IncompatibleError: the model has what the released one has not (feature_layers, an MLP head, plain positions …).
     """
     config = model.config
     fits = (
@@ -89,7 +89,7 @@ def to_official(model: PointViT) -> dict[str, Tensor]:
         and config.head == "linear"
         and config.norm == "layer"
         and config.point_dim == 2
-        and model.taps == (len(model.backbone.blocks),)
+        and model.feature_layers == (len(model.backbone.blocks),)
         and (model.backbone.embed_dim, model.depth) in ARCHITECTURES
     )
     if not fits:

@@ -51,12 +51,12 @@ def load_classifier(path: str | Path) -> PointViT:
         image = read_rgb(Path("street.jpg"))                                            # (H, W, 3) uint8
         images = torch.from_numpy(prepare_image(image, model.image_size))[None]         # (1, 3, h, w) uint8
         pixels = np.array([[120, 200], [300, 40]])                                      # (row, col) of the image
-        points = torch.from_numpy(normalise_points(pixels, image.shape[:2]))[None]      # (1, 2, 2) in [−1, 1)
-        logits = model(model.normalise(images), points)                                 # (1, 2, K)
+        points = torch.from_numpy(normalize_points(pixels, image.shape[:2]))[None]      # (1, 2, 2) in [−1, 1)
+        logits = model(model.normalize(images), points)                                 # (1, 2, K)
         names = [model.classes[k] for k in logits[0].argmax(-1)]
 
     with `read_rgb` of `vitp_pipeline.datasets.images`, `prepare_image` of `vitp_pipeline.classifier.preprocess` and
-    `normalise_points` of `vitp_pipeline.geometry`.
+    `normalize_points` of `vitp_pipeline.geometry`.
     `vitp_pipeline.classifier.inference.image_logits` takes images with different numbers of points.
 
     Raises:

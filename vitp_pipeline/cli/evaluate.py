@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
 
-        Many views of an image (scales, mirrored, windows) can take a gigabyte of masks. --stream needs the classifier
+        Many views of an image (scales, flipped, windows) can take a gigabyte of masks. --stream needs the classifier
         alone and keeps no masks:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --stream --set preset=views-multiscale
@@ -94,7 +94,7 @@ def register(app: typer.Typer) -> None:
             shards = choice.within(evaluation.run.shards)
             if choice.index is None and allow_missing:
                 # take what is there; what is not finished is reported below
-                shards = [s for s in shards if evaluation.classes and evaluation.classes.finished(s)]
+                shards = [s for s in shards if evaluation.class_scores and evaluation.class_scores.finished(s)]
             outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
         if choice.index is not None:
             with documented(json == Path("-")) as document:

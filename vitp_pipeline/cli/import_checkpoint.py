@@ -118,8 +118,8 @@ def import_generator(
     try:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
-        mend = "pip install 'vitp-pipeline[hf]'"
-        raise UsageError(f"--as {layout} needs the package {error.name}", mend) from error
+        hint = "pip install 'vitp-pipeline[hf]'"
+        raise UsageError(f"--as {layout} needs the package {error.name}", hint) from error
     from vitp_pipeline.generators.huggingface.detectron2_names import Layout as Detectron2Layout
     from vitp_pipeline.generators.huggingface.from_detectron2 import import_detectron2
     from vitp_pipeline.generators.huggingface.published_files import edges_of, parse_dilations

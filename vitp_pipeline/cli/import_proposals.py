@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         format: Annotated[str, typer.Option("--from", help="npz, coco or mmdet.", metavar="FORMAT")],
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
-        void_share: Annotated[
+        no_object_share: Annotated[
             float,
             typer.Option(
                 callback=checked_as("Fraction"),
@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
         settings = loaded.stage(ProposalSettings, **{"config": "(imported)", "split": split} | parse_changes(changes))
         with documented(json) as document:
             outcome = import_proposals(
-                loaded, settings, format, masks, data_root, out, choose_shard(shard), void_share, retry_failed
+                loaded, settings, format, masks, data_root, out, choose_shard(shard), no_object_share, retry_failed
             )
             document.give(outcome)
             outcome.report("proposals")

@@ -19,7 +19,7 @@ def main() -> None:
     with noticing_signals():
         try:
             code = _run()
-        except SystemExit as end:  # a signal, a process of a team that has nothing to say, a library
+        except SystemExit as end:  # a signal, a process that is not the main one, a library
             code = _code_of(end)
         ignore_signals()
     if code := _with_output(code):

@@ -52,14 +52,15 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images at once; changes no result.")]
 RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Make the images that failed anew, and no others, e.g. after mending files."),
+    typer.Option("--retry-failed", help="Make the images that failed anew, and no others, e.g. after fixing files."),
 ]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override any key of the recipe's table, e.g. --set lr=0.003.", metavar="KEY=VALUE"),
 ]
 Points = Annotated[
-    str | None, typer.Option("--points", help="Which stored points name a mask: max, centre, random, spread, peaks.")
+    str | None,
+    typer.Option("--points", help="Which stored points name a mask: max, center, random, multi, local_maxima."),
 ]
 ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classifier of the run (default: default).")]
 ClassifierFile = Annotated[

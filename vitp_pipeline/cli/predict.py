@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[
             str | None,
             typer.Option(
-                help="A recipe, for what is not said here, or a manifest, for names, things and colours.", metavar="R"
+                help="A recipe, for what is not said here, or a manifest, for names, things and colors.", metavar="R"
             ),
         ] = None,
         run: Annotated[
@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.inference.image_files import find_pictures
         from vitp_pipeline.inference.setup import prepare
 
-        build, wish = prepare(
+        build, job = prepare(
             out,
             recipe=recipe,
             run=run,
@@ -95,6 +95,6 @@ def register(app: typer.Typer) -> None:
             changes=changes,
         )
         with documented(json) as document:
-            predicted = predict(find_pictures(images, out), build, wish, overwrite)
+            predicted = predict(find_pictures(images, out), build, job, overwrite)
             document.give(predicted)
             predicted.report()

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
         out: Out,
         name: ClassifierName = None,
         epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Of initialization, order and augmentation.")] = None,
         hold_out: Annotated[
             int | None, typer.Option(help="Training images kept out, to choose settings by; figures in metrics.jsonl.")
         ] = None,
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import TrainSettings
-        from vitp_pipeline.runtime.distributed import launched_team
+        from vitp_pipeline.runtime.distributed import launched_processes
         from vitp_pipeline.stages.train_classifier import train
 
         flags = {
@@ -55,10 +55,10 @@ def register(app: typer.Typer) -> None:
             "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
             "device": device,
         }
-        with launched_team() as team, documented(json and team.leads) as document:
+        with launched_processes() as distributed, documented(json and distributed.is_main_process) as document:
             loaded = load_recipe(recipe)
             settings = loaded.stage(TrainSettings, **flags | parse_changes(changes))
-            training = train(loaded, settings, data_root, out, team)
+            training = train(loaded, settings, data_root, out, distributed)
             if training is not None:
                 document.give(training)
                 training.report()

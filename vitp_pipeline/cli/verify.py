@@ -28,14 +28,14 @@ def register(app: typer.Typer) -> None:
             vitp verify runs/camvid --repair
         """
         from vitp_pipeline.cli.document import documented
-        from vitp_pipeline.runs.repair import repair as mend
+        from vitp_pipeline.runs.repair import repair as repair_all
         from vitp_pipeline.runs.verify import print_damages, report, verify_run
 
         with documented(json) as document:
             checked = verify_run(run)
             if not json:
                 print_damages(checked.damages)
-            left = mend(checked.damages) if repair else None
+            left = repair_all(checked.damages) if repair else None
             damages = [
                 {"path": d.path, "reason": d.reason, "removed": left is not None and d not in left}
                 for d in checked.damages

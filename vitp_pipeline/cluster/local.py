@@ -263,7 +263,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
         after = f", {left_out} that need them were left out" if left_out else ""
         error = UserError(
             f"submit: {_names(failed)} failed{after}",
-            f"The logs are in {logs}; after mending, the same command makes what is missing",
+            f"The logs are in {logs}; after fixing, the same command makes what is missing",
         )
         codes = {t.code for t in failed}
         if len(codes) == 1 and min(codes) > 0:

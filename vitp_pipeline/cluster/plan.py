@@ -166,11 +166,11 @@ def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
 def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> StageRun | None:
     """The scores of the classifier that is there, if it has begun to score these proposals."""
     from vitp_pipeline.artifacts.proposals import open_proposals
-    from vitp_pipeline.stages.classify import classes_run, classifier_file
+    from vitp_pipeline.stages.classify import class_scores_run, classifier_file
 
     file = classifier_file(recipe, settings, request.data_root, request.out)
     try:
-        return classes_run(open_proposals(request.out), file, settings, request.out)
+        return class_scores_run(open_proposals(request.out), file, settings, request.out)
     except MissingStageError:
         return None
 

@@ -32,7 +32,7 @@ AWS_ARRAY = (2, 10_000)
 
 
 def kubernetes(chain: Chain, profile: Profile, out: Path) -> str:
-    """YAML of Jobs, labelled vitp-step 1, 2 … in the order in which they may start.
+    """YAML of Jobs, labeled vitp-step 1, 2 … in the order in which they may start.
 
     Raises:
         UsageError: the profile names no image.

@@ -19,7 +19,9 @@ class ClassifySettings:
     classifier: Annotated[
         str, Key("File of a classifier from elsewhere (.safetensors), in place of `name`.", enters="content")
     ] = ""
-    points: Annotated[PointPolicy, Key("Stored points to classify; those of spread and peaks are averaged.")] = "max"
+    points: Annotated[PointPolicy, Key("Stored points to classify; those of multi and local_maxima are averaged.")] = (
+        "max"
+    )
     flip: Annotated[bool, Key("Average log-probabilities with those of the horizontally flipped image.")] = False
     temperature: Annotated[
         float,
@@ -36,5 +38,5 @@ class ClassifySettings:
     ] = 0
     average: Annotated[
         Average,
-        Key("Average over a mask's points; auto = log-probabilities for peaks, probabilities otherwise."),
+        Key("Average over a mask's points; auto = log-probabilities for local_maxima, probabilities otherwise."),
     ] = "auto"

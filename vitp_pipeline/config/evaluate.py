@@ -19,8 +19,8 @@ class EvaluateSettings:
     )
     formula: Annotated[
         FormulaName,
-        Key("Fusion formula: renormalised as in OneFormer's code, raw as in InternImage's."),
-    ] = "renormalised"
+        Key("Fusion formula: renormalized as in OneFormer's code, raw as in InternImage's."),
+    ] = "renormalized"
     panoptic_rule: Annotated[PanopticRule, Key("Order of steps in panoptic assembly: of detectron2 or of mmdet.")] = (
         "d2"
     )

@@ -45,8 +45,8 @@ def parse_alpha(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        mend = "The decimal sign is a point, as in 0.4" if "," in text else "Like 0.4"
-        raise UsageError(f"--alpha {text!r} is not a number", mend) from None
+        hint = "The decimal sign is a point, as in 0.4" if "," in text else "Like 0.4"
+        raise UsageError(f"--alpha {text!r} is not a number", hint) from None
 
 
 def check_decimal_sign(text: str) -> None:

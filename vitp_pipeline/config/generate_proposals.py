@@ -55,10 +55,10 @@ class ProposalSettings:
         tuple[PointPolicy, ...],
         DISTINCT,
         Check(lambda names: "max" in names, 'lacks "max", which the upper bound by point needs'),
-        Key("Point policies to store: max (highest logit), centre, random, spread (random pixels), peaks."),
+        Key("Point policies to store: max (highest logit), center, random, multi (random pixels), local_maxima."),
     ] = ("max",)
-    spread: Annotated[
-        int, within(1, 4096), Key("Random pixels drawn inside a mask under the policy spread.", "points")
+    multi: Annotated[
+        int, within(1, 4096), Key("Random pixels drawn inside a mask under the policy multi.", "points")
     ] = 16
     max_at: Annotated[
         Literal["image", "mask"], Key("Resolution at which the highest logit is searched: of the image or of the mask.")
@@ -77,10 +77,10 @@ class ProposalSettings:
     seed: Annotated[Seed, Key("Seed of random weights and random points.", "integer")] = 0
     batch_size: Annotated[int, within(1, 4096), Key("Images per forward pass.", "images", "not")] = 1
     device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
-    peaks: Annotated[
+    local_maxima: Annotated[
         int,
         within(1, 4096),
-        Key("Points of a mask under the policy peaks: max, then local maxima.", "points"),
+        Key("Points of a mask under the policy local_maxima: max, then local maxima.", "points"),
     ] = 4
     task: Annotated[Literal["semantic", "instance", "panoptic"], Key("Task token of OneFormer.")] = "panoptic"
     test_size: Annotated[
@@ -94,7 +94,7 @@ class ProposalSettings:
     scales: Annotated[
         tuple[Scale, ...], Len(1, 64), Key("Factors on the generator's own test size: one frame for each.", "factor")
     ] = (1.0,)
-    mirror: Annotated[bool, Key("Add a horizontally flipped copy of every frame.")] = False
+    flip: Annotated[bool, Key("Add a horizontally flipped copy of every frame.")] = False
     window: Annotated[
         tuple[Annotated[int, within(0, 2**16)], ...],
         PAIR_OR_NONE,
@@ -154,7 +154,7 @@ class ProposalSettings:
     @property
     def one_view(self) -> bool:
         """True if every image is seen once, whole, unless the generator's own config asks for windows."""
-        return not self.mirror and len(self.scales) == 1 and not any(self.window)
+        return not self.flip and len(self.scales) == 1 and not any(self.window)
 
     def settled(self, begun: bool) -> ProposalSettings:
         """Resolve `masks = "auto"`: `bounded`, unless the run was begun without.

@@ -43,7 +43,7 @@ class TrainSettings:
     ] = ""
     backbone_args: Annotated[str, Key("Further arguments of the backbone, a JSON object.")] = ""
     depth: Annotated[int, within(0, 1000), Key("Use the first blocks of the backbone; 0 = all.", "blocks")] = 0
-    taps: Annotated[
+    feature_layers: Annotated[
         tuple[Annotated[int, within(1, 1000)], ...],
         DISTINCT,
         Key("Blocks whose point tokens enter the head, counted from 1; empty = the last one.", "blocks"),
@@ -66,11 +66,11 @@ class TrainSettings:
         int, within(1, 10**6), Key("Ground-truth points drawn per image and step.", "points")
     ] = 250
     fit: Annotated[
-        Literal["gradient", "discriminant"],
-        Key("Training: gradient, or discriminant = a linear head on frozen features in closed form (LDA)."),
+        Literal["gradient", "lda"],
+        Key("Training: gradient, or lda = a linear head on frozen features in closed form (LDA)."),
     ] = "gradient"
     shrinkage: Annotated[
-        float, within(0, 10**6), Key("Shrinkage of the LDA covariance towards the variances of the features.", "factor")
+        float, within(0, 10**6), Key("Shrinkage of the LDA covariance toward the variances of the features.", "factor")
     ] = 1.0
     sampling: Annotated[
         Literal["class-balanced", "instance-balanced", "uniform"],
@@ -94,9 +94,9 @@ class TrainSettings:
     crop_scale: Annotated[
         tuple[Share, Share], ASCENDING, Key("Random resized crop: lowest and highest fraction of the area.", "fraction")
     ] = (1.0, 1.0)
-    rotation: Annotated[
-        float, within(0, 180), Key("Largest random rotation; corners become unlabelled.", "degrees")
-    ] = 0.0
+    rotation: Annotated[float, within(0, 180), Key("Largest random rotation; corners become unlabeled.", "degrees")] = (
+        0.0
+    )
     color_jitter: Annotated[Fraction, Key("Strength of brightness, contrast and saturation jitter.", "fraction")] = 0.0
     precision: Annotated[Precision, Key("Precision of forward passes; auto = bfloat16 on GPUs that have it.")] = "auto"
     seed: Annotated[Seed, Key("Seed of initialization, order and augmentation.", "integer")] = 0
@@ -144,17 +144,19 @@ class TrainSettings:
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        mixture, lda = self.mixture, self.fit == "discriminant"
+        mixture, lda = self.mixture, self.fit == "lda"
         if self.keep == "best" and (lda or not self.hold_out):
             raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
         if self.hold_out_fold and not self.hold_out:
             raise UsageError(f"hold_out_fold = {self.hold_out_fold} needs hold_out images")
         if lda and (self.head != "linear" or self.norm != "none"):
-            raise UsageError('fit = "discriminant" needs head = "linear" and norm = "none": it brings its own scaling')
+            raise UsageError('fit = "lda" needs head = "linear" and norm = "none": it brings its own scaling')
         if lda and self.prompt == "mask" and self.mask_form == "maft":
-            raise UsageError('fit = "discriminant" trains the head alone, and the blocks of mask_form = "maft" are new')
-        if self.prompt == "mask" and self.mask_form == "maft" and (self.taps or not self.maft_layers):
-            raise UsageError('mask_form = "maft" needs maft_layers ≥ 1, and no taps: the head reads the last layer')
+            raise UsageError('fit = "lda" trains the head alone, and the blocks of mask_form = "maft" are new')
+        if self.prompt == "mask" and self.mask_form == "maft" and (self.feature_layers or not self.maft_layers):
+            raise UsageError(
+                'mask_form = "maft" needs maft_layers ≥ 1, and no feature_layers: the head reads the last layer'
+            )
         if self.prompt == "mask" and (self.data != ("fine",) or self.sampling == "instance-balanced"):
             raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
         frozen = self.backbone_lr == 0 or lda
@@ -172,8 +174,10 @@ class TrainSettings:
             raise UsageError("weights and init_from are both set", "Keep one: a classifier brings its backbone along")
         if self.init_from == self.name:
             raise UsageError(f"init_from = {self.init_from!r} is the classifier to be trained", "Give it another name")
-        if self.depth and any(tap > self.depth for tap in self.taps):
-            raise UsageError(f"taps = {list(self.taps)} are not among the first depth = {self.depth} blocks")
+        if self.depth and any(layer > self.depth for layer in self.feature_layers):
+            raise UsageError(
+                f"feature_layers = {list(self.feature_layers)} are not among the first depth = {self.depth} blocks"
+            )
         backbone_args(self.backbone_args, "backbone_args")
         patch = re.search(r"_patch(\d+)", self.backbone)
         if patch and not self.backbone_args and any(side % int(patch[1]) for side in self.image_size):

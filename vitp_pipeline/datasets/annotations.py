@@ -118,10 +118,10 @@ class Annotations:
                 self._spoil(number, "", error.message)
         return sizes
 
-    def _spoil(self, image: int, record: str, reason: str, mend: str = "Correct it, or leave it out") -> None:
+    def _spoil(self, image: int, record: str, reason: str, hint: str = "Correct it, or leave it out") -> None:
         """Keep why an image's annotations cannot be used; the first reason counts."""
         where = f"{record} of image" if record else "image"
-        self._faults.setdefault(image, (f"{self.path}: {where} {self.file_names[image]}: {reason}", mend))
+        self._faults.setdefault(image, (f"{self.path}: {where} {self.file_names[image]}: {reason}", hint))
 
     def __len__(self) -> int:
         return len(self.image_ids)

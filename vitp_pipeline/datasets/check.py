@@ -74,7 +74,7 @@ class SplitCheck:
         unlabeled: why the split has no ground truth, or "".
         unknown: images by label value that is neither a class nor ignored.
         value_images: images by label value.
-        unlabelled: ids of images in which nothing has a class.
+        unlabeled_images: ids of images in which nothing has a class.
         stray: label files without an image.
     """
 
@@ -96,7 +96,7 @@ class SplitCheck:
     unknown: Counter[int] = field(default_factory=Counter)
     broken: list[tuple[str, Path, str]] = field(default_factory=list)
     odd: list[tuple[str, str]] = field(default_factory=list)
-    unlabelled: list[str] = field(default_factory=list)
+    unlabeled_images: list[str] = field(default_factory=list)
     stray: list[Path] = field(default_factory=list)
 
     def add(self, found: Finding, classes: set[int], ignored: set[int]) -> None:
@@ -122,7 +122,7 @@ class SplitCheck:
         self.broken += [(found.image_id, path, reason) for path, reason in found.broken]
         self.odd += [(found.image_id, reason) for reason in found.odd]
         if found.labeled and not found.broken and not classes & (set(found.values) | set(found.objects)):
-            self.unlabelled.append(found.image_id)
+            self.unlabeled_images.append(found.image_id)
 
 
 def check_split(
@@ -325,6 +325,6 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
         },
         "broken": [{"image_id": i, "file": str(path), "reason": reason} for i, path, reason in check.broken],
         "odd": [{"image_id": i, "reason": reason} for i, reason in check.odd],
-        "unlabelled": check.unlabelled,
+        "unlabeled": check.unlabeled_images,
         "labels_without_image": [str(path) for path in check.stray],
     }

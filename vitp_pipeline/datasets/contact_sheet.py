@@ -15,12 +15,12 @@ from vitp_pipeline.errors import InputError
 
 TILE, GAP, LINE, COLUMNS, NAMED = 320, 8, 13, 2, 8
 VEIL = 0.6
-"""Share of the class colour in the overlay."""
+"""Share of the class color in the overlay."""
 
 
 def draw_sheet(dataset: Dataset, samples: list[Sample], title: str) -> bytes:
     """A PNG: of every sample the image, the overlay and the names of its largest classes (or of its boxes); a pixel
-    without a label keeps the image's colour. A sample that cannot be read shows why.
+    without a label keeps the image's color. A sample that cannot be read shows why.
     """
     tiles = [_tile(dataset, sample) for sample in samples]
     width = COLUMNS * (tiles[0].width + GAP) + GAP

@@ -60,16 +60,16 @@ class Places:
         there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
-    def nothing_there(self, patterns: tuple[str, ...], mend: str) -> MissingDataError:
+    def nothing_there(self, patterns: tuple[str, ...], hint: str) -> MissingDataError:
         """The error for a pattern that no file matches; compressed archives, which cannot be read, are named, and files
         that it would match without regard to case.
         """
         if near := next(filter(None, map(self._but_for_case, patterns)), None):
-            mend = f"Patterns mind upper and lower case: it would be {near}"
+            hint = f"Patterns mind upper and lower case: it would be {near}"
         elif compressed := [path for folder in self.folders for path in compressed_in(folder)]:
-            mend = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
-            mend += "plain .tar or .zip of it"
-        return MissingDataError(f"{self.expected(patterns[0])}: no images there", mend)
+            hint = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
+            hint += "plain .tar or .zip of it"
+        return MissingDataError(f"{self.expected(patterns[0])}: no images there", hint)
 
     def _but_for_case(self, pattern: str) -> str:
         """A pattern with the case of a file's ending that differs in nothing else, and how many there are; or ""."""

@@ -62,7 +62,7 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
     try:
         return _parse(read_toml(path), f"{path}:")
     except UsageError as error:
-        raise InputError(error.message, error.mend or "Compare with manifests/camvid.toml") from error
+        raise InputError(error.message, error.hint or "Compare with manifests/camvid.toml") from error
 
 
 def _parse(content: Table, where: str) -> DatasetSpec:

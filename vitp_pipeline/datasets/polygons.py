@@ -13,7 +13,7 @@ from vitp_pipeline.decoding.limits import check_pixels
 from vitp_pipeline.decoding.records import corners_of_points, shown, whole_number
 from vitp_pipeline.errors import InputError
 
-UNLABELLED = "unlabeled"
+UNLABELED = "unlabeled"
 """Cityscapes' name of what no polygon covers."""
 
 
@@ -29,7 +29,7 @@ def read_polygons(path: Path, spec: DatasetSpec) -> np.ndarray:
         content = read_foreign_json(path, "label file")
         width, height = (whole_number(content[key], f"{path}: `{key}`") for key in ("imgWidth", "imgHeight"))
         check_pixels(width, height, f"{path}: this label file")
-        image = Image.new("I", (width, height), spec.polygons.get(UNLABELLED, 0))
+        image = Image.new("I", (width, height), spec.polygons.get(UNLABELED, 0))
         draw = ImageDraw.Draw(image)
         for number, entry in enumerate(content["objects"]):
             name = entry["label"]

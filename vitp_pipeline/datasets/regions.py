@@ -7,11 +7,11 @@ import numpy as np
 from vitp_pipeline.datasets.spec import IGNORE
 
 LEAST_REGION = 0.0005
-"""Share of the image below which a connected piece is taken for a crumb of the labelling, not for an object."""
+"""Share of the image below which a connected piece is taken for a crumb of the labeling, not for an object."""
 
 
 def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[np.ndarray, np.ndarray]:
-    """Takes every connected piece (4 neighbours) of every class for an object, for labels that know no objects.
+    """Takes every connected piece (4 neighbors) of every class for an object, for labels that know no objects.
 
     Args:
         labels: (H, W) integer class indices, or IGNORE.

@@ -148,7 +148,7 @@ class DatasetSpec:
         return np.asarray(np.array([*(c.label for c in self.classes), self.void_label])[labels])
 
     def identity(self) -> dict[str, Any]:
-        """What of the manifest can change results; colours, aliases and paths cannot."""
+        """What of the manifest can change results; colors, aliases and paths cannot."""
         identity = {
             "name": self.name,
             "kind": self.kind,
@@ -169,7 +169,7 @@ def words_of(pattern: str) -> list[str]:
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """Neighbouring classes get far-apart hues: steps of the golden angle, lightness in turn."""
+    """Neighboring classes get far-apart hues: steps of the golden angle, lightness in turn."""
     hue, lightness = (index * 0.61803398875) % 1.0, (0.45, 0.6, 0.35)[index % 3]
     r, g, b = colorsys.hls_to_rgb(hue, lightness, 0.65)
     return round(255 * r), round(255 * g), round(255 * b)

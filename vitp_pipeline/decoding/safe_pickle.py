@@ -229,11 +229,11 @@ class _Bounded:
 
 
 @contextmanager
-def pickle_errors(path: Path, kind: str, mend: str) -> Iterator[None]:
+def pickle_errors(path: Path, kind: str, hint: str) -> Iterator[None]:
     """Turns what reading raises into one line: InputError that says what was refused, or that the file is damaged.
 
     Args:
-        kind: of the file. mend: what one who trusts it can do.
+        kind: of the file. hint: what one who trusts it can do.
     """
     try:
         yield
@@ -241,7 +241,7 @@ def pickle_errors(path: Path, kind: str, mend: str) -> Iterator[None]:
         raise InputError(f"{path}: holds an array of {error}, not of numbers", "Save its weights alone") from error
     except RefusedPickle as error:
         reason = f"refused: its pickle asks for {error}, which is not data"
-        raise InputError(f"{path}: {reason}", f"If you trust the file, {mend}") from error
+        raise InputError(f"{path}: {reason}", f"If you trust the file, {hint}") from error
     except Exception as error:  # a damaged file can make a reader raise anything
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(

@@ -1,4 +1,4 @@
-"""A picture of results, side by side: image, ground truth, the generator's names, the fused ones; and their colours."""
+"""A picture of results, side by side: image, ground truth, the generator's names, the fused ones; and their colors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     """
     evaluation.proposals.require_one_view("pictures")
     panels = []
-    with evaluation.classes.open_arrays(0, 0) as scores:
+    with evaluation.class_scores.open_arrays(0, 0) as scores:
         for record in evaluation.proposals.read_part(0, 0):
             panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.key}")))
     panels.sort(key=lambda panel: -panel[0])
@@ -72,21 +72,21 @@ def _panels(
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
     view = evaluation.segmenter.score(record, point_logits, (0.0, evaluation.alpha))
     generator, fused = evaluation.segmenter.semantic([view])
-    labelled = truth != IGNORE
-    gain = float((fused == truth)[labelled].mean() - (generator == truth)[labelled].mean()) if labelled.any() else 0.0
+    labeled = truth != IGNORE
+    gain = float((fused == truth)[labeled].mean() - (generator == truth)[labeled].mean()) if labeled.any() else 0.0
     maps = (truth, generator, fused)
     classes = {int(k) for labels in maps for k in np.unique(labels)} - {IGNORE}
     return gain, [image, *(colored(image, labels, dataset.spec) for labels in maps)], classes
 
 
 def colored(image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, strength: float = 0.7) -> np.ndarray:
-    """Class colours over an image.
+    """Class colors over an image.
 
     Args:
-        image: (H, W, 3) uint8. labels: (H, W) class indices; IGNORE stays grey.
-        strength: 0 = only the image, 1 = only the colours.
+        image: (H, W, 3) uint8. labels: (H, W) class indices; IGNORE stays gray.
+        strength: 0 = only the image, 1 = only the colors.
     """
     table = np.array([*(c.color for c in spec.classes), (128, 128, 128)], np.float32)
-    grey = image.mean(2, keepdims=True).astype(np.float32)
-    mixed: np.ndarray = strength * table[labels] + (1 - strength) * grey
+    gray = image.mean(2, keepdims=True).astype(np.float32)
+    mixed: np.ndarray = strength * table[labels] + (1 - strength) * gray
     return mixed.astype(np.uint8)

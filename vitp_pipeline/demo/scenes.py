@@ -1,8 +1,8 @@
 """Drawn scenes with panoptic ground truth, in the layout of COCO panoptic.
 
-Twelve classes in five groups. The classes of a group have the same shape and overlapping colours; what tells them
+Twelve classes in five groups. The classes of a group have the same shape and overlapping colors; what tells them
 apart for certain is a fine texture of four pixels' period, made to cancel when the scene is halved. So a network that
-sees a scene at half its size finds every region by shape and colour, and must guess names from shades. That is the
+sees a scene at half its size finds every region by shape and color, and must guess names from shades. That is the
 situation of the paper, drawn: a mask generator whose masks are good and whose names are not.
 
 A scene is a function of (seed, split, index) alone.
@@ -26,16 +26,16 @@ from vitp_pipeline.storage.fs_ops import make_folder
 SIZE = (192, 256)
 VOID_ID = 0
 MIN_AREA = 100
-"""A thing of which fewer pixels remain visible is unlabelled: nobody could name it."""
+"""A thing of which fewer pixels remain visible is unlabeled: nobody could name it."""
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class: `group` fixes shape and range of colours, `texture` tells it from the others of its group.
+    """One class: `group` fixes shape and range of colors, `texture` tells it from the others of its group.
 
-    `tones` are the parameters of the beta distribution of where in the group's range its colours lie. Those of a
+    `tones` are the parameters of the beta distribution of where in the group's range its colors lie. Those of a
     group overlap: who goes by the shade alone names 84 % of two classes and 64 % of three rightly.
     """
 
@@ -69,7 +69,7 @@ CATEGORIES: tuple[Category, ...] = (
 STUFF = tuple(c for c in CATEGORIES if not c.isthing)
 THINGS = tuple(c for c in CATEGORIES if c.isthing)
 
-# The two ends of the colours of each group, RGB.
+# The two ends of the colors of each group, RGB.
 GROUP_COLORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "water": ((72, 132, 172), (142, 202, 208)),
     "sand": ((186, 152, 108), (232, 212, 166)),
@@ -81,7 +81,7 @@ GROUP_COLORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Segment:
-    """One labelled region of a scene. `bbox` is (x, y, width, height) as COCO has it, `area` counts pixels."""
+    """One labeled region of a scene. `bbox` is (x, y, width, height) as COCO has it, `area` counts pixels."""
 
     id: int
     category: Category
@@ -91,7 +91,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: RGB uint8 (H, W, 3). ids: int32 (H, W), segment ids, 0 where unlabelled."""
+    """image: RGB uint8 (H, W, 3). ids: int32 (H, W), segment ids, 0 where unlabeled."""
 
     image: Array
     ids: Array
@@ -212,7 +212,7 @@ def _curve(y: Array, x: Array, level: float, angle: float, rng: np.random.Genera
 def _background(y: Array, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Two or three bands of stuff divided by wavy lines: (canvas float32 (H, W, 3), category id (H, W))."""
     bands = int(rng.integers(2, 4))
-    # Neighbours are of different groups: edges are plain to see whatever the names.
+    # Neighbors are of different groups: edges are plain to see whatever the names.
     groups = [[c for c in STUFF if c.group == group] for group in ("water", "sand")]
     orders = [[group[i] for i in rng.permutation(len(group))] for group in groups]
     first = int(rng.integers(2))
@@ -234,8 +234,8 @@ def _background(y: Array, x: Array, rng: np.random.Generator) -> tuple[Array, Ar
     return canvas, label
 
 
-def _window(centre: tuple[float, float], radius: float, size: tuple[int, int]) -> tuple[slice, slice]:
-    (cy, cx), margin = centre, int(radius * 1.15) + 8
+def _window(center: tuple[float, float], radius: float, size: tuple[int, int]) -> tuple[slice, slice]:
+    (cy, cx), margin = center, int(radius * 1.15) + 8
     return (
         slice(max(0, int(cy) - margin), min(size[0], int(cy) + margin + 1)),
         slice(max(0, int(cx) - margin), min(size[1], int(cx) + margin + 1)),
@@ -255,7 +255,7 @@ def _paste(canvas: Array, distance: Array, paint: Array, lift: float = 3.0) -> N
 def _place(
     rng: np.random.Generator, size: tuple[int, int], radius: float, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float] | None:
-    """A centre at which a shape overlaps those already there by a part only; None after twenty tries."""
+    """A center at which a shape overlaps those already there by a part only; None after twenty tries."""
     for _ in range(20):
         cy, cx = rng.uniform(8, size[0] - 8), rng.uniform(8, size[1] - 8)
         if all(np.hypot(cy - y, cx - x) > 0.72 * (radius + r) for y, x, r in taken):
@@ -272,7 +272,7 @@ def _pebble(canvas: Array, y: Array, x: Array, radius: float, rng: np.random.Gen
 
 
 def _things(canvas: Array, y: Array, x: Array, rng: np.random.Generator) -> tuple[Array, list[Category | None]]:
-    """Paint three to eight things, later ones over earlier ones, and now and then an unlabelled pebble.
+    """Paint three to eight things, later ones over earlier ones, and now and then an unlabeled pebble.
 
     Returns (H, W) int32 with 0 for background and n + 1 where object n is on top, and the categories (None: no class).
     """
@@ -288,13 +288,13 @@ def _things(canvas: Array, y: Array, x: Array, rng: np.random.Generator) -> tupl
         todo.insert(int(rng.integers(len(todo) + 1)), None)
     for category in todo:
         radius = rng.uniform(16, 30)
-        centre = _place(rng, size, radius, taken)
-        if centre is None:
+        center = _place(rng, size, radius, taken)
+        if center is None:
             continue
-        taken.append((*centre, radius))
-        window = _window(centre, radius, size)
+        taken.append((*center, radius))
+        window = _window(center, radius, size)
         wy, wx = y[window], x[window]
-        dy, dx = wy - np.float32(centre[0]), wx - np.float32(centre[1])
+        dy, dx = wy - np.float32(center[0]), wx - np.float32(center[1])
         objects.append(category)
         if category is None:
             inside = _pebble(canvas[window], dy, dx, radius * 0.8, rng)

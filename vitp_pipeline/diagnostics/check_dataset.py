@@ -78,7 +78,7 @@ def check_dataset(
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
         total = sum(report["checked"] for report in reports)
         raise InputError(
-            f"{spec.name}: {broken} of {total} images cannot be used", "Mend the manifest or the files named above"
+            f"{spec.name}: {broken} of {total} images cannot be used", "Fix the manifest or the files named above"
         )
 
 
@@ -103,8 +103,8 @@ def print_report(report: dict[str, Any]) -> None:
         reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
     _list("BROKEN", reasons)
     _list("odd", [entry["reason"] for entry in report["odd"]])
-    if report["unlabelled"]:
-        show(f"  images without any class: {_some(report['unlabelled'])}")
+    if report["unlabeled"]:
+        show(f"  images without any class: {_some(report['unlabeled'])}")
     if report["labels_without_image"]:
         show(f"  label files without an image: {_some(report['labels_without_image'])}")
     if "sheet" in report:

@@ -61,7 +61,7 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
         settings: architecture and `image_size`; nothing else of them counts.
         classes: K.
         points: N of one forward.
-        forwards: forwards an image, e.g. 2 with the mirrored image.
+        forwards: forwards an image, e.g. 2 with the flipped image.
     Raises:
         UsageError: as for `build_model`.
     """
@@ -102,7 +102,7 @@ def count_flops(forward: Callable[[], Any]) -> int:
 
 
 def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
-    """Bilinear: four neighbours times their weights for every number that comes out."""
+    """Bilinear: four neighbors times their weights for every number that comes out."""
     return 2 * 4 * math.prod(out_shape)
 
 

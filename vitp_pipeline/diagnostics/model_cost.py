@@ -103,13 +103,13 @@ def _classifier(
         if classes is None:
             raise UsageError("info: how many classes has the classifier?", "Say --classes K")
         return classifier_cost(settings, classes, points or queries or settings.points_per_image)
-    settings, naming = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
+    settings, classify = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
     total = settings.points_per_image
     if queries is not None:
-        total = queries * points_per_mask(naming.points, recipe.stage(ProposalSettings))
-    count = points or naming.chunk or total
-    chunks = math.ceil(total / count) if count == naming.chunk else 1
-    return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if naming.flip else 1))
+        total = queries * points_per_mask(classify.points, recipe.stage(ProposalSettings))
+    count = points or classify.chunk or total
+    chunks = math.ceil(total / count) if count == classify.chunk else 1
+    return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if classify.flip else 1))
 
 
 def print_costs(costs: Sequence[Cost], as_json: bool) -> None:

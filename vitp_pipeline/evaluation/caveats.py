@@ -33,8 +33,8 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
         what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
         lines.append(f"instances are connected pieces of the labels' classes: {what}")
     if _lacks_segments(evaluation):
-        mend = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
-        lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {mend}")
+        hint = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
+        lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {hint}")
     for name in SHOWN:
         variant = headline_variants(evaluation)[name]
         if result["semantic"]:
@@ -91,7 +91,7 @@ def _of_groups(name: str, variant: int, evaluation: Evaluation, totals: Totals, 
 
 
 NOTHING = {
-    "mIoU": "the ground truth has no labelled pixel (all ignored)",
+    "mIoU": "the ground truth has no labeled pixel (all ignored)",
     "PQ": "the ground truth has no segment",
     "AP": "the ground truth has no instance of a thing (only crowds, or only stuff)",
     "things": "neither ground truth nor predictions have a segment of a thing",

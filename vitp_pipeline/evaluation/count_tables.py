@@ -31,7 +31,7 @@ def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tup
 
 SEMANTIC_FIELDS = {"variant": "int32", "truth": "int32", "predicted": "int32", "pixels": "int64"}
 PANOPTIC_FIELDS = {"variant": "int32", "class": "int32", "tp": "int64", "fp": "int64", "fn": "int64", "iou": "float64"}
-MASK_FIELDS = {"query": "int32", "present": "float64"} | dict.fromkeys(
+MASK_FIELDS = {"query": "int32", "objectness": "float64"} | dict.fromkeys(
     ("label", "generator", "classifier", "fused"), "int32"
 )
 BOUNDARY_FIELDS = {"variant": "int32", "class": "int32"} | dict.fromkeys(("both", "truth", "predicted"), "int64")

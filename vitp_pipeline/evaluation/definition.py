@@ -3,8 +3,8 @@
 A variant is a way to name the masks:
 
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
-    bound_point    named by the ground truth at the mask's point (paper Table 5)
-    bound_mask     named by the majority of the ground truth inside the mask
+    upper_bound_point    named by the ground truth at the mask's point (paper Table 5)
+    upper_bound_mask     named by the majority of the ground truth inside the mask
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vitp_pipeline.postprocess.segmenter import Segmenter
 
 GENERATE = "generate-proposals"
-BOUNDS = ("bound_point", "bound_mask")
-HEADLINE = ("generator", "classifier", "fused", *BOUNDS)
+UPPER_BOUNDS = ("upper_bound_point", "upper_bound_mask")
+HEADLINE = ("generator", "classifier", "fused", *UPPER_BOUNDS)
 MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
 MAP_KEYS |= {"mask_quality", "detections"}
 """Keys of [evaluate] that change a map; `postprocess.segmenter` is where they act. The others say what is measured."""
@@ -44,7 +44,7 @@ class Inputs:
     """What an evaluation reads: the stored proposals and their class scores."""
 
     proposals: ProposalStore
-    classes: StageRun
+    class_scores: StageRun
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Evaluation:
     """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α.
 
     `inputs` are None for one that keeps neither masks nor scores (`stages.stream`); to ask it for `proposals` or
-    `classes` raises IncompatibleError.
+    `class_scores` raises IncompatibleError.
     """
 
     run: StageRun
@@ -67,8 +67,8 @@ class Evaluation:
         return self._stored.proposals
 
     @property
-    def classes(self) -> StageRun:
-        return self._stored.classes
+    def class_scores(self) -> StageRun:
+        return self._stored.class_scores
 
     @property
     def _stored(self) -> Inputs:
@@ -79,7 +79,7 @@ class Evaluation:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of what there is of the stages."""
-        kept = {"proposals": self.inputs.proposals.run, "classes": self.inputs.classes} if self.inputs else {}
+        kept = {"proposals": self.inputs.proposals.run, "class_scores": self.inputs.class_scores} if self.inputs else {}
         return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
 
     @property
@@ -95,7 +95,7 @@ class Evaluation:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return (*map(variant_of, self.alphas), *BOUNDS)
+        return (*map(variant_of, self.alphas), *UPPER_BOUNDS)
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -160,7 +160,7 @@ def check_views(evaluation: Evaluation) -> None:
     if others := [task for task in evaluation.tasks if task != "semantic"]:
         raise UsageError(
             f"{' and '.join(others)} figures need one view of an image: only semantic scores are averaged",
-            'Set tasks = ["semantic"] in [evaluate], or generate proposals without scales, mirror and window',
+            'Set tasks = ["semantic"] in [evaluate], or generate proposals without scales, flip and window',
         )
 
 

@@ -21,7 +21,7 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.certainty import certain_pixels
 from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
 from vitp_pipeline.evaluation.definition import Evaluation, variant_of
-from vitp_pipeline.execution.runner import Turn
+from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.geometry import Size, size_of
 
 if TYPE_CHECKING:
@@ -41,29 +41,29 @@ class CountMaker:
         self.segmenter = evaluation.segmenter
         self.things = self.segmenter.things
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         rows = CountRows(self.evaluation)
         for image_id, row in self._rows(shard, part, images):
             rows.add(image_id, row)
-            turn.advance(1)
-            if turn.over():
+            budget.advance(1)
+            if budget.over():
                 break
         return rows.table()
 
     def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Images of a part with their counts, or with why they have none."""
-        classes = self.evaluation.classes
-        scored = classes.read_rows(shard, part)
+        class_scores = self.evaluation.class_scores
+        scored = class_scores.read_rows(shard, part)
         states = {r["image_id"]: r for r in scored.to_pylist()}
         left = deque(images)
-        with classes.open_arrays(shard, part, scored) as scores:
+        with class_scores.open_arrays(shard, part, scored) as scores:
             worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
             for views in by_image(self.evaluation.proposals.read_part(shard, part, images=worked)):
                 image_id = views[0].image_id
                 while (other := left.popleft()) != image_id:
                     yield other, {"error": states[other]["error"]}
-                named = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
-                yield image_id, self.row(image_id, views[0].view.original, named)
+                scored_views = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
+                yield image_id, self.row(image_id, views[0].view.original, scored_views)
         yield from ((image_id, {"error": states[image_id]["error"]}) for image_id in left)
 
     def row(
@@ -193,7 +193,7 @@ class CountMaker:
         at = {variant: i for i, variant in enumerate(self.evaluation.variants)}
         return {
             "query": matched + view.record.number * len(by_mask),  # numbered on from view to view
-            "present": objectness[matched],
+            "objectness": objectness[matched],
             "label": by_mask[matched],
             "generator": classes[at[variant_of(0)]][matched],
             "classifier": classes[at[variant_of(1)]][matched],

@@ -147,8 +147,8 @@ def figures(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[s
         else:
             result = instances.average_precision(categories, scores, hit, ignored, counts)
             totals, per_class = result.figures(), result.per_class()
-        named = {n: p for n, p, thing in zip(spec.class_names, per_class, spec.things, strict=True) if thing}
-        return {**totals, "per_class": named, "classes": int((counts[:, 0] > 0).sum())}
+        things = {n: p for n, p, thing in zip(spec.class_names, per_class, spec.things, strict=True) if thing}
+        return {**totals, "per_class": things, "classes": int((counts[:, 0] > 0).sum())}
 
     result: dict[str, Any] = {name: {m: of(v, m) for m in settings.instance_ap} for name, v in names.items()}
     first = settings.instance_ap[0]

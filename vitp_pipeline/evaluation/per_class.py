@@ -7,18 +7,18 @@ from typing import Any
 from vitp_pipeline.figure import difference, percent, signed
 from vitp_pipeline.runtime.output import show
 
-COLUMNS = ("generator", "fused", "bound_point", "bound_mask")
+COLUMNS = ("generator", "fused", "upper_bound_point", "upper_bound_mask")
 TITLES = {
     "generator": "generator",
     "fused": "fused",
     "gain": "gain",
-    "bound_point": "point bound",
-    "bound_mask": "mask bound",
+    "upper_bound_point": "bound (point)",
+    "upper_bound_mask": "bound (mask)",
 }
 
 
 def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Figure → class → {generator, fused, gain, bound_point, bound_mask}, in [−1, 1]; None where one does not exist.
+    """Figure → class → {generator, fused, gain, upper_bound_…}, in [−1, 1]; None where one does not exist.
 
     Args:
         result: of an evaluation. Classes that neither ground truth nor a prediction holds are left out.

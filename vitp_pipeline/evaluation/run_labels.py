@@ -28,11 +28,11 @@ Facts = dict[str, str]
 
 
 def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
-    """What there is to say of folders classes/ and evaluation/ of a run; of the former all but α and formula. Of one
-    whose identity is of other types than were written there is nothing.
+    """What there is to say of folders class_scores/ and evaluation/ of a run; of the former all but α and formula. Of
+    one whose identity is of other types than were written there is nothing.
     """
     classifiers = _classifiers(run)
-    known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "classes"}
+    known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "class_scores"}
     found: list[Facts] = []
     for stage in stages:
         try:
@@ -44,7 +44,7 @@ def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
 
 def _facts(run: Path, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
     identity, kind = stage.identity, stage.folder.parent.name
-    scores = identity if kind == "classes" else _scores(run, identity, known)
+    scores = identity if kind == "class_scores" else _scores(run, identity, known)
     settings = scores.get("settings", {})
     facts = {
         "classifier": classifier_named(run, scores.get("classifier", ""), classifiers),
@@ -104,9 +104,9 @@ def _scores(run: Path, identity: dict[str, Any], known: dict[str, dict[str, Any]
     """The identity of the class scores of an evaluation; nothing where they are gone."""
     if "stream" in identity:
         return {**identity["stream"], "settings": identity["stream"].get("classify", {})}
-    name = identity.get("classes", "")[:12]
+    name = identity.get("class_scores", "")[:12]
     if name not in known:
-        path = run / "classes" / name / "run.json"
+        path = run / "class_scores" / name / "run.json"
         known[name] = read_sealed(path).get("identity", {}) if name and there(path) else {}
     return known[name]
 

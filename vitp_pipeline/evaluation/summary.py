@@ -14,7 +14,7 @@ from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
 from vitp_pipeline.evaluation.certainty import certain_share
 from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
-from vitp_pipeline.evaluation.totals import NAMED_BY, Totals, keep_totals, read_totals
+from vitp_pipeline.evaluation.totals import CLASSIFIED_BY, Totals, keep_totals, read_totals
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import counted, say
@@ -29,7 +29,7 @@ WIDEST = 7
 """Columns of figures that a table of 80 characters holds."""
 
 
-def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
+def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
     """The result of an evaluation, as it is written to JSON.
 
     Raises:
@@ -42,10 +42,10 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
         if totals.failed:
             what += (", " if what else "") + f"{counted(len(totals.failed), 'image')} failed"
         first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
-        mend = "Correct and make them, with --retry-failed in every stage that they failed in, one after the other"
+        hint = "Correct and make them, with --retry-failed in every stage that they failed in, one after the other"
         if measured:
-            mend += "; or take figures of what is there with --allow-missing"
-        raise PartialError(f"evaluate: {measured} of {total} images are measured: {what}{first}", mend)
+            hint += "; or take figures of what is there with --allow-missing"
+        raise PartialError(f"evaluate: {measured} of {total} images are measured: {what}{first}", hint)
     names, tasks = headline_variants(evaluation), evaluation.tasks
     figures = {
         "alpha": evaluation.alpha,
@@ -68,7 +68,7 @@ def summarise(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
 
 
 def read_result_totals(evaluation: Evaluation) -> Totals:
-    """The sums that `summarise` makes figures of."""
+    """The sums that `summarize` makes figures of."""
     names = headline_variants(evaluation)
     return read_totals(evaluation, names["generator"], names["fused"])
 
@@ -150,24 +150,24 @@ def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
 
 def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
-    """Of the masks that likely are something (1 − v > 0.5) and cover labelled pixels: the share named right, and which
+    """Of the masks that likely are something (1 − v > 0.5) and cover labeled pixels: the share named right, and which
     class (the majority inside) was called what.
     """
-    names, count = evaluation.dataset.spec.class_names, int(totals.named[0].sum())
+    names, count = evaluation.dataset.spec.class_names, int(totals.classified[0].sum())
     share, confusion = {}, {}
-    for by, counts in zip(NAMED_BY, totals.named, strict=True):
+    for by, counts in zip(CLASSIFIED_BY, totals.classified, strict=True):
         share[by] = float(np.trace(counts) / count) if count else None
         confusion[by] = [[names[t], names[p], int(counts[t, p])] for t, p in np.argwhere(counts)]
-    return {"matched": count, "named_right": share, "confusion": confusion}
+    return {"matched": count, "mask_accuracy": share, "confusion": confusion}
 
 
 def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, Any]:
     """The figures, always made of the counts; result.json is written for people and tools, and never believed.
 
     Raises:
-        PartialError: as `summarise`.
+        PartialError: as `summarize`.
     """
-    result = summarise(evaluation, read_result_totals(evaluation), allow_missing)
+    result = summarize(evaluation, read_result_totals(evaluation), allow_missing)
     path = evaluation.run.folder / "result.json"
     if result["images"]["measured"] == result["images"]["of"] and not _says(path, result):
         write_sealed(path, result)
@@ -200,15 +200,15 @@ def print_result(result: dict[str, Any]) -> None:
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",
         "fused": f"fused ({alpha})",
-        "bound_point": "truth at the point",
-        "bound_mask": "truth in the mask",
+        "upper_bound_point": "upper bound: point",
+        "upper_bound_mask": "upper bound: mask",
     }
     widths = [len(figures) for figures in figures_shown(result, "generator")]
     together = sum(widths) <= WIDEST  # in one table, else in one for each task
     tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
     for tasks in tables:
         table = Table(title=f"{where}, {count}, {alpha}")
-        table.column("masks named by", no_wrap=True)
+        table.column("classified by", no_wrap=True)
         for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
             table.column(column, justify="right", min_width=len("99.99"))
         for name, title in titles.items():
@@ -226,11 +226,11 @@ def print_result(result: dict[str, Any]) -> None:
     if semantic and (certain := semantic.get("certain")):
         share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
         show(f"label certain, whatever storing changed in the masks: {share}")
-    named = result["masks"]["named_right"]
+    accuracy = result["masks"]["mask_accuracy"]
     if result["masks"]["matched"]:
-        shares = ", ".join(f"{name} {percent(named[name])} %" for name in NAMED_BY)
+        shares = ", ".join(f"{name} {percent(accuracy[name])} %" for name in CLASSIFIED_BY)
         of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
-        show(f"masks named right: {shares} of {of}")
+        show(f"mask classification accuracy: {shares} of {of}")
     for note in result["notes"]:
         if note.startswith(NO_PQ):
             say(f"note: {note}")  # a remark: it is about no figure

@@ -44,7 +44,7 @@ from vitp_pipeline.storage.layout import totals_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NAMED_BY = ("generator", "classifier", "fused")
+CLASSIFIED_BY = ("generator", "classifier", "fused")
 
 
 class Totals:
@@ -59,7 +59,7 @@ class Totals:
         certain: (2,) int64, sums of `certainty.FIELDS`.
         paired: areas of images, or of blocks of them, under the generator's names and the fused ones, to be resampled.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
-        named: (3, K, K) int64 masks of a true class (rows) under the names of `NAMED_BY`.
+        classified: (3, K, K) int64 masks of a true class (rows) under the names of `CLASSIFIED_BY`.
         detections: entries of `instances.COLUMNS` of all images; empty without instances.
     """
 
@@ -75,7 +75,7 @@ class Totals:
         count = len(evaluation.run.images)
         self.paired = SparseAreas(classes, 2) if count <= SINGLE else BlockAreas(classes, 2, count)
         self.matches = np.zeros((variants, 3, classes), np.int64)
-        self.named = np.zeros((len(NAMED_BY), classes, classes), np.int64)
+        self.classified = np.zeros((len(CLASSIFIED_BY), classes, classes), np.int64)
         self.detections = Rows()
         self._ious = IouSums((variants, classes))
         self._pair = generator, fused
@@ -104,7 +104,7 @@ class Totals:
             np.add.at(self.matches[:, row], (e["variant"], e["class"]), e[name])
         self._ious.add((e["variant"], e["class"]), e["iou"])
         e = entries_of(part, "masks")
-        for counts, name in zip(self.named, NAMED_BY, strict=True):
+        for counts, name in zip(self.classified, CLASSIFIED_BY, strict=True):
             np.add.at(counts, (e["label"], e[name]), 1)
 
     def panoptic(self, variant: int) -> PanopticCounts:
@@ -138,7 +138,7 @@ class Totals:
         return pa.Table.from_pylist(rows, pa.schema(list(columns.items()), metadata={"vitp": about}))
 
     def _sums(self) -> dict[str, np.ndarray]:
-        names = ("areas", "boundary", "certain", "matches", "named")
+        names = ("areas", "boundary", "certain", "matches", "classified")
         return {name: getattr(self, name) for name in names} | {"ious": self._ious.limbs}
 
 

@@ -33,11 +33,11 @@ class _Beside:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-class Ahead(_Beside, Generic[Item, Result]):
+class Prefetcher(_Beside, Generic[Item, Result]):
     """Reads items before they are asked for, at most `most` beyond the one that is being worked on.
 
-        with Ahead(read, items, 2) as ahead:
-            for item, found in ahead:
+        with Prefetcher(read, items, 2) as prefetcher:
+            for item, found in prefetcher:
                 found.result()  # or what `read` raised
 
     Args:
@@ -48,7 +48,7 @@ class Ahead(_Beside, Generic[Item, Result]):
         super().__init__(threads, "reader")
         self._read, self._items, self._most = read, iter(items), most
 
-    def __enter__(self) -> Ahead[Item, Result]:
+    def __enter__(self) -> Prefetcher[Item, Result]:
         return self
 
     def __iter__(self) -> Iterator[tuple[Item, Future[Result]]]:
@@ -61,12 +61,12 @@ class Ahead(_Beside, Generic[Item, Result]):
             yield begun.popleft()
 
 
-class Behind(_Beside, Generic[Result]):
+class WriteQueue(_Beside, Generic[Result]):
     """Does pieces of work one after the other in another thread, of which at most `most` are unfinished.
 
-    with Behind(2) as behind:
-        behind.add(write, image)
-        results = behind.finish()
+    with WriteQueue(2) as queue:
+        queue.add(write, image)
+        results = queue.finish()
     """
 
     def __init__(self, most: int) -> None:
@@ -75,7 +75,7 @@ class Behind(_Beside, Generic[Result]):
         self._unfinished: deque[Future[Result]] = deque()
         self._results: list[Result] = []
 
-    def __enter__(self) -> Behind[Result]:
+    def __enter__(self) -> WriteQueue[Result]:
         return self
 
     def add(self, work: Callable[..., Result], *arguments: object) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitp_pipeline.artifacts.partial_part import Spool, images_of, stale_files
+from vitp_pipeline.artifacts.partial_part import PartialPart, images_of, stale_files
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 KEEP_EVERY = 300.0
-"""Seconds after which what is finished of a part is kept in its spool."""
+"""Seconds after which what is finished of a part is kept in its partial part."""
 KEEP_SHARE = 20.0
 """How often as long as keeping takes a maker works at least before it is asked to again: large arrays take a while."""
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A maker's turn at a part.
+class WorkBudget:
+    """Time and progress of a maker at a part.
 
     Attributes:
         advance: called with the number of images finished since it was called last.
@@ -56,11 +56,11 @@ class Turn:
 class PartMaker(Protocol):
     """Makes the results of one part. Built only when there is something to do: it may load a model."""
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         """Writes the arrays of `images` to the file `arrays` (or nothing) and returns their rows, in order.
 
         Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `images` are those of the
-        part that are not made yet. When the turn is over, it may return early, after one or more of them; it is then
+        part that are not made yet. When the budget is spent, it may return early, after one or more of them; it is then
         called anew with the others. What goes through a model together must not depend on that.
         """
         ...
@@ -90,8 +90,8 @@ class Outcome:
                 say(f"  failed: {image_id}: {reason}")
             if (more := len(self.failed) - 10) > 0:
                 say(f"  failed: {more} more (`vitp status --json` lists them)")
-            mend = "Correct that, then run again with --retry-failed, beginning with the stage that failed first"
-            raise partly_failed(stage, len(self.failed), self.made + self.cached, mend)
+            hint = "Correct that, then run again with --retry-failed, beginning with the stage that failed first"
+            raise partly_failed(stage, len(self.failed), self.made + self.cached, hint)
 
 
 def _was(count: int) -> str:
@@ -108,13 +108,13 @@ def run_parts(
 ) -> Outcome:
     """Makes every part of the shards that is not there yet, then each shard's done.json.
 
-    A part's index file is the mark that it is committed; leavings of killed tasks are removed first.
+    A part's index file is the mark that it is committed; stale files of killed tasks are removed first.
 
     Args:
         conclude: writes what follows from all parts of a shard, before its done.json.
     Raises:
         LockedError: another task is at work on one of the shards.
-        StoppedError: a signal asked this task to end; what is finished of the part is kept in a spool.
+        StoppedError: a signal asked this task to end; what is finished of the part is kept in a partial part.
         StorageError: disk full and its kin.
     """
     outcome, maker, began = Outcome(folder=run.folder, fingerprint=run.fingerprint), None, time.monotonic()
@@ -166,33 +166,33 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     """Makes and commits a part, or what is left of it; how many images that were.
 
     Raises:
-        StoppedError: before its end; what is finished lies in its spool.
+        StoppedError: before its end; what is finished lies in its partial part.
         LockedError: another task has taken the shard over meanwhile.
     """
     folder, images = run.shard_folder(shard), run.parts(shard)[part]
     arrays = temporary(folder / f"part-{part:04d}.zarr.zip")
-    spool = Spool(folder, part, run.fingerprint, images)
-    left, pause = spool.left, KEEP_EVERY
-    if spool.images:
-        bar.advance(len(spool.images))
+    partial = PartialPart(folder, part, run.fingerprint, images)
+    left, pause = partial.left, KEEP_EVERY
+    if partial.images:
+        bar.advance(len(partial.images))
     try:
         while True:
             if stop_wanted():
                 raise stopped(f"{bar.done} of {bar.total} images are done")
             began = time.monotonic()
-            made = maker.make(shard, part, spool.left, arrays, Turn(bar.advance, began + pause))
+            made = maker.make(shard, part, partial.left, arrays, WorkBudget(bar.advance, began + pause))
             returned = time.monotonic()
-            rows = spool.joined(made, arrays)
+            rows = partial.joined(made, arrays)
             lock.check()
             _log(run, shard, part, len(images_of(made)), returned - began)
             if images_of(rows) == images:
                 break
-            spool.keep(rows, arrays)
+            partial.keep(rows, arrays)
             pause = max(KEEP_EVERY, KEEP_SHARE * (time.monotonic() - returned))
         commit_part(run, shard, part, rows, arrays, lock)
     finally:
         remove(arrays)
-    spool.remove()
+    partial.remove()
     return len(left)
 
 
@@ -281,14 +281,14 @@ def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:
-    """Makes spools, without the failed images, of the parts that hold some: only those are then made anew."""
+    """Makes partial parts, without the failed images, of the parts that hold some: only those are then made anew."""
     folder = run.shard_folder(shard)
     with locked(folder / "lock"):
         for part, images in enumerate(run.parts(shard)):
             index = index_path(folder, part)
-            spool = Spool(folder, part, run.fingerprint, images)
+            partial = PartialPart(folder, part, run.fingerprint, images)
             rows = run.read_rows(shard, part) if there(index) else None
-            known = spool.rows if rows is None else rows
+            known = partial.rows if rows is None else rows
             if known is None or len(good := _that_worked(known)) == len(known):
                 continue
             arrays = None
@@ -298,9 +298,9 @@ def _forget_failed(run: StageRun, shard: int) -> None:
                 discard(folder / "done.json")
                 discard(index)
             if len(good):
-                spool.keep(good, arrays)
+                partial.keep(good, arrays)
             else:
-                spool.remove()
+                partial.remove()
 
 
 def _that_worked(rows: pa.Table) -> pa.Table:

@@ -71,12 +71,12 @@ class Generator(Protocol):
             image: RGB uint8 (H, W, 3) of any size.
             scale: > 0, a factor on the family's own test sizes, shorter and longer edge alike, not on the image's.
         Returns:
-            A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: mirror or cut it, nothing else.
+            A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: flip or cut it, nothing else.
         Raises:
             InputError: the image is of another shape or type.
         """
         ...
 
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """Normalises, pads and runs frames of any sizes; one output each, in order."""
+        """Normalizes, pads and runs frames of any sizes; one output each, in order."""
         ...

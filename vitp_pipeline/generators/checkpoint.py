@@ -67,17 +67,17 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         for name, tensor in expected.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    mend = "Config and checkpoint must be of the same model"
+    hint = "Config and checkpoint must be of the same model"
     if wrong:
-        raise IncompatibleError(f"{checkpoint.path}: other shapes: {first_of(wrong, '; ')}", mend=mend)
+        raise IncompatibleError(f"{checkpoint.path}: other shapes: {first_of(wrong, '; ')}", hint=hint)
     try:
         missing, unexpected = model.load_state_dict(given, strict=False)
     except RuntimeError as error:
-        raise IncompatibleError(f"{checkpoint.path}: {error}", mend=mend) from error
+        raise IncompatibleError(f"{checkpoint.path}: {error}", hint=hint) from error
     faults = [f"missing {first_of(missing)}"] if missing else []
     faults += [f"not in the model {first_of(unexpected)}"] if unexpected else []
     if faults:
-        raise IncompatibleError(f"{checkpoint.path}: tensors {', and '.join(faults)}", mend=mend)
+        raise IncompatibleError(f"{checkpoint.path}: tensors {', and '.join(faults)}", hint=hint)
 
 
 def first_of(names: Sequence[str], separator: str = ", ") -> str:

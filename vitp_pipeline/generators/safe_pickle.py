@@ -39,8 +39,8 @@ def read_result_pickle(path: Path) -> Any:
     return _read(path, known, "write the results in another format")
 
 
-def _read(path: Path, known: dict[tuple[str, str], Any], mend: str) -> Any:
-    with pickle_errors(path, "pickle", mend), path.open("rb") as file:
+def _read(path: Path, known: dict[tuple[str, str], Any], hint: str) -> Any:
+    with pickle_errors(path, "pickle", hint), path.open("rb") as file:
         return finished(SafeUnpickler(file, path.stat().st_size, known).load())
 
 

@@ -1,4 +1,4 @@
-"""Asks a generator for the proposals of images: seen whole, or by a plan of scales, mirroring and sliding windows."""
+"""Asks a generator for the proposals of images: seen whole, or by a plan of scales, flipping and sliding windows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitp_pipeline.geometry import Size, View, Window, size_of
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which views of every image a generator sees: scale by scale, plain then mirrored, windows in rows.
+    """Which views of every image a generator sees: scale by scale, plain then flipped, windows in rows.
 
     Attributes:
         scales: factors on the generator's own test size.
-        mirror: whether every frame is seen mirrored, too.
+        flip: whether every frame is seen flipped, too.
         window, stride: (height, width) of the windows in the resized image and of the step from one to the next; the
             last one of a row or column ends at the image's edge. None = the frame is seen whole.
     """
 
     scales: tuple[float, ...] = (1.0,)
-    mirror: bool = False
+    flip: bool = False
     window: Size | None = None
     stride: Size | None = None
 
@@ -42,7 +42,7 @@ class ViewPlan:
     @property
     def one_whole(self) -> bool:
         """Whether it is one view, of the whole upright image."""
-        return len(self.scales) == 1 and not self.mirror and self.window is None
+        return len(self.scales) == 1 and not self.flip and self.window is None
 
 
 def slide(size: Size, window: Size, stride: Size) -> list[Window]:
@@ -112,7 +112,7 @@ def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator
         upright = generator.resize(image, scale)
         size = size_of(upright)
         windows = slide(size, plan.window, plan.stride) if plan.window and plan.stride else []
-        for flip in (False, True) if plan.mirror else (False,):
+        for flip in (False, True) if plan.flip else (False,):
             pixels = np.ascontiguousarray(upright[:, ::-1]) if flip else upright
             if len(windows) < 2:
                 yield Frame(size_of(image), size, pixels, None, flip)

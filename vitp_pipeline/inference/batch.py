@@ -1,7 +1,7 @@
 """`vitp predict`: both stages on images of one's own, a file for every image and kind of result.
 
 OUT/classes.json                    what the numbers in the other files mean
-OUT/semantic/NAME.png               label values, with the classes' colours as palette
+OUT/semantic/NAME.png               label values, with the classes' colors as palette
 OUT/panoptic/NAME.png               ids of segments, R + 256·G + 65536·B; 0 is nothing
 OUT/overlays/TASK/NAME.jpg          drawn over the image
 OUT/results/NAME.json               segments, masks, scores before and after; written last: the image is done
@@ -30,7 +30,7 @@ from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from vitp_pipeline.inference.overlay import Region
-    from vitp_pipeline.inference.predictor import NamedMask, Predictor, Segmentation
+    from vitp_pipeline.inference.predictor import ClassifiedMask, Predictor, Segmentation
 
 OVERLAYS = ("jpg", "png", "none")
 DRAWN_FROM = 0.3
@@ -38,7 +38,7 @@ DRAWN_FROM = 0.3
 
 
 @dataclass(frozen=True)
-class Wish:
+class PredictJob:
     """What is to be written where, and what it follows from.
 
     Attributes:
@@ -102,7 +102,7 @@ class Predicted:
 
 
 def predict(
-    pictures: Sequence[Picture], build: Callable[[], Predictor], wish: Wish, overwrite: bool = False
+    pictures: Sequence[Picture], build: Callable[[], Predictor], job: PredictJob, overwrite: bool = False
 ) -> Predicted:
     """Writes the results of every image that has none yet. An image that cannot be used is reported in a line.
 
@@ -110,26 +110,26 @@ def predict(
         build: makes the predictor; called only when there is something to do.
         overwrite: make all anew.
     Raises:
-        IncompatibleError: `wish.out` holds results of other networks or settings.
+        IncompatibleError: `job.out` holds results of other networks or settings.
     """
     began = time.monotonic()
-    waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(wish, p)]
-    done = Predicted(wish.out, wish.fingerprint, cached=len(pictures) - len(waiting))
+    waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(job, p)]
+    done = Predicted(job.out, job.fingerprint, cached=len(pictures) - len(waiting))
     if waiting:
-        _make_all(waiting, build(), wish, done)
+        _make_all(waiting, build(), job, done)
         done.seconds = time.monotonic() - began
     unusable = {path for path, _ in done.failed}
-    done.images = [{"image": p.path, "files": wish.files(p)} for p in pictures if p.path not in unusable]
+    done.images = [{"image": p.path, "files": job.files(p)} for p in pictures if p.path not in unusable]
     return done
 
 
-def _make_all(waiting: Sequence[Picture], predictor: Predictor, wish: Wish, done: Predicted) -> None:
-    predictor.check_tasks(wish.tasks)
-    write_json(wish.out / "classes.json", class_list(predictor.spec))
+def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob, done: Predicted) -> None:
+    predictor.check_tasks(job.tasks)
+    write_json(job.out / "classes.json", class_list(predictor.spec))
     with progress("predict", len(waiting)) as bar:
         for picture in waiting:
             try:
-                _make(predictor, picture, wish)
+                _make(predictor, picture, job)
             except InputError as error:
                 done.failed.append((picture.path, error.message))
                 say(f"failed: {error.message}")
@@ -138,9 +138,9 @@ def _make_all(waiting: Sequence[Picture], predictor: Predictor, wish: Wish, done
             bar.advance()
 
 
-def _finished(wish: Wish, picture: Picture) -> bool:
-    """Whether the image's results are there, of this very file. Raises IncompatibleError for another wish's."""
-    path = wish.result(picture)
+def _finished(job: PredictJob, picture: Picture) -> bool:
+    """Whether the image's results are there, of this very file. Raises IncompatibleError for another job's."""
+    path = job.result(picture)
     if not path.exists():
         return False
     try:
@@ -148,14 +148,14 @@ def _finished(wish: Wish, picture: Picture) -> bool:
     except CorruptError as error:
         say(f"{error.message}; made anew")
         return False
-    if known.get("fingerprint") != wish.fingerprint:
+    if known.get("fingerprint") != job.fingerprint:
         raise IncompatibleError(
             f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
         )
     return known.get("sha256") == file_digest(picture.path)
 
 
-def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
+def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
     from vitp_pipeline.inference.predictor import read_picture
     from vitp_pipeline.interop.result_formats import rgb_of_ids, write_labels, write_png
 
@@ -163,17 +163,17 @@ def _make(predictor: Predictor, picture: Picture, wish: Wish) -> None:
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
     digest = file_digest(picture.path)
     image = read_picture(picture.path)
-    found = predictor.segment(image, wish.tasks, picture.name)
+    found = predictor.segment(image, job.tasks, picture.name)
     spec = predictor.spec
     if found.labels is not None:
-        write_labels(wish.out / "semantic" / f"{picture.name}.png", spec, found.labels, colored=True)
+        write_labels(job.out / "semantic" / f"{picture.name}.png", spec, found.labels, colored=True)
     if found.ids is not None:
-        write_png(wish.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
-    if wish.overlay != "none":
-        for task in wish.tasks:
-            _write_overlay(image, regions(found, spec, task), wish.out / "overlays" / task / picture.name, wish.overlay)
-    about = {"image": str(picture.path), "sha256": digest, "fingerprint": wish.fingerprint, **wish.shown}
-    write_sealed(wish.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
+        write_png(job.out / "panoptic" / f"{picture.name}.png", rgb_of_ids(found.ids))
+    if job.overlay != "none":
+        for task in job.tasks:
+            _write_overlay(image, regions(found, spec, task), job.out / "overlays" / task / picture.name, job.overlay)
+    about = {"image": str(picture.path), "sha256": digest, "fingerprint": job.fingerprint, **job.shown}
+    write_sealed(job.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
 
 
 def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind: str) -> None:
@@ -204,7 +204,7 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
     masks, listed = {m.query: m for m in found.masks}, []
     ids = np.zeros(0) if found.ids is None else found.ids
     for s in found.segments or ():
-        info, best = classes[s.category], _surest(masks, s.masks)
+        info, best = classes[s.category], _most_confident(masks, s.masks)
         before = best.generator.category
         name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
         listed.append(Region(np.equal(ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name))
@@ -212,13 +212,13 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
 
 
 def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
-    """One of five lightnesses, so that neighbours of a class differ."""
+    """One of five lightnesses, so that neighbors of a class differ."""
     factor = (1.0, 0.78, 1.2, 0.88, 1.1)[number % 5]
     red, green, blue = (min(255, round(channel * factor)) for channel in color)
     return red, green, blue
 
 
-def _surest(masks: dict[int, NamedMask], queries: Sequence[int]) -> NamedMask:
+def _most_confident(masks: dict[int, ClassifiedMask], queries: Sequence[int]) -> ClassifiedMask:
     return max((masks[q] for q in queries), key=lambda mask: mask.fused.score)
 
 
@@ -231,13 +231,13 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
     """The results for JSON. Points are [row, col]; boxes [x, y, width, height]; scores lie in [0, 1]."""
     names, masks = spec.class_names, {m.query: m for m in found.masks}
 
-    def named(mask: NamedMask) -> dict[str, Any]:
+    def classified(mask: ClassifiedMask) -> dict[str, Any]:
         of = {"generator": mask.generator, "classifier": mask.classifier, "fused": mask.fused}
         said = {n: {"class": names[name.category], "score": _short(name.score)} for n, name in of.items() if name}
         return {"point": list(mask.point), **said}
 
     content: dict[str, Any] = {
-        "masks": [{"query": m.query, "present": _short(m.present), **named(m)} for m in found.masks]
+        "masks": [{"query": m.query, "objectness": _short(m.objectness), **classified(m)} for m in found.masks]
     }
     if found.labels is not None:
         counts = np.bincount(found.labels[found.labels != IGNORE], minlength=len(names))
@@ -255,7 +255,7 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
                 "score": _short(s.score),
                 "pixels": np.count_nonzero(found.ids == s.id),
                 "masks": list(s.masks),
-                **named(_surest(masks, s.masks)),
+                **classified(_most_confident(masks, s.masks)),
             }
             for s in found.segments
         ]

@@ -1,4 +1,4 @@
-"""Results drawn over an image: class colours, borders, and names where a region is deepest."""
+"""Results drawn over an image: class colors, borders, and names where a region is deepest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 Color = tuple[int, int, int]
 
 STRENGTH = 0.55
-"""Share of the colour in what is shown; the rest is the image."""
+"""Share of the color in what is shown; the rest is the image."""
 
 SMALLEST = 480
 """Images whose shorter side has fewer pixels are enlarged by a whole factor, so that names can be read."""
@@ -22,7 +22,7 @@ TAGGED = 0.004
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels (H, W) bool that share a colour and a name."""
+    """Pixels (H, W) bool that share a color and a name."""
 
     mask: np.ndarray = field(repr=False)
     color: Color
@@ -58,7 +58,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region]) -> Image.Image:
 
 
 def _borders(owner: np.ndarray) -> np.ndarray:
-    """Pixels whose right or lower neighbour is another region's."""
+    """Pixels whose right or lower neighbor is another region's."""
     border = np.zeros(owner.shape, bool)
     border[:, :-1] |= owner[:, :-1] != owner[:, 1:]
     border[:-1] |= owner[:-1] != owner[1:]
@@ -82,7 +82,7 @@ def _tag(
     place: tuple[int, int],
     size: tuple[int, int],
 ) -> None:
-    """White on a dark ground, centred at (row, col), inside the picture of (width, height)."""
+    """White on a dark ground, centered at (row, col), inside the picture of (width, height)."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(place[1] - width // 2, 0), max(0, size[0] - width))

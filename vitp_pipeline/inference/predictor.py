@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.postprocess.panoptic import Segment
     from vitp_pipeline.postprocess.segmenter import FusedView
-    from vitp_pipeline.stages.classify import Namer
+    from vitp_pipeline.stages.classify import MaskClassifier
 
 LIKELY = 0.5
 """Masks with a larger 1 − v are listed, and those of segments."""
 
 
-class Name(NamedTuple):
+class Prediction(NamedTuple):
     """What a mask is called: the likeliest class, and its probability (that it is nothing being counted)."""
 
     category: int
@@ -42,20 +42,20 @@ class Name(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NamedMask:
+class ClassifiedMask:
     """A mask of the generator, by number, its point (row, col), and its names before and after.
 
     Attributes:
-        present: 1 − v, the generator's probability that it is something, in [0, 1].
+        objectness: 1 − v, the generator's probability that it is something, in [0, 1].
         classifier: None without one.
     """
 
     query: int
     point: tuple[int, int]
-    present: float
-    generator: Name
-    classifier: Name | None
-    fused: Name
+    objectness: float
+    generator: Prediction
+    classifier: Prediction | None
+    fused: Prediction
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Segmentation:
     """
 
     classes: tuple[str, ...]
-    masks: tuple[NamedMask, ...] = field(repr=False)
+    masks: tuple[ClassifiedMask, ...] = field(repr=False)
     labels: np.ndarray | None = field(default=None, repr=False)
     ids: np.ndarray | None = field(default=None, repr=False)
     segments: tuple[Segment, ...] | None = None
@@ -150,7 +150,7 @@ def plain_spec(classes: Sequence[str], name: str) -> DatasetSpec:
     return DatasetSpec(name, infos, "semantic-png", (), {})
 
 
-def _named_by(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
+def _classes_of(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
     """The classes where no manifest is given. Raises UsageError when neither network names them."""
     if classifier is not None:
         return plain_spec(classifier.classes, "the classifier's classes")
@@ -193,7 +193,7 @@ class Predictor:
     ) -> None:
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.postprocess.segmenter import Segmenter
-        from vitp_pipeline.stages.classify import Namer
+        from vitp_pipeline.stages.classify import MaskClassifier
         from vitp_pipeline.stages.generate_proposals import check_classes, view_plan
 
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
@@ -203,12 +203,14 @@ class Predictor:
             raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
         self.generator, self.settings = generator, evaluate
-        self.spec = spec or _named_by(generator, model)
+        self.spec = spec or _classes_of(generator, model)
         if generator.classes is not None:
             check_classes(generator.classes, "the generator", self.spec, "" if spec else "classifier")
         self.plan = view_plan(self.proposals, generator)
-        self.namer = None if model is None else Namer(model, classify, identity_of(self.proposals), self.spec)
-        if self.namer and self.namer.reads_masks:
+        self.mask_classifier = (
+            None if model is None else MaskClassifier(model, classify, identity_of(self.proposals), self.spec)
+        )
+        if self.mask_classifier and self.mask_classifier.reads_masks:
             raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
         self.segmenter = Segmenter(evaluate, self.spec.things)
         self._managed = False  # whether the generator has worked on any image
@@ -228,7 +230,7 @@ class Predictor:
             UsageError: an unknown task, or one that these views or classes cannot have.
         """
         self.check_tasks(tasks)
-        pixels = self.namer.pixels(image) if self.namer else None
+        pixels = self.mask_classifier.pixels(image) if self.mask_classifier else None
         views = [self._view(record, pixels) for record in self._records(image, name)]
         return self._assemble(views, tasks)
 
@@ -238,7 +240,7 @@ class Predictor:
             if task not in TASKS:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
             if task != "semantic" and not self.plan.one_whole:
-                raise UsageError(f"{task} maps need one view of an image", "Leave out scales, mirror and window")
+                raise UsageError(f"{task} maps need one view of an image", "Leave out scales, flip and window")
         if "instance" in tasks and not self.segmenter.things.any():
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
@@ -258,15 +260,19 @@ class Predictor:
 
     def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
         """A view's scores by the generator, by fusion, and by the classifier where there is one."""
-        points = None if self.namer is None or pixels is None else self._scores(self.namer, record, pixels)
+        points = (
+            None
+            if self.mask_classifier is None or pixels is None
+            else self._scores(self.mask_classifier, record, pixels)
+        )
         alphas = (0.0, self.settings.alpha) if points is None else (0.0, self.settings.alpha, 1.0)
         return self.segmenter.score(record, points, alphas)
 
-    def _scores(self, namer: Namer, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
+    def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """The classifier's (Q, K) logits."""
         from vitp_pipeline.stages.classify import NOT_FINITE
 
-        (scores,) = namer.scores([namer.prompted(record)], [pixels])
+        (scores,) = mask_classifier.scores([mask_classifier.prompted(record)], [pixels])
         if not np.isfinite(scores).all():
             raise InputError(f"{record.file_name}: {NOT_FINITE}")
         return scores
@@ -288,22 +294,24 @@ class Predictor:
                 for rle, k, score in zip(objects.rles(), best.categories, best.scores, strict=True)
             )
         used = {q for s in segments or () for q in s.masks}
-        masks = tuple(m for view in views if view.record.view.whole for m in _named(view, used))
+        masks = tuple(m for view in views if view.record.view.whole for m in _classified(view, used))
         return Segmentation(self.spec.class_names, masks, labels, ids, segments, instances)
 
 
-def _named(view: FusedView, used: set[int]) -> list[NamedMask]:
+def _classified(view: FusedView, used: set[int]) -> list[ClassifiedMask]:
     """The masks that likely are objects, and those in `used`, with their classes under every variant."""
     objectness = (1 - view.no_object[0].double()).cpu().numpy()
     best = view.probs.max(2)
     names = [
-        [Name(k, s) for s, k in zip(values, classes, strict=True)]
+        [Prediction(k, s) for s, k in zip(values, classes, strict=True)]
         for values, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
     generator, fused, *alone = names
     points = view.record.points["max"].tolist()
     return [
-        NamedMask(q, tuple(points[q]), float(objectness[q]), generator[q], alone[0][q] if alone else None, fused[q])
+        ClassifiedMask(
+            q, tuple(points[q]), float(objectness[q]), generator[q], alone[0][q] if alone else None, fused[q]
+        )
         for q in view.record.kept.tolist()
         if objectness[q] > LIKELY or q in used
     ]

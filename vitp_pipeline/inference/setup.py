@@ -14,7 +14,7 @@ from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSett
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.evaluation.definition import map_settings
 from vitp_pipeline.generators.registry import find_source
-from vitp_pipeline.inference.batch import OVERLAYS, Wish
+from vitp_pipeline.inference.batch import OVERLAYS, PredictJob
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.validation.keys import keys_of
@@ -36,7 +36,7 @@ def prepare(
     overlay: str,
     flags: dict[str, Any],
     changes: list[str] | None,
-) -> tuple[Callable[[], Predictor], Wish]:
+) -> tuple[Callable[[], Predictor], PredictJob]:
     """How to build the predictor, and what is to be written.
 
     Args:
@@ -88,7 +88,7 @@ def prepare(
         network = source.build(choose_device(proposals.device))
         return Predictor(network, model, spec, proposals, classify, evaluate)
 
-    return build, Wish(out, identity, tasks, shown, overlay)
+    return build, PredictJob(out, identity, tasks, shown, overlay)
 
 
 WHICH_CLASSIFIER = (
@@ -101,7 +101,7 @@ NOT_PREDICTED = {"split", "limit", "part_size", "points"}
 
 
 def _many_views(settings: ProposalSettings) -> bool:
-    return settings.mirror or len(settings.scales) > 1 or any(settings.window)
+    return settings.flip or len(settings.scales) > 1 or any(settings.window)
 
 
 def _settings(

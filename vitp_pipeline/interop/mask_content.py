@@ -42,7 +42,7 @@ class Detection(NamedTuple):
 
 
 def masks_of_detections(
-    path: Path, found: Sequence[Detection], size: Size, classes: Mapping[int, int], void_share: float
+    path: Path, found: Sequence[Detection], size: Size, classes: Mapping[int, int], no_object_share: float
 ) -> ForeignMasks:
     """Decode the detections of an image of (H, W).
 
@@ -65,11 +65,11 @@ def masks_of_detections(
         if not 0 <= scores[-1] <= 1:
             raise InputError(f"{where}: its score is {scores[-1]:g}, outside [0, 1]")
         rles.append(segmentation_rle(segmentation, size, where))
-    logits = logits_of_scores(np.array(labels, np.int64), np.array(scores, float), len(classes), void_share)
+    logits = logits_of_scores(np.array(labels, np.int64), np.array(scores, float), len(classes), no_object_share)
     return ForeignMasks(logits, rles, size)
 
 
-def masks_of_npz(path: Path, classes: int, void_share: float) -> ForeignMasks:
+def masks_of_npz(path: Path, classes: int, no_object_share: float) -> ForeignMasks:
     """Read the masks of an image from its .npz file.
 
     It holds one of `mask_logits` (Q, h, w), `mask_probs` and `masks` (bool or 0 and 1), and one of `class_logits`
@@ -80,21 +80,21 @@ def masks_of_npz(path: Path, classes: int, void_share: float) -> ForeignMasks:
     """
     with ArrayFile(path) as arrays:
         try:
-            return _masks_of_arrays(arrays, classes, void_share)
+            return _masks_of_arrays(arrays, classes, no_object_share)
         except InputError as error:
             if error.message.startswith(f"{path}:"):
                 raise
-            raise InputError(f"{path}: {error.message}", error.mend) from error
+            raise InputError(f"{path}: {error.message}", error.hint) from error
 
 
-def _masks_of_arrays(arrays: ArrayFile, classes: int, void_share: float) -> ForeignMasks:
+def _masks_of_arrays(arrays: ArrayFile, classes: int, no_object_share: float) -> ForeignMasks:
     kind = _one_of(arrays.names, ("mask_logits", "mask_probs", "masks"))
     shape = arrays.header(kind).shape
     if len(shape) != 3 or (shape[0] and not math.prod(shape)):
         raise InputError(f"{kind} are {shown(shape)}, not (Q, h, w)")
     count, size = shape[0], (shape[1], shape[2])
     _check_count(count, kind)
-    scores = _class_logits(arrays, count, classes, void_share)
+    scores = _class_logits(arrays, count, classes, no_object_share)
     if count:
         check_pixels(size[1], size[0], f"a mask of {kind}")
     elif not all(size):
@@ -115,13 +115,13 @@ def _masks_of_arrays(arrays: ArrayFile, classes: int, void_share: float) -> Fore
     return ForeignMasks(scores, logits, size)
 
 
-def _class_logits(arrays: ArrayFile, count: int, classes: int, void_share: float) -> np.ndarray:
+def _class_logits(arrays: ArrayFile, count: int, classes: int, no_object_share: float) -> np.ndarray:
     kind = _one_of(arrays.names, ("class_logits", "class_probs", "labels"))
     if kind == "labels":
         if "scores" not in arrays.names:
             raise InputError("has labels, but no scores")
         labels, scores = (_read(arrays, name, [(count,)], count, classes) for name in ("labels", "scores"))
-        return logits_of_scores(labels, scores, classes, void_share)
+        return logits_of_scores(labels, scores, classes, no_object_share)
     if kind == "class_probs":
         shapes = [(count, classes + 1), (count, classes)]
         return logits_of_class_probabilities(_read(arrays, kind, shapes, count, classes), classes)

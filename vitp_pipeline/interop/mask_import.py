@@ -23,7 +23,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.validation.constraints import Fraction
 from vitp_pipeline.validation.tables import check_value
 
-VOID_SHARE = 0.5
+NO_OBJECT_SHARE = 0.5
 
 
 Found = list[Detection] | InputError
@@ -55,13 +55,13 @@ class NpzFolder:
 
     format = "npz"
 
-    def __init__(self, folder: Path, dataset: Dataset, void_share: float) -> None:
+    def __init__(self, folder: Path, dataset: Dataset, no_object_share: float) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
         self.files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.npz"))
         if not self.files:
             raise InputError(f"{folder}: no .npz file in this folder", "It must hold one for every image")
-        self.folder, self.dataset, self.void_share = folder, dataset, void_share
+        self.folder, self.dataset, self.no_object_share = folder, dataset, no_object_share
         self._by_image: dict[str, Path] = {}
 
     def open(self) -> None:
@@ -81,7 +81,7 @@ class NpzFolder:
         path = self._by_image.get(sample.image_id)
         if path is None:
             raise InputError(f"{self.folder / sample.image_id}.npz: no such file")
-        return masks_of_npz(path, len(self.dataset.spec.classes), self.void_share)
+        return masks_of_npz(path, len(self.dataset.spec.classes), self.no_object_share)
 
 
 class Detections:
@@ -101,11 +101,11 @@ class Detections:
         classes: Mapping[int, int],
         read: Callable[[Claims], dict[str, Found]],
         dataset: Dataset,
-        void_share: float,
+        no_object_share: float,
     ) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-        self.path, self.format, self.dataset, self.void_share = path, format, dataset, void_share
+        self.path, self.format, self.dataset, self.no_object_share = path, format, dataset, no_object_share
         self._classes, self._read = classes, read
         self._by_image: dict[str, Found] = {}
 
@@ -132,7 +132,7 @@ class Detections:
         found = self._by_image.get(sample.image_id, [])
         if isinstance(found, InputError):
             raise found
-        return masks_of_detections(self.path, found, size, self._classes, self.void_share)
+        return masks_of_detections(self.path, found, size, self._classes, self.no_object_share)
 
 
 def say_strangers(claims: Claims, dataset: Dataset) -> None:
@@ -241,9 +241,9 @@ def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
                 Detection(f"mask {n} of image {shown(name)}", *column) for n, column in enumerate(columns)
             ]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            mend = "It needs masks, labels and scores, as many of each"
+            hint = "It needs masks, labels and scores, as many of each"
             found[image_id] = InputError(
-                f"{path}: image {shown(name)}: no pred_instances as mmdetection writes ({error!r})", mend
+                f"{path}: image {shown(name)}: no pred_instances as mmdetection writes ({error!r})", hint
             )
     return found
 
@@ -268,22 +268,22 @@ def _image_of(entry: Mapping[str, Any], where: str, claims: Claims) -> tuple[str
 FORMATS = ("npz", "coco", "mmdet")
 
 
-def open_source(format: str, path: Path, dataset: Dataset, void_share: float = VOID_SHARE) -> MaskSource:
+def open_source(format: str, path: Path, dataset: Dataset, no_object_share: float = NO_OBJECT_SHARE) -> MaskSource:
     """Masks of a format.
 
     Args:
         format: one of `FORMATS`.
-        void_share: see `logits_of_scores`.
+        no_object_share: see `logits_of_scores`.
     Raises:
         UsageError: unknown format, or no share. InputError: nothing lies there.
     """
     if format not in FORMATS:
         raise UsageError(f"--from {format!r}", f"Choose one of: {', '.join(FORMATS)}")
-    check_value("--void-share", void_share, Fraction)
+    check_value("--no-object-share", no_object_share, Fraction)
     if format == "npz":
-        return NpzFolder(path, dataset, void_share)
+        return NpzFolder(path, dataset, no_object_share)
     if format == "mmdet":
         indices = {k: k for k in range(len(dataset.spec.classes))}
-        return Detections(path, format, indices, lambda claims: read_mmdet(path, claims), dataset, void_share)
+        return Detections(path, format, indices, lambda claims: read_mmdet(path, claims), dataset, no_object_share)
     labels = {c.label: k for k, c in enumerate(dataset.spec.classes)}
-    return Detections(path, format, labels, lambda claims: read_coco(path, labels, claims), dataset, void_share)
+    return Detections(path, format, labels, lambda claims: read_coco(path, labels, claims), dataset, no_object_share)

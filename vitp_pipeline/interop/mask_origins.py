@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitp_pipeline.artifacts.partial_part import spool_paths
+from vitp_pipeline.artifacts.partial_part import partial_paths
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError
@@ -87,12 +87,12 @@ def _begun_with(folder: Path) -> Digests | None:
 
 
 def _made(run: StageRun, shards: Sequence[int]) -> dict[str, str | None]:
-    """The digests of the images that have a row, committed or in a spool; None of one that failed."""
+    """The digests of the images that have a row, committed or in a partial part; None of one that failed."""
     found: dict[str, str | None] = {}
     for shard in shards:
         folder = run.shard_folder(shard)
         for part in range(len(run.parts(shard))):
-            file = next((f for f in (index_path(folder, part), spool_paths(folder, part)[0]) if there(f)), None)
+            file = next((f for f in (index_path(folder, part), partial_paths(folder, part)[0]) if there(f)), None)
             for row in read_index(file, ["image_id", "status", COLUMN]).to_pylist() if file else ():
                 found[row["image_id"]] = row[COLUMN] if row["status"] == "ok" else None
     return found

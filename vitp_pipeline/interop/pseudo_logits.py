@@ -15,7 +15,7 @@ from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
-SURE = 10.0
+BINARY_LOGIT = 10.0
 """Logit inside a binary mask, its negative outside: probabilities of 0.99995 and 0.00005."""
 
 HIGHEST = 0.999
@@ -40,8 +40,8 @@ class ForeignMasks:
 
 
 def logits_of_binary(masks: np.ndarray) -> np.ndarray:
-    """(Q, h, w) bool → float32 logits of ±SURE."""
-    return np.where(masks, np.float32(SURE), np.float32(-SURE))
+    """(Q, h, w) bool → float32 logits of ±BINARY_LOGIT."""
+    return np.where(masks, np.float32(BINARY_LOGIT), np.float32(-BINARY_LOGIT))
 
 
 def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
@@ -53,16 +53,16 @@ def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(masks) - np.log1p(-masks), np.float32)
 
 
-def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_share: float) -> np.ndarray:
+def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, no_object_share: float) -> np.ndarray:
     """Class logits of masks of which a label and its score are known.
 
-    The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `void_share`, the other
+    The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `no_object_share`, the other
     classes the remainder, evenly; but no class more than s/2, so that the label stays the likeliest class, and "no
     object" what is over.
 
     Args:
         labels: (Q,) class indices. scores: (Q,) in [0, 1].
-        void_share: in [0, 1].
+        no_object_share: in [0, 1].
     Returns:
         (Q, classes + 1) float32.
     Raises:
@@ -77,7 +77,7 @@ def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, void_
         raise InputError(f"the score {scores[odd][0]} (mask {odd.argmax()}) lies outside [0, 1]")
     labels = labels.astype(np.int64)
     own = scores.clip(2 * _LEAST, HIGHEST)
-    others = np.minimum((1 - own) * (1 - void_share) / max(1, classes - 1), own / 2) if classes > 1 else 0 * own
+    others = np.minimum((1 - own) * (1 - no_object_share) / max(1, classes - 1), own / 2) if classes > 1 else 0 * own
     probs = np.repeat(others[:, None], classes + 1, 1)
     probs[np.arange(len(labels)), labels] = own
     probs[:, -1] = 1 - own - (classes - 1) * others

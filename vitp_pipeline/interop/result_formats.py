@@ -7,7 +7,7 @@
 | `coco-instances` | instances.json, a data set with scores | the manifest's label values | FiftyOne, supervision |
 | `cityscapes` | semantic/NAME.png, instance/NAME.txt and masks/ | Cityscapes' label ids | cityscapesScripts |
 | `ade20k` | NAME.png | the manifest's label values, from 1 | the ADE20K server |
-| `label-png` | NAME.png, with the manifest's colours as its palette | the manifest's label values | mmsegmentation |
+| `label-png` | NAME.png, with the manifest's colors as its palette | the manifest's label values | mmsegmentation |
 
 NAME is that of the image's file; where two images have one, with its folders (`identity.result_names`).
 """
@@ -96,7 +96,7 @@ def write_image(
 
 
 def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
-    """256 colours by label value."""
+    """256 colors by label value."""
     colors = [(0, 0, 0)] * 256
     for info in spec.classes:
         if info.label < 256:

@@ -86,7 +86,7 @@ class SparseAreas:
         self._groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, areas: np.ndarray) -> None:
-        """Adds some images; those without any labelled pixel are passed over.
+        """Adds some images; those without any labeled pixel are passed over.
 
         Args:
             areas: (R, n, K, 3) int64, see `sparse_areas`; the ground truth's column is the same for all R.
@@ -159,7 +159,7 @@ class SparseAreas:
 
 class BlockAreas:
     """Areas of more images than can be resampled one by one, summed over stretches of consecutive ones, which are
-    resampled in their place. For images in any order this gives the same spread of a sum; where neighbours are alike,
+    resampled in their place. For images in any order this gives the same spread of a sum; where neighbors are alike,
     as in videos, it does not take them for independent.
     """
 
@@ -170,7 +170,7 @@ class BlockAreas:
 
     @property
     def images(self) -> int:
-        """Blocks that have a labelled pixel."""
+        """Blocks that have a labeled pixel."""
         return int(self._sums[..., 0].any(1).sum())
 
     def add(self, areas: np.ndarray, first: int) -> None:

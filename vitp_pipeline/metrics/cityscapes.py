@@ -1,10 +1,10 @@
 """Average precision of instances by the Cityscapes benchmark's definition (cityscapesScripts,
 evalInstanceLevelSemanticLabeling).
 
-A prediction finds a ground-truth instance of its class when IoU > 0.5, 0.55, … 0.95; of several the surest counts and
-the others are false. Only instances of at least 100 pixels that are not groups (crowds) are to be found. A prediction
-on a smaller instance or a group counts neither way, and so does one that finds nothing and of which more than the
-threshold's share lies on void, groups and small instances. AP is the area under the raw precision-recall curve.
+A prediction finds a ground-truth instance of its class when IoU > 0.5, 0.55, … 0.95; of several the most confident
+counts and the others are false. Only instances of at least 100 pixels that are not groups (crowds) are to be found. A
+prediction on a smaller instance or a group counts neither way, and so does one that finds nothing and of which more
+than the threshold's share lies on void, groups and small instances. AP is the area under the precision-recall curve.
 
 Written here because the package's own tool reads PNG files in Cityscapes' layout only and does not run with numpy 2.4.
 The segments of the ground truth must not overlap, which in a panoptic map they cannot.

@@ -37,7 +37,7 @@ class TrueInstances:
         masks: G run lengths.
         categories: (G,) class indices.
         crowd: (G,) bool, regions of many objects.
-        void: run lengths of the pixels that are labelled as nothing, of the image's size.
+        void: run lengths of the pixels that are labeled as nothing, of the image's size.
         areas: (G,) float64, as the annotation says them; None = pixels. They decide in which of `AREAS` an instance is,
             not how masks overlap; Cityscapes' rule has no use for them.
     """

@@ -70,7 +70,7 @@ class Confusion:
 
         Args:
             classes: "present" averages the classes that the ground truth holds. "union" averages the classes
-                that the ground truth *or* the predictions hold (on labelled pixels): this is mmsegmentation's
+                that the ground truth *or* the predictions hold (on labeled pixels): this is mmsegmentation's
                 IoUMetric. They differ when
                 a class is predicted that the ground truth never shows: it scores 0 under "union" and does not
                 count under "present". So only "present" averages the same classes for every set of
@@ -79,7 +79,7 @@ class Confusion:
         return float(mean_iou(self.areas(), classes))
 
     def pixel_accuracy(self) -> float:
-        """Share of labelled pixels that are named rightly; nan when there is none."""
+        """Share of labeled pixels that are named rightly; nan when there is none."""
         total = self.counts.sum()
         return float(np.trace(self.counts) / total) if total else float("nan")
 
@@ -98,15 +98,15 @@ def pair_counts(pred: np.ndarray, gt: np.ndarray, num_classes: int) -> np.ndarra
         raise IncompatibleError(f"prediction {pred.shape} and ground truth {gt.shape} differ in size")
     if not gt.size:
         return np.zeros((num_classes, num_classes + 1), np.int64)
-    truth, named, lengths = runs_of_pairs(gt, pred)
+    truth, predicted, lengths = runs_of_pairs(gt, pred)
     if truth.min() < IGNORE or truth.max() >= num_classes:
         raise InputError(f"the ground truth holds a label outside 0..{num_classes - 1}", "Check the manifest's classes")
-    labelled = truth != IGNORE
-    truth, named, lengths = truth[labelled], named[labelled], lengths[labelled]
-    if named.size and (named.min() < IGNORE or named.max() >= num_classes):
+    labeled = truth != IGNORE
+    truth, predicted, lengths = truth[labeled], predicted[labeled], lengths[labeled]
+    if predicted.size and (predicted.min() < IGNORE or predicted.max() >= num_classes):
         raise IncompatibleError(f"the prediction holds a class outside 0..{num_classes - 1}")
-    named = np.where(named == IGNORE, num_classes, named)
-    return joint_counts(truth, named, lengths, (num_classes, num_classes + 1))
+    predicted = np.where(predicted == IGNORE, num_classes, predicted)
+    return joint_counts(truth, predicted, lengths, (num_classes, num_classes + 1))
 
 
 def areas(counts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The pixels of an image in blocks that read the same few cells of a mask.
 
-Along an axis, upsampling makes runs of neighbouring indices that read the same `reach + 1` source cells: four pixels
+Along an axis, upsampling makes runs of neighboring indices that read the same `reach + 1` source cells: four pixels
 between two cells where masks are a quarter of the image. A block is a run of rows by a run of columns. Every pixel of a
 block is a convex combination of the block's cells, so what holds for all convex combinations of its cells is known of
 the whole block at the masks' own resolution: the least and the largest cell bound its values (`pooled`). Where that

@@ -5,7 +5,7 @@ in = softmax(y[:K]), out = softmax(c), v = softmax(y)[K], g_k = in_k^(1−α) ·
 
 | formula | class k | no object | source |
 |---|---|---|---|
-| `renormalised` | (1 − v)·g_k / S | v | official OneFormer code |
+| `renormalized` | (1 − v)·g_k / S | v | official OneFormer code |
 | `raw` | (1 − v)·g_k / ((1 − v)·S + v) | v / ((1 − v)·S + v) | official InternImage code |
 
 The paper says no more than g and "∅ concatenated". Everything is computed from log-softmax: neither an ε nor
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@FORMULAS.register("renormalised")
-def renormalised(generator: Tensor, classifier: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+@FORMULAS.register("renormalized")
+def renormalized(generator: Tensor, classifier: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Divide 1 − v among the classes as g does. Where S = 0, with −inf logits, no class is possible: v = 1."""
     log_g = geometric(generator, classifier, alpha)
     dead = log_g.isneginf().all(-1)

@@ -13,18 +13,18 @@ from vitp_pipeline.postprocess.formulas import log_objectness
 
 
 def fuse(
-    class_logits: Tensor, point_logits: Tensor, alpha: float, formula: str = "renormalised"
+    class_logits: Tensor, point_logits: Tensor, alpha: float, formula: str = "renormalized"
 ) -> tuple[Tensor, Tensor]:
     """Fused class probabilities of the queries of one image.
 
     Args:
-        class_logits: (Q, K+1) floats, void last; −inf is allowed.
+        class_logits: (Q, K+1) floats, no object last; −inf is allowed.
         point_logits: (Q, K) floats, −inf is allowed. Not read when α = 0.
         alpha: weight of the classifier in [0, 1]. 0 gives exactly softmax(class_logits) by every formula; 1
             ignores how the generator divides 1 − v among the classes.
         formula: one of `FORMULAS`.
     Returns:
-        p (Q, K) and p_void (Q,), float32, with Σ_k p_qk + p_void_q = 1.
+        p (Q, K) and p_none (Q,), float32, with Σ_k p_qk + p_none_q = 1.
     Raises:
         UsageError: α outside [0, 1], unknown formula.
         IncompatibleError: the shapes disagree.
@@ -40,13 +40,13 @@ def fuse(
     return fused(y, point_logits.float().to(y.device), alpha)
 
 
-def named_probs(class_logits: Tensor, labels: np.ndarray | Tensor, keep_void: bool = True) -> Tensor:
-    """Class probabilities of masks named by an oracle, for the upper bounds: (1 − v_q)·onehot(label_q).
+def probs_of_labels(class_logits: Tensor, labels: np.ndarray | Tensor, keep_no_object: bool = True) -> Tensor:
+    """Class probabilities of masks classified by an oracle, for the upper bounds: (1 − v_q)·onehot(label_q).
 
     Args:
-        class_logits: (Q, K+1) floats, void last.
+        class_logits: (Q, K+1) floats, no object last.
         labels: (Q,) integers in 0..K−1, or IGNORE: such a query is dropped (a row of zeros).
-        keep_void: weight by 1 − v_q; False gives plain one-hot rows.
+        keep_no_object: weight by 1 − v_q; False gives plain one-hot rows.
     Returns:
         (Q, K) float32.
     Raises:
@@ -61,9 +61,9 @@ def named_probs(class_logits: Tensor, labels: np.ndarray | Tensor, keep_void: bo
             f"a label lies outside 0..{classes - 1}", "Generator and dataset must share their classes"
         )
     probs = class_logits.new_zeros((queries, classes), dtype=torch.float32)
-    named = (labels != IGNORE).nonzero()[:, 0]
-    weight = log_objectness(class_logits.float()).exp() if keep_void else torch.ones_like(probs[:, 0])
-    probs[named, labels[named]] = weight[named]
+    labeled = (labels != IGNORE).nonzero()[:, 0]
+    weight = log_objectness(class_logits.float()).exp() if keep_no_object else torch.ones_like(probs[:, 0])
+    probs[labeled, labels[labeled]] = weight[labeled]
     return probs
 
 

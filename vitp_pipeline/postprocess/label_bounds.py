@@ -41,7 +41,7 @@ from vitp_pipeline.postprocess.resize import Taps, taps
 _VALUES = 1 << 19  # floats of a stack that is worked on at once: the caches hold a few of them
 _BYTES_PER_VALUE = 256  # of all stacks that are alive together
 _FEW_CLASSES = 32  # are all scored; of more, only those that are left
-_NEIGHBOURS = 256  # blocks that are scored for the same classes: of fewer, fewer are left
+_NEIGHBORS = 256  # blocks that are scored for the same classes: of fewer, fewer are left
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
     places = work.rows.run_of[own[0] : own[1]] - start
     for known, out in zip(band.labels, labels, strict=True):
         out[own[0] : own[1]] = known.take(work.columns.run_of, 1).take(places, 0)
-    column, row = np.nonzero((band.labels < 0).any(0).T)  # column by column: neighbours share their classes
+    column, row = np.nonzero((band.labels < 0).any(0).T)  # column by column: neighbors share their classes
     for blocks in _pieces(row * len(work.columns) + column, work):
         row, column = np.divmod(blocks, len(work.columns))
         pixels = block_pixels(work.rows, work.columns, row + start, column, labels.shape[2]).ravel()
@@ -178,7 +178,7 @@ def _pieces(blocks: np.ndarray, work: _Work) -> Iterator[np.ndarray]:
     _, classes, queries = work.weights.shape
     size = max(1, work.values // ((classes if work.early else queries) * pixels))
     if classes > _FEW_CLASSES:
-        size = min(size, _NEIGHBOURS)
+        size = min(size, _NEIGHBORS)
     return (blocks[start : start + size] for start in range(0, len(blocks), size))
 
 

@@ -44,14 +44,14 @@ def label_at_points(gt: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def majority_label(mask_logits: Tensor, view: View, gt: np.ndarray) -> np.ndarray:
-    """The most frequent label among the labelled ground-truth pixels inside {logit > 0}, at image resolution.
+    """The most frequent label among the labeled ground-truth pixels inside {logit > 0}, at image resolution.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
         gt: (H0, W0) int16 class indices, IGNORE where there is no label.
     Returns:
-        (Q,) int64, ties to the lowest class; IGNORE where the mask has no labelled pixel.
+        (Q,) int64, ties to the lowest class; IGNORE where the mask has no labeled pixel.
     Raises:
         IncompatibleError: shapes disagree.
     """
@@ -71,9 +71,9 @@ def majority_label(mask_logits: Tensor, view: View, gt: np.ndarray) -> np.ndarra
 
 def _counts_by_planes(mask_logits: Tensor, view: View, gt: np.ndarray, classes: int) -> np.ndarray:
     """(Q, K) pixels of every class inside {logit > 0}."""
-    labelled, counts = gt != IGNORE, np.zeros((len(mask_logits), classes), np.int64)
+    labeled, counts = gt != IGNORE, np.zeros((len(mask_logits), classes), np.int64)
     for query, plane in enumerate(iter_mask_logits(mask_logits, view)):
-        counts[query] = np.bincount(gt[(plane > 0).cpu().numpy() & labelled], minlength=classes)
+        counts[query] = np.bincount(gt[(plane > 0).cpu().numpy() & labeled], minlength=classes)
     return counts
 
 

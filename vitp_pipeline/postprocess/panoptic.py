@@ -40,7 +40,7 @@ class PanopticRule:
     Attributes:
         protocol: "d2" (Mask2Former, OneFormer): a segment keeps the pixels it owns *and* claims; "mmdet"
             (MaskFormerFusionHead): it keeps all that it owns, unless `filter_low_score`.
-        object_threshold: a query takes part when its best class is not void and scores above this. 0.8 for
+        object_threshold: a query takes part when its best class is not no-object and scores above this. 0.8 for
             COCO and Cityscapes, 0.5 for ADE20K in OneFormer.
         overlap_threshold: a segment lives when owned pixels / claimed pixels is at least this.
         pixel_threshold: a mask claims the pixels of at least this probability.
@@ -80,7 +80,7 @@ class Segment:
 def panoptic_map(
     mask_logits: Tensor,
     probs: Tensor,
-    void: Tensor,
+    no_object: Tensor,
     view: View,
     protocol: str,
     rule: PanopticRule,
@@ -89,7 +89,7 @@ def panoptic_map(
 ) -> tuple[np.ndarray, list[Segment]]:
     """Who owns which pixel.
 
-    Queries take part by `rule.object_threshold` on max over [p, void] (ties to the lowest class). A pixel
+    Queries take part by `rule.object_threshold` on max over [p, no object] (ties to the lowest class). A pixel
     belongs to the query with the largest score · sigmoid(mask) (ties to the lowest query), also where that is
     small. Segments are numbered in query order; stuff segments of one class become one, with the best score
     of its masks.
@@ -97,7 +97,7 @@ def panoptic_map(
     Args:
         mask_logits: (Q, h, w) floats in the padded frame. Only the rows of taking-part queries are read.
         probs: (Q, K) class probabilities.
-        void: (Q,) probability of no object.
+        no_object: (Q,) probability of no object.
         view: how the generator saw the image.
         protocol: where sigmoid stands: see `postprocess.upsample`.
         rule: thresholds.
@@ -114,14 +114,14 @@ def panoptic_map(
     check_protocol(protocol)
     check_frame(mask_logits, view)
     things = np.asarray(things, bool)
-    if probs.shape != (len(mask_logits), len(things)) or void.shape != (len(mask_logits),):
+    if probs.shape != (len(mask_logits), len(things)) or no_object.shape != (len(mask_logits),):
         raise IncompatibleError(
-            f"probabilities {tuple(probs.shape)} and void {tuple(void.shape)} for {len(mask_logits)} masks, "
+            f"probabilities {tuple(probs.shape)} and no object {tuple(no_object.shape)} for {len(mask_logits)} masks, "
             f"{len(things)} classes"
         )
-    if quality is not None and quality.shape != void.shape:
+    if quality is not None and quality.shape != no_object.shape:
         raise IncompatibleError(f"quality {tuple(quality.shape)} for {len(mask_logits)} masks")
-    scores, labels = torch.cat([probs, void[:, None].to(probs)], 1).float().max(1)
+    scores, labels = torch.cat([probs, no_object[:, None].to(probs)], 1).float().max(1)
     kept = ((labels < len(things)) & (scores > rule.object_threshold)).nonzero()[:, 0]
     ids = np.zeros(view.original, np.int32)
     if not len(kept):

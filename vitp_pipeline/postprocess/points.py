@@ -1,7 +1,7 @@
 """Which pixel stands for a mask (design §4; facts §3.1.4, §3.2.2).
 
 Every function returns (Q, 2) int32, (row, col), pixels of the original, upright image, also of a view that shows a
-window of it or mirrors it; no point lies outside the window. The logits at image resolution are those of
+window of it or flips it; no point lies outside the window. The logits at image resolution are those of
 `postprocess.upsample`: upsampled to the padded frame, padding cropped, resized to the original size.
 """
 
@@ -20,8 +20,8 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.postprocess.resize import TapRows, Taps, resize_patches, taps
 from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, iter_outlines, seen_taps
 
-PEAK_DISTANCE = 0.25
-"""Least distance between the peaks of a mask, in units of the side of a square as large as the mask."""
+MAXIMA_DISTANCE = 0.25
+"""Least distance between the local maxima of a mask, in units of the side of a square as large as the mask."""
 
 # Interpolated values are convex combinations of mask cells up to this relative rounding error of float64.
 _SLACK = 1e-12
@@ -41,8 +41,8 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
         view: how the generator saw the image.
         protocol: the generator's protocol. At image resolution all protocols move *logits* by the same chain.
         at: "image" = argmax of the logits on the original pixel grid (official OneFormer path, facts §3.1.4);
-            "mask" = argmax over the mask cells whose centre lies inside the resized image (official
-            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's centre; ties go to
+            "mask" = argmax over the mask cells whose center lies inside the resized image (official
+            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's center; ties go to
             the lowest cell of the mask as the network gave it.
     Returns:
         (Q, 2) int32. "image" evaluates the bilinear surface in float64, so a plateau (every image border is
@@ -68,7 +68,7 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
     return np.array(points, np.int32).reshape(-1, 2)
 
 
-def centre_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
+def center_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
     """The pixel farthest from the outside of {logit > 0} at image resolution, the image border being outside.
 
     Maximum of the Euclidean distance transform, ties to the lowest flat index; where no logit is positive,
@@ -98,10 +98,10 @@ def random_points(
     Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image, `first` the index of
         the first of these queries.
     """
-    return spread_points(mask_logits, view, protocol, image_id, 1, seed, first)[:, 0]
+    return multi_points(mask_logits, view, protocol, image_id, 1, seed, first)[:, 0]
 
 
-def spread_points(
+def multi_points(
     mask_logits: Tensor, view: View, protocol: str, image_id: str, count: int, seed: int = 0, first: int = 0
 ) -> np.ndarray:
     """Several pixels of every mask, drawn as in `random_points` with replacement.
@@ -118,23 +118,23 @@ def spread_points(
     return _points_inside(mask_logits, view, protocol, drawn, count)
 
 
-def peak_points(mask_logits: Tensor, view: View, protocol: str, count: int, at: str = "image") -> np.ndarray:
+def local_maxima_points(mask_logits: Tensor, view: View, protocol: str, count: int, at: str = "image") -> np.ndarray:
     """The highest local maxima of every mask, far enough from each other; the max point comes first.
 
     Sought among the cells of the mask, since a bilinear surface has no maximum between them: cells inside the resized
-    image with a positive logit that no neighbour (of up to 8) exceeds; those of a plateau all count. From the
-    highest down (ties to the lowest flat index), each is taken whose pixel lies at least `PEAK_DISTANCE`·√area, and at
-    least one pixel, from those taken before; area is that of {logit > 0}, in pixels of the original. Where fewer are
-    found, the max point fills the rest. A pixel that contains a cell's centre may lie just outside {logit > 0} where a
+    image with a positive logit that no neighbor (of up to 8) exceeds; those of a plateau all count. From the
+    highest down (ties to the lowest flat index), each is taken whose pixel lies at least `MAXIMA_DISTANCE`·√area, and
+    at least one pixel, from those taken before; area is that of {logit > 0}, in pixels of the original. Where fewer are
+    found, the max point fills the rest. A pixel that contains a cell's center may lie just outside {logit > 0} where a
     mask is thin.
 
     Args, Raises: as `max_points`; `at` is the resolution of the first point alone.
     Returns:
-        (Q, count, 2) int32, (row, col) in the original image: pixels that contain a cell's centre.
+        (Q, count, 2) int32, (row, col) in the original image: pixels that contain a cell's center.
     """
     first = max_points(mask_logits, view, protocol, at)
     points = np.repeat(first[:, None], count, 1)
-    rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
+    rows, cols = (_cell_centers(view, axis) for axis in (0, 1))
     cells = mask_logits.detach().float()[:, : len(rows), : len(cols)]
     if not len(cells):
         return points
@@ -151,7 +151,7 @@ def peak_points(mask_logits: Tensor, view: View, protocol: str, count: int, at: 
     place[query, rank_in_query] = np.stack([rows[row], cols[col]], 1)[order]
     free = np.arange(place.shape[1]) < amounts[:, None]
     area = positive.sum((1, 2)).cpu().numpy() * _cell_side(view, 0) * _cell_side(view, 1)
-    apart = np.maximum(PEAK_DISTANCE**2 * area, 1.0)
+    apart = np.maximum(MAXIMA_DISTANCE**2 * area, 1.0)
     queries = np.arange(len(cells))
     for rank in range(count):
         if rank:
@@ -163,12 +163,12 @@ def peak_points(mask_logits: Tensor, view: View, protocol: str, count: int, at: 
 
 
 def _highest_around(cells: Tensor) -> Tensor:
-    """The largest value among each cell and its neighbours. `max_pool2d` gives the same, many times slower on a CPU."""
+    """The largest value among each cell and its neighbors. `max_pool2d` gives the same, many times slower on a CPU."""
     for axis in (1, 2):
         highest, shared = cells.clone(), cells.shape[axis] - 1
-        for own, neighbour in ((1, 0), (0, 1)):
+        for own, neighbor in ((1, 0), (0, 1)):
             place = highest.narrow(axis, own, shared)
-            torch.maximum(place, cells.narrow(axis, neighbour, shared), out=place)
+            torch.maximum(place, cells.narrow(axis, neighbor, shared), out=place)
         cells = highest
     return cells
 
@@ -208,7 +208,7 @@ def _bounding_box(positive: np.ndarray) -> tuple[int, int, np.ndarray]:
 
 class _Axis:
     """One axis of mask → padded → (crop) → original: for every original index that is seen, the range of cells it
-    reads. Indices count from the first one seen; columns run as in the mask, mirrored or not.
+    reads. Indices count from the first one seen; columns run as in the mask, flipped or not.
     """
 
     def __init__(self, up: Taps, down: Taps, same: bool) -> None:
@@ -234,7 +234,7 @@ class _Axis:
     def readers(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The half-open ranges of original indices that read any of the cells first … last; never empty.
 
-        Where the original is far smaller than the mask some cells are read by no pixel: then a neighbour
+        Where the original is far smaller than the mask some cells are read by no pixel: then a neighbor
         answers.
         """
         start = np.minimum(np.searchsorted(self.high, first), len(self.low) - 1)
@@ -326,7 +326,7 @@ def _rectangles(cells: Tensor, rows: _Axis, cols: _Axis, queries: np.ndarray, bo
 
 
 def _max_at_mask(cells: Tensor, view: View) -> np.ndarray:
-    rows, cols = (_cell_centres(view, axis) for axis in (0, 1))
+    rows, cols = (_cell_centers(view, axis) for axis in (0, 1))
     flat = cells[:, : len(rows), : len(cols)].flatten(1).argmax(1).cpu().numpy()
     return np.stack([rows[flat // len(cols)], cols[flat % len(cols)]], 1)
 
@@ -336,19 +336,19 @@ def _cell_side(view: View, axis: int) -> float:
     return view.padded[axis] / view.mask[axis] * view.original[axis] / view.resized[axis]
 
 
-def _cell_centres(view: View, axis: int) -> np.ndarray:
-    """For the cells of an axis whose centre lies inside what is seen of the resized image: the original index
-    containing the centre.
+def _cell_centers(view: View, axis: int) -> np.ndarray:
+    """For the cells of an axis whose center lies inside what is seen of the resized image: the original index
+    containing the center.
 
-    The centre (2i + 1)·padded / (2·mask) is compared and scaled in integers, so no cell is lost to rounding.
+    The center (2i + 1)·padded / (2·mask) is compared and scaled in integers, so no cell is lost to rounding.
     """
     start, length = view.seen[axis], view.seen[axis + 2]
     unit = 2 * view.mask[axis]
-    centre = (2 * np.arange(view.mask[axis], dtype=np.int64) + 1) * view.padded[axis]
-    centre = centre[centre < unit * length] + unit * start
-    if not len(centre):  # smaller than half a cell
+    center = (2 * np.arange(view.mask[axis], dtype=np.int64) + 1) * view.padded[axis]
+    center = center[center < unit * length] + unit * start
+    if not len(center):  # smaller than half a cell
         first = np.array(view.pixels(axis)[:1], np.int64)
         return view.upright(first) if axis == 1 else first
     if axis == 1 and view.flip:
-        centre = unit * view.resized[1] - centre
-    return centre * view.original[axis] // (unit * view.resized[axis])
+        center = unit * view.resized[1] - center
+    return center * view.original[axis] // (unit * view.resized[axis])

@@ -24,7 +24,7 @@ from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.postprocess.fusion import fuse, named_probs
+from vitp_pipeline.postprocess.fusion import fuse, probs_of_labels
 from vitp_pipeline.postprocess.instance import InstanceMask, Pairs, best_pairs, instance_masks
 from vitp_pipeline.postprocess.mask_quality import mask_quality
 from vitp_pipeline.postprocess.panoptic import PanopticRule, Segment, panoptic_map
@@ -134,7 +134,7 @@ class Segmenter:
         points = torch.zeros_like(logits[:, :-1]) if point_logits is None else torch.from_numpy(point_logits)
         fused = [fuse(logits, points.to(self.device), alpha, self.settings.formula) for alpha in alphas]
         no_object = logits.softmax(1)[:, -1]
-        fused += [(named_probs(logits, label), no_object) for label in labels]
+        fused += [(probs_of_labels(logits, label), no_object) for label in labels]
         probs, none = (torch.stack(values) for values in zip(*fused, strict=True))
         masks = torch.from_numpy(record.masks).to(self.device)
         return FusedView(record, masks, torch.from_numpy(record.kept).long().to(self.device), probs, none)

@@ -66,7 +66,7 @@ def semantic_label_maps(
     """The argmax over classes of `semantic_scores`; ties to the lowest class.
 
     Equal to the argmax of the whole scores except where two classes differ by float rounding. On a CPU most pixels are
-    labelled by bounds, not by their scores (`postprocess.label_bounds`); otherwise scores are made in bands of rows.
+    labeled by bounds, not by their scores (`postprocess.label_bounds`); otherwise scores are made in bands of rows.
 
     Args:
         mask_logits, probs, view, protocol: as `semantic_scores`; masks may be float16.
@@ -158,7 +158,7 @@ def band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int)
     """Rows of the original per band, so that the stacks alive at once stay within the budget."""
     queries, classes = probs.shape[1:]
     wide = max(view.padded[1], view.original[1])
-    # Resizing keeps about four stacks alive (two neighbours, their blend, the result); a band of the original
+    # Resizing keeps about four stacks alive (two neighbors, their blend, the result); a band of the original
     # reads Hr/H0 times as many resized rows.
     per_row = 4 * 4 * (queries + classes) * wide * max(1.0, view.resized[0] / view.original[0])
     rows = int(budget_bytes / per_row)
@@ -170,7 +170,7 @@ def band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int)
 def _check(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
     check_scored(mask_logits, probs, view, protocol)
     if not view.whole:
-        raise IncompatibleError("a window or a mirrored view is not an image", "Use assemble.average for views")
+        raise IncompatibleError("a window or a flipped view is not an image", "Use assemble.average for views")
 
 
 def check_scored(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:

@@ -7,7 +7,7 @@
 | `mmseg0` | logits → sigmoid (→ class scores) → padded frame → crop padding → original size |
 
 The logits themselves reach the image by the same chain everywhere; where sigmoid stands makes the difference. Between
-cropping and resizing, a window takes its place in the resized image; mirrored planes are turned back at the end.
+cropping and resizing, a window takes its place in the resized image; flipped planes are turned back at the end.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _without_padding(planes: Tensor, view: View) -> Tensor:
 def seen_to_image(planes: Tensor, view: View, outside: float) -> Tensor:
     """Planes of what is seen of the resized image, on the pixel grid of the original.
 
-    A pixel belongs to a window when its centre does, and reads nothing outside the window.
+    A pixel belongs to a window when its center does, and reads nothing outside the window.
 
     Args:
         planes: (C, height, width) of `view.seen`.

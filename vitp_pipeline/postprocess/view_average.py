@@ -1,6 +1,6 @@
-"""Class scores of an image from several views of it: scales, mirrored ones, sliding windows.
+"""Class scores of an image from several views of it: scales, flipped ones, sliding windows.
 
-A frame is the image at one scale, mirrored or not; its windows share it.
+A frame is the image at one scale, flipped or not; its windows share it.
 
 | protocol | the windows of a frame | the frames |
 |---|---|---|

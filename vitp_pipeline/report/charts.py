@@ -1,4 +1,4 @@
-"""Charts as Plotly figures: plain JSON. Colours are the page's (`var(--…)`), so that light and dark need one set."""
+"""Charts as Plotly figures: plain JSON. Colors are the page's (`var(--…)`), so that light and dark need one set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK = {
     "generator": "var(--generator)",
     "classifier": "var(--classifier)",
     "fused": "var(--fused)",
-    "bound": "var(--bound)",
+    "upper_bound": "var(--upper-bound)",
     "gain": "var(--gain)",
     "harm": "var(--harm)",
 }
@@ -44,7 +44,7 @@ def percents(values: Sequence[float | None]) -> list[float | None]:
 def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float) -> dict[str, Chart]:
     """A chart per figure that was swept; `alpha` marks the headline."""
     return {
-        name: alpha_curve(name, [("fused", curve["alpha"], curve["value"])], curve["bound"], alpha)
+        name: alpha_curve(name, [("fused", curve["alpha"], curve["value"])], curve["upper_bound"], alpha)
         for name, curve in curves.items()
     }
 
@@ -55,7 +55,10 @@ def is_curve(alphas: Sequence[float]) -> bool:
 
 
 def alpha_curve(
-    name: str, curves: Sequence[tuple[str, Sequence[float], Sequence[Any]]], bound: float | None, alpha: float | None
+    name: str,
+    curves: Sequence[tuple[str, Sequence[float], Sequence[Any]]],
+    upper_bound: float | None,
+    alpha: float | None,
 ) -> Chart:
     """One figure over α, a run being a line, or few points: (label, α, values)."""
     data: list[dict[str, Any]] = []
@@ -66,8 +69,8 @@ def alpha_curve(
         data.append(line | look | {"hovertemplate": f"α = %{{x}}: %{{y:.2f}} {name}<extra></extra>"})
     if len(curves) == 1:
         _, xs, ys = curves[0]
-        if bound is not None:
-            data.append(_level("bound: truth inside the mask", xs, percent(bound), INK["bound"], "dash"))
+        if upper_bound is not None:
+            data.append(_level("upper bound (mask labels)", xs, percent(upper_bound), INK["upper_bound"], "dash"))
         if 0.0 in xs:
             data.append(_level("generator alone", xs, percent(ys[list(xs).index(0.0)]), INK["generator"], "dot"))
         if alpha is not None and alpha in xs:
@@ -80,14 +83,14 @@ def alpha_curve(
 
 
 def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
-    """A row per class: grey up to the generator, coloured from there to the fused figure, pale up to the bound."""
+    """A row per class: gray up to the generator, colored from there to the fused figure, pale up to the upper bound."""
     generator, fused = (percents(values[k]) for k in ("generator", "fused"))
-    of_masks = values.get("bound_mask", [None] * len(classes))
-    bound = percents(of_masks)
+    of_masks = values.get("upper_bound_mask", [None] * len(classes))
+    upper_bound = percents(of_masks)
     both = [(g or 0.0, f or 0.0) for g, f in zip(generator, fused, strict=True)]
     text = [
         f"<b>{c}</b><br>generator {in_percent(g)}<br>fused {in_percent(f)} ({signed(difference(f, g))})"
-        f"<br>bound {in_percent(b)}"
+        f"<br>upper bound {in_percent(b)}"
         for c, g, f, b in zip(classes, values["generator"], values["fused"], of_masks, strict=True)
     ]
 
@@ -101,7 +104,7 @@ def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name
     gain = [max(0.0, f - g) for g, f in both]
     harm = [max(0.0, g - f) for g, f in both]
     data = [
-        bars("bound", [b or 0.0 for b in bound], INK["bound"], 0.8, hover=True),
+        bars("upper_bound", [b or 0.0 for b in upper_bound], INK["upper_bound"], 0.8, hover=True),
         bars("generator", [min(g, f) for g, f in both], INK["generator"], 0.8),
         bars("gained by fusion", gain, INK["gain"], 0.8, [g for g, _ in both]),
         bars("lost by fusion", harm, INK["harm"], 0.8, [f for _, f in both]),
@@ -115,7 +118,7 @@ def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
-    """Shares of every true class's pixels. counts: (C, C) [truth, called]."""
+    """Shares of every true class's pixels. counts: (C, C) [truth, predicted]."""
     total = counts.sum(1, keepdims=True)
     share = np.divide(100.0 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     z = plain(share.round(2))
@@ -130,7 +133,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
         "xgap": 1,
         "ygap": 1,
         "colorbar": {"ticksuffix": " %", "thickness": 10, "outlinewidth": 0},
-        "hovertemplate": "truth %{y}<br>called %{x}<br>%{z:.1f} % of its pixels<extra></extra>",
+        "hovertemplate": "truth %{y}<br>predicted %{x}<br>%{z:.1f} % of its pixels<extra></extra>",
     }
     layout = _layout("", "", height=170 + 18 * len(names))
     layout["margin"] = {"l": 56, "r": 4, "t": 8, "b": 48}
@@ -141,9 +144,11 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
 
 
 def reliability(found: dict[str, dict[str, Any]]) -> Chart:
-    """How often names of a sureness are right; on the diagonal a namer is as sure as it may be."""
-    diagonal = {"type": "scatter", "mode": "lines", "name": "as sure as right", "x": [0, 100], "y": [0, 100]}
-    data: list[dict[str, Any]] = [diagonal | {"line": {"color": INK["bound"], "dash": "dash"}, "hoverinfo": "skip"}]
+    """How often names of a confidence are right; on the diagonal a source is perfectly calibrated."""
+    diagonal = {"type": "scatter", "mode": "lines", "name": "perfectly calibrated", "x": [0, 100], "y": [0, 100]}
+    data: list[dict[str, Any]] = [
+        diagonal | {"line": {"color": INK["upper_bound"], "dash": "dash"}, "hoverinfo": "skip"}
+    ]
     for name, bins in found.items():
         ece = "" if bins["ece"] is None else f" (ECE {100 * bins['ece']:.1f})"
         data.append(
@@ -151,7 +156,7 @@ def reliability(found: dict[str, dict[str, Any]]) -> Chart:
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": f"{name}{ece}",
-                "x": percents(bins["sureness"]),
+                "x": percents(bins["confidence"]),
                 "y": percents(bins["right"]),
                 "customdata": bins["count"],
                 "line": {"color": INK[name]},
@@ -159,7 +164,7 @@ def reliability(found: dict[str, dict[str, Any]]) -> Chart:
                 "hovertemplate": f"{name}: %{{customdata}} masks, sure %{{x:.1f}} %, right %{{y:.1f}} %<extra></extra>",
             }
         )
-    layout = _layout("sureness [%]", "named right [%]", height=420)
+    layout = _layout("confidence [%]", "accuracy [%]", height=420)
     layout["xaxis"]["range"] = layout["yaxis"]["range"] = [-2, 102]
     return {"data": data, "layout": layout}
 

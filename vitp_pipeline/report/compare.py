@@ -83,11 +83,11 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     }
     for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
         same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
-        same_scores = other.evaluation.classes.fingerprint == first.evaluation.classes.fingerprint
+        same_scores = other.evaluation.class_scores.fingerprint == first.evaluation.class_scores.fingerprint
         same = {"fused": False, "classifier": same_scores, "generator": same_masks}
         for variant in [name for name in NAMES if not same[name]]:
             ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
-            for metric in [m for m in ours if m in theirs and (same_masks or m != "masks named right")]:
+            for metric in [m for m in ours if m in theirs and (same_masks or m != "mask accuracy")]:
                 gain = paired_difference(ours[metric][0], theirs[metric][0], ours[metric][1], RESAMPLES)
                 entry = {"label": label, "variant": variant, "metric": metric}
                 result["differences"].append(entry | {"estimate": gain.estimate, "low": gain.low, "high": gain.high})
@@ -170,11 +170,11 @@ def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[st
     if "panoptic" in tasks:
         found["PQ"] = (panoptic_areas(stored, variant)[images], panoptic_quality)
     masks = stored.rows.columns["masks"]
-    named = np.zeros((len(stored.rows.images), 1, 3), np.int64)
-    np.add.at(named[:, 0, 0], masks["image"], masks[variant] == masks["label"])
-    np.add.at(named[:, 0, 1], masks["image"], 1)
+    classified = np.zeros((len(stored.rows.images), 1, 3), np.int64)
+    np.add.at(classified[:, 0, 0], masks["image"], masks[variant] == masks["label"])
+    np.add.at(classified[:, 0, 1], masks["image"], 1)
     if len(masks["image"]):
-        found["masks named right"] = (named[images], pixel_accuracy)
+        found["mask accuracy"] = (classified[images], pixel_accuracy)
     return found
 
 
@@ -217,9 +217,9 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
     def identities(run: StoredEvaluation) -> dict[str, Any]:
         e = run.evaluation
         proposals = {k: v for k, v in e.proposals.run.identity.items() if k != "manifest"}
-        classes = {k: v for k, v in e.classes.identity.items() if k != "proposals"}
-        own = {k: v for k, v in e.run.identity.items() if k not in ("proposals", "classes")}
-        return {"proposals": proposals, "classes": classes, "evaluation": own}
+        class_scores = {k: v for k, v in e.class_scores.identity.items() if k != "proposals"}
+        own = {k: v for k, v in e.run.identity.items() if k not in ("proposals", "class_scores")}
+        return {"proposals": proposals, "class_scores": class_scores, "evaluation": own}
 
     return difference(identities(other), identities(first))
 
@@ -233,8 +233,8 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
     points = " → ".join(run.evaluation.run.identity["points"] for run in (first, other))
     alphas = figures.alpha_text(first), figures.alpha_text(other)
     known = {
-        "classes.classifier": weights,
-        "classes.settings.points": f"points {points}",
+        "class_scores.classifier": weights,
+        "class_scores.settings.points": f"points {points}",
         "evaluation.points": f"points {points}",
         "evaluation.settings.alpha": f"{alphas[0]} → {alphas[1].removeprefix('α = ')}",
     }
@@ -245,7 +245,7 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
         elif key.startswith("proposals."):
             masks.append(line)
         elif key != "evaluation.alphas":
-            others.append(line.removeprefix("classes.settings.").removeprefix("evaluation.settings."))
+            others.append(line.removeprefix("class_scores.settings.").removeprefix("evaluation.settings."))
     found = [text for text in dict.fromkeys(known.values()) if text in found]
     if (more := len(masks) - SHOWN_PROPOSALS) > 0:
         masks[SHOWN_PROPOSALS:] = [f"{more} more of the proposals"]
@@ -264,7 +264,7 @@ def print_comparison(result: dict[str, Any]) -> None:
         show(f"{label.split(':')[0]} differs in {text}{together}")
     base = result["labels"][0].split(":")[0]
     table = Table(title=f"against {base}, {result['images']} images")
-    for column in ("", "named by", "figure"):
+    for column in ("", "classified by", "figure"):
         table.column(column, no_wrap=True)
     for column in ("difference", f"{100 * result['level']:g} % of resamples"):
         table.column(column, justify="right", no_wrap=True)
@@ -350,11 +350,11 @@ def _joined(sweep: dict[str, dict[str, Any]]) -> bool:
 
 
 def _side_by_side(runs: Sequence[StoredEvaluation], labels: Sequence[str], task: str) -> dict[str, Any]:
-    """{columns, rows: [{label, title, values}]} of generator, fused and bound of every evaluation."""
+    """{columns, rows: [{label, title, values}]} of generator, fused and upper bound of every evaluation."""
     tables = [figures.headline_table(run, task) if task in figures.tasks_of(run) else None for run in runs]
     columns = list(dict.fromkeys(c for table in tables if table for c in table["columns"]))
     rows = []
-    for variant in ("generator", "classifier", "fused", "bound_mask"):
+    for variant in ("generator", "classifier", "fused", "upper_bound_mask"):
         for label, table in zip(labels, tables, strict=True):
             if table is None:
                 continue

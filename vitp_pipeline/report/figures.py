@@ -16,8 +16,8 @@ from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 TITLES = {
     "generator": "generator alone (α = 0)",
     "classifier": "classifier alone (α = 1)",
-    "bound_point": "bound: truth at the point",
-    "bound_mask": "bound: truth inside the mask",
+    "upper_bound_point": "upper bound (point labels)",
+    "upper_bound_mask": "upper bound (mask labels)",
 }
 WORDS = {
     "pixel_accuracy": "pixel accuracy",
@@ -115,18 +115,18 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def sweep(stored: StoredEvaluation) -> dict[str, dict[str, Any]]:
-    """Per figure that was swept: {task, alpha: [...], value: [...], bound: of the mask's truth, or None}."""
+    """Per figure that was swept: {task, alpha: [...], value: [...], upper_bound: of the mask's truth, or None}."""
     curves: dict[str, dict[str, Any]] = {}
     for task in tasks_of(stored):
         points = stored.result[task].get("sweep", [])
-        bound, _ = task_figures(stored, task, "bound_mask")
+        upper_bound, _ = task_figures(stored, task, "upper_bound_mask")
         for key in [k for k in (points[0] if points else ()) if k != "alpha"]:
             name = WORDS.get(key, key)
             curves[name] = {
                 "task": task,
                 "alpha": [point["alpha"] for point in points],
                 "value": [point[key] for point in points],
-                "bound": bound.get(name, bound.get(f"{name} coco")),
+                "upper_bound": upper_bound.get(name, upper_bound.get(f"{name} coco")),
             }
     return curves
 
@@ -146,7 +146,7 @@ NO_MASK = "(no mask)"
 
 
 def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(K + 1, K + 1) int64 pixels [truth, called] before and after, the last class being `NO_MASK`; empty where no
+    """(K + 1, K + 1) int64 pixels [truth, predicted] before and after, the last class being `NO_MASK`; empty where no
     semantic maps were measured.
     """
     entries, size = stored.rows.columns.get("semantic", {}), len(stored.classes) + 1
@@ -162,7 +162,7 @@ def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
 
 
 def most_confused(found: dict[str, np.ndarray], most: int = 24) -> np.ndarray:
-    """Indices of the classes, ascending, that a matrix of limited size should show: of most pixels called wrongly."""
+    """Indices of the classes, ascending, that a matrix of limited size should show: of most misclassified pixels."""
     wrong = sum(m.sum(0) + m.sum(1) - 2 * np.diag(m) for m in found.values())
     seen = sum(m.sum(0) + m.sum(1) for m in found.values())
     order = np.lexsort((-seen, -wrong))
@@ -193,7 +193,7 @@ def changed_confusions(found: dict[str, np.ndarray], classes: tuple[str, ...], m
     return [
         {
             "truth": classes[t],
-            "called": classes[c],
+            "predicted": classes[c],
             "before": float(before[t, c] / total[t]),
             "after": float(after[t, c] / total[t]),
             "pixels": int(change[t, c]),
@@ -213,7 +213,7 @@ def class_pixels(rows: Rows, classes: int) -> np.ndarray:
 
 
 def image_accuracies(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(images,) share of the labelled pixels that generator and fused name rightly, nan without any; without semantic
+    """(images,) share of the labeled pixels that generator and fused name rightly, nan without any; without semantic
     maps the share of the masks.
     """
     numbers, found = headline_variants(stored.evaluation), {}

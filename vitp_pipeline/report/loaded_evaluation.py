@@ -17,7 +17,7 @@ from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, Mi
 from vitp_pipeline.evaluation.count_reader import Rows, read_rows
 from vitp_pipeline.evaluation.definition import Evaluation, Inputs, headline_variants, streamed
 from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_named, facts_of, labels
-from vitp_pipeline.evaluation.summary import read_result_totals, summarise
+from vitp_pipeline.evaluation.summary import read_result_totals, summarize
 from vitp_pipeline.shipped import shipped
 from vitp_pipeline.storage.backend import folders_in, there
 from vitp_pipeline.storage.sealed import damaged
@@ -25,7 +25,7 @@ from vitp_pipeline.validation.tables import checked
 
 COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
 """Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
-READ = ("proposals", "classes", "points", "alphas", "settings")
+READ = ("proposals", "class_scores", "points", "alphas", "settings")
 """Keys that the identity of an evaluation must have."""
 LISTED = 20
 """So many evaluations of a run are said at once."""
@@ -88,8 +88,8 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     proposals.require_one_view("reports")
     if missing := [key for key in READ if key not in rebuilt.identity]:
         raise damaged(folder / "run.json", f"damaged (its identity has no {missing[0]!r})")
-    classes = open_run(run / "classes" / rebuilt.identity["classes"][:12], "classify")
-    for name, stage in {"proposals": proposals.run, "classes": classes}.items():
+    class_scores = open_run(run / "class_scores" / rebuilt.identity["class_scores"][:12], "classify")
+    for name, stage in {"proposals": proposals.run, "class_scores": class_scores}.items():
         if stage.fingerprint != rebuilt.identity[name]:
             raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
     settings = _settings(rebuilt)
@@ -100,7 +100,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     dataset = NoData(spec, split) if data_root is None else Dataset(spec, data_root, split)
     evaluation = Evaluation(
         rebuilt,
-        Inputs(proposals, classes),
+        Inputs(proposals, class_scores),
         dataset,  # type: ignore[arg-type]
         tuple(rebuilt.identity["alphas"]),
         settings.alpha,
@@ -108,7 +108,7 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     )
     numbers = headline_variants(evaluation)
     rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
-    result = summarise(evaluation, read_result_totals(evaluation), allow_missing=True)
+    result = summarize(evaluation, read_result_totals(evaluation), allow_missing=True)
     return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
 
 
@@ -153,7 +153,7 @@ def _settings(run: StageRun) -> EvaluateSettings:
     try:
         return checked(EvaluateSettings, given, f"{run.folder / 'run.json'}:")
     except UsageError as error:
-        raise CorruptError(error.message, error.mend) from error
+        raise CorruptError(error.message, error.hint) from error
 
 
 def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> DatasetSpec:
@@ -187,7 +187,7 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
-    stages = [stored.evaluation.proposals.run, stored.evaluation.classes, stored.evaluation.run]
+    stages = [stored.evaluation.proposals.run, stored.evaluation.class_scores, stored.evaluation.run]
     if (trained := classifier_folder(stored.run, stages[1].identity["classifier"])) is not None:
         stages.insert(1, open_run(trained))
     entries = []
@@ -206,4 +206,4 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
 
 def classifier_name(stored: StoredEvaluation) -> str:
     """The name of the classifier in its run, or the beginning of its digest."""
-    return classifier_named(stored.run, stored.evaluation.classes.identity["classifier"])
+    return classifier_named(stored.run, stored.evaluation.class_scores.identity["classifier"])

@@ -18,9 +18,9 @@ from vitp_pipeline.runtime.progress import progress
 if TYPE_CHECKING:
     from vitp_pipeline.postprocess.segmenter import FusedView
 
-NAMERS = ("generator", "classifier", "fused")
+SCORE_SOURCES = ("generator", "classifier", "fused")
 AREA_EDGES = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0)
-SURENESS_EDGES = tuple(i / 10 for i in range(11))
+CONFIDENCE_EDGES = tuple(i / 10 for i in range(11))
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class MaskFacts:
         query: which query of the generator.
         label: the majority of the ground truth inside, or IGNORE.
         area: share of the image inside {logit > 0}, in [0, 1].
-        names: per namer, class indices.
-        sureness: per namer, the probability of that class given that the mask is something, in [0, 1].
-        uncertainty: (images,) mean entropy of the fused names, in [0, 1] where 1 is "any class"; weighted by
+        predicted: per source, class indices.
+        confidence: per source, the probability of that class given that the mask is something, in [0, 1].
+        uncertainty: (images,) mean entropy of the fused prediction, in [0, 1] where 1 is "any class"; weighted by
             area · (1 − v); nan where there is no mask.
     """
 
@@ -42,13 +42,13 @@ class MaskFacts:
     query: np.ndarray
     label: np.ndarray
     area: np.ndarray
-    names: dict[str, np.ndarray]
-    sureness: dict[str, np.ndarray]
+    predicted: dict[str, np.ndarray]
+    confidence: dict[str, np.ndarray]
     uncertainty: np.ndarray
 
-    def right(self, namer: str) -> np.ndarray:
+    def right(self, source: str) -> np.ndarray:
         """(M,) bool: named as the ground truth inside."""
-        return np.asarray(self.names[namer] == self.label)
+        return np.asarray(self.predicted[source] == self.label)
 
     @property
     def known(self) -> np.ndarray:
@@ -57,7 +57,7 @@ class MaskFacts:
 
 
 def alphas_of(stored: StoredEvaluation) -> tuple[float, float, float]:
-    """The weights of the classifier by which `NAMERS` classify."""
+    """The weights of the classifier by which `SCORE_SOURCES` classify."""
     return 0.0, 1.0, stored.evaluation.alpha
 
 
@@ -70,10 +70,10 @@ def class_scores(view: FusedView) -> dict[str, np.ndarray]:
     """
     probs = view.probs.double().cpu()
     total = probs.sum(2, keepdim=True)
-    return dict(zip(NAMERS, (probs / total).nan_to_num(0.0).numpy(), strict=True))
+    return dict(zip(SCORE_SOURCES, (probs / total).nan_to_num(0.0).numpy(), strict=True))
 
 
-def presence(class_logits: np.ndarray) -> np.ndarray:
+def objectness_of(class_logits: np.ndarray) -> np.ndarray:
     """(Q,) float64 1 − v."""
     y = class_logits.astype(np.float64)
     weights = np.exp(y - y.max(1, keepdims=True))
@@ -91,7 +91,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     number = {image: i for i, image in enumerate(stored.rows.images)}
     failed = {image for image, _ in stored.rows.failed}
     labels = _labels(stored)
-    proposals, classes = stored.evaluation.proposals, stored.evaluation.classes
+    proposals, stored_scores = stored.evaluation.proposals, stored.evaluation.class_scores
     segmenter = stored.evaluation.segmenter
     uncertainty = np.full(len(number), np.nan)
     pieces: list[tuple[np.ndarray, ...]] = []
@@ -100,7 +100,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
             if shard in stored.rows.missing:
                 continue
             for part in range(len(proposals.run.parts(shard))):
-                with classes.open_arrays(shard, part) as scores:
+                with stored_scores.open_arrays(shard, part) as scores:
                     for record in proposals.read_part(shard, part):
                         if record.image_id in failed:
                             continue
@@ -112,18 +112,21 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                         pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
                         shown.advance()
     empty = (np.zeros(0, int),) * 10
-    images, queries, areas, *named, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
-    names, sureness = dict(zip(NAMERS, named[:3], strict=True)), dict(zip(NAMERS, named[3:], strict=True))
-    return MaskFacts(images, queries, majority, areas, names, sureness, uncertainty)
+    images, queries, areas, *scored, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
+    predicted, confidence = (
+        dict(zip(SCORE_SOURCES, scored[:3], strict=True)),
+        dict(zip(SCORE_SOURCES, scored[3:], strict=True)),
+    )
+    return MaskFacts(images, queries, majority, areas, predicted, confidence, uncertainty)
 
 
 def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, ...], float]:
-    present = presence(record.class_logits)[record.kept]
-    likely = present > 0.5
+    objectness = objectness_of(record.class_logits)[record.kept]
+    likely = objectness > 0.5
     query = record.kept[likely]
     area = mask_areas(record.masks[likely], record.view)
-    of = [scores[name][query] for name in NAMERS]
-    fused, weight = of[2], area * present[likely]
+    of = [scores[name][query] for name in SCORE_SOURCES]
+    fused, weight = of[2], area * objectness[likely]
     entropy = -np.sum(fused * np.log(np.where(fused > 0, fused, 1.0)), 1) / np.log(max(2, fused.shape[1]))
     uncertain = float((entropy * weight).sum() / weight.sum()) if weight.sum() else float("nan")
     return (query.astype(np.int64), area, *(p.argmax(1) for p in of), *(p.max(1) for p in of)), uncertain
@@ -136,23 +139,23 @@ def _labels(stored: StoredEvaluation) -> dict[tuple[int, int], int]:
 
 
 def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
-    """Per namer: masks of known label in bins of equal width by sureness.
+    """Per source: masks of known label in bins of equal width by confidence.
 
     Returns:
-        {count, sureness, right: lists of `bins`, None where a bin is empty; ece: expected calibration error in [0, 1],
+        {count, confidence, right: lists of `bins`, None where a bin is empty; ece: expected calibration error,
         or None without masks}
     """
     found = {}
-    for name in NAMERS:
-        sure, right = facts.sureness[name][facts.known], facts.right(name)[facts.known]
-        place = np.minimum((sure * bins).astype(int), bins - 1)
+    for name in SCORE_SOURCES:
+        confidence, right = facts.confidence[name][facts.known], facts.right(name)[facts.known]
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
         count = np.bincount(place, minlength=bins)
-        means = [np.bincount(place, values, minlength=bins) for values in (sure, right)]
-        mean_sure, mean_right = (np.divide(m, count, out=np.full(bins, np.nan), where=count > 0) for m in means)
-        gap = np.abs(means[0] - means[1]).sum() / len(sure) if len(sure) else np.nan
+        means = [np.bincount(place, values, minlength=bins) for values in (confidence, right)]
+        mean_confidence, mean_right = (np.divide(m, count, out=np.full(bins, np.nan), where=count > 0) for m in means)
+        gap = np.abs(means[0] - means[1]).sum() / len(confidence) if len(confidence) else np.nan
         found[name] = {
             "count": count.tolist(),
-            "sureness": plain(mean_sure),
+            "confidence": plain(mean_confidence),
             "right": plain(mean_right),
             "ece": plain(gap),
         }
@@ -165,15 +168,15 @@ def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[s
     Args:
         pixels: (K,) ground-truth pixels of every class.
     Returns:
-        per question ("area", "sureness", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
+        per question ("area", "confidence", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
         of masks, before and after being those named right.
     """
     known = facts.known
-    area, sure = facts.area[known], facts.sureness["generator"][known]
+    area, confidence = facts.area[known], facts.confidence["generator"][known]
     rank, groups = frequency_groups(pixels)
     questions = {
         "area": (_place(area, AREA_EDGES), _ranges(AREA_EDGES)),
-        "sureness": (_place(sure, SURENESS_EDGES), _ranges(SURENESS_EDGES)),
+        "confidence": (_place(confidence, CONFIDENCE_EDGES), _ranges(CONFIDENCE_EDGES)),
         "frequency": (rank[facts.label[known]], groups),
     }
     before, after = facts.right("generator")[known], facts.right("fused")[known]

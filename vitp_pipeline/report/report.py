@@ -18,7 +18,7 @@ from vitp_pipeline.runtime.progress import progress
 
 HELP_TITLES = {
     "area": "area of the mask, share of the image",
-    "sureness": "sureness of the generator's name",
+    "confidence": "confidence of the generator's name",
     "frequency": "frequency of the true class, in pixels",
 }
 SECTIONS = {
@@ -120,8 +120,8 @@ def _charts(
         drawn[f"classes:{name}"] = charts.class_bars([stored.classes[k] for k in shown], own, name)
     if confusion:
         chosen = figures.most_confused(confusion)
-        called = (*stored.classes, figures.NO_MASK)
-        names = [called[k] for k in chosen] + ["all others"]
+        predicted = (*stored.classes, figures.NO_MASK)
+        names = [predicted[k] for k in chosen] + ["all others"]
         folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
         for variant, counts in confusion.items():
             folded = figures.folded(counts, chosen)
@@ -185,7 +185,7 @@ def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
-    """The few numbers to begin with: the first figure of every task, and the masks named right."""
+    """The few numbers to begin with: the first figure of every task, and the mask accuracy."""
     tiles = []
     for task in figures.tasks_of(stored):
         table = figures.headline_table(stored, task)
@@ -196,11 +196,11 @@ def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
         if low is not None:
             more += f" (95 %: {points(low)} to {points(high)})"
         tiles.append({"name": f"{table['columns'][0]}, fused", "value": percent(value), "more": more})
-    named = stored.result["masks"]
-    if named["matched"]:
-        share, before = named["named_right"]["fused"], named["named_right"]["generator"]
-        more = f"{points(share - before)} to the generator, of {named['matched']:,}"
-        tiles.append({"name": "masks named right, fused", "value": percent(share), "more": more})
+    masks = stored.result["masks"]
+    if masks["matched"]:
+        share, before = masks["mask_accuracy"]["fused"], masks["mask_accuracy"]["generator"]
+        more = f"{points(share - before)} to the generator, of {masks['matched']:,}"
+        tiles.append({"name": "mask accuracy, fused", "value": percent(share), "more": more})
     return tiles
 
 
@@ -215,7 +215,7 @@ def _notes(stored: StoredEvaluation) -> list[str]:
 
 
 def _accuracy_word(stored: StoredEvaluation) -> str:
-    return "pixel accuracy" if "semantic" in figures.tasks_of(stored) else "masks named right"
+    return "pixel accuracy" if "semantic" in figures.tasks_of(stored) else "mask accuracy"
 
 
 def _count(images: dict[str, Any]) -> str:

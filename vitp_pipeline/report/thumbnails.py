@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
-from vitp_pipeline.report.mask_statistics import NAMERS, alphas_of, class_scores, mask_areas, presence
+from vitp_pipeline.report.mask_statistics import SCORE_SOURCES, alphas_of, class_scores, mask_areas, objectness_of
 
 LONG_SIDE = 384
 NOTHING = 65535
@@ -32,8 +32,8 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
             data root all `NOTHING`), of the generator's and of the fused map, and the index in `masks` of the mask that
             lies on top, `NOTHING` being none.
         classes: the class indices that occur in the maps.
-        masks: of those with 1 − v > 0.5: query, present, area, label (or None), points [[row, col] as shares of the
-            image], and per namer the likeliest [class, probability given that it is something].
+        masks: of those with 1 − v > 0.5: query, objectness, area, label (or None), points [[row, col] as shares of the
+            image], and per source the likeliest [class, probability given that it is something].
     Raises:
         InputError: image or label cannot be read.
     """
@@ -42,14 +42,14 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
     view = stored.evaluation.segmenter.score(record, scores, alphas_of(stored))
     record, found = view.record, class_scores(view)
     generator, fused = (shrunk(m, size) for m in stored.evaluation.segmenter.semantic([view])[[0, 2]])
-    present = presence(record.class_logits)
-    shown = np.flatnonzero(present[record.kept] > 0.5)
+    objectness = objectness_of(record.class_logits)
+    shown = np.flatnonzero(objectness[record.kept] > 0.5)
     truth, photo = np.full(size, IGNORE, np.int16), None
     if stored.has_data:
         dataset = stored.evaluation.dataset
         sample = dataset.sample(image_id)
         truth, photo = shrunk(dataset.read_semantic(sample), size), _jpeg(dataset.read_image(sample), size)
-    top = top_masks(record, shown, present, size)
+    top = top_masks(record, shown, objectness, size)
     planes = np.stack([truth, generator, fused, top]).astype(np.int64)
     planes = np.where(planes < 0, NOTHING, planes).astype("<u2")
     classes = np.setdiff1d(planes[:3], [NOTHING])
@@ -58,7 +58,7 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
         "photo": photo,
         "maps": base64.b64encode(zlib.compress(planes.tobytes())).decode(),
         "classes": classes.tolist(),
-        "masks": _masks(stored, record, shown, present, found),
+        "masks": _masks(stored, record, shown, objectness, found),
     }
 
 
@@ -69,13 +69,13 @@ def thumbnail_size(original: Size) -> Size:
 
 
 def shrunk(labels: np.ndarray, size: Size) -> np.ndarray:
-    """(H, W) → `size`: of every cell the value at its centre, so that no class appears that is not there."""
+    """(H, W) → `size`: of every cell the value at its center, so that no class appears that is not there."""
     row, col = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size, labels.shape, strict=True))
     small: np.ndarray = labels[row[:, None], col[None]]
     return small
 
 
-def top_masks(record: ProposalRecord, shown: np.ndarray, present: np.ndarray, size: Size) -> np.ndarray:
+def top_masks(record: ProposalRecord, shown: np.ndarray, objectness: np.ndarray, size: Size) -> np.ndarray:
     """(size) int64: of the masks `shown` (places among the kept) that claim a pixel (probability ≥ 0.5) the place in
     `shown` of the one with the largest (1 − v) · probability; −1 where none does.
     """
@@ -87,7 +87,7 @@ def top_masks(record: ProposalRecord, shown: np.ndarray, present: np.ndarray, si
     masks = torch.from_numpy(record.masks[shown]).float()
     for place, plane in enumerate(iter_mask_probabilities(masks, replace(record.view, original=size), record.protocol)):
         probability = plane.numpy()
-        score = np.where(probability >= 0.5, probability * present[record.kept[shown[place]]], 0.0)
+        score = np.where(probability >= 0.5, probability * objectness[record.kept[shown[place]]], 0.0)
         top[score > best] = place
         best = np.maximum(best, score)
     return top
@@ -98,11 +98,11 @@ def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.n
     evaluation = stored.evaluation
     shard, part = next(
         (shard, part)
-        for shard in range(evaluation.classes.shards)
-        for part, images in enumerate(evaluation.classes.parts(shard))
+        for shard in range(evaluation.class_scores.shards)
+        for part, images in enumerate(evaluation.class_scores.parts(shard))
         if image_id in images
     )
-    with evaluation.classes.open_arrays(shard, part) as scores:
+    with evaluation.class_scores.open_arrays(shard, part) as scores:
         record = evaluation.proposals.read(image_id)
         return record, scores.read(f"point_logits/{record.key}")
 
@@ -111,7 +111,7 @@ def _masks(
     stored: StoredEvaluation,
     record: ProposalRecord,
     shown: np.ndarray,
-    present: np.ndarray,
+    objectness: np.ndarray,
     found: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     rows, number = stored.rows.columns["masks"], stored.rows.images.index(record.image_id)
@@ -119,16 +119,16 @@ def _masks(
     labels = dict(zip(rows["query"][own].tolist(), rows["label"][own].tolist(), strict=True))
     policy = stored.evaluation.run.identity["points"]
     policy = policy if policy in record.points else "max"
-    points = record.points[policy].reshape(len(present), -1, 2) / np.array(record.view.original)
+    points = record.points[policy].reshape(len(objectness), -1, 2) / np.array(record.view.original)
     areas = mask_areas(record.masks[shown], record.view)
     entries = []
     for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
-        names = {name: _likeliest(found[name][query]) for name in NAMERS}
+        names = {name: _likeliest(found[name][query]) for name in SCORE_SOURCES}
         own_points = points[query] if policy in SEVERAL_POINTS else points[query][:1]
         entries.append(
             {
                 "query": query,
-                "present": round(float(present[query]), 4),
+                "objectness": round(float(objectness[query]), 4),
                 "area": round(area, 5),
                 "label": labels.get(query),
                 "points": np.round(own_points, 4).tolist(),

@@ -40,7 +40,7 @@ def collect(run: Path, remove: bool = True) -> list[tuple[Path, int]]:
 
 
 def _locked_folder(folder: Path, remove: bool) -> list[tuple[Path, int]]:
-    """Leavings of a folder that a task owns by its lock; none while one is at work."""
+    """Stale files of a folder that a task owns by its lock; none while one is at work."""
     lock = folder / "lock"
     files = files_in(folder)
     stale, there = _stale(folder, files), lock.name in files

@@ -53,7 +53,7 @@ class Damage:
 
 
 def repair(damages: list[Damage]) -> list[Damage]:
-    """Does what can be done, in order, while no task is at work there. Returns what could not be mended."""
+    """Does what can be done, in order, while no task is at work there. Returns what could not be repaired."""
     left = []
     for damage in damages:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.partial_part import spool_paths, spooled_images
+from vitp_pipeline.artifacts.partial_part import partial_images, partial_paths
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
@@ -37,7 +37,7 @@ def stage_folders(run: Path) -> list[Path]:
         InputError: no run lies there.
     """
     folders = [run / "proposals"]
-    for stage in ("classifier", "classes", "evaluation"):
+    for stage in ("classifier", "class_scores", "evaluation"):
         folders += [run / stage / name for name in folders_in(run / stage)]
     folders = [folder for folder in folders if there(folder / "run.json") or there(folder / COPIES)]
     if not folders:
@@ -68,10 +68,10 @@ def run_status(run: Path) -> list[dict[str, Any]]:
 
 def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
     """What class scores and evaluations are, in a few words, by `stage`."""
-    own = [stage for stage in stages if stage.folder.parent.name in ("classes", "evaluation")]
+    own = [stage for stage in stages if stage.folder.parent.name in ("class_scores", "evaluation")]
     names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
     found: dict[str, str] = {}
-    for kind in ("classes", "evaluation"):
+    for kind in ("class_scores", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
         texts = labels([facts[i] for i in chosen], ALWAYS)
         found |= {names[i]: text for i, text in zip(chosen, texts, strict=True)}
@@ -99,8 +99,8 @@ def _sharded(run: StageRun) -> dict[str, Any]:
             if (index := index_path(folder, part).name) in files:
                 images += len(ids)
                 size += files[index] + arrays[part]
-            elif (rows := spool_paths(run.shard_folder(shard), part)[0]).name in files:
-                images += spooled_images(rows)
+            elif (rows := partial_paths(run.shard_folder(shard), part)[0]).name in files:
+                images += partial_images(rows)
         if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
             running.append(shard)
             continue

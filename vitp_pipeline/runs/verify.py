@@ -239,7 +239,7 @@ def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
     """Says how it ended.
 
     Args:
-        left: what `repair` could not mend of what was found; None = it was not asked to.
+        left: what `repair` could not repair of what was found; None = it was not asked to.
     Raises:
         CorruptError: something is damaged.
     """
@@ -258,6 +258,6 @@ def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
     if left:
         first = left[0]
         raise CorruptError(
-            f"{first.path}: {first.reason}, and that cannot be mended here ({len(left)} such)",
+            f"{first.path}: {first.reason}, and that cannot be repaired here ({len(left)} such)",
             "Remove that stage's folder and run it again; one that is being worked on: verify again later",
         )

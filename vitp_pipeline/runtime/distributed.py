@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun or srun starts them; without either, a team of one.
+"""The processes of one training, as torchrun or srun starts them; without either, one alone.
 
 Gradients are summed here, not by torch's DistributedDataParallel: one sum a step whatever is accumulated, and no
 assumption that every process has images or every layer a gradient. Equal sums on all of them keep the weights equal.
@@ -35,7 +35,7 @@ def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that all processes call together, and that only one process can call alone."""
 
     @wraps(method)
-    def call(self: Team, *arguments: Any) -> Any:
+    def call(self: Distributed, *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
         except RuntimeError as error:  # a connection that closed, or nobody there for an hour
@@ -48,11 +48,11 @@ def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Team:
+class Distributed:
     """A process and its place among all.
 
     Attributes:
-        rank: 0 to size − 1; process 0 leads: it alone writes, locks and speaks.
+        rank: 0 to size − 1; process 0 is the main one: it alone writes, locks and speaks.
         size: number of processes.
         local: the process's number on its own machine, which is that of its GPU.
     """
@@ -62,7 +62,7 @@ class Team:
     local: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
@@ -101,7 +101,7 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
-    def wait_for_leader(self) -> None:
+    def wait_for_main_process(self) -> None:
         """Returns when process 0 has come here too: who starts processes may end all when one of them ends."""
         self.share(None)
 
@@ -144,12 +144,12 @@ class Team:
                 bucket = []
 
 
-ALONE = Team()
+ALONE = Distributed()
 
 
 @contextmanager
-def launched_team() -> Iterator[Team]:
-    """The team that torchrun's or srun's environment describes, or a team of one.
+def launched_processes() -> Iterator[Distributed]:
+    """The processes that torchrun's or srun's environment describes, or this one alone.
 
     An error of one process ends all of them: the first to fail raises it, the others end without a word. So does the
     death of one: its connections close, and whoever next adds or shares fails.
@@ -168,7 +168,7 @@ def launched_team() -> Iterator[Team]:
     collectives = dist.PrefixStore("collectives", store)
     dist.init_process_group(backend, store=collectives, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
     try:
-        yield Team(launch.rank, launch.size, launch.local)
+        yield Distributed(launch.rank, launch.size, launch.local)
     except Exception as error:
         speaks = launch.rank == 0 if isinstance(error, StoppedError) else _first_to_fail(store)
         if not speaks:

@@ -21,7 +21,7 @@ class Launch:
 
     Attributes:
         launcher: "torchrun" or "srun".
-        rank, size, local: as those of `Team`.
+        rank, size, local: as those of `Distributed`.
         address, port: where process 0 listens.
     """
 
@@ -40,7 +40,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     counts is the step: SLURM_NTASKS alone is also set in a batch script, where nobody has started the others.
 
     Raises:
-        UsageError: a value that is no number, or a rank outside of its team.
+        UsageError: a value that is no number, or a rank outside of its group.
     """
     if set(environment) >= TORCHRUN:
         address, port = environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")

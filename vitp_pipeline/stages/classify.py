@@ -30,9 +30,9 @@ from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.storage.backend import files_in, folders_in, there
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import fingerprint
@@ -52,7 +52,7 @@ def classify(
     shard: ShardChoice,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Scores the points of the proposals and writes RUN/classes/FINGERPRINT.
+    """Scores the points of the proposals and writes RUN/class_scores/FINGERPRINT.
 
     Raises:
         MissingStageError: the run has no classifier, or not the proposals of a shard.
@@ -63,7 +63,7 @@ def classify(
     classifier = classifier_file(recipe, settings, data_root, out)
     require_shards(proposals, shard)
     digests = Digests(out)
-    run = classes_run(proposals, classifier, settings, out, create=True, digests=digests)
+    run = class_scores_run(proposals, classifier, settings, out, create=True, digests=digests)
     shards = shard.within(run.shards)
     require_proposals(proposals, shards)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
@@ -81,11 +81,11 @@ def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: 
         return recipe.find_file(settings.classifier, data_root)
     path = out / "classifier" / settings.name / "model.safetensors"
     if not there(path):
-        mend = "Run `vitp train-classifier` first, or let it finish"
+        hint = "Run `vitp train-classifier` first, or let it finish"
         if others := trained_classifiers(out):
             named = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
-            mend = f"Choose one that is there with --name: {named}; or train this one first"
-        raise MissingStageError(f"{path}: no trained classifier", mend)
+            hint = f"Choose one that is there with --name: {named}; or train this one first"
+        raise MissingStageError(f"{path}: no trained classifier", hint)
     return path
 
 
@@ -95,7 +95,7 @@ def trained_classifiers(out: Path) -> list[str]:
     return [name for name in folders_in(folder) if "model.safetensors" in files_in(folder / name)]
 
 
-def classes_run(
+def class_scores_run(
     proposals: ProposalStore,
     classifier: Path,
     settings: ClassifySettings,
@@ -111,12 +111,12 @@ def classes_run(
         MissingStageError: it is not there and `create` is false.
     """
     identity = {
-        "stage": "classes",
+        "stage": "class_scores",
         "proposals": proposals.run.fingerprint,
         "classifier": (digests or Digests(out)).of(classifier),
         "settings": identity_of(settings),
     }
-    folder = out / "classes" / fingerprint(identity)[:12]
+    folder = out / "class_scores" / fingerprint(identity)[:12]
     if not create and not there(folder / "run.json"):
         raise MissingStageError(
             f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
@@ -153,7 +153,7 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class PromptedImage:
-    """A view of an image in the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "spread", or
+    """A view of an image in the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "multi", or
     (Q, P) shares of the patches that the masks cover.
     """
 
@@ -161,7 +161,7 @@ class PromptedImage:
     prompts: np.ndarray = field(repr=False)
 
 
-class Namer:
+class MaskClassifier:
     """A classifier that names the masks of proposals, each view's by its points on the whole upright image.
 
     Args:
@@ -194,7 +194,7 @@ class Namer:
 
         if not self.reads_masks:
             points = points_of(record, self.settings.points)
-            return PromptedImage(record, normalise_points(points, record.view.original))
+            return PromptedImage(record, normalize_points(points, record.view.original))
         coverage = mask_coverage(record.masks, record.view, self.model.grid)
         return PromptedImage(replace(record, masks=None), coverage)
 
@@ -266,12 +266,12 @@ class ClassMaker:
         self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
     ) -> None:
         self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
-        self.namer = Namer(classifier, settings, proposals.run.identity["settings"], dataset.spec)
-        if self.namer.reads_masks:
+        self.mask_classifier = MaskClassifier(classifier, settings, proposals.run.identity["settings"], dataset.spec)
+        if self.mask_classifier.reads_masks:
             proposals.require_all_masks()
             proposals.require_one_view("masks as prompts")
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
         wanted = set(images)
@@ -295,8 +295,8 @@ class ClassMaker:
                     if waiting and (batch is None or len(waiting) > READ_AHEAD):
                         ready, pictures = waiting.popleft()
                         reasons |= self._score(ready.views, pictures, writer, wanted)
-                        turn.advance(len(wanted.intersection(ready.finished)))
-                        if turn.over() and waiting and (following := waiting[0][0].first) != ready.last:
+                        budget.advance(len(wanted.intersection(ready.finished)))
+                        if budget.over() and waiting and (following := waiting[0][0].first) != ready.last:
                             readers.shutdown(wait=False, cancel_futures=True)
                             images = _before(following, images, self.run.parts(shard)[part])
                             break
@@ -304,7 +304,7 @@ class ClassMaker:
         except BaseException:
             writer.abandon()
             raise
-        turn.advance(len(unproposed.intersection(images)))
+        budget.advance(len(unproposed.intersection(images)))
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
@@ -320,11 +320,11 @@ class ClassMaker:
         shown = {image for start in starts for image in views[start : start + size]}
         places = (place for place, image in enumerate(views) if image in shown)
         last = {image: place for place, image in enumerate(views)}
-        records = self.proposals.read_part(shard, part, masks=self.namer.reads_masks, images=shown)
+        records = self.proposals.read_part(shard, part, masks=self.mask_classifier.reads_masks, images=shown)
         placed = zip(places, records, strict=True)
         for start, own in groupby(placed, lambda pair: pair[0] - pair[0] % size):
             if start in starts:
-                found = [(place, self.namer.prompted(record)) for place, record in own]
+                found = [(place, self.mask_classifier.prompted(record)) for place, record in own]
                 finished = tuple(v.record.image_id for place, v in found if last[v.record.image_id] == place)
                 yield _Batch([view for _, view in found], finished)
 
@@ -335,7 +335,7 @@ class ClassMaker:
                 f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
                 f"{record.view.original[0]} when its proposals were made"
             )
-        return self.namer.pixels(image)
+        return self.mask_classifier.pixels(image)
 
     def _score(
         self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter, wanted: set[str]
@@ -350,7 +350,7 @@ class ClassMaker:
                 reasons[prompted.record.image_id] = error.message
         if not ready:
             return reasons
-        for prompted, values in zip(ready, self.namer.scores(ready, images), strict=True):
+        for prompted, values in zip(ready, self.mask_classifier.scores(ready, images), strict=True):
             if prompted.record.image_id not in wanted:
                 continue
             if np.isfinite(values).all():

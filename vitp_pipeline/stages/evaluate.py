@@ -23,7 +23,7 @@ from vitp_pipeline.execution.runner import Outcome, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.stages.classify import (
     check_manifest,
-    classes_run,
+    class_scores_run,
     classifier_file,
     require_proposals,
     require_shards,
@@ -53,17 +53,17 @@ def prepare(
     require_shards(proposals, shard)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
-    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     measured = Measured.of(settings, classify, sweep)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,
-        "classes": classes.fingerprint,
+        "class_scores": class_scores.fingerprint,
         **measured.identity,
     }
     folder = out / "evaluation" / fingerprint(identity)[:12]
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    evaluation = measured.evaluation(run, Inputs(proposals, classes), dataset)
+    evaluation = measured.evaluation(run, Inputs(proposals, class_scores), dataset)
     check_codec(evaluation.codec, settings, evaluation.tasks)
     if proposals.several_views:
         check_views(evaluation)
@@ -85,9 +85,10 @@ def evaluate_shards(
     from vitp_pipeline.evaluation.summary import keep_shard_totals
 
     require_proposals(evaluation.proposals, shards)
-    if missing := [s for s in shards if not evaluation.classes.finished(s)]:
+    if missing := [s for s in shards if not evaluation.class_scores.finished(s)]:
         raise MissingStageError(
-            f"{evaluation.classes.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
+            f"{evaluation.class_scores.folder}: shard {missing[0]} is not classified",
+            "Run `vitp classify` for it first",
         )
     return run_parts(
         evaluation.run,

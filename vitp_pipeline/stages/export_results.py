@@ -29,12 +29,12 @@ from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import MissingStageError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.definition import map_settings
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.interop.result_formats import FILE_AN_IMAGE, ImageResult, check_format, json_files, write_image
 from vitp_pipeline.stages.classify import (
     check_manifest,
-    classes_run,
+    class_scores_run,
     classifier_file,
     require_proposals,
     require_shards,
@@ -59,7 +59,7 @@ class Export:
 
     run: StageRun
     proposals: ProposalStore
-    classes: StageRun
+    class_scores: StageRun
     spec: DatasetSpec
     settings: EvaluateSettings
     format: str
@@ -99,21 +99,21 @@ def prepare(
     require_shards(proposals, shard)
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
-    classes = classes_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
     names = _file_names(proposals) if format in FILE_AN_IMAGE else {}
     identity = {
         "stage": "export",
         "format": format,
         "variant": variant,
         "proposals": proposals.run.fingerprint,
-        "classes": classes.fingerprint,
+        "class_scores": class_scores.fingerprint,
         "settings": map_settings(settings),
         **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
     }
     folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
-    return Export(run, proposals, classes, recipe.manifest, settings, format, alpha, names)
+    return Export(run, proposals, class_scores, recipe.manifest, settings, format, alpha, names)
 
 
 def _file_names(proposals: ProposalStore) -> dict[str, str]:
@@ -134,9 +134,9 @@ def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = Fa
         MissingStageError: a shard's proposals or scores are not finished.
     """
     require_proposals(export.proposals, shards)
-    if missing := [s for s in shards if not export.classes.finished(s)]:
+    if missing := [s for s in shards if not export.class_scores.finished(s)]:
         raise MissingStageError(
-            f"{export.classes.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
+            f"{export.class_scores.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
         )
     outcome = run_parts(export.run, shards, lambda: ResultMaker(export), "export-results", retry_failed)
     if all(export.run.finished(s) for s in range(export.run.shards)):
@@ -172,27 +172,27 @@ class ResultMaker:
         self.segmenter = Segmenter(export.settings, export.spec.things)
         self.json_ids = json_ids(export.run.images)
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
-        classes = self.export.classes
-        scored = classes.read_rows(shard, part)
+        class_scores = self.export.class_scores
+        scored = class_scores.read_rows(shard, part)
         states = {r["image_id"]: r for r in scored.to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
-        with classes.open_arrays(shard, part, scored) as scores:
+        with class_scores.open_arrays(shard, part, scored) as scores:
             for record in self.export.proposals.read_part(shard, part, images=images):
-                if rows and turn.over():
+                if rows and budget.over():
                     images = images[: images.index(record.image_id)]
                     break
                 if states[record.image_id]["status"] == "ok":
                     rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.key}"))
-                    turn.advance(1)
+                    budget.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("file_name", text)]
         schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text), ("files", text)])
         failed = {"status": "failed"}
         table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
-        turn.advance(len(images) - len(rows))
+        budget.advance(len(images) - len(rows))
         return pa.Table.from_pylist(table, schema=schema)
 
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
-from vitp_pipeline.execution.prefetch import Ahead, Behind
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.storage.backend import there
@@ -117,10 +117,10 @@ def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, mod
             return
         k = different[0]
         what = f"class {k} is {theirs[k]!r}, in {briefly} {ours[k].name!r}"
-    mend = "Use the manifest whose classes, in this order, the model was trained with"
+    hint = "Use the manifest whose classes, in this order, the model was trained with"
     if model:
-        mend = "Use two models that were trained with the same classes, in the same order"
-    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", mend)
+        hint = "Use two models that were trained with the same classes, in the same order"
+    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", hint)
 
 
 def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:
@@ -138,9 +138,9 @@ def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPl
     if stride and not window:
         raise UsageError("a stride without a window", "Give window, too, in [generate-proposals]")
     if not any(window):
-        return ViewPlan(settings.scales, settings.mirror)
+        return ViewPlan(settings.scales, settings.flip)
     stride = stride or tuple(max(1, length // 2) for length in window)
-    return ViewPlan(settings.scales, settings.mirror, tuple(window), tuple(stride))
+    return ViewPlan(settings.scales, settings.flip, tuple(window), tuple(stride))
 
 
 READERS = 2
@@ -173,7 +173,7 @@ class ProposalMaker:
         plan = None if self.plan.one_whole else asdict(self.plan)
         self.schema = schema(run.fingerprint, dataset.spec.class_names, plan)
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
         about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
@@ -185,14 +185,17 @@ class ProposalMaker:
         shown = [image for batch in batches for image in batch]
         writer = ArrayWriter(arrays, about)
         try:
-            with Ahead(self._read, shown, READ_AHEAD * size, READERS) as ahead, Behind(WRITE_BEHIND) as behind:
-                read = iter(ahead)
+            with (
+                Prefetcher(self._read, shown, READ_AHEAD * size, READERS) as prefetcher,
+                WriteQueue(WRITE_BEHIND) as queue,
+            ):
+                read = iter(prefetcher)
                 for batch in batches:
-                    self._batch([next(read) for _ in batch], wanted, writer, behind)
-                    turn.advance(len(wanted.intersection(batch)))
-                    if turn.over():
+                    self._batch([next(read) for _ in batch], wanted, writer, queue)
+                    budget.advance(len(wanted.intersection(batch)))
+                    if budget.over():
                         break
-                rows = behind.finish()
+                rows = queue.finish()
             writer.close()
         except BaseException:
             writer.abandon()
@@ -222,7 +225,7 @@ class ProposalMaker:
         images: Sequence[tuple[str, Future[_Read]]],
         wanted: Collection[str],
         writer: ArrayWriter,
-        behind: Behind[pa.Table],
+        queue: WriteQueue[pa.Table],
     ) -> None:
         """Rows of a batch's wanted images, in order; one that cannot be read, or whose logits are not finite, fails
         alone.
@@ -246,17 +249,17 @@ class ProposalMaker:
             sample = self.dataset.sample(image_id)
             file_name = sample.image.relative_to(self.dataset.root).as_posix()
             if image_id in proposals:
-                behind.add(self._row, self._choose_and_write, writer, image_id, file_name, proposals[image_id])
+                queue.add(self._row, self._choose_and_write, writer, image_id, file_name, proposals[image_id])
                 continue
             try:
                 if image_id in reasons:
                     raise InputError(reasons[image_id])
                 records = list(self.records(image_id, read[image_id].picture))
             except InputError as error:
-                behind.add(self._row, failed_row, image_id, file_name, error.message)
+                queue.add(self._row, failed_row, image_id, file_name, error.message)
             else:
                 for record in records:
-                    behind.add(self._row, write_record, writer, record)
+                    queue.add(self._row, write_record, writer, record)
 
     def _row(self, make: Callable[..., dict[str, Any]], *arguments: object) -> pa.Table:
         """What `make` gives as a table: thousands of points are a tenth of the size there."""
@@ -328,7 +331,7 @@ class ProposalMaker:
         return found, {}
 
     def _works(self) -> bool:
-        """Whether it manages any image, a grey one if need be: then a failure is that of its image."""
+        """Whether it manages any image, a gray one if need be: then a failure is that of its image."""
         from vitp_pipeline.generators.views import propose
 
         if not self.managed:
@@ -375,8 +378,8 @@ def make_record(
         raise InputError(f"{file_name}: the generator's output is not finite")
     name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
     points = choose_points(masks, found.view, protocol, settings, name)
-    present = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
-    stored = store_masks(masks, present, settings.codec, source_reach(found.view))
+    objectness = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
+    stored = store_masks(masks, objectness, settings.codec, source_reach(found.view))
     return ProposalRecord(
         image_id,
         file_name,
@@ -416,23 +419,29 @@ def choose_points(
         binary: True if all pixels inside a mask are equally sure: its deepest point is taken for the highest.
         first: index of the first of these queries, for what is drawn at random.
     """
-    from vitp_pipeline.postprocess.points import centre_points, max_points, peak_points, random_points, spread_points
+    from vitp_pipeline.postprocess.points import (
+        center_points,
+        local_maxima_points,
+        max_points,
+        multi_points,
+        random_points,
+    )
 
     points = {}
-    if "centre" in settings.points or binary:
-        deepest = centre_points(masks, view, protocol)
+    if "center" in settings.points or binary:
+        deepest = center_points(masks, view, protocol)
     if "max" in settings.points:
         points["max"] = deepest if binary else max_points(masks, view, protocol, at=settings.max_at)
-    if "centre" in settings.points:
-        points["centre"] = deepest
+    if "center" in settings.points:
+        points["center"] = deepest
     if "random" in settings.points:
         points["random"] = random_points(masks, view, protocol, name, settings.seed, first)
-    if "spread" in settings.points:
-        spread = spread_points(masks, view, protocol, name, settings.spread, settings.seed, first)
-        points["spread"] = spread.reshape(-1, 2)
-    if "peaks" in settings.points:
-        peaks = peak_points(masks, view, protocol, settings.peaks, at=settings.max_at)
-        points["peaks"] = peaks.reshape(-1, 2)
+    if "multi" in settings.points:
+        multi = multi_points(masks, view, protocol, name, settings.multi, settings.seed, first)
+        points["multi"] = multi.reshape(-1, 2)
+    if "local_maxima" in settings.points:
+        local_maxima = local_maxima_points(masks, view, protocol, settings.local_maxima, at=settings.max_at)
+        points["local_maxima"] = local_maxima.reshape(-1, 2)
     return points
 
 

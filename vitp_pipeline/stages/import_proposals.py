@@ -19,12 +19,12 @@ from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import View
-from vitp_pipeline.interop.mask_import import VOID_SHARE, MaskSource, open_source
+from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_source
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
-from vitp_pipeline.interop.pseudo_logits import SURE, logits_of_binary
+from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_binary
 from vitp_pipeline.stages.generate_proposals import settled
 from vitp_pipeline.storage.backend import there
 
@@ -43,30 +43,35 @@ def import_proposals(
     data_root: Path,
     out: Path,
     shard: ShardChoice,
-    void_share: float = VOID_SHARE,
+    no_object_share: float = NO_OBJECT_SHARE,
     retry_failed: bool = False,
 ) -> Outcome:
     """Writes RUN/proposals from the masks of a split.
 
     Args:
         settings: of [generate-proposals] what is about the split, points, and what is kept.
-        format, masks, void_share: see `interop.mask_import`.
+        format, masks, no_object_share: see `interop.mask_import`.
     Raises:
         UserError: any of its kinds.
     """
-    if settings.mirror or len(settings.scales) > 1 or any(settings.window):
-        raise UsageError("imported masks have one view of an image", "Leave out scales, mirror and window")
+    if settings.flip or len(settings.scales) > 1 or any(settings.window):
+        raise UsageError("imported masks have one view of an image", "Leave out scales, flip and window")
     begun = there(out / "proposals" / "run.json")
     settings = settled(settings, out)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
-    source = open_source(format, masks, dataset, void_share)
+    source = open_source(format, masks, dataset, no_object_share)
     source.open()  # a file that cannot be read begins no run
     digests = {sample.image_id: source.digest(sample) for sample in dataset.samples}
     digest = agreed_digest(out / "proposals", source.format, digests, shard.index, retry_failed)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": {"library": "imported", "format": source.format, "masks": digest, "void_share": void_share},
+        "generator": {
+            "library": "imported",
+            "format": source.format,
+            "masks": digest,
+            "no_object_share": no_object_share,
+        },
         "settings": identity_of(settings),
     }
     if not begun:
@@ -87,7 +92,7 @@ class ImportMaker:
     ) -> None:
         self.run, self.dataset, self.source, self.digests, self.settings = run, dataset, source, digests, settings
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
         own = schema(self.run.fingerprint, self.dataset.spec.class_names).append(pa.field(COLUMN, pa.string()))
@@ -102,8 +107,8 @@ class ImportMaker:
                 except InputError as error:
                     row = failed_row(image_id, file_name, error.message)
                 rows.append({**row, COLUMN: self.digests[image_id]})
-                turn.advance(1)
-                if turn.over():
+                budget.advance(1)
+                if budget.over():
                     break
             writer.close()
         except BaseException:
@@ -139,8 +144,10 @@ class ImportMaker:
         from vitp_pipeline.stages.generate_proposals import choose_points
 
         policies = self.settings.points
-        if "peaks" in policies:
-            raise InputError("binary masks have no peaks", "Leave peaks out of `points`, or import logits")
+        if "local_maxima" in policies:
+            raise InputError(
+                "binary masks have no local maxima", "Leave local_maxima out of `points`, or import logits"
+            )
         each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in policies}
         for query, rle in enumerate(rles):
             logits = torch.from_numpy(logits_of_binary(decode_mask(rle)[None]))
@@ -149,8 +156,8 @@ class ImportMaker:
                 each[policy].append(points)
 
         codec, ring = self.settings.codec, source_reach(view)
-        present = 1 - torch.softmax(torch.from_numpy(class_logits).double(), dim=1)[:, -1].numpy()
-        kept, dropped = keep_queries(present, codec.drop_below, codec.drop_threshold)
+        objectness = 1 - torch.softmax(torch.from_numpy(class_logits).double(), dim=1)[:, -1].numpy()
+        kept, dropped = keep_queries(objectness, codec.drop_below, codec.drop_threshold)
         codec = replace(codec, drop_below=0.0, drop_threshold=0.0)
 
         def stored(mask: np.ndarray) -> StoredMasks:
@@ -160,5 +167,5 @@ class ImportMaker:
         joined = {policy: np.concatenate(points) for policy, points in each.items()}
         record = ProposalRecord(image_id, file_name, view, PROTOCOL, kept, dropped, joined, class_logits, loss=loss)
         planes = (stored(decode_mask(rles[query])).masks[0] for query in kept)
-        largest = max(SURE, -codec.floor)
+        largest = max(BINARY_LOGIT, -codec.floor)
         return record, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)

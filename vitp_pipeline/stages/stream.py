@@ -26,11 +26,11 @@ from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.count_tables import CountRows
 from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, check_tasks, check_views
 from vitp_pipeline.evaluation.image_counts import CountMaker
-from vitp_pipeline.execution.runner import Outcome, Turn, run_parts
+from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
-from vitp_pipeline.stages.classify import NOT_FINITE, Namer, classifier_file
+from vitp_pipeline.stages.classify import NOT_FINITE, MaskClassifier, classifier_file
 from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
 from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.digests import Digests
@@ -114,8 +114,10 @@ class StreamMaker:
         evaluation, manifest = stream.evaluation, stream.recipe.manifest
         stream.digests.prove()
         self.dataset = evaluation.dataset
-        self.namer = Namer(stream.classifier, stream.classify, identity_of(stream.generate), manifest)
-        if self.namer.reads_masks:
+        self.mask_classifier = MaskClassifier(
+            stream.classifier, stream.classify, identity_of(stream.generate), manifest
+        )
+        if self.mask_classifier.reads_masks:
             raise UsageError(
                 f"{stream.classifier}: is prompted with masks, and --stream names points",
                 "Run generate-proposals, classify and evaluate for it",
@@ -127,12 +129,12 @@ class StreamMaker:
             check_views(evaluation)
         self.counter = CountMaker(evaluation, stream.settings, stream.classify.points)
 
-    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, turn: Turn) -> pa.Table:
+    def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         rows = CountRows(self.counter.evaluation)
         for image_id in images:
             rows.add(image_id, self._row(image_id))
-            turn.advance(1)
-            if turn.over():
+            budget.advance(1)
+            if budget.over():
                 break
         return rows.table()
 
@@ -145,9 +147,9 @@ class StreamMaker:
             return {"error": error.message}
 
     def _views(self, image_id: str, picture: np.ndarray) -> Iterator[tuple[ProposalRecord, np.ndarray]]:
-        pixels = self.namer.pixels(picture)
+        pixels = self.mask_classifier.pixels(picture)
         for record in self.proposer.records(image_id, picture):
-            (scores,) = self.namer.scores([self.namer.prompted(record)], [pixels])
+            (scores,) = self.mask_classifier.scores([self.mask_classifier.prompted(record)], [pixels])
             if not np.isfinite(scores).all():
                 raise InputError(NOT_FINITE)
             yield record, scores

@@ -18,7 +18,7 @@ from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, PartialError, UsageError, UserError
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.runtime.signals import finishing, interruptible
 from vitp_pipeline.storage.atomic_files import refusals
@@ -47,14 +47,14 @@ class Training:
     Attributes:
         made, cached: images that were trained on, now or before.
         failed: (image id, reason) of those that could not be read.
-        unlabelled: ids of those without any label.
+        unlabeled: ids of those without any label.
         classifier: model.safetensors.
     """
 
     made: int
     cached: int
     failed: list[tuple[str, str]]
-    unlabelled: list[str]
+    unlabeled: list[str]
     seconds: float
     folder: Path
     fingerprint: str
@@ -62,33 +62,37 @@ class Training:
 
     def report(self) -> None:
         """Names what was left out. Raises PartialError when images could not be read."""
-        for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabelled)][:10]:
+        for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabeled)][:10]:
             say(f"  left out: {image_id}: {reason}")
         if self.failed:
             raise PartialError(
                 f"train-classifier: trained without {counted(len(self.failed), 'image')} that cannot be read",
-                "Mend them and train again under another --name",
+                "Fix them and train again under another --name",
             )
 
 
-def train_classifier(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Path:
+def train_classifier(
+    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, distributed: Distributed = ALONE
+) -> Path:
     """Trains, and reports; returns the path of model.safetensors.
 
     Raises:
         PartialError: trained, but without images that could not be read.
         UserError: any of its other kinds.
     """
-    training = train(recipe, settings, data_root, out, team)
+    training = train(recipe, settings, data_root, out, distributed)
     if training is not None:
         training.report()
     return out / "classifier" / settings.name / "model.safetensors"
 
 
-def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, team: Team = ALONE) -> Training | None:
+def train(
+    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, distributed: Distributed = ALONE
+) -> Training | None:
     """Trains RUN/classifier/NAME, or carries on where it was stopped.
 
     Args:
-        team: all its processes call this; process 0 writes and has something to report, the others return None.
+        distributed: all its processes call this; process 0 writes and has something to report, the others return None.
     Raises:
         UserError: any of its kinds but PartialError.
     """
@@ -105,10 +109,10 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
     folder = out / "classifier" / settings.name
-    if not team.leads:
-        if (fingerprint := team.share(None)) is not None:
+    if not distributed.is_main_process:
+        if (fingerprint := distributed.share(None)) is not None:
             with finishing():
-                _train(dataset, settings, weights, start, masks, folder, fingerprint, team, None, None)
+                _train(dataset, settings, weights, start, masks, folder, fingerprint, distributed, None, None)
         return None
     digests = Digests(out)
     digest = digests.of(weights) if isinstance(weights, Path) else weights
@@ -128,7 +132,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
     run = create_or_check(folder, identity, dataset.image_ids, instead=other)
     done, began, made = folder / "done.json", time.monotonic(), False
     if there(done):
-        team.share(None)
+        distributed.share(None)
         _tidy(folder, settings)  # the task that finished it may have been killed before it had
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
@@ -138,9 +142,11 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
                     discard(folder / name)
             if (end := copies_in(folder).get("done.json")) and not there(done):  # a task was killed just before its end
                 restore(folder, "done.json", end)
-            if team.share(None if there(done) else run.fingerprint):  # else another task has finished it meanwhile
+            if distributed.share(
+                None if there(done) else run.fingerprint
+            ):  # else another task has finished it meanwhile
                 digests.prove()
-                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, team, lock, run)
+                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, distributed, lock, run)
                 made = True
             else:
                 _tidy(folder, settings)
@@ -150,7 +156,7 @@ def train(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, t
         made=known["images"] if made else 0,
         cached=0 if made else known["images"],
         failed=[(image_id, reason) for image_id, reason in left_out.items() if reason != NO_LABEL],
-        unlabelled=[image_id for image_id, reason in left_out.items() if reason == NO_LABEL],
+        unlabeled=[image_id for image_id, reason in left_out.items() if reason == NO_LABEL],
         seconds=time.monotonic() - began if made else 0.0,
         folder=folder,
         fingerprint=run.fingerprint,
@@ -166,7 +172,7 @@ def _train(
     masks: ProposalStore | None,
     folder: Path,
     fingerprint: str,
-    team: Team,
+    distributed: Distributed,
     lock: Lock | None,
     run: StageRun | None,
 ) -> None:
@@ -181,17 +187,17 @@ def _train(
     from vitp_pipeline.classifier.training.validation import HeldOut
     from vitp_pipeline.runtime.devices import choose_device
 
-    with _loading(team):
-        device = team.device(choose_device(settings.device))
+    with _loading(distributed):
+        device = distributed.device(choose_device(settings.device))
         training, held_out = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
         try:
             model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
         except UserError:
             if lock and not there(folder / "checkpoint.pt"):
                 discard(folder / COPIES)
-                discard(folder / "run.json")  # nothing has begun: the mended recipe has other settings, and may
+                discard(folder / "run.json")  # nothing has begun: the fixed recipe has other settings, and may
             raise
-        batches = _batches(dataset, training, settings, masks, model.grid, team)
+        batches = _batches(dataset, training, settings, masks, model.grid, distributed)
         about = {
             "fingerprint": fingerprint,
             "manifest": dataset.spec.name,
@@ -200,19 +206,21 @@ def _train(
         }
         files = TrainingFolder(folder, about, lock)
         held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
-        validate = held_out_kind(dataset, held_out, settings.image_size, settings.precision, team) if held_out else None
+        validate = (
+            held_out_kind(dataset, held_out, settings.image_size, settings.precision, distributed) if held_out else None
+        )
         evaluate = (lambda model: validate(model).figures()) if validate else None
-    if team.leads:
+    if distributed.is_main_process:
         say(f"train-classifier: starts {origin}")
     began = time.monotonic()
-    _fit(model, batches, settings, files, device, evaluate, team)
-    team.merge(batches.skipped)
+    _fit(model, batches, settings, files, device, evaluate, distributed)
+    distributed.merge(batches.skipped)
     usable = len(training) - len(batches.skipped)
     if not usable:
         raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
     trained_on = {"images": usable, "left_out": len(batches.skipped)}
     if settings.keep == "best" and (best := files.load_model("best")) is not None:
-        if team.leads:
+        if distributed.is_main_process:
             files.save_model(model, "last", trained_on)
         model = best.to(device)
     validation = validate(model) if validate else None
@@ -229,12 +237,12 @@ def _train(
         _tidy(folder, settings)
         seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
-    team.wait_for_leader()
+    distributed.wait_for_main_process()
 
 
-def _loading(team: Team) -> contextlib.AbstractContextManager[None]:
-    """A signal ends it at once; in a team the others would wait, so all end together, after the first step."""
-    return interruptible("nothing is trained yet") if team.size == 1 else contextlib.nullcontext()
+def _loading(distributed: Distributed) -> contextlib.AbstractContextManager[None]:
+    """A signal ends it at once; with several processes all end together, after the first step."""
+    return interruptible("nothing is trained yet") if distributed.size == 1 else contextlib.nullcontext()
 
 
 MODELS = [f"{name}.{suffix}" for name in ("model", "last", "best") for suffix in ("safetensors", "json")]
@@ -272,7 +280,7 @@ def _batches(
     settings: TrainSettings,
     masks: ProposalStore | None,
     grid: tuple[int, int],
-    team: Team,
+    distributed: Distributed,
 ) -> PointBatches:
     """What the model is shown: points or boxes, the masks of the ground truth, or generated ones."""
     from vitp_pipeline.classifier.training.augmentation import Augmentation
@@ -293,10 +301,10 @@ def _batches(
         settings.coarse_erosion,
     )
     if masks is not None:
-        return GeneratedMaskBatches(*source, grid=grid, masks=masks, team=team)
+        return GeneratedMaskBatches(*source, grid=grid, masks=masks, distributed=distributed)
     if settings.prompt == "mask":
-        return MaskBatches(*source, grid=grid, team=team)
-    return PointBatches(*source, team=team)
+        return MaskBatches(*source, grid=grid, distributed=distributed)
+    return PointBatches(*source, distributed=distributed)
 
 
 def _fit(
@@ -306,22 +314,22 @@ def _fit(
     files: TrainingFolder,
     device: torch.device,
     evaluate: Callable[[PointViT], dict[str, float]] | None,
-    team: Team,
+    distributed: Distributed,
 ) -> None:
     """Trains `model` by gradients, or fits its head in closed form."""
     import torch
 
-    from vitp_pipeline.classifier.training.lda import DiscriminantTrainer
+    from vitp_pipeline.classifier.training.lda import LdaTrainer
     from vitp_pipeline.classifier.training.loop import Trainer
     from vitp_pipeline.classifier.training.prior import log_prior
 
-    if settings.fit == "discriminant":
-        DiscriminantTrainer(model, batches, settings, files, device, evaluate, team).run()
+    if settings.fit == "lda":
+        LdaTrainer(model, batches, settings, files, device, evaluate, distributed).run()
         return
     prior = None
     if settings.class_prior:
-        prior = settings.class_prior * torch.from_numpy(log_prior(batches, team))
-    Trainer(model, batches, settings, files, device, prior, evaluate, team).run()
+        prior = settings.class_prior * torch.from_numpy(log_prior(batches, distributed))
+    Trainer(model, batches, settings, files, device, prior, evaluate, distributed).run()
 
 
 def check_schedule(settings: TrainSettings, images: int) -> None:
@@ -367,12 +375,12 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
     masks.require_all_masks()
     masks.require_one_view("masks to learn from")
     split = masks.run.identity["settings"].get("split", ProposalSettings.split)
-    mend = f'Generate proposals with split = "{settings.split}" under an --out of their own'
+    hint = f'Generate proposals with split = "{settings.split}" under an --out of their own'
     if split != settings.split:
-        raise IncompatibleError(f"{masks.run.folder}: proposals of split {split!r}, not {settings.split!r}", mend)
+        raise IncompatibleError(f"{masks.run.folder}: proposals of split {split!r}, not {settings.split!r}", hint)
     if lacking := set(dataset.image_ids) - set(masks.run.images):
         raise IncompatibleError(
-            f"{masks.run.folder}: has no proposals of {len(lacking)} images of split {settings.split!r}", mend
+            f"{masks.run.folder}: has no proposals of {len(lacking)} images of split {settings.split!r}", hint
         )
     require_proposals(masks, range(masks.run.shards))
     return masks

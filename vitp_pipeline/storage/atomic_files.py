@@ -41,10 +41,10 @@ def refusals(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        reason, mend = _REFUSALS[error.errno]
+        reason, hint = _REFUSALS[error.errno]
         if error.errno == errno.ENOSPC:
             reason = f"{reason} ({_free_space(path)})"
-        raise StorageError(f"{path}: {reason}", mend) from error
+        raise StorageError(f"{path}: {reason}", hint) from error
 
 
 @contextmanager

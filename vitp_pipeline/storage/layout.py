@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vitp_pipeline.errors import CorruptError
 
-STAGES = ("proposals", "classifier", "classes", "evaluation", "exports")
+STAGES = ("proposals", "classifier", "class_scores", "evaluation", "exports")
 
 _TEMPORARY = r"(?:\.[^/]+\.tmp)?"
 _CLASSIFIER_FILES = (
@@ -28,7 +28,7 @@ _IN_STAGE = rf"(?:/shards(?:/[0-9]{{5,}}(?:/[^/]+)?)?|/log(?:/[^/]+)?|/results(?
 _PLACE = re.compile(
     rf"(?:^|/)(proposals{_IN_STAGE}"
     rf"|classifier(?:/[^/]+(?:/{_CLASSIFIER_FILES})?)?"
-    rf"|(?:classes|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
+    rf"|(?:class_scores|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
     rf"|exports(?:/[a-z0-9-]+-[0-9a-f]{{12}}{_IN_STAGE})?"
     rf"|jobs(?:/log(?:/[^/]+)?|/submitted\.json{_TEMPORARY})?|(?:digests\.json|report\.html){_TEMPORARY})$",
     re.DOTALL,

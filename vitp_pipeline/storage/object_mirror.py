@@ -182,8 +182,8 @@ def _connect(url: str) -> tuple[Any, str]:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=scheme != "memory")
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        mend = f'pip install "vitp-pipeline[{extra}]"' if extra else f"Install what fsspec needs for {scheme}://"
-        raise UsageError(f"{url}: a package is missing ({error})", mend) from error
+        hint = f'pip install "vitp-pipeline[{extra}]"' if extra else f"Install what fsspec needs for {scheme}://"
+        raise UsageError(f"{url}: a package is missing ({error})", hint) from error
     except ValueError as error:
         raise UsageError(f"{url}: {error}", "RUN is a folder, or a URL like s3://bucket/runs/camvid") from error
     with _clear(url):
@@ -191,7 +191,7 @@ def _connect(url: str) -> tuple[Any, str]:
             fs.ls(root, detail=False)
         except FileNotFoundError as error:
             if "bucket" in str(error).lower():
-                raise StorageError(f"{url}: there is no such bucket", "Make it first, or mend its name") from error
+                raise StorageError(f"{url}: there is no such bucket", "Make it first, or fix its name") from error
     return fs, root.rstrip("/")
 
 

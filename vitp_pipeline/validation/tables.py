@@ -58,7 +58,7 @@ def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Ma
         words = re.findall(r"\w+", error.message)
         about = words[:1] if words[0] in values else words  # a message begins with its key, if it is about one alone
         place = next((places[word] for word in about if word in places), where)
-        raise UsageError(f"{place} {error.message}", error.mend) from None
+        raise UsageError(f"{place} {error.message}", error.hint) from None
 
 
 def check_value(name: str, value: Any, annotation: Any) -> Any:

@@ -16,7 +16,7 @@ from vitp_pipeline.config.mixture import Mixture, parse_mixture
 from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
-from vitp_pipeline.geometry import normalise_boxes, normalise_points
+from vitp_pipeline.geometry import normalize_boxes, normalize_points
 
 
 @pytest.fixture
@@ -191,9 +191,9 @@ def test_an_image_unreadable_in_one_kind_is_told_however_it_was_drawn(coco: Data
 def test_boxes_in_classifier_coordinates() -> None:
     edges = [[0, 0, 10, 40], [5, 10, 6, 30], [2, 30, 8, 40]]
     golden = [[0, 0, 2, 2], [0.1, 0, 0.2, 1], [0, 0.75, 1.2, 0.5]]
-    assert normalise_boxes(np.array(edges), (10, 40)) == pytest.approx(np.array(golden), abs=1e-6)
-    # the centre is where the point between the two middle pixels would be
-    assert normalise_boxes(np.array([4, 6, 8, 10]), (10, 40))[:2] == pytest.approx(normalise_points([6, 8], (10, 40)))
+    assert normalize_boxes(np.array(edges), (10, 40)) == pytest.approx(np.array(golden), abs=1e-6)
+    # the center is where the point between the two middle pixels would be
+    assert normalize_boxes(np.array([4, 6, 8, 10]), (10, 40))[:2] == pytest.approx(normalize_points([6, 8], (10, 40)))
 
 
 # ---- how often classes are drawn ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from tests.datasets import making
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.training.augmentation import LEAST_VISIBLE, Augmentation, Change
 from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.geometry import normalise_points
+from vitp_pipeline.geometry import normalize_points
 
 SIZE = (64, 80)
 
@@ -19,9 +19,9 @@ def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Of the labelled pixels, the share whose place in the picture has the colour of their class."""
+    """Of the labeled pixels, the share whose place in the picture has the color of their class."""
     rows, cols = np.nonzero(labels != IGNORE)
-    points = normalise_points(np.stack([rows + 0.5, cols + 0.5], 1), labels.shape)  # pixel centres
+    points = normalize_points(np.stack([rows + 0.5, cols + 0.5], 1), labels.shape)  # pixel centers
     where = ((points + 1) / 2 * np.array(SIZE)).astype(int).clip(0, np.array(SIZE) - 1)
     colors = pixels[:, where[:, 0], where[:, 1]].T.astype(int)
     nearest = np.abs(colors[:, None] - making.COLORS[None].astype(int)).sum(2).argmin(1)
@@ -67,7 +67,7 @@ def test_corners_that_a_rotation_brings_in_are_ignored() -> None:
     assert ignored[0, 0] and not ignored[30, 30]
 
 
-def test_flip_happens_half_of_the_time_and_mirrors() -> None:
+def test_flip_happens_half_of_the_time_and_exchanges_left_and_right() -> None:
     image, labels = scene()
     rng, flipped = np.random.default_rng(0), 0
     for _ in range(200):
@@ -91,7 +91,7 @@ def test_crops_keep_the_share_and_shape_asked_for() -> None:
     assert 0.72 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.39
 
 
-def test_colour_changes_leave_the_labels_alone() -> None:
+def test_color_changes_leave_the_labels_alone() -> None:
     image, labels = scene()
     pixels, target = Augmentation(color_jitter=0.5).apply(image, labels, SIZE, np.random.default_rng(1))
     plain, _ = Augmentation().apply(image, labels, SIZE, np.random.default_rng(1))
@@ -141,9 +141,9 @@ def test_boxes_are_cut_off_and_dropped_where_most_of_them_is_lost() -> None:
     assert changed.tolist() == [[0, 0, 10, 5], [0, 0, 10, 15], [10, 5, 15, 20], [0, 9, 4, 15]]
     assert kept.tolist() == [True, True, False, True]  # 50, 75, 37.5 and 100 % are left
     assert LEAST_VISIBLE == 0.5
-    mirrored, kept, _ = Change(mirror=True).boxes(edges[:1], (40, 40))
-    assert mirrored.tolist() == [[0, 30, 10, 40]] and kept.all()
+    flipped, kept, _ = Change(flip=True).boxes(edges[:1], (40, 40))
+    assert flipped.tolist() == [[0, 30, 10, 40]] and kept.all()
     quarter, kept, _ = Change(angle=90).boxes(np.array([[0, 0, 10, 20]], float), (40, 40))
     assert quarter == pytest.approx(np.array([[20, 0, 40, 10]])) and kept.all()
-    none, kept, _ = Change(angle=3, crop=(0, 0, 5, 5), mirror=True).boxes(np.zeros((0, 4)), (40, 40))
+    none, kept, _ = Change(angle=3, crop=(0, 0, 5, 5), flip=True).boxes(np.zeros((0, 4)), (40, 40))
     assert none.shape == (0, 4) and kept.shape == (0,)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitp_pipeline.classifier.training.lda import DiscriminantStatistics
+from vitp_pipeline.classifier.training.lda import LdaStatistics
 from vitp_pipeline.errors import UserError
 
 
@@ -20,7 +20,7 @@ def _images(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_head_follows_the_definition() -> None:
     """Gaussian log-densities of a shared covariance, from weighted loops, give the same differences of scores."""
     images = _images(np.random.default_rng(0))
-    statistics = DiscriminantStatistics(4, 5)
+    statistics = LdaStatistics(4, 5)
     for features, classes in images:
         statistics.update(features, classes)
     weight, bias = statistics.head(shrinkage=0.5, class_prior=0.25)
@@ -45,4 +45,4 @@ def test_head_follows_the_definition() -> None:
 
 def test_no_points() -> None:
     with pytest.raises(UserError, match="no point"):
-        DiscriminantStatistics(3, 2).head(1.0, 0.0)
+        LdaStatistics(3, 2).head(1.0, 0.0)

@@ -415,8 +415,8 @@ def test_bad_training_images_end_as_partial(train, dataset: Dataset, capsys: pyt
     assert "a0.png" in capsys.readouterr().err
 
 
-def test_it_learns_what_colours_mean(train) -> None:
-    """The whole path, from drawn scenes to held-out accuracy: the colour of a pixel says its class."""
+def test_it_learns_what_colors_mean(train) -> None:
+    """The whole path, from drawn scenes to held-out accuracy: the color of a pixel says its class."""
     folder = train(
         "a",
         optimizer="adamw",
@@ -435,12 +435,12 @@ def test_it_learns_what_colours_mean(train) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 7])
-def test_interrupted_discriminant_gives_the_same_bytes(train, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitp_pipeline.classifier.training.lda import DiscriminantStatistics
+def test_interrupted_lda_gives_the_same_bytes(train, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitp_pipeline.classifier.training.lda import LdaStatistics
 
-    fields = {"fit": "discriminant", "norm": "none", "point_token": "sampled", "checkpoint_minutes": 1e-9}
+    fields = {"fit": "lda", "norm": "none", "point_token": "sampled", "checkpoint_minutes": 1e-9}
     expected = results(train("whole", **fields))
-    update, left = DiscriminantStatistics.update, [stop]
+    update, left = LdaStatistics.update, [stop]
 
     def update_(self, *rest):
         left[0] -= 1
@@ -448,14 +448,14 @@ def test_interrupted_discriminant_gives_the_same_bytes(train, stop: int, monkeyp
             raise KeyboardInterrupt
         update(self, *rest)
 
-    monkeypatch.setattr(DiscriminantStatistics, "update", update_)
+    monkeypatch.setattr(LdaStatistics, "update", update_)
     with pytest.raises(KeyboardInterrupt):
         train("stopped", **fields)
     assert results(train("stopped", **fields)) == expected
 
 
-def test_discriminant_refuses_what_it_cannot_fit(train) -> None:
+def test_lda_refuses_what_it_cannot_fit(train) -> None:
     with pytest.raises(UsageError, match="norm"):
-        train("norm", fit="discriminant", point_token="sampled")
+        train("norm", fit="lda", point_token="sampled")
     with pytest.raises(UsageError, match="point_token"):
-        train("token", fit="discriminant", norm="none")
+        train("token", fit="lda", norm="none")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitp_pipeline.classifier.training.mask_coverage import cell_shares, mask_coverage, mirrored, region_coverage
+from vitp_pipeline.classifier.training.mask_coverage import cell_shares, flipped, mask_coverage, region_coverage
 from vitp_pipeline.geometry import View
 from vitp_pipeline.postprocess.upsample import mask_logits_at_image
 
@@ -64,7 +64,7 @@ def test_extreme_logits_do_not_overflow() -> None:
     assert got.tolist() == [[0.0] * 4, [1.0] * 4]
 
 
-def test_mirroring_is_that_of_the_image() -> None:
+def test_flipping_is_that_of_the_image() -> None:
     regions = np.random.default_rng(3).integers(0, 2, (9, 13))
-    got = mirrored(region_coverage(regions, [0, 1], (3, 4)), (3, 4))
+    got = flipped(region_coverage(regions, [0, 1], (3, 4)), (3, 4))
     np.testing.assert_allclose(got, region_coverage(regions[:, ::-1], [0, 1], (3, 4)), atol=1e-6)

@@ -40,7 +40,7 @@ def test_batches_hold_coverage_where_points_were(dataset: Dataset) -> None:
 
 
 def test_masks_lie_on_their_class_in_the_image(dataset: Dataset) -> None:
-    """Patches that a mask covers whole have its class's colour, also when mirrored, turned and cropped."""
+    """Patches that a mask covers whole have its class's color, also when flipped, turned and cropped."""
     augmentation = Augmentation(flip=True, crop_scale=(0.5, 1.0), rotation=10.0)
     count = 0
     for _, batch in batches(dataset, augmentation=augmentation).from_step(0, 9):

@@ -204,7 +204,7 @@ def test_the_task_is_read_in_float32(tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 for p in generator._model.model.parameters())
 
 
-def test_padding_is_zero_after_the_normalisation(tmp_path: Path) -> None:
+def test_padding_is_zero_after_the_normalization(tmp_path: Path) -> None:
     """As in detectron2; EoMT pads with black before it, as its authors do."""
     white = np.full((40, 60, 3), 255, np.uint8)
     one = make(tmp_path / "m", "mask2former", {"size": {"shortest_edge": 40, "longest_edge": 60}})

@@ -119,7 +119,7 @@ def test_batch_equals_singles_in_order(case: SimpleNamespace) -> None:
         torch.testing.assert_close(got.class_logits, alone.class_logits, atol=1e-4, rtol=0)
 
 
-def test_quiet_about_what_nobody_can_mend(case: SimpleNamespace, capfd: pytest.CaptureFixture) -> None:
+def test_quiet_about_what_nobody_can_fix(case: SimpleNamespace, capfd: pytest.CaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generator = OpenMMLabGenerator(case.config, None)
@@ -261,8 +261,8 @@ def test_resized_labels_equal_those_of_mmseg(tmp_path: Path) -> None:
     assert torch.equal(labels_mmseg1(propose(generator, [image])[0]), result.pred_sem_seg.data[0])
 
 
-def test_colour_order(tmp_path: Path) -> None:
-    """Red in is red after the model's own preprocessor (bgr_to_rgb), normalised by its mean and std."""
+def test_color_order(tmp_path: Path) -> None:
+    """Red in is red after the model's own preprocessor (bgr_to_rgb), normalized by its mean and std."""
     generator = tiny(tmp_path)
     red = np.zeros((80, 160, 3), np.uint8)
     red[..., 0] = 201

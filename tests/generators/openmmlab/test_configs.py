@@ -38,7 +38,7 @@ def test_unknown_name_lists_close_ones() -> None:
 def test_names_that_are_close_by_chance_are_not_listed(name: str) -> None:
     with pytest.raises(InputError) as info:
         resolve_config(name)
-    assert "Close names" not in str(info.value) and "path" in info.value.mend
+    assert "Close names" not in str(info.value) and "path" in info.value.hint
 
 
 def test_ambiguous_name_lists_its_files() -> None:

@@ -74,7 +74,7 @@ def test_equals_mmcv() -> None:
     torch.testing.assert_close(multi_scale_deformable_attn(*given), expected, atol=1e-12, rtol=0)
 
 
-def test_pixel_centre_gives_the_pixel() -> None:
+def test_pixel_center_gives_the_pixel() -> None:
     value = torch.arange(15.0).reshape(1, 15, 1, 1)
     row, col = 2, 3
     place = torch.tensor([(col + 0.5) / 5, (row + 0.5) / 3]).reshape(1, 1, 1, 1, 1, 2)

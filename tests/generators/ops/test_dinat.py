@@ -8,7 +8,7 @@ from transformers.models.dinat import modeling_dinat
 from transformers.utils import import_utils
 
 from tests.generators.ops.test_neighborhood_attention import bias_waves, slow
-from vitp_pipeline.generators.ops.dinat import DinatBackbone, NeighbourhoodAttention
+from vitp_pipeline.generators.ops.dinat import DinatBackbone, NeighborhoodAttention
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -27,7 +27,7 @@ def config(**changes: object) -> DinatConfig:
 
 
 def filled(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights that no initialisation gives: all different, biases by position too."""
+    """Weights that no initialization gives: all different, biases by position too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,7 +38,7 @@ def filled(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def test_golden_module_with_padding() -> None:
     """Facts §2.3: a map of 4×5 in a window of 6×6, from a packed projection, nothing masked."""
-    module = NeighbourhoodAttention(4, 2, kernel_size=3, dilation=2).double()
+    module = NeighborhoodAttention(4, 2, kernel_size=3, dilation=2).double()
     o, s = torch.meshgrid(torch.arange(12.0).double(), torch.arange(4.0).double(), indexing="ij")
     weights = torch.sin(0.9 * o + 0.4 * s + 0.2).chunk(3)
     biases = (0.5 * torch.cos(0.6 * torch.arange(12.0).double())).chunk(3)

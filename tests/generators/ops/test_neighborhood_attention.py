@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vitp_pipeline.generators.ops import neighborhood_attention
 from vitp_pipeline.generators.ops.neighborhood_attention import (
+    dilated_attention,
     natten_attention,
     natten_functions,
-    neighbourhood_attention,
     pad_to_window,
     tiled_attention,
 )
@@ -68,7 +68,7 @@ def test_equals_the_definition(height, width, heads, channels, kernel, dilation,
     torch.testing.assert_close(found, slow(*given, kernel, dilation)[0], atol=1e-12, rtol=0)
 
 
-def neighbours(length: int, kernel: int, dilation: int, i: int) -> set[int]:
+def neighbors(length: int, kernel: int, dilation: int, i: int) -> set[int]:
     """Which cells of a 1-row axis change the answer of cell i."""
     value = torch.zeros(length, kernel * dilation, length, 1, 1, dtype=torch.float64)
     value[torch.arange(length), :, torch.arange(length)] = 1
@@ -88,7 +88,7 @@ def neighbours(length: int, kernel: int, dilation: int, i: int) -> set[int]:
 )
 def test_the_windows_of_the_facts(length: int, kernel: int, dilation: int, table: str) -> None:
     for i, cells in enumerate(table.split()):
-        assert neighbours(length, kernel, dilation, i) == {int(cell) for cell in cells}
+        assert neighbors(length, kernel, dilation, i) == {int(cell) for cell in cells}
 
 
 def waves(height: int, width: int, heads: int, channels: int, kernel: int) -> list[Tensor]:
@@ -146,7 +146,7 @@ def test_golden_values(case: tuple[int, ...]) -> None:
     *shape, kernel, dilation = case
     given = waves(*shape, kernel)
     (total, absolute), rows = GOLDEN[case]
-    for found in (neighbourhood_attention(*given, kernel, dilation), slow(*given, kernel, dilation)[0]):
+    for found in (dilated_attention(*given, kernel, dilation), slow(*given, kernel, dilation)[0]):
         assert found.sum().item() == pytest.approx(total, abs=1e-8)
         assert found.abs().sum().item() == pytest.approx(absolute, abs=1e-8)
         for (head, i, j), expected in rows.items():
@@ -169,7 +169,7 @@ def test_float32_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, numb
     """As large as in DiNAT: a kernel of 11, heads of 32 channels."""
     monkeypatch.setattr(neighborhood_attention, "_NUMBERS_AT_ONCE", numbers)
     given = random_case(5, 33, 25, 2, 32, 11, batch=2)
-    found = neighbourhood_attention(*(x.float() for x in given), 11, 2)
+    found = dilated_attention(*(x.float() for x in given), 11, 2)
     reference = tiled_attention(*given, 11, 2, tile=33)
     assert found.dtype == torch.float32 and found.is_contiguous()
     torch.testing.assert_close(found.double(), reference, atol=1e-5, rtol=0)
@@ -205,7 +205,7 @@ def test_padding_is_zeros_right_and_below() -> None:
 def test_what_cannot_be_is_refused(height: int, kernel: int, dilation: int, words: str) -> None:
     x = torch.zeros(1, height, 9, 1, 2)
     with pytest.raises(ValueError, match=words):
-        neighbourhood_attention(x, x, x, torch.zeros(1, 5, 5), kernel, dilation)
+        dilated_attention(x, x, x, torch.zeros(1, 5, 5), kernel, dilation)
 
 
 @pytest.mark.skipif(natten_functions() is None, reason="needs natten up to 0.17.4")

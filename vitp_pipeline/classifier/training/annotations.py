@@ -11,7 +11,7 @@ from vitp_pipeline.classifier.training.sampling import sample_boxes, sample_poin
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.datasets.regions import coarse_regions
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.geometry import Size, normalise_boxes, normalise_points
+from vitp_pipeline.geometry import Size, normalize_boxes, normalize_points
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Areas:
         return Areas(change.labels(self.numbers), self.classes)
 
     def draw(self, count: int, rng: np.random.Generator, sampling: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(count, 2) float32 normalised points and (count,) int64 classes, or None when no pixel has a label."""
+        """(count, 2) float32 normalized points and (count,) int64 classes, or None when no pixel has a label."""
         drawn = sample_points(self.numbers, count, rng, sampling)
         if drawn is None:
             return None
         points, found = drawn
-        return normalise_points(points, self.numbers.shape), found if self.classes is None else self.classes[found]
+        return normalize_points(points, self.numbers.shape), found if self.classes is None else self.classes[found]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Boxes:
         return Boxes(edges[kept], self.classes[kept], size)
 
     def draw(self, count: int, rng: np.random.Generator, sampling: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(count, 4) float32 normalised boxes and (count,) int64 classes, or None when there is no box."""
+        """(count, 4) float32 normalized boxes and (count,) int64 classes, or None when there is no box."""
         chosen = sample_boxes(self.classes, count, rng, sampling)
-        return None if chosen is None else (normalise_boxes(self.edges[chosen], self.size), self.classes[chosen])
+        return None if chosen is None else (normalize_boxes(self.edges[chosen], self.size), self.classes[chosen])
 
 
 def read_truth(

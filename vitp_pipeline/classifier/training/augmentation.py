@@ -18,18 +18,18 @@ LEAST_VISIBLE = 0.5
 
 @dataclass(frozen=True)
 class Change:
-    """One drawn version of an image: cropped, then turned, then mirrored, then recoloured.
+    """One drawn version of an image: cropped, then turned, then flipped, then recolored.
 
     Attributes:
         crop: (left, top, right, bottom) in pixels, or None.
-        angle: degrees counter-clockwise, about the crop's centre.
-        mirror: left becomes right.
+        angle: degrees counter-clockwise, about the crop's center.
+        flip: left becomes right.
         factors: of brightness, contrast and saturation; empty = unchanged.
     """
 
     crop: tuple[int, int, int, int] | None = None
     angle: float = 0.0
-    mirror: bool = False
+    flip: bool = False
     factors: tuple[float, ...] = ()
 
     def picture(self, image: np.ndarray, size: Size) -> np.ndarray:
@@ -39,7 +39,7 @@ class Change:
             picture = picture.crop(self.crop)
         if self.angle:
             picture = picture.rotate(self.angle, Image.Resampling.BILINEAR)
-        if self.mirror:
+        if self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         if self.factors:
@@ -49,8 +49,8 @@ class Change:
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) integer map to that of the cropped, turned, mirrored original in the same dtype, IGNORE where a
-        rotation brings something in. Any size: points are normalised by it, so it need not be resized.
+        """(H, W) integer map to that of the cropped, turned, flipped original in the same dtype, IGNORE where a
+        rotation brings something in. Any size: points are normalized by it, so it need not be resized.
         """
         if self.crop:
             left, top, right, bottom = self.crop
@@ -59,7 +59,7 @@ class Change:
             turned = Image.fromarray(labels.astype(np.int32))
             turned = turned.rotate(self.angle, Image.Resampling.NEAREST, fillcolor=IGNORE)
             labels = np.asarray(turned).astype(labels.dtype)
-        return np.ascontiguousarray(labels[:, ::-1] if self.mirror else labels)
+        return np.ascontiguousarray(labels[:, ::-1] if self.flip else labels)
 
     def boxes(self, edges: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray, Size]:
         """Boxes of the changed picture. A turned box becomes the smallest upright box around it.
@@ -80,7 +80,7 @@ class Change:
         if self.angle:
             edges, share = _clamped(_turned(edges, size, self.angle), size)
             visible = visible * share
-        if self.mirror:
+        if self.flip:
             top, left, bottom, right = edges.T
             edges = np.stack([top, size[1] - right, bottom, size[1] - left], axis=1)
         return edges, visible >= LEAST_VISIBLE, size
@@ -94,7 +94,7 @@ def _clamped(edges: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _turned(edges: np.ndarray, size: Size, angle: float) -> np.ndarray:
-    """The upright boxes around boxes that turn counter-clockwise about the frame's centre, as `Image.rotate` does."""
+    """The upright boxes around boxes that turn counter-clockwise about the frame's center, as `Image.rotate` does."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     middle = np.array(size) / 2
     rows, cols = edges[:, [0, 0, 2, 2]] - middle[0], edges[:, [1, 3, 1, 3]] - middle[1]
@@ -111,7 +111,7 @@ class Augmentation:
     further.
 
     Attributes:
-        flip: mirror with probability 1/2.
+        flip: left and right, with probability 1/2.
         crop_scale: least and most share of the area that a random crop keeps; aspect ratio 3/4 to 4/3 of the image's.
         rotation: up to so many degrees either way; what comes in from outside is black and IGNORE.
         color_jitter: factors 1 ± this for brightness, contrast and saturation.
@@ -126,10 +126,10 @@ class Augmentation:
         """One random change of an image of (height, width) `shape`."""
         crop = self._crop_box(shape, rng) if self.crop_scale != (1.0, 1.0) else None
         angle = float(rng.uniform(-self.rotation, self.rotation)) if self.rotation else 0.0
-        mirror = self.flip and rng.random() < 0.5
+        flip = self.flip and rng.random() < 0.5
         jitter = self.color_jitter
         factors = tuple(float(rng.uniform(1 - jitter, 1 + jitter)) for _ in range(3)) if jitter else ()
-        return Change(crop, angle, mirror, factors)
+        return Change(crop, angle, flip, factors)
 
     def apply(
         self, image: np.ndarray, labels: np.ndarray, size: Size, rng: np.random.Generator

@@ -22,7 +22,7 @@ from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.errors import CorruptError, InputError
-from vitp_pipeline.runtime.distributed import Team
+from vitp_pipeline.runtime.distributed import Distributed
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.backend import there
@@ -84,9 +84,9 @@ class TrainingFolder:
         except (InputError, OSError, TypeError, KeyError) as error:
             raise self.damaged(error) from error
 
-    def require_shared(self, team: Team, step: int) -> None:
+    def require_shared(self, distributed: Distributed, step: int) -> None:
         """Raises InputError when this process has found another checkpoint than process 0."""
-        if team.share(step) != step:
+        if distributed.share(step) != step:
             raise InputError(f"{self.path}: not the same folder for all processes", "Choose --out on a shared disk")
 
     def damaged(self, error: Exception) -> CorruptError:

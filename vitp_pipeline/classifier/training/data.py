@@ -19,7 +19,7 @@ from vitp_pipeline.config.mixture import Mixture
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PointBatches:
         points: N per image.
         mixture: the kinds of annotation; which one an image is seen with is drawn anew every epoch.
         coarse_erosion: of coarse masks made from fine ones (`coarse_regions`).
-        team: of each batch every process reads its own, nearly equal part.
+        distributed: of each batch every process reads its own, nearly equal part.
     Attributes:
         skipped: reason by image id, for images that could not be read or have no label.
     """
@@ -60,9 +60,9 @@ class PointBatches:
         workers: int = 1,
         mixture: Mixture | None = None,
         coarse_erosion: float = 0.2,
-        team: Team = ALONE,
+        distributed: Distributed = ALONE,
     ) -> None:
-        self.team = team
+        self.distributed = distributed
         self.dataset, self.samples, self.image_size = dataset, list(samples), image_size
         self.points, self.batch_size, self.augmentation = points, batch_size, augmentation
         self.sampling, self.seed, self.workers = sampling, seed, workers
@@ -88,7 +88,7 @@ class PointBatches:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        chosen = np.array_split(chosen, self.team.size)[self.team.rank]
+        chosen = np.array_split(chosen, self.distributed.size)[self.distributed.rank]
         items = [item for index in chosen if (item := self._item(int(index), epoch)) is not None]
         if not items:
             return None

@@ -22,12 +22,12 @@ from vitp_pipeline.classifier.training.data import Batch, PointBatches
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.runtime.devices import mixed_precision
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.runtime.progress import progress
 from vitp_pipeline.runtime.signals import stop_wanted, stopped
 
 
-class DiscriminantStatistics:
+class LdaStatistics:
     """Sums over training points that determine the head; float64, so that the order of points hardly matters.
 
     Args:
@@ -49,11 +49,11 @@ class DiscriminantStatistics:
         np.add.at(self.sum, classes, features * weight[:, None])
         self.square += features.T @ (features * weight[:, None])
 
-    def of_all(self, team: Team) -> DiscriminantStatistics:
+    def of_all(self, distributed: Distributed) -> LdaStatistics:
         """The sums over the points of all processes."""
-        total = DiscriminantStatistics(*self.sum.shape)
+        total = LdaStatistics(*self.sum.shape)
         for name in ("count", "sum", "square"):
-            setattr(total, name, team.add(getattr(self, name)))
+            setattr(total, name, distributed.add(getattr(self, name)))
         return total
 
     def head(self, shrinkage: float, class_prior: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,20 +77,20 @@ class DiscriminantStatistics:
         overall = self.square / total - np.outer(mean, mean)
         between = (means - mean)[seen].T @ ((means - mean)[seen] * (self.count[seen] / total)[:, None])
         within = overall - between + shrinkage * np.diag(np.maximum(np.diag(overall), 1e-8))
-        centred = (means - mean) * seen[:, None]
+        centered = (means - mean) * seen[:, None]
         try:
-            weight = np.linalg.solve(within, centred.T).T
+            weight = np.linalg.solve(within, centered.T).T
         except np.linalg.LinAlgError as error:
             raise UserError("training: the features' covariance is singular", "Use a larger `shrinkage`") from error
-        bias = -0.5 * (weight * centred).sum(1) - weight @ mean
+        bias = -0.5 * (weight * centered).sum(1) - weight @ mean
         bias[seen] += (1 - class_prior) * np.log(self.count[seen] / total)
         bias[~seen] = bias[seen].min()
         return weight.astype(np.float32), bias.astype(np.float32)
 
 
 @dataclass
-class DiscriminantTrainer:
-    """Fits the head of a frozen model; the counterpart of `Trainer` for `fit = "discriminant"`.
+class LdaTrainer:
+    """Fits the head of a frozen model; the counterpart of `Trainer` for `fit = "lda"`.
 
     Raises:
         UsageError: the head is not linear, or its norm has to be learned.
@@ -102,76 +102,76 @@ class DiscriminantTrainer:
     folder: TrainingFolder
     device: torch.device
     evaluate: Callable[[PointViT], dict[str, float]] | None = None
-    team: Team = ALONE
+    distributed: Distributed = ALONE
 
     def __post_init__(self) -> None:
         config = self.model.config
         if config.head != "linear" or config.norm != "none":
-            raise UsageError('fit = "discriminant" needs head = "linear" and norm = "none": it brings its own scaling')
+            raise UsageError('fit = "lda" needs head = "linear" and norm = "none": it brings its own scaling')
 
     def run(self) -> None:
         """Gathers statistics from the last checkpoint, or from the start, then sets the head.
 
         Raises:
             UserError: no usable point.
-            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
+            StoppedError: a signal asked one of the processes to end; all have gone into a checkpoint.
             StorageError: disk full; the last checkpoint stays good.
         """
         settings = self.settings
         self.model.freeze()
         self.model.to(self.device).eval()
-        statistics = DiscriminantStatistics(self.model.head.out_features, self.model.head.in_features)
+        statistics = LdaStatistics(self.model.head.out_features, self.model.head.in_features)
         steps = settings.epochs * self.batches.steps_per_epoch
         first, saved = self._resume(statistics), time.monotonic()
-        with progress("train", steps, "steps", self.team.leads) as bar:
+        with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
                 if batch is not None:
                     for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
                         statistics.update(features, classes)
                 bar.advance()
-                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
-                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                due = self.distributed.is_main_process and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.distributed.add(np.array([due, stop_wanted()], np.int64))
                 if due or stop:
                     self._save(step + 1, statistics)
                     saved = time.monotonic()
                     if stop and step + 1 < steps:
                         raise stopped(f"{step + 1} of {steps} steps are done and saved")
-        weight, bias = statistics.of_all(self.team).head(settings.shrinkage, settings.class_prior)
+        weight, bias = statistics.of_all(self.distributed).head(settings.shrinkage, settings.class_prior)
         with torch.no_grad():
             self.model.head.weight.copy_(torch.from_numpy(weight))
             self.model.head.bias.copy_(torch.from_numpy(bias))
         figures = self.evaluate(self.model) if self.evaluate else {}
-        if self.team.leads:
+        if self.distributed.is_main_process:
             self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
 
     @torch.inference_mode()
     def _features(self, batch: Batch) -> np.ndarray:
         """(B, N, D) float32."""
-        images = self.model.normalise(batch.images.to(self.device))
+        images = self.model.normalize(batch.images.to(self.device))
         with mixed_precision(self.settings.precision, self.device):
             return self.model.features(images, batch.points.to(self.device)).float().cpu().numpy()
 
-    def _save(self, step: int, statistics: DiscriminantStatistics) -> None:
-        self.team.merge(self.batches.skipped)
-        total = statistics.of_all(self.team)
-        if self.team.leads:
+    def _save(self, step: int, statistics: LdaStatistics) -> None:
+        self.distributed.merge(self.batches.skipped)
+        total = statistics.of_all(self.distributed)
+        if self.distributed.is_main_process:
             sums = {name: torch.from_numpy(getattr(total, name)) for name in ("count", "sum", "square")}
             self.folder.save({"step": step, "skipped": dict(self.batches.skipped), **sums})
-        self.team.wait_for_leader()
+        self.distributed.wait_for_main_process()
 
-    def _resume(self, statistics: DiscriminantStatistics) -> int:
+    def _resume(self, statistics: LdaStatistics) -> int:
         step = 0
         if (state := self.folder.load()) is not None:
             try:
                 for name in ("count", "sum", "square"):
-                    if self.team.leads:  # what is there already counts once
+                    if self.distributed.is_main_process:  # what is there already counts once
                         setattr(statistics, name, state[name].numpy())
                 self.batches.skipped.update(state["skipped"])
                 step = int(state["step"])
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise self.folder.damaged(error) from error
-        self.folder.require_shared(self.team, step)
-        if self.team.leads:
+        self.folder.require_shared(self.distributed, step)
+        if self.distributed.is_main_process:
             self.folder.write_log()
         return step

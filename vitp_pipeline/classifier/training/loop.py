@@ -1,6 +1,6 @@
 """Training of the point classifier: one loop, resumable, the same bytes whether it was interrupted or not.
 
-A step takes `batch_size`·`accumulate` images, in pieces that fit into memory, shared among the team's processes. The
+A step takes `batch_size`·`accumulate` images, in pieces that fit into memory, shared among the processes. The
 loss is summed over all points of a step and divided by their number, so neither pieces nor processes change it.
 What they do change: a head norm "batch" has its statistics from the points of one piece, and the running ones from the
 pieces of process 0; dropout and drop-path draw by piece.
@@ -33,7 +33,7 @@ from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.runtime.devices import mixed_precision
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.runtime.progress import progress
 from vitp_pipeline.runtime.signals import stop_wanted, stopped
 
@@ -50,7 +50,7 @@ class Trainer:
         log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits
         in the loss only.
         evaluate: called at the end of an epoch with the model, gives figures for metrics.jsonl.
-        team: all its processes make a Trainer and run it; process 0 writes.
+        distributed: all its processes make a Trainer and run it; process 0 writes.
     """
 
     model: PointViT
@@ -60,7 +60,7 @@ class Trainer:
     device: torch.device
     log_prior: Tensor | None = None
     evaluate: Callable[[PointViT], dict[str, float]] | None = None
-    team: Team = ALONE
+    distributed: Distributed = ALONE
 
     def __post_init__(self) -> None:
         self.best = float("-inf")
@@ -72,7 +72,7 @@ class Trainer:
 
         Raises:
             UserError: the loss stopped being finite, or torch.compile finds no working compiler.
-            StoppedError: a signal asked one of the team's processes to end; all have gone into a checkpoint.
+            StoppedError: a signal asked one of the processes to end; all have gone into a checkpoint.
             StorageError: disk full; the last checkpoint stays good.
         """
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
@@ -89,7 +89,7 @@ class Trainer:
         if settings.compile:
             self._forward = torch.compile(self.model)
         saved = time.monotonic()
-        with progress("train", steps, "steps", self.team.leads) as bar:
+        with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
                 schedule.step_update(step)
@@ -99,8 +99,8 @@ class Trainer:
                 if (step + 1) % per_epoch == 0:
                     self._log(step + 1, (step + 1) // per_epoch, losses, optimizer)
                     losses = []
-                due = self.team.leads and time.monotonic() - saved > 60 * settings.checkpoint_minutes
-                due, stop = self.team.add(np.array([due, stop_wanted()], np.int64))
+                due = self.distributed.is_main_process and time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                due, stop = self.distributed.add(np.array([due, stop_wanted()], np.int64))
                 if step + 1 < steps and (due or stop):
                     self._save(step + 1, losses, optimizer, scaler)
                     saved = time.monotonic()
@@ -111,26 +111,26 @@ class Trainer:
     def _step(
         self, step: int, batch: Batch | None, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> float | None:
-        """One optimiser step on the team's batches; its loss, or None when none of them has a point."""
-        pieces = list(_pieces(batch, -(-self.settings.batch_size // self.team.size)))
+        """One optimizer step on the batches of all processes; its loss, or None when none of them has a point."""
+        pieces = list(_pieces(batch, -(-self.settings.batch_size // self.distributed.size)))
         own = sum(int((piece.classes != IGNORE).sum()) for piece in pieces)
-        points = int(self.team.add(np.array([own]))[0])
+        points = int(self.distributed.add(np.array([own]))[0])
         if not points:
             return None
         self.model.train()
         optimizer.zero_grad(set_to_none=True)
         loss = 0.0
-        for number, piece in enumerate(pieces, self.team.rank * self.settings.accumulate):
+        for number, piece in enumerate(pieces, self.distributed.rank * self.settings.accumulate):
             # dropout and drop-path: a function of the step, and of the piece
             torch.manual_seed(self.settings.seed * 1_000_003 + step + (number << 40))
             share = self._summed_loss(piece) / points
             scaler.scale(share).backward()
             loss += share.item()
-        loss = float(self.team.add(np.array([loss]))[0])
+        loss = float(self.distributed.add(np.array([loss]))[0])
         if not np.isfinite(loss):
             raise UserError(f"training: the loss is {loss} at step {step}", "Lower `lr`, or use float32")
         learning = [p for g in optimizer.param_groups for p in g["params"]]
-        self.team.add_gradients(learning)
+        self.distributed.add_gradients(learning)
         scaler.unscale_(optimizer)
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(learning, self.settings.clip)
@@ -139,7 +139,7 @@ class Trainer:
         return loss
 
     def _summed_loss(self, batch: Batch) -> Tensor:
-        images = self.model.normalise(batch.images.to(self.device))
+        images = self.model.normalize(batch.images.to(self.device))
         points, classes = batch.points.to(self.device), batch.classes.to(self.device)
         try:
             with mixed_precision(self.settings.precision, self.device):
@@ -159,8 +159,8 @@ class Trainer:
     def _save(
         self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
-        self.team.merge(self.batches.skipped)
-        if self.team.leads:
+        self.distributed.merge(self.batches.skipped)
+        if self.distributed.is_main_process:
             self.folder.save(
                 {
                     "step": step,
@@ -172,7 +172,7 @@ class Trainer:
                     "skipped": dict(self.batches.skipped),  # reading threads may add to the original
                 }
             )
-        self.team.wait_for_leader()
+        self.distributed.wait_for_main_process()
 
     def _resume(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> tuple[int, list[float]]:
         step, losses = 0, []
@@ -185,10 +185,12 @@ class Trainer:
                 step, losses, self.best = int(state["step"]), list(state["losses"]), state.get("best", self.best)
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise self.folder.damaged(error) from error
-        if self.team.leads and not self.folder.is_whole("best"):  # killed between its files: the next epoch's is
+        if self.distributed.is_main_process and not self.folder.is_whole(
+            "best"
+        ):  # killed between its files: the next epoch's is
             self.best = float("-inf")
-        self.folder.require_shared(self.team, step)
-        if self.team.leads:
+        self.folder.require_shared(self.distributed, step)
+        if self.distributed.is_main_process:
             self.folder.write_log()
         return step, losses
 
@@ -204,9 +206,9 @@ class Trainer:
             line |= self.evaluate(self.model)
             if line.get(BEST_BY, float("-inf")) > self.best:
                 self.best = line[BEST_BY]
-                if self.team.leads:
+                if self.distributed.is_main_process:
                     self.folder.save_model(self.model, "best", {"step": step, "epoch": epoch, BEST_BY: self.best})
-        if self.team.leads:
+        if self.distributed.is_main_process:
             self.folder.log(line)
 
 

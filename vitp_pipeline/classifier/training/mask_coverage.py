@@ -67,6 +67,6 @@ def mask_coverage(mask_logits: np.ndarray, view: View, grid: Size) -> np.ndarray
     return (rows @ probs @ columns.T).reshape(len(probs), -1)
 
 
-def mirrored(coverage: np.ndarray, grid: Size) -> np.ndarray:
-    """(N, rows·columns) of masks to that of the same masks on the mirrored image."""
+def flipped(coverage: np.ndarray, grid: Size) -> np.ndarray:
+    """(N, rows·columns) of masks to that of the same masks on the flipped image."""
     return coverage.reshape(-1, *grid)[:, :, ::-1].reshape(coverage.shape)

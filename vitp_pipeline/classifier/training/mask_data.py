@@ -14,13 +14,13 @@ import numpy as np
 
 from vitp_pipeline.classifier.training.augmentation import Augmentation
 from vitp_pipeline.classifier.training.data import PointBatches, read_pair, require_same_size
-from vitp_pipeline.classifier.training.mask_coverage import mask_coverage, mirrored, region_coverage
+from vitp_pipeline.classifier.training.mask_coverage import flipped, mask_coverage, region_coverage
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.postprocess.mask_labels import majority_label
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
 if TYPE_CHECKING:
     from vitp_pipeline.artifacts.proposals import ProposalStore
@@ -71,7 +71,7 @@ class MaskBatches(PointBatches):
 class GeneratedMaskBatches(MaskBatches):
     """Batches of images with masks of a generator, each called what most of the ground truth inside it is.
 
-    Of the augmentations only the mirroring and the change of colours are made: masks are stored for whole images.
+    Of the augmentations only the flipping and the change of colors are made: masks are stored for whole images.
 
     Args:
         masks: the proposals of the images; all masks must be stored.
@@ -92,14 +92,14 @@ class GeneratedMaskBatches(MaskBatches):
         classes = self._labels[sample.image_id]
         coverage = mask_coverage(record.masks, record.view, self.grid)
         if self.augmentation.flip and rng.random() < 0.5:
-            image, coverage = np.ascontiguousarray(image[:, ::-1]), mirrored(coverage, self.grid)
+            image, coverage = np.ascontiguousarray(image[:, ::-1]), flipped(coverage, self.grid)
         pixels, _ = replace(self.augmentation, flip=False).apply(image, truth, self.image_size, rng)
-        named = classes != IGNORE
-        return pixels, coverage[named], classes[named]
+        labeled = classes != IGNORE
+        return pixels, coverage[labeled], classes[labeled]
 
 
 def read_regions(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image and what is labelled apart in it.
+    """An image and what is labeled apart in it.
 
     Returns:
         Image (H, W, 3) uint8, regions (H, W) int16 with IGNORE where there is none, and (R,) int64 class by region:
@@ -151,16 +151,16 @@ def draw_masks(classes: np.ndarray, count: int, rng: np.random.Generator, how: s
 
 class HeldOutMasks:
     """The ground-truth masks of held-out images, class regions of 0.2 % of the image or more. Call it with a model to
-    validate that: `held_out_accuracy` is then the share of masks named right.
+    validate that: `held_out_accuracy` is then the mask classification accuracy.
 
-    In a team every process reads its own images. Raises InputError: a held-out image cannot be read.
+    Every process reads its own images. Raises InputError: a held-out image cannot be read.
     """
 
     def __init__(
-        self, dataset: Dataset, samples: Sequence[Sample], size: Size, precision: str, team: Team = ALONE
+        self, dataset: Dataset, samples: Sequence[Sample], size: Size, precision: str, distributed: Distributed = ALONE
     ) -> None:
-        self.dataset, self.size, self.precision, self.team = dataset, size, precision, team
-        self.samples = samples[team.rank :: team.size]
+        self.dataset, self.size, self.precision, self.distributed = dataset, size, precision, distributed
+        self.samples = samples[distributed.rank :: distributed.size]
 
     def __call__(self, model: PointViT) -> Validation:
         """All processes call it with the same weights in eval mode, and get the same counts."""
@@ -181,4 +181,4 @@ class HeldOutMasks:
                 coverage = torch.from_numpy(region_coverage(labels, regions, model.grid))[None].to(device)
                 given = mask_logits(model, pixels, coverage, precision=self.precision)[0].argmax(-1).cpu().numpy()
                 np.add.at(confusion, (regions, given), 1)
-        return Validation(self.team.add(confusion), np.zeros(3, np.int64))
+        return Validation(self.distributed.add(confusion), np.zeros(3, np.int64))

@@ -8,25 +8,25 @@ from vitp_pipeline.classifier.training.annotations import Boxes, read_truth
 from vitp_pipeline.classifier.training.data import PointBatches
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
 
-def log_prior(batches: PointBatches, team: Team = ALONE) -> np.ndarray:
+def log_prior(batches: PointBatches, distributed: Distributed = ALONE) -> np.ndarray:
     """(K,) float32: log of each class's share of class-balanced points, add-one smoothed, mean 0.
 
     The N points of an image are shared equally among the classes present in its annotation; kinds of annotation count
-    by their share of the mixture. Every process of a team reads a part of the images.
+    by their share of the mixture. Every process reads a part of the images.
     """
     dataset, mixture = batches.dataset, batches.mixture
     counts = np.zeros(len(dataset.spec.classes))
-    for sample in batches.samples[team.rank :: team.size]:
+    for sample in batches.samples[distributed.rank :: distributed.size]:
         for kind, share in zip(mixture.kinds, mixture.shares, strict=True):
             try:
                 present = _present(dataset, sample, kind, batches.coarse_erosion)
             except InputError:
                 continue  # reported when training reads it
             counts[present] += share * batches.points / max(1, len(present))
-    shares = 1 + team.add(counts)
+    shares = 1 + distributed.add(counts)
     log = np.log(shares / shares.sum())
     return (log - log.mean()).astype(np.float32)
 

@@ -13,7 +13,7 @@ NO_LABEL = "no pixel has a label"
 def sample_points(
     labels: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced"
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Draws labelled pixels with replacement.
+    """Draws labeled pixels with replacement.
 
     Args:
         labels: (H, W) integer class indices, or region numbers for "instance-balanced"; IGNORE where there is none.
@@ -21,7 +21,7 @@ def sample_points(
         count: number of points N.
         how: "class-balanced": N classes uniformly from those present, then a uniform pixel of each (facts §2.2);
             "instance-balanced": the same with the image's regions in place of its classes;
-            "uniform": uniform over the labelled pixels.
+            "uniform": uniform over the labeled pixels.
     Returns:
         ((N, 2) int64 (row, col), (N,) int64 classes or regions), or None when no pixel has a label.
     """

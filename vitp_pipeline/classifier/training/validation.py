@@ -18,12 +18,12 @@ from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.training.data import read_pair
 from vitp_pipeline.classifier.training.sampling import sample_points
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
-from vitp_pipeline.geometry import Size, normalise_points
-from vitp_pipeline.runtime.distributed import ALONE, Team
+from vitp_pipeline.geometry import Size, normalize_points
+from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fs_ops import fill
 
-POINTS, SPREAD, LEAST_REGION = 250, 16, 0.002
+POINTS, MULTI, LEAST_REGION = 250, 16, 0.002
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Validation:
         """Shares that are right, empty when there was no point.
 
         `held_out_accuracy`, `held_out_class_accuracy`: over points, and the mean over the classes that have points.
-        `held_out_regions_centre`, `held_out_regions_spread`: of class regions, named by their innermost pixel, or by
-        the mean probability of 16 random ones, as masks are with the points `centre` and `spread`.
+        `held_out_regions_center`, `held_out_regions_multi`: of class regions, named by their innermost pixel, or by
+        the mean probability of 16 random ones, as masks are with the points `center` and `multi`.
         """
         figures, points = {}, self.confusion.sum(1)
         if points.sum():
@@ -51,8 +51,8 @@ class Validation:
             figures["held_out_accuracy"] = float(right.sum() / points.sum())
             figures["held_out_class_accuracy"] = float((right[points > 0] / points[points > 0]).mean())
         if self.regions[0]:
-            figures["held_out_regions_centre"] = float(self.regions[1] / self.regions[0])
-            figures["held_out_regions_spread"] = float(self.regions[2] / self.regions[0])
+            figures["held_out_regions_center"] = float(self.regions[1] / self.regions[0])
+            figures["held_out_regions_multi"] = float(self.regions[2] / self.regions[0])
         return figures
 
     def save(self, folder: Path, classes: Sequence[str]) -> None:
@@ -72,24 +72,24 @@ class HeldOut:
     """Fixed points of held-out images. Call it with a model to validate that.
 
     Of each image 250 class-balanced points, and of every class region of 0.2 % of it or more the innermost pixel and 16
-    random ones; all of them functions of the image's number alone. In a team every process reads its own images.
+    random ones; all of them functions of the image's number alone. Every process reads its own images.
 
     Raises:
         InputError: a held-out image cannot be read.
     """
 
     def __init__(
-        self, dataset: Dataset, samples: Sequence[Sample], size: Size, precision: str, team: Team = ALONE
+        self, dataset: Dataset, samples: Sequence[Sample], size: Size, precision: str, distributed: Distributed = ALONE
     ) -> None:
-        self.classes, self.precision, self.team = len(dataset.spec.classes), precision, team
+        self.classes, self.precision, self.distributed = len(dataset.spec.classes), precision, distributed
         self._fixed = []
-        for index, sample in list(enumerate(samples))[team.rank :: team.size]:
+        for index, sample in list(enumerate(samples))[distributed.rank :: distributed.size]:
             image, labels = read_pair(dataset, sample)
             rng = np.random.default_rng([1, index])
             if (drawn := sample_points(labels, POINTS, rng)) is None:
                 continue
             pixels, regions = _region_points(labels, rng)
-            where = normalise_points(np.concatenate([drawn[0], pixels]), labels.shape)
+            where = normalize_points(np.concatenate([drawn[0], pixels]), labels.shape)
             picture = torch.from_numpy(prepare_image(image, size))
             self._fixed.append((picture[None], torch.from_numpy(where)[None], drawn[1], regions))
 
@@ -100,10 +100,10 @@ class HeldOut:
         for picture, where, classes, truth in self._fixed:
             logits = point_logits(model, picture.to(device), where.to(device), precision=self.precision)[0]
             np.add.at(confusion, (classes, logits[:POINTS].argmax(-1).cpu().numpy()), 1)
-            probs = logits[POINTS:].softmax(-1).view(len(truth), 1 + SPREAD, self.classes)
-            centre, spread = (p.argmax(-1).cpu().numpy() for p in (probs[:, 0], probs[:, 1:].mean(1)))
-            regions += [len(truth), int((centre == truth).sum()), int((spread == truth).sum())]
-        return Validation(self.team.add(confusion), self.team.add(regions))
+            probs = logits[POINTS:].softmax(-1).view(len(truth), 1 + MULTI, self.classes)
+            center, multi = (p.argmax(-1).cpu().numpy() for p in (probs[:, 0], probs[:, 1:].mean(1)))
+            regions += [len(truth), int((center == truth).sum()), int((multi == truth).sum())]
+        return Validation(self.distributed.add(confusion), self.distributed.add(regions))
 
 
 def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.nda
         inside = labels == k
         if inside.mean() >= LEAST_REGION:
             depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-            chosen = rng.choice(np.flatnonzero(inside), SPREAD)
+            chosen = rng.choice(np.flatnonzero(inside), MULTI)
             pixels = np.concatenate([[depth.argmax()], chosen])
             points.append(np.stack(np.divmod(pixels, labels.shape[1]), 1))
             regions.append(int(k))

@@ -50,7 +50,7 @@ class Prepared:
     def report(self) -> None:
         """Raises PartialError when some source files are broken."""
         if self.errors:
-            raise PartialError("; ".join(error.message for error in self.errors), self.errors[0].mend)
+            raise PartialError("; ".join(error.message for error in self.errors), self.errors[0].hint)
 
 
 def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = None, workers: int = 1) -> Prepared:

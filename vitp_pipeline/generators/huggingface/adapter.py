@@ -23,7 +23,7 @@ from vitp_pipeline.generators.huggingface.folder import (
     NETWORKS,
     Pretrained,
     frame_edges,
-    normalisation,
+    normalization,
     open_pretrained,
     sees_windows,
 )
@@ -85,7 +85,7 @@ class TransformersGenerator:
         self.num_queries = getattr(config, "decoder_config", config).num_queries  # MaskFormer's is DETR's
         self.classes = _class_names(config)
         self._mean, self._std = (
-            255 * torch.tensor(values, device=self.device)[:, None, None] for values in normalisation(found)
+            255 * torch.tensor(values, device=self.device)[:, None, None] for values in normalization(found)
         )
         self._task = _task_ids(found, config, task)
         self._side = _side(found, self._model, test_size)
@@ -134,9 +134,9 @@ class TransformersGenerator:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _padded(self, frame: Tensor) -> Tensor:
-        """uint8 (H, W, 3) → float32 (3, Hp, Wp), normalised.
+        """uint8 (H, W, 3) → float32 (3, Hp, Wp), normalized.
 
-        EoMT pads with black to its square; the others with zeros after the normalisation, so with the mean colour.
+        EoMT pads with black to its square; the others with zeros after the normalization, so with the mean color.
         """
         pixels = frame.permute(2, 0, 1).float()
         height, width = pixels.shape[1:]

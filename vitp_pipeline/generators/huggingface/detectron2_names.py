@@ -195,7 +195,7 @@ def renamed(state: Mapping[str, Tensor], layout: Layout, backbone: str) -> dict[
     if unknown:
         raise IncompatibleError(
             f"not in a {layout.removesuffix('-d2')} with a {backbone} backbone: {first_of(unknown)}",
-            mend=OTHER_MODEL,
+            hint=OTHER_MODEL,
         )
     return found
 

@@ -152,7 +152,7 @@ def frame_edges(model: Pretrained, given: tuple[int, ...]) -> tuple[int, int]:
     return size["shortest_edge"], size.get("longest_edge") or DETECTRON2_SIZE[1]
 
 
-def normalisation(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, RGB, of images whose values are 0 … 1."""
     mean, std = (model.preprocessor.get(f"image_{what}") for what in ("mean", "std"))
     return tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)

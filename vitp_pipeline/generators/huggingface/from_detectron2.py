@@ -22,7 +22,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, rename
 from vitp_pipeline.storage.temporaries import temporary, tidy
 
-_NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_NORMALIZATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 """Of every published model, for RGB values 0 … 1 (facts §1.1)."""
 
 
@@ -53,7 +53,7 @@ def import_detectron2(
     try:
         model = converted(checkpoint.state_dict, layout, dilations or dilations_of(file), classes or checkpoint.classes)
     except IncompatibleError as error:
-        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
+        raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     model.config.vitp = {"imported_from": file.name, "sha256": file_digest(file), "layout": str(layout)}
     _write_folder(model, out, test_size or edges_of(file))
     return model.config
@@ -123,7 +123,7 @@ def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     faults += [f"left over {first_of(left_over)}"] if left_over else []
     faults += [f"of other shapes: {first_of(shapes, '; ')}"] if shapes else []
     if faults:
-        raise IncompatibleError(f"tensors {', and '.join(faults)}", mend=OTHER_MODEL)
+        raise IncompatibleError(f"tensors {', and '.join(faults)}", hint=OTHER_MODEL)
 
 
 def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] | None) -> None:
@@ -137,7 +137,7 @@ def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] 
                 model.save_pretrained(unfinished)
             if test_size is not None:
                 edges = {"shortest_edge": test_size[0], "longest_edge": test_size[1]}
-                write_json(unfinished / "preprocessor_config.json", {"size": edges, **_NORMALISATION})
+                write_json(unfinished / "preprocessor_config.json", {"size": edges, **_NORMALIZATION})
             rename(unfinished, out)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -96,5 +96,5 @@ def parse_dilations(text: str) -> Dilations:
     except ValueError:
         found = ()
     if not found or min(number for level in found for number in level) < 1:
-        raise UsageError(f"--dilations '{text}' is neither a name nor lists of positive numbers", mend=SAY_DILATIONS)
+        raise UsageError(f"--dilations '{text}' is neither a name nor lists of positive numbers", hint=SAY_DILATIONS)
     return found

@@ -33,7 +33,7 @@ def backbone_of(state: Mapping[str, Tensor]) -> str:
         if sign in state:
             return backbone
     raise IncompatibleError(
-        "its backbone is not one that can be converted", mend=f"These can: {', '.join(sorted(_SIGNS))}"
+        "its backbone is not one that can be converted", hint=f"These can: {', '.join(sorted(_SIGNS))}"
     )
 
 
@@ -47,7 +47,7 @@ def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
         others = [other for other in Layout if has[other]]
         raise IncompatibleError(
             f"holds no {layout.removesuffix('-d2')} of detectron2",
-            mend=f"Use --as {others[0]}" if others else OTHER_MODEL,
+            hint=f"Use --as {others[0]}" if others else OTHER_MODEL,
         )
 
 
@@ -149,7 +149,7 @@ def _dinat(sizes: _Sizes, dilations: Sequence[Sequence[int]] | None) -> DinatCon
     depths = sizes.depths("backbone.levels.#.blocks.#.norm1.weight")
     if dilations is None or [len(level) for level in dilations] != depths:
         given = "" if dilations is None else f", not {[len(level) for level in dilations]}"
-        raise IncompatibleError(f"its DiNAT needs dilations for {depths} blocks a level{given}", mend=SAY_DILATIONS)
+        raise IncompatibleError(f"its DiNAT needs dilations for {depths} blocks a level{given}", hint=SAY_DILATIONS)
     width = sizes.rows("backbone.patch_embed.norm.weight")
     return DinatConfig(
         embed_dim=width,

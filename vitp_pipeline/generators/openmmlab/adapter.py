@@ -1,6 +1,6 @@
 """Mask proposals from mmsegmentation 1.x and mmdetection 3.x: MaskFormer, Mask2Former, heads built on them.
 
-The network, its test-time resize, normalisation and padding are the library's own; the result is taken from
+The network, its test-time resize, normalization and padding are the library's own; the result is taken from
 the last decoder layer, before the library upsamples it.
 """
 
@@ -151,9 +151,9 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"'{name}' is not a device", mend="Use cpu, cuda or cuda:N") from error
+        raise UsageError(f"'{name}' is not a device", hint="Use cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device '{name}' is not there", mend=f"torch sees {torch.cuda.device_count()} GPUs")
+        raise UsageError(f"device '{name}' is not there", hint=f"torch sees {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -217,8 +217,8 @@ def _library(path: Path, settings: Any) -> str:
             for module in ("registry", "models", "datasets"):
                 importlib.import_module(f"{package}.{module}")
     except ModuleNotFoundError as error:
-        mend = "Install mmsegmentation 1.2 and mmdet 3.3"
-        raise UserError(f"{path}: needs {error.name}, which is not installed", mend=mend) from error
+        hint = "Install mmsegmentation 1.2 and mmdet 3.3"
+        raise UserError(f"{path}: needs {error.name}, which is not installed", hint=hint) from error
     register_backbone()
     return library
 
@@ -227,7 +227,7 @@ def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | 
     if weights is not None and has_old_names(weights.state_dict):
         raise IncompatibleError(
             f"{weights.path}: has the names of mmsegmentation 0.x or mmdetection 2.x",
-            mend=f"Run: vitp import-checkpoint {weights.path} --as mm --config {path} --out NEW.safetensors",
+            hint=f"Run: vitp import-checkpoint {weights.path} --as mm --config {path} --out NEW.safetensors",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -282,7 +282,7 @@ def _head(path: Path, model: Any, library: str) -> Any:
         found = type(model if head is None else head).__name__
         raise UserError(
             f"{path}: {found} does not propose masks by queries",
-            mend="Use a MaskFormer or Mask2Former of mmsegmentation or mmdetection",
+            hint="Use a MaskFormer or Mask2Former of mmsegmentation or mmdetection",
         )
     return head
 

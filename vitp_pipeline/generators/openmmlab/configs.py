@@ -47,14 +47,14 @@ def packaged_config(text: str) -> Path:
         return found[0]
     if found:
         listed = ", ".join(_display_name(file) for file in found[:5])
-        raise InputError(f"config name '{text}' means several files: {listed}", mend="Write one of these")
+        raise InputError(f"config name '{text}' means several files: {listed}", hint="Write one of these")
     names = sorted({file.stem for file in known})
     cutoff = 0.8 if _is_path(text) else 0.6  # a path that does not exist is like names by chance
     near = difflib.get_close_matches(wanted[-1].removesuffix(".py"), names, n=5, cutoff=cutoff)
-    mend = (
+    hint = (
         "Close names: " + ", ".join(near) if near else "Give the path of a file that is there, or see `vitp generators`"
     )
-    raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", mend=mend)
+    raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", hint=hint)
 
 
 def _absolute(path: str | Path) -> Path:

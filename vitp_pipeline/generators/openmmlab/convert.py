@@ -47,7 +47,7 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
     try:
         weights, unused = with_new_names(checkpoint.state_dict, _decoder_order(head))
     except IncompatibleError as error:
-        raise IncompatibleError(f"{file}: {error.message}", error.mend) from error
+        raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*which is a no-op")  # this is for its checks: the model holds no numbers
         load_into(model, replace(checkpoint, state_dict=weights))

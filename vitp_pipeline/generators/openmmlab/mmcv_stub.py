@@ -39,7 +39,7 @@ class MissingOperators(ModuleType):
         def refuse(*args: Any, **kwargs: Any) -> NoReturn:
             raise UserError(
                 f"this model needs mmcv's compiled operator '{name}', which is not here ({self.why})",
-                mend="Install the full mmcv built for this torch, or choose a model without it",
+                hint="Install the full mmcv built for this torch, or choose a model without it",
             )
 
         return refuse
@@ -73,7 +73,7 @@ def prepare_mmcv() -> bool:
         package = importlib.import_module("mmcv")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the OpenMMLab adapter cannot import {error.name}", mend="Install mmcv-lite 2.1 or mmcv 2.1"
+            f"the OpenMMLab adapter cannot import {error.name}", hint="Install mmcv-lite 2.1 or mmcv 2.1"
         ) from error
     try:
         extension = importlib.import_module(EXTENSION)

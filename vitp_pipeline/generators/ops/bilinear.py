@@ -28,7 +28,7 @@ def weighted_samples(
     Args:
         value: (B, S, M, D) features of M heads, the levels one after the other, each in row-major order.
         sizes: (height, width) per level; the products sum to S.
-        places: (B, N, M, L, P, 2) as (x, y) in pixels of the level; pixel centres are integers.
+        places: (B, N, M, L, P, 2) as (x, y) in pixels of the level; pixel centers are integers.
         weights: (B, N, M, L, P).
     Returns:
         (B, N, M, D) in the dtype of `value`; the sum is taken in float32, or in float64 if `value` is.

@@ -82,8 +82,8 @@ def _kernel_places(
     grid = torch.stack(torch.meshgrid(step, step, indexing="ij"), dim=-1).reshape(1, 1, 1, -1, 2)  # x is the slow one
     y = torch.arange(rows) * stride - padding + half
     x = torch.arange(columns) * stride - padding + half
-    centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
-    return centre[:, :, None, None] + grid
+    center = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+    return center[:, :, None, None] + grid
 
 
 @cache
@@ -144,7 +144,7 @@ def layer_norm(channels: int) -> nn.LayerNorm:
 class DCNv3(nn.Module):
     """The operator with the layers that feed it (facts §3.1); parameters are named as the published ones are.
 
-    Offsets, weights and the centre's gate come from a depthwise convolution of the input; what is sampled is a
+    Offsets, weights and the center's gate come from a depthwise convolution of the input; what is sampled is a
     projection of the input.
     """
 
@@ -162,7 +162,7 @@ class DCNv3(nn.Module):
         Args:
             dw_kernel_size: of the depthwise convolution; None: `kernel`.
             center_feature_scale: blend the result with the pixel's own value, by a learned gate per group.
-            use_compiled: run the authors' operator on CUDA where it imports and nothing has to be learnt.
+            use_compiled: run the authors' operator on CUDA where it imports and nothing has to be learned.
         """
         super().__init__()
         if channels % groups:

@@ -23,7 +23,7 @@ def multi_scale_deformable_attn(
         value: (B, S, M, D) features of M heads, the levels one after the other, each in row-major order.
         value_spatial_shapes: (L, 2) integers, (height, width) per level; the products sum to S.
         sampling_locations: (B, N, M, L, P, 2) as (x, y), 0 the left or top border of the level's outermost
-            pixels and 1 the right or bottom border, so that a pixel centre lies at (index + 0.5) / length.
+            pixels and 1 the right or bottom border, so that a pixel center lies at (index + 0.5) / length.
             Beyond the borders the features are zero.
         attention_weights: (B, N, M, L, P).
     Returns:

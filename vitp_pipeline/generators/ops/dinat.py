@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-from vitp_pipeline.generators.ops.neighborhood_attention import neighbourhood_attention, pad_to_window
+from vitp_pipeline.generators.ops.neighborhood_attention import dilated_attention, pad_to_window
 
 
 class DinatBackbone(BackboneMixin, PreTrainedModel):
@@ -115,7 +115,7 @@ class _Block(nn.Module):
         super().__init__()
         hidden = int(config.mlp_ratio * width)
         self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.attention = NeighbourhoodAttention(width, heads, config.kernel_size, dilation, config.qkv_bias)
+        self.attention = NeighborhoodAttention(width, heads, config.kernel_size, dilation, config.qkv_bias)
         self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.intermediate = _Holder("dense", nn.Linear(width, hidden))
         self.activation = ACT2FN[config.hidden_act]
@@ -132,8 +132,8 @@ class _Block(nn.Module):
         return branch if self.layer_scale_parameters is None else self.layer_scale_parameters[number] * branch
 
 
-class NeighbourhoodAttention(nn.Module):
-    """Projection, dilated neighbourhood attention, projection: (B, H, W, C) → (B, H, W, C), of any H and W.
+class NeighborhoodAttention(nn.Module):
+    """Projection, dilated neighborhood attention, projection: (B, H, W, C) → (B, H, W, C), of any H and W.
 
     A map smaller than the window is padded with zeros before the first projection. What is padded takes part, with the
     biases of the projection as its keys and values (facts §2.2).
@@ -149,7 +149,7 @@ class NeighbourhoodAttention(nn.Module):
         height, width = x.shape[1:3]
         x = pad_to_window(x, self.kernel_size, self.dilation)
         query, key, value = self.self(x)
-        answer = neighbourhood_attention(query, key, value, self.self.rpb, self.kernel_size, self.dilation)
+        answer = dilated_attention(query, key, value, self.self.rpb, self.kernel_size, self.dilation)
         output: Tensor = self.output(answer.flatten(3)[:, :height, :width])
         return output
 

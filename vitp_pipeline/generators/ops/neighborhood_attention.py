@@ -1,10 +1,10 @@
-"""Dilated neighbourhood attention with relative position bias in plain torch, for any device.
+"""Dilated neighborhood attention with relative position bias in plain torch, for any device.
 
 NAT and DiNAT (Hassani et al. 2023, arXiv 2204.07143; Hassani and Shi 2022, arXiv 2209.15001); the definition is facts
 §2. Every cell of a map attends to the K × K cells around it that lie d apart. Near a border the window shifts inward
 and keeps its K × K cells, so the cell is then not in its middle.
 
-An axis with dilation d is d undilated ones, interleaved. In each, a tile of neighbouring queries needs few more keys
+An axis with dilation d is d undilated ones, interleaved. In each, a tile of neighboring queries needs few more keys
 than one query does, so tile by tile this is small dense attention with a bias, which torch has fused kernels for.
 """
 
@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 8
-"""Longest side of a tile of queries, in cells. 6 is as fast; 4 and 12 are not (benchmarks/neighbourhood.py)."""
+"""Longest side of a tile of queries, in cells. 6 is as fast; 4 and 12 are not (benchmarks/neighborhood.py)."""
 
 _NUMBERS_AT_ONCE = 1 << 22
 """Most numbers in the gathered keys, and in the scores should a kernel keep them."""
 
 
-def neighbourhood_attention(
+def dilated_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int = 1
 ) -> Tensor:
     """softmax(q·kᵀ / √c + bias) · v over the window of every cell.
@@ -58,7 +58,7 @@ def pad_to_window(x: Tensor, kernel_size: int, dilation: int) -> Tensor:
 def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int, tile: int = TILE
 ) -> Tensor:
-    """`neighbourhood_attention` in plain torch, for tiles of at most `tile` × `tile` queries at once."""
+    """`dilated_attention` in plain torch, for tiles of at most `tile` × `tile` queries at once."""
     batch, height, width, heads, channels = query.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     queries, keys, values = (x.reshape(batch * height * width, heads * channels) for x in (query, key, value))
@@ -160,7 +160,7 @@ def natten_functions() -> tuple[Any, Any] | None:
 def natten_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int
 ) -> Tensor:
-    """`neighbourhood_attention` by natten's kernels, which keep the (B, heads, H, W, K²) scores."""
+    """`dilated_attention` by natten's kernels, which keep the (B, heads, H, W, K²) scores."""
     functions = natten_functions()
     if functions is None:
         raise ModuleNotFoundError("natten with relative position bias (up to 0.17.4) is not installed", name="natten")

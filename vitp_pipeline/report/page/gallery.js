@@ -14,7 +14,7 @@ const node = (tag, attributes = {}, ...children) => {
   return made;
 };
 const share = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
-const named = (list) => list.filter(([, p], i) => i === 0 || p >= 0.005).map(([k, p]) => `${NAMES[k]} ${p.toFixed(2)}`).join(", ");
+const classes = (list) => list.filter(([, p], i) => i === 0 || p >= 0.005).map(([k, p]) => `${NAMES[k]} ${p.toFixed(2)}`).join(", ");
 const changedMask = (mask) => mask.generator[0][0] !== mask.fused[0][0];
 function outcome(mask) {
   if (mask.label === null) return "unknown";
@@ -81,7 +81,7 @@ class Card {
       const truth = mask.label === null ? "–" : NAMES[mask.label];
       const kind = outcome(mask);
       const style = { righted: "up", wronged: "down" }[kind] ?? "alike";
-      const cells = [`${mask.query}`, share(mask.area), truth, named(mask.generator), named(mask.classifier), named(mask.fused)];
+      const cells = [`${mask.query}`, share(mask.area), truth, classes(mask.generator), classes(mask.classifier), classes(mask.fused)];
       const row = node("tr", { tabIndex: 0 }, ...cells.map((text, c) => node("td", { className: c > 1 ? "text" : "" }, text)), node("td", { className: `text ${style}` }, OUTCOMES[kind]));
       row.addEventListener("focus", () => this.mark(i));
       row.addEventListener("blur", () => this.unmark());
@@ -215,10 +215,10 @@ class Card {
       const truth = mask.label === null ? "–" : NAMES[mask.label];
       lines.push(node("b", {}, `mask ${mask.query}: ${NAMES[mask.generator[0][0]]} → ${NAMES[mask.fused[0][0]]}`));
       lines.push(node("div", {}, `truth inside: ${truth}`));
-      lines.push(node("div", {}, `before (generator): ${named(mask.generator)}`));
-      lines.push(node("div", {}, `classifier: ${named(mask.classifier)}`));
-      lines.push(node("div", {}, `after (fused): ${named(mask.fused)}`));
-      lines.push(node("div", {}, `${share(mask.area)} of the image, 1 − v = ${mask.present.toFixed(2)}`));
+      lines.push(node("div", {}, `before (generator): ${classes(mask.generator)}`));
+      lines.push(node("div", {}, `classifier: ${classes(mask.classifier)}`));
+      lines.push(node("div", {}, `after (fused): ${classes(mask.fused)}`));
+      lines.push(node("div", {}, `${share(mask.area)} of the image, 1 − v = ${mask.objectness.toFixed(2)}`));
     }
     const here = DATA.has_data ? [`truth ${word("truth")}`] : [];
     lines.push(node("div", { className: "hint" }, `this pixel: ${[...here, `generator ${word("generator")}`, `fused ${word("fused")}`].join(" · ")}`));

@@ -21,7 +21,7 @@ themeButton.addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => repaintAll());
 showTheme();
 
-/* Charts: Plotly wants colours, not CSS variables, so these are looked up when a chart is drawn. */
+/* Charts: Plotly wants colors, not CSS variables, so these are looked up when a chart is drawn. */
 function resolved(value) {
   if (typeof value === "string") return value.startsWith("var(") ? css(value.slice(4, -1)) : value;
   if (Array.isArray(value)) return value.map(resolved);
@@ -103,7 +103,7 @@ function orderClasses() {
     gain: (i) => difference(of("fused", i), of("generator", i)),
     generator: (i) => of("generator", i),
     fused: (i) => of("fused", i),
-    bound: (i) => difference(of("bound_mask", i), of("fused", i)),
+    upper_bound: (i) => difference(of("upper_bound_mask", i), of("fused", i)),
     pixels: (i) => DATA.classes.pixels[i],
     manifest: (i) => -i,
   };

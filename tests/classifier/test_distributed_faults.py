@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from tests.classifier.making import TOY_MANIFEST
-from tests.classifier.test_team import RECIPE, assert_equal
+from tests.classifier.test_distributed import RECIPE, assert_equal
 from tests.datasets import making
 from vitp_pipeline.classifier.training.augmentation import Augmentation
 from vitp_pipeline.classifier.training.data import PointBatches
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.runtime.distributed import Team
+from vitp_pipeline.runtime.distributed import Distributed
 from vitp_pipeline.runtime.launcher import FIRST_PORT, PORTS
 
-pytestmark = pytest.mark.xdist_group("team")  # its trainings are made once
+pytestmark = pytest.mark.xdist_group("distributed")  # its trainings are made once
 SETTINGS = """
 hold_out = 2
 epochs = 4
@@ -68,7 +68,7 @@ def _train(folder: Path, out: str, launch: dict[str, str], log: Path, fault: Fau
     step = Trainer._step
 
     def faulty(self: Trainer, number: int, *rest: object) -> float | None:
-        if fault and (self.team.rank, number) == (fault.rank, fault.step):
+        if fault and (self.distributed.rank, number) == (fault.rank, fault.step):
             os.kill(os.getpid(), fault.number)
         return step(self, number, *rest)
 
@@ -83,7 +83,7 @@ Run = Callable[..., list[tuple[int, str]]]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("team")
+    folder = tmp_path_factory.mktemp("distributed")
     making.write_semantic(folder / "data", 9)
     (folder / "toy.toml").write_text(TOY_MANIFEST)
     (folder / "r.toml").write_text(RECIPE.replace("hold_out = 3", "").replace("lr = 0.05", "lr = 1e-3") + SETTINGS)
@@ -199,7 +199,9 @@ def test_data_and_their_order_are_the_same_for_any_number_of_processes(place: Pa
     dataset = Dataset(load_recipe(place / "r.toml").manifest, place / "data", "train")
     source = (dataset, dataset.samples, (32, 48), 16, 4, Augmentation(flip=0.5, crop_scale=(0.5, 1.0)))
     one = dict(PointBatches(*source).from_step(0, 6))
-    shares = [dict(PointBatches(*source, team=Team(rank, size, rank)).from_step(0, 6)) for rank in range(size)]
+    shares = [
+        dict(PointBatches(*source, distributed=Distributed(rank, size, rank)).from_step(0, 6)) for rank in range(size)
+    ]
     for step, batch in one.items():
         parts = [share[step] for share in shares if share[step] is not None]
         for column in ("images", "points", "classes"):

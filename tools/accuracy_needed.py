@@ -1,9 +1,9 @@
 """How well must masks be named for a given mIoU? Mixes a classifier's names with true ones and measures.
 
-    python tools/naming_needed.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --name seed0
+    python tools/accuracy_needed.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --name seed0
 
 Every mask takes the truth at its max point with probability f, else the name that the classifier gives it; scores are
-1 − v. Prints, for each f, the share of matched masks that are then named right, and the mIoU.
+1 − v. Prints, for each f, the share of matched masks that are then classified correctly, and the mIoU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     for shard in range(evaluation.run.shards):
         for part in range(len(evaluation.run.parts(shard))):
             evaluation.proposals.require_one_view("these figures")
-            with evaluation.classes.open_arrays(shard, part) as scores:
+            with evaluation.class_scores.open_arrays(shard, part) as scores:
                 for record in evaluation.proposals.read_part(shard, part):
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
                     true_name = label_at_points(truth, record.points["max"])
@@ -55,7 +55,7 @@ def main() -> None:
                     likely = (1 - view.no_object[0].numpy() > 0.5) & (majority != IGNORE)
                     right += (names == majority)[:, likely].sum(1)
                     matched += int(likely.sum())
-    print("| true names mixed in | matched masks named right | mIoU |\n|---:|---:|---:|")
+    print("| true names mixed in | mask classification accuracy | mIoU |\n|---:|---:|---:|")
     for share, count, state in zip(shares, right, states, strict=True):
         print(f"| {share:.0%} | {100 * count / matched:.1f} | {100 * state.miou():.2f} |")
 

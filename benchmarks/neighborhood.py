@@ -1,11 +1,11 @@
-"""Dilated neighbourhood attention as vitp computes it, beside two plainer ways, in turn.
+"""Dilated neighborhood attention as vitp computes it, beside two plainer ways, in turn.
 
 * gather: every query's K² keys and values are copied out, a row of queries at a time;
 * row: a row of queries against the K whole rows of keys that they see, what is outside of the windows masked.
 
-    python -m benchmarks.neighbourhood                      # the layers of DiNAT-L at a 640-pixel short side
-    python -m benchmarks.neighbourhood --scale 0.5 --tiles  # smaller maps; other sides of the tile instead
-    python -m benchmarks.neighbourhood --backbone 640 864   # the whole DiNAT-L on an image of this size, random weights
+    python -m benchmarks.neighborhood                      # the layers of DiNAT-L at a 640-pixel short side
+    python -m benchmarks.neighborhood --scale 0.5 --tiles  # smaller maps; other sides of the tile instead
+    python -m benchmarks.neighborhood --backbone 640 864   # the whole DiNAT-L on an image of this size, random weights
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def time_backbone(options: argparse.Namespace) -> None:
     pixels = torch.randn(1, 3, *options.backbone, device=options.device)
     finish = torch.cuda.synchronize if options.device.startswith("cuda") else (lambda: None)
     clock = clock_for(options)
-    attend, in_attention = dinat.neighbourhood_attention, [0.0]
+    attend, in_attention = dinat.dilated_attention, [0.0]
 
     def timed(*given: object) -> Tensor:
         finish()
@@ -118,7 +118,7 @@ def time_backbone(options: argparse.Namespace) -> None:
         in_attention[-1] += clock() - began
         return answer
 
-    dinat.neighbourhood_attention = timed
+    dinat.dilated_attention = timed
     seconds = []
     for _ in range(options.repeats + 1):  # the first is not counted
         in_attention.append(0.0)
@@ -126,7 +126,7 @@ def time_backbone(options: argparse.Namespace) -> None:
         model(pixels)
         finish()
         seconds.append(clock() - began)
-    dinat.neighbourhood_attention = attend
+    dinat.dilated_attention = attend
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     whole, part = statistics.median(seconds[1:]), statistics.median(in_attention[2:])
     print("| DiNAT-L on | parameters | s an image | of it attention | peak of the process |")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import vitp_pipeline.runtime.distributed as team_module
+import vitp_pipeline.runtime.distributed as distributed_module
 from tests.classifier.making import TOY_MANIFEST
 from tests.datasets import making
 from vitp_pipeline.classifier.training.loop import Trainer
@@ -22,7 +22,7 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UserError
-from vitp_pipeline.runtime.distributed import ALONE, Team, launched_team
+from vitp_pipeline.runtime.distributed import ALONE, Distributed, launched_processes
 from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
 
 RECIPE = """
@@ -77,7 +77,7 @@ RESUMED = {
     "hold_out": 2,
     "checkpoint_minutes": 1e-9,
 }
-DISCRIMINANT = {"fit": "discriminant", "norm": "none", "point_token": "sampled", "epochs": 2, "batch_size": 4}
+LDA = {"fit": "lda", "norm": "none", "point_token": "sampled", "epochs": 2, "batch_size": 4}
 
 
 @pytest.fixture
@@ -137,10 +137,10 @@ def assert_equal(one: Path, two: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five steps of SGD; a training of all options begun by one process and ended by two; the discriminant; and one
+    """Five steps of SGD; a training of all options begun by one process and ended by two; the LDA head; and one
     that fails in process 1, whose one line is all that is said of it.
     """
-    jobs = {"steps": BY_STEP, "resumed": RESUMED, "discriminant": DISCRIMINANT}
+    jobs = {"steps": BY_STEP, "resumed": RESUMED, "lda": LDA}
     expected = {name: alone(place, f"{name}-1", changes) for name, changes in jobs.items()}
     losses = [x["loss"] for x in lines(expected["steps"])]
     assert len(losses) == 5 and len({round(x, 4) for x in losses}) == 5
@@ -161,7 +161,7 @@ def test_two_processes_train_what_one_does(place: Path, monkeypatch: pytest.Monk
     script.write_text(TRAININGS)
     trainings = [("data", f"{n}-2", c) for n, c in jobs.items()] + [("bad", "bad-2", BY_STEP)]
     code, errors = torchrun(place, str(script), str(place), json.dumps(trainings))
-    assert (place / "discriminant-2/classifier/default/done.json").exists(), errors
+    assert (place / "lda-2/classifier/default/done.json").exists(), errors
     for name, folder in expected.items():
         assert_equal(folder, place / f"{name}-2/classifier/default")
 
@@ -171,14 +171,18 @@ def test_two_processes_train_what_one_does(place: Path, monkeypatch: pytest.Monk
     assert errors[1].startswith("vitp: ") and errors[1].count("\n") == 1 and "cannot be read" in errors[1]
 
 
-def test_a_team_of_one_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    with launched_team() as team:
-        assert team == ALONE == Team(0, 1, 0) and team.leads
-    assert team.share("a") == "a" and team.gather(3) == [3] and team.add(np.ones(2)).tolist() == [1, 1]
+    with launched_processes() as distributed:
+        assert distributed == ALONE == Distributed(0, 1, 0) and distributed.is_main_process
+    assert (
+        distributed.share("a") == "a"
+        and distributed.gather(3) == [3]
+        and distributed.add(np.ones(2)).tolist() == [1, 1]
+    )
     weight = torch.nn.Parameter(torch.ones(2))
-    team.add_gradients([weight])
+    distributed.add_gradients([weight])
     assert weight.grad is None
 
 
@@ -188,6 +192,6 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch, address: st
     step = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid()), "MASTER_ADDR": address}
     for name, value in step.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(team_module, "START", timedelta(seconds=1))
-    with pytest.raises(UserError, match=f"cannot meet the others at {address}:.*{reason}"), launched_team():
+    monkeypatch.setattr(distributed_module, "START", timedelta(seconds=1))
+    with pytest.raises(UserError, match=f"cannot meet the others at {address}:.*{reason}"), launched_processes():
         pass
