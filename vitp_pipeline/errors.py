@@ -1,4 +1,4 @@
-"""What a user can get wrong, each kind with its own exit code.
+"""User errors, each kind with its own exit code.
 
 A `UserError` is shown as one line plus a hint, never as a traceback; anything else that escapes is a bug and
 shows one. The codes are part of the interface: job schedulers decide by them whether a retry can help.

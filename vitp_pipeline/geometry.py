@@ -1,4 +1,4 @@
-"""What a coordinate means, in one place.
+"""Coordinate conventions, and the map between an image, a view of it and its masks.
 
 Sizes are (height, width), points are (row, col), both in pixels with the origin at the top-left corner.
 A pixel index names the pixel's cell; `pixel center = index + 0.5`.
@@ -18,7 +18,7 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class View:
-    """How a generator saw an image: original → resized → flipped → a window of it → padded right and bottom → masks.
+    """Geometry from image to masks: original → resized → flipped → window → padded right and bottom → masks.
 
     A view without window and flip is the whole image, upright.
 
@@ -40,7 +40,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether it shows the whole image upright."""
+        """True if it shows the whole image upright."""
         return self.window is None and not self.flip
 
     @property

@@ -1,4 +1,4 @@
-"""Where the recipes and manifests that come with vitp lie, and how a user's word becomes a path."""
+"""Find the recipes and manifests that come with vitp, and turn a user's word into a path."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def shipped_names(meant: str | Path, kind: str) -> list[str]:
 
 
 def _folder(given: Path, kind: str) -> Path | None:
-    """Where a shipped one of this name would lie; None where no name is like that."""
+    """Return where a shipped file of this name would lie; None where no name is like that."""
     folder = shipped(kind) / given.parent
     named = len(given.parts) <= 2 and not {"..", given.anchor} & set(given.parts)
     return folder if named and folder.is_dir() else None

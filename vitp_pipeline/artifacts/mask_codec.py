@@ -1,4 +1,4 @@
-"""What of an image's masks is stored, and how far it may lie from the truth (docs/storage.md has the proofs).
+"""Lossy mask compression and its error bound (docs/storage.md has the proofs).
 
 Points are chosen before any of it, and class logits are stored whole, so only what is drawn from masks can change:
 
@@ -55,13 +55,13 @@ class MaskCodec:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every mask can be read as the generator gave it."""
+        """True if every mask can be read exactly as the generator gave it."""
         return self == MaskCodec(**PRESETS["lossless"])
 
 
 @dataclass(frozen=True)
 class MaskLoss:
-    """How far the stored masks of an image may lie from the generator's.
+    """Error bound of an image's stored masks against the generator's.
 
     Attributes:
         logit_error: the most that a stored logit differs, where it was not floored; measured.
@@ -77,7 +77,7 @@ class MaskLoss:
 
     @property
     def graded(self) -> bool:
-        """Whether some were rounded to larger steps."""
+        """True if some masks were rounded to larger steps."""
         return self.step > 0 and self.logit_error > self.step / 2
 
     def errors(self, logits: Tensor) -> Tensor | float:
@@ -106,7 +106,7 @@ class StoredMasks:
 
 
 def keep_queries(objectness: np.ndarray, budget: float, threshold: float = 0.0) -> tuple[np.ndarray, float]:
-    """Which masks to store: the likeliest, until the rest together may matter less than the budget.
+    """Select the masks to store: the likeliest, until the rest together may matter less than the budget.
 
     Args:
         objectness: (Q,) 1 − v of every query.
@@ -173,7 +173,7 @@ _ROUNDED_MEAN = 1e-4
 
 
 def _deepest(step: float) -> int:
-    """Where steps end to grow: they are 1 there, so that no whole number lies between two of their multiples."""
+    """Return the index where steps stop growing: they are 1 there, so no integer lies between two multiples."""
     return 1 - round(math.log2(step))
 
 
@@ -221,7 +221,7 @@ def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:
 
 
 def loss_of(masks: np.ndarray, known: MaskLoss | None) -> MaskLoss:
-    """What was lost, also where the index does not say (older versions, imported masks): rounding alone.
+    """Return an image's error bound, also where the index has none (imported masks): rounding alone.
 
     float16 has 11 significant bits: half the spacing at the largest logit bounds the error of all.
     """

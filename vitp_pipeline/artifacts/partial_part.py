@@ -1,4 +1,4 @@
-"""What is finished of a part that is not: an uncommitted short part, with which whoever is next goes on.
+"""Partial parts: the finished images of an uncommitted part, with which the next process continues.
 
     _partial-0003.zarr.zip  arrays of some of the part's images
     _partial-0003.parquet   their rows, with the run's fingerprint and the digest of the arrays; its rename counts
@@ -33,7 +33,7 @@ _FINGERPRINT, _ARRAYS, _COUNT = b"vitp_partial_of", b"vitp_partial_arrays_sha256
 
 
 def partial_paths(folder: Path, part: int) -> tuple[Path, Path]:
-    """Where the rows and the arrays of a partial part lie."""
+    """Return the paths of a partial part's rows and arrays."""
     return folder / f"_partial-{part:04d}.parquet", folder / f"_partial-{part:04d}.zarr.zip"
 
 
@@ -132,7 +132,7 @@ class PartialPart:
 
 
 def partial_images(rows_path: Path) -> int:
-    """How many images a partial part holds, by what its rows' file says of itself; 0 when it cannot be read."""
+    """Count the images of a partial part by its rows file's metadata; 0 when it cannot be read."""
     import pyarrow.parquet as pq
 
     with contextlib.suppress(Exception):  # a damaged file fails in many ways, and whoever goes on will say so

@@ -273,7 +273,7 @@ class ProposalStore:
 
     @cached_property
     def several_views(self) -> bool:
-        """Whether images were seen in parts, flipped or more than once: what the first part says that is there."""
+        """True if images were seen in windows, flipped or at several scales, by the first part that exists."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
                 if there(index_path(self.run.shard_folder(shard), part)):

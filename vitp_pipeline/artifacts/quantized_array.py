@@ -55,7 +55,7 @@ def encode(values: np.ndarray, kind: np.dtype, step: float) -> bytes:
 
 
 def wrote(metadata: dict[str, Any]) -> bool:
-    """Whether an array has a chain that `codecs` makes or made, by the content of its zarr.json."""
+    """True if the content of a zarr.json has a codec chain that `codecs` makes or made."""
     chain = metadata.get("codecs", [])
     names = [codec.get("name") for codec in chain]
     return names == _NAMES or (names == _DIFFERENCES and chain[2]["configuration"]["offset"] == -_SHIFT)

@@ -229,7 +229,7 @@ def _versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """When, with which versions and by which command: for people, never compared."""
+    """Return time, versions and command line: for people, never compared."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],

@@ -112,7 +112,7 @@ def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
 
 
 def average_of(policy: str, average: str = "auto") -> str:
-    """How a mask's points under a policy are averaged: what is asked for, or for "auto" the policy's own way."""
+    """Return how a mask's points are averaged: as asked for, or for "auto" the point policy's own way."""
     if average != "auto":
         return average
     return "log-probabilities" if policy == "local_maxima" else "probabilities"

@@ -64,7 +64,7 @@ class MaskViT(PointViT):
                     nn.init.zeros_(module.bias)
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the head reads.
+        """Compute the head's input.
 
         Args:
             images: (B, 3, H, W) float, normalized.

@@ -137,7 +137,7 @@ class PointViT(nn.Module):
         return self.head(self.dropout(features))
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the head reads, (B, N, F·D); arguments as `forward`."""
+        """Compute the head's input, (B, N, F·D); arguments as `forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.config.point_token == "sampled":
                 return self._sampled(images, points)
@@ -236,7 +236,7 @@ class CoordinateLayer(nn.Linear):
             return F.linear(points.to(self.weight.dtype), self.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoordinateLayer:
-        """What `to`, `half`, `cuda` … do to each tensor: followed to another device, not to fewer bits."""
+        """Follow `to`, `half`, `cuda` … to another device, but not to fewer bits."""
 
         def kept(tensor: Tensor) -> Tensor:
             new = fn(tensor)

@@ -1,4 +1,4 @@
-"""What a command did, for a program: `--json`, one document on standard output and nothing else there."""
+"""`--json`: a command's result as one document on standard output, and nothing else there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitp_pipeline.runtime.output import results_apart, show_json
 
 
 class Document:
-    """What a command has to say when it ends. Made by `documented()`."""
+    """Result of a command as it ends. Made by `documented()`."""
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Json
 def register(app: typer.Typer) -> None:
     @app.command("generators", rich_help_panel="Also")
     def generators(json: Json = False) -> None:
-        """Which mask generators can run here, how a recipe names them, and what the others lack.
+        """List the mask generators that can run here, how a recipe selects them, and what the others lack.
 
         vitp generators
 

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
         watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds, until all is done.")] = False,
     ) -> None:
-        """What of a run is done, running, stopped or missing, and which array tasks would make the rest.
+        """Show what is done, running, stopped or missing in a run, and which array tasks to start for the rest.
 
         vitp status runs/camvid
         """

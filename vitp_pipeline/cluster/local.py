@@ -39,7 +39,7 @@ ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merg
 
 @dataclass(frozen=True)
 class Slot:
-    """What a process may use: GPUs, or cores where there are none."""
+    """Resources of one process: GPUs, or cores where there are none."""
 
     gpus: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
@@ -214,7 +214,7 @@ def _end(task: Task, logs: Path) -> None:
 
 
 def log_of(task: Task, logs: Path) -> Path:
-    """Where a task's standard error goes, and its standard output unless that is shown."""
+    """Return the log file of a task's standard error, and of its standard output unless that is shown."""
     return logs / ("-".join(task.name.split()) + ".log")
 
 
@@ -247,7 +247,7 @@ def _kill(running: Sequence[Task]) -> None:
 
 
 def ended(task: Task, logs: Path) -> dict[str, Any]:
-    """How a task ended, for JSON; `code` is None of one that was left out."""
+    """Describe the end of a task for JSON; `code` is None for one that was left out."""
     code = None if task.code == LEFT_OUT else task.code
     about = {"stage": task.job.stage, "shard": task.shard, "code": code, "seconds": task.seconds}
     return {**about, "log": None if code is None else log_of(task, logs)}

@@ -1,4 +1,4 @@
-"""What is left to do of a recipe on a run: jobs that wait for one another.
+"""Plan of a run: the jobs that a recipe still needs, and which of them wait for which.
 
 generate-proposals  one task a shard
 train-classifier    one task; none when the recipe or a flag names a classifier file
@@ -25,7 +25,7 @@ from vitp_pipeline.storage.backend import shown, there
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for: the words of the commands.
+    """Arguments of the stage commands, as the user gave them.
 
     Attributes:
         recipe: shipped name, or path.
@@ -130,7 +130,7 @@ def plan_chain(request: Request, begin: bool) -> Chain:
 
 
 def _unlabeled(recipe: Recipe, split: str, request: Request) -> str:
-    """Why the images have no ground truth, or ""."""
+    """Return the reason why the images have no ground truth, or ""."""
     from vitp_pipeline.datasets.samples import unlabeled
 
     return unlabeled(recipe.manifest, request.data_root, split)
@@ -151,7 +151,7 @@ def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, beg
 
 
 def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
-    """Whether the classifier is there. With `begin` its settings are held against the recipe's."""
+    """True if the classifier is trained. With `begin` its settings are compared with the recipe's."""
     settings = recipe.stage(TrainSettings, name=name)
     if not there(request.out / "classifier" / name / "done.json"):
         return False

@@ -25,7 +25,7 @@ Lines = tuple[str, ...]
 
 @table
 class Resources:
-    """What a task of one stage needs."""
+    """Resources of one task of a stage."""
 
     partition: Annotated[str, Key("Slurm partition.")] = ""
     account: Annotated[str, Key("Slurm account.")] = ""

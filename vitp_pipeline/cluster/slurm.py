@@ -36,7 +36,7 @@ After = tuple[tuple[str, int], ...]
 
 
 def jobs_folder(out: Path) -> Path:
-    """Where the scripts, logs and job ids of a run's chain lie."""
+    """Return the folder of the scripts, logs and job ids of a run's chain."""
     return out / "jobs"
 
 
@@ -162,7 +162,7 @@ def max_array_size(profile: Profile) -> int:
 
 @dataclass(frozen=True)
 class Planned:
-    """What would be submitted.
+    """Jobs that would be submitted.
 
     Attributes:
         scripts: path and text of a script for each stage.
@@ -185,7 +185,7 @@ def _in_shell(words: Sequence[str]) -> str:
 
 
 def plan_scripts(chain: Chain, profile: Profile, out: Path) -> Planned:
-    """What `submit_chain` would do. Writes nothing."""
+    """List what `submit_chain` would do. Writes nothing."""
     scripts = [(_script_path(out, job), script(job, profile[job.stage], chain.shards, out)) for job in chain.jobs]
     calls = submissions(chain, max_array_size(profile))
     ids = [f"$JOB{n}" for n in range(len(calls))]

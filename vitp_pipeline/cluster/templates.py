@@ -51,7 +51,7 @@ def kubernetes(chain: Chain, profile: Profile, out: Path) -> str:
 
 
 def _steps(chain: Chain) -> dict[str, int]:
-    """Which step a stage belongs to: one more than the last of those that it waits for."""
+    """Return the step of each stage: one more than the last of those that it waits for."""
     steps: dict[str, int] = {}
     for job in chain.jobs:
         steps[job.stage] = 1 + max(steps.get(job.same_shard, 0), steps.get(job.all_of, 0))

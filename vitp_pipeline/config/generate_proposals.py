@@ -148,7 +148,7 @@ class ProposalSettings:
 
     @property
     def codec(self) -> MaskCodec:
-        """How masks are stored."""
+        """Settings of mask compression."""
         return MaskCodec(**{field.name: getattr(self, field.name) for field in fields(MaskCodec)})
 
     @property

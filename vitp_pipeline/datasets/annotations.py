@@ -127,7 +127,7 @@ class Annotations:
         return len(self.image_ids)
 
     def objects(self, image: int) -> slice:
-        """Which rows of the columns are of the image with this number."""
+        """Return the rows of the columns that belong to the image with this number."""
         return slice(int(self._starts[image]), int(self._starts[image + 1]))
 
     def segments(self, image: int) -> tuple[GroundTruthSegment, ...]:
@@ -158,7 +158,7 @@ class Annotations:
 
     @property
     def has_outlines(self) -> bool:
-        """Whether any object has more than a box, or there is no object."""
+        """True if any object has more than a box, or there is no object."""
         return self._outlines is not None
 
     def _take_panoptic(self, data: dict[str, Any]) -> None:
@@ -217,7 +217,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What an annotation file says about one image."""
+    """Annotations of one image, as the file has them."""
 
     file: Annotations
     image: int

@@ -27,7 +27,7 @@ UNKNOWN_VALUES = "label values that the manifest does not know"
 
 @dataclass
 class Finding:
-    """What one image and its labels are like.
+    """Properties of one image and its labels.
 
     Attributes:
         size: (H, W) as it is read, or None when the image cannot be.
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass
 class SplitCheck:
-    """What a split is like. Values are label values or category ids, as `Finding` has them.
+    """Properties of a split. Values are label values or category ids, as `Finding` has them.
 
     Attributes:
         label_readings: label files by (how they are stored, how they are read).

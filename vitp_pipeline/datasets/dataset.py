@@ -109,11 +109,11 @@ class Dataset:
         return self.pixels_of(sample, open_image(sample.image))
 
     def pixels_of(self, sample: Sample, image: ImageFile) -> np.ndarray:
-        """What `read_image` gives of a file that is open."""
+        """Read the pixels of an open file as `read_image` does."""
         return image.rgb(self.is_upright(sample, image))
 
     def is_upright(self, sample: Sample, image: ImageFile) -> bool:
-        """Whether an image is read upright, not as stored. Raises InputError where that is open."""
+        """True if an image is read upright, False if as stored. Raises InputError where that is ambiguous."""
         if image.orientation in (None, 1):
             return True
         size, said = None, self.spec.orientation
@@ -290,18 +290,18 @@ class Dataset:
 
     @property
     def has_instances(self) -> bool:
-        """Whether the labels tell the masks of objects apart."""
+        """True if the labels separate the masks of objects."""
         return self.has_segments or (self.spec.kind == "coco-instances" and self.has_masks)
 
     @property
     def has_masks(self) -> bool:
-        """Whether any object of the split has more than a box."""
+        """True if any object of the split has more than a box."""
         annotation = self.samples[0].annotation
         return self.spec.kind != "coco-instances" or annotation is None or annotation.file.has_outlines
 
     @property
     def has_coarse(self) -> bool:
-        """Whether the split has coarse label files of its own."""
+        """True if the split has coarse label files of its own."""
         split = self.spec.splits[self.split]
         return any(self.spec.splits[part].labels_coarse for part in split.of or (self.split,))
 

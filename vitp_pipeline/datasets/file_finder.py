@@ -1,4 +1,4 @@
-"""Where the files of a manifest lie below a data root: in folders, one level deeper, or in archives."""
+"""Locate a manifest's files below a data root: in folders, one level deeper, or in archives."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Places:
         return Beside([self.expected("")], templates[0])
 
     def expected(self, path: str) -> Path:
-        """Where a file that is nowhere would be: where its folder is, or else in what looks like the dataset's."""
+        """Return the path of a missing file: where its folder is, or else in what looks like the dataset's."""
         there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
@@ -121,11 +121,11 @@ class Found:
         return self.base(number) / self.relative[number]
 
     def words(self, number: int) -> dict[str, str]:
-        """What the pattern's braces stand for in a file's path."""
+        """Return the values of the pattern's braces for a file's path."""
         return compiled(self._pattern).fullmatch(self.relative[number]).groupdict()  # type: ignore[union-attr]
 
     def words_called(self, word: str) -> list[str]:
-        """What one of them stands for, in every file's path; nothing where the pattern has no such word."""
+        """Return one brace's value for every file; nothing where the pattern has no such brace."""
         fits = compiled(self._pattern)
         if word not in fits.groupindex:
             return []
@@ -164,7 +164,7 @@ def filled(template: str, words: Mapping[str, str]) -> str:
 
 
 def words_of_file(relative: str) -> dict[str, str]:
-    """What every label path may name of an image: `stem`, `dir` and `name`."""
+    """Return the words of an image that a label path may contain: `stem`, `dir` and `name`."""
     stem, folder = split_name(relative)
     return {"stem": stem, "dir": folder or ".", "name": relative.rpartition("/")[2]}
 

@@ -166,7 +166,7 @@ _HEIF = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis")
 
 
 def unread_format(path: Path) -> str:
-    """What to call the format of a photograph that phones and cameras make and this PIL does not read; else ""."""
+    """Name the format of a photograph that phones and cameras make and this PIL does not read; else ""."""
     if path.suffix.lower() in RAW:
         return f"RAW ({path.suffix.lower()})"
     try:

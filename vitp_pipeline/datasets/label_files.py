@@ -122,7 +122,7 @@ def label_colors(image: ImageFile, what: str, upright: bool = True) -> np.ndarra
 
 
 def form_of(image: ImageFile) -> str:
-    """How a label image is stored, in words."""
+    """Describe the storage form of a label image in words."""
     if image.raw_mode in PALETTE:
         colors = _colors(image)
         return "gray palette" if (colors == colors[:, :1]).all() else "color palette"

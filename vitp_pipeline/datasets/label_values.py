@@ -28,7 +28,7 @@ SAY = 'say values = "stored" (indices, samples as they are) or "shown" (gray lev
 
 @dataclass(frozen=True)
 class Survey:
-    """How the label images of a dataset are stored.
+    """Storage forms of a dataset's label images.
 
     Attributes:
         forms: those of `LabelFile.form` that occur.
@@ -197,7 +197,7 @@ class LabelReader:
             )
 
     def _rivals(self, file: LabelFile, used: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """What an optimizer could have made the file of: other indices into a palette of colors, or 16-bit gray."""
+        """List possible sources of an optimized file: other indices into a palette of colors, or 16-bit gray."""
         colors = file.palette[used] if file.palette is not None else np.repeat(_grays(file)[used][:, None], 3, 1)
         found = []
         for path, palette in self.survey.palettes:
@@ -248,7 +248,7 @@ def _is_ramp(grays: np.ndarray) -> bool:
 
 
 def _is_credible(file: LabelFile) -> bool:
-    """Whether a palette has a color for what does not occur: optimizers, which number colors anew, leave those out.
+    """True if a palette has a color for what does not occur: optimizers, which number colors anew, leave those out.
     Black entries at its end may pad it.
     """
     assert file.palette is not None
@@ -257,14 +257,14 @@ def _is_credible(file: LabelFile) -> bool:
 
 
 def _confirms(palette: np.ndarray, file: LabelFile) -> bool:
-    """Whether another file's palette gives the same colors to all indices that a file uses."""
+    """True if another file's palette gives the same colors to all indices that a file uses."""
     assert file.palette is not None
     used = np.flatnonzero(np.bincount(file.samples.ravel()))
     return bool(used[-1] < len(palette) and (palette[used] == file.palette[used]).all())
 
 
 def _clash(file: LabelFile, path: Path, palette: np.ndarray) -> str:
-    """How a palette gives an index that a file uses another color than the file's own; else ""."""
+    """Describe how a palette gives an index that a file uses another color than the file's own; else ""."""
     assert file.palette is not None
     used = np.flatnonzero(np.bincount(file.samples.ravel()))
     used = used[used < len(palette)]

@@ -53,7 +53,7 @@ def boxes_of_regions(numbers: np.ndarray, count: int) -> np.ndarray:
 
 
 def coarse_regions(numbers: np.ndarray, erosion: float) -> np.ndarray:
-    """What a hasty annotator would have drawn: every region shrunk away from its outline, its thin parts lost.
+    """Simulate coarse annotation: shrink every region away from its outline and drop its thin parts.
 
     A pixel stays when it lies deeper in its region than `erosion` times the region's deepest pixel, depth being the
     distance to the region's outline. The image's border is no outline. Deterministic.

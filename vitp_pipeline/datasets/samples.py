@@ -86,7 +86,7 @@ class Samples(Sequence[Sample]):
 
     @property
     def unlabeled(self) -> str:
-        """Why some images have no ground truth; "" where all have."""
+        """Return the reason why some images have no ground truth; "" where all have."""
         return next((piece.unlabeled for piece in self._pieces if piece.unlabeled), "")
 
     def __len__(self) -> int:

@@ -58,13 +58,13 @@ class ClassInfo:
     aliases: Annotated[tuple[str, ...], Key("Other names that annotation files and generators have for it.")] = ()
 
     def is_called(self, name: str) -> bool:
-        """Whether a foreign name means this class. Blanks around names do not count."""
+        """True if a foreign class name means this class. Blanks around names do not count."""
         return name.strip() in {self.name.strip(), *(alias.strip() for alias in self.aliases)}
 
 
 @table
 class SplitSpec:
-    """Where a split lies, below the data root. One without labels can be proposed for, classified and exported."""
+    """Location of a split below the data root. One without labels can be proposed for, classified and exported."""
 
     images: Annotated[Paths, Key("Image files: a pattern (semantic-png), or their folder or names (COCO kinds).")] = ()
     labels: Annotated[Paths, Key("Label file, with the words in braces of `images`; or the folder of PNGs.")] = ()
@@ -76,7 +76,7 @@ class SplitSpec:
 
 @table
 class LabelSpec:
-    """How label files are read."""
+    """Format of label files."""
 
     kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
     ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values that count nowhere.", "label")] = ()
@@ -131,7 +131,7 @@ class DatasetSpec:
         return lut
 
     def unlabeled(self, split: SplitSpec) -> str:
-        """Why a split has no ground truth, as far as its entry says it; else ""."""
+        """Return the reason why a split has no ground truth, as far as its entry tells; else ""."""
         return "" if split.labels or self.kind == "coco-instances" else "its manifest names no `labels`"
 
     @property
@@ -148,7 +148,7 @@ class DatasetSpec:
         return np.asarray(np.array([*(c.label for c in self.classes), self.void_label])[labels])
 
     def identity(self) -> dict[str, Any]:
-        """What of the manifest can change results; colors, aliases and paths cannot."""
+        """Return the part of the manifest that can change results; colors, aliases and paths cannot."""
         identity = {
             "name": self.name,
             "kind": self.kind,

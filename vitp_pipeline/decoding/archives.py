@@ -64,7 +64,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file, or a member of an archive, exists."""
+    """True if a file, or a member of an archive, exists."""
     try:
         parts = _through_archive(path)
         return path.is_file() if parts is None else parts[1] in _open_archive(parts[0]).names

@@ -27,7 +27,7 @@ _HEADER = 2**14
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an array's header says, once it was found to agree with its size.
+    """Header of an array file, found to agree with the file's size.
 
     Attributes:
         start: bytes before the numbers.

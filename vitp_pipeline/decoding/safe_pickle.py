@@ -30,7 +30,7 @@ _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f
 
 
 class RefusedPickle(Exception):
-    """What a pickle asks for, as words that go on "its pickle asks for"."""
+    """A forbidden request of a pickle, as words that follow "its pickle asks for"."""
 
 
 class NotNumbers(Exception):

@@ -19,7 +19,7 @@ TRAIN_SCENES, VAL_SCENES, SEED = 300, 60, 0
 
 @dataclass(frozen=True)
 class Demo:
-    """What came of it. `result` is that of `vitp evaluate`, as in its JSON."""
+    """Result of the demo. `result` is that of `vitp evaluate`, as in its JSON."""
 
     result: dict[str, Any]
     picture: Path

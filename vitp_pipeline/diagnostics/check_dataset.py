@@ -112,7 +112,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _print_classes(report: dict[str, Any]) -> None:
-    """Which classes there are, and values that are none."""
+    """Print the classes, and label values that belong to none."""
     from vitp_pipeline.runtime.tables import Table
 
     if report["ignored_share"] is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one network needs for one image.
+    """Cost of one network for one image.
 
     Attributes:
         part: "generator" or "classifier".

@@ -1,4 +1,4 @@
-"""What a person must know beside the figures: why one is exactly zero or does not exist, and what is only approximate.
+"""Notes beside the figures: why one is exactly zero or does not exist, and what is only approximate.
 
 A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
 it 0. A figure that does not exist (`figure`) says of what there is none.
@@ -66,7 +66,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
 
 
 def _lacks_segments(evaluation: Evaluation) -> bool:
-    """Whether PQ was asked for, of a dataset with things that are not told apart."""
+    """True if PQ was asked for on a dataset whose objects are not separated."""
     spec = evaluation.dataset.spec
     left_out = "panoptic" in evaluation.settings.tasks and "panoptic" not in evaluation.tasks
     return left_out and spec.kind == "semantic-png" and any(spec.things)

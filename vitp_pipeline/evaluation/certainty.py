@@ -1,4 +1,4 @@
-"""Whether stored masks fit what is asked of them, and how many pixels' labels are certain whatever was left out."""
+"""Check that stored masks suffice, and count pixels whose label provably does not depend on mask compression."""
 
 from __future__ import annotations
 

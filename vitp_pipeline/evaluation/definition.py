@@ -1,4 +1,4 @@
-"""What an evaluation is: whose masks and scores, which variants of naming them, what is measured.
+"""Definition of an evaluation: whose masks and scores, which variants, which metrics.
 
 A variant is a way to name the masks:
 
@@ -41,7 +41,7 @@ def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an evaluation reads: the stored proposals and their class scores."""
+    """Inputs of an evaluation: the stored proposals and their class scores."""
 
     proposals: ProposalStore
     class_scores: StageRun
@@ -84,12 +84,12 @@ class Evaluation:
 
     @property
     def codec(self) -> MaskCodec:
-        """What of the masks it could read."""
+        """Compression of the masks that it could read."""
         return self.inputs.proposals.codec if self.inputs else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What is measured: without segments in the ground truth, no panoptic maps."""
+        """Tasks that are measured: without segments in the ground truth, no panoptic maps."""
         segments = self.dataset.has_segments or self.settings.components
         return tuple(t for t in self.settings.tasks if segments or t != "panoptic")
 
@@ -131,7 +131,7 @@ def headline_variants(evaluation: Evaluation) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation measures, wherever the scores come from."""
+    """Metrics of an evaluation, wherever the scores come from."""
 
     settings: EvaluateSettings
     points: str

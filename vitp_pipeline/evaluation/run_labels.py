@@ -1,4 +1,4 @@
-"""What the class scores and the evaluations of a run are, in a few words: by their identities, not by their hashes.
+"""Labels of a run's class scores and evaluations in a few words: by their identities, not by their hashes.
 
 default, max point, α = 0.7
 """
@@ -28,8 +28,9 @@ Facts = dict[str, str]
 
 
 def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
-    """What there is to say of folders class_scores/ and evaluation/ of a run; of the former all but α and formula. Of
-    one whose identity is of other types than were written there is nothing.
+    """Describe the folders class_scores/ and evaluation/ of a run; of the former all but α and formula.
+
+    Left out is one whose identity is of other types than vitp writes.
     """
     classifiers = _classifiers(run)
     known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "class_scores"}

@@ -175,7 +175,7 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
 
 
 def _says(path: Path, result: dict[str, Any]) -> bool:
-    """Whether a file holds these figures, whenever they were made."""
+    """True if a file holds these figures, whenever they were made."""
     if not there(path):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What the figures of an evaluation are made of: sums over its images, added up part by part.
+"""Totals of an evaluation: counts of its images, added up part by part.
 
 Memory is that of the sums and of one part, whatever the number of images, but for the bootstrap of mIoU (22 bytes a
 class that occurs in an image, `metrics.bootstrap.SparseAreas`, for 10,000 images at most) and AP, whose detections are

@@ -1,4 +1,4 @@
-"""What goes on beside the model: reading ahead of it and writing behind it, in order and never by much.
+"""Reading ahead of the model and writing behind it, in order and within a bound.
 
 Exceptions of either come up in the thread that asked for the work. Leaving a `with` block of either waits for what has
 begun and drops the rest.

@@ -1,4 +1,4 @@
-"""How a stage goes over shards and parts, so that being killed costs some minutes of work at most."""
+"""Run a stage over shards and parts, so that a kill costs some minutes of work at most."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class WorkBudget:
     until: float = math.inf
 
     def over(self) -> bool:
-        """Whether to return what is finished."""
+        """True once finished work should be returned."""
         return stop_wanted() or time.monotonic() >= self.until
 
 
@@ -68,7 +68,7 @@ class PartMaker(Protocol):
 
 @dataclass
 class Outcome:
-    """What a stage did, and in which folder. `made` and `cached` count images, `failed` are (image id, reason)."""
+    """Outcome of a stage, and its folder. `made` and `cached` count images, `failed` are (image id, reason)."""
 
     made: int = 0
     cached: int = 0
@@ -238,7 +238,7 @@ def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
 
 
 def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
-    """What done.json says of a shard whose parts are all there: which files it has, and which images failed.
+    """Return the content of done.json for a shard whose parts all exist: its files, and the images that failed.
 
     Raises:
         CorruptError: a part cannot be read.
@@ -265,7 +265,7 @@ def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
 
 
 def read_done(run: StageRun, shard: int) -> dict[str, Any]:
-    """What done.json says of a finished shard, see `shard_stats`. Raises CorruptError when it is damaged."""
+    """Read done.json of a finished shard, see `shard_stats`. Raises CorruptError when it is damaged."""
     stats = run.read_done(shard)
     try:
         failed = [(str(image_id), reason) for image_id, reason in stats["failed"]]

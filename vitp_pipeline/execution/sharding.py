@@ -1,4 +1,4 @@
-"""Which shard a command works on: `--shard I/N`, or the index that a scheduler puts into the environment.
+"""Choose the shard of a command: `--shard I/N`, or the index that a scheduler puts into the environment.
 
 The number of shards is never taken from a scheduler: an array that retries tasks 3 and 17 has a count of two.
 """
@@ -16,7 +16,7 @@ from vitp_pipeline.runtime.progress import say
 
 @dataclass(frozen=True)
 class Scheduler:
-    """How a scheduler tells an array task its index. `absent` are values that mean "not an array job"."""
+    """A scheduler's variables of an array task's index. `absent` are values that mean "not an array job"."""
 
     name: str
     index: str

@@ -12,7 +12,7 @@ from vitp_pipeline.runtime.output import show_json
 
 @dataclass(frozen=True)
 class Availability:
-    """What of a family is here.
+    """Availability of a family of generators.
 
     Attributes:
         packages: version by module; "" where the module is there and nobody says which, None where it is not.

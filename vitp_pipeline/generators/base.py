@@ -1,4 +1,4 @@
-"""What stage one asks of a mask generator, whatever library stands behind it."""
+"""Interface of a mask generator, whatever library stands behind it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of one frame.
+    """Output of a network for one frame.
 
     Attributes:
         mask_logits: (Q, h, w) float32 on any device, before the sigmoid, over the padded frame.

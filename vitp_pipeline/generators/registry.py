@@ -1,4 +1,4 @@
-"""Which mask generators there are, and which of them a recipe means.
+"""Families of mask generators, and which of them a recipe selects.
 
 To add a family, write its source and add a line to `FAMILIES`. A source is a generator that was found and can be told
 from others, but was not built: a run's identity is checked before anything heavy is imported, so nothing here imports
@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
     def identity(self, digests: Digests) -> dict[str, Any]:
-        """What changes its results besides the settings that have an identity of their own; JSON types."""
+        """Return all that changes its results besides the settings that have an identity of their own; JSON types."""
         ...
 
     def build(self, device: str | torch.device) -> Generator:

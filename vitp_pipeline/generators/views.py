@@ -14,7 +14,7 @@ from vitp_pipeline.geometry import Size, View, Window, size_of
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which views of every image a generator sees: scale by scale, plain then flipped, windows in rows.
+    """Views of every image that a generator sees: scale by scale, plain then flipped, windows in rows.
 
     Attributes:
         scales: factors on the generator's own test size.
@@ -41,7 +41,7 @@ class ViewPlan:
 
     @property
     def one_whole(self) -> bool:
-        """Whether it is one view, of the whole upright image."""
+        """True for one view, of the whole upright image."""
         return len(self.scales) == 1 and not self.flip and self.window is None
 
 
@@ -68,7 +68,7 @@ def propose(generator: Generator, images: Sequence[np.ndarray], scale: float = 1
 
 
 def frame_of(generator: Generator, image: np.ndarray, scale: float = 1.0) -> Frame:
-    """What the generator is shown of an image seen whole. Raises InputError as `propose` does."""
+    """Prepare the generator's input for an image seen whole. Raises InputError as `propose` does."""
     (frame,) = _frames(generator, image, ViewPlan((scale,)))
     return frame
 
@@ -98,7 +98,7 @@ def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch
 
 @dataclass(frozen=True)
 class Frame:
-    """What the generator is shown of an image, and where it lies."""
+    """Generator input made from an image, and its place in it."""
 
     original: Size
     resized: Size

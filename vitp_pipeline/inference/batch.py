@@ -39,7 +39,7 @@ DRAWN_FROM = 0.3
 
 @dataclass(frozen=True)
 class PredictJob:
-    """What is to be written where, and what it follows from.
+    """Outputs of `predict`: their place, and the settings that they follow from.
 
     Attributes:
         identity: of the networks and settings; with the same one, an image's results are the same.
@@ -70,7 +70,7 @@ class PredictJob:
 
 @dataclass
 class Predicted:
-    """What `predict` did, and in which folder.
+    """Outcome of `predict`, and its folder.
 
     Attributes:
         made, cached: images whose results were written, now or before.
@@ -139,7 +139,7 @@ def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob,
 
 
 def _finished(job: PredictJob, picture: Picture) -> bool:
-    """Whether the image's results are there, of this very file. Raises IncompatibleError for another job's."""
+    """True if the image's results exist, made of this very file. Raises IncompatibleError for another job's."""
     path = job.result(picture)
     if not path.exists():
         return False
@@ -187,7 +187,7 @@ def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind:
 
 
 def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
-    """What is drawn of a task's results; a name that fusion changed is followed by the generator's."""
+    """List the regions of a task's results to draw; a class that fusion changed is followed by the generator's."""
     from vitp_pipeline.decoding.rle import decode_mask
     from vitp_pipeline.inference.overlay import Region
 

@@ -1,4 +1,4 @@
-"""Which files `vitp predict` takes for photographs, and what their results are called."""
+"""Photographs among the files that `vitp predict` is given, and the names of their results."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
 
 
 def _holds_results(folder: Path, out: Path) -> bool:
-    """Whether a folder is `out` or below, or another that predict wrote, by what lies at its top: people are told."""
+    """True if a folder is `out` or below, or another that predict wrote, by the files at its top. Prints a note."""
     if folder.resolve().is_relative_to(out):
         return True
     wrote = (folder / "classes.json").is_file() and (folder / "results").is_dir()

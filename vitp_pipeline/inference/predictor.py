@@ -35,7 +35,7 @@ LIKELY = 0.5
 
 
 class Prediction(NamedTuple):
-    """What a mask is called: the likeliest class, and its probability (that it is nothing being counted)."""
+    """Predicted class of a mask: the likeliest, and its probability ("no object" being counted)."""
 
     category: int
     score: float
@@ -69,7 +69,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in an image of (H, W) pixels. What was not asked for is None.
+    """Segmentation of an image of (H, W) pixels. Tasks that were not asked for are None.
 
     Attributes:
         classes: K names; class index k means `classes[k]`.
@@ -218,7 +218,7 @@ class Predictor:
     def segment(
         self, image: np.ndarray, tasks: Sequence[str] = ("semantic", "panoptic"), name: str = "image"
     ) -> Segmentation:
-        """What is found in an image.
+        """Segment an image.
 
         Args:
             image: RGB uint8 (H, W, 3).

@@ -1,4 +1,4 @@
-"""What `vitp predict` works with: recipe, run and flags to networks, settings and their identity."""
+"""Setup of `vitp predict`: from recipe, run and flags to networks, settings and their identity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prepare(
     flags: dict[str, Any],
     changes: list[str] | None,
 ) -> tuple[Callable[[], Predictor], PredictJob]:
-    """How to build the predictor, and what is to be written.
+    """Prepare the construction of the predictor, and the outputs to write.
 
     Args:
         recipe: a recipe or a manifest. run: a run directory, for its classifier.

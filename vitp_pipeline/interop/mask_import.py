@@ -1,4 +1,4 @@
-"""Where masks that other tools made lie: npz files, COCO's results, mmdetection's."""
+"""Locate masks that other tools made: npz files, COCO's results, mmdetection's."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def read_coco(path: Path, classes: Mapping[int, int], claims: Claims) -> dict[st
 
 
 def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
-    """What `tools/test.py --out FILE.pkl` of mmdetection 3.x writes, read without running what the pickle asks for.
+    """Read the output of `tools/test.py --out FILE.pkl` of mmdetection 3.x, without running what the pickle asks for.
 
     Labels are class indices, in the order of the model's classes, which the file does not name.
 

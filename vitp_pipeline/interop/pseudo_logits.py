@@ -1,4 +1,4 @@
-"""What a generator would have said, from what a tool's results say: logits from masks and from scores.
+"""Logits as a generator would give them, from a tool's masks and scores.
 
 Results know less than a generator does (docs/import-proposals.md). What is not known is chosen so that the tool's own
 answer stays as it is when nothing is fused: a mask covers what it covered, its best class and that class's score are

@@ -41,7 +41,7 @@ CITYSCAPES |= {"truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle":
 
 @dataclass
 class ImageResult:
-    """What was predicted for one image. Maps are made when they are asked for: a format needs one or two of them.
+    """Predictions for one image. Maps are computed when first used: a format needs one or two of them.
 
     Attributes:
         json_id: as JSON files have its id (`identity.json_ids`).

@@ -1,4 +1,4 @@
-"""How much of a difference between two results could be the choice of images: a bootstrap over images.
+"""Bootstrap over images: how much of a difference between two results could come from the choice of images.
 
 IoU needs three numbers per image and class, so resampling a data set is one matrix product.
 """

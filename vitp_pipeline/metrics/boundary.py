@@ -41,7 +41,7 @@ def mask_boundary(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def label_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
-    """Where a label map is boundary, for all its classes at once: (H, W) bool. Each class is taken for one mask."""
+    """Mark the boundary pixels of a label map, (H, W) bool, for all classes at once: each is taken for one mask."""
     from scipy import ndimage
 
     size = 2 * width + 1
@@ -50,7 +50,7 @@ def label_boundaries(labels: np.ndarray, width: int) -> np.ndarray:
 
 
 def boundary_areas(labels: np.ndarray, truth: np.ndarray, width: int, classes: int) -> np.ndarray:
-    """What mean boundary IoU over a data set adds up, of one image.
+    """Count one image's areas for mean boundary IoU over a dataset.
 
     Args:
         labels: (H, W) class indices 0..K−1, or IGNORE where nothing is predicted.

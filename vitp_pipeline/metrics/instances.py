@@ -51,7 +51,7 @@ class TrueInstances:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in an image under one naming. `mask` are indices into the image's list of masks.
+    """Detections of an image under one variant of class scores. `mask` are indices into the image's list of masks.
 
     Attributes:
         mask, categories: (D,) integers.
@@ -83,7 +83,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How M masks lie on G ground-truth instances, computed once for all namings of the masks.
+    """Overlaps of M masks with G ground-truth instances, computed once for all variants of class scores.
 
     Attributes:
         iou: (M, G) float64; with crowds the share of the mask.

@@ -22,7 +22,7 @@ _MAX_ID = 1 << 24  # COCO writes ids into three bytes
 
 
 class PredictedSegment(Protocol):
-    """What is read of a predicted segment (e.g. `postprocess.panoptic.Segment`)."""
+    """Attributes that are read of a predicted segment (e.g. `postprocess.panoptic.Segment`)."""
 
     @property
     def id(self) -> int: ...
@@ -31,7 +31,7 @@ class PredictedSegment(Protocol):
 
 
 class TrueSegment(PredictedSegment, Protocol):
-    """What is read of a ground-truth segment (e.g. `datasets.GroundTruthSegment`)."""
+    """Attributes that are read of a ground-truth segment (e.g. `datasets.GroundTruthSegment`)."""
 
     @property
     def iscrowd(self) -> bool: ...

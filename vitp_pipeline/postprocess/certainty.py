@@ -1,4 +1,4 @@
-"""Which labels of a semantic map stay the same whatever storing did to the masks (docs/storage.md).
+"""Pixels of a semantic map whose label provably does not depend on mask compression (docs/storage.md).
 
 Stored masks differ from the generator's in three ways, and each bounds the class scores S_c = Σ_q p_qc·s_q, with s_q
 the mask probability, in its own:
@@ -57,7 +57,7 @@ def certain_map(
     loss: MaskLoss,
     budget_bytes: int = 256 << 20,
 ) -> np.ndarray:
-    """Where the class with the best score has it under the generator's own masks as well.
+    """Mark the pixels where the best class provably is the best under the generator's own masks as well.
 
     Args:
         mask_logits: (M, h, w) stored logits in the padded frame.

@@ -46,7 +46,7 @@ _NEIGHBORS = 256  # blocks that are scored for the same classes: of fewer, fewer
 
 @dataclass(frozen=True)
 class _Work:
-    """What all bands share. weights: (A, K, Q) float32."""
+    """Arguments that all bands share. weights: (A, K, Q) float32."""
 
     masks: Tensor
     weights: Tensor
@@ -196,8 +196,10 @@ def _values(work: _Work, band: _Band, row: np.ndarray, column: np.ndarray, plane
 
 
 def _label_resized(work: _Work, view: View, labels: np.ndarray) -> None:
-    """Where scores are resized after the sum over masks (`mmseg1`): blocks lie in the resized image, and a pixel of the
-    original that reads only blocks of one label has it. What other pixels read is scored, then resized.
+    """Label where scores are resized after the sum over masks (`mmseg1`).
+
+    Blocks lie in the resized image. A pixel of the original that reads only blocks of one label gets it; for the
+    others scores are computed, then resized.
     """
     down, across = (taps(view.resized[axis], view.original[axis]) for axis in (0, 1))
     upper, lower = work.rows.run_of[down.low], work.rows.run_of[down.high]

@@ -1,4 +1,4 @@
-"""How sure a mask is of its own pixels: what point scores do not know (paper §8)."""
+"""Confidence of a mask in its own pixels, which point scores do not contain (paper §8)."""
 
 from __future__ import annotations
 

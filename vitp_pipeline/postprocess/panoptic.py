@@ -35,7 +35,7 @@ _SMALLEST = 1e-30  # a weight below this has no digits left to be compared by
 
 @dataclass(frozen=True)
 class PanopticRule:
-    """How masks compete for pixels (facts §3.4, field notes §5.6).
+    """Rule by which masks compete for pixels (OneFormer's, Mask2Former's or mmdetection's inference).
 
     Attributes:
         protocol: "d2" (Mask2Former, OneFormer): a segment keeps the pixels it owns *and* claims; "mmdet"
@@ -87,7 +87,7 @@ def panoptic_map(
     things: np.ndarray | Tensor,
     quality: Tensor | None = None,
 ) -> tuple[np.ndarray, list[Segment]]:
-    """Who owns which pixel.
+    """Assign every pixel to a segment or to none.
 
     Queries take part by `rule.object_threshold` on max over [p, no object] (ties to the lowest class). A pixel
     belongs to the query with the largest score · sigmoid(mask) (ties to the lowest query), also where that is

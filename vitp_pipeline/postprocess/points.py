@@ -1,4 +1,4 @@
-"""Which pixel stands for a mask (design §4; facts §3.1.4, §3.2.2).
+"""Point policies: choose the pixels that stand for a mask (paper §3.1).
 
 Every function returns (Q, 2) int32, (row, col), pixels of the original, upright image, also of a view that shows a
 window of it or flips it; no point lies outside the window. The logits at image resolution are those of
@@ -217,9 +217,10 @@ class _Axis:
         self.cells = int(self.low[0]), int(self.high[-1]) + 1
 
     def reads(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, TapRows, TapRows]:
-        """What the ranges [first, stop) of original indices read: (n, p) cells, then what the first resize reads of
-        these, and the second of what the first one made. All are as long as the longest: beyond its end a range repeats
-        its last.
+        """Return the source ranges of original indices [first, stop).
+
+        (n, p) cells; then the pixels that the first resize makes of them, then those of the second. All are as long as
+        the longest: beyond its end a range repeats its last.
         """
         pixels = _ranges(first, stop - 1)
         between = _ranges(self.down.low[first], self.down.high[stop - 1])

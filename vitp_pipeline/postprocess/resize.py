@@ -22,7 +22,7 @@ from vitp_pipeline.geometry import Size
 
 @dataclass(frozen=True)
 class Taps:
-    """What each index of a resized axis reads: `(1 − weight)·source[low] + weight·source[high]`.
+    """Sources of each index of a resized axis: `(1 − weight)·source[low] + weight·source[high]`.
 
     Attributes:
         low, high: (n_out,) integers in [0, n_in), both non-decreasing, high − low ∈ {0, 1}.

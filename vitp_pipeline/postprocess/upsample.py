@@ -90,7 +90,7 @@ def seen_to_image(planes: Tensor, view: View, outside: float) -> Tensor:
 
 
 def seen_taps(view: View, axis: int) -> Taps:
-    """What the pixels `view.pixels(axis)` of the original read along an axis of what is seen of the resized image."""
+    """Return the sources of the original's pixels `view.pixels(axis)` along an axis of the visible resized image."""
     whole = taps(view.resized[axis], view.original[axis])
     if view.window is None:
         return whole
@@ -101,7 +101,7 @@ def seen_taps(view: View, axis: int) -> Taps:
 
 
 def source_reach(view: View) -> int:
-    """How far two cells of a mask may lie apart, in rows or columns, that one pixel of the image reads.
+    """Return the largest distance, in rows or columns, of two cells of a mask that one pixel of the image reads.
 
     1 for one bilinear upsampling, 2 for two in a row. Protocols that take the sigmoid early read class scores from
     nearer cells, but all read the outline {logit > 0} of a mask through the whole chain (upper bounds, instances).
@@ -122,7 +122,7 @@ def iter_mask_logits(mask_logits: Tensor, view: View) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Outline:
-    """Where a mask is positive: `inside`, (r, c) bool, has its first pixel at (top, left) of the original image, and
+    """Positive pixels of a mask: `inside`, (r, c) bool, has its first pixel at (top, left) of the original image, and
     beyond it nothing is.
     """
 
@@ -163,14 +163,14 @@ def _spans(positive: np.ndarray) -> list[tuple[int, int] | None]:
 
 
 def _exact_parts(view: View) -> bool:
-    """Whether the first resize is by a power of two: then its coordinates are exact wherever a part begins."""
+    """True if the first resize is by a power of two: then its coordinates are exact wherever a part begins."""
     factors = [padded // mask for padded, mask in zip(view.padded, view.mask, strict=True)]
     whole = all(f * mask == padded for f, mask, padded in zip(factors, view.mask, view.padded, strict=True))
     return whole and all(factor & (factor - 1) == 0 for factor in factors)
 
 
 def _outline_of_part(part: Tensor, row: int, col: int, view: View) -> Outline:
-    """Where a mask is positive, from a part (1, r, c) of it that begins at cell (row, col); no other cell is."""
+    """Outline a mask from a part (1, r, c) of it that begins at cell (row, col) and holds all positive cells."""
     height, width = view.seen[2:]
     down, right = (padded // mask for padded, mask in zip(view.padded, view.mask, strict=True))
     part = resize_planes(part, (part.shape[1] * down, part.shape[2] * right))

@@ -50,7 +50,7 @@ def alpha_curves(curves: dict[str, dict[str, Any]], alpha: float) -> dict[str, C
 
 
 def is_curve(alphas: Sequence[float]) -> bool:
-    """Whether figures at these α show the course over α."""
+    """True if figures at these α suffice to draw the curve over α."""
     return len(alphas) >= CURVE
 
 
@@ -144,7 +144,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Chart:
 
 
 def reliability(found: dict[str, dict[str, Any]]) -> Chart:
-    """How often names of a confidence are right; on the diagonal a source is perfectly calibrated."""
+    """Accuracy by confidence; on the diagonal a source is perfectly calibrated."""
     diagonal = {"type": "scatter", "mode": "lines", "name": "perfectly calibrated", "x": [0, 100], "y": [0, 100]}
     data: list[dict[str, Any]] = [
         diagonal | {"line": {"color": INK["upper_bound"], "dash": "dash"}, "hoverinfo": "skip"}
@@ -264,7 +264,7 @@ def _interval(rows: Sequence[dict[str, Any]], color: str, thickness: float, widt
 
 
 def _reach(far: Figure, near: Figure) -> Figure:
-    """How long a line from an estimate to an end of its interval is."""
+    """Return the distances from an estimate to the ends of its interval."""
     away = difference(far, near)
     return None if away is None else percent(max(0.0, away))
 

@@ -121,7 +121,7 @@ def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
 
 
 def panoptic_areas(stored: StoredEvaluation, variant: str) -> np.ndarray:
-    """What a paired bootstrap of PQ resamples.
+    """Collect the counts that a paired bootstrap of PQ resamples.
 
     Returns:
         (images, K, 3) float64: summed IoU of the matches, segments of the ground truth (the same whatever was
@@ -225,8 +225,9 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
 
 
 def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[str]) -> list[str]:
-    """What differs, a few words each; of the proposals not more than a few lines. The α that a sweep adds are left out:
-    they change no figure.
+    """Describe the differences, a few words each; of the proposals not more than a few lines.
+
+    The α that a sweep adds are left out: they change no figure.
     """
     names = classifier_name(first), classifier_name(other)
     weights = f"classifier {' → '.join(names)}" if names[0] != names[1] else f"classifier {names[0]}: other weights"

@@ -106,7 +106,7 @@ def explained(tables: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Where a figure stands in a table: by its group, then by itself."""
+    """Return a figure's sort key in a table: by its group, then by itself."""
     known = (f for f in sorted(ORDER, key=len, reverse=True) if name == f or name.startswith(f"{f} "))
     figure = next(known, name.partition(" ")[0])
     group = name.removeprefix(figure).strip()

@@ -1,4 +1,4 @@
-"""Which images a report shows."""
+"""Choice of the images that a report shows."""
 
 from __future__ import annotations
 

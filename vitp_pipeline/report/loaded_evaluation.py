@@ -33,7 +33,7 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class NoData:
-    """What of a `Dataset` is known without its files."""
+    """The part of a `Dataset` that is known without its files."""
 
     spec: DatasetSpec
     split: str
@@ -125,7 +125,7 @@ def evaluation_folder(path: Path) -> Path:
 
 
 def evaluations_in(run: Path) -> dict[str, str]:
-    """What the evaluations of a run that hold something are, in a few words, by folder; the newest first."""
+    """Label the evaluations of a run that hold something, by folder; the newest first."""
     found = _measured(run)
     return dict(zip((stage.folder.name for stage in found), labels(facts_of(run, found)), strict=True))
 

@@ -1,4 +1,4 @@
-"""What the stored scores and masks say beyond the rows: how sure a name was, how large its mask is."""
+"""Statistics of the stored scores and masks: confidence and area."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
 
 
 def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Where fusion put names right and where wrong, of the masks of known label.
+    """Count the masks of known class that fusion corrected, and those that it made wrong.
 
     Args:
         pixels: (K,) ground-truth pixels of every class.

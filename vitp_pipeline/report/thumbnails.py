@@ -1,4 +1,4 @@
-"""What a card of the gallery shows of an image: a small photograph, maps of class indices, and its masks."""
+"""Content of an image's card in the gallery: a small photograph, maps of class indices, and its masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What killed tasks left behind: `vitp gc`.
+"""Stale files of killed tasks: `vitp gc`.
 
 A task cleans its shard when it starts, so this is for shards that nobody will run again, and for an inode quota.
 """

@@ -48,7 +48,7 @@ class Damage:
         shard: int | None = None,
         rerun: bool = False,
     ) -> Damage:
-        """What an error says of a file, or of what lies in that folder."""
+        """Make it from an error about a file, or about something in that folder."""
         return Damage(path, error.message.removeprefix(f"{path}: "), stage, shard, fix, rerun)
 
 

@@ -1,4 +1,4 @@
-"""What is there of a run, read from its files alone."""
+"""Progress of a run, read from its files alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run_status(run: Path) -> list[dict[str, Any]]:
 
 
 def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
-    """What class scores and evaluations are, in a few words, by `stage`."""
+    """Label class scores and evaluations in a few words, by `stage`."""
     own = [stage for stage in stages if stage.folder.parent.name in ("class_scores", "evaluation")]
     names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
     found: dict[str, str] = {}

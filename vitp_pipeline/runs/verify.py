@@ -1,4 +1,4 @@
-"""Whether what was committed is still what was written: `vitp verify`.
+"""`vitp verify`: check that committed files are still as they were written.
 
 What vouches for what:
 

@@ -1,4 +1,4 @@
-"""Which device, which precision."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Distributed:
 
     @_collective
     def share(self, value: Any) -> Any:
-        """What process 0 gives; the others' `value` is not looked at."""
+        """Broadcast process 0's value; the others' `value` is ignored."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -196,7 +196,7 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
 
 
 def _first_to_fail(store: torch.distributed.Store) -> bool:
-    """Whether nobody has failed before. Nobody can tell once process 0, which counts, is gone."""
+    """True if no process has failed before. Unknown once process 0, which counts, is gone."""
     try:
         return bool(store.add("failures", 1) == 1)
     except RuntimeError:

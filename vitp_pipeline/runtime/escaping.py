@@ -75,7 +75,7 @@ CONTROLS = re.compile(r"\x1b\[(?:[0-9;]*[mKAJH]|\?25[lh])")
 
 
 def escape_stream(text: str, terminal: bool) -> str:
-    """What any code writes to a standard stream, with its newlines, tabs and returns; on a terminal also its colors."""
+    """Escape what any code writes to a standard stream, but newlines, tabs, returns, and a terminal's colors."""
     if text.isprintable():
         return text
     kept = CONTROLS.findall(text) if terminal else []

@@ -1,6 +1,4 @@
-"""Which process of how many this one is, and where process 0 listens: read from what torchrun or srun puts into the
-environment.
-"""
+"""Rank, number of processes and address of process 0, as torchrun or srun puts them into the environment."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ class Launch:
 
 
 def find_launch(environment: Mapping[str, str]) -> Launch | None:
-    """What the environment says, or None for a process on its own. torchrun started by srun counts as torchrun.
+    """Read rank and peers from the environment; None for a lone process. torchrun started by srun is torchrun.
 
     srun's MASTER_ADDR and MASTER_PORT follow from the step's node list and the job's number unless they are set. What
     counts is the step: SLURM_NTASKS alone is also set in a batch script, where nobody has started the others.

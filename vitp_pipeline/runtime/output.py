@@ -73,7 +73,7 @@ def is_terminal(number: int) -> bool:
 
 @contextlib.contextmanager
 def results_apart() -> Iterator[None]:
-    """What libraries print on standard output meanwhile goes to standard error: there is a document to come."""
+    """Redirect what libraries print on standard output to standard error: there is a document to come."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

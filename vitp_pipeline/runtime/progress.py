@@ -26,7 +26,7 @@ def hush(wanted: bool = True) -> None:
 
 
 def device_memory() -> str:
-    """How much of the current GPU's memory is in use, by whomever, like "3.2 of 79.1 GB"; "" where none is used.
+    """Describe the current GPU's used memory, by all processes, like "3.2 of 79.1 GB"; "" where none is used.
 
     Never imports torch, nor wakes a GPU.
     """

@@ -117,7 +117,7 @@ def prepare(
 
 
 def _file_names(proposals: ProposalStore) -> dict[str, str]:
-    """How the files of every image are called, by image id."""
+    """Name the files of every image, by image id."""
     require_proposals(proposals, range(proposals.run.shards))
     files: dict[str, str] = {}
     for shard in range(proposals.run.shards):

@@ -203,7 +203,7 @@ class ProposalMaker:
         return pa.concat_tables([self.schema.empty_table(), *rows]).combine_chunks()
 
     def _read(self, image_id: str) -> _Read:
-        """What the generator is shown of an image, or the image itself where there are several views.
+        """Read an image as the generator's input, or the image itself where there are several views.
 
         Raises:
             InputError: it cannot be read.
@@ -262,13 +262,13 @@ class ProposalMaker:
                     queue.add(self._row, write_record, writer, record)
 
     def _row(self, make: Callable[..., dict[str, Any]], *arguments: object) -> pa.Table:
-        """What `make` gives as a table: thousands of points are a tenth of the size there."""
+        """Make a table of the result of `make`: thousands of points are a tenth of the size there."""
         import pyarrow as pa
 
         return pa.Table.from_pylist([make(*arguments)], schema=self.schema)
 
     def _choose_and_write(self, writer: ArrayWriter, image_id: str, file_name: str, found: Proposals) -> dict[str, Any]:
-        """What stage one does with the proposals of an image, while the generator works on the next."""
+        """Choose points and write the proposals of an image, while the generator works on the next."""
         try:
             record = self._record(image_id, file_name, found)
         except InputError as error:
@@ -331,7 +331,7 @@ class ProposalMaker:
         return found, {}
 
     def _works(self) -> bool:
-        """Whether it manages any image, a gray one if need be: then a failure is that of its image."""
+        """True if it manages any image, a gray one if need be: then a failure is that of its image."""
         from vitp_pipeline.generators.views import propose
 
         if not self.managed:
@@ -355,7 +355,7 @@ def make_record(
     file_name: str,
     number: int = 0,
 ) -> ProposalRecord:
-    """What is kept of the proposals of a view: points chosen from all that the generator said, and the masks that
+    """Make the record of a view's proposals: points chosen from all that the generator gave, and the masks that
     matter.
 
     Args:
@@ -396,7 +396,7 @@ def make_record(
 
 
 def _finite(values: torch.Tensor) -> bool:
-    """Whether all values are. Their extremes say it in a twentieth of the time: NaN would be both."""
+    """True if all values are finite. Their extremes tell in a twentieth of the time: NaN would be both."""
     import torch
 
     return not values.numel() or all(torch.isfinite(torch.stack(torch.aminmax(values))).tolist())

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training did, and in which folder.
+    """Outcome of a training, and its folder.
 
     Attributes:
         made, cached: images that were trained on, now or before.
@@ -282,7 +282,7 @@ def _batches(
     grid: tuple[int, int],
     distributed: Distributed,
 ) -> PointBatches:
-    """What the model is shown: points or boxes, the masks of the ground truth, or generated ones."""
+    """Yield the model's inputs: points or boxes, the masks of the ground truth, or generated ones."""
     from vitp_pipeline.classifier.training.augmentation import Augmentation
     from vitp_pipeline.classifier.training.data import PointBatches
     from vitp_pipeline.classifier.training.mask_data import GeneratedMaskBatches, MaskBatches

@@ -1,4 +1,4 @@
-"""What the classifier is trained on: fine masks, coarse masks, boxes, or a mixture of them (paper §3.4)."""
+"""Training annotations: fine masks, coarse masks, boxes, or a mixture of them (paper §3.4)."""
 
 from __future__ import annotations
 

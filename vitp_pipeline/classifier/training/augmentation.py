@@ -104,7 +104,7 @@ def _turned(edges: np.ndarray, size: Size, angle: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image. The defaults only resize.
+    """Random changes of a training image. The defaults only resize.
 
     The official recipe (facts §2.3): flip, rotation 60, and crop_scale (0.5, 1.0) on ADE20K and Cityscapes. Its crops
     are 3:4 to 4:3 whatever the input's shape; here that is relative to the image's own, so that nothing is stretched

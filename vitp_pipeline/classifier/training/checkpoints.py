@@ -1,4 +1,4 @@
-"""What a training keeps on disk while it runs: a checkpoint, the best model so far, and a line of figures an epoch.
+"""Files of a training while it runs: a checkpoint, the best model so far, and a line of figures an epoch.
 
 The checkpoint ends with its own SHA-256, which torch does not look at, and holds the lines too: metrics.jsonl is only
 written, never read again.
@@ -103,7 +103,7 @@ class TrainingFolder:
         return load_classifier(path) if there(path) else None
 
     def is_whole(self, name: str) -> bool:
-        """Whether a model is there and what was saved under that name: it has two files, written one after another."""
+        """True if a model exists and is the one saved under that name: it has two files, written one after another."""
         path = self.path / f"{name}.safetensors"
         try:
             require_recorded(path)
@@ -147,7 +147,7 @@ _SEAL_LENGTH = len(_SEAL) + hashlib.sha256().digest_size
 
 
 def checkpoint_is_whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written."""
+    """True if a checkpoint is as it was written."""
     with open_plain(path) as file:
         left = max(0, file.seek(0, os.SEEK_END) - _SEAL_LENGTH)
         file.seek(0)

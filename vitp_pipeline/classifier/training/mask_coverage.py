@@ -1,4 +1,4 @@
-"""How much of each patch a mask covers: what a mask is to a classifier that works on patches.
+"""Share of each patch that a mask covers: a mask, as a classifier on patches sees it.
 
 Patches are those of the classifier's input, which is the whole original image resized. All frames between the image and
 the mask logits differ by scale and by padding at the right and bottom only, so a patch is a rectangle in each of them,
@@ -17,7 +17,7 @@ from vitp_pipeline.geometry import Size, View
 
 @lru_cache(maxsize=256)
 def cell_shares(cells: int, extent: float, patches: int) -> np.ndarray:
-    """Which shares of the patches along an axis the cells of a finer or coarser axis make up.
+    """Compute the overlap of an axis's patches with the cells of a finer or coarser grid, as shares.
 
     Args:
         cells: length of the axis.

@@ -1,4 +1,4 @@
-"""How often the classes are drawn in training: what `class_prior` corrects the logits by."""
+"""Class frequencies among training points; `class_prior` corrects the logits by them."""
 
 from __future__ import annotations
 

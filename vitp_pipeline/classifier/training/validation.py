@@ -1,4 +1,4 @@
-"""How well a classifier names ground truth of held-out training images, at points that stay the same."""
+"""Validation of a classifier on held-out training images, at points that stay the same."""
 
 from __future__ import annotations
 

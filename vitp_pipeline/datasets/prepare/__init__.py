@@ -26,7 +26,7 @@ SPLITS = {"cityscapes": ("train", "val", "test", "train_extra")}
 
 @dataclass(frozen=True)
 class Product:
-    """What was made of one product for one split.
+    """Result of one preparation for one split.
 
     Attributes:
         written: files. kept: how many were there before.

@@ -1,4 +1,4 @@
-"""What all preparations share: list the sources, make what is missing, keep what is there, survive a kill."""
+"""Shared steps of all preparations: list the sources, make what is missing, keep what exists, survive a kill."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Work:
         return LabelReader.of(self.spec, lambda: some) if classes else LabelReader(lambda: some)
 
     def target(self, source: Source, relative: str) -> Path:
-        """Where a product goes: beside its source, or where that would lie if its archive were unpacked."""
+        """Return a product's path: beside its source, or where that would lie if its archive were unpacked."""
         return source.base / relative if source.base.is_dir() else self.places.expected(relative)
 
     def file(self, relative: str) -> Path:

@@ -113,7 +113,7 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """What the network says of frames; those of one padded size share a forward. See `Generator.forward`."""
+        """Run the network on frames; those of one padded size share a forward. See `Generator.forward`."""
         padded = [self._padded(torch.from_numpy(np.array(frame)).to(self.device)) for frame in frames]
         groups: dict[Size, list[int]] = {}
         for index, tensor in enumerate(padded):
@@ -130,7 +130,7 @@ class TransformersGenerator:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the network could learn."""
+        """Count the network's parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _padded(self, frame: Tensor) -> Tensor:

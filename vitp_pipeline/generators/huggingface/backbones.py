@@ -27,7 +27,7 @@ def register_backbones() -> None:
 
 
 class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
-    """What an InternImage is built from; the names and defaults of its constructor (internimage-facts §1)."""
+    """Constructor arguments of InternImage; names and defaults as in OpenGVLab/InternImage."""
 
     model_type = "vitp-internimage"
 

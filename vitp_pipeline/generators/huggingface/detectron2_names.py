@@ -22,7 +22,7 @@ OTHER_MODEL = "The file may be of another model: see the table of docs/generator
 
 
 class Layout(StrEnum):
-    """Which of the two models a file holds."""
+    """Parameter names of one of the two models."""
 
     oneformer = "oneformer-d2"
     mask2former = "mask2former-d2"

@@ -53,7 +53,7 @@ class Pretrained:
         return self.config.parent
 
     def identity(self, digests: Digests) -> dict[str, Any]:
-        """What makes two models give the same, as digests of content."""
+        """Return digests of all content that changes the model's results."""
         preprocessor = json.dumps(self.preprocessor, sort_keys=True)
         weights = " ".join(f"{file.name} {digests.of(file)}" for file in self.weights)
         return {
@@ -65,7 +65,7 @@ class Pretrained:
 
 
 def is_config(path: Path) -> bool:
-    """Whether a file is a config.json of transformers: JSON with a `model_type`, which OpenMMLab's configs have not."""
+    """True if a file is a config.json of transformers: JSON with a `model_type`, which OpenMMLab's configs lack."""
     if path.suffix != ".json":
         return False
     try:
@@ -159,7 +159,7 @@ def normalization(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def sees_windows(model: Pretrained) -> bool:
-    """Whether an EoMT is a semantic one, which sees an image in squares, side by side; the others see it whole."""
+    """True for a semantic EoMT, which sees an image in square windows side by side; the others see it whole."""
     return bool(model.preprocessor.get("do_split_image", False))
 
 

@@ -1,4 +1,4 @@
-"""What published OneFormer and Mask2Former files do not tell: dilations and test sizes (facts §1.1, §2.5, §6).
+"""Settings that published OneFormer and Mask2Former files do not contain: dilations and test sizes.
 
 Neither has parameters: a model with wrong ones loads without a word and is merely worse. The names that the authors
 gave their files decide; for a file of another name a person must.

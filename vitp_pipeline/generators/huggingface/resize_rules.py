@@ -1,4 +1,4 @@
-"""Which model a detectron2 file holds, read off its tensors (facts §1.4, §5)."""
+"""Identify a detectron2 model from its tensors, and its rule for resizing."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Sizes:
         return self.shape(name)[1]
 
     def count(self, pattern: str) -> int:
-        """How many tensors have a name with `#` as a number."""
+        """Count the tensors whose name has a number in place of `#`."""
         name = re.compile(re.escape(pattern).replace(r"\#", r"\d+"))
         return sum(name.fullmatch(given) is not None for given in self.state)
 

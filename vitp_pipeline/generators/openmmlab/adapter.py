@@ -112,7 +112,7 @@ class OpenMMLabGenerator:
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """What the network says of frames; equally large ones share one forward. See `Generator.forward`."""
+        """Run the network on frames; equally large ones share one forward. See `Generator.forward`."""
         results: dict[int, Output] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
@@ -125,7 +125,7 @@ class OpenMMLabGenerator:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the network could learn."""
+        """Count the network's parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _forward_equal(self, frames: Sequence[np.ndarray]) -> Iterator[Output]:
@@ -349,7 +349,7 @@ def _to_float32(loaded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _test_pipeline(settings: Any, library: str) -> list[Any]:
-    """Where each library's own inference looks for it, then where else it may be."""
+    """Return the test pipeline from where each library's own inference looks for it, then from other places."""
     places = [settings.get("test_pipeline"), _dataset(settings).get("pipeline")]
     return next(filter(None, places if library == "mmseg" else reversed(places)), [])
 
@@ -363,7 +363,7 @@ def _dataset(settings: Any) -> Any:
 
 
 def _crop_size(path: Path, settings: Any) -> Size | None:
-    """Where mmseg (`size`) and mmdet (a batch augmentation) say to what they pad training crops."""
+    """Return the size to which mmseg (`size`) and mmdet (a batch augmentation) pad training crops."""
     preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
     augments = preprocessor.get("batch_augments") or []
     sizes = [preprocessor.get("size"), *(augment.get("size") for augment in augments)]

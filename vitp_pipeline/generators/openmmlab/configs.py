@@ -63,7 +63,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text rather means a file than the name of a config."""
+    """True if a text looks like a file rather than the name of a config."""
     return "::" not in text and (text.endswith(".py") or text.startswith(("/", ".", "~")) or text.count("/") > 1)
 
 

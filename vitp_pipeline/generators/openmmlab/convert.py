@@ -17,7 +17,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: `renamed` of the `tensors` have another name now, `unused` ones of the file were left out."""
+    """Counts of a conversion: `renamed` of the `tensors` have a new name, `unused` ones were left out."""
 
     tensors: int
     parameters: int

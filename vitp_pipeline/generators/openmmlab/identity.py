@@ -1,4 +1,4 @@
-"""What makes two generators the same, told without building them (and without importing torch)."""
+"""Identity of a generator, told without building it (and without importing torch)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _UNUSED = re.compile(r"decode_head\.conv_seg\.(weight|bias)")
 
 
 def has_old_names(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a mask head's layers are called as mmsegmentation 0.x and mmdetection 2.x called them."""
+    """True if a mask head's layers have their names of mmsegmentation 0.x and mmdetection 2.x."""
     return any(_LAYER.fullmatch(name) for name in weights)
 
 
