@@ -174,7 +174,7 @@ class Ours:
             image_size=settings.image_size,
             points=settings.points_per_image,
             batch_size=settings.batch_size,
-            augmentation=Augmentation(flip=True, crop_scale=(0.5, 1.0), rotation=60.0),  # the paper's (facts §2.3)
+            augmentation=Augmentation(flip=True, crop_scale=(0.5, 1.0), rotation=60.0),  # as the authors train
             workers=settings.workers,
         )
         silent = contextlib.redirect_stderr(io.StringIO())  # its progress

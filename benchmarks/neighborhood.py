@@ -138,7 +138,7 @@ def time_backbone(options: argparse.Namespace) -> None:
 
 
 def windows(length: int, kernel: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(length, K) cells that each cell of an axis sees, and their places in the bias (facts §2.1)."""
+    """(length, K) cells that each cell of an axis sees, and their places in the bias (SHI-Labs/NATTEN)."""
     cell = torch.arange(length, device=device)
     group, place = cell % dilation, cell // dilation
     count = (length - group + dilation - 1) // dilation

@@ -81,7 +81,8 @@ def normalize_points(points: np.ndarray, size: Size) -> np.ndarray:
         points: (..., 2) integers, (row, col), 0 ≤ row < H, 0 ≤ col < W.
         size: (H, W) of the frame that the points lie in.
     Returns:
-        (..., 2) float32 in [−1, 1): 2·(row/H, col/W) − 1, no half pixel (facts §1.1).
+        (..., 2) float32 in [−1, 1): 2·(row/H, col/W) − 1, no half pixel, as the authors'
+        `dinov2/models/vision_transformer.py` has it.
     """
     return (2.0 * np.asarray(points, np.float64) / np.asarray(size, np.float64) - 1.0).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The authors' released layout, against the golden values of their code (facts §1.2, §1.5)."""
+"""The authors' released layout, against the golden values of their code."""
 
 from __future__ import annotations
 

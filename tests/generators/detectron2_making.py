@@ -1,4 +1,4 @@
-"""State dicts as detectron2 writes them, built from the families of names and shapes in oneformer-facts §4 and §5.
+"""State dicts as detectron2 writes them, built from the families of names and shapes of SHI-Labs/OneFormer.
 
 Written apart from the tables of `generators.huggingface.detectron2_names`, which they test: no code is shared.
 """

@@ -1,4 +1,4 @@
-"""Weights by formula, the same for every implementation with the same names (internimage-facts §3.6)."""
+"""Weights by formula, the same for every implementation with the same names."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from vitp_pipeline.generators.frame_size import resize_bilinear, shortest_edge_s
 @pytest.mark.parametrize(
     ("size", "edges", "expected"),
     [
-        ((512, 683), (640, 2560), (640, 854)),  # transformers' processor: 853 (facts §1.1)
+        ((512, 683), (640, 2560), (640, 854)),  # transformers' processor: 853
         ((333, 500), (640, 2560), (640, 961)),  # there: 960
         ((683, 512), (640, 2560), (854, 640)),
         ((480, 640), (800, 1333), (800, 1067)),

@@ -83,7 +83,7 @@ def test_what_is_not_data_is_refused_uncalled(
 
 
 def test_torch_tensors_in_a_plain_pickle_are_refused(tmp_path: Path) -> None:
-    """They would be read by a torch.load inside of the pickle (facts §7)."""
+    """They would be read by a torch.load inside of the pickle."""
     with pytest.raises(InputError, match=r"refused: its pickle asks for torch\._utils"):
         read_numpy_pickle(saved(tmp_path / "a.pkl", {"model": {"a": torch.zeros(2)}}))
 

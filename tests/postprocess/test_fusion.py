@@ -12,7 +12,7 @@ from vitp_pipeline.config.choices import FORMULAS
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.postprocess.fusion import fuse, probs_of_labels
 
-GOLDEN = [  # official code, α = 0.4 (facts §3.3): y, c, renormalized, raw; no object last
+GOLDEN = [  # official code, α = 0.4: y, c, renormalized, raw; no object last
     (
         [2, 0.5, -1, 0.3],
         [0.1, 1.2, 0],

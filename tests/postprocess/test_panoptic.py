@@ -33,7 +33,7 @@ def run(masks, probs, view, rule, protocol="d2"):
 
 
 def detectron2(masks, probs, rule):
-    """The inference of Mask2Former and OneFormer, from its description in facts §3.4, pixel by pixel."""
+    """The inference of Mask2Former and OneFormer, pixel by pixel."""
     height, width = masks.shape[1:]
     taking = [
         (q, int(probs[q].argmax()), float(probs[q].max()))

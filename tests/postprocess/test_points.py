@@ -125,7 +125,7 @@ def test_padding_is_never_chosen():
 
 
 def test_max_at_mask_resolution():
-    # facts §6.6: index 15 of a 4x6 map is (2, 3), the classifier's (0, 0)
+    # Index 15 of a 4x6 map is (2, 3), the classifier's (0, 0)
     masks = torch.zeros(1, 4, 6)
     masks[0].view(-1)[15] = 1
     view = View((4, 6), (4, 6), (4, 6), (4, 6))

@@ -61,7 +61,7 @@ def resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def window_scores(one: ScoredView, alpha: int, protocol: str) -> torch.Tensor:
-    """(K, h, w) in the window or resized image, float64, written from the facts sheets (§3.4) and field notes §5.6."""
+    """(K, h, w) in the window or resized image, float64, a loop over the definition."""
     view, masks, probs = one.view, one.mask_logits.double(), one.probs[alpha].double()
     height, width = view.seen[2:]
     if protocol == "mmseg0":

@@ -52,7 +52,7 @@ class ProposalRecord:
         view: original, resized, padded and mask sizes; window and whether flipped.
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
-        dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (design §5).
+        dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (docs/storage.md).
         points: per policy (Q, 2) int32 (row, col) in the original image; for "multi" and "local_maxima" (Q·n, 2).
         class_logits: (Q, K + 1) float32, or None when not read.
         masks: (M, h, w) mask logits, or None when not read.

@@ -95,10 +95,11 @@ def pad_points(points: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
-    """The points of an image in chunks of equal size, as the released code hands them to its model (facts §3.1.5).
+    """Split the points of an image into chunks of equal size, as the released code does before its model.
 
-    Its model takes exactly n points: they are split in order, and the last chunk is filled up with random points of
-    the image. There they differ from run to run; here they follow from the image's name alone.
+    In `oneformer/oneformer_model.py` the model takes exactly n points: they are split in order, and the last chunk is
+    filled up with random points of the image. There they differ from run to run; here they follow from the image's
+    name alone.
 
     Args:
         points: (N, 2) float in [−1, 1], (row, col). chunk: n. image_id: any text that names the image.

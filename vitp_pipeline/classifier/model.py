@@ -82,7 +82,10 @@ class PointViT(nn.Module):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
 
     def _initialize(self) -> None:
-        """Point layer and head as released (facts §1.1: truncated normal, 0.02); zero where the layer only corrects."""
+        """Initialize point layer and head as `dinov2/models/vision_transformer.py` does: truncated normal, 0.02.
+
+        Zero where the layer only corrects.
+        """
         if self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
         elif self.config.point_token == "linear":
@@ -265,7 +268,7 @@ def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Ten
 def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """A square position table resampled as the released weights were trained: bicubic, scale (grid + 0.1)/side.
 
-    Even at the table's own size the 0.1 shifts what is read (facts §1.2, with golden values).
+    Even at the table's own size the 0.1 shifts what is read (`interpolate_pos_encoding` of DINOv2).
 
     Args:
         table: (1, side², D), row-major. grid: (h, w).

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' released classifier, and back (facts §1.5).
+"""Checkpoints of the authors' released classifier, and back (sajjad-sh33/ViT-P, `dinov2/train/train.py`).
 
 The released layout is flat: `pos_embed (1, 1370, D)`, `mask_token`, `patch_embed.proj.*`,
 `cls_embeddings.weight (D, 2)`, `blocks.i.*`, `norm.*`, `head.weight (K, D)`, `head.bias`. It has no `cls_token`: points

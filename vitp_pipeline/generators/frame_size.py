@@ -1,4 +1,4 @@
-"""At which size the families of mask generators look at an image (facts §1.1)."""
+"""At which size the families of mask generators look at an image."""
 
 from __future__ import annotations
 

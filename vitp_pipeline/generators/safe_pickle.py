@@ -1,4 +1,4 @@
-"""Pickles of numpy arrays, as detectron2's model zoo has them, and of results, as mmdetection writes them (facts §7).
+"""Pickles of numpy arrays, as detectron2's model zoo has them, and of results, as mmdetection writes them.
 
 What a file may ask for is decided by `decoding.safe_pickle`.
 """

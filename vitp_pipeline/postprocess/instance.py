@@ -1,6 +1,6 @@
 """Instances from masks and class probabilities: the rule that detectron2-style models and mmdetection share.
 
-Mask2Former's and OneFormer's `instance_inference` (facts §3.4) and mmdetection's `MaskFormerFusionHead` do the same:
+Mask2Former's and OneFormer's `instance_inference` and mmdetection's `MaskFormerFusionHead` do the same:
 take the best `limit` of all (query, class) pairs by class probability, then leave out stuff; a mask is {logit > 0} at
 image resolution, its score the class probability times the mean mask probability inside. A mask may have several names.
 They differ in `limit` alone: 100 in Mask2Former and mmdetection, the number of queries in OneFormer.

@@ -1,6 +1,4 @@
-"""What the ground truth calls a mask: the labels of the upper bounds (design §4) and of the naming
-accuracy.
-"""
+"""Majority ground-truth class of a mask, for the upper bounds and the mask classification accuracy (paper §4.4)."""
 
 from __future__ import annotations
 

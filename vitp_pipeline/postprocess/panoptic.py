@@ -104,7 +104,7 @@ def panoptic_map(
         things: (K,) bool, True for countable classes.
         quality: (Q,) factors in [0, 1] of the scores by which masks compete and segments are reported (see
             `mask_quality`); None = 1. Which queries take part is left to the class score alone: the threshold was
-            chosen for that, and a dropped mask that could not take part cannot with a factor either (design §5).
+            chosen for that, and a dropped mask that could not take part cannot with a factor either (docs/storage.md).
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:

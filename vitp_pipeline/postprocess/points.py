@@ -40,10 +40,10 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
             output.
         view: how the generator saw the image.
         protocol: the generator's protocol. At image resolution all protocols move *logits* by the same chain.
-        at: "image" = argmax of the logits on the original pixel grid (official OneFormer path, facts §3.1.4);
-            "mask" = argmax over the mask cells whose center lies inside the resized image (official
-            InternImage path, facts §3.2.2), given as the original pixel that contains the cell's center; ties go to
-            the lowest cell of the mask as the network gave it.
+        at: "image" = argmax of the logits on the original pixel grid (the authors' `oneformer/oneformer_model.py`);
+            "mask" = argmax over the mask cells whose center lies inside the resized image (the authors'
+            `decode_heads/mask2former_head.py`), given as the original pixel that contains the cell's center; ties go
+            to the lowest cell of the mask as the network gave it.
     Returns:
         (Q, 2) int32. "image" evaluates the bilinear surface in float64, so a plateau (every image border is
         one) is an exact tie; float32 `interpolate` + argmax may pick another pixel only where the best two

@@ -1,5 +1,6 @@
-"""Semantic maps of one view: S_k(x) = Σ_q p_qk · sigmoid(M_q(x)) over all queries, unfiltered, and its argmax (facts
-§3.4). `average` makes them from several views.
+"""Semantic maps of one view: S_k(x) = Σ_q p_qk · sigmoid(M_q(x)) over all queries, unfiltered, and its argmax.
+
+`average` makes them from several views.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
     """Class scores on the original image, in the protocol's order of operations.
 
     `mmseg1` (mmsegmentation's Mask2FormerHead.predict and postprocess_result): sigmoid in the padded frame,
-    sum over queries, crop, then resize the K score maps. `mmseg0` (mmsegmentation 0.x as InternImage has it, facts
-    §3.4): sigmoid and sum at mask resolution, then resize. `mmdet`, `d2`: resize the logits, sigmoid, sum.
+    sum over queries, crop, then resize the K score maps. `mmseg0` (mmsegmentation 0.x as InternImage
+    has it): sigmoid and sum at mask resolution, then resize. `mmdet`, `d2`: resize the logits, sigmoid, sum.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.

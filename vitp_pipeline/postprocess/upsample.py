@@ -1,6 +1,6 @@
 """From mask logits at the generator's resolution to the original image, in each protocol's order.
 
-| protocol | chain (field notes §5.6) |
+| protocol | chain |
 |---|---|
 | `d2`, `mmdet` | logits → padded frame → crop padding → original size → sigmoid |
 | `mmseg1` | logits → padded frame → sigmoid → crop padding → original size (of class scores, or of masks) |

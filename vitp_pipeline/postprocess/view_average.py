@@ -7,9 +7,9 @@ A frame is the image at one scale, flipped or not; its windows share it.
 | `mmseg0`, `mmseg1` | mean of their scores in the resized image | mean of the scores' softmax at the original size |
 | `d2`, `mmdet` | the same, with the sigmoid taken there | mean of the scores at the original size |
 
-Sources: mmsegmentation's `slide_inference` and `SegTTAModel`; for 0.x and detectron2 facts §3.4, §3.5. A single frame
-is left as it is: a softmax would not change its argmax. detectron2 and mmdetection have no windows of their own; theirs
-meet where mmsegmentation's do.
+Sources: mmsegmentation's `slide_inference` and `SegTTAModel` of 1.x and 0.x, and `SemanticSegmentorWithTTA` of
+detectron2. A single frame is left as it is: a softmax would not change its argmax. detectron2 and mmdetection have no
+windows of their own; theirs meet where mmsegmentation's do.
 """
 
 from __future__ import annotations

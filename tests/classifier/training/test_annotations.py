@@ -81,7 +81,7 @@ def test_boxes_need_no_label_image_and_are_cut_off_at_the_border(tmp_path: Path)
     _, data = making.write_coco(tmp_path, 2)
     height, width = data["images"][0]["height"], data["images"][0]["width"]
     first = data["annotations"][0]["segments_info"]
-    first[0]["bbox"] = [-5, -3, 1000, 8]  # reaches over three borders (facts §5.12)
+    first[0]["bbox"] = [-5, -3, 1000, 8]  # reaches over three borders
     first[1]["bbox"] = [width + 2, 0, 5, 5]  # lies outside
     del first[2:]
     del data["annotations"][1]["segments_info"][0]["bbox"]

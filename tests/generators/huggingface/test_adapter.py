@@ -196,7 +196,7 @@ def test_the_task_reaches_every_query_of_oneformer(tmp_path: Path) -> None:
 
 
 def test_the_task_is_read_in_float32(tmp_path: Path) -> None:
-    """In half precision 10549 would be another number (facts §1.1)."""
+    """In half precision 10549 would be another number."""
     generator, seen = make(tmp_path, "oneformer"), []
     generator._model.model.task_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     propose(generator, [picture(64, 64)])

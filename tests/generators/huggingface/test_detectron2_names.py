@@ -28,7 +28,7 @@ def layout_of(model: str) -> Layout:
     return Layout(f"{model}-d2")
 
 
-# facts §4.7: tensors in the file, after renaming, in transformers' model, dropped; millions of parameters of §1.4
+# Tensors in the file, after renaming, in transformers' model, dropped; millions of parameters
 FULL = [
     ("oneformer", "swin-t", Head(queries=150), 526, 598, 600, 12, 50.8),
     ("oneformer", "swin-l", Head(), 694, 802, 804, 24, 218.8),
@@ -126,7 +126,7 @@ def test_settings_of_internimage() -> None:
 
 @pytest.mark.parametrize("old_query", [True, False])
 def test_names_of_the_first_mask2former(old_query: bool) -> None:
-    """Its pixel decoder stood directly in the head, and `query_feat` was `static_query` (facts §4.6)."""
+    """Its pixel decoder stood directly in the head, and `query_feat` was `static_query`."""
     new = on_meta(shapes_of("mask2former", "tiny-swin", TINY_HEAD))
     old = {name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): value for name, value in new.items()}
     if old_query:
@@ -162,7 +162,7 @@ def test_one_tensor_missing_is_named() -> None:
 
 
 def test_what_only_the_loss_reads_may_be_missing() -> None:
-    """Values of facts §4.1 stand in its place."""
+    """The values of the published configuration stand in its place."""
     state = on_meta(shapes_of("oneformer", "tiny-convnext", TINY_HEAD))
     state = {name: value for name, value in state.items() if not name.startswith("criterion.")}
     found = converted(state, Layout.oneformer).state_dict()

@@ -67,7 +67,7 @@ def test_a_file_becomes_a_folder_that_runs(tmp_path: Path, model: str, backbone:
     classes, masks = answer(built)
     assert classes.shape == (2, 7, 6) and masks.shape == (2, 7, 16, 24)
     assert classes.isfinite().all() and masks.isfinite().all() and masks.std() > 0.01
-    # The same weights in modules that were never on the meta device (facts §7): no buffer was left without values.
+    # The same weights in modules that were never on the meta device: no buffer was left without values.
     fresh = transformers.AutoModelForUniversalSegmentation.from_config(built.config).eval()
     fresh.load_state_dict(weights)
     for ours, theirs in zip((classes, masks), answer(fresh), strict=True):

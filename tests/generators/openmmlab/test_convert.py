@@ -1,4 +1,4 @@
-"""Files of mmseg 0.x and mmdet 2.x, against the authors' numbers (internimage-facts §4, §5) and mmcv's old layers."""
+"""Files of mmseg 0.x and mmdet 2.x, against the authors' numbers and mmcv's old layers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADE, COCO_STUFF, CITYSCAPES = (
 
 
 def old_head(dim: int, heads: int, encoder_ffn: int, decoder_ffn: int, queries: int, classes: int) -> dict:
-    """Names and shapes of the 0.x head, from the table of families in facts §5.2."""
+    """Names and shapes of the 0.x head, by families."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, out: int, into: int, *kernel: int) -> None:

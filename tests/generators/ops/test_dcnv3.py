@@ -1,4 +1,4 @@
-"""DCNv3 against the authors' numbers (internimage-facts §3), a slow loop and torchvision's deformable convolution."""
+"""DCNv3 against the authors' numbers, a slow loop and torchvision's deformable convolution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = 9
 
 
 def slow(value, offset, mask, groups, kernel=3, stride=1, padding=1, dilation=1, offset_scale=1.0) -> torch.Tensor:
-    """The definition (facts §3.3), one sample at a time: Σ over all pixels of the tent functions' products."""
+    """The definition, one sample at a time: Σ over all pixels of the tent functions' products."""
     images, height, width, channels = value.shape
     half = dilation * (kernel - 1) // 2
     out = torch.zeros(*offset.shape[:3], channels, dtype=value.dtype)

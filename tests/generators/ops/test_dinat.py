@@ -64,7 +64,7 @@ def test_golden_module_with_padding() -> None:
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch):
-    """transformers' own DiNAT, with the slow loop where it calls natten (which it does wrongly in 5.23: facts §3)."""
+    """transformers' own DiNAT, with the slow loop where it calls natten (which it does wrongly in 5.23)."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor]:
         projected = [

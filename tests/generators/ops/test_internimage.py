@@ -1,4 +1,4 @@
-"""InternImage against the authors' numbers (internimage-facts §1, §3.8, §3.9)."""
+"""InternImage against the authors' numbers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from vitp_pipeline.generators.ops.neighborhood_attention import (
 
 
 def window(i: int, length: int, kernel: int, dilation: int) -> list[tuple[int, int]]:
-    """The keys of a query on one axis, each with its place in the bias (facts §2.1)."""
+    """The keys of a query on one axis, each with its place in the bias."""
     group, place = i % dilation, i // dilation
     cells = list(range(group, length, dilation))
     start = min(max(place - kernel // 2, 0), len(cells) - kernel)
@@ -92,7 +92,7 @@ def test_the_windows_of_the_facts(length: int, kernel: int, dilation: int, table
 
 
 def waves(height: int, width: int, heads: int, channels: int, kernel: int) -> list[Tensor]:
-    """The fills of facts §2.3; the scale of q is ours."""
+    """The fills of the golden values below; the scale of q is ours."""
     i, j, n, m = torch.meshgrid(*(torch.arange(x).double() for x in (height, width, heads, channels)), indexing="ij")
     query = torch.sin(0.7 * n + 0.31 * i + 0.53 * j + 1.1 * m)
     key = torch.cos(0.4 * n + 0.23 * i - 0.37 * j + 0.9 * m)
@@ -142,7 +142,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_values(case: tuple[int, ...]) -> None:
-    """Sums and rows that NATTEN's own kernels gave (facts §2.3)."""
+    """Sums and rows that NATTEN's own kernels gave."""
     *shape, kernel, dilation = case
     given = waves(*shape, kernel)
     (total, absolute), rows = GOLDEN[case]
@@ -154,7 +154,7 @@ def test_golden_values(case: tuple[int, ...]) -> None:
 
 
 def test_golden_scores() -> None:
-    """The loop that all else is held against has the scores of facts §2.3, in their order."""
+    """The loop that all else is held against has the scores of NATTEN, in its order."""
     expected = {
         ((7, 9, 1, 2), (1, 7)): "-.212503 -.36145 -.329673 -.097063 -.322019 -.422195 .047132 -.211048 -.429119",
         ((11, 8, 1, 2), (10, 7)): ".618087 .241343 -.201723 .658117 .456969 .045437 .565152 .574579 .275128",
@@ -217,7 +217,7 @@ def test_equals_natten(height, width, heads, channels, kernel, dilation) -> None
 
 
 def test_natten_is_called_by_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    """(B, heads, H, W, c) and scaled queries in, (B, heads, H, W, K²) between (facts §3); the loop plays natten."""
+    """(B, heads, H, W, c) and scaled queries in, (B, heads, H, W, K²) between; the loop plays natten."""
     given = random_case(4, 5, 7, 2, 3, 3)
 
     def scores(query: Tensor, key: Tensor, bias: Tensor, kernel: int, dilation: int) -> Tensor:

@@ -1,5 +1,6 @@
-"""Random changes of an image together with its labels or boxes (facts §2.3, without its slips: new corners become
-IGNORE, boxes are cut off at the frame).
+"""Random changes of an image together with its labels or boxes.
+
+As in `dinov2/data/datasets` of sajjad-sh33/ViT-P, except that new corners become IGNORE and boxes are cut at the frame.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _turned(edges: np.ndarray, size: Size, angle: float) -> np.ndarray:
 class Augmentation:
     """Random changes of a training image. The defaults only resize.
 
-    The official recipe (facts §2.3): flip, rotation 60, and crop_scale (0.5, 1.0) on ADE20K and Cityscapes. Its crops
+    The official recipe: flip, rotation 60, and crop_scale (0.5, 1.0) on ADE20K and Cityscapes. Its crops
     are 3:4 to 4:3 whatever the input's shape; here that is relative to the image's own, so that nothing is stretched
     further.
 

@@ -19,7 +19,7 @@ def sample_points(
         labels: (H, W) integer class indices, or region numbers for "instance-balanced"; IGNORE where there is none.
             As int16 it is several times as fast as with int32.
         count: number of points N.
-        how: "class-balanced": N classes uniformly from those present, then a uniform pixel of each (facts §2.2);
+        how: "class-balanced": N classes uniformly from those present, then a uniform pixel of each (paper §3.4);
             "instance-balanced": the same with the image's regions in place of its classes;
             "uniform": uniform over the labeled pixels.
     Returns:

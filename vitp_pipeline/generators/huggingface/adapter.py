@@ -1,7 +1,7 @@
 """Mask proposals from transformers 5: OneFormer with its task token, Mask2Former, MaskFormer and EoMT.
 
-The network is the library's; what enters it is made as the authors' own code does (facts §1.1), not by the library's
-image processors, whose sizes and padding differ. What leaves it are the raw logits of the last layer.
+The network is the library's. Its input is made as in the authors' `oneformer/oneformer_model.py`, not by the library's
+image processors, whose sizes and padding differ. Its output are the raw logits of the last layer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TASK_IDS = {
     "instance": (49406, 518, 10549, 533, 34572, 49407),
     "semantic": (49406, 518, 10549, 533, 29119, 1550, 49407),
 }
-"""CLIP's token ids of "the task is …"; OneFormer reads them as numbers, zeros behind them (facts §1.1)."""
+"""CLIP's token ids of "the task is …"; OneFormer reads them as numbers, padded with zeros."""
 
 
 class TransformersGenerator:

@@ -19,7 +19,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 def register_backbones() -> None:
     """From now on transformers builds DiNAT with our attention, and knows `model_type` "vitp-internimage".
 
-    Its own DiNAT needs a natten of some years ago, and cannot be used with any later one (facts §3).
+    Its own DiNAT needs a natten of some years ago, and cannot be used with any later one.
     """
     AutoBackbone.register(DinatConfig, DinatBackbone, exist_ok=True)
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig)

@@ -1,4 +1,4 @@
-"""Names in the detectron2 files of OneFormer and Mask2Former, and the same tensors' names in transformers (facts §4).
+"""Names in the detectron2 files of OneFormer and Mask2Former, and the same tensors' names in transformers.
 
 A table has a line a family: the name there, and here. `#` stands for a number and `*` for weight or bias, in the same
 order on both sides; `#+1` is the number plus one; `{q,k,v}` cuts a packed tensor into equal parts along its first
@@ -201,7 +201,7 @@ def renamed(state: Mapping[str, Tensor], layout: Layout, backbone: str) -> dict[
 
 
 def modern(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Today's names for a file of the first Mask2Former, whose pixel decoder had no level of its own (facts §4.6)."""
+    """Today's names for a file of the first Mask2Former, whose pixel decoder had no level of its own."""
     head, decoder, predictor = "sem_seg_head.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
     old = not any(name.startswith(decoder) for name in state)
 

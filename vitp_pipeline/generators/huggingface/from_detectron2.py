@@ -1,4 +1,4 @@
-"""The authors' detectron2 files of OneFormer and Mask2Former, made into folders that transformers reads (facts §4)."""
+"""The authors' detectron2 files of OneFormer and Mask2Former, made into folders that transformers reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitp_pipeline.storage.fs_ops import make_folder, rename
 from vitp_pipeline.storage.temporaries import temporary, tidy
 
 _NORMALIZATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-"""Of every published model, for RGB values 0 … 1 (facts §1.1)."""
+"""Of every published model, for RGB values 0 … 1."""
 
 
 def import_detectron2(
@@ -67,7 +67,7 @@ def converted(
 ) -> PreTrainedModel:
     """The model of transformers with the weights of a detectron2 state dict, every tensor used once.
 
-    It is there to be saved, not to be run: buffers that are not saved have no values (facts §7).
+    It is there to be saved, not to be run: buffers that are not saved have no values.
 
     Raises:
         IncompatibleError: a tensor is missing, left over, or of another shape; the first few are named.

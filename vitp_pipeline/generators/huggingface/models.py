@@ -85,7 +85,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 def load_config(source: str | Path) -> PreTrainedConfig:
     """The configuration of `source` as inference wants it; InputError where there is none.
 
-    Some published configurations ask for what costs memory, or for the dropout of training (facts §7).
+    Some published configurations ask for what costs memory, or for the dropout of training.
     """
     register_backbones()
     with quietly(), _as_user_errors(source):
@@ -139,5 +139,5 @@ def _check_loaded(source: str | Path, model: PreTrainedModel, found: dict[str, A
     if faults:
         raise IncompatibleError(f"{source}: tensors {', and '.join(faults)}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:  # it would run, with whatever is in memory (facts §7)
+        if tensor.is_meta:  # it would run, with whatever is in memory
             raise IncompatibleError(f"{source}: {name} was left without values")

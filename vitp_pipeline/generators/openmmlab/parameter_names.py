@@ -1,8 +1,8 @@
 """The names that mmsegmentation 0.x and mmdetection 2.x gave the layers of mask transformers, and their names since.
 
-Only the containers of the transformer layers were renamed; no tensor was reshaped, split or merged (internimage-facts
-§5.3). The old names count the attentions in the order in which a layer runs them, which Mask2Former's decoder changed
-against MaskFormer's. Both attentions have the same shapes: a table that swaps them loads strictly and is wrong.
+Only the containers of the transformer layers were renamed; no tensor was reshaped, split or merged.
+The old names count the attentions in the order in which a layer runs them, which Mask2Former's decoder changed against
+MaskFormer's. Both attentions have the same shapes: a table that swaps them loads strictly and is wrong.
 """
 
 from __future__ import annotations

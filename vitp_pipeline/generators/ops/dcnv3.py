@@ -1,4 +1,4 @@
-"""DCNv3, the deformable convolution of InternImage (Wang et al. 2023, arXiv 2211.05778, eq. 2; internimage-facts §3).
+"""DCNv3, the deformable convolution of InternImage (Wang et al. 2023, arXiv 2211.05778, eq. 2).
 
 Each output pixel and group of channels looks at K·K fractional positions around itself, moved by learned offsets, and
 adds up what it finds by learned weights that sum to one. Tensors are channels-last, (N, H, W, C).
@@ -142,7 +142,7 @@ def layer_norm(channels: int) -> nn.LayerNorm:
 
 
 class DCNv3(nn.Module):
-    """The operator with the layers that feed it (facts §3.1); parameters are named as the published ones are.
+    """The operator with the layers that feed it; parameters are named as the published ones are.
 
     Offsets, weights and the center's gate come from a depthwise convolution of the input; what is sampled is a
     projection of the input.

@@ -2,7 +2,7 @@
 
 transformers has a DiNAT of its own, which cannot be built without the natten of some years ago. This one takes its
 place: same configuration (`DinatConfig`), same names of parameters, so the published files load; the attention is ours.
-It is for frozen use: no dropout, no drop path. Facts §2 and §3.
+It is for frozen use: no dropout, no drop path.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class NeighborhoodAttention(nn.Module):
     """Projection, dilated neighborhood attention, projection: (B, H, W, C) → (B, H, W, C), of any H and W.
 
     A map smaller than the window is padded with zeros before the first projection. What is padded takes part, with the
-    biases of the projection as its keys and values (facts §2.2).
+    biases of the projection as its keys and values.
     """
 
     def __init__(self, width: int, heads: int, kernel_size: int, dilation: int, qkv_bias: bool = True) -> None:

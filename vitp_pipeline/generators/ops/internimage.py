@@ -1,7 +1,7 @@
 """InternImage (Wang et al. 2023, arXiv 2211.05778) as a backbone, under the parameter names of the published files.
 
-All sizes and variants are one trunk with options (internimage-facts §1, §2); the published settings of the seven sizes
-are in `SIZES`. Inside, tensors are channels-last.
+All sizes and variants are one trunk with options (`mmseg_custom/models/backbones/intern_image.py` of
+OpenGVLab/InternImage); the published settings of the seven sizes are in `SIZES`. Inside, tensors are channels-last.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.Module):
-    """DCNv3 and an MLP, each added to its input; where the norms stand is a matter of the model's size (facts §2.3)."""
+    """DCNv3 and an MLP, each added to its input; where the norms stand is a matter of the model's size."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Dilated neighborhood attention with relative position bias in plain torch, for any device.
 
-NAT and DiNAT (Hassani et al. 2023, arXiv 2204.07143; Hassani and Shi 2022, arXiv 2209.15001); the definition is facts
-§2. Every cell of a map attends to the K × K cells around it that lie d apart. Near a border the window shifts inward
-and keeps its K × K cells, so the cell is then not in its middle.
+NAT and DiNAT (Hassani et al. 2023, arXiv 2204.07143; Hassani and Shi 2022, arXiv 2209.15001),
+as in SHI-Labs/NATTEN. Every cell of a map attends to the K × K cells around it that lie d apart. Near a border the
+window shifts inward and keeps its K × K cells, so the cell is then not in its middle.
 
 An axis with dilation d is d undilated ones, interleaved. In each, a tile of neighboring queries needs few more keys
 than one query does, so tile by tile this is small dense attention with a bias, which torch has fused kernels for.
@@ -49,7 +49,7 @@ def dilated_attention(
 
 
 def pad_to_window(x: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """`x` (B, H, W, C) with zeros right and below up to one window, K·d, each way; nothing masks them (facts §2.2)."""
+    """`x` (B, H, W, C) with zeros right and below up to one window, K·d, each way; nothing masks them."""
     window = kernel_size * dilation
     height, width = x.shape[1:3]
     return F.pad(x, (0, 0, 0, max(0, window - width), 0, max(0, window - height)))
@@ -149,7 +149,7 @@ def _cut(length: int, kernel_size: int, tile: int) -> list[tuple[Tensor, Tensor,
 
 @lru_cache(maxsize=1)
 def natten_functions() -> tuple[Any, Any] | None:
-    """natten's scores-with-bias and weighted sum, which it had up to 0.17.4; None without them (facts §3)."""
+    """natten's scores-with-bias and weighted sum, which it had up to 0.17.4; None without them."""
     try:
         from natten.functional import natten2dav, natten2dqkrpb
     except ImportError:
