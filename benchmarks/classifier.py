@@ -97,10 +97,13 @@ class Data:
         from vitp_pipeline.artifacts.run import create_or_check
         from vitp_pipeline.execution.runner import commit_part
         from vitp_pipeline.geometry import View
+        from vitp_pipeline.storage.run_store import LocalStore
 
         ids = tuple(sample.image_id for sample in self.dataset.samples)
         identity = {"stage": "proposals", "manifest": self.recipe.manifest.identity(), "settings": {"split": "train"}}
-        run = create_or_check(self.root / "run" / "proposals", identity, ids, 1, len(ids))
+        run = create_or_check(
+            LocalStore(self.root / "run"), self.root / "run" / "proposals", identity, ids, 1, len(ids)
+        )
         rng, rows = np.random.default_rng(0), []
         arrays = ArrayWriter(run.folder / "made.zarr.zip", run.about(0, 0))
         for sample in self.dataset.samples:
@@ -158,7 +161,7 @@ class Ours:
         file, proposals = out / "classifier.safetensors", open_proposals(out)
         if not file.exists():
             save_classifier(build_model(self.settings, self.data.recipe.manifest.class_names), file, {})
-        run = class_scores_run(proposals, file, self.classifying, out, create=True)
+        run = class_scores_run(proposals, file, self.classifying, create=True)
         return ClassMaker(run, proposals, self.data.dataset, file, self.classifying)
 
     def train(self) -> None:
@@ -166,6 +169,7 @@ class Ours:
         from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
         from vitp_pipeline.classifier.training.data import PointBatches
         from vitp_pipeline.classifier.training.loop import Trainer
+        from vitp_pipeline.storage.run_store import LocalStore
 
         settings = self.settings
         batches = PointBatches(
@@ -183,7 +187,7 @@ class Ours:
                 model=self.model,
                 batches=batches,
                 settings=settings,
-                folder=TrainingFolder(Path(folder)),
+                folder=TrainingFolder(LocalStore(Path(folder)), Path(folder)),
                 device=self.device,
             ).run()
 

@@ -85,6 +85,7 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
     from vitp_pipeline.execution.runner import commit_part, finish_shard
     from vitp_pipeline.geometry import View
     from vitp_pipeline.stages.classify import class_scores_run, classifier_file
+    from vitp_pipeline.storage.run_store import LocalStore
 
     first = scene(0)
     size, class_count = first.labels.shape, first.scores.shape[1]
@@ -103,14 +104,12 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
         (root / folder).mkdir()
     ids = tuple(f"{i:06d}" for i in range(count))
     identity = {"stage": "proposals", "manifest": recipe.manifest.identity(), "settings": {}}
-    run = create_or_check(out / "proposals", identity, ids, 1, PART)
+    run = create_or_check(LocalStore(out), out / "proposals", identity, ids, 1, PART)
     model = out / "classifier/default/model.safetensors"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"")
     settings = recipe.stage(ClassifySettings)
-    scored = class_scores_run(
-        open_proposals(out), classifier_file(recipe, settings, root, out), settings, out, create=True
-    )
+    scored = class_scores_run(open_proposals(out), classifier_file(recipe, settings, root, out), settings, create=True)
     view = View(size, size, size, tuple(side // 4 for side in size))
     for part, members in enumerate(run.parts(0)):
         arrays, scores = (ArrayWriter(s.folder / "made.zarr.zip", s.about(0, part)) for s in (run, scored))

@@ -36,6 +36,7 @@ class StageOne:
         from vitp_pipeline.datasets import Dataset
         from vitp_pipeline.generators.registry import find_source
         from vitp_pipeline.stages.generate_proposals import ProposalMaker, load_generator
+        from vitp_pipeline.storage.run_store import LocalStore
 
         recipe = load_recipe(options.recipe)
         flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
@@ -44,7 +45,8 @@ class StageOne:
         source = find_source(settings, lambda text: recipe.find_file(text, options.data_root))
         self.generator = load_generator(source, settings, recipe.manifest)
         self.images = [sample.image_id for sample in dataset.samples]
-        run = create_or_check(work / "proposals", {"stage": "proposals"}, tuple(self.images), 1, len(self.images))
+        about, images = {"stage": "proposals"}, tuple(self.images)
+        run = create_or_check(LocalStore(work), work / "proposals", about, images, 1, len(images))
         self.run, self.maker = run, ProposalMaker(run, dataset, self.generator, settings)
         self.frames = [self.generator.resize(dataset.read_image(sample)) for sample in dataset.samples]
         self.batch = settings.batch_size

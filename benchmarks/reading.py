@@ -94,13 +94,14 @@ def draw_run(folder: Path, images: int, part_size: int) -> Path:
     from vitp_pipeline.artifacts.run import create_or_check
     from vitp_pipeline.execution.runner import run_parts
     from vitp_pipeline.geometry import View
+    from vitp_pipeline.storage.run_store import LocalStore
 
     classes, queries, small, size = 11, 30, (96, 128), (360, 480)
     ids = tuple(f"{n:05d}" for n in range(images))
     infos = [[f"class {k}", k, False] for k in range(classes)]
     manifest = {"name": "drawn", "kind": "semantic-png", "ignore": [255], "classes": infos}
     about = {"stage": "proposals", "manifest": manifest, "settings": {}}
-    run = create_or_check(folder / "proposals", about, ids, 1, part_size)
+    run = create_or_check(LocalStore(folder), folder / "proposals", about, ids, 1, part_size)
     codec, view = MaskCodec(**PRESETS["bounded"]), View(size, size, size, small)
 
     class Maker:

@@ -152,7 +152,7 @@ def write_run(project: Project) -> None:
     run_parts(proposals.run, shards, lambda: RowMaker(proposal_rows(project, proposals.run.fingerprint), True), "one")
     settings = recipe.stage(ClassifySettings)
     file = classify.classifier_file(recipe, settings, project.data, project.run)
-    scores = classify.class_scores_run(proposals, file, settings, project.run, create=True)
+    scores = classify.class_scores_run(proposals, file, settings, create=True)
     run_parts(scores, shards, lambda: RowMaker(score_rows(scores.fingerprint), True), "three")
     measures = recipe.stage(EvaluateSettings)
     evaluation = prepare(recipe, measures, settings, (), project.data, project.run, ShardChoice())

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.datasets import making as datasets
+from tests.local_runs import open_run
 from tests.stages import making as stages
 from vitp_pipeline.artifacts.parts import ArrayReader, read_index
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.artifacts.run import open_run
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset

@@ -7,6 +7,7 @@ import random
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.local_runs import create_or_check
 from vitp_pipeline.artifacts.partial_part import PartialPart
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import PartialError, StoppedError
 from vitp_pipeline.execution import runner
 from vitp_pipeline.execution.runner import WorkBudget, run_parts
@@ -111,7 +113,7 @@ def test_stopped_after_any_images_and_taken_up_again(
 def stopped_run(folder: Path) -> tuple[StageRun, PartialPart]:
     run = new_run(folder)
     assert not work(run, Maker([3]))
-    partial = PartialPart(run.shard_folder(0), 0, run.fingerprint, run.parts(0)[0])
+    partial = PartialPart(run, 0, 0)
     assert partial.images == ("i0", "i1", "i2") and not list(run.folder.rglob("part-*"))
     return run, partial
 
@@ -138,13 +140,12 @@ def test_a_damaged_partial_part_is_not_used(tmp_path: Path, whole, which: str, h
 
 def test_a_partial_part_of_other_settings_or_images_is_not_used(tmp_path: Path, whole) -> None:
     run, partial = stopped_run(tmp_path)
-    folder, images = run.shard_folder(0), run.parts(0)[0]
     keep = partial.rows_path.read_bytes(), partial.arrays_path.read_bytes()
-    assert PartialPart(folder, 0, "another", images).rows is None and not partial.rows_path.exists()
+    assert PartialPart(replace(run, identity={"stage": "other"}), 0, 0).rows is None and not partial.rows_path.exists()
     for path, content_ in zip((partial.rows_path, partial.arrays_path), keep, strict=True):
         path.write_bytes(content_)
-    assert PartialPart(folder, 0, run.fingerprint, images).images == ("i0", "i1", "i2")
-    assert PartialPart(folder, 0, run.fingerprint, images[::-1]).rows is None
+    assert PartialPart(run, 0, 0).images == ("i0", "i1", "i2")
+    assert PartialPart(replace(run, images=run.images[::-1]), 0, 0).rows is None
 
 
 def test_what_is_kept_now_and_then_survives_a_kill(tmp_path: Path, whole) -> None:

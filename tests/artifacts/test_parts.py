@@ -22,19 +22,12 @@ import zarr
 
 import vitp_pipeline
 from tests.disks import disk_of
-from vitp_pipeline.artifacts.parts import (
-    RUN,
-    ArrayReader,
-    ArrayWriter,
-    Planes,
-    _by_zarr,
-    _encode,
-    read_index,
-    write_index,
-)
+from tests.local_runs import write_index
+from vitp_pipeline.artifacts.parts import RUN, ArrayReader, ArrayWriter, Planes, _by_zarr, _encode, read_index
 from vitp_pipeline.artifacts.quantized_array import kind_of
 from vitp_pipeline.errors import CorruptError, StorageError
 from vitp_pipeline.storage.layout import arrays_path, index_path
+from vitp_pipeline.storage.run_store import LocalStore
 
 
 def some_arrays() -> dict[str, np.ndarray]:
@@ -388,7 +381,8 @@ def test_full_disk_for_the_index_the_classifier_and_the_checkpoint(small_disk: P
 
     model = tiny_model()
     batches = type("Batches", (), {"skipped": {}})()
-    trainer = Trainer(model, batches, TrainSettings(), TrainingFolder(small_disk), torch.device("cpu"))
+    folder = TrainingFolder(LocalStore(small_disk), small_disk)
+    trainer = Trainer(model, batches, TrainSettings(), folder, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full"):
         trainer._save(1, [], optimizer, torch.amp.GradScaler("cpu", enabled=False))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.local_runs import create_or_check
 from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
@@ -23,7 +24,6 @@ from vitp_pipeline.artifacts.proposals import (
     schema,
     write_record,
 )
-from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import CorruptError, InputError, MissingStageError
 from vitp_pipeline.execution.runner import commit_part
 from vitp_pipeline.geometry import View

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitp_pipeline.artifacts.run import StageRun, create_or_check, open_run
+from tests.local_runs import create_or_check, open_run
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.storage.run_store import LocalStore
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 IDENTITY = {"stage": "x", "settings": {"seed": 1}, "colors": [["a", 0, True]]}
@@ -18,7 +20,7 @@ IMAGES = ("a", "b", "c")
 @given(st.integers(0, 60), st.integers(1, 12), st.integers(1, 9))
 def test_shards_and_parts_partition_the_images(count: int, shards: int, part_size: int) -> None:
     images = tuple(f"i{n}" for n in range(count))
-    run = StageRun(Path(), {}, images, shards, part_size)
+    run = StageRun(LocalStore(Path()), Path(), {}, images, shards, part_size)
     sizes = [len(run.shard_images(s)) for s in range(shards)]
     assert max(sizes) - min(sizes) <= 1
     parts = [run.parts(s) for s in range(shards)]

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.cli.test_cli import COMMANDS
-from vitp_pipeline.artifacts.run import create_or_check
+from tests.local_runs import create_or_check
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.cli.document import documented

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from tests.local_runs import create_or_check
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.execution.runner import WorkBudget, run_parts
 

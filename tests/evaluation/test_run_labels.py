@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from tests.local_runs import create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.evaluation.run_labels import facts_of, labels
 from vitp_pipeline.runs.status import print_status, run_status
+from vitp_pipeline.storage.run_store import LocalStore
 from vitp_pipeline.storage.sealed import write_sealed
 
 
@@ -38,7 +40,7 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
         evaluation(tmp_path, "c", "3" * 12, "multi"),
         evaluation(tmp_path, "d", "4" * 12),  # its scores are gone
     ]
-    facts = facts_of(tmp_path, stages)
+    facts = facts_of(LocalStore(tmp_path), stages)
     assert labels(facts) == [
         "deep, max point, α = 0.7",
         "[b]odd, max point, α = 0.4",
@@ -57,13 +59,13 @@ def test_settings_are_told_where_nothing_else_tells_two_apart(tmp_path: Path) ->
         evaluation(tmp_path, "c", "1" * 12, tasks=["instance"], components=True),
         evaluation(tmp_path, "d", "1" * 12, tasks=["semantic"]),
     ]
-    told = labels(facts_of(tmp_path, stages))
+    told = labels(facts_of(LocalStore(tmp_path), stages))
     assert told == ["", "11 α measured", 'components = true, tasks = ["instance"]', 'tasks = ["semantic"]']
     others = [
         evaluation(tmp_path, "e", "1" * 12, formula="raw"),
         evaluation(tmp_path, "g", "1" * 12, alpha=0.0),
     ]
-    told = labels(facts_of(tmp_path, [stages[0], *others]))
+    told = labels(facts_of(LocalStore(tmp_path), [stages[0], *others]))
     assert told == ["α = 0.4, renormalized", "α = 0.4, raw", "α = 0, renormalized"]
 
 
@@ -71,9 +73,17 @@ def test_settings_are_told_where_nothing_else_tells_two_apart(tmp_path: Path) ->
 def test_of_a_damaged_identity_nothing_is_told(tmp_path: Path, wrong: dict) -> None:
     scores(tmp_path, "1" * 12, "d" * 64)
     good = evaluation(tmp_path, "a", "1" * 12, alpha=0.7)
-    bad = StageRun(tmp_path / "evaluation/b", good.identity | wrong, ("a",), 1, 1)
-    labels(facts_of(tmp_path, [StageRun(bad.folder, good.identity | {"settings": {"formula": 1}}, ("a",), 1, 1)]))
-    assert labels(facts_of(tmp_path, [good, bad]), ("alpha",)) == ["dddddddd, max point, α = 0.7, renormalized", ""]
+    bad = StageRun(good.store, tmp_path / "evaluation/b", good.identity | wrong, ("a",), 1, 1)
+    labels(
+        facts_of(
+            LocalStore(tmp_path),
+            [StageRun(bad.store, bad.folder, good.identity | {"settings": {"formula": 1}}, ("a",), 1, 1)],
+        )
+    )
+    assert labels(facts_of(LocalStore(tmp_path), [good, bad]), ("alpha",)) == [
+        "dddddddd, max point, α = 0.7, renormalized",
+        "",
+    ]
 
 
 def test_a_streamed_evaluation_holds_its_classifier_itself(tmp_path: Path) -> None:
@@ -81,7 +91,7 @@ def test_a_streamed_evaluation_holds_its_classifier_itself(tmp_path: Path) -> No
     stream = {"classifier": "d" * 64, "classify": {"points": "multi", "flip": True}}
     identity = {"stage": "evaluation", "stream": stream, "points": "multi", "alphas": [0, 0.4, 1], "settings": {}}
     streamed = create_or_check(tmp_path / "evaluation/s", identity, ("a",))
-    (facts,) = facts_of(tmp_path, [streamed])
+    (facts,) = facts_of(LocalStore(tmp_path), [streamed])
     assert facts["classifier"] == "deep" and facts["points"] == "multi point" and facts["flip"] == "flip = true"
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.cluster import making
 from tests.disks import disk_of
+from tests.local_runs import create_or_check
 from tests.run_files import arrays_of
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, read_index
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.runs.repair import repair

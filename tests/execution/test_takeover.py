@@ -19,9 +19,9 @@ from vitp_pipeline.artifacts.run import StageRun, create_or_check
 from vitp_pipeline.errors import LockedError, UserError
 from vitp_pipeline.execution.runner import run_parts
 from vitp_pipeline.runs.verify import verify_run
-from vitp_pipeline.storage import backend, locks
-from vitp_pipeline.storage.backend import run_directory
+from vitp_pipeline.storage import locks, object_lock
 from vitp_pipeline.storage.fs_ops import watched
+from vitp_pipeline.storage.open_store import Run, open_store
 
 COLUMNS = pa.schema([(name, pa.string()) for name in ("image_id", "status", "error", "by")])
 STEPS = 34
@@ -43,16 +43,17 @@ class Maker:
         return pa.Table.from_pylist(rows, COLUMNS)
 
 
-def begin(root: Path) -> StageRun:
-    return create_or_check(root / "proposals", {"stage": "proposals"}, ("a", "b", "c"), 1, 2)
+def begin(of: Run) -> StageRun:
+    store = open_store(of)
+    return create_or_check(store, store.folder / "proposals", {"stage": "proposals"}, ("a", "b", "c"), 1, 2)
 
 
-def work(root: Path, by: int) -> None:
+def work(root: Run, by: int) -> None:
     run = begin(root)
     run_parts(run, [0], lambda: Maker(run, by), "test")
 
 
-def makers(root: Path) -> list[int]:
+def makers(root: Run) -> list[int]:
     """Who made each part; arrays and rows must be of the same task."""
     run, found = begin(root), []
     for part in range(2):
@@ -64,7 +65,7 @@ def makers(root: Path) -> list[int]:
     return found
 
 
-def check(root: Path, ended: UserError | None) -> None:
+def check(root: Run, ended: UserError | None) -> None:
     assert ended is None or (isinstance(ended, LockedError) and ended.exit_code == 9), ended
     assert verify_run(root).damages == []
     work(root, 3)  # whoever comes next completes what is missing, and nothing else
@@ -107,10 +108,9 @@ def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int)
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
     monkeypatch.setenv("VITP_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(locks, "STALE", 0.02)
-    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    monkeypatch.setattr(object_lock, "SETTLE", 0.0)
     fs = fsspec.filesystem("memory")
     fs.store.clear()
-    monkeypatch.setattr(backend, "_mirrors", {})
     yield fs
     fs.store.clear()
 
@@ -125,11 +125,7 @@ def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def other() -> None:
         store.rm_file(lock)
-        own = dict(backend._mirrors)
-        backend._mirrors.clear()  # another process
-        work(run_directory(url), 2)
-        backend._mirrors.clear()
-        backend._mirrors.update(own)
+        work(url, 2)
         committed.update(parts())
 
     for name in ("put_file", "pipe_file", "rm_file", "get_file", "ls"):
@@ -145,10 +141,9 @@ def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         monkeypatch.setattr(type(store), name, does)
     ended = None
     try:
-        work(run_directory(url), 1)
+        work(url, 1)
     except LockedError as error:
         ended = error
     now = parts()
     assert {name: now.get(name) for name in committed} == committed
-    backend._mirrors.clear()
-    check(run_directory(url), ended)
+    check(url, ended)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.datasets.making import semantic_spec, write_png
-from vitp_pipeline.artifacts.run import create_or_check
+from tests.local_runs import create_or_check
 from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, Dataset

@@ -24,6 +24,7 @@ from vitp_pipeline.generators.base import Generator
 from vitp_pipeline.generators.registry import OpenMMLabSource, OwnSource, TransformersSource, find_source
 from vitp_pipeline.stages.generate_proposals import generate_proposals
 from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.run_store import LocalStore
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "generators" / "own.md"
@@ -89,7 +90,7 @@ def test_what_changes_results_changes_the_identity_of_a_folder(tmp_path: Path) -
     """Config, preprocessor and weights, by content: not the folder's name or place."""
 
     def identity(folder: Path) -> dict:
-        return find_source(ProposalSettings(str(folder)), locate).identity(Digests(tmp_path / "run"))
+        return find_source(ProposalSettings(str(folder)), locate).identity(Digests(LocalStore(tmp_path / "run")))
 
     (tmp_path / "run").mkdir()
     first = identity(hf_folder(tmp_path / "a"))
@@ -118,11 +119,12 @@ def test_a_name_of_the_hub_is_a_folder_and_needs_no_torch(tmp_path: Path) -> Non
         "import sys\n"
         "from pathlib import Path\n"
         "from vitp_pipeline.storage.digests import Digests\n"
+        "from vitp_pipeline.storage.run_store import LocalStore\n"
         "from vitp_pipeline.generators.registry import find_source\n"
         "from vitp_pipeline.config.recipe import ProposalSettings\n"
         "from vitp_pipeline.errors import InputError\n"
         "source = find_source(ProposalSettings('hf:owner/model'), Path)\n"
-        "assert source.model.weights and source.identity(Digests(Path(sys.argv[1])))\n"
+        "assert source.model.weights and source.identity(Digests(LocalStore(Path(sys.argv[1]))))\n"
         "try:\n"
         "    find_source(ProposalSettings('hf:owner/absent'), Path)\n"
         "except InputError as error:\n"

@@ -13,8 +13,8 @@ import pytest
 from pycocotools import mask as coco
 
 from tests.datasets import making
+from tests.local_runs import open_run
 from vitp_pipeline.artifacts.proposals import open_proposals
-from vitp_pipeline.artifacts.run import open_run
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import IncompatibleError, InputError, UserError

@@ -12,8 +12,8 @@ import pytest
 
 from tests.cluster.making import work
 from tests.datasets import making
+from tests.local_runs import create_or_check
 from tests.runtime.test_escaping import is_harmless
-from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.cli.main import main
 from vitp_pipeline.runtime.escaping import escape
 

@@ -21,8 +21,7 @@ import pytest
 from tests.pipeline.conftest import STAGES, Project, snapshot
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.storage import backend
-from vitp_pipeline.storage.backend import run_directory, shown
+from vitp_pipeline.runtime.output import with_aliases
 
 MISSING = [package for package in ("s3fs", "moto", "flask_cors") if find_spec(package) is None]
 pytestmark = [
@@ -87,12 +86,6 @@ def processes(s3):
     return context
 
 
-@pytest.fixture(autouse=True)
-def own_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees what another has fetched."""
-    monkeypatch.setattr(backend, "_mirrors", {})
-
-
 def downloaded(s3, prefix: str, folder: Path) -> Path:
     """What is on the server, as files."""
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
@@ -114,9 +107,9 @@ def _stage(environment: dict[str, str], project: Project, stage: str, url: str, 
     os.environ.update(environment)
     settings = {"checkpoint_minutes": 0.001} if stage == "train-classifier" else {}
     try:
-        project.run(stage, run_directory(url), shard, **settings)
+        project.run(stage, url, shard, **settings)
     except UserError as error:
-        print(shown(str(error)), file=sys.stderr)
+        print(with_aliases(error), file=sys.stderr)
         os._exit(error.exit_code)
 
 
@@ -135,7 +128,6 @@ def result(processes, *arguments) -> int:
 
 def vitp(monkeypatch: pytest.MonkeyPatch, capsys, *words: str) -> tuple[int, str, str]:
     """The program as a new process would run it: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(backend, "_mirrors", {})
     monkeypatch.setattr(sys, "argv", ["vitp", *words])
     code = 0
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.local_runs import create_or_check
 from tests.report.test_page import read
 from tests.stages.making import Project, make_run
-from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
 from vitp_pipeline.evaluation.definition import headline_variants

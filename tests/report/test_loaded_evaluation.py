@@ -14,7 +14,7 @@ from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.report.loaded_evaluation import (
     StoredEvaluation,
     classifier_name,
-    evaluation_folder,
+    find_evaluation,
     open_evaluation,
     provenance_of,
 )
@@ -45,8 +45,8 @@ def test_only_rows_that_pages_look_at_are_read(stored: StoredEvaluation) -> None
 
 
 def test_of_a_run_the_newest_evaluation_is_taken(run: Path, folders: list[Path]) -> None:
-    assert evaluation_folder(run) == folders[1].resolve()
-    assert evaluation_folder(folders[0]) == folders[0].resolve()
+    assert find_evaluation(run)[1:] == (folders[1], False)
+    assert find_evaluation(folders[0])[1:] == (folders[0], True)
     assert open_evaluation(run).evaluation.alpha == 0.8
 
 

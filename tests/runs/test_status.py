@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cluster.making import new_run, work
-from vitp_pipeline.artifacts.run import create_or_check, open_run
+from tests.local_runs import create_or_check, open_run
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.runs.status import array_expression, print_status, run_status, watch_status
 from vitp_pipeline.storage.locks import locked

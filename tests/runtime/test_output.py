@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import disk_of
-from vitp_pipeline.artifacts.run import create_or_check
+from tests.local_runs import create_or_check
 from vitp_pipeline.runtime import output, tables
 
 NASTY = "[/red] [bold]x[/] :smile:\x1b[2J\n\u202e\udcff"

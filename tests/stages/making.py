@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from tests.datasets import making
+from tests.local_runs import create_or_check
 from vitp_pipeline.artifacts.mask_codec import keep_queries
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
-from vitp_pipeline.artifacts.run import create_or_check
 from vitp_pipeline.config.flags import parse_alphas
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
@@ -127,7 +127,7 @@ def make_run(
 
     settings = project.recipe.stage(ClassifySettings)
     class_scores = class_scores_run(
-        open_proposals(out), classifier_file(project.recipe, settings, project.root, out), settings, out, create=True
+        open_proposals(out), classifier_file(project.recipe, settings, project.root, out), settings, create=True
     )
     text = pa.string()
     columns = pa.schema([("image_id", text), ("status", text), ("error", text)])

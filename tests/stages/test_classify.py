@@ -46,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def score(**changes) -> np.ndarray:
         settings = project.recipe.stage(ClassifySettings, classifier=str(file), **changes)
         classify(project.recipe, settings, project.root, tmp_path / "run", ShardChoice())
-        class_scores = class_scores_run(open_proposals(tmp_path / "run"), file, settings, tmp_path / "run")
+        class_scores = class_scores_run(open_proposals(tmp_path / "run"), file, settings)
         with ArrayReader(arrays_of(class_scores.shard_folder(0), 0)) as arrays:
             return arrays.read(f"point_logits/{project.dataset.samples[0].image_id}")
 

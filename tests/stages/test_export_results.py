@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from tests.datasets import making
+from tests.local_runs import write_index
 from tests.stages.making import Project, make_project, make_run
-from vitp_pipeline.artifacts.parts import read_index, write_index
+from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import image_key

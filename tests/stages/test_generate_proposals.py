@@ -11,7 +11,8 @@ import pytest
 from tests.datasets.making import NAMES, semantic_spec, write_semantic
 from tests.execution.test_runner import content
 from tests.generators.test_views import ColorGenerator
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from tests.local_runs import create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, StoppedError, StorageError

@@ -16,7 +16,8 @@ from vitp_pipeline.errors import LockedError, StorageError
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.locks import locked
-from vitp_pipeline.storage.sealed import create_sealed, read_sealed, write_sealed
+from vitp_pipeline.storage.run_store import LocalStore
+from vitp_pipeline.storage.sealed import read_sealed, sealed, write_sealed
 
 fork = multiprocessing.get_context("fork")
 
@@ -80,7 +81,7 @@ def test_a_file_size_limit_is_met_without_stale_files(tmp_path: Path) -> None:
 
 def _race(path: Path, barrier, results, number: int) -> None:
     barrier.wait()
-    results[number] = int(create_sealed(path, {"winner": number}))
+    results[number] = int(write_whole(path, sealed(path, {"winner": number}), replace=False))
 
 
 def test_create_sealed_has_exactly_one_winner(tmp_path: Path) -> None:
@@ -189,13 +190,13 @@ def test_digests_are_remembered_by_size_and_time(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(module, "file_digest", lambda p: reads.append(p) or real(p))
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
-    first = Digests(tmp_path / "run").of(file)
-    assert Digests(tmp_path / "run").of(file) == first and len(reads) == 1
+    first = Digests(LocalStore(tmp_path / "run")).of(file)
+    assert Digests(LocalStore(tmp_path / "run")).of(file) == first and len(reads) == 1
     (tmp_path / "other").write_bytes(b"abc")
-    assert Digests(tmp_path / "run").of(tmp_path / "other") == first and len(reads) == 2
+    assert Digests(LocalStore(tmp_path / "run")).of(tmp_path / "other") == first and len(reads) == 2
     file.write_bytes(b"abd")
     os.utime(file, ns=(1, 1))
-    assert Digests(tmp_path / "run").of(file) != first and len(reads) == 3
+    assert Digests(LocalStore(tmp_path / "run")).of(file) != first and len(reads) == 3
     (tmp_path / "run/digests.json").write_text("{")
-    assert Digests(tmp_path / "run").of(file) == real(file)
+    assert Digests(LocalStore(tmp_path / "run")).of(file) == real(file)
     assert str(file) in read_sealed(tmp_path / "run/digests.json")["files"]

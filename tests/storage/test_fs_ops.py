@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.local_runs import create_sealed
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.errors import StorageError
 from vitp_pipeline.storage import atomic_files, fs_ops
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.fs_ops import Step, fill, overwrite, watched
-from vitp_pipeline.storage.sealed import create_sealed, read_sealed
+from vitp_pipeline.storage.sealed import read_sealed
 
 fork = multiprocessing.get_context("fork")
 

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.local_runs import create_or_check
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import LockedError
 from vitp_pipeline.execution.runner import run_parts
 from vitp_pipeline.storage import locks

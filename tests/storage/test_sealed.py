@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.local_runs import create_sealed
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.storage.sealed import create_sealed, read_sealed, write_sealed
+from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 VALUES = st.recursive(
     st.none()

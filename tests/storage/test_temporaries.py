@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.datasets.test_prepare import write_ade20k, write_cityscapes, write_coco
-from vitp_pipeline.artifacts.run import create_or_check
+from tests.local_runs import create_or_check
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.datasets.prepare import prepare, work
 from vitp_pipeline.inference.batch import PredictJob, predict
@@ -30,7 +30,7 @@ from vitp_pipeline.runtime.progress import hush
 from vitp_pipeline.storage import temporaries
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fs_ops import fill, watched
-from vitp_pipeline.storage.sealed import create_sealed
+from vitp_pipeline.storage.sealed import sealed
 from vitp_pipeline.storage.temporaries import HOUR, NAME_BYTES, is_abandoned, temporary, tidy
 
 
@@ -38,7 +38,7 @@ def write_files(folder: Path) -> None:
     create_or_check(folder, {"stage": "proposals"}, ("a",))
     write_json(folder / "results/a.json", {"a": 1})
     write_whole(folder / "results/a.png", lambda path: fill(path, b"png" * 50))
-    create_sealed(folder / "once.json", {"b": 2})
+    write_whole(folder / "once.json", sealed(folder / "once.json", {"b": 2}), replace=False)
     write_json(folder / "results/a.json", {"a": 2})
 
 
@@ -186,7 +186,7 @@ def test_every_name_has_a_temporary_one(one: bytes, other: bytes) -> None:
 def test_files_of_the_longest_names_are_written(length: int, tmp_path: Path) -> None:
     path = tmp_path / ("ü" * (length // 2 - 3) + ".json")
     write_json(path, {"a": 1})
-    assert create_sealed(path.with_suffix(".once"), {}) and len(list(tmp_path.iterdir())) == 2
+    assert write_whole(path.with_suffix(".once"), "{}", replace=False) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_folders_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

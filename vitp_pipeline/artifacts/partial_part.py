@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.array_names import array_name, without_view
-from vitp_pipeline.artifacts.parts import array_of, arrays_digest, read_index, write_index
+from vitp_pipeline.artifacts.parts import array_of, arrays_digest, read_index, sealed_index
+from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.atomic_files import refusals, write_here
-from vitp_pipeline.storage.backend import discard, files_in, publish, there
+from vitp_pipeline.storage.atomic_files import refusals, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import new_file, remove, rename
 from vitp_pipeline.storage.layout import arrays_path, index_path, part_of_arrays
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.temporaries import TEMPORARY, temporary
 
 if TYPE_CHECKING:
@@ -38,17 +39,11 @@ def partial_paths(folder: Path, part: int) -> tuple[Path, Path]:
 
 
 class PartialPart:
-    """The finished images of a part that is not.
+    """The finished images of a part that is not. A partial part of another run is not used."""
 
-    Args:
-        folder: the shard's.
-        fingerprint: of the run; a partial part of another one is not used.
-        images: ids of the part's images.
-    """
-
-    def __init__(self, folder: Path, part: int, fingerprint: str, images: Sequence[str]) -> None:
-        self.rows_path, self.arrays_path = partial_paths(folder, part)
-        self._fingerprint, self._images = fingerprint, tuple(images)
+    def __init__(self, run: StageRun, shard: int, part: int) -> None:
+        self.rows_path, self.arrays_path = partial_paths(run.shard_folder(shard), part)
+        self._store, self._fingerprint, self._images = run.store, run.fingerprint, run.parts(shard)[part]
         self.rows: pa.Table | None = self._read()
 
     @property
@@ -69,10 +64,10 @@ class PartialPart:
             StorageError: disk full and its kin; what was finished is lost then, not what was committed.
         """
         with refusals(self.rows_path):
-            discard(self.rows_path)
+            self._store.remove(self.rows_path)
             if arrays is not None and arrays.exists():
                 rename(arrays, self.arrays_path)
-                publish(self.arrays_path)
+                self._store.publish(self.arrays_path)
         digest = file_digest(self.arrays_path) if self.arrays_path.exists() else ""
         about = {
             **(rows.schema.metadata or {}),
@@ -80,7 +75,7 @@ class PartialPart:
             _ARRAYS: digest.encode(),
             _COUNT: str(len(images_of(rows))).encode(),
         }
-        write_index(self.rows_path, rows.replace_schema_metadata(about))
+        self._store.write(self.rows_path, sealed_index(self.rows_path, rows.replace_schema_metadata(about)))
         self.rows = rows
 
     def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
@@ -104,16 +99,17 @@ class PartialPart:
 
     def remove(self) -> None:
         with refusals(self.rows_path):
-            discard(self.rows_path)
-            discard(self.arrays_path)
+            self._store.remove(self.rows_path)
+            self._store.remove(self.arrays_path)
 
     def _read(self) -> pa.Table | None:
-        if not there(self.rows_path):
+        if not self._store.exists(self.rows_path):
             return None
         try:
-            rows = read_index(self.rows_path)
+            rows = read_index(self._store.fetch(self.rows_path))
             about = rows.schema.metadata or {}
-            digest = file_digest(self.arrays_path) if there(self.arrays_path) else ""
+            arrays = self._store.fetch(self.arrays_path)
+            digest = file_digest(arrays) if arrays.exists() else ""
             found = images_of(rows)
             reason = ""
             if about.get(_FINGERPRINT) != self._fingerprint.encode():
@@ -136,7 +132,6 @@ def partial_images(rows_path: Path) -> int:
     import pyarrow.parquet as pq
 
     with contextlib.suppress(Exception):  # a damaged file fails in many ways, and whoever goes on will say so
-        there(rows_path)
         return int((pq.read_schema(rows_path).metadata or {})[_COUNT])
     return 0
 
@@ -144,14 +139,14 @@ def partial_images(rows_path: Path) -> int:
 _OF_PARTIAL = re.compile(r"_partial-([0-9]{4,})\.(?:parquet|zarr\.zip)")
 
 
-def stale_files(folder: Path) -> list[str]:
+def stale_files(store: RunStore, folder: Path) -> list[str]:
     """Names of what killed tasks have left in a shard's folder: temporary files, partial parts of committed parts,
     and arrays that no index names. Right while nobody is at work there.
 
     Raises:
         CorruptError: the index of a part that has several files of arrays cannot be read.
     """
-    files = files_in(folder)
+    files = store.list(folder)
     arrays: dict[int, list[str]] = {}
     found = {name for name in files if name.endswith(TEMPORARY)}
     for name in files:
@@ -164,7 +159,8 @@ def stale_files(folder: Path) -> list[str]:
         if index.name not in files:
             found |= set(names)
         elif len(names) > 1:
-            found |= set(names) - {arrays_path(folder, part, arrays_digest(read_index(index, []))).name}
+            own = arrays_digest(read_index(store.fetch(index), []))
+            found |= set(names) - {arrays_path(folder, part, own).name}
     return sorted(found)
 
 
@@ -203,7 +199,7 @@ def _join_archives(sources: dict[Path, Collection[str]], images: Sequence[str], 
         except BaseException:
             remove(joined)
             raise
-    write_here(target, lambda unfinished: None)  # its content is there: sync and rename
+    write_whole(target, lambda unfinished: None)  # its content is there: sync and rename
 
 
 def _placed(

@@ -29,9 +29,8 @@ import numpy as np
 
 from vitp_pipeline.artifacts.quantized_array import codecs, decode, encode, kind_of, wrote
 from vitp_pipeline.errors import CorruptError, UserError
-from vitp_pipeline.storage.atomic_files import create_whole, refusals, write_here, write_whole
-from vitp_pipeline.storage.backend import there
-from vitp_pipeline.storage.fs_ops import fill, make_folder, new_file, remove
+from vitp_pipeline.storage.atomic_files import refusals, write_whole
+from vitp_pipeline.storage.fs_ops import make_folder, new_file, remove
 from vitp_pipeline.storage.layout import open_plain, place
 from vitp_pipeline.storage.sealed import damaged, require_place
 from vitp_pipeline.storage.temporaries import temporary
@@ -149,7 +148,7 @@ class ArrayWriter:
         with refusals(self.path):
             self._zip.close()
             self._file.close()
-        write_here(self.path, lambda unfinished: None)  # its content is there: sync and rename
+        write_whole(self.path, lambda unfinished: None)  # its content is there: sync and rename
 
     def abandon(self) -> None:
         """Drops what was written."""
@@ -283,7 +282,6 @@ class ArrayReader:
 
     def __init__(self, path: Path, about: dict[str, Any] | None = None) -> None:
         self.path = path
-        there(path)
         try:
             self._file = open_plain(path)
             self._zip = zipfile.ZipFile(self._file)
@@ -338,23 +336,8 @@ class ArrayReader:
         return damaged(self.path, f"damaged ({f'array {name}: ' if name else ''}{_line(error)})")
 
 
-def write_index(path: Path, table: pa.Table) -> None:
-    """Writes a table of a shard, sealed. Raises StorageError."""
-    content = _sealed(path, table)
-    write_whole(path, lambda unfinished: fill(unfinished, content))
-
-
-def create_index(path: Path, table: pa.Table) -> bool:
-    """Commits a part: writes its rows unless there are some; of several tasks at once exactly one gets True.
-
-    Raises:
-        StorageError: disk full and its kin.
-    """
-    content = _sealed(path, table)
-    return create_whole(path, lambda unfinished: fill(unfinished, content))
-
-
-def _sealed(path: Path, table: pa.Table) -> bytes:
+def sealed_index(path: Path, table: pa.Table) -> bytes:
+    """Return the bytes of a table of a shard that will lie at `path`, for `RunStore.write` and `create`."""
     import pyarrow.parquet as pq
 
     about = {**(table.schema.metadata or {}), PLACE: place(path).encode()}
@@ -379,7 +362,6 @@ def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    there(path)
     try:
         with open_plain(path) as index:
             content = index.read()

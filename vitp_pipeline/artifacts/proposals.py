@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +29,8 @@ from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.storage.backend import run_directory, there
-from vitp_pipeline.storage.layout import index_path
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged
 
 if TYPE_CHECKING:
@@ -199,8 +198,9 @@ class ProposalStore:
         CorruptError: a part is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.run: StageRun = open_run(folder, "generate-proposals")
+    def __init__(self, store: RunStore) -> None:
+        folder = store.folder / "proposals"
+        self.run: StageRun = open_run(store, folder, "generate-proposals")
         try:
             self.classes = tuple(str(c[0]) for c in self.run.identity["manifest"]["classes"])
             self.run.identity["settings"].get("split")
@@ -213,7 +213,7 @@ class ProposalStore:
     def __iter__(self) -> Iterator[ProposalRecord]:
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
-                if there(index_path(self.run.shard_folder(shard), part)):
+                if self.run.holds(shard, part):
                     yield from self.read_part(shard, part)
 
     def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -276,7 +276,7 @@ class ProposalStore:
         """True if images were seen in windows, flipped or at several scales, by the first part that exists."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
-                if there(index_path(self.run.shard_folder(shard), part)):
+                if self.run.holds(shard, part):
                     about = (self.run.read_rows(shard, part, []).schema.metadata or {}).get(b"vitp", b"{}")
                     return "views" in json.loads(about)
         return False
@@ -304,9 +304,9 @@ class ProposalStore:
         )
 
 
-def open_proposals(run: str | Path) -> ProposalStore:
+def open_proposals(run: Run) -> ProposalStore:
     """The proposals in a run directory, or of a run on a store (`s3://…`); see `ProposalStore`."""
-    return ProposalStore(run_directory(run) / "proposals")
+    return ProposalStore(open_store(run))
 
 
 def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalRecord:

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.run_schema import check_identity, check_provenance
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
-from vitp_pipeline.storage.backend import files_in, there
 from vitp_pipeline.storage.copies import COPIES, keep_copies
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
 from vitp_pipeline.storage.layout import arrays_path, index_path
-from vitp_pipeline.storage.sealed import create_sealed, damaged, read_sealed
+from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import damaged, read_sealed, sealed
 from vitp_pipeline.storage.temporaries import tidy
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class StageRun:
     """A stage's folder and what its run.json says.
 
     Attributes:
+        store: the run's.
         folder: where the results lie.
         identity: what decides the results (JSON).
         images: ids of all images, in order (empty for training).
@@ -54,6 +55,7 @@ class StageRun:
         provenance: as `provenance()` gave it, for people.
     """
 
+    store: RunStore = field(compare=False, repr=False)
     folder: Path
     identity: dict[str, Any]
     images: tuple[str, ...]
@@ -91,7 +93,7 @@ class StageRun:
         """The rows of a committed part; None = all columns. Raises CorruptError as `parts.read_index`."""
         from vitp_pipeline.artifacts.parts import read_index
 
-        return read_index(index_path(self.shard_folder(shard), part), columns, self.digest)
+        return read_index(self.store.fetch(index_path(self.shard_folder(shard), part)), columns, self.digest)
 
     def open_arrays(self, shard: int, part: int, rows: pa.Table | None = None) -> ArrayReader:
         """The arrays of a committed part.
@@ -104,7 +106,8 @@ class StageRun:
         from vitp_pipeline.artifacts.parts import ArrayReader, arrays_digest
 
         rows = self.read_rows(shard, part, []) if rows is None else rows
-        return ArrayReader(arrays_path(self.shard_folder(shard), part, arrays_digest(rows)), self.about(shard, part))
+        arrays = arrays_path(self.shard_folder(shard), part, arrays_digest(rows))
+        return ArrayReader(self.store.fetch(arrays), self.about(shard, part))
 
     def about(self, shard: int, part: int) -> dict[str, Any]:
         """Return the attributes of a part's arrays."""
@@ -117,16 +120,21 @@ class StageRun:
             CorruptError: it is damaged, or was made for another plan.
         """
         path = (self.folder if shard is None else self.shard_folder(shard)) / "done.json"
-        said = read_sealed(path)
+        said = read_sealed(self.store.fetch(path))
         if said.get("run") != self.digest:
             raise damaged(path, "was made for another run.json")
         return said
 
     def finished(self, shard: int) -> bool:
-        return there(self.shard_folder(shard) / "done.json")
+        return self.store.exists(self.shard_folder(shard) / "done.json")
+
+    def holds(self, shard: int, part: int) -> bool:
+        """Tell if a part is committed."""
+        return self.store.exists(index_path(self.shard_folder(shard), part))
 
 
 def create_or_check(
+    store: RunStore,
     folder: Path,
     identity: dict[str, Any],
     images: tuple[str, ...] = (),
@@ -145,7 +153,7 @@ def create_or_check(
     """
     path = folder / "run.json"
     tidy(folder)
-    plan = StageRun(folder, identity, images, shards or 1, part_size)
+    plan = StageRun(store, folder, identity, images, shards or 1, part_size)
     content = {
         "format_version": FORMAT_VERSION,
         "identity": identity,
@@ -155,13 +163,13 @@ def create_or_check(
         "part_size": part_size,
         "provenance": provenance(),
     }
-    if not there(path):
-        if there(folder / COPIES):
+    if not store.exists(path):
+        if store.exists(folder / COPIES):
             raise damaged(path, "is missing")
-        create_sealed(path, content)
-    run = open_run(folder)
-    if files_in(folder).keys().isdisjoint((COPIES, "done.json")):  # of a finished training more is copied
-        keep_copies(folder, ["run.json"])
+        store.create(path, sealed(path, content))
+    run = open_run(store, folder)
+    if store.list(folder).keys().isdisjoint((COPIES, "done.json")):  # of a finished training more is copied
+        keep_copies(store, folder, ["run.json"])
     if run.identity != identity:
         changes = "; ".join(difference(identity, run.identity)[:4])
         raise IncompatibleError(
@@ -181,7 +189,7 @@ def create_or_check(
     return run
 
 
-def open_run(folder: Path, stage: str = "") -> StageRun:
+def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
     """Open the stage that lies in a folder.
 
     Raises:
@@ -190,14 +198,14 @@ def open_run(folder: Path, stage: str = "") -> StageRun:
         CorruptError: run.json is damaged.
     """
     path = folder / "run.json"
-    if not there(path):
-        if there(folder / COPIES):
+    if not store.exists(path):
+        if store.exists(folder / COPIES):
             raise damaged(path, "is missing")
         raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
-    return stage_of(folder, read_sealed(path))
+    return stage_of(store, folder, read_sealed(store.fetch(path)))
 
 
-def stage_of(folder: Path, content: dict[str, Any]) -> StageRun:
+def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun:
     """The stage in a folder, by the content of its run.json. Raises as `open_run`."""
     path = folder / "run.json"
     try:
@@ -206,7 +214,7 @@ def stage_of(folder: Path, content: dict[str, Any]) -> StageRun:
                 f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_VERSION})", "Update vitp"
             )
         identity, made = check_identity(content["identity"]), check_provenance(content["provenance"])
-        run = StageRun(folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
+        run = StageRun(store, folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
         sizes = (run.shards, run.part_size)
         if not all(isinstance(image, str) for image in run.images):
             raise TypeError("values of other types than were written")

@@ -37,7 +37,6 @@ from vitp_pipeline.classifier.model import PointViT, offset_positions
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.runtime.progress import quiet
 from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.fs_ops import fill
 
 SUFFIXES = (".onnx", ".pt2")
 _LARGEST_ONNX = 2**31 - 2**20
@@ -73,7 +72,7 @@ def export_classifier(model: PointViT, out: Path) -> float:
         difference = _largest_difference(model, _onnx_runner(content.getvalue()))
     if not difference < 1e-3:
         raise UserError(f"{out}: not written, its logits differ from the model's by {difference:.1e} of the largest")
-    write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))
+    write_whole(out, content.getbuffer())
     return difference
 
 

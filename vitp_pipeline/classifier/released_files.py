@@ -14,7 +14,6 @@ from vitp_pipeline.classifier.weights import load_classifier, read_backbone, sav
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.fs_ops import fill
 
 
 def import_official(
@@ -44,4 +43,4 @@ def export_official(file: Path, out: Path) -> None:
         raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     content = io.BytesIO()
     torch.save(state, content)
-    write_whole(out, lambda unfinished: fill(unfinished, content.getbuffer()))
+    write_whole(out, content.getbuffer())

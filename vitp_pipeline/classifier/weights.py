@@ -22,7 +22,6 @@ from vitp_pipeline.decoding.weight_names import backbone_weights
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, UserError
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.digests import require_recorded
-from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.sealed import write_sealed
 
 
@@ -34,7 +33,7 @@ def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
     # a single key: safetensors writes several in random order
     content = save(tensors, {"vitp": model.config.to_json()})
     # through Python: a full disk is then an OSError, which `write_whole` knows
-    write_whole(path, lambda unfinished: fill(unfinished, content))
+    write_whole(path, content)
     said = {
         **about,
         "model": json.loads(model.config.to_json()),

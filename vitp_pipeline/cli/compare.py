@@ -9,18 +9,15 @@ import typer
 
 from vitp_pipeline.cli.options import JsonFile
 from vitp_pipeline.runtime.output import show_json
-from vitp_pipeline.storage.backend import run_directory
 
 
 def register(app: typer.Typer) -> None:
     @app.command("compare", rich_help_panel="Also")
     def compare(
         runs: Annotated[
-            list[Path],
+            list[str],
             typer.Argument(
-                help="Run directories (or URLs) or their evaluation/ folders; the first is the base.",
-                metavar="RUN...",
-                parser=run_directory,
+                help="Run directories (or URLs) or their evaluation/ folders; the first is the base.", metavar="RUN..."
             ),
         ],
         out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")] = Path("compare.html"),
@@ -44,15 +41,16 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.storage.atomic_files import write_json
 
         require_libraries()
-        if len(runs) == 1 and len(found := evaluations_in(runs[0])) > 1:
+        evaluations = [open_evaluation(run) for run in runs]
+        first = evaluations[0]
+        if len(runs) == 1 and not first.named and len(found := evaluations_in(first.store)) > 1:
             say(f"{runs[0]} holds {len(found)} evaluations:")
             for line in listed(runs[0], found):
                 say(line)
             raise UsageError(ONE, f"Name two of its evaluation folders, or another run (`vitp status {runs[0]}`)")
-        evaluations = [open_evaluation(run) for run in runs]
         for run, stored in zip(runs, evaluations, strict=True):
             folder = stored.evaluation.run.folder
-            if folder != run.resolve() and len(found := evaluations_in(run)) > 1:
+            if not stored.named and len(found := evaluations_in(stored.store)) > 1:
                 say(f"{run} holds {len(found)} evaluations; the newest is taken, {folder.name}: {found[folder.name]}")
         result = compare(evaluations)
         if json == Path("-"):

@@ -69,7 +69,6 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.runtime.progress import say
         from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
         from vitp_pipeline.storage.atomic_files import write_whole
-        from vitp_pipeline.storage.fs_ops import fill
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         check_decimal_sign(alpha or "")
@@ -109,7 +108,7 @@ def register(app: typer.Typer) -> None:
             if by_class:
                 print_by_class(result)
         if json not in (None, Path("-")):
-            write_whole(json, lambda unfinished: fill(unfinished, to_json(result)))
+            write_whole(json, to_json(result))
             say(f"figures written to {json}")
         images = result["images"]
         if images["measured"] < images["of"]:

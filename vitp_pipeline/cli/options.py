@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from vitp_pipeline.storage.backend import run_directory
+from vitp_pipeline.storage.open_store import open_store
+from vitp_pipeline.storage.run_store import RunStore
 
 
 def shipped_recipes(begun: str) -> list[str]:
@@ -31,12 +32,12 @@ RecipeName = Annotated[
 ]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of the dataset.", metavar="DIR")]
 Out = Annotated[
-    Path,
+    RunStore,
     typer.Option(
         "--out",
         help="The run directory, or a URL like s3://bucket/run; all stages of a run share it.",
         metavar="RUN",
-        parser=run_directory,
+        parser=open_store,
     ),
 ]
 Shard = Annotated[
@@ -74,8 +75,8 @@ Json = Annotated[
     bool, typer.Option("--json", help="For machines: one document on standard output, and nothing else there.")
 ]
 Run = Annotated[
-    Path,
-    typer.Argument(help="A run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=run_directory),
+    RunStore,
+    typer.Argument(help="A run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=open_store),
 ]
 
 

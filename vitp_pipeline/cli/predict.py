@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json
-from vitp_pipeline.storage.backend import run_directory
+from vitp_pipeline.storage.open_store import open_store
+from vitp_pipeline.storage.run_store import RunStore
 
 
 def register(app: typer.Typer) -> None:
@@ -25,8 +26,8 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         run: Annotated[
-            Path | None,
-            typer.Option("--run", help="A run whose classifier is used.", metavar="RUN", parser=run_directory),
+            RunStore | None,
+            typer.Option("--run", help="A run whose classifier is used.", metavar="RUN", parser=open_store),
         ] = None,
         name: ClassifierName = None,
         generator: Annotated[

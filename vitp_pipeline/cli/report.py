@@ -8,17 +8,13 @@ from typing import Annotated
 import typer
 
 from vitp_pipeline.cli.options import Json
-from vitp_pipeline.storage.backend import run_directory
 
 
 def register(app: typer.Typer) -> None:
     @app.command("report", rich_help_panel="Also")
     def report(
         run: Annotated[
-            Path,
-            typer.Argument(
-                help="A run directory (or URL), or one of its evaluation/ folders.", metavar="RUN", parser=run_directory
-            ),
+            str, typer.Argument(help="A run directory (or URL), or one of its evaluation/ folders.", metavar="RUN")
         ],
         data_root: Annotated[
             Path | None,
@@ -50,16 +46,18 @@ def register(app: typer.Typer) -> None:
         require_libraries()
         with documented(json) as document:
             stored = open_evaluation(run, data_root, recipe)
-            folder = stored.evaluation.run.folder
-            if folder != run.resolve() and len(found := evaluations_in(run)) > 1:
+            store, folder = stored.store, stored.evaluation.run.folder
+            if not stored.named and len(found := evaluations_in(store)) > 1:
                 label = found.pop(folder.name)
                 say(
                     f"{run} holds {len(found) + 1} evaluations; this is the newest, {folder.name}: {label}. The others:"
                 )
                 for line in listed(run, found):
                     say(line)
-            path = out or run / "report.html"
+            path = out or (folder if stored.named else store.folder) / "report.html"
             write_report(stored, path)
+            if out is None:
+                store.publish(path)
             size = path.stat().st_size
             document.give(path=path, bytes=size, evaluation=folder)
             say(f"{path}: {size / 1e6:.1f} MB")

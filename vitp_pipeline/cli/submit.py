@@ -72,22 +72,22 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.flags import check_decimal_sign
         from vitp_pipeline.errors import UsageError
         from vitp_pipeline.runtime.progress import say
-        from vitp_pipeline.storage.backend import mirror_of, shown
+        from vitp_pipeline.storage.run_store import LocalStore
 
         local, elsewhere = engine is Engine.local, engine in (Engine.k8s, Engine.aws)
         if (workers and not local) or (profile and local):
             raise UsageError("--workers goes with --engine local, --profile with the others")
-        if mirror_of(out) is not None and not elsewhere:
+        if not isinstance(out, LocalStore) and not elsewhere:
             raise UsageError(
-                f"{shown(out)}: --engine {engine.value} keeps scripts and logs in the run, which must then be a folder",
+                f"{out.url}: --engine {engine.value} keeps scripts and logs in the run, which must then be a folder",
                 "Use --engine k8s or aws, or submit the stages' own commands (docs/cluster.md)",
             )
         if not elsewhere:  # tasks start in this file system, if not in this folder
             recipe = str(Path(recipe).resolve()) if recipe.endswith(".toml") and Path(recipe).is_file() else recipe
             classifier = classifier and str(Path(classifier).resolve())
-            data_root, out = data_root.resolve(), out.resolve()
+            data_root, out = data_root.resolve(), LocalStore(out.folder.resolve())
         slots = make_slots(workers, visible_gpus(), sorted(os.sched_getaffinity(0))) if local else []
-        if local and not (out / "proposals" / "run.json").exists():
+        if local and not out.exists(out.folder / "proposals" / "run.json"):
             shards = shards or len(slots)
         resources = load_profile(profile)
         check_decimal_sign(alpha or "")
@@ -95,27 +95,27 @@ def register(app: typer.Typer) -> None:
         with documented(json) as document:
             chain = plan_chain(request, begin=not (dry_run or elsewhere))
             jobs = [{"stage": job.stage, "shards": job.shards, "command": ["vitp", *job.command]} for job in chain.jobs]
-            plan = {"engine": engine, "dry_run": dry_run, "folder": out, "shards": chain.shards, "jobs": jobs}
+            plan = {"engine": engine, "dry_run": dry_run, "folder": out.url, "shards": chain.shards, "jobs": jobs}
             text = ""
             if not chain.jobs:
                 document.give(**plan)
-                say(f"submit: nothing to do, {out} is evaluated (`vitp evaluate` prints the figures)")
+                say(f"submit: nothing to do, {out.url} is evaluated (`vitp evaluate` prints the figures)")
             elif elsewhere:
-                text = {Engine.k8s: kubernetes, Engine.aws: aws_batch}[engine](chain, resources, out)
+                text = {Engine.k8s: kubernetes, Engine.aws: aws_batch}[engine](chain, resources, out.folder)
                 document.give(**plan, manifest=loads(text) if engine is Engine.aws else text)
             elif engine is Engine.slurm and dry_run:
-                planned = plan_scripts(chain, resources, out)
+                planned = plan_scripts(chain, resources, out.folder)
                 document.give(planned, **plan)
                 text = planned.text()
             elif engine is Engine.slurm:
-                submitted = submit_chain(chain, resources, out)
+                submitted = submit_chain(chain, resources, out.folder)
                 document.give(**plan, submitted=[asdict(job) for job in submitted])
                 text = "".join(f"{job.id}\n" for job in submitted)
             elif dry_run:
                 document.give(**plan)
                 text = "".join(f"{line}\n" for line in commands(chain))
             else:
-                logs = jobs_folder(out) / "log"
+                logs = jobs_folder(out.folder) / "log"
                 tasks = run_chain(chain, logs, slots, show_figures=not json)
                 document.give(**plan, tasks=[ended(task, logs) for task in tasks])
                 report(tasks, logs)

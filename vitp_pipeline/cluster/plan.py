@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vitp_pipeline.artifacts.run import StageRun, open_run
@@ -20,7 +21,8 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, Pr
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.backend import shown, there
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class Request:
 
     recipe: str
     data_root: Path
-    out: Path
+    out: Run
     shards: int | None = None
     name: str | None = None
     classifier: str | None = None
     alpha: str | None = None
     retry_failed: bool = False
 
+    @cached_property
+    def store(self) -> RunStore:
+        return open_store(self.out)
+
     def command(self, stage: str) -> list[str]:
         """Arguments of vitp for a stage; those for its shard are not among them."""
         words = ["evaluate" if stage == "merge" else stage, self.recipe]
-        words += ["--data-root", str(self.data_root), "--out", shown(self.out)]
+        words += ["--data-root", str(self.data_root), "--out", self.store.url]
         if stage in ("train-classifier", "classify", "evaluate", "merge") and self.name:
             words += ["--name", self.name]
         if stage in ("classify", "evaluate", "merge") and self.classifier:
@@ -103,7 +109,7 @@ def plan_chain(request: Request, begin: bool) -> Chain:
     run = _proposals(recipe, settings, request, begin)
     count = request.shards if run is None else run.shards
     if not count:
-        raise UsageError(f"{request.out}: of how many shards? This run is new", "Say --shards N")
+        raise UsageError(f"{request.store.url}: of how many shards? This run is new", "Say --shards N")
     if run is not None and request.shards not in (None, count):
         raise UsageError(
             f"{run.folder}: this run has {count} shards, not {request.shards}", "The number is fixed when a run begins"
@@ -141,25 +147,26 @@ def _with_command(job: Job, request: Request) -> Job:
 
 
 def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, begin: bool) -> StageRun | None:
-    folder = request.out / "proposals"
-    if begin and (request.shards is not None or there(folder / "run.json")):
+    store = request.store
+    folder = store.folder / "proposals"
+    if begin and (request.shards is not None or store.exists(folder / "run.json")):
         from vitp_pipeline.stages.generate_proposals import generate_proposals
 
         choice = ShardChoice(count=request.shards, planned=True)
-        generate_proposals(recipe, settings, request.data_root, request.out, choice)
-    return open_run(folder) if there(folder / "run.json") else None
+        generate_proposals(recipe, settings, request.data_root, store, choice)
+    return open_run(store, folder) if store.exists(folder / "run.json") else None
 
 
 def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
     """True if the classifier is trained. With `begin` its settings are compared with the recipe's."""
     settings = recipe.stage(TrainSettings, name=name)
-    if not there(request.out / "classifier" / name / "done.json"):
+    if not request.store.exists(request.store.folder / "classifier" / name / "done.json"):
         return False
     if begin:
         from vitp_pipeline.stages.train_classifier import train_classifier
 
         with contextlib.suppress(PartialError):  # trained, without images that could not be read
-            train_classifier(recipe, settings, request.data_root, request.out)
+            train_classifier(recipe, settings, request.data_root, request.store)
     return True
 
 
@@ -168,9 +175,9 @@ def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> Sta
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.stages.classify import class_scores_run, classifier_file
 
-    file = classifier_file(recipe, settings, request.data_root, request.out)
+    file = classifier_file(recipe, settings, request.data_root, request.store)
     try:
-        return class_scores_run(open_proposals(request.out), file, settings, request.out)
+        return class_scores_run(open_proposals(request.store), file, settings)
     except MissingStageError:
         return None
 
@@ -182,9 +189,9 @@ def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) ->
 
     alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()
     settings = recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None)
-    evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.out, ShardChoice())
+    evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.store, ShardChoice())
     shards = _unfinished(evaluation.run, request.retry_failed)
-    return shards, not shards and there(evaluation.run.folder / "result.json")
+    return shards, not shards and request.store.exists(evaluation.run.folder / "result.json")
 
 
 def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vitp_pipeline.cluster.commands import task_script
@@ -26,7 +25,8 @@ from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS, array_expressio
 from vitp_pipeline.runtime.escaping import acts, shell_word, shell_words
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.fs_ops import fill, make_folder
+from vitp_pipeline.storage.fs_ops import make_folder
+from vitp_pipeline.storage.run_store import LocalStore
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -221,7 +221,7 @@ def submit_chain(
     folder = jobs_folder(out)
     for job in chain.jobs:
         text = script(job, profile[job.stage], chain.shards, out)
-        write_whole(_script_path(out, job), partial(fill, content=text))
+        write_whole(_script_path(out, job), text)
     make_folder(folder / "log")
     ids: list[str] = []
     calls = submissions(chain, max_array_size(profile))
@@ -260,7 +260,7 @@ def _waits(submission: Submission, ids: Sequence[str]) -> str:
 def _require_no_jobs(out: Path, call: Callable[[list[str]], str]) -> None:
     """Two chains on one run would meet at its locks: jobs of the last one must have left the queue."""
     record = jobs_folder(out) / "submitted.json"
-    if not record.exists():
+    if not LocalStore(out).exists(record):
         return
     ids = {entry["id"] for entry in read_sealed(record)["jobs"]}
     left = sorted(ids & set(call(["squeue", "--noheader", "--format=%F"]).split()), key=int)

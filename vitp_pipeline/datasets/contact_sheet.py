@@ -99,6 +99,5 @@ def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
 def save_sheet(path: Path, content: bytes) -> None:
     """Writes the sheet whole. Raises StorageError."""
     from vitp_pipeline.storage.atomic_files import write_whole
-    from vitp_pipeline.storage.fs_ops import fill
 
-    write_whole(path, lambda unfinished: fill(unfinished, content))
+    write_whole(path, content)

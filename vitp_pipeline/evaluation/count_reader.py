@@ -10,7 +10,6 @@ import numpy as np
 
 from vitp_pipeline.evaluation.definition import Evaluation
 from vitp_pipeline.metrics.bootstrap import sparse_areas
-from vitp_pipeline.storage.backend import bring
 from vitp_pipeline.storage.layout import index_path
 
 if TYPE_CHECKING:
@@ -41,15 +40,16 @@ def read_parts(evaluation: Evaluation) -> Iterator[pa.Table]:
 def shard_parts(evaluation: Evaluation, shard: int) -> Iterator[pa.Table]:
     """The parts of a shard that has all of them."""
     parts = range(len(evaluation.run.parts(shard)))
-    bring(index_path(evaluation.run.shard_folder(shard), part) for part in parts)
+    evaluation.run.store.fetch_all(index_path(evaluation.run.shard_folder(shard), part) for part in parts)
     for part in parts:
         yield evaluation.run.read_rows(shard, part)
 
 
 def missing_shards(evaluation: Evaluation) -> list[int]:
     """Those that are not finished."""
-    bring(evaluation.run.shard_folder(shard) / "done.json" for shard in range(evaluation.run.shards))
-    return [shard for shard in range(evaluation.run.shards) if not evaluation.run.finished(shard)]
+    run = evaluation.run
+    run.store.fetch_all(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
+    return [shard for shard in range(run.shards) if not run.finished(shard)]
 
 
 def failures(part: pa.Table) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
-from vitp_pipeline.storage.backend import folders_in, there
 from vitp_pipeline.storage.digests import recorded_digest
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import read_sealed
 
 ALWAYS = ("classifier", "points", "alpha")
@@ -27,28 +27,28 @@ Facts = dict[str, str]
 """Words by what they are about, in the order in which they are told."""
 
 
-def facts_of(run: Path, stages: Sequence[StageRun]) -> list[Facts]:
+def facts_of(store: RunStore, stages: Sequence[StageRun]) -> list[Facts]:
     """Describe the folders class_scores/ and evaluation/ of a run; of the former all but α and formula.
 
     Left out is one whose identity is of other types than vitp writes.
     """
-    classifiers = _classifiers(run)
+    classifiers = _classifiers(store)
     known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "class_scores"}
     found: list[Facts] = []
     for stage in stages:
         try:
-            found.append(_facts(run, stage, classifiers, known))
+            found.append(_facts(store, stage, classifiers, known))
         except (AttributeError, KeyError, TypeError, ValueError):
             found.append({})
     return found
 
 
-def _facts(run: Path, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
+def _facts(store: RunStore, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
     identity, kind = stage.identity, stage.folder.parent.name
-    scores = identity if kind == "class_scores" else _scores(run, identity, known)
+    scores = identity if kind == "class_scores" else _scores(store, identity, known)
     settings = scores.get("settings", {})
     facts = {
-        "classifier": classifier_named(run, scores.get("classifier", ""), classifiers),
+        "classifier": classifier_named(store, scores.get("classifier", ""), classifiers),
         "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
     }
     if kind == "evaluation":
@@ -90,30 +90,34 @@ def alpha_of(identity: dict[str, Any]) -> str:
     return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 
-def classifier_folder(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> Path | None:
+def classifier_folder(store: RunStore, digest: str, classifiers: dict[str, Path] | None = None) -> Path | None:
     """The folder in the run of the classifier whose weights have this digest; None when it is elsewhere."""
-    return (_classifiers(run) if classifiers is None else classifiers).get(digest)
+    return (_classifiers(store) if classifiers is None else classifiers).get(digest)
 
 
-def classifier_named(run: Path, digest: str, classifiers: dict[str, Path] | None = None) -> str:
+def classifier_named(store: RunStore, digest: str, classifiers: dict[str, Path] | None = None) -> str:
     """The name of the classifier in its run, or the beginning of its digest."""
-    folder = classifier_folder(run, digest, classifiers)
+    folder = classifier_folder(store, digest, classifiers)
     return folder.name if folder else digest[:8]
 
 
-def _scores(run: Path, identity: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _scores(store: RunStore, identity: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The identity of the class scores of an evaluation; nothing where they are gone."""
     if "stream" in identity:
         return {**identity["stream"], "settings": identity["stream"].get("classify", {})}
     name = identity.get("class_scores", "")[:12]
     if name not in known:
-        path = run / "class_scores" / name / "run.json"
-        known[name] = read_sealed(path).get("identity", {}) if name and there(path) else {}
+        path = store.folder / "class_scores" / name / "run.json"
+        known[name] = read_sealed(store.fetch(path)).get("identity", {}) if name and store.exists(path) else {}
     return known[name]
 
 
-def _classifiers(run: Path) -> dict[str, Path]:
+def _classifiers(store: RunStore) -> dict[str, Path]:
     """The folders of a run's trained classifiers by the digest of their weights."""
-    folders = [run / "classifier" / name for name in reversed(folders_in(run / "classifier"))]
-    found = {recorded_digest(folder / "model.safetensors"): folder for folder in folders if there(folder / "run.json")}
+    found = {}
+    for name in reversed(store.folders(store.folder / "classifier")):
+        folder = store.folder / "classifier" / name
+        if store.exists(folder / "run.json"):
+            store.fetch(folder / "model.json")
+            found[recorded_digest(folder / "model.safetensors")] = folder
     return {digest: folder for digest, folder in found.items() if digest is not None}

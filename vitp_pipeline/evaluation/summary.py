@@ -18,8 +18,8 @@ from vitp_pipeline.evaluation.totals import CLASSIFIED_BY, Totals, keep_totals, 
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import counted, say
-from vitp_pipeline.storage.backend import there
-from vitp_pipeline.storage.sealed import read_sealed, write_sealed
+from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import read_sealed, sealed
 
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
@@ -169,17 +169,17 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
     """
     result = summarize(evaluation, read_result_totals(evaluation), allow_missing)
     path = evaluation.run.folder / "result.json"
-    if result["images"]["measured"] == result["images"]["of"] and not _says(path, result):
-        write_sealed(path, result)
+    if result["images"]["measured"] == result["images"]["of"] and not _says(evaluation.run.store, path, result):
+        evaluation.run.store.write(path, sealed(path, result))
     return result
 
 
-def _says(path: Path, result: dict[str, Any]) -> bool:
+def _says(store: RunStore, path: Path, result: dict[str, Any]) -> bool:
     """True if a file holds these figures, whenever they were made."""
-    if not there(path):
+    if not store.exists(path):
         return False
     try:
-        found = read_sealed(path)
+        found = read_sealed(store.fetch(path))
     except CorruptError as error:
         say(f"{error.message}; made anew from the counts")
         return False

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import RUN, read_index, write_index
+from vitp_pipeline.artifacts.parts import RUN, read_index, sealed_index
 from vitp_pipeline.evaluation import certainty
 from vitp_pipeline.evaluation.count_reader import (
     STATES,
@@ -38,7 +38,6 @@ from vitp_pipeline.evaluation.instances import COLUMNS
 from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
 from vitp_pipeline.metrics.exact_sum import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
-from vitp_pipeline.storage.backend import bring, there
 from vitp_pipeline.storage.layout import totals_path
 
 if TYPE_CHECKING:
@@ -144,16 +143,16 @@ class Totals:
 
 def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
     """Adds up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
-    totals = Totals(evaluation, generator, fused)
+    totals, store = Totals(evaluation, generator, fused), evaluation.run.store
     pieces: Pieces = {}
     totals.missing = missing_shards(evaluation)
     finished = sorted(set(range(evaluation.run.shards)).difference(totals.missing))
     if "instance" not in evaluation.tasks:
-        bring(totals_path(evaluation.run.shard_folder(shard)) for shard in finished)
+        store.fetch_all(totals_path(evaluation.run.shard_folder(shard)) for shard in finished)
     for shard in finished:
         path = totals_path(evaluation.run.shard_folder(shard))
-        if "instance" not in evaluation.tasks and there(path):
-            totals.add_table(read_index(path, run=evaluation.run.digest))
+        if "instance" not in evaluation.tasks and store.exists(path):
+            totals.add_table(read_index(store.fetch(path), run=evaluation.run.digest))
         else:
             _add_parts(totals, pieces, evaluation, shard)
     joined(totals.detections, pieces)
@@ -173,7 +172,8 @@ def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) 
     _add_parts(totals, {}, evaluation, shard)
     table = totals.table()
     about = {**table.schema.metadata, RUN: evaluation.run.digest.encode()}
-    write_index(totals_path(evaluation.run.shard_folder(shard)), table.replace_schema_metadata(about))
+    path = totals_path(evaluation.run.shard_folder(shard))
+    evaluation.run.store.write(path, sealed_index(path, table.replace_schema_metadata(about)))
 
 
 def _add_parts(totals: Totals, pieces: Pieces, evaluation: Evaluation, shard: int) -> None:

@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.partial_part import PartialPart, images_of, stale_files
-from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, create_index
+from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, sealed_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import refusals, removals
-from vitp_pipeline.storage.backend import discard, files_in, publish, release, there
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
 from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
-from vitp_pipeline.storage.locks import Lock, locked
-from vitp_pipeline.storage.sealed import damaged, read_sealed, write_sealed
+from vitp_pipeline.storage.locks import Lock
+from vitp_pipeline.storage.sealed import damaged, read_sealed, sealed
 from vitp_pipeline.storage.temporaries import temporary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from vitp_pipeline.storage.store_locks import StoreLock
 
 
 KEEP_EVERY = 300.0
@@ -134,17 +131,17 @@ def run_parts(
     with finishing(), progress(title, sum(len(run.shard_images(s)) for s in open_shards)) as bar:
         for shard in open_shards:
             folder = run.shard_folder(shard)
-            with locked(folder / "lock") as lock:
+            with run.store.locked(folder / "lock") as lock:
                 if run.finished(shard):  # by another task, since it was looked at
                     outcome.failed += failed_images(run, shard)
                     outcome.cached += len(run.shard_images(shard))
                     bar.advance(len(run.shard_images(shard)))
                     continue
-                for name in stale_files(folder):
-                    discard(folder / name)
-                discard(totals_path(folder))  # of the parts that there were
+                for name in stale_files(run.store, folder):
+                    run.store.remove(folder / name)
+                run.store.remove(totals_path(folder))  # of the parts that there were
                 for part, images in enumerate(run.parts(shard)):
-                    if there(index_path(folder, part)):
+                    if run.holds(shard, part):
                         outcome.cached += len(images)
                         bar.advance(len(images))
                         continue
@@ -162,7 +159,7 @@ def run_parts(
     return outcome
 
 
-def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock | StoreLock) -> int:
+def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> int:
     """Makes and commits a part, or what is left of it; how many images that were.
 
     Raises:
@@ -171,7 +168,7 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     """
     folder, images = run.shard_folder(shard), run.parts(shard)[part]
     arrays = temporary(folder / f"part-{part:04d}.zarr.zip")
-    partial = PartialPart(folder, part, run.fingerprint, images)
+    partial = PartialPart(run, shard, part)
     left, pause = partial.left, KEEP_EVERY
     if partial.images:
         bar.advance(len(partial.images))
@@ -196,9 +193,7 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
     return len(left)
 
 
-def commit_part(
-    run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | StoreLock | None = None
-) -> None:
+def commit_part(run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | None = None) -> None:
     """Publishes a part: its arrays under a name that no other content has, then its index, unless there is one.
 
     So a task that was suspended and taken over, however late it wakes and whatever the file system's locks are worth,
@@ -209,8 +204,8 @@ def commit_part(
     Raises:
         LockedError: another task has taken over.
     """
-    folder, about = run.shard_folder(shard), {**(rows.schema.metadata or {}), RUN: run.digest.encode()}
-    index, own = index_path(folder, part), None
+    store, folder, own = run.store, run.shard_folder(shard), None
+    index, about = index_path(folder, part), {**(rows.schema.metadata or {}), RUN: run.digest.encode()}
     if arrays.exists():
         with removals(arrays, index), refusals(index):
             about[ARRAYS_DIGEST] = (digest := file_digest(arrays)).encode()
@@ -218,22 +213,23 @@ def commit_part(
             make_folder(folder)
             rename(arrays, own)
             sync_folder(folder)
-        publish(own)
+        store.publish(own)
     if lock is not None:
         lock.check()
-    if not create_index(index, rows.replace_schema_metadata(about)):
+    if not store.create(index, sealed_index(index, rows.replace_schema_metadata(about))):
         raise LockedError(f"{index}: another task has committed this part", "Run the same command again")
     if own is not None:
-        if own.name not in files_in(folder):  # whoever took over has taken it for stale
-            discard(index)
+        if own.name not in store.list(folder):  # whoever took over has taken it for stale
+            store.remove(index)
             raise LockedError(f"{own}: another task has removed it", "Run the same command again")
-        release(own)
+        store.release(own)
 
 
 def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """Writes done.json from what the parts say, so that it does not depend on interruptions."""
     stats = shard_stats(run, shard)
-    write_sealed(run.shard_folder(shard) / "done.json", stats)
+    done = run.shard_folder(shard) / "done.json"
+    run.store.write(done, sealed(done, stats))
     return [(image_id, reason) for image_id, reason in stats["failed"]]
 
 
@@ -244,16 +240,16 @@ def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
         CorruptError: a part cannot be read.
     """
     folder, failed = run.shard_folder(shard), []
-    sizes, digests = files_in(folder), {}
+    sizes, digests = run.store.list(folder), {}
     own = []
     for part in range(len(run.parts(shard))):
         rows = run.read_rows(shard, part, ["image_id", "status", "error"])
         failed += [[r["image_id"], r["error"]] for r in rows.to_pylist() if r["status"] != "ok"]
         index, digest = index_path(folder, part), arrays_digest(rows)
-        digests[index.name] = file_digest(index)
+        digests[index.name] = file_digest(index)  # which `read_rows` has fetched
         own += [index.name, *([arrays_path(folder, part, digest).name] if digest else [])]
-    if (totals := totals_path(folder)).name in sizes and there(totals):
-        digests[totals.name] = file_digest(totals)
+    if (totals := totals_path(folder)).name in sizes:
+        digests[totals.name] = file_digest(run.store.fetch(totals))
     return {
         "run": run.digest,
         "images": len(run.shard_images(shard)),
@@ -283,20 +279,19 @@ def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
 def _forget_failed(run: StageRun, shard: int) -> None:
     """Makes partial parts, without the failed images, of the parts that hold some: only those are then made anew."""
     folder = run.shard_folder(shard)
-    with locked(folder / "lock"):
-        for part, images in enumerate(run.parts(shard)):
-            index = index_path(folder, part)
-            partial = PartialPart(folder, part, run.fingerprint, images)
-            rows = run.read_rows(shard, part) if there(index) else None
+    with run.store.locked(folder / "lock"):
+        for part in range(len(run.parts(shard))):
+            partial = PartialPart(run, shard, part)
+            rows = run.read_rows(shard, part) if run.holds(shard, part) else None
             known = partial.rows if rows is None else rows
             if known is None or len(good := _that_worked(known)) == len(known):
                 continue
             arrays = None
             if rows is not None:
                 if digest := arrays_digest(rows):
-                    there(arrays := arrays_path(folder, part, digest))
-                discard(folder / "done.json")
-                discard(index)
+                    arrays = run.store.fetch(arrays_path(folder, part, digest))
+                run.store.remove(folder / "done.json")
+                run.store.remove(index_path(folder, part))
             if len(good):
                 partial.keep(good, arrays)
             else:
@@ -314,11 +309,11 @@ def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> N
     path = run.folder / "log" / f"shard-{shard:05d}.json"
     entry = {"part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}
     try:
-        before = read_sealed(path)["parts"] if there(path) else []
+        before = read_sealed(run.store.fetch(path))["parts"] if run.store.exists(path) else []
     except CorruptError as error:
         say(f"{error.message}; begun anew")
         before = []
     try:
-        write_sealed(path, {"shard": shard, "parts": [*before, entry]})
+        run.store.write(path, sealed(path, {"shard": shard, "parts": [*before, entry]}))
     except StorageError as error:
         say(f"{error.message}; this part's timing is not kept")

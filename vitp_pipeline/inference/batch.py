@@ -25,7 +25,6 @@ from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.progress import counted, progress, say
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
-from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind:
     name, options = ("JPEG", {"quality": 88}) if kind == "jpg" else ("PNG", {})
     content = io.BytesIO()
     sheet.save(content, name, **options)
-    write_whole(path.with_name(f"{path.name}.{kind}"), lambda unfinished: fill(unfinished, content.getbuffer()))
+    write_whole(path.with_name(f"{path.name}.{kind}"), content.getbuffer())
 
 
 def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:

@@ -17,6 +17,7 @@ from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.inference.batch import OVERLAYS, PredictJob
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.run_store import LocalStore, RunStore
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import did_you_mean
 
@@ -30,7 +31,7 @@ KINDS = (ProposalSettings, ClassifySettings, EvaluateSettings)
 def prepare(
     out: Path,
     recipe: str | None,
-    run: Path | None,
+    run: RunStore | None,
     data_root: Path | None,
     tasks: tuple[str, ...],
     overlay: str,
@@ -40,7 +41,7 @@ def prepare(
     """Prepare the construction of the predictor, and the outputs to write.
 
     Args:
-        recipe: a recipe or a manifest. run: a run directory, for its classifier.
+        recipe: a recipe or a manifest. run: the store of a run, for its classifier.
         tasks: empty = what fits: semantic, and panoptic where a manifest says which classes are things.
         flags: keys of the three tables, None = not given. changes: as --set has them.
     Raises:
@@ -63,11 +64,11 @@ def prepare(
     named = bool(classify.classifier) or run is not None
     if not named and (flags["name"] or evaluate.alpha):
         raise UsageError("which classifier?", WHICH_CLASSIFIER)
-    classifier = classifier_file(given, classify, root, run or out) if named else None
+    classifier = classifier_file(given, classify, root, run or LocalStore(out)) if named else None
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
 
-    digests = Digests(out)
+    digests = Digests(LocalStore(out))
     identity = {
         "generator": source.identity(digests),
         "classifier": classifier and digests.of(classifier),

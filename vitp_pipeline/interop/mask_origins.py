@@ -16,9 +16,9 @@ from vitp_pipeline.artifacts.partial_part import partial_paths
 from vitp_pipeline.artifacts.parts import read_index
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError
-from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.layout import index_path
-from vitp_pipeline.storage.sealed import read_sealed, write_sealed
+from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import read_sealed, sealed
 
 COLUMN = "masks_sha256"
 """Of the index: the digest of what the image's masks were read from."""
@@ -33,7 +33,9 @@ def digest_of(digests: Digests) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def agreed_digest(folder: Path, format: str, digests: Digests, shard: int | None, retry_failed: bool) -> str:
+def agreed_digest(
+    store: RunStore, folder: Path, format: str, digests: Digests, shard: int | None, retry_failed: bool
+) -> str:
     """Return the digest for the identity of a run: of the masks that it was begun with, if only what may differ does.
 
     Args:
@@ -46,12 +48,12 @@ def agreed_digest(folder: Path, format: str, digests: Digests, shard: int | None
         IncompatibleError: the masks of an image differ that was made from others.
     """
     own = digest_of(digests)
-    if not there(folder / "run.json"):
+    if not store.exists(folder / "run.json"):
         return own
-    run = open_run(folder)
+    run = open_run(store, folder)
     generator = run.identity.get("generator", {})
     begun = generator.get("masks")
-    first = digests if begun == own else _begun_with(folder)
+    first = digests if begun == own else _begun_with(run)
     if generator.get("format") != format or first is None or digest_of(first) != begun:
         return own  # where it is another than the run's, that is said with the other settings
     made = _made(run, [n for n in range(run.shards) if begun != own or shard in (None, n)])
@@ -73,15 +75,15 @@ def agreed_digest(folder: Path, format: str, digests: Digests, shard: int | None
 def keep_digests(run: StageRun, digests: Digests) -> None:
     """Keep the digests of a run that is begun with these masks, once."""
     path = run.folder / "masks.json"
-    if run.identity["generator"]["masks"] == digest_of(digests) and not there(path):
-        write_sealed(path, {"images": dict(digests)})
+    if run.identity["generator"]["masks"] == digest_of(digests) and not run.store.exists(path):
+        run.store.write(path, sealed(path, {"images": dict(digests)}))
 
 
-def _begun_with(folder: Path) -> Digests | None:
+def _begun_with(run: StageRun) -> Digests | None:
     """The digests of the run's first masks, None where they cannot be read."""
-    path = folder / "masks.json"
+    path = run.folder / "masks.json"
     try:
-        return dict(read_sealed(path)["images"]) if there(path) else None
+        return dict(read_sealed(run.store.fetch(path))["images"]) if run.store.exists(path) else None
     except CorruptError:
         return None
 
@@ -92,8 +94,9 @@ def _made(run: StageRun, shards: Sequence[int]) -> dict[str, str | None]:
     for shard in shards:
         folder = run.shard_folder(shard)
         for part in range(len(run.parts(shard))):
-            file = next((f for f in (index_path(folder, part), partial_paths(folder, part)[0]) if there(f)), None)
-            for row in read_index(file, ["image_id", "status", COLUMN]).to_pylist() if file else ():
+            files = (index_path(folder, part), partial_paths(folder, part)[0])
+            file = next((file for file in files if run.store.exists(file)), None)
+            for row in read_index(run.store.fetch(file), ["image_id", "status", COLUMN]).to_pylist() if file else ():
                 found[row["image_id"]] = row[COLUMN] if row["status"] == "ok" else None
     return found
 

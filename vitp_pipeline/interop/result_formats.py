@@ -27,7 +27,6 @@ from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.postprocess.panoptic import Segment
 from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.fs_ops import fill
 
 FORMATS = ("coco-panoptic", "coco-results", "coco-instances", "cityscapes", "ade20k", "label-png")
 FILE_AN_IMAGE = ("coco-panoptic", "cityscapes", "ade20k", "label-png")
@@ -165,7 +164,7 @@ def _cityscapes(spec: DatasetSpec, image: ImageResult, folder: Path) -> list[Pat
         masks.append(file.parent / mask)
         write_png(masks[-1], decode_mask(rle).astype(np.uint8) * 255)
         lines.append(f"{mask} {ids[category]} {float(score)!r}\n")
-    write_whole(file, lambda unfinished: fill(unfinished, "".join(lines)))
+    write_whole(file, "".join(lines))
     return [labels, *masks, file]
 
 
@@ -188,4 +187,4 @@ def write_png(path: Path, pixels: np.ndarray, palette: list[tuple[int, int, int]
         image.putpalette([channel for color in palette for channel in color])
     content = io.BytesIO()
     image.save(content, format="PNG")
-    write_whole(path, lambda unfinished: fill(unfinished, content.getbuffer()))
+    write_whole(path, content.getbuffer())

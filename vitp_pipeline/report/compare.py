@@ -21,8 +21,7 @@ from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.loaded_evaluation import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
 from vitp_pipeline.report.page import require_libraries, write_page
-from vitp_pipeline.runtime.output import show
-from vitp_pipeline.storage.backend import shown
+from vitp_pipeline.runtime.output import show, with_aliases
 from vitp_pipeline.storage.fingerprint import difference
 
 SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PROPOSALS = 30, 10, 3
@@ -70,7 +69,9 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     labels = labels_of(runs)
     result: dict[str, Any] = {
         "labels": labels,
-        "evaluations": {label: shown(run.evaluation.run.folder) for label, run in zip(labels, runs, strict=True)},
+        "evaluations": {
+            label: with_aliases(run.evaluation.run.folder) for label, run in zip(labels, runs, strict=True)
+        },
         "images": len(places[0]),
         "resamples": RESAMPLES,
         "level": 0.95,
@@ -114,7 +115,7 @@ def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
     facts = []
     for run in runs:
         stage = run.evaluation.run
-        facts.append({"run": run.run.name, **facts_of(run.run, [stage])[0], "folder": stage.folder.name[:8]})
+        facts.append({"run": run.store.folder.name, **facts_of(run.store, [stage])[0], "folder": stage.folder.name[:8]})
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
     told = [text or entry["folder"] for text, entry in zip(labels(facts), facts, strict=True)]
     return [f"{letter}: {text}" for letter, text in zip(letters, told, strict=True)]
@@ -340,7 +341,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
         settings=result["settings"],
         notes=result["notes"],
         runs=[
-            {"label": label, "run": str(run.run), "stages": provenance_of(run)}
+            {"label": label, "run": run.store.url, "stages": provenance_of(run)}
             for label, run in zip(labels, runs, strict=True)
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from vitp_pipeline.evaluation.definition import Evaluation, Inputs, headline_var
 from vitp_pipeline.evaluation.run_labels import classifier_folder, classifier_named, facts_of, labels
 from vitp_pipeline.evaluation.summary import read_result_totals, summarize
 from vitp_pipeline.shipped import shipped
-from vitp_pipeline.storage.backend import folders_in, there
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged
 from vitp_pipeline.validation.tables import checked
 
@@ -48,14 +50,16 @@ class StoredEvaluation:
     """A finished evaluation, its rows and figures.
 
     Attributes:
-        run: the run directory.
+        store: of the run.
+        named: whether the evaluation itself was named, not only its run.
         evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
         rows: of the images, `COLUMNS` of the variants `COMPARED`.
         result: the figures, as in result.json.
         has_data: whether images and ground truth can be read.
     """
 
-    run: Path
+    store: RunStore
+    named: bool
     evaluation: Evaluation
     rows: Rows
     result: dict[str, Any]
@@ -66,11 +70,11 @@ class StoredEvaluation:
         return self.evaluation.dataset.spec.class_names
 
 
-def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | None = None) -> StoredEvaluation:
-    """The evaluation in a folder.
+def open_evaluation(run: Run, data_root: Path | None = None, recipe: str | None = None) -> StoredEvaluation:
+    """Open an evaluation of a run.
 
     Args:
-        path: a run directory, of which the newest evaluation is taken, or RUN/evaluation/FINGERPRINT.
+        run: its newest evaluation is taken; a path or URL may also name one, RUN/evaluation/FINGERPRINT.
         data_root: where images and ground truth lie; None does without them.
         recipe: names the manifest where it is none of the shipped ones.
     Raises:
@@ -80,15 +84,15 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
             views.
         CorruptError: a stored file is damaged.
     """
-    folder = evaluation_folder(path)
-    run, rebuilt = folder.parents[1], open_run(folder)
+    store, folder, named = find_evaluation(run)
+    rebuilt = open_run(store, folder)
     if "stream" in rebuilt.identity:
         raise streamed(folder)
-    proposals = open_proposals(run)
+    proposals = open_proposals(store)
     proposals.require_one_view("reports")
     if missing := [key for key in READ if key not in rebuilt.identity]:
         raise damaged(folder / "run.json", f"damaged (its identity has no {missing[0]!r})")
-    class_scores = open_run(run / "class_scores" / rebuilt.identity["class_scores"][:12], "classify")
+    class_scores = open_run(store, store.folder / "class_scores" / rebuilt.identity["class_scores"][:12], "classify")
     for name, stage in {"proposals": proposals.run, "class_scores": class_scores}.items():
         if stage.fingerprint != rebuilt.identity[name]:
             raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
@@ -109,38 +113,49 @@ def open_evaluation(path: Path, data_root: Path | None = None, recipe: str | Non
     numbers = headline_variants(evaluation)
     rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
     result = summarize(evaluation, read_result_totals(evaluation), allow_missing=True)
-    return StoredEvaluation(run, evaluation, rows, result, data_root is not None)
+    return StoredEvaluation(store, named, evaluation, rows, result, data_root is not None)
 
 
-def evaluation_folder(path: Path) -> Path:
-    """RUN/evaluation/FINGERPRINT: `path` itself, or the newest of the run that measured something."""
-    if path.parent.name == "evaluation" and there(path / "run.json"):
-        return path.resolve()
-    if not path.is_dir():
-        raise InputError(f"{path}: no run lies there", "A run directory is what you gave as --out")
-    found = _measured(path)
+_NAMED = re.compile(r"(.*?)/*(?:/evaluation/([0-9a-f]{12}))?/*", re.DOTALL)
+
+
+def find_evaluation(run: Run) -> tuple[RunStore, Path, bool]:
+    """Return the store of a run, RUN/evaluation/FINGERPRINT and whether the caller named that, by path or URL; else it
+    is the newest evaluation that measured something.
+    """
+    name = ""
+    if isinstance(run, RunStore):
+        store = run
+    elif match := _NAMED.fullmatch(run if "://" in str(run) else str(Path(run).absolute())):
+        name = match[2] or ""
+        store = open_store(match[1] if "://" in str(run) else Path(match[1]))
+    if not store.folder.is_dir() or (name and not store.exists(store.folder / "evaluation" / name / "run.json")):
+        raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
+    if name:
+        return store, store.folder / "evaluation" / name, True
+    found = _measured(store)
     if not found:
-        raise MissingStageError(f"{path}: nothing is evaluated there yet", "Run `vitp evaluate` first")
-    return found[0].folder.resolve()
+        raise MissingStageError(f"{store.url}: nothing is evaluated there yet", "Run `vitp evaluate` first")
+    return store, found[0].folder, False
 
 
-def evaluations_in(run: Path) -> dict[str, str]:
+def evaluations_in(store: RunStore) -> dict[str, str]:
     """Label the evaluations of a run that hold something, by folder; the newest first."""
-    found = _measured(run)
-    return dict(zip((stage.folder.name for stage in found), labels(facts_of(run, found)), strict=True))
+    found = _measured(store)
+    return dict(zip((stage.folder.name for stage in found), labels(facts_of(store, found)), strict=True))
 
 
-def listed(run: Path, evaluations: dict[str, str]) -> list[str]:
+def listed(run: str, evaluations: dict[str, str]) -> list[str]:
     """A line for each of some `evaluations_in` a run: the folder, as it can be given, and what it is."""
-    lines = [f"  {run / 'evaluation' / name}: {label}" for name, label in evaluations.items()]
+    lines = [f"  {run}/evaluation/{name}: {label}" for name, label in evaluations.items()]
     more = len(lines) - LISTED
     return lines[:LISTED] + ([f"  and {more} more, which `vitp status {run}` lists"] if more > 0 else [])
 
 
-def _measured(run: Path) -> list[StageRun]:
+def _measured(store: RunStore) -> list[StageRun]:
     """The evaluations that hold something, the newest first."""
-    folders = [run / "evaluation" / name for name in folders_in(run / "evaluation")]
-    stages = [open_run(folder) for folder in folders if there(folder / "run.json")]
+    folders = [store.folder / "evaluation" / name for name in store.folders(store.folder / "evaluation")]
+    stages = [open_run(store, folder) for folder in folders if store.exists(folder / "run.json")]
     found = [stage for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
     return sorted(found, key=lambda stage: (stage.provenance["created"], stage.folder.name), reverse=True)
 
@@ -188,15 +203,15 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
     stages = [stored.evaluation.proposals.run, stored.evaluation.class_scores, stored.evaluation.run]
-    if (trained := classifier_folder(stored.run, stages[1].identity["classifier"])) is not None:
-        stages.insert(1, open_run(trained))
+    if (trained := classifier_folder(stored.store, stages[1].identity["classifier"])) is not None:
+        stages.insert(1, open_run(stored.store, trained))
     entries = []
     for stage in stages:
         identity = {k: v for k, v in stage.identity.items() if k not in ("manifest", "stage")}
         entries.append(
             {
                 **stage.provenance,
-                "folder": stage.folder.relative_to(stored.run).as_posix(),
+                "folder": stage.folder.relative_to(stored.store.folder).as_posix(),
                 "fingerprint": stage.fingerprint,
                 "identity": json.dumps(identity, indent=1, ensure_ascii=False, sort_keys=True),
             }
@@ -206,4 +221,4 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
 
 def classifier_name(stored: StoredEvaluation) -> str:
     """The name of the classifier in its run, or the beginning of its digest."""
-    return classifier_named(stored.run, stored.evaluation.class_scores.identity["classifier"])
+    return classifier_named(stored.store, stored.evaluation.class_scores.identity["classifier"])

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.figure import Figure, percent, signed
 from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.sealed import seal_page
 
 if TYPE_CHECKING:
@@ -78,5 +77,4 @@ def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[s
             **context,
         )
     )
-    page = seal_page(text)
-    write_whole(path, lambda unfinished: fill(unfinished, page))
+    write_whole(path, seal_page(text))

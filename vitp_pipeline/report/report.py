@@ -99,7 +99,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         gallery_classes=sorted(
             ((k, stored.classes[k]) for k in {k for card in cards for k in card["classes"]}), key=lambda pair: pair[1]
         ),
-        run=str(stored.run),
+        run=stored.store.url,
         stages=provenance_of(stored),
     )
 

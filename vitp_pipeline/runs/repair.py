@@ -9,11 +9,10 @@ from pathlib import Path
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.backend import discard, files_in, there
 from vitp_pipeline.storage.copies import keep_copies
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.layout import index_path, part_of_arrays, totals_path
-from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged
 
 Fix = Callable[[], object]
@@ -67,22 +66,22 @@ def repair(damages: list[Damage]) -> list[Damage]:
     return left
 
 
-def discards(path: Path) -> Fix:
-    """Removes a file that follows from others, or is only a memory."""
-    return lambda: discard(path)
+def removes(store: RunStore, path: Path) -> Fix:
+    """Remove a file that follows from others, or is only a memory."""
+    return lambda: store.remove(path)
 
 
 def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
     """Removes a part, first its index, which uncommits it, and what follows from it."""
-    folder = run.shard_folder(shard)
+    store, folder = run.store, run.shard_folder(shard)
 
     def fix() -> None:
-        with locked(folder / "lock", wait=False):
-            discard(index_path(folder, part))
-            for name in files_in(folder):
+        with store.locked(folder / "lock", wait=False):
+            store.remove(index_path(folder, part))
+            for name in store.list(folder):
                 if part_of_arrays(name) == part:
-                    discard(folder / name)
-            _forget(folder)
+                    store.remove(folder / name)
+            _forget(store, folder)
 
     return fix
 
@@ -92,8 +91,8 @@ def forgets_shard(run: StageRun, shard: int) -> Fix:
     folder = run.shard_folder(shard)
 
     def fix() -> None:
-        with locked(folder / "lock", wait=False):
-            _forget(folder)
+        with run.store.locked(folder / "lock", wait=False):
+            _forget(run.store, folder)
 
     return fix
 
@@ -102,18 +101,19 @@ def rebuilds_copies(run: StageRun) -> Fix:
     """Copies the small files of a stage anew, those of a training that has ended as its done.json names them."""
 
     def fix() -> None:
-        small = {}
-        if there(run.folder / "done.json"):
+        small, store = {}, run.store
+        if store.exists(run.folder / "done.json"):
             files = run.read_done().get("files", {})
             small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
         for name, digest in small.items():
-            if not there(run.folder / name) or file_digest(run.folder / name) != digest:
-                raise damaged(run.folder / name, "is damaged, and so is its copy")
-        keep_copies(run.folder, ["run.json", *(["done.json"] if small else []), *small])
+            path = run.folder / name
+            if not store.exists(path) or file_digest(store.fetch(path)) != digest:
+                raise damaged(path, "is damaged, and so is its copy")
+        keep_copies(store, run.folder, ["run.json", *(["done.json"] if small else []), *small])
 
     return fix
 
 
-def _forget(folder: Path) -> None:
-    discard(folder / "done.json")
-    discard(totals_path(folder))
+def _forget(store: RunStore, folder: Path) -> None:
+    store.remove(folder / "done.json")
+    store.remove(totals_path(folder))

@@ -16,11 +16,11 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
 from vitp_pipeline.execution.runner import read_done
 from vitp_pipeline.execution.sharding import array_expression
-from vitp_pipeline.runtime.output import show, show_json
-from vitp_pipeline.storage.backend import bring, files_in, folders_in, look_anew, shown, there
+from vitp_pipeline.runtime.output import show, show_json, with_aliases
 from vitp_pipeline.storage.copies import COPIES
 from vitp_pipeline.storage.layout import index_path, open_plain, part_of_arrays
-from vitp_pipeline.storage.locks import is_locked
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged, read_sealed
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ WATCH_EVERY = 5.0
 """Seconds between two looks of `vitp status --watch`."""
 
 
-def stage_folders(run: Path) -> list[Path]:
+def stage_folders(store: RunStore) -> list[Path]:
     """The folders of a run that hold a stage's results, in the order of the stages.
 
     Raises:
         InputError: no run lies there.
     """
-    folders = [run / "proposals"]
+    folders = [store.folder / "proposals"]
     for stage in ("classifier", "class_scores", "evaluation"):
-        folders += [run / stage / name for name in folders_in(run / stage)]
-    folders = [folder for folder in folders if there(folder / "run.json") or there(folder / COPIES)]
+        folders += [store.folder / stage / name for name in store.folders(store.folder / stage)]
+    folders = [folder for folder in folders if store.exists(folder / "run.json") or store.exists(folder / COPIES)]
     if not folders:
-        raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
+        raise InputError(f"{store.folder}: no run lies there", "A run directory is what you gave as --out")
     return folders
 
 
-def run_status(run: Path) -> list[dict[str, Any]]:
+def run_status(run: Run) -> list[dict[str, Any]]:
     """One entry per stage folder of a run.
 
     `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (begun, and nobody is at work:
@@ -55,21 +55,22 @@ def run_status(run: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no run lies there.
     """
-    look_anew(run)
-    stages = [open_run(folder) for folder in stage_folders(run)]
-    told = _labels(run, stages)
+    store = open_store(run)
+    store.look_again()
+    stages = [open_run(store, folder) for folder in stage_folders(store)]
+    told = _labels(store, stages)
     entries = [_training(s) if s.folder.parent.name == "classifier" else _sharded(s) for s in stages]
     for entry in entries:
-        entry["stage"] = Path(entry["folder"]).relative_to(run).as_posix()
-        entry["folder"] = shown(entry["folder"])
+        entry["stage"] = Path(entry["folder"]).relative_to(store.folder).as_posix()
+        entry["folder"] = with_aliases(entry["folder"])
         entry["label"] = told.get(entry["stage"], "")
     return entries
 
 
-def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
+def _labels(store: RunStore, stages: list[StageRun]) -> dict[str, str]:
     """Label class scores and evaluations in a few words, by `stage`."""
     own = [stage for stage in stages if stage.folder.parent.name in ("class_scores", "evaluation")]
-    names, facts = [stage.folder.relative_to(run).as_posix() for stage in own], facts_of(run, own)
+    names, facts = [stage.folder.relative_to(store.folder).as_posix() for stage in own], facts_of(store, own)
     found: dict[str, str] = {}
     for kind in ("class_scores", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
@@ -79,20 +80,20 @@ def _labels(run: Path, stages: list[StageRun]) -> dict[str, str]:
 
 
 def _sharded(run: StageRun) -> dict[str, Any]:
-    folder = run.folder
+    store, folder = run.store, run.folder
     running: list[int] = []
     stopped: list[int] = []
     missing: list[int] = []
     failed: list[list[str]] = []
     done, images, size = 0, 0, 0
-    bring(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
+    store.fetch_all(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     for shard in range(run.shards):
         if run.finished(shard):
             stats = read_done(run, shard)
             done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
             failed += map(list, stats["failed"])
             continue
-        files, arrays = files_in(run.shard_folder(shard)), Counter[int | None]()
+        files, arrays = store.list(run.shard_folder(shard)), Counter[int | None]()
         for name, bytes_ in files.items():
             arrays[part_of_arrays(name)] += bytes_
         for part, ids in enumerate(run.parts(shard)) if files else ():
@@ -100,8 +101,8 @@ def _sharded(run: StageRun) -> dict[str, Any]:
                 images += len(ids)
                 size += files[index] + arrays[part]
             elif (rows := partial_paths(run.shard_folder(shard), part)[0]).name in files:
-                images += partial_images(rows)
-        if "lock" in files and is_locked(run.shard_folder(shard) / "lock"):
+                images += partial_images(store.fetch(rows))
+        if "lock" in files and store.is_locked(run.shard_folder(shard) / "lock"):
             running.append(shard)
             continue
         missing.append(shard)
@@ -129,10 +130,10 @@ def _training(run: StageRun) -> dict[str, Any]:
     from vitp_pipeline.config.settings import TrainSettings
 
     folder = run.folder
-    files = files_in(folder)
+    files = run.store.list(folder)
     finished = "done.json" in files
     last = _last_line(run, finished)
-    running = not finished and is_locked(folder / "lock")
+    running = not finished and run.store.is_locked(folder / "lock")
     begun = "lock" in files or "checkpoint.pt" in files
     return {
         "folder": str(folder),
@@ -159,8 +160,8 @@ def _last_line(run: StageRun, finished: bool) -> dict[str, Any]:
     path = run.folder / "metrics.jsonl"
     digest = run.read_done()["files"].get(path.name) if finished else None
     content = b""
-    if there(path):
-        with open_plain(path) as file:
+    if run.store.exists(path):
+        with open_plain(run.store.fetch(path)) as file:
             content = file.read()
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise damaged(path, "damaged (its checksum does not fit)")
@@ -175,10 +176,10 @@ def _last_line(run: StageRun, finished: bool) -> dict[str, Any]:
 def _speed(run: StageRun) -> float | None:
     """Images per second over the parts in the logs, of one task."""
     images, seconds = 0, 0.0
-    logs = [run.folder / "log" / name for name in sorted(files_in(run.folder / "log")) if name.endswith(".json")]
-    bring(logs)
+    logs = [run.folder / "log" / name for name in run.store.list(run.folder / "log") if name.endswith(".json")]
+    run.store.fetch_all(logs)
     for path in logs:
-        for entry in read_sealed(path)["parts"]:
+        for entry in read_sealed(run.store.fetch(path))["parts"]:
             images, seconds = images + entry["images"], seconds + entry["seconds"]
     return images / seconds if seconds else None
 
@@ -240,7 +241,7 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
 
 
-def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
+def watch_status(run: Run, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
     """Prints the status every few seconds until every stage that was begun is done; as JSON, one line each time.
 
     Args:
@@ -248,8 +249,9 @@ def watch_status(run: Path, as_json: bool, wait: Callable[[float], None] = time.
     """
     from vitp_pipeline.runtime.tables import clear_screen
 
+    store = open_store(run)
     while True:
-        entries = run_status(run)
+        entries = run_status(store)
         if as_json:
             show_json(entries)
         else:

@@ -28,15 +28,16 @@ from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.execution.runner import shard_stats
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runs.plan_file import Plan, read_plan
-from vitp_pipeline.runs.repair import Damage, discards, forgets_shard, remakes_part
+from vitp_pipeline.runs.repair import Damage, forgets_shard, remakes_part, removes
 from vitp_pipeline.runs.status import stage_folders
 from vitp_pipeline.runs.verify_training import check_training
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import progress, say
-from vitp_pipeline.storage.backend import files_in, folders_in, look_anew, shown, there
 from vitp_pipeline.storage.copies import COPIES
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import page_is_whole, read_sealed
 
 READERS = 4
@@ -67,17 +68,18 @@ class _Shard:
     foreign: int
 
 
-def verify_run(run: Path) -> Checked:
+def verify_run(run: Run) -> Checked:
     """Reads every committed file of a run.
 
     Raises:
         InputError: no run lies there.
     """
-    look_anew(run)
-    parts, damages = 0, list(_of_the_run(run))
+    store = open_store(run)
+    store.look_again()
+    parts, damages = 0, list(_of_the_run(store))
     work: list[tuple[Plan, int]] = []
-    for folder in _folders(run):
-        plan = read_plan(folder)
+    for folder in _folders(store):
+        plan = read_plan(store, folder)
         damages += plan.damages
         if plan.run is None:
             continue
@@ -85,7 +87,7 @@ def verify_run(run: Path) -> Checked:
             damages += check_training(plan.run)
             continue
         work += [(plan, shard) for shard in range(plan.run.shards)]
-        damages += _of_the_stage(folder)
+        damages += _of_the_stage(store, folder)
     found: dict[Path, list[_Shard]] = {}
     with progress("verify", len(work), "shards") as bar, ThreadPoolExecutor(READERS) as readers:
         for (plan, _), shard in zip(work, readers.map(lambda item: _shard(*item), work), strict=True):
@@ -100,50 +102,51 @@ def verify_run(run: Path) -> Checked:
     return Checked(parts, damages)
 
 
-def _folders(run: Path) -> list[Path]:
-    exports = [run / "exports" / name for name in folders_in(run / "exports")]
-    exports = [folder for folder in exports if there(folder / "run.json") or there(folder / COPIES)]
+def _folders(store: RunStore) -> list[Path]:
+    exports = [store.folder / "exports" / name for name in store.folders(store.folder / "exports")]
+    exports = [folder for folder in exports if store.exists(folder / "run.json") or store.exists(folder / COPIES)]
     try:
-        return stage_folders(run) + exports
+        return stage_folders(store) + exports
     except InputError:
         if exports:
             return exports
         raise
 
 
-def _of_the_run(run: Path) -> Iterator[Damage]:
+def _of_the_run(store: RunStore) -> Iterator[Damage]:
     """Files beside the stages: memories, which may go."""
-    yield from _sealed(run / "digests.json", run)
-    yield from _sealed(run / "jobs" / "submitted.json", run)
+    run = store.folder
+    yield from _sealed(store, run / "digests.json", run)
+    yield from _sealed(store, run / "jobs" / "submitted.json", run)
     page = run / "report.html"
     try:
-        if there(page) and not page_is_whole(page):
-            yield Damage(page, "its checksum does not fit", run, None, discards(page))
+        if store.exists(page) and not page_is_whole(store.fetch(page)):
+            yield Damage(page, "its checksum does not fit", run, None, removes(store, page))
     except CorruptError as error:
         yield Damage.of(error, page, run)
 
 
-def _of_the_stage(folder: Path) -> Iterator[Damage]:
-    yield from _sealed(folder / "result.json", folder, rerun=True)
-    yield from _sealed(folder / "masks.json", folder)
+def _of_the_stage(store: RunStore, folder: Path) -> Iterator[Damage]:
+    yield from _sealed(store, folder / "result.json", folder, rerun=True)
+    yield from _sealed(store, folder / "masks.json", folder)
     files = folder / "files.json"
-    damages = list(_sealed(files, folder, rerun=True))
+    damages = list(_sealed(store, files, folder, rerun=True))
     yield from damages
-    if there(files) and not damages:
-        for path, reason in _exported(folder, read_sealed(files)["files"]):
-            yield Damage(path, reason, folder, None, discards(path), True)
-    for name in sorted(files_in(folder / "log")):
+    if store.exists(files) and not damages:
+        for path, reason in _exported(store, folder, read_sealed(store.fetch(files))["files"]):
+            yield Damage(path, reason, folder, None, removes(store, path), True)
+    for name in store.list(folder / "log"):
         if name.endswith(".json"):
-            yield from _sealed(folder / "log" / name, folder)
+            yield from _sealed(store, folder / "log" / name, folder)
 
 
-def _sealed(path: Path, folder: Path, rerun: bool = False) -> Iterator[Damage]:
+def _sealed(store: RunStore, path: Path, folder: Path, rerun: bool = False) -> Iterator[Damage]:
     """A sealed file without which the results are the same."""
     try:
-        if there(path):
-            read_sealed(path)
+        if store.exists(path):
+            read_sealed(store.fetch(path))
     except CorruptError as error:
-        yield Damage.of(error, path, folder, discards(path), rerun=rerun)
+        yield Damage.of(error, path, folder, removes(store, path), rerun=rerun)
 
 
 def _shard(plan: Plan, shard: int) -> _Shard:
@@ -154,7 +157,7 @@ def _shard(plan: Plan, shard: int) -> _Shard:
         finished = run.finished(shard)
         for part, images in enumerate(run.parts(shard)):
             index = index_path(folder, part)
-            if there(index):
+            if run.holds(shard, part):
                 read += 1
                 bad = _part(run, shard, part, images)
                 if bad is None:
@@ -188,23 +191,23 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
         return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
     if "files" in rows.column_names:
         for files in filter(None, rows["files"].to_pylist()):
-            for bad in _exported(run.folder, json.loads(files)):
+            for bad in _exported(run.store, run.folder, json.loads(files)):
                 return bad
     if not (digest := arrays_digest(rows)):
         return None
     arrays = arrays_path(run.shard_folder(shard), part, digest)
-    if not there(arrays):
+    if not run.store.exists(arrays):
         return arrays, "is missing"
-    return None if file_digest(arrays) == digest else (arrays, "its checksum does not fit")
+    return None if file_digest(run.store.fetch(arrays)) == digest else (arrays, "its checksum does not fit")
 
 
-def _exported(folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
+def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
     """The bad files among those that an export wrote for other tools, and why."""
     for name, digest in digests.items():
         path = folder / "results" / name
-        if not there(path):
+        if not store.exists(path):
             yield path, "is missing"
-        elif file_digest(path) != digest:
+        elif file_digest(store.fetch(path)) != digest:
             yield path, "its checksum does not fit"
 
 
@@ -213,8 +216,8 @@ def _end(run: StageRun, shard: int) -> Iterator[Damage]:
     folder = run.shard_folder(shard)
     done, totals, fix = folder / "done.json", totals_path(folder), forgets_shard(run, shard)
     try:
-        if there(totals):
-            read_index(totals, [], run.digest)
+        if run.store.exists(totals):
+            read_index(run.store.fetch(totals), [], run.digest)
     except CorruptError as error:
         yield Damage.of(error, totals, run.folder, fix, shard, True)
         return
@@ -223,7 +226,7 @@ def _end(run: StageRun, shard: int) -> Iterator[Damage]:
     except CorruptError as error:
         yield Damage.of(error, done, run.folder, fix, shard, True)
         return
-    if totals.name in said.get("files", {}) and not there(totals):
+    if totals.name in said.get("files", {}) and not run.store.exists(totals):
         yield Damage(totals, "is missing, though the shard is finished", run.folder, shard, fix, True)
     elif said != shard_stats(run, shard):
         yield Damage(done, "does not say what the parts say", run.folder, shard, fix, True)
@@ -235,7 +238,7 @@ def print_damages(damages: list[Damage]) -> None:
         show(f"{damage.path}: {damage.reason}")
 
 
-def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
+def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
     """Says how it ended.
 
     Args:
@@ -246,13 +249,16 @@ def report(run: Path, checked: Checked, left: list[Damage] | None) -> None:
     if not checked.damages:
         say(f"verify: {checked.parts} parts, all as they were written")
         return
+    store = open_store(run)
     count = f"{len(checked.damages)} of {checked.parts} parts and other files"
     if left is None:
-        raise CorruptError(f"{run}: {count} are damaged", f"`vitp verify {shown(run)} --repair` puts right what it can")
+        raise CorruptError(
+            f"{store.url}: {count} are damaged", f"`vitp verify {store.url} --repair` puts right what it can"
+        )
     for stage in dict.fromkeys(d.stage for d in checked.damages if d not in left):
         shards = {d.shard for d in checked.damages if d.stage == stage and d.shard is not None and d not in left}
         which = f", shards {array_expression(shards)}" if shards else ""
-        name = stage.relative_to(run).as_posix()
+        name = stage.relative_to(store.folder).as_posix()
         again = ": run that stage again" if any(d.rerun for d in checked.damages if d.stage == stage) else ""
         say(f"verify: repaired {'the run' if name == '.' else name}{which}{again}")
     if left:

@@ -8,11 +8,10 @@ from typing import Any
 
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.runs.repair import Damage, Fix, discards
-from vitp_pipeline.storage.backend import discard, there
+from vitp_pipeline.runs.repair import Damage, Fix, removes
 from vitp_pipeline.storage.copies import copies_in, keep_copies, restore
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.locks import locked
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import unseal
 
 MODEL = "model.safetensors"
@@ -20,30 +19,34 @@ MODEL = "model.safetensors"
 
 def check_training(run: StageRun) -> Iterator[Damage]:
     """Damage of a training; one that has not ended has a checkpoint alone."""
-    folder = run.folder
+    store, folder = run.store, run.folder
     checkpoint = folder / "checkpoint.pt"
-    if there(checkpoint):
+    if store.exists(checkpoint):
         from vitp_pipeline.classifier.training.checkpoints import checkpoint_is_whole
 
-        if not checkpoint_is_whole(checkpoint):
-            yield Damage(checkpoint, "its checksum does not fit", folder, None, discards(checkpoint))
+        if not checkpoint_is_whole(store.fetch(checkpoint)):
+            yield Damage(checkpoint, "its checksum does not fit", folder, None, removes(store, checkpoint))
     done = folder / "done.json"
-    if not there(done):
+    if not store.exists(done):
         return
     try:
-        kept = copies_in(folder)
+        kept = copies_in(store, folder)
     except CorruptError:
         kept = {}  # `read_plan` says so
     try:
         said = run.read_done()
     except CorruptError as error:
         said = _copied(kept, done)
-        yield Damage.of(error, done, folder, _puts_back(folder, "done.json", kept) if said else None)
+        yield Damage.of(error, done, folder, _puts_back(store, done, kept) if said else None)
     for name, digest in said.get("files", {}).items():
         path = folder / name
-        reason = "is missing" if not there(path) else "" if file_digest(path) == digest else "its checksum does not fit"
+        reason = ""
+        if not store.exists(path):
+            reason = "is missing"
+        elif file_digest(store.fetch(path)) != digest:
+            reason = "its checksum does not fit"
         if reason:
-            fix = _trains_anew(run) if name == MODEL else _puts_back(folder, name, kept)
+            fix = _trains_anew(run) if name == MODEL else _puts_back(store, path, kept)
             if fix is None:
                 reason += "; no stage reads this file"
             yield Damage(path, reason, folder, None, fix, name == MODEL)
@@ -56,18 +59,18 @@ def _copied(kept: dict[str, str], done: Path) -> dict[str, Any]:
         return {}
 
 
-def _puts_back(folder: Path, name: str, kept: dict[str, str]) -> Fix | None:
-    return (lambda: restore(folder, name, kept[name])) if name in kept else None
+def _puts_back(store: RunStore, path: Path, kept: dict[str, str]) -> Fix | None:
+    return (lambda: restore(store, path, kept[path.name])) if path.name in kept else None
 
 
 def _trains_anew(run: StageRun) -> Fix:
     """Removes a model that is none any more, and that the training has ended."""
-    folder = run.folder
+    store, folder = run.store, run.folder
 
     def fix() -> None:
-        with locked(folder / "lock", wait=False):
-            keep_copies(folder, ["run.json"])
-            discard(folder / "done.json")
-            discard(folder / MODEL)
+        with store.locked(folder / "lock", wait=False):
+            keep_copies(store, folder, ["run.json"])
+            store.remove(folder / "done.json")
+            store.remove(folder / MODEL)
 
     return fix

@@ -33,9 +33,10 @@ from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageErro
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalize_points
-from vitp_pipeline.storage.backend import files_in, folders_in, there
-from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.digests import Digests, fetch_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +49,7 @@ def classify(
     recipe: Recipe,
     settings: ClassifySettings,
     data_root: Path,
-    out: Path,
+    out: Run,
     shard: ShardChoice,
     retry_failed: bool = False,
 ) -> Outcome:
@@ -58,12 +59,13 @@ def classify(
         MissingStageError: the run has no classifier, or not the proposals of a shard.
         UserError: any of its other kinds.
     """
-    proposals = open_proposals(out)
+    store = open_store(out)
+    proposals = open_proposals(store)
     check_manifest(proposals, recipe)
-    classifier = classifier_file(recipe, settings, data_root, out)
+    classifier = classifier_file(recipe, settings, data_root, store)
     require_shards(proposals, shard)
-    digests = Digests(out)
-    run = class_scores_run(proposals, classifier, settings, out, create=True, digests=digests)
+    digests = Digests(store)
+    run = class_scores_run(proposals, classifier, settings, create=True, digests=digests)
     shards = shard.within(run.shards)
     require_proposals(proposals, shards)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
@@ -75,31 +77,31 @@ def classify(
     return run_parts(run, shards, build, "classify", retry_failed)
 
 
-def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: Path, out: Path) -> Path:
-    """The classifier to use. Raises MissingStageError when it has not been trained (to its end)."""
+def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: Path, out: Run) -> Path:
+    """Find the classifier to use. Raises MissingStageError when it has not been trained (to its end)."""
+    store = open_store(out)
     if settings.classifier:
         return recipe.find_file(settings.classifier, data_root)
-    path = out / "classifier" / settings.name / "model.safetensors"
-    if not there(path):
+    path = store.folder / "classifier" / settings.name / "model.safetensors"
+    if not store.exists(path):
         hint = "Run `vitp train-classifier` first, or let it finish"
-        if others := trained_classifiers(out):
+        if others := trained_classifiers(store):
             named = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
             hint = f"Choose one that is there with --name: {named}; or train this one first"
         raise MissingStageError(f"{path}: no trained classifier", hint)
-    return path
+    return fetch_classifier(store, path)
 
 
-def trained_classifiers(out: Path) -> list[str]:
-    """Names of a run's classifiers whose training has ended."""
-    folder = out / "classifier"
-    return [name for name in folders_in(folder) if "model.safetensors" in files_in(folder / name)]
+def trained_classifiers(store: RunStore) -> list[str]:
+    """List the names of a run's classifiers whose training has ended."""
+    folder = store.folder / "classifier"
+    return [name for name in store.folders(folder) if "model.safetensors" in store.list(folder / name)]
 
 
 def class_scores_run(
     proposals: ProposalStore,
     classifier: Path,
     settings: ClassifySettings,
-    out: Path,
     create: bool = False,
     digests: Digests | None = None,
 ) -> StageRun:
@@ -110,18 +112,19 @@ def class_scores_run(
     Raises:
         MissingStageError: it is not there and `create` is false.
     """
+    store = proposals.run.store
     identity = {
         "stage": "class_scores",
         "proposals": proposals.run.fingerprint,
-        "classifier": (digests or Digests(out)).of(classifier),
+        "classifier": (digests or Digests(store)).of(classifier),
         "settings": identity_of(settings),
     }
-    folder = out / "class_scores" / fingerprint(identity)[:12]
-    if not create and not there(folder / "run.json"):
+    folder = store.folder / "class_scores" / fingerprint(identity)[:12]
+    if not create and not store.exists(folder / "run.json"):
         raise MissingStageError(
             f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
         )
-    return create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
+    return create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
 
 
 def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:

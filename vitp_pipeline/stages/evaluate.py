@@ -29,6 +29,7 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.storage.fingerprint import fingerprint
+from vitp_pipeline.storage.open_store import Run, open_store
 
 
 def prepare(
@@ -37,7 +38,7 @@ def prepare(
     classify: ClassifySettings,
     sweep: Sequence[float],
     data_root: Path,
-    out: Path,
+    out: Run,
     shard: ShardChoice,
 ) -> Evaluation:
     """Finds what is to be evaluated and makes the evaluation's folder.
@@ -48,12 +49,13 @@ def prepare(
         MissingStageError: proposals or scores are not there.
         UserError: any of its other kinds.
     """
-    proposals = open_proposals(out)
+    store = open_store(out)
+    proposals = open_proposals(store)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
-    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
     measured = Measured.of(settings, classify, sweep)
     identity = {
         "stage": "evaluation",
@@ -61,8 +63,8 @@ def prepare(
         "class_scores": class_scores.fingerprint,
         **measured.identity,
     }
-    folder = out / "evaluation" / fingerprint(identity)[:12]
-    run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
+    folder = store.folder / "evaluation" / fingerprint(identity)[:12]
+    run = create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     evaluation = measured.evaluation(run, Inputs(proposals, class_scores), dataset)
     check_codec(evaluation.codec, settings, evaluation.tasks)
     if proposals.several_views:

@@ -39,9 +39,10 @@ from vitp_pipeline.stages.classify import (
     require_proposals,
     require_shards,
 )
-from vitp_pipeline.storage.atomic_files import write_json
+from vitp_pipeline.storage.atomic_files import as_json
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
-from vitp_pipeline.storage.sealed import write_sealed
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.sealed import sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +79,7 @@ def prepare(
     format: str,
     variant: str,
     data_root: Path,
-    out: Path,
+    out: Run,
     shard: ShardChoice,
 ) -> Export:
     """Finds what is to be exported and makes the export's folder.
@@ -94,12 +95,13 @@ def prepare(
     check_format(format, recipe.manifest)
     if variant not in VARIANTS:
         raise UsageError(f"--variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}")
-    proposals = open_proposals(out)
+    store = open_store(out)
+    proposals = open_proposals(store)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
-    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, out), classify, out)
+    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
     names = _file_names(proposals) if format in FILE_AN_IMAGE else {}
     identity = {
         "stage": "export",
@@ -110,8 +112,8 @@ def prepare(
         "settings": map_settings(settings),
         **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
     }
-    folder = out / "exports" / f"{format}-{fingerprint(identity)[:12]}"
-    run = create_or_check(folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
+    folder = store.folder / "exports" / f"{format}-{fingerprint(identity)[:12]}"
+    run = create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
     return Export(run, proposals, class_scores, recipe.manifest, settings, format, alpha, names)
 
@@ -157,9 +159,10 @@ def _write_json_files(export: Export) -> None:
                 entries.append(json.loads(row["entry"]))
     digests = {}
     for name, content in json_files(export.format, export.spec, images, entries).items():
-        write_json(export.results / name, content)
+        export.run.store.write(export.results / name, as_json(content))
         digests[name] = file_digest(export.results / name)
-    write_sealed(export.run.folder / "files.json", {"files": digests})
+    files = export.run.folder / "files.json"
+    export.run.store.write(files, sealed(files, {"files": digests}))
 
 
 class ResultMaker:
@@ -199,6 +202,8 @@ class ResultMaker:
         image = self._result(record, point_logits)
         results = self.export.results
         entry, files = write_image(self.export.format, self.export.spec, image, results)
+        for file in files:
+            self.export.run.store.publish(file)
         digests = {file.relative_to(results).as_posix(): file_digest(file) for file in files}
         about = {"file_name": image.file_name, "size": list(image.size)}
         return {"status": "ok", "error": None, **about, "entry": json.dumps(entry), "files": json.dumps(digests)}

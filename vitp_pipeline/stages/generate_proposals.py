@@ -24,8 +24,9 @@ from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import Source, find_source
-from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,7 @@ def generate_proposals(
     recipe: Recipe,
     settings: ProposalSettings,
     data_root: Path,
-    out: Path,
+    out: Run,
     shard: ShardChoice,
     retry_failed: bool = False,
 ) -> Outcome:
@@ -49,12 +50,14 @@ def generate_proposals(
     Raises:
         UserError: any of its kinds; see `vitp_pipeline.errors`.
     """
-    begun = there(out / "proposals" / "run.json")
-    settings = settled(settings, out)
+    store = open_store(out)
+    folder = store.folder / "proposals"
+    begun = store.exists(folder / "run.json")
+    settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
         view_plan(settings, None)  # refused before the run is made
-    source, digests = find_source(settings, lambda text: recipe.find_file(text, data_root)), Digests(out)
+    source, digests = find_source(settings, lambda text: recipe.find_file(text, data_root)), Digests(store)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
@@ -64,7 +67,7 @@ def generate_proposals(
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids
-    run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
+    run = create_or_check(store, folder, identity, images, shard.count, settings.part_size)
 
     def build() -> ProposalMaker:
         digests.prove()
@@ -77,13 +80,13 @@ NEW_PART_SIZE = 1000
 """Images in a part of a run that is begun: few files, and what is finished of one is kept every few minutes."""
 
 
-def settled(settings: ProposalSettings, out: Path) -> ProposalSettings:
+def settled(settings: ProposalSettings, store: RunStore) -> ProposalSettings:
     """The settings with what they leave to the run: as it was begun, if it was."""
-    if not there(out / "proposals" / "run.json"):
+    if not store.exists(store.folder / "proposals" / "run.json"):
         return replace(settings.settled(begun=False), part_size=settings.part_size or NEW_PART_SIZE)
-    store = open_proposals(out)
-    begun_with = store.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
-    return replace(settings.settled(begun=store.codec == MaskCodec()), part_size=settings.part_size or begun_with)
+    proposals = open_proposals(store)
+    begun_with = proposals.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
+    return replace(settings.settled(begun=proposals.codec == MaskCodec()), part_size=settings.part_size or begun_with)
 
 
 def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:

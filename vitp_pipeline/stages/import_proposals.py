@@ -26,7 +26,7 @@ from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_binary
 from vitp_pipeline.stages.generate_proposals import settled
-from vitp_pipeline.storage.backend import there
+from vitp_pipeline.storage.open_store import Run, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ def import_proposals(
     format: str,
     masks: Path,
     data_root: Path,
-    out: Path,
+    out: Run,
     shard: ShardChoice,
     no_object_share: float = NO_OBJECT_SHARE,
     retry_failed: bool = False,
@@ -56,13 +56,15 @@ def import_proposals(
     """
     if settings.flip or len(settings.scales) > 1 or any(settings.window):
         raise UsageError("imported masks have one view of an image", "Leave out scales, flip and window")
-    begun = there(out / "proposals" / "run.json")
-    settings = settled(settings, out)
+    store = open_store(out)
+    folder = store.folder / "proposals"
+    begun = store.exists(folder / "run.json")
+    settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, no_object_share)
     source.open()  # a file that cannot be read begins no run
     digests = {sample.image_id: source.digest(sample) for sample in dataset.samples}
-    digest = agreed_digest(out / "proposals", source.format, digests, shard.index, retry_failed)
+    digest = agreed_digest(store, folder, source.format, digests, shard.index, retry_failed)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
@@ -77,7 +79,7 @@ def import_proposals(
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids
-    run = create_or_check(out / "proposals", identity, images, shard.count, settings.part_size)
+    run = create_or_check(store, folder, identity, images, shard.count, settings.part_size)
     keep_digests(run, digests)
     shards = shard.within(run.shards)
     maker = ImportMaker(run, dataset, source, digests, settings)

@@ -32,9 +32,9 @@ from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
 from vitp_pipeline.stages.classify import NOT_FINITE, MaskClassifier, classifier_file
 from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
-from vitp_pipeline.storage.backend import there
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import fingerprint
+from vitp_pipeline.storage.open_store import Run, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ class Stream:
         settings: EvaluateSettings,
         sweep: Sequence[float],
         data_root: Path,
-        out: Path,
+        out: Run,
         shard: ShardChoice,
     ) -> None:
         """Makes the evaluation's folder.
@@ -60,13 +60,14 @@ class Stream:
             MissingStageError: the run has no classifier.
             UserError: any of its other kinds.
         """
-        self.recipe, self.classify, self.settings, self.digests = recipe, classify, settings, Digests(out)
+        store = open_store(out)
+        self.recipe, self.classify, self.settings, self.digests = recipe, classify, settings, Digests(store)
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
         if generate.window:
             view_plan(generate, None)  # refused before the folder is made
         check_tasks(settings, dataset)
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
-        self.classifier = classifier_file(recipe, classify, data_root, out)
+        self.classifier = classifier_file(recipe, classify, data_root, store)
         measured = Measured.of(settings, classify, sweep)
 
         def identity_with(generate: ProposalSettings) -> dict[str, Any]:
@@ -80,16 +81,17 @@ class Stream:
             return {"stage": "evaluation", "stream": stream, **measured.identity}
 
         def folder_with(generate: ProposalSettings) -> Path:
-            return out / "evaluation" / fingerprint(identity_with(generate))[:12]
+            return store.folder / "evaluation" / fingerprint(identity_with(generate))[:12]
 
-        begun = there(folder_with(generate) / "run.json")  # by an older version, which noted no size of its parts
+        # by an older version, which noted no size of its parts
+        begun = store.exists(folder_with(generate) / "run.json")
         part_size = generate.part_size or (0 if begun else NEW_PART_SIZE)
         self.generate = generate = replace(generate.settled(begun), part_size=part_size)
         identity, folder = identity_with(generate), folder_with(generate)
-        if not there(folder / "run.json"):
+        if not store.exists(folder / "run.json"):
             shard.for_new_run()
         images = dataset.image_ids
-        run = create_or_check(folder, identity, images, shard.count, generate.part_size)
+        run = create_or_check(store, folder, identity, images, shard.count, generate.part_size)
         self.evaluation: Evaluation = measured.evaluation(run, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
 

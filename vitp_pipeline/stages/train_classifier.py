@@ -22,12 +22,13 @@ from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.runtime.signals import finishing, interruptible
 from vitp_pipeline.storage.atomic_files import refusals
-from vitp_pipeline.storage.backend import discard, files_in, run_directory, there
 from vitp_pipeline.storage.copies import COPIES, copies_in, keep_copies, restore
-from vitp_pipeline.storage.digests import Digests, recorded_digest
+from vitp_pipeline.storage.digests import Digests, fetch_classifier, recorded_digest
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.layout import place
-from vitp_pipeline.storage.locks import Lock, locked
+from vitp_pipeline.storage.locks import Lock
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import seal
 from vitp_pipeline.storage.temporaries import TEMPORARY
 
@@ -72,7 +73,7 @@ class Training:
 
 
 def train_classifier(
-    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, distributed: Distributed = ALONE
+    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Run, distributed: Distributed = ALONE
 ) -> Path:
     """Trains, and reports; returns the path of model.safetensors.
 
@@ -80,14 +81,15 @@ def train_classifier(
         PartialError: trained, but without images that could not be read.
         UserError: any of its other kinds.
     """
-    training = train(recipe, settings, data_root, out, distributed)
+    store = open_store(out)
+    training = train(recipe, settings, data_root, store, distributed)
     if training is not None:
         training.report()
-    return out / "classifier" / settings.name / "model.safetensors"
+    return store.folder / "classifier" / settings.name / "model.safetensors"
 
 
 def train(
-    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path, distributed: Distributed = ALONE
+    recipe: Recipe, settings: TrainSettings, data_root: Path, out: Run, distributed: Distributed = ALONE
 ) -> Training | None:
     """Trains RUN/classifier/NAME, or carries on where it was stopped.
 
@@ -96,7 +98,7 @@ def train(
     Raises:
         UserError: any of its kinds but PartialError.
     """
-    mixture = settings.mixture
+    store, mixture = open_store(out), settings.mixture
     dataset = Dataset(recipe.manifest, data_root, settings.split)
     dataset.require_truth("train-classifier")
     if not dataset.has_masks and (mixture.kinds != ("boxes",) or settings.hold_out or settings.prompt == "mask"):
@@ -105,16 +107,16 @@ def train(
             'Set data = ["boxes"], prompt = "point" and hold_out = 0',
         )
     check_schedule(settings, len(split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)[0]))
-    start = _start(recipe, settings, data_root, out)
+    start = _start(recipe, settings, data_root, store)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
-    folder = out / "classifier" / settings.name
+    folder = store.folder / "classifier" / settings.name
     if not distributed.is_main_process:
         if (fingerprint := distributed.share(None)) is not None:
             with finishing():
-                _train(dataset, settings, weights, start, masks, folder, fingerprint, distributed, None, None)
+                _train(dataset, settings, weights, start, masks, store, folder, fingerprint, distributed, None, None)
         return None
-    digests = Digests(out)
+    digests = Digests(store)
     digest = digests.of(weights) if isinstance(weights, Path) else weights
     identity = {
         "stage": "classifier",
@@ -129,27 +131,27 @@ def train(
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
     other = "Train it under another --name, which classify, evaluate and predict then take, too"
-    run = create_or_check(folder, identity, dataset.image_ids, instead=other)
+    run = create_or_check(store, folder, identity, dataset.image_ids, instead=other)
     done, began, made = folder / "done.json", time.monotonic(), False
-    if there(done):
+    if store.exists(done):
         distributed.share(None)
-        _tidy(folder, settings)  # the task that finished it may have been killed before it had
+        _tidy(run, settings)  # the task that finished it may have been killed before it had
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
-        with finishing(), locked(folder / "lock") as lock:
-            for name in files_in(folder):
+        with finishing(), store.locked(folder / "lock") as lock:
+            for name in store.list(folder):
                 if name.endswith(TEMPORARY):
-                    discard(folder / name)
-            if (end := copies_in(folder).get("done.json")) and not there(done):  # a task was killed just before its end
-                restore(folder, "done.json", end)
-            if distributed.share(
-                None if there(done) else run.fingerprint
-            ):  # else another task has finished it meanwhile
+                    store.remove(folder / name)
+            end = copies_in(store, folder).get("done.json")
+            if end and not store.exists(done):  # a task was killed just before its end
+                restore(store, done, end)
+            ended = store.exists(done)  # another task has finished it meanwhile
+            if distributed.share(None if ended else run.fingerprint):
                 digests.prove()
-                _train(dataset, settings, weights, start, masks, folder, run.fingerprint, distributed, lock, run)
+                _train(dataset, settings, weights, start, masks, store, folder, run.fingerprint, distributed, lock, run)
                 made = True
             else:
-                _tidy(folder, settings)
+                _tidy(run, settings)
     known = run.read_done()
     left_out = known["left_out"]
     return Training(
@@ -170,6 +172,7 @@ def _train(
     weights: Path | str,
     start: Path | None,
     masks: ProposalStore | None,
+    store: RunStore,
     folder: Path,
     fingerprint: str,
     distributed: Distributed,
@@ -193,9 +196,9 @@ def _train(
         try:
             model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
         except UserError:
-            if lock and not there(folder / "checkpoint.pt"):
-                discard(folder / COPIES)
-                discard(folder / "run.json")  # nothing has begun: the fixed recipe has other settings, and may
+            if lock and not store.exists(folder / "checkpoint.pt"):
+                store.remove(folder / COPIES)
+                store.remove(folder / "run.json")  # nothing has begun: the fixed recipe has other settings, and may
             raise
         batches = _batches(dataset, training, settings, masks, model.grid, distributed)
         about = {
@@ -204,7 +207,7 @@ def _train(
             "held_out": [sample.image_id for sample in held_out],
             "settings": identity_of(settings),
         }
-        files = TrainingFolder(folder, about, lock)
+        files = TrainingFolder(store, folder, about, lock)
         held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
         validate = (
             held_out_kind(dataset, held_out, settings.image_size, settings.precision, distributed) if held_out else None
@@ -227,14 +230,14 @@ def _train(
     if run is not None and lock is not None:
         lock.check()
         if validation:
-            validation.save(folder, dataset.spec.class_names)
+            validation.save(store, folder, dataset.spec.class_names)
             if not validation.figures():
                 kept = "; the last epoch is kept, not the best" if settings.keep == "best" else ""
                 say(f"train-classifier: no held-out image has a labeled pixel, so there are no held-out figures{kept}")
         files.save_model(model, "model", trained_on)
         lock.check()
         _end(run, settings, {"images": usable, "left_out": batches.skipped})
-        _tidy(folder, settings)
+        _tidy(run, settings)
         seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
     distributed.wait_for_main_process()
@@ -252,14 +255,15 @@ RESULTS = (*MODELS, "metrics.jsonl", "validation.json", "confusion.npy")
 
 def _end(run: StageRun, settings: TrainSettings, said: dict[str, Any]) -> None:
     """Commits a training: done.json names the digests of all that it leaves; small files are copied before."""
-    folder, there_are = run.folder, files_in(run.folder)
-    names = [name for name in RESULTS if name in there_are and name not in _outlived(settings)]
+    store, folder, files = run.store, run.folder, run.store.list(run.folder)
+    names = [name for name in RESULTS if name in files and name not in _outlived(settings)]
+    store.fetch_all(folder / name for name in names)
     digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
     said = {**said, "run": run.digest, "files": digests}
     text = seal(said, place(folder / "done.json"))
     small = [name for name in names if not name.endswith(".safetensors")]
-    keep_copies(folder, ["run.json", *small], {"done.json": text})
-    restore(folder, "done.json", text)
+    keep_copies(store, folder, ["run.json", *small], {"done.json": text})
+    store.write(folder / "done.json", text)
 
 
 def _outlived(settings: TrainSettings) -> list[str]:
@@ -267,11 +271,11 @@ def _outlived(settings: TrainSettings) -> list[str]:
     return ["checkpoint.pt", *best]
 
 
-def _tidy(folder: Path, settings: TrainSettings) -> None:
+def _tidy(run: StageRun, settings: TrainSettings) -> None:
     """Removes what a finished training needs no longer."""
     for name in _outlived(settings):
-        with refusals(folder / name):
-            discard(folder / name)
+        with refusals(run.folder / name):
+            run.store.remove(run.folder / name)
 
 
 def _batches(
@@ -370,7 +374,7 @@ def training_masks(recipe: Recipe, settings: TrainSettings, dataset: Dataset) ->
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.stages.classify import check_manifest, require_proposals
 
-    masks = open_proposals(run_directory(settings.mask_proposals).expanduser())
+    masks = open_proposals(settings.mask_proposals)
     check_manifest(masks, recipe)
     masks.require_all_masks()
     masks.require_one_view("masks to learn from")
@@ -392,7 +396,7 @@ def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path |
     return recipe.find_file(settings.weights, data_root)
 
 
-def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) -> Path | None:
+def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, store: RunStore) -> Path | None:
     """The classifier to start from.
 
     Raises:
@@ -404,7 +408,7 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, out: Path) 
         return None
     if "/" in text or text.endswith(".safetensors"):
         return recipe.find_file(text, data_root)
-    path = out / "classifier" / text / "model.safetensors"
-    if not there(path):
+    path = store.folder / "classifier" / text / "model.safetensors"
+    if not store.exists(path):
         raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")
-    return path
+    return fetch_classifier(store, path)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.errors import LockedError, StorageError
-from vitp_pipeline.storage.backend import publish, publish_new
 from vitp_pipeline.storage.fs_ops import fill, link, make_folder, remove, rename, sync, sync_folder
 from vitp_pipeline.storage.temporaries import temporary, tidy
 
+Content = bytes | memoryview | str | Callable[[Path], object]
+"""The bytes of a file, its text, or a function that fills a file of that name."""
 SETTLE = 1.0
 """Seconds between writing and reading back where several tasks could write at once and nothing keeps them apart."""
 
@@ -74,22 +75,16 @@ def refusal(error: OSError) -> StorageError | None:
     return None
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, forces it to disk, and renames it into place; if it belongs to
-    a run on a store, it is then sent there.
-
-    Raises:
-        As `write_here`; StorageError also when the store refuses or does not answer.
-    """
-    write_here(path, write)
-    publish(path)
-
-
-def write_here(path: Path, write: Callable[[Path], object]) -> None:
-    """`write_whole` for a file that is not to be sent yet, or not under this name.
+def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
+    """Fill a temporary file beside `path`, force it to disk, and rename it into place. What is to be a file of a run is
+    written by `RunStore.write`.
 
     Several tasks may write the same file at once; the last one wins, and it is whole.
 
+    Args:
+        replace: False keeps a file that is there; of several tasks at once exactly one gets True.
+    Returns:
+        Whether the file is now this one.
     Raises:
         StorageError: disk full, read-only or no permission; `path` is then as it was before.
         LockedError: the temporary file was removed by somebody else, as a task does that takes a folder over.
@@ -100,36 +95,23 @@ def write_here(path: Path, write: Callable[[Path], object]) -> None:
         tidy(path.parent)
         try:
             with removals(unfinished, path):
-                write(unfinished)
+                if callable(content):
+                    content(unfinished)
+                else:
+                    fill(unfinished, content)
                 sync(unfinished)
-                rename(unfinished, path)
-        except BaseException:
-            remove(unfinished)
-            raise
-        sync_folder(path.parent)
-
-
-def create_whole(path: Path, write: Callable[[Path], object]) -> bool:
-    """`write_whole`, but only if `path` does not exist yet; of several tasks at once exactly one gets True.
-
-    Raises:
-        StorageError, LockedError: as `write_here`.
-    """
-    unfinished = temporary(path)
-    with refusals(path):
-        make_folder(path.parent)
-        tidy(path.parent)
-        try:
-            with removals(unfinished, path):
-                write(unfinished)
-                sync(unfinished)
-                _link(unfinished, path)
+                if replace:
+                    rename(unfinished, path)
+                else:
+                    _link(unfinished, path)
         except FileExistsError:
+            if replace:
+                raise
             return False
         finally:
             remove(unfinished)
         sync_folder(path.parent)
-    return publish_new(path)
+    return True
 
 
 def as_json(content: Any) -> str:
@@ -139,8 +121,7 @@ def as_json(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """`write_whole` for JSON that other tools read; what a run reads again is sealed (`storage.sealed`)."""
-    text = as_json(content)
-    write_whole(path, lambda unfinished: fill(unfinished, text))
+    write_whole(path, as_json(content))
 
 
 def _link(source: Path, path: Path) -> None:

@@ -10,38 +10,36 @@ import base64
 from collections.abc import Iterable
 from pathlib import Path
 
-from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.backend import there
-from vitp_pipeline.storage.fs_ops import fill
 from vitp_pipeline.storage.layout import open_plain
-from vitp_pipeline.storage.sealed import read_sealed, read_text, write_sealed
+from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import read_sealed, read_text, sealed
 
 COPIES = "copies.json"
 
 
-def keep_copies(folder: Path, names: Iterable[str], texts: dict[str, str] | None = None) -> None:
-    """Writes the copies of some files of a folder.
+def keep_copies(store: RunStore, folder: Path, names: Iterable[str], texts: dict[str, str] | None = None) -> None:
+    """Write the copies of some files of a folder.
 
     Args:
         texts: of files that are not written yet.
     Raises:
         CorruptError: one of the files is missing.
     """
-    write_sealed(folder / COPIES, {"files": {name: _copy(folder / name) for name in names} | (texts or {})})
+    files = {name: _copy(store.fetch(folder / name)) for name in names} | (texts or {})
+    store.write(folder / COPIES, sealed(folder / COPIES, {"files": files}))
 
 
-def copies_in(folder: Path) -> dict[str, str]:
-    """The copies by file name; none where there are none. Raises CorruptError when they are damaged."""
-    if not there(folder / COPIES):
+def copies_in(store: RunStore, folder: Path) -> dict[str, str]:
+    """Read the copies by file name; none where there are none. Raises CorruptError when they are damaged."""
+    if not store.exists(folder / COPIES):
         return {}
-    files: dict[str, str] = read_sealed(folder / COPIES)["files"]
+    files: dict[str, str] = read_sealed(store.fetch(folder / COPIES))["files"]
     return files
 
 
-def restore(folder: Path, name: str, copy: str) -> None:
-    """Puts a copy in the place of its file."""
-    content = copy.encode() if _is_text(name) else base64.b64decode(copy)
-    write_whole(folder / name, lambda unfinished: fill(unfinished, content))
+def restore(store: RunStore, path: Path, copy: str) -> None:
+    """Put a copy in the place of its file."""
+    store.write(path, copy if _is_text(path.name) else base64.b64decode(copy))
 
 
 def _copy(path: Path) -> str:

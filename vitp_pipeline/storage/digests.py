@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.storage.backend import shown, stamp, there
+from vitp_pipeline.runtime.output import with_aliases
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.layout import place
-from vitp_pipeline.storage.sealed import damaged, read_sealed, write_sealed
+from vitp_pipeline.storage.layout import place, refuse_links
+from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import damaged, read_sealed, sealed
 
 
 class Digests:
     """Digests of files that a run is made with, remembered in the run."""
 
-    def __init__(self, run: Path) -> None:
-        self._run, self._path = run, run / "digests.json"
+    def __init__(self, store: RunStore) -> None:
+        self._store, self._path = store, store.folder / "digests.json"
         self._unproven: dict[Path, str] = {}
 
     def of(self, path: Path) -> str:
-        """SHA-256 of a file, 64 hex digits. One that is vouched for, or remembered, is not read again.
+        """SHA-256 of a file that is here, 64 hex digits. One that is vouched for, or remembered, is not read again.
 
         Raises:
             CorruptError: what vouches for it is damaged.
@@ -35,11 +36,12 @@ class Digests:
             return known
         memory = self._known()
         entry = memory.get(self._name(path), {})
-        if entry.get("stamp") == stamp(path):
+        if entry.get("stamp") == _stamp(path):
             self._unproven[path] = known = str(entry["sha256"])
             return known
         digest = file_digest(path)
-        write_sealed(self._path, {"files": {**memory, self._name(path): {"stamp": stamp(path), "sha256": digest}}})
+        files = {**memory, self._name(path): {"stamp": _stamp(path), "sha256": digest}}
+        self._store.write(self._path, sealed(self._path, {"files": files}))
         return digest
 
     def prove(self) -> None:
@@ -52,21 +54,35 @@ class Digests:
             if file_digest(path) != digest:
                 raise CorruptError(
                     f"{path}: is not what it was when this run read it, though its size and time are",
-                    f"Copy it again; if it was meant to change, remove {shown(self._path)}",
+                    f"Copy it again; if it was meant to change, remove {with_aliases(self._path)}",
                 )
         self._unproven.clear()
 
     def _known(self) -> dict[str, dict[str, Any]]:
         try:
-            files: dict[str, dict[str, Any]] = read_sealed(self._path)["files"] if there(self._path) else {}
+            if not self._store.exists(self._path):
+                return {}
+            files: dict[str, dict[str, Any]] = read_sealed(self._store.fetch(self._path))["files"]
             return files
         except CorruptError:
             return {}  # only a memory: a damaged one is made anew
 
     def _name(self, path: Path) -> str:
         """The same in every process, on a store a URL; of a file inside the run the same wherever that lies."""
-        path, run = path.resolve(), self._run.resolve()
-        return path.relative_to(run).as_posix() if path.is_relative_to(run) else shown(path)
+        path, run = path.resolve(), self._store.folder.resolve()
+        return path.relative_to(run).as_posix() if path.is_relative_to(run) else with_aliases(path)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and modification time of a file: the same as long as it is not changed."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def fetch_classifier(store: RunStore, path: Path) -> Path:
+    """Bring a classifier here, and the .json beside it; return its path."""
+    store.fetch_all([path, path.with_suffix(".json")])
+    return store.fetch(path)
 
 
 def recorded_digest(path: Path) -> str | None:
@@ -76,7 +92,7 @@ def recorded_digest(path: Path) -> str | None:
         CorruptError: inside a run, that file is damaged.
     """
     about = path.with_suffix(".json")
-    if path.suffix != ".safetensors" or not there(about):
+    if path.suffix != ".safetensors" or not refuse_links(about):
         return None
     try:
         return str(read_sealed(about)["sha256"])
@@ -90,7 +106,7 @@ def require_recorded(path: Path) -> None:
     """Raises CorruptError when a classifier is not what the .json beside it says that was written."""
     if (digest := recorded_digest(path)) is None:
         return
-    if not there(path):
+    if not path.exists():
         raise damaged(path, "is missing")
     if file_digest(path) != digest:
         raise damaged(path, "damaged (its checksum does not fit)")

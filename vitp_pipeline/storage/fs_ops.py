@@ -93,7 +93,7 @@ def new_file(path: Path) -> io.BufferedWriter:
 
 
 def fill(path: Path, content: bytes | memoryview | str) -> None:
-    """Makes a file of these bytes, or of this text as UTF-8, neither atomic nor synced: see `files.write_whole`."""
+    """Make a file of these bytes, or of this text as UTF-8; neither atomic nor synced, as `write_whole` is."""
     with new_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

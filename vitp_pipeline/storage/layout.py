@@ -76,32 +76,44 @@ def totals_path(shard_folder: Path) -> Path:
     return shard_folder / "_totals.parquet"
 
 
-def refuse_links(path: Path) -> None:
-    """Raises CorruptError when a file or folder of a run, or a folder on the way to it from the run directory, is a
-    link, or neither a folder nor a regular file. What does not exist is fine, and so is what is in no run.
+def refuse_links(path: Path, seen: set[Path] | None = None) -> bool:
+    """Return whether a file or folder is there.
+
+    Args:
+        seen: folders that were looked at before and are not looked at again; those that are seen now join them.
+    Raises:
+        CorruptError: it, or a folder on the way to it from the run directory, is a link, or neither a folder nor a
+            regular file.
     """
-    for number in reversed(range(len(Path(_inside(path)).parts))):
+    if not (inside := _inside(path)):
+        return path.exists()
+    seen = set() if seen is None else seen
+    for number in reversed(range(len(Path(inside).parts))):
         own = path.parents[number - 1] if number else path
+        if own in seen:
+            continue
         try:
             mode = os.lstat(own).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return False
         if stat.S_ISLNK(mode):
             raise CorruptError(f"{own}: is a link, and vitp follows none inside a run", "Remove it")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise CorruptError(f"{own}: is neither a file nor a folder", "Remove it")
+        if stat.S_ISDIR(mode):
+            seen.add(own)
+    return True
 
 
 def open_plain(path: Path) -> io.BufferedReader:
-    """Opens a file for reading; inside a run it is never waited for.
+    """Open a file for reading; one of a run is never waited for. `RunStore.fetch` looks at the way to it.
 
     Raises:
-        CorruptError: as `refuse_links`, or a folder is in its place.
+        CorruptError: of a file of a run: a link, a pipe or a folder is in its place.
         FileNotFoundError: there is none.
     """
     if not _inside(path):
         return path.open("rb")
-    refuse_links(path)
     return os.fdopen(_open(path, os.O_RDONLY), "rb")
 
 

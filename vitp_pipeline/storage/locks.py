@@ -2,7 +2,7 @@
 
 The kernel's lock (flock) is free the moment its holder dies, but some network file systems keep it on one machine only,
 and some have none. So the owner also writes its name into the file and a sign of life every few seconds. A lock that
-another machine has signed counts as left behind once it shows no sign of life for `STALE` seconds, watched with this
+another machine has signed counts as abandoned once it shows no sign of life for `STALE` seconds, watched with this
 machine's clock alone. Should that be wrong (a task that was suspended), the first owner notices before it commits
 anything: `Lock.check`.
 """
@@ -18,23 +18,19 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitp_pipeline.errors import CorruptError, LockedError
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.runtime.signals import stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import SETTLE, refusals
-from vitp_pipeline.storage.backend import mirror_of
 from vitp_pipeline.storage.fs_ops import make_folder, open_in_place, overwrite, remove
 from vitp_pipeline.storage.layout import open_plain
-
-if TYPE_CHECKING:
-    from vitp_pipeline.storage.store_locks import StoreLock
 
 BEAT = 15.0
 """Seconds between signs of life."""
@@ -47,79 +43,25 @@ _PROBES = 3
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-class Lock:
-    """A lock that is held. Made by `locked`."""
-
-    def __init__(self, path: Path, file: int) -> None:
-        self.path, self._file, self._token, self._beats = path, file, uuid.uuid4().hex, 0
-        self._ended = threading.Event()
-
-    def check(self) -> None:
-        """Raises LockedError when another task has taken this lock over, or somebody has removed its file."""
-        try:
-            if self._is_own():
-                return
-            owner = _Signature.read(self.path)
-        except FileNotFoundError:
-            owner = None
-        except OSError:
-            return  # an unwell file system says nothing about the lock
-        whose = f"another task has taken over ({owner})" if owner else "its lock was removed"
-        raise LockedError(f"{self.path.parent}: {whose}", "Nothing more is written here; let the other one finish")
-
-    def sign(self, state: str = "beat") -> None:
-        self._beats += 1
-        content = (
-            f"host {socket.gethostname()}, process {os.getpid()}\n"
-            f"machine {_machine()} token {self._token} {state} {self._beats:09d}\n"
-        ).encode()
-        overwrite(self.path, self._file, content)
-
-    def keep_signing(self) -> None:
-        """Signs until the lock is given back, or lost."""
-        while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError, CorruptError):
-                if not self._is_own():
-                    return
-                self.sign()
-
-    def give_back(self, failed: bool) -> None:
-        """Removes the file; after a failure leaves it as a trace for `vitp status`, marked as held by nobody."""
-        self._ended.set()
-        with contextlib.suppress(OSError, CorruptError):
-            if self._is_own():
-                if failed:
-                    self.sign("ended")
-                else:
-                    remove(self.path)
-
-    def _is_own(self) -> bool:
-        return f" token {self._token} " in _Signature.read(self.path).text
-
-
 @dataclass(frozen=True)
-class _Signature:
-    """What a lock file says, and when it was written."""
+class Signature:
+    """The text of a lock, and when it was written, in ns; 0 = nobody says."""
 
     text: str
-    date: int
-
-    @staticmethod
-    def read(path: Path) -> _Signature:
-        with open_plain(path) as file:  # opened anew: network file systems then ask anew
-            return _Signature(file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns)
+    date: int = 0
 
     def __str__(self) -> str:
         name = (self.text.splitlines() or ["unknown"])[0]
-        return f"{name}, last sign of life {max(0, round(self.age))} s ago" if self.machine else name
+        return f"{name}, last sign of life {max(0, round(self.age))} s ago" if self.machine and self.date else name
 
     @property
     def age(self) -> float:
-        return time.time() - self.date / 1e9
+        """Seconds since then; 0 where nobody says."""
+        return time.time() - self.date / 1e9 if self.date else 0.0
 
     @property
     def machine(self) -> str:
-        """ "" where the file does not say it."""
+        """ "" where the text does not say it."""
         match = re.search(r"^machine (\S+) token ", self.text, re.MULTILINE)
         return match[1] if match else ""
 
@@ -128,9 +70,111 @@ class _Signature:
         return " ended " in self.text
 
 
+class Lock(ABC):
+    """A lock that is held.
+
+    Args:
+        path: of the lock, in the folder that it is for.
+        machine: among whose processes a number means one process.
+    """
+
+    unwell: tuple[type[Exception], ...]
+    """Errors that say nothing about the lock."""
+
+    def __init__(self, path: Path, machine: str) -> None:
+        self.path, self._machine, self._token, self._beats = path, machine, uuid.uuid4().hex, 0
+
+    @abstractmethod
+    def read(self) -> Signature:
+        """Read who holds it now. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def _write(self, signature: bytes) -> None: ...
+
+    @abstractmethod
+    def _remove(self) -> None: ...
+
+    def sign(self, state: str = "beat") -> None:
+        self._write(self._signature(state))
+
+    def check(self) -> None:
+        """Raises LockedError when another task has taken this lock over, or somebody has removed it."""
+        try:
+            owner = self.read()
+        except FileNotFoundError:
+            owner = Signature("")
+        except self.unwell:
+            return
+        if not self._is_own(owner):
+            whose = f"another task has taken over ({owner})" if owner.text else "its lock was removed"
+            raise LockedError(f"{self.path.parent}: {whose}", "Nothing more is written here; let the other one finish")
+
+    @contextmanager
+    def signed(self) -> Iterator[Lock]:
+        """Sign while the block runs, then remove the lock; after a failure leave it as a trace for `vitp status`,
+        marked as held by nobody.
+        """
+        ended = threading.Event()
+        signer = threading.Thread(target=self._keep_signing, args=(ended,), daemon=True)
+        signer.start()
+        failed = True
+        try:
+            yield self
+            failed = False
+        finally:
+            ended.set()
+            signer.join()
+            with contextlib.suppress(OSError, CorruptError, *self.unwell):
+                if self._is_own(self.read()):
+                    if failed:
+                        self.sign("ended")
+                    else:
+                        self._remove()
+
+    def _keep_signing(self, ended: threading.Event) -> None:
+        """Sign until the lock is given back, or lost."""
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError, CorruptError, *self.unwell):
+                if not self._is_own(self.read()):
+                    return
+                self.sign()
+
+    def _is_own(self, signature: Signature) -> bool:
+        return f" token {self._token} " in signature.text
+
+    def _signature(self, state: str = "beat") -> bytes:
+        self._beats += 1
+        return (
+            f"host {socket.gethostname()}, process {os.getpid()}\n"
+            f"machine {self._machine} token {self._token} {state} {self._beats:09d}\n"
+        ).encode()
+
+
+class _FileLock(Lock):
+    unwell = (OSError,)
+
+    def __init__(self, path: Path, file: int) -> None:
+        super().__init__(path, _machine())
+        self._file = file
+
+    def read(self) -> Signature:
+        return _read(self.path)
+
+    def _write(self, signature: bytes) -> None:
+        overwrite(self.path, self._file, signature)
+
+    def _remove(self) -> None:
+        remove(self.path)
+
+
+def _read(path: Path) -> Signature:
+    with open_plain(path) as file:  # opened anew: network file systems then ask anew
+        return Signature(file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns)
+
+
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[Lock | StoreLock]:
-    """Holds an exclusive lock while the block runs.
+def locked(path: Path, wait: bool = True) -> Iterator[Lock]:
+    """Hold an exclusive lock while the block runs; for a file of a run see `RunStore.locked`.
 
     Args:
         wait: watches for up to `STALE` seconds whether another machine's lock is alive; False takes it for alive unless
@@ -138,42 +182,25 @@ def locked(path: Path, wait: bool = True) -> Iterator[Lock | StoreLock]:
     Raises:
         LockedError: another task holds it; the message names its host and process.
     """
-    if (mirror := mirror_of(path)) is not None:
-        from vitp_pipeline.storage.store_locks import locked_on
-
-        with locked_on(mirror, path, wait) as lock_there:
-            yield lock_there
-        return
     file = _acquire(path, wait)
-    lock = Lock(path, file)
+    lock = _FileLock(path, file)
     try:
-        own = _Signature.read(path)
-        alone = not own.text
+        own = lock.read()
         with refusals(path):
             lock.sign()
-        if not alone and own.machine not in ("", _machine()):
+        if own.machine not in ("", _machine()):
             time.sleep(SETTLE)
             lock.check()
-        signer = threading.Thread(target=lock.keep_signing, daemon=True)
-        signer.start()
-        try:
+        with lock.signed():
             yield lock
-        except BaseException:
-            lock.give_back(failed=True)
-            raise
-        lock.give_back(failed=False)
     finally:
         os.close(file)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock now; of another machine, whether it signed lately by this machine's clock."""
-    if (mirror := mirror_of(path)) is not None:
-        from vitp_pipeline.storage.store_locks import is_locked_on
-
-        return is_locked_on(mirror, path)
+    """Tell if somebody holds the lock now; of another machine, if it signed lately by this machine's clock."""
     try:
-        owner = _Signature.read(path)
+        owner = _read(path)
         with open_plain(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed at once: `locked` knows of this moment
@@ -199,12 +226,12 @@ def _acquire(path: Path, wait: bool) -> int:
             flocked = True
         except BlockingIOError as error:
             refused += 1
-            holder = _Signature(os.pread(file, 4096, 0).decode(errors="replace"), os.fstat(file).st_mtime_ns)
+            holder = Signature(os.pread(file, 4096, 0).decode(errors="replace"), os.fstat(file).st_mtime_ns)
             os.close(file)
             if refused < _PROBES:
                 time.sleep(0.05)
                 continue
-            raise _at_work(path, holder) from error
+            raise at_work(path, holder) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 os.close(file)
@@ -214,10 +241,11 @@ def _acquire(path: Path, wait: bool) -> int:
             # its last owner may have removed the file since it was opened: then this lock keeps nobody out
             if path.stat().st_ino != os.fstat(file).st_ino:
                 raise FileNotFoundError
-            owner = _Signature.read(path)
+            owner = _read(path)
             proven = flocked and owner.machine in ("", _machine())  # then the kernel has freed it
-            if not (new or proven or owner.ended):
-                _see_dead(path, owner, wait)
+            silent = owner.age > (LONG_AGO if wait else 2 * STALE)
+            if not (new or proven or owner.ended or silent):
+                see_dead(path, owner, lambda: _read(path), wait)
         except FileNotFoundError:
             os.close(file)
             continue
@@ -235,38 +263,44 @@ def _open(path: Path) -> tuple[int, bool]:
         return open_in_place(path), False
 
 
-def _see_dead(path: Path, owner: _Signature, wait: bool) -> None:
-    """Returns when an owner that the kernel does not vouch for shows no sign of life.
+def see_dead(
+    path: Path,
+    owner: Signature,
+    read: Callable[[], Signature],
+    wait: bool,
+    is_over: Callable[[Signature], bool] = lambda owner: owner.ended,
+) -> None:
+    """Watch an owner that nothing vouches for; return when it shows no sign of life.
 
+    Args:
+        read: reads who holds the lock now. is_over: tells if an owner holds it no longer.
     Raises:
         LockedError: it is alive.
         FileNotFoundError: it has given the lock back.
     """
-    if owner.age > LONG_AGO or (not wait and owner.age > 2 * STALE):
-        return
     if not wait:
-        raise _at_work(path, owner)
+        raise at_work(path, owner)
     say(f"{path.parent}: locked by {owner}; watching for {STALE:.0f} s whether that task is alive")
     until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(min(1.0, STALE / 20))
         if stop_wanted():
             raise stopped("it was waiting for a lock")
-        now = _Signature.read(path)
-        if now.ended:
+        now = read()
+        if is_over(now):
             return
         if now != owner:
-            raise _at_work(path, now)
+            raise at_work(path, now)
     say(f"{path.parent}: no sign of life; taking over")
 
 
-def _at_work(path: Path, owner: _Signature) -> LockedError:
+def at_work(path: Path, owner: Signature) -> LockedError:
     return LockedError(f"{path.parent}: another task is at work here ({owner})", "Let it finish")
 
 
 @cache
 def _machine() -> str:
-    """What tells this machine, until it is started anew, from others: containers on it share it and its flocks."""
+    """Name this machine, until it is started anew: containers on it share the name, and its flocks."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.storage.atomic_files import as_json, create_whole, write_whole
-from vitp_pipeline.storage.backend import bring, shown
-from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.runtime.output import with_aliases
+from vitp_pipeline.storage.atomic_files import as_json, write_whole
 from vitp_pipeline.storage.layout import open_plain, place, run_of
 
 _END = re.compile(r'([0-9a-f]{64})"\n  }\n}\n')
@@ -30,19 +29,17 @@ _END_LENGTH = 64 + len('"\n  }\n}\n')
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Writes a sealed JSON file, whole or not at all. Raises what `write_whole` raises."""
-    text = seal(content, place(path))
-    write_whole(path, lambda unfinished: fill(unfinished, text))
+    """Write a sealed JSON file that belongs to no run's store. Raises what `write_whole` raises."""
+    write_whole(path, sealed(path, content))
 
 
-def create_sealed(path: Path, content: dict[str, Any]) -> bool:
-    """Writes a sealed JSON file unless it exists; of several tasks at once exactly one gets True."""
-    text = seal(content, place(path))
-    return create_whole(path, lambda unfinished: fill(unfinished, text))
+def sealed(path: Path, content: dict[str, Any]) -> str:
+    """Return the text of a sealed JSON file that will lie at `path`, for `RunStore.write`."""
+    return seal(content, place(path))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The content of a sealed JSON file.
+    """Read a sealed JSON file; one of a run is fetched first.
 
     Raises:
         CorruptError: it is not as it was written, was written for another place, or is missing.
@@ -52,7 +49,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """The text of a file of a run. Raises CorruptError when it is missing, or no UTF-8."""
-    bring([path])
     try:
         with open_plain(path) as file:
             return file.read().decode("utf-8")
@@ -102,4 +98,5 @@ def require_place(of: str, path: Path) -> None:
 
 def damaged(path: Path, reason: str) -> CorruptError:
     """Make the error for a damaged file of a run, with its fix."""
-    return CorruptError(f"{path}: {reason}", f"`vitp verify {shown(run_of(path))} --repair`, then run the stage again")
+    run = with_aliases(run_of(path))
+    return CorruptError(f"{path}: {reason}", f"`vitp verify {run} --repair`, then run the stage again")

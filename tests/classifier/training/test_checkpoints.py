@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
+from vitp_pipeline.storage.run_store import LocalStore
 
 
 @pytest.mark.parametrize("fails", ["add_scalar", "flush"])
@@ -24,7 +25,7 @@ def test_a_training_does_not_need_its_curves(
         if name == fails:
             raise OSError(number, os.strerror(number))
 
-    files = TrainingFolder(tmp_path)
+    files = TrainingFolder(LocalStore(tmp_path), tmp_path)
     writer = SimpleNamespace(add_scalar=lambda *_: call("add_scalar"), flush=lambda: call("flush"))
     files.__dict__["_tensorboard"] = writer
     for step in (1, 2):

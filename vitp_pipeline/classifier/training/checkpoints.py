@@ -24,12 +24,10 @@ from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.runtime.distributed import Distributed
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.backend import there
-from vitp_pipeline.storage.digests import require_recorded
-from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.digests import fetch_classifier, require_recorded
 from vitp_pipeline.storage.layout import open_plain
 from vitp_pipeline.storage.locks import Lock
+from vitp_pipeline.storage.run_store import RunStore
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,13 @@ class TrainingFolder:
     `tensorboard/`, with the same figures.
 
     Attributes:
+        store: of the run.
         about: what the .json beside a model says of it.
         lock: held on the folder; looked at before a checkpoint is written.
         lines: of metrics.jsonl.
     """
 
+    store: RunStore
     path: Path
     about: dict[str, Any] = field(default_factory=dict)
     lock: Lock | None = None
@@ -69,12 +69,13 @@ class TrainingFolder:
         digest = hashlib.sha256(content.getbuffer()).digest()
         content.seek(0, os.SEEK_END)
         content.write(_SEAL + digest)
-        write_whole(self.checkpoint, lambda unfinished: fill(unfinished, content.getbuffer()))
+        self.store.write(self.checkpoint, content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """Read the checkpoint, its tensors on the CPU; None before the first. Raises CorruptError."""
-        if not there(self.checkpoint):
+        if not self.store.exists(self.checkpoint):
             return None
+        self.store.fetch(self.checkpoint)
         if not checkpoint_is_whole(self.checkpoint):
             raise self.damaged(ValueError("its checksum does not fit"))
         try:
@@ -95,21 +96,24 @@ class TrainingFolder:
 
     def save_model(self, model: PointViT, name: str, about: dict[str, Any]) -> None:
         """Writes NAME.safetensors and NAME.json. Raises StorageError."""
-        save_classifier(model, self.path / f"{name}.safetensors", {**self.about, **about})
+        path = self.path / f"{name}.safetensors"
+        save_classifier(model, path, {**self.about, **about})
+        self.store.publish(path)
+        self.store.publish(path.with_suffix(".json"))
 
     def load_model(self, name: str) -> PointViT | None:
         """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
         path = self.path / f"{name}.safetensors"
-        return load_classifier(path) if there(path) else None
+        return load_classifier(fetch_classifier(self.store, path)) if self.store.exists(path) else None
 
     def is_whole(self, name: str) -> bool:
         """True if a model exists and is the one saved under that name: it has two files, written one after another."""
-        path = self.path / f"{name}.safetensors"
+        path = fetch_classifier(self.store, self.path / f"{name}.safetensors")
         try:
             require_recorded(path)
         except CorruptError:
             return False
-        return there(path)
+        return path.exists()
 
     def log(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl; it needs a key `step`."""
@@ -124,7 +128,7 @@ class TrainingFolder:
     def write_log(self) -> None:
         """Writes metrics.jsonl with the lines up to now. Raises StorageError."""
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
-        write_whole(self.metrics, lambda unfinished: fill(unfinished, text))
+        self.store.write(self.metrics, text)
 
     def _draw(self, line: dict[str, Any]) -> None:
         if self._tensorboard is not None:

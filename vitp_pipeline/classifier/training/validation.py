@@ -20,8 +20,8 @@ from vitp_pipeline.classifier.training.sampling import sample_points
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.geometry import Size, normalize_points
 from vitp_pipeline.runtime.distributed import ALONE, Distributed
-from vitp_pipeline.storage.atomic_files import write_json, write_whole
-from vitp_pipeline.storage.fs_ops import fill
+from vitp_pipeline.storage.atomic_files import as_json
+from vitp_pipeline.storage.run_store import RunStore
 
 POINTS, MULTI, LEAST_REGION = 250, 16, 0.002
 
@@ -55,17 +55,17 @@ class Validation:
             figures["held_out_regions_multi"] = float(self.regions[2] / self.regions[0])
         return figures
 
-    def save(self, folder: Path, classes: Sequence[str]) -> None:
+    def save(self, store: RunStore, folder: Path, classes: Sequence[str]) -> None:
         """Writes validation.json (figures, and each class's points and accuracy) and confusion.npy."""
         points, right = self.confusion.sum(1), np.diag(self.confusion)
         by_class: dict[str, Any] = {
             name: {"points": int(n), "accuracy": float(r / n) if n else None}
             for name, n, r in zip(classes, points, right, strict=True)
         }
-        write_json(folder / "validation.json", {**self.figures(), "classes": by_class})
+        store.write(folder / "validation.json", as_json({**self.figures(), "classes": by_class}))
         content = io.BytesIO()
         np.save(content, self.confusion)
-        write_whole(folder / "confusion.npy", lambda unfinished: fill(unfinished, content.getbuffer()))
+        store.write(folder / "confusion.npy", content.getbuffer())
 
 
 class HeldOut:

@@ -23,7 +23,7 @@ from vitp_pipeline.decoding.archives import is_file
 from vitp_pipeline.errors import InputError, partly_failed
 from vitp_pipeline.runtime.progress import progress, say
 from vitp_pipeline.storage.atomic_files import write_whole
-from vitp_pipeline.storage.fs_ops import fill, remove
+from vitp_pipeline.storage.fs_ops import remove
 
 PIECE = ".piece-"
 PART = 500
@@ -90,7 +90,7 @@ class Work:
         there = path.is_file() or is_file(source.base / relative)
         if not there:
             made = content()
-            write_whole(path, lambda unfinished: fill(unfinished, made))
+            write_whole(path, made)
         with self._counting:
             if there:
                 self.kept += 1
@@ -204,4 +204,4 @@ def _remove_pieces(path: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_whole(path, lambda unfinished: fill(unfinished, json.dumps(content)))
+    write_whole(path, json.dumps(content))

@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.execution.test_runner import Maker, content, new_run, work
-from vitp_pipeline.artifacts.run import StageRun, open_run
+from tests.execution.test_runner import Maker, content, ids, work
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, open_run
 from vitp_pipeline.errors import LockedError, StoppedError, StorageError, UsageError
 from vitp_pipeline.execution.runner import Outcome
 from vitp_pipeline.runs.gc import collect
@@ -20,10 +20,12 @@ from vitp_pipeline.runs.repair import repair
 from vitp_pipeline.runs.status import run_status
 from vitp_pipeline.runs.verify import verify_run
 from vitp_pipeline.runtime import signals
-from vitp_pipeline.storage import backend, locks, object_mirror, store_locks
-from vitp_pipeline.storage.backend import files_in, folders_in, run_directory, shown, there
-from vitp_pipeline.storage.layout import index_path
-from vitp_pipeline.storage.locks import is_locked, locked
+from vitp_pipeline.runtime.output import with_aliases as shown
+from vitp_pipeline.storage import locks, object_lock, object_store
+from vitp_pipeline.storage.object_client import ObjectClient
+from vitp_pipeline.storage.object_store import ObjectStore
+from vitp_pipeline.storage.open_store import open_store
+from vitp_pipeline.storage.run_store import LocalStore, RunStore
 
 URL = "memory://runs/toy"
 
@@ -33,30 +35,32 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.Ab
     """The objects of the runs in memory; waiting for locks takes no time."""
     monkeypatch.setenv("VITP_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(locks, "STALE", 0.02)
-    monkeypatch.setattr(locks, "SETTLE", 0.0)
+    monkeypatch.setattr(object_lock, "SETTLE", 0.0)
     fs = fsspec.filesystem("memory")
     fs.store.clear()
-    monkeypatch.setattr(backend, "_mirrors", {})
     yield fs
     fs.store.clear()
 
 
-def anew() -> Path:
-    """The run's folder as a new process sees it."""
-    backend._mirrors.clear()
-    return run_directory(URL)
+def anew() -> RunStore:
+    """The run as a new process sees it."""
+    return open_store(URL)
 
 
-def toy(folder: Path) -> StageRun:
-    return new_run(folder / "proposals")
+def new_run(store: RunStore, count: int, shards: int, part_size: int = 2) -> StageRun:
+    return create_or_check(store, store.folder / "proposals", {"stage": "t"}, ids(count), shards, part_size)
 
 
-def small(folder: Path) -> StageRun:
+def toy(store: RunStore) -> StageRun:
+    return new_run(store, 7, 2)
+
+
+def small(store: RunStore) -> StageRun:
     """One shard of two parts."""
-    return new_run(folder / "proposals", 3, 1)
+    return new_run(store, 3, 1)
 
 
-def make(maker: Maker, shards: list[int] | None = None, run: Callable[[Path], StageRun] = toy) -> Outcome:
+def make(maker: Maker, shards: list[int] | None = None, run: Callable[[RunStore], StageRun] = toy) -> Outcome:
     return work(run(anew()), maker, shards)
 
 
@@ -72,7 +76,7 @@ def objects(fs: fsspec.AbstractFileSystem) -> dict[str, bytes]:
 
 @pytest.fixture
 def expected(tmp_path: Path) -> dict[str, bytes]:
-    run = new_run(tmp_path / "proposals")
+    run = toy(LocalStore(tmp_path))
     work(run, Maker())
     return content(run)
 
@@ -117,7 +121,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fs, moment: int, names: Sequence[st
 
 def test_killed_before_and_after_every_request(store, tmp_path: Path, monkeypatch) -> None:
     """Started again it ends with the same objects; what was committed is not made again."""
-    work(plain := small(tmp_path), Maker())
+    work(plain := small(LocalStore(tmp_path)), Maker())
     expected = content(plain)
     with monkeypatch.context() as patch:
         calls = kill_at(patch, store, 10_000)
@@ -166,11 +170,12 @@ def test_a_stopped_part_goes_on_from_its_partial_part(store, expected: dict[str,
 
 def test_two_tasks_on_a_shard(store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "STALE", 60.0)
-    with locked(toy(anew()).shard_folder(0) / "lock") as lock:
-        other = toy(anew())
-        assert is_locked(other.shard_folder(0) / "lock")
+    first, other = toy(anew()), toy(anew())
+    path = other.shard_folder(0) / "lock"
+    with first.store.locked(first.shard_folder(0) / "lock") as lock:
+        assert other.store.is_locked(path)
         refused = pytest.raises(LockedError, match=f"at work here .*process {os.getpid()}")
-        with refused, locked(other.shard_folder(0) / "lock", wait=False):
+        with refused, other.store.locked(path, wait=False):
             pass
         assert [call[:2] for call in _made_by(other, [1])] == [(1, 0), (1, 1)]
         lock.check()
@@ -186,40 +191,35 @@ def test_a_lock_is_taken_over(store, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it shows no sign of life, at once if its process was of this machine and is gone; its owner, if it wakes,
     commits nothing.
     """
-    first = toy(anew()).shard_folder(0) / "lock"
-    with pytest.raises(LockedError, match="another task has taken over"), locked(first) as suspended:
-        second = toy(anew()).shard_folder(0) / "lock"
-        with locked(second):  # it shows no sign of life for STALE seconds
-            suspended.check()
+    first, second = toy(anew()), toy(anew())
+    path = second.shard_folder(0) / "lock"
+    taken = pytest.raises(LockedError, match="another task has taken over")
+    with taken, first.store.locked(first.shard_folder(0) / "lock") as suspended, second.store.locked(path):
+        suspended.check()
     monkeypatch.setattr(locks, "STALE", 1e6)
     child = os.fork()
     if not child:
         os._exit(0)
     os.waitpid(child, 0)
-    dead = b"host h, process %d\nmachine %s token t beat 000000001\n" % (child, store_locks._here().encode())
+    dead = b"host h, process %d\nmachine %s token t beat 000000001\n" % (child, object_lock._machine().encode())
     store.pipe_file("/runs/toy/proposals/shards/00000/lock", dead)
-    with locked(second):
+    with second.store.locked(path):
         pass
-    assert not is_locked(second)
+    assert not second.store.is_locked(path)
 
 
 def test_beats_keep_a_lock(store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "STALE", 0.5)
     monkeypatch.setattr(locks, "BEAT", 0.02)
-    path = toy(anew()).shard_folder(0) / "lock"
-    with locked(path), pytest.raises(LockedError, match="at work here"), locked(path):
+    run = toy(anew())
+    path = run.shard_folder(0) / "lock"
+    with run.store.locked(path), pytest.raises(LockedError, match="at work here"), run.store.locked(path):
         pass
-    assert not files_in(path.parent)
+    assert not run.store.list(path.parent)
 
 
-def test_listing_and_fetching(store) -> None:
-    make(Maker())
-    folder = anew()
-    assert folders_in(folder) == ["proposals"] and folders_in(folder / "proposals/shards") == ["00000", "00001"]
-    shard = folder / "proposals/shards/00000"
-    assert "done.json" in files_in(shard) and not shard.exists()
-    assert not there(shard / "part-0009.parquet") and there(index_path(shard, 0)) and index_path(shard, 0).exists()
-    assert folders_in(folder / "nothing") == [] and files_in(folder / "nothing") == {}
+def test_messages_name_the_url(store) -> None:
+    shard = anew().folder / "proposals/shards/00000"
     assert shown(f"{shard}: damaged") == f"{URL}/proposals/shards/00000: damaged"
 
 
@@ -246,14 +246,14 @@ def test_status_verify_and_gc(store) -> None:
 
 
 def test_scratch_stays_small_and_goes(store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_mirror, "ARCHIVES_KEPT", 2)
+    monkeypatch.setattr(object_store, "ARCHIVES_KEPT", 2)
     make(Maker())
     scratch = tmp_path / "scratch"
-    assert not list(anew().rglob("*.zarr.zip"))
-    run = open_run(anew() / "proposals")
+    assert not list(anew().folder.rglob("*.zarr.zip"))
+    run = open_run(mine := anew(), mine.folder / "proposals")
     for shard in range(2):
-        for name in files_in(run.shard_folder(shard)):
-            assert there(run.shard_folder(shard) / name)
+        for name in mine.list(run.shard_folder(shard)):
+            assert mine.fetch(run.shard_folder(shard) / name).exists()
     assert len(list(run.folder.rglob("*.zarr.zip"))) == 2
     old = scratch / "vitp-run-of-a-killed-process"
     old.mkdir()
@@ -269,26 +269,34 @@ def test_requests_of_a_part(store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         store.store.clear()
         with monkeypatch.context() as patch:
             made = kill_at(patch, store, 10_000, (*REQUESTS, "cat_file"))
-            work(new_run(anew() / "proposals", count, 1, 1), Maker())
+            asks = ObjectClient.is_object
+            patch.setattr(ObjectClient, "is_object", lambda *names: (made.append("before asking"), asks(*names))[1])
+            work(new_run(anew(), count, 1, 1), Maker())
         return Counter(call.removeprefix("before ") for call in made if call.startswith("before"))
 
     part = calls(5) - calls(4)
-    # arrays and log; index made; index and partial asked for; lock looked at twice; arrays listed; partial removed
-    assert part == {"put_file": 2, "pipe_file": 1, "get_file": 2, "cat_file": 2, "ls": 1, "rm_file": 2}
+    # arrays and log; index made; index and partial part asked for; the lock looked at twice; arrays listed; a partial
+    # part removed
+    assert part == {"put_file": 2, "pipe_file": 1, "asking": 2, "cat_file": 2, "ls": 1, "rm_file": 2}
 
 
 def test_urls(tmp_path: Path, store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_directory("runs/a") == Path("runs/a") and run_directory("file:///data/a%20b") == Path("/data/a b")
-    assert run_directory(f"{URL}/") == run_directory(URL)
-    assert run_directory(f"{URL}/evaluation/0123456789ab") == run_directory(URL) / "evaluation/0123456789ab"
+    for text, folder in (
+        ("runs/a", "runs/a"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("~/a", str(Path("~/a").expanduser())),
+    ):
+        assert isinstance(open_store(text), LocalStore) and open_store(text).folder == Path(folder)
+    opened = open_store(f"{URL}/")
+    assert isinstance(opened, ObjectStore) and opened.url == URL and open_store(opened) is opened
     with pytest.raises(UsageError, match="nosuch"):
-        run_directory("nosuch://bucket/run")
+        open_store("nosuch://bucket/run")
     with pytest.raises(UsageError, match="names no place"):
-        run_directory("s3://")
+        open_store("s3://")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # where another test has used it
     with pytest.raises(UsageError, match=r'pip install "vitp-pipeline\[s3\]"'):
-        run_directory("s3://bucket/run")
+        open_store("s3://bucket/run")
 
 
 def test_what_a_store_refuses_is_one_line(store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,153 @@
+"""The store of a run: every file of a run is looked for, read, written and removed through it.
+
+Stages work in a folder, `RunStore.folder`. For a run in a folder that is the run itself (`LocalStore`); for one on an
+object store (`--out s3://bucket/prefix`) it is a scratch folder of this process, and the objects are the results
+(`object_store.ObjectStore`). Questions change nothing: `exists` and `list` bring no file here, `fetch` does.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from vitp_pipeline.storage import locks
+from vitp_pipeline.storage.atomic_files import Content, write_whole
+from vitp_pipeline.storage.fs_ops import remove
+from vitp_pipeline.storage.layout import refuse_links
+from vitp_pipeline.storage.locks import Lock
+
+
+class RunStore(ABC):
+    """The files of a run. Made by `open_store`, once, where a command or a caller names a run.
+
+    Attributes:
+        folder: the folder in which this process works on the run; paths below are of files in it.
+        url: the run as people name it.
+
+    Every method raises CorruptError when a link, a pipe or a socket lies in the run in place of a file or a folder, and
+    StorageError when a disk or an object store refuses.
+    """
+
+    folder: Path
+    url: str
+
+    @abstractmethod
+    def exists(self, path: Path) -> bool:
+        """Tell if a file is in the run. Brings nothing here."""
+
+    @abstractmethod
+    def fetch(self, path: Path) -> Path:
+        """Bring a file here, if it exists, so that it can be read; return its path."""
+
+    @abstractmethod
+    def remove(self, path: Path) -> None:
+        """Remove a file from the run, if it exists."""
+
+    @abstractmethod
+    def list(self, folder: Path) -> dict[str, int]:
+        """Return sizes in bytes by name, sorted, of the files in a folder; {} where there is no folder."""
+
+    @abstractmethod
+    def folders(self, folder: Path) -> Sequence[str]:
+        """Return the names, sorted, of the folders in a folder; [] where there is no folder."""
+
+    @abstractmethod
+    def locked(self, path: Path, wait: bool = True) -> AbstractContextManager[Lock]:
+        """Hold the lock that a file is while the block runs. Raises LockedError; see `locks.locked`."""
+
+    @abstractmethod
+    def is_locked(self, path: Path) -> bool:
+        """Tell if a task holds that lock now."""
+
+    @abstractmethod
+    def look_again(self) -> None:
+        """Forget what was seen and fetched: others may have changed it since."""
+
+    def write(self, path: Path, content: Content) -> None:
+        """Write a file of the run, whole or not at all. Raises as `write_whole`."""
+        write_whole(path, content)
+        self.publish(path)
+
+    def create(self, path: Path, content: Content) -> bool:
+        """`write` unless the file exists; of several tasks at once exactly one gets True."""
+        return write_whole(path, content, replace=False) and self._publish_new(path)
+
+    @abstractmethod
+    def publish(self, path: Path) -> None:
+        """Make a file that was written here, whole, a file of the run; it replaces one of its name."""
+
+    @abstractmethod
+    def release(self, path: Path) -> None:
+        """Let go of what `fetch` brought, or `publish` sent: it is not needed here any more."""
+
+    @abstractmethod
+    def fetch_all(self, paths: Iterable[Path]) -> None:
+        """Bring those of the files here that exist, many at once."""
+
+    @abstractmethod
+    def _publish_new(self, path: Path) -> bool:
+        """`publish` unless the run has a file of that name: then False, and the one here goes."""
+
+
+class LocalStore(RunStore):
+    """A run in a folder. Files that lie in no run are files as any other: links to them are followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, str(folder)
+        self._folders: set[Path] = set()
+        """Folders of the run that were seen to be no links; each is looked at once."""
+
+    def exists(self, path: Path) -> bool:
+        return refuse_links(path, self._folders)
+
+    def fetch(self, path: Path) -> Path:
+        refuse_links(path.parent, self._folders)  # opening refuses a link in the place of the file itself
+        return path
+
+    def remove(self, path: Path) -> None:
+        remove(path)
+
+    def list(self, folder: Path) -> dict[str, int]:
+        return {entry.name: size for entry in self._entries(folder) if (size := _size(entry)) is not None}
+
+    def folders(self, folder: Path) -> Sequence[str]:
+        return [entry.name for entry in self._entries(folder) if entry.is_dir(follow_symlinks=False)]
+
+    def locked(self, path: Path, wait: bool = True) -> AbstractContextManager[Lock]:
+        return locks.locked(path, wait)
+
+    def is_locked(self, path: Path) -> bool:
+        return locks.is_locked(self.fetch(path))
+
+    def look_again(self) -> None:
+        self._folders.clear()
+
+    # a file that lies here whole is a file of the run
+
+    def publish(self, path: Path) -> None: ...
+
+    def release(self, path: Path) -> None: ...
+
+    def fetch_all(self, paths: Iterable[Path]) -> None: ...
+
+    def _publish_new(self, path: Path) -> bool:
+        return True
+
+    def _entries(self, folder: Path) -> Sequence[os.DirEntry[str]]:
+        refuse_links(folder, self._folders)
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """The size of a file; None of what is none."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
+    except FileNotFoundError:  # renamed meanwhile
+        return None
