@@ -49,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Names the masks of a frozen segmentation model with a point-prompted ViT (ViT-P), offline and in shards.
+    help="""Classify the masks of a frozen segmentation model with a point-prompted ViT (ViT-P), offline and in shards.
 
 The four stages, in order:
 
@@ -75,7 +75,7 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def before_any_command(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and end.", callback=show_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Flags that stand before the command; `show_version` has seen to the one there is."""

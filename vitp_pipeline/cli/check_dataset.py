@@ -14,24 +14,26 @@ def register(app: typer.Typer) -> None:
     @app.command("check-dataset", rich_help_panel="Datasets")
     def check_dataset(
         name: Annotated[
-            str, typer.Argument(help="A recipe or a manifest: a shipped name or a .toml path.", metavar="NAME")
+            str, typer.Argument(help="Recipe or manifest: a shipped name or a .toml path.", metavar="NAME")
         ],
         data_root: DataRoot,
-        split: Annotated[str | None, typer.Option(help="Only this split (default: all).", metavar="S")] = None,
+        split: Annotated[str | None, typer.Option(help="Check only this split (default: all).", metavar="S")] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Draw a sheet of images with their labels laid over them.", metavar="PNG")
+            Path | None, typer.Option(help="Draw a contact sheet of images overlaid with their labels.", metavar="PNG")
         ] = None,
-        limit: Annotated[int, typer.Option(min=0, max=10**9, help="Look at so many images, spread; 0 = all.")] = 0,
-        workers: Annotated[int, typer.Option(min=1, max=1024, help="Threads that read.")] = 1,
-        json: Annotated[bool, typer.Option("--json", help="For machines, and with every name.")] = False,
+        limit: Annotated[
+            int, typer.Option(min=0, max=10**9, help="Check at most this many images, evenly spread; 0 = all.")
+        ] = 0,
+        workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of reading threads.")] = 1,
+        json: Annotated[bool, typer.Option("--json", help="Print one JSON document, with every image id.")] = False,
     ) -> None:
-        """Sizes, modes, label values, classes, missing and broken files of a dataset.
+        """Check a dataset: sizes, modes, label values, classes, missing and broken files.
 
         vitp check-dataset ade20k --data-root data/ade/ADEChallengeData2016 --split val --out ade20k.png
 
         vitp check-dataset mine.toml --data-root data/mine --json
 
-        Reads every file. Exit code 3 when some images cannot be used; each file is named with the reason.
+        Reads every file. Exit code 3 if some images cannot be used; each file is listed with its reason.
         """
         from vitp_pipeline.diagnostics.check_dataset import check_dataset
 

@@ -23,9 +23,9 @@ def register(app: typer.Typer) -> None:
         retry_failed: options.RetryFailed = False,
         json: options.Json = False,
     ) -> None:
-        """3. Name the point of every mask with the trained classifier.
+        """3. Classify the point of every mask with the trained classifier.
 
-        Reads images and points, no masks. Every classifier's scores are kept side by side.
+        Reads images and points, no masks. Scores of several classifiers are kept side by side.
 
             vitp classify camvid --data-root data/camvid --out runs/camvid
         """

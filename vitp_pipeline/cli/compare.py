@@ -20,12 +20,12 @@ def register(app: typer.Typer) -> None:
                 help="Run directories (or URLs) or their evaluation/ folders; the first is the base.", metavar="RUN..."
             ),
         ],
-        out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE")] = Path("compare.html"),
+        out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")] = Path("compare.html"),
         json: JsonFile = None,
     ) -> None:
-        """Several evaluations of the same images on one HTML page: differences with intervals over the images.
+        """Compare evaluations of the same images on one HTML page, with confidence intervals.
 
-        Classifiers, α, points or generators: whatever differs. Of a run with several evaluations it takes the
+        They may differ in classifier, α, points or generator. Of a run with several evaluations it takes the
         newest. Needs the packages of vitp-pipeline\\[report].
 
             vitp compare runs/camvid runs/camvid-large --out compare.html

@@ -13,12 +13,12 @@ from vitp_pipeline.cli.options import Json
 def register(app: typer.Typer) -> None:
     @app.command("demo", rich_help_panel="Also")
     def demo(
-        out: Annotated[Path, typer.Option("--out", help="Where the scenes and the run go.", metavar="DIR")] = Path(
+        out: Annotated[Path, typer.Option("--out", help="Folder for the scenes and the run.", metavar="DIR")] = Path(
             "runs/demo"
         ),
         json: Json = False,
     ) -> None:
-        """See all four stages at work on drawn scenes: no download, no GPU, a few minutes.
+        """Run all four stages on drawn scenes: no download, no GPU, a few minutes.
 
         vitp demo
         """

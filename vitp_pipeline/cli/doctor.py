@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Json
 def register(app: typer.Typer) -> None:
     @app.command("doctor", rich_help_panel="Also")
     def doctor(json: Json = False) -> None:
-        """Versions, devices, and which compiled operators are there. Paste it into a bug report.
+        """Print versions, devices and available compiled operators. Paste it into a bug report.
 
         vitp doctor
 

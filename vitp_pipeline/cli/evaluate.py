@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         shard: options.Shard = None,
         name: options.ClassifierName = None,
         classifier: options.ClassifierFile = None,
-        allow_missing: Annotated[bool, typer.Option(help="Take figures of the images that are there.")] = False,
+        allow_missing: Annotated[bool, typer.Option(help="Report metrics even if some images are missing.")] = False,
         points: options.Points = None,
         device: options.Device = None,
         changes: options.Changes = None,
@@ -33,17 +33,17 @@ def register(app: typer.Typer) -> None:
         stream: Annotated[
             bool,
             typer.Option(
-                "--stream", help="Run generator and classifier, too, image by image; store neither masks nor scores."
+                "--stream", help="Also run generator and classifier, image by image; store neither masks nor scores."
             ),
         ] = False,
         by_class: Annotated[
-            bool, typer.Option("--by-class", help="Also a table of every class: generator, fused, bounds.")
+            bool, typer.Option("--by-class", help="Also print a table of all classes: generator, fused, upper bounds.")
         ] = False,
     ) -> None:
-        """4. Fuse both scores and measure: mIoU, PQ, AP if asked for, and the upper bounds.
+        """4. Fuse generator and classifier scores; report mIoU, PQ, AP on request, and upper bounds.
 
-        With --shard it measures one shard and prints no figures, with --json - what it did, as the other stages do; the
-        last call without it adds up all of them.
+        With --shard it counts one shard and prints no metrics (with --json -, a summary like the other stages'); a last
+        call without --shard adds up all shards.
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid
 
@@ -51,8 +51,8 @@ def register(app: typer.Typer) -> None:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
 
-        Many views of an image (scales, flipped, windows) can take a gigabyte of masks. --stream needs the classifier
-        alone and keeps no masks:
+        Many views of an image (scales, flips, windows) can take a gigabyte of masks. --stream stores none, and needs
+        only a classifier:
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --stream --set preset=views-multiscale
         """

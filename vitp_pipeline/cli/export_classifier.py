@@ -13,13 +13,13 @@ from vitp_pipeline.cli.options import Json
 def register(app: typer.Typer) -> None:
     @app.command("export-classifier", rich_help_panel="Also")
     def export_classifier(
-        file: Annotated[Path, typer.Argument(help="A classifier (.safetensors).", metavar="FILE")],
-        out: Annotated[Path, typer.Option("--out", help="The file to write: .onnx or .pt2.", metavar="FILE")],
+        file: Annotated[Path, typer.Argument(help="Classifier (.safetensors).", metavar="FILE")],
+        out: Annotated[Path, typer.Option("--out", help="File to write: .onnx or .pt2.", metavar="FILE")],
         json: Json = False,
     ) -> None:
-        """Write a classifier as a program that runs without vitp, for any number of images and points.
+        """Export a classifier to ONNX or torch.export, for any number of images and points.
 
-        Class names, image size, mean and standard deviation lie inside the file. ONNX needs the packages of
+        The file contains class names, image size, mean and standard deviation. ONNX needs the packages of
         vitp-pipeline\\[export].
 
             vitp export-classifier runs/camvid/classifier/default/model.safetensors --out camvid.onnx

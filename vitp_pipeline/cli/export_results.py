@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
                 help="coco-panoptic, coco-results, coco-instances, cityscapes, ade20k, label-png.", metavar="FORMAT"
             ),
         ],
-        variant: Annotated[str, typer.Option(help="Who names the masks: fused, generator or classifier.")] = "fused",
+        variant: Annotated[str, typer.Option(help="Class scores to export: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
         shard: options.Shard = None,
         name: options.ClassifierName = None,
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
         retry_failed: options.RetryFailed = False,
         json: options.Json = False,
     ) -> None:
-        """Write results as files that the benchmarks' own tools and servers read.
+        """Write results in the formats of the benchmarks' own tools and servers.
 
-        Give what `vitp evaluate` was given; no ground truth is needed. The files lie in RUN/exports/FORMAT-…/results.
+        Use the recipe and flags of `vitp evaluate`; no ground truth is needed. Writes to RUN/exports/FORMAT-…/results.
 
             vitp export-results coco-sample --data-root data/coco --out runs/coco --format coco-panoptic
 

@@ -14,10 +14,10 @@ def register(app: typer.Typer) -> None:
     @app.command("gc", rich_help_panel="Clusters")
     def gc(
         run: Run,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
         json: Json = False,
     ) -> None:
-        """Remove what killed tasks left behind; never what a task that is at work is writing, nor any result.
+        """Remove stale files of killed tasks; results and files of running tasks are kept.
 
         vitp gc runs/camvid
         """

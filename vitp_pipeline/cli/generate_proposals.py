@@ -17,16 +17,17 @@ def register(app: typer.Typer) -> None:
         out: options.Out,
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: options.Shard = None,
-        limit: Annotated[int | None, typer.Option(help="Only the first images of the split.")] = None,
+        limit: Annotated[int | None, typer.Option(help="Process only the first images of the split.")] = None,
         config: Annotated[
             str | None,
             typer.Option(
-                help="The generator: an OpenMMLab config (path, or name of a packaged one), hf:OWNER/NAME, "
+                help="Generator: an OpenMMLab config (path, or name of a packaged one), hf:OWNER/NAME, "
                 "a folder of transformers, or python:FILE.py:CLASS. See `vitp generators`."
             ),
         ] = None,
         checkpoint: Annotated[
-            str | None, typer.Option(help="Its weights; a folder of transformers has its own.", metavar="FILE")
+            str | None,
+            typer.Option(help="Weights of the generator; a folder of transformers has its own.", metavar="FILE"),
         ] = None,
         batch_size: options.BatchSize = None,
         device: options.Device = None,

@@ -24,8 +24,8 @@ class Layout(StrEnum):
 def register(app: typer.Typer) -> None:
     @app.command("import-checkpoint", rich_help_panel="Also")
     def import_checkpoint(
-        file: Annotated[Path, typer.Argument(help="The checkpoint to convert.", metavar="FILE")],
-        out: Annotated[Path, typer.Option("--out", help="The file or folder to write.", metavar="PATH")],
+        file: Annotated[Path, typer.Argument(help="Checkpoint to convert.", metavar="FILE")],
+        out: Annotated[Path, typer.Option("--out", help="File or folder to write.", metavar="PATH")],
         layout: Annotated[
             Layout,
             typer.Option(
@@ -35,21 +35,20 @@ def register(app: typer.Typer) -> None:
                 "of mmsegmentation 0.x or mmdetection 2.x becomes one of 1.x or 3.x.",
             ),
         ] = Layout.vitp,
-        manifest: Annotated[str | None, typer.Option(help="Dataset whose class names it has.")] = None,
+        manifest: Annotated[str | None, typer.Option(help="Dataset whose classes it predicts.")] = None,
         image_size: Annotated[
-            tuple[int, int], typer.Option(callback=checked_as("PixelPair"), help="Height and width of its input.")
+            tuple[int, int],
+            typer.Option(callback=checked_as("PixelPair"), help="Height and width of the classifier's input."),
         ] = (518, 518),
         dilations: Annotated[
             str | None,
-            typer.Option(
-                help="Of a DiNAT whose file has another name than its authors gave it: dinat-l, dinat-l-1280, …"
-            ),
+            typer.Option(help="Published DiNAT model, if the file was renamed: dinat-l, dinat-l-1280, …"),
         ] = None,
         test_size: Annotated[
             tuple[int, int] | None,
             typer.Option(
                 callback=checked_as("EdgePair"),
-                help="Shortest and longest edge that a generator's images get, likewise.",
+                help="Shortest and longest edge of the generator's images, if the file was renamed.",
                 show_default=False,
             ),
         ] = None,
@@ -62,9 +61,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         json: Json = False,
     ) -> None:
-        """Convert a released ViT-P checkpoint into a classifier, or back; or a released generator into what runs here.
+        """Convert a released ViT-P checkpoint into a classifier, or back, or convert a released generator.
 
-        Architecture, number of classes and of point coordinates are read off the tensors; nothing in the file is run.
+        Architecture, classes and point coordinates are inferred from the tensors; nothing in the file is executed.
 
             vitp import-checkpoint model_coco_base793_150points.pth --manifest coco-panoptic --out coco-b.safetensors
 

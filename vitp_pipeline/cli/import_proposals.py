@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
         data_root: DataRoot,
         out: Out,
         masks: Annotated[
-            Path, typer.Option("--masks", help="What the other tool wrote: a folder (npz) or a file.", metavar="PATH")
+            Path,
+            typer.Option("--masks", help="Masks that the other tool wrote: a folder (npz) or a file.", metavar="PATH"),
         ],
         format: Annotated[str, typer.Option("--from", help="npz, coco or mmdet.", metavar="FORMAT")],
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
@@ -26,17 +27,17 @@ def register(app: typer.Typer) -> None:
             float,
             typer.Option(
                 callback=checked_as("Fraction"),
-                help="Fraction of what a score leaves open that “no object” gets; the rest: the other classes.",
+                help="Share of 1 − score that goes to “no object”; the rest goes to the other classes.",
             ),
         ] = 0.5,
         changes: Changes = None,
         retry_failed: RetryFailed = False,
         json: Json = False,
     ) -> None:
-        """Masks that another tool made, in place of stage one: classify and evaluate them as a generator's.
+        """Import masks of another tool in place of stage one, to classify and evaluate them.
 
-        npz: a folder with ID.npz (masks and scores, or logits). coco: results as pycocotools reads them, run lengths or
-        polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is run.
+        npz: a folder with ID.npz (masks and scores, or logits). coco: results as pycocotools reads them, RLE or
+        polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is executed.
 
             vitp import-proposals camvid --data-root data/camvid --out runs/theirs --from npz --masks masks/val
 

@@ -14,32 +14,35 @@ def register(app: typer.Typer) -> None:
     @app.command("info", rich_help_panel="Also")
     def info(
         recipe: Annotated[
-            str | None, typer.Argument(help="A recipe; without one, name --backbone or --config.", metavar="[RECIPE]")
+            str | None, typer.Argument(help="Recipe; without one, give --backbone or --config.", metavar="[RECIPE]")
         ] = None,
         size: Annotated[
-            str | None, typer.Option(help="Input of the classifier (default: the recipe's).", metavar="HxW")
+            str | None, typer.Option(help="Input size of the classifier (default: the recipe's).", metavar="HxW")
         ] = None,
         points: Annotated[
             int | None,
-            typer.Option(min=1, max=10**6, help="Points of a forward (default: its queries).", metavar="N"),
+            typer.Option(min=1, max=10**6, help="Points per forward pass (default: one per query).", metavar="N"),
         ] = None,
         crop: Annotated[
             str | None,
-            typer.Option(help="Input of the generator (default: the crop that its config trains on).", metavar="HxW"),
+            typer.Option(help="Input size of the generator (default: its training crop).", metavar="HxW"),
         ] = None,
         backbone: Annotated[
-            str | None, typer.Option(help="A timm ViT instead of the recipe's.", metavar="NAME")
+            str | None, typer.Option(help="Name of a timm ViT, in place of the recipe's.", metavar="NAME")
         ] = None,
         classes: Annotated[
-            int | None, typer.Option(min=1, max=10**6, help="Number of classes, where no recipe says it.", metavar="K")
+            int | None, typer.Option(min=1, max=10**6, help="Number of classes, without a recipe.", metavar="K")
         ] = None,
-        config: Annotated[str | None, typer.Option(help="A generator, not the recipe's: named as in a recipe.")] = None,
+        config: Annotated[str | None, typer.Option(help="Generator, in place of the recipe's: as in a recipe.")] = None,
         data_root: Annotated[
-            Path | None, typer.Option("--data-root", help="For a recipe whose config lies there.", metavar="DIR")
+            Path | None,
+            typer.Option(
+                "--data-root", help="Folder of the dataset, if the recipe's config lies there.", metavar="DIR"
+            ),
         ] = None,
         json: Json = False,
     ) -> None:
-        """Parameters and operations of generator, classifier and both. Needs no weights.
+        """Count parameters and FLOPs of generator and classifier. Needs no weights.
 
         vitp info camvid --data-root data/camvid
 

@@ -25,7 +25,7 @@ def shipped_recipes(begun: str) -> list[str]:
 RecipeName = Annotated[
     str,
     typer.Argument(
-        help="A recipe: its shipped name (e.g. camvid) or a .toml path.",
+        help="Recipe: a shipped name (e.g. camvid) or a .toml path.",
         metavar="RECIPE",
         autocompletion=shipped_recipes,
     ),
@@ -35,7 +35,7 @@ Out = Annotated[
     RunStore,
     typer.Option(
         "--out",
-        help="The run directory, or a URL like s3://bucket/run; all stages of a run share it.",
+        help="Run directory, or a URL like s3://bucket/run; all stages of a run share it.",
         metavar="RUN",
         parser=open_store,
     ),
@@ -49,11 +49,13 @@ Shard = Annotated[
         metavar="I/N",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images at once; changes no result.")]
+Device = Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Images per forward pass; does not change results.")
+]
 RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Make the images that failed anew, and no others, e.g. after fixing files."),
+    typer.Option("--retry-failed", help="Re-run only the images that failed, e.g. after fixing files."),
 ]
 Changes = Annotated[
     list[str] | None,
@@ -61,26 +63,28 @@ Changes = Annotated[
 ]
 Points = Annotated[
     str | None,
-    typer.Option("--points", help="Which stored points name a mask: max, center, random, multi, local_maxima."),
+    typer.Option("--points", help="Stored points to classify: max, center, random, multi or local_maxima."),
 ]
-ClassifierName = Annotated[str | None, typer.Option("--name", help="Which classifier of the run (default: default).")]
+ClassifierName = Annotated[
+    str | None, typer.Option("--name", help="Name of the classifier in the run (default: default).")
+]
 ClassifierFile = Annotated[
-    str | None, typer.Option("--classifier", help="A classifier file from elsewhere.", metavar="FILE")
+    str | None, typer.Option("--classifier", help="Classifier file from outside the run.", metavar="FILE")
 ]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", help="Write the figures here; - is standard output, in place of tables.", metavar="FILE"),
+    typer.Option("--json", help="Write the metrics to this file; - prints JSON in place of tables.", metavar="FILE"),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="For machines: one document on standard output, and nothing else there.")
+    bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")
 ]
 Run = Annotated[
     RunStore,
-    typer.Argument(help="A run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=open_store),
+    typer.Argument(help="Run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=open_store),
 ]
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks: results and errors alone.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only, no progress.")]
 
 
 def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:

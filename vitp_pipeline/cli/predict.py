@@ -16,51 +16,53 @@ def register(app: typer.Typer) -> None:
     @app.command("predict", rich_help_panel="Also")
     def predict(
         images: Annotated[
-            list[Path], typer.Argument(help="Image files, and folders of such.", metavar="IMAGE...", show_default=False)
+            list[Path], typer.Argument(help="Image files, or folders of them.", metavar="IMAGE...", show_default=False)
         ],
-        out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")],
+        out: Annotated[Path, typer.Option("--out", help="Folder for the results.", metavar="DIR")],
         recipe: Annotated[
             str | None,
             typer.Option(
-                help="A recipe, for what is not said here, or a manifest, for names, things and colors.", metavar="R"
+                help="Recipe for all that has no flag here, or manifest for class names and colors.", metavar="R"
             ),
         ] = None,
         run: Annotated[
             RunStore | None,
-            typer.Option("--run", help="A run whose classifier is used.", metavar="RUN", parser=open_store),
+            typer.Option("--run", help="Run whose classifier to use.", metavar="RUN", parser=open_store),
         ] = None,
         name: ClassifierName = None,
         generator: Annotated[
             str | None,
-            typer.Option(help="Named as in a recipe: a config, hf:OWNER/NAME, a folder, python:FILE.py:CLASS."),
+            typer.Option(help="Generator, as in a recipe: a config, hf:OWNER/NAME, a folder, python:FILE.py:CLASS."),
         ] = None,
         checkpoint: Annotated[
-            str | None, typer.Option(help="Its weights; a folder of transformers has its own.", metavar="FILE")
+            str | None,
+            typer.Option(help="Weights of the generator; a folder of transformers has its own.", metavar="FILE"),
         ] = None,
         classifier: ClassifierFile = None,
         task: Annotated[
             list[str] | None,
             typer.Option(
-                "--task", help="semantic, panoptic, instance; several by repeating. Default: the first two, as it fits."
+                "--task",
+                help="semantic, panoptic or instance; repeat for several. Default: the first two, as they apply.",
             ),
         ] = None,
         alpha: Annotated[
             str | None,
             typer.Option(help="Weight of the classifier; 0 = the generator alone, without one.", metavar="A"),
         ] = None,
-        overlays: Annotated[str, typer.Option(help="Pictures of the results: jpg, png or none.")] = "jpg",
+        overlays: Annotated[str, typer.Option(help="Format of the pictures: jpg, png or none.")] = "jpg",
         data_root: Annotated[
-            Path | None, typer.Option("--data-root", help="For a recipe whose files lie there.", metavar="DIR")
+            Path | None,
+            typer.Option("--data-root", help="Folder of the dataset, if the recipe's files lie there.", metavar="DIR"),
         ] = None,
         device: Device = None,
         changes: Changes = None,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Also images that have results.")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Process images again that have results.")] = False,
         json: Json = False,
     ) -> None:
-        """Both stages on images of your own: label PNGs, JSON with scores before and after, and overlays.
+        """Run generator and classifier on your own images; write label PNGs, JSON with scores, and overlays.
 
-        No ground truth and no run directory are needed. Killed and started again, it goes on; images that have results
-        are passed over.
+        Needs no ground truth and no run directory. If killed, run it again: images that have results are skipped.
 
             vitp predict photos --recipe demo --run runs/demo/run --out found
 
@@ -68,7 +70,7 @@ def register(app: typer.Typer) -> None:
 
             vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
 
-        With --alpha 0 no classifier is needed, and masks keep the generator's names:
+        With --alpha 0 no classifier is needed, and masks keep the generator's classes:
 
             vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
         """

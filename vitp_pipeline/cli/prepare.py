@@ -15,13 +15,13 @@ def register(app: typer.Typer) -> None:
         dataset: Annotated[str, typer.Argument(help="ade20k, cityscapes, coco or coco-stuff.", metavar="DATASET")],
         data_root: DataRoot,
         only: Annotated[
-            list[str] | None, typer.Option("--only", help="Only these products; without it all.", metavar="WHAT")
+            list[str] | None, typer.Option("--only", help="Make only these products (default: all).", metavar="WHAT")
         ] = None,
-        split: Annotated[str | None, typer.Option(help="Only this split.", metavar="S")] = None,
-        workers: Annotated[int, typer.Option(min=1, max=1024, help="Threads.")] = 1,
+        split: Annotated[str | None, typer.Option(help="Prepare only this split.", metavar="S")] = None,
+        workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of threads.")] = 1,
         json: Json = False,
     ) -> None:
-        """Makes the files that other tools' scripts derive from a download, where they are missing.
+        """Make the files that other tools' scripts derive from a download, where they are missing.
 
         vitp prepare cityscapes --data-root data/cityscapes --only panoptic
 

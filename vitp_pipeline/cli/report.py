@@ -14,22 +14,24 @@ def register(app: typer.Typer) -> None:
     @app.command("report", rich_help_panel="Also")
     def report(
         run: Annotated[
-            str, typer.Argument(help="A run directory (or URL), or one of its evaluation/ folders.", metavar="RUN")
+            str, typer.Argument(help="Run directory (or URL), or one of its evaluation/ folders.", metavar="RUN")
         ],
         data_root: Annotated[
             Path | None,
-            typer.Option("--data-root", help="Folder of the dataset; without it no photographs.", metavar="DIR"),
+            typer.Option(
+                "--data-root", help="Folder of the dataset; without it the report shows no photographs.", metavar="DIR"
+            ),
         ] = None,
         out: Annotated[
-            Path | None, typer.Option("--out", help="The file to write (default: RUN/report.html).", metavar="FILE")
+            Path | None, typer.Option("--out", help="File to write (default: RUN/report.html).", metavar="FILE")
         ] = None,
         recipe: Annotated[
             str | None,
-            typer.Option(help="The run's recipe, where its manifest is not a shipped one.", metavar="RECIPE"),
+            typer.Option(help="Recipe of the run, needed if its manifest is not a shipped one.", metavar="RECIPE"),
         ] = None,
         json: Json = False,
     ) -> None:
-        """Everything about an evaluation on one HTML page that opens from disk: figures, charts, and a gallery.
+        """Write an evaluation as one HTML page that opens from disk: metrics, charts and a gallery.
 
         Of a run with several evaluations it takes the newest. Needs the packages of vitp-pipeline\\[report].
 

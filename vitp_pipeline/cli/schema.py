@@ -10,8 +10,10 @@ import typer
 def register(app: typer.Typer) -> None:
     @app.command("schema", rich_help_panel="Also")
     def schema(
-        manifest: Annotated[bool, typer.Option("--manifest", help="Of a dataset's manifest.")] = False,
-        profile: Annotated[bool, typer.Option("--profile", help="Of a cluster profile, as `submit` reads it.")] = False,
+        manifest: Annotated[bool, typer.Option("--manifest", help="Print the schema of manifests.")] = False,
+        profile: Annotated[
+            bool, typer.Option("--profile", help="Print the schema of the cluster profiles that `submit` reads.")
+        ] = False,
     ) -> None:
         """Print the JSON Schema of recipes, from which editors complete keys and check values.
 

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     def status(
         run: Run,
         json: Json = False,
-        watch: Annotated[bool, typer.Option("--watch", help="Again every 5 seconds, until all is done.")] = False,
+        watch: Annotated[bool, typer.Option("--watch", help="Repeat every 5 seconds until all is done.")] = False,
     ) -> None:
         """Show what is done, running, stopped or missing in a run, and which array tasks to start for the rest.
 

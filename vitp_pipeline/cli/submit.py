@@ -29,30 +29,37 @@ def register(app: typer.Typer) -> None:
         data_root: DataRoot,
         out: Out,
         engine: Annotated[
-            Engine, typer.Option("--engine", help="k8s and aws print what you submit yourself.", show_default=False)
+            Engine,
+            typer.Option("--engine", help="Scheduler; k8s and aws print a job for you to submit.", show_default=False),
         ],
         shards: Annotated[
-            int | None, typer.Option("--shards", min=1, max=10**6, help="Of a new run", metavar="N")
+            int | None, typer.Option("--shards", min=1, max=10**6, help="Number of shards of a new run.", metavar="N")
         ] = None,
         workers: Annotated[
             int | None,
-            typer.Option("-j", "--workers", min=1, max=1024, help="local: processes (default: one per GPU)."),
+            typer.Option(
+                "-j", "--workers", min=1, max=1024, help="With local: number of processes (default: one per GPU)."
+            ),
         ] = None,
         profile: Annotated[
-            str | None, typer.Option("--profile", help="What the cluster must be told: a .toml.", metavar="FILE")
+            str | None,
+            typer.Option("--profile", help="Cluster profile (.toml): partition, time, memory, setup.", metavar="FILE"),
         ] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts, begin nothing.")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
         name: ClassifierName = None,
         classifier: ClassifierFile = None,
-        alpha: Annotated[str | None, typer.Option(help="As of `vitp evaluate`.", metavar="A")] = None,
+        alpha: Annotated[
+            str | None,
+            typer.Option(help="Weight of the classifier, or first:last:step, as in `vitp evaluate`.", metavar="A"),
+        ] = None,
         retry_failed: Annotated[
-            bool, typer.Option("--retry-failed", help="Also the shards that hold failed images.")
+            bool, typer.Option("--retry-failed", help="Also run shards with failed images again.")
         ] = False,
         json: Json = False,
     ) -> None:
-        """All four stages as array jobs: what is missing of a run, each task after those it needs.
+        """Submit the missing work of all four stages as array jobs, each after those it depends on.
 
-        Run it again after failures: it submits what is still missing, and nothing that is done.
+        Run it again after failures: it submits only what is still missing.
 
             vitp submit camvid --data-root data/camvid --out runs/camvid --shards 8 --engine slurm --profile mine.toml
 

@@ -17,18 +17,21 @@ def register(app: typer.Typer) -> None:
         out: Out,
         name: ClassifierName = None,
         epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Of initialization, order and augmentation.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Seed of initialization, order and augmentation.")] = None,
         hold_out: Annotated[
-            int | None, typer.Option(help="Training images kept out, to choose settings by; figures in metrics.jsonl.")
+            int | None,
+            typer.Option(help="Training images to hold out for choosing settings; metrics go to metrics.jsonl."),
         ] = None,
-        weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or hub.", metavar="FILE")] = None,
+        weights: Annotated[
+            str | None, typer.Option(help="Backbone weights: a file, or hub for timm's.", metavar="FILE")
+        ] = None,
         device: Device = None,
         changes: Changes = None,
         json: Json = False,
     ) -> None:
         """2. Train the ViT-P point classifier on ground-truth points.
 
-        Needs images and labels, no proposals. Killed and started again, it goes on from its last checkpoint.
+        Needs images and labels, no proposals. If killed, run it again: it continues from its last checkpoint.
 
             vitp train-classifier camvid --data-root data/camvid --out runs/camvid
 

@@ -15,11 +15,13 @@ def register(app: typer.Typer) -> None:
         run: Run,
         repair: Annotated[
             bool,
-            typer.Option("--repair", help="Put copies back; remove bad parts, so that a rerun makes them anew."),
+            typer.Option(
+                "--repair", help="Restore files from copies, and remove damaged parts so that a rerun makes them again."
+            ),
         ] = False,
         json: Json = False,
     ) -> None:
-        """Read every committed file of a run again, and name those that are not as they were written.
+        """Check every committed file of a run against its checksum, and list damaged ones.
 
         Compares checksums, rows and images. Ends with code 6 when something is damaged.
 

@@ -252,7 +252,7 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
                 "label": spec.classes[s.category].label,
                 "thing": spec.classes[s.category].thing,
                 "score": _short(s.score),
-                "pixels": np.count_nonzero(found.ids == s.id),
+                "pixels": int(np.count_nonzero(found.ids == s.id)),
                 "masks": list(s.masks),
                 **classified(_most_confident(masks, s.masks)),
             }
