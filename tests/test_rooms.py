@@ -101,7 +101,6 @@ ANNOTATION_READERS = {
     "datasets/prepare/work.py": "pieces that prepare itself has written",
     "generators/checkpoint.py": "class names in the metadata of weights",
     "generators/data_config.py": "configs, bounded and checked",
-    "generators/huggingface/folder.py": "a transformers folder's JSON, checked",
     "report/loaded_evaluation.py": "a round trip of an identity",
     "stages/classify.py": "a round trip of an identity",
     "stages/export_results.py": "rows that the stage itself has written",

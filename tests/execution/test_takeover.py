@@ -1,11 +1,13 @@
 """A task that was suspended, and taken over, may wake before any of its steps: it changes nothing that is committed.
 
 The lock file alone keeps two tasks apart here, as on a file system without flock, and in an object store: another task
-takes the shard over just before the n-th step of the first one, makes other bytes (as two GPUs do), and commits them.
+takes the shard over just before the n-th step of the first one, and makes other bytes (as two GPUs do). It commits
+them, or has only cleaned up when it is itself stopped; then the first one commits nothing more, either.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,13 +30,19 @@ STEPS = 34
 """So many changes of a disk a task makes from the moment that it holds the lock; of a store's objects fewer."""
 
 
+class Stopped(Exception):
+    """What ends a task before it has committed anything."""
+
+
 class Maker:
     """Makes arrays and rows that say whose they are."""
 
-    def __init__(self, run: StageRun, by: int) -> None:
-        self.run, self.by = run, by
+    def __init__(self, run: StageRun, by: int, stops: bool = False) -> None:
+        self.run, self.by, self.stops = run, by, stops
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget) -> pa.Table:
+        if self.stops:
+            raise Stopped
         writer = ArrayWriter(arrays, self.run.about(shard, part))
         for image in images:
             writer.add(f"x/{image}", np.full((4, 5), self.by), ["y", "x"])
@@ -48,9 +56,10 @@ def begin(of: Run) -> StageRun:
     return create_or_check(store, store.folder / "proposals", {"stage": "proposals"}, ("a", "b", "c"), 1, 2)
 
 
-def work(root: Run, by: int) -> None:
+def work(root: Run, by: int, stops: bool = False) -> None:
     run = begin(root)
-    run_parts(run, [0], lambda: Maker(run, by), "test")
+    with contextlib.suppress(Stopped):
+        run_parts(run, [0], lambda: Maker(run, by, stops), "test")
 
 
 def makers(root: Run) -> list[int]:
@@ -72,8 +81,21 @@ def check(root: Run, ended: UserError | None) -> None:
     assert verify_run(root).damages == [] and set(makers(root)) <= {1, 2, 3}
 
 
+def check_parts(committed: dict[str, bytes], now: dict[str, bytes], stops: bool) -> None:
+    """What was committed when the other one had done its work is as it was; after one that stopped there is no more."""
+
+    def indices(parts: dict[str, bytes]) -> dict[str, bytes]:
+        return {name: content for name, content in parts.items() if name.endswith(".parquet")}
+
+    if stops and committed:
+        assert indices(now) == indices(committed)
+    else:
+        assert {name: now.get(name) for name in committed} == committed
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["commits", "stops"])
 @pytest.mark.parametrize("step", range(STEPS))
-def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, stops: bool) -> None:
     monkeypatch.setattr(locks.fcntl, "flock", lambda *_: None)
     monkeypatch.setattr(locks, "SETTLE", 0.0)
     begin(tmp_path)
@@ -89,8 +111,8 @@ def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int)
             count += 1
             if count == step + 1:
                 (folder / "lock").unlink()  # as whoever has seen no sign of life for a minute
-                work(tmp_path, 2)
-                committed.update(parts())
+                work(tmp_path, 2, stops)
+                committed.update(parts(), taken=b"")
 
     ended = None
     try:
@@ -98,8 +120,7 @@ def test_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int)
             work(tmp_path, 1)
     except LockedError as error:
         ended = error
-    now = parts()
-    assert {name: now.get(name) for name in committed} == committed
+    check_parts(committed, parts() | {"taken": b""}, stops)
     check(tmp_path, ended)
     assert count > step or step > 20  # the steps end somewhere
 
@@ -115,8 +136,9 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.Ab
     fs.store.clear()
 
 
+@pytest.mark.parametrize("stops", [False, True], ids=["commits", "stops"])
 @pytest.mark.parametrize("step", range(24))
-def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int, stops: bool) -> None:
     url, count, committed = "memory://runs/taken", 0, {}
     lock = "/runs/taken/proposals/shards/00000/lock"
 
@@ -125,8 +147,8 @@ def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def other() -> None:
         store.rm_file(lock)
-        work(url, 2)
-        committed.update(parts())
+        work(url, 2, stops)
+        committed.update(parts(), taken=b"")
 
     for name in ("put_file", "pipe_file", "rm_file", "get_file", "ls"):
 
@@ -144,6 +166,5 @@ def test_in_a_store(store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         work(url, 1)
     except LockedError as error:
         ended = error
-    now = parts()
-    assert {name: now.get(name) for name in committed} == committed
+    check_parts(committed, parts() | {"taken": b""}, stops)
     check(url, ended)

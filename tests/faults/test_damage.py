@@ -4,7 +4,8 @@ A case is a file and a kind of damage. Every command after it, each on a run dam
 whole run or end with one line and a code that says why; `vitp verify` must name the file; and after `verify --repair`
 and a rerun the run must hold the bytes that it held.
 
-`VITP_DAMAGE` is the number of cases, in place of the sample; `VITP_DAMAGE_PIECE=I/N` takes a piece of them.
+`VITP_DAMAGE` is the number of cases, in place of the sample; `VITP_DAMAGE_PIECE=I/N` takes a piece of them,
+`VITP_DAMAGE_FILES` those of files whose names fit a pattern.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vitp_pipeline.runtime import output
 from vitp_pipeline.runtime.signals import SIGNALS
 
 CASES = int(os.environ.get("VITP_DAMAGE", "12"))
+FILES = re.compile(os.environ.get("VITP_DAMAGE_FILES", ""))
 PIECE, PIECES = map(int, os.environ.get("VITP_DAMAGE_PIECE", "0/1").split("/"))
 COMMANDS_A_CASE = 1 if CASES <= 50 else 99
 """Commands tried of each case."""
@@ -42,12 +44,10 @@ LATER = (*STAGES, ("status",), ("report",), ("verify",), ("gc",))
 CODES = {5, 6}
 """A stage before is not finished (its mark is gone); damaged."""
 
-MEMORIES = re.compile(r"digests\.json|report\.html|(.*/)?(result\.json|files\.json|log/[^/]+|done\.json|model\.json)")
-"""Without these a run is as whole as one that never had them, or not yet: `verify` has nothing to say of them."""
-
-
-UNREPAIRABLE = re.compile(r"classifier/[^/]+/(best|last)\.safetensors")
-"""Large, no stage reads them, and nothing but the whole training could make them again."""
+MEMORIES = re.compile(r"digests\.json|report\.html|.*/log/[^/]+")
+"""Without these a run is as whole as one that never had them: `verify` has nothing to say of them."""
+MARKS = re.compile(r".*/done\.json")
+"""Without these a stage is not finished, as `status` says; `verify` says that they are missing."""
 
 
 # ---- kinds of damage ----------------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ class Case:
         return bad != good
 
 
-def is_gone(case: Case) -> bool:
-    """Whether the run is now one that is not finished, or has no memory: `status` then says what is there."""
-    return case.kind == "removed" and MEMORIES.fullmatch(case.file) is not None
+def lacks(case: Case, files: re.Pattern[str]) -> bool:
+    """Whether one of such files is gone."""
+    return case.kind == "removed" and files.fullmatch(case.file) is not None
 
 
 def all_cases(files: list[str]) -> Iterator[Case]:
@@ -136,6 +136,7 @@ def all_cases(files: list[str]) -> Iterator[Case]:
 
 def chosen_cases(files: list[str]) -> list[Case]:
     """A sample that has each kind and many files; or so many, a piece of them."""
+    files = [file for file in files if FILES.search(file)]
     if CASES > 50:
         cases = all_cases(files)
         return [case for number, case in zip(range(CASES), cases, strict=False) if number * PIECES // CASES == PIECE]
@@ -149,15 +150,20 @@ def chosen_cases(files: list[str]) -> list[Case]:
 
 def contents(run: Path) -> dict[str, Any]:
     """Every file of a run but what is a matter of time: logs, memories, pages; of the figures all but when."""
+
+    def timeless(text: bytes | str) -> dict[str, Any]:
+        return {k: v for k, v in json.loads(text).items() if k not in ("provenance", "seal")}
+
     found: dict[str, Any] = {}
     for path in (p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
         if not re.fullmatch(r"digests\.json|report\.html|.*/log/.*", name):
             found[name] = path.read_bytes()
-        if path.name == "result.json":
-            with contextlib.suppress(ValueError):
-                said = json.loads(found[name])
-                found[name] = {k: v for k, v in said.items() if k not in ("provenance", "seal")}
+        with contextlib.suppress(ValueError):
+            if path.name == "result.json":
+                found[name] = timeless(found[name])
+            if path.name == "copies.json" and "result.json" in (copies := json.loads(found[name])["files"]):
+                found[name] = {**copies, "result.json": timeless(copies["result.json"])}
     return found
 
 
@@ -229,7 +235,7 @@ class World:
             run = self.copy()
             case.happen(run)
             code, out, err = self.outcome(command, run)
-            if (code, out) != self.expected(command) and not (command == ("status",) and is_gone(case)):
+            if (code, out) != self.expected(command) and not (command == ("status",) and lacks(case, MARKS)):
                 lines = [line for line in err.splitlines() if line.startswith("vitp: ")]
                 if code not in CODES or len(lines) != 1 or "Traceback" in err:
                     yield f"{command[0]}: code {code} {err[-600:]}"
@@ -242,14 +248,10 @@ class World:
         run = self.copy()
         case.happen(run)
         code, out, err = self.call(("verify",), run)
-        if not is_gone(case) and (code != 6 or f"{run / case.file}: " not in out):
+        if not lacks(case, MEMORIES) and (code != 6 or f"{run / case.file}: " not in out):
             yield f"verify: code {code} {out} {err[-300:]}"
         code, _, err = self.call(("verify", "--repair"), run)
-        if UNREPAIRABLE.fullmatch(case.file):  # as it advises
-            if code != 6 or "Remove that stage's folder and run it again" not in err:
-                yield f"verify --repair: code {code} {err[-600:]}"
-            shutil.rmtree((run / case.file).parent)
-        elif code:
+        if code:
             yield f"verify --repair: code {code} {err[-600:]}"
         for command in STAGES:
             code, _, err = self.call(command, run)

@@ -57,7 +57,9 @@ def test_training_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     print_status([entry], as_json=False)
     assert "epoch 2" in capsys.readouterr().out
     digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
-    write_sealed(folder / "done.json", {"run": open_run(folder).digest, "files": {"metrics.jsonl": digest}})
+    end = {"images": 2, "bytes": 7, "left_out": {}, "files": {"metrics.jsonl": digest}}
+    write_sealed(folder / "model.json", {"sha256": "0" * 64})
+    write_sealed(folder / "done.json", {"run": open_run(folder).digest, **end})
     print_status(run_status(tmp_path), as_json=False)
     assert "trained" in capsys.readouterr().out
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 0.5}\n')

@@ -18,6 +18,7 @@ import pytest
 
 from tests.stages.making import make_project, make_run
 from vitp_pipeline.cli.main import main
+from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 
 TIMES = float(os.environ.get("VITP_FUZZ", "1"))
@@ -64,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_project(folder, 2)
     for out in (folder / "run", folder / "other"):
         make_run(project, out, shards=2)
-        project.evaluate(out, "0,1")
+        result_of(project.evaluate(out, "0,1"))
     return folder
 
 

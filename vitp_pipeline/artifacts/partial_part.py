@@ -25,6 +25,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import new_file, remove, rename
 from vitp_pipeline.storage.layout import arrays_path, index_path, part_of_arrays
 from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.storage.sealed import damaged, read_sealed
 from vitp_pipeline.storage.temporaries import TEMPORARY, temporary
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def stale_files(store: RunStore, folder: Path) -> list[str]:
     and arrays that no index names. Right while nobody is at work there.
 
     Raises:
-        CorruptError: the index of a part that has several files of arrays cannot be read.
+        CorruptError: the index of a part that has several files of arrays cannot be read, or one that done.json names
+            is missing.
     """
     files = store.list(folder)
     arrays: dict[int, list[str]] = {}
@@ -157,11 +159,19 @@ def stale_files(store: RunStore, folder: Path) -> list[str]:
     for part, names in arrays.items():
         index = index_path(folder, part)
         if index.name not in files:
+            if "done.json" in files and index.name in _committed(store, folder):
+                raise damaged(index, "is missing, though the shard is finished")
             found |= set(names)
         elif len(names) > 1:
             own = arrays_digest(read_index(store.fetch(index), []))
             found |= set(names) - {arrays_path(folder, part, own).name}
     return sorted(found)
+
+
+def _committed(store: RunStore, folder: Path) -> Collection[str]:
+    """Names of the files that a finished shard has, as its done.json says."""
+    files: dict[str, str] = read_sealed(store.fetch(folder / "done.json")).get("files", {})
+    return files
 
 
 def images_of(rows: pa.Table) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitp_pipeline.artifacts.run_schema import check_identity, check_provenance
+from vitp_pipeline.artifacts.run_schema import ShardEnd, TrainingEnd, check_end, check_identity, check_provenance
 from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.storage.copies import COPIES, keep_copies
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
@@ -120,8 +120,15 @@ class StageRun:
             CorruptError: it is damaged, or was made for another plan.
         """
         path = (self.folder if shard is None else self.shard_folder(shard)) / "done.json"
-        said = read_sealed(self.store.fetch(path))
-        if said.get("run") != self.digest:
+        return self.end_of(read_sealed(self.store.fetch(path)), path, shard)
+
+    def end_of(self, content: dict[str, Any], path: Path, shard: int | None = None) -> dict[str, Any]:
+        """Return the content of a done.json that lies, or belongs, at `path`. Raises as `read_done`."""
+        try:
+            said = check_end(TrainingEnd if shard is None else ShardEnd, content)
+        except ValueError as error:
+            raise damaged(path, f"damaged ({error})") from error
+        if said["run"] != self.digest:
             raise damaged(path, "was made for another run.json")
         return said
 
@@ -163,9 +170,7 @@ def create_or_check(
         "part_size": part_size,
         "provenance": provenance(),
     }
-    if not store.exists(path):
-        if store.exists(folder / COPIES):
-            raise damaged(path, "is missing")
+    if not is_begun(store, folder):
         store.create(path, sealed(path, content))
     run = open_run(store, folder)
     if store.list(folder).keys().isdisjoint((COPIES, "done.json")):  # of a finished training more is copied
@@ -189,6 +194,15 @@ def create_or_check(
     return run
 
 
+def is_begun(store: RunStore, folder: Path) -> bool:
+    """Tell if a stage lies in a folder. Raises CorruptError when its run.json was there, and is not any more."""
+    if store.exists(folder / "run.json"):
+        return True
+    if store.exists(folder / COPIES):
+        raise damaged(folder / "run.json", "is missing")
+    return False
+
+
 def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
     """Open the stage that lies in a folder.
 
@@ -197,12 +211,9 @@ def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
         IncompatibleError: written by a newer version of vitp.
         CorruptError: run.json is damaged.
     """
-    path = folder / "run.json"
-    if not store.exists(path):
-        if store.exists(folder / COPIES):
-            raise damaged(path, "is missing")
+    if not is_begun(store, folder):
         raise MissingStageError(f"{folder}: not there yet", f"Run `vitp {stage}` first" if stage else "")
-    return stage_of(store, folder, read_sealed(store.fetch(path)))
+    return stage_of(store, folder, read_sealed(store.fetch(folder / "run.json")))
 
 
 def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun:

@@ -1,4 +1,4 @@
-"""Types of what a run.json holds, as far as other code reads it: a run may have been made elsewhere, by anything.
+"""Types of what run.json and done.json hold, as far as other code reads them: a run may come from anywhere.
 
 The seal of a file says that it is as it was written (`storage.sealed`); this says that it was written by vitp, or
 could have been. A stage lacks most of the keys, and others are let through.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 Scalar = str | int | float | bool
 Table = dict[str, Scalar | list[Scalar]]
@@ -59,6 +59,34 @@ class Provenance(_Open):
     versions: dict[str, str] = {}
     command: str = ""
     threads: str = ""
+
+
+class ShardEnd(_Open):
+    """`done.json` of a shard: counts, bytes of its parts, (image id, reason) of failed images, digests by file name."""
+
+    run: str
+    images: NonNegativeInt
+    parts: NonNegativeInt
+    bytes: NonNegativeInt
+    failed: list[tuple[str, str | None]]
+    files: dict[str, str]
+
+
+class TrainingEnd(_Open):
+    """`done.json` of a training: images, bytes of the model, reasons by image id, digests by file name."""
+
+    run: str
+    images: NonNegativeInt
+    bytes: NonNegativeInt
+    left_out: dict[str, str]
+    files: dict[str, str]
+
+
+def check_end(kind: type[ShardEnd | TrainingEnd], value: Any) -> dict[str, Any]:
+    """The value, if it is of that kind. Raises ValueError, which names the key."""
+    _check(kind, value)
+    found: dict[str, Any] = value
+    return found
 
 
 def check_identity(value: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def register(app: typer.Typer) -> None:
         from json import loads
         from pathlib import Path
 
+        from vitp_pipeline.artifacts.run import is_begun
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.local import ended, make_slots, report, run_chain, visible_gpus
         from vitp_pipeline.cluster.plan import Request, plan_chain
@@ -94,7 +95,7 @@ def register(app: typer.Typer) -> None:
             classifier = classifier and str(Path(classifier).resolve())
             data_root, out = data_root.resolve(), LocalStore(out.folder.resolve())
         slots = make_slots(workers, visible_gpus(), sorted(os.sched_getaffinity(0))) if local else []
-        if local and not out.exists(out.folder / "proposals" / "run.json"):
+        if local and not is_begun(out, out.folder / "proposals"):
             shards = shards or len(slots)
         resources = load_profile(profile)
         check_decimal_sign(alpha or "")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
@@ -149,12 +149,12 @@ def _with_command(job: Job, request: Request) -> Job:
 def _proposals(recipe: Recipe, settings: ProposalSettings, request: Request, begin: bool) -> StageRun | None:
     store = request.store
     folder = store.folder / "proposals"
-    if begin and (request.shards is not None or store.exists(folder / "run.json")):
+    if begin and (request.shards is not None or is_begun(store, folder)):
         from vitp_pipeline.stages.generate_proposals import generate_proposals
 
         choice = ShardChoice(count=request.shards, planned=True)
         generate_proposals(recipe, settings, request.data_root, store, choice)
-    return open_run(store, folder) if store.exists(folder / "run.json") else None
+    return open_run(store, folder) if is_begun(store, folder) else None
 
 
 def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:

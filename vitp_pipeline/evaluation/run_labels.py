@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.run import StageRun, is_begun
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.storage.digests import recorded_digest
 from vitp_pipeline.storage.run_store import RunStore
@@ -107,8 +107,9 @@ def _scores(store: RunStore, identity: dict[str, Any], known: dict[str, dict[str
         return {**identity["stream"], "settings": identity["stream"].get("classify", {})}
     name = identity.get("class_scores", "")[:12]
     if name not in known:
-        path = store.folder / "class_scores" / name / "run.json"
-        known[name] = read_sealed(store.fetch(path)).get("identity", {}) if name and store.exists(path) else {}
+        folder = store.folder / "class_scores" / name
+        begun = bool(name) and is_begun(store, folder)
+        known[name] = read_sealed(store.fetch(folder / "run.json")).get("identity", {}) if begun else {}
     return known[name]
 
 
@@ -117,7 +118,7 @@ def _classifiers(store: RunStore) -> dict[str, Path]:
     found = {}
     for name in reversed(store.folders(store.folder / "classifier")):
         folder = store.folder / "classifier" / name
-        if store.exists(folder / "run.json"):
+        if is_begun(store, folder):
             store.fetch(folder / "model.json")
             found[recorded_digest(folder / "model.safetensors")] = folder
     return {digest: folder for digest, folder in found.items() if digest is not None}

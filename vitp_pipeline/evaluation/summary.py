@@ -18,8 +18,9 @@ from vitp_pipeline.evaluation.totals import CLASSIFIED_BY, Totals, keep_totals, 
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import counted, say
+from vitp_pipeline.storage.copies import is_copied, write_last
 from vitp_pipeline.storage.run_store import RunStore
-from vitp_pipeline.storage.sealed import read_sealed, sealed
+from vitp_pipeline.storage.sealed import read_sealed
 
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
@@ -168,9 +169,10 @@ def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, 
         PartialError: as `summarize`.
     """
     result = summarize(evaluation, read_result_totals(evaluation), allow_missing)
-    path = evaluation.run.folder / "result.json"
-    if result["images"]["measured"] == result["images"]["of"] and not _says(evaluation.run.store, path, result):
-        evaluation.run.store.write(path, sealed(path, result))
+    store, path = evaluation.run.store, evaluation.run.folder / "result.json"
+    complete = result["images"]["measured"] == result["images"]["of"]
+    if complete and not (_says(store, path, result) and is_copied(store, path)):
+        write_last(store, path, result)
     return result
 
 

@@ -20,7 +20,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
 from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.storage.locks import Lock
-from vitp_pipeline.storage.sealed import damaged, read_sealed, sealed
+from vitp_pipeline.storage.sealed import read_sealed, sealed
 from vitp_pipeline.storage.temporaries import temporary
 
 if TYPE_CHECKING:
@@ -260,20 +260,9 @@ def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
     }
 
 
-def read_done(run: StageRun, shard: int) -> dict[str, Any]:
-    """Read done.json of a finished shard, see `shard_stats`. Raises CorruptError when it is damaged."""
-    stats = run.read_done(shard)
-    try:
-        failed = [(str(image_id), reason) for image_id, reason in stats["failed"]]
-        return {**stats, "images": int(stats["images"]), "bytes": int(stats["bytes"]), "failed": failed}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise damaged(run.shard_folder(shard) / "done.json", f"damaged ({error!r})") from error
-
-
 def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
     """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
-    failed: list[tuple[str, str]] = read_done(run, shard)["failed"]
-    return failed
+    return [(image_id, reason) for image_id, reason in run.read_done(shard)["failed"]]
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.partial_part import partial_paths
 from vitp_pipeline.artifacts.parts import read_index
-from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError
 from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.run_store import RunStore
@@ -48,7 +48,7 @@ def agreed_digest(
         IncompatibleError: the masks of an image differ that was made from others.
     """
     own = digest_of(digests)
-    if not store.exists(folder / "run.json"):
+    if not is_begun(store, folder):
         return own
     run = open_run(store, folder)
     generator = run.identity.get("generator", {})

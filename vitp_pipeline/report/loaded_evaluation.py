@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.artifacts.proposals import ProposalStore, open_proposals
-from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
@@ -129,7 +129,7 @@ def find_evaluation(run: Run) -> tuple[RunStore, Path, bool]:
     elif match := _NAMED.fullmatch(run if "://" in str(run) else str(Path(run).absolute())):
         name = match[2] or ""
         store = open_store(match[1] if "://" in str(run) else Path(match[1]))
-    if not store.folder.is_dir() or (name and not store.exists(store.folder / "evaluation" / name / "run.json")):
+    if not store.folder.is_dir() or (name and not is_begun(store, store.folder / "evaluation" / name)):
         raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
     if name:
         return store, store.folder / "evaluation" / name, True
@@ -155,7 +155,7 @@ def listed(run: str, evaluations: dict[str, str]) -> list[str]:
 def _measured(store: RunStore) -> list[StageRun]:
     """The evaluations that hold something, the newest first."""
     folders = [store.folder / "evaluation" / name for name in store.folders(store.folder / "evaluation")]
-    stages = [open_run(store, folder) for folder in folders if store.exists(folder / "run.json")]
+    stages = [open_run(store, folder) for folder in folders if is_begun(store, folder)]
     found = [stage for stage in stages if any(stage.finished(shard) for shard in range(stage.shards))]
     return sorted(found, key=lambda stage: (stage.provenance["created"], stage.folder.name), reverse=True)
 

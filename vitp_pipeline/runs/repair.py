@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.execution.runner import finish_shard
 from vitp_pipeline.runtime.progress import say
-from vitp_pipeline.storage.copies import keep_copies
+from vitp_pipeline.storage.copies import LAST, keep_copies, restore
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.layout import index_path, part_of_arrays, totals_path
 from vitp_pipeline.storage.run_store import RunStore
-from vitp_pipeline.storage.sealed import damaged
+from vitp_pipeline.storage.sealed import damaged, read_sealed
 
 Fix = Callable[[], object]
 
@@ -29,6 +30,7 @@ class Damage:
         shard: in which it lies.
         fix: puts it right, or lets a rerun of the stage do so; None = nothing here can.
         rerun: whether a rerun has to.
+        hint: what the user can do where nothing here can.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Damage:
     shard: int | None = None
     fix: Fix | None = None
     rerun: bool = False
+    hint: str = "Remove that stage's folder and run it again; one that is being worked on: verify again later"
 
     @staticmethod
     def of(
@@ -72,22 +75,22 @@ def removes(store: RunStore, path: Path) -> Fix:
 
 
 def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
-    """Removes a part, first its index, which uncommits it, and what follows from it."""
+    """Remove a part, its index first, which uncommits it; before that what follows from it."""
     store, folder = run.store, run.shard_folder(shard)
 
     def fix() -> None:
         with store.locked(folder / "lock", wait=False):
+            _forget(store, folder)
             store.remove(index_path(folder, part))
             for name in store.list(folder):
                 if part_of_arrays(name) == part:
                     store.remove(folder / name)
-            _forget(store, folder)
 
     return fix
 
 
-def forgets_shard(run: StageRun, shard: int) -> Fix:
-    """Removes what follows from the parts of a shard."""
+def forgets_end(run: StageRun, shard: int) -> Fix:
+    """Remove what follows from the parts of a shard."""
     folder = run.shard_folder(shard)
 
     def fix() -> None:
@@ -97,19 +100,37 @@ def forgets_shard(run: StageRun, shard: int) -> Fix:
     return fix
 
 
+def writes_end(run: StageRun, shard: int) -> Fix:
+    """Write the done.json of a shard anew, from its parts."""
+
+    def fix() -> None:
+        with run.store.locked(run.shard_folder(shard) / "lock", wait=False):
+            finish_shard(run, shard)
+
+    return fix
+
+
+def puts_back(store: RunStore, path: Path, copies: dict[str, str]) -> Fix | None:
+    """Put a file's copy in its place; None where there is no copy."""
+    return (lambda: restore(store, path, copies[path.name])) if path.name in copies else None
+
+
 def rebuilds_copies(run: StageRun) -> Fix:
     """Copies the small files of a stage anew, those of a training that has ended as its done.json names them."""
 
     def fix() -> None:
         small, store = {}, run.store
         if store.exists(run.folder / "done.json"):
-            files = run.read_done().get("files", {})
+            files = run.read_done()["files"]
             small = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
         for name, digest in small.items():
             path = run.folder / name
             if not store.exists(path) or file_digest(store.fetch(path)) != digest:
                 raise damaged(path, "is damaged, and so is its copy")
-        keep_copies(store, run.folder, ["run.json", *(["done.json"] if small else []), *small])
+        last = [name for name in LAST if store.exists(run.folder / name)]
+        for name in last:
+            read_sealed(store.fetch(run.folder / name))
+        keep_copies(store, run.folder, ["run.json", *(["done.json"] if small else []), *small, *last])
 
     return fix
 

@@ -14,7 +14,6 @@ from vitp_pipeline.artifacts.partial_part import partial_images, partial_paths
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
-from vitp_pipeline.execution.runner import read_done
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runtime.output import show, show_json, with_aliases
 from vitp_pipeline.storage.copies import COPIES
@@ -89,9 +88,9 @@ def _sharded(run: StageRun) -> dict[str, Any]:
     store.fetch_all(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     for shard in range(run.shards):
         if run.finished(shard):
-            stats = read_done(run, shard)
+            stats = run.read_done(shard)
             done, images, size = done + 1, images + stats["images"], size + stats["bytes"]
-            failed += map(list, stats["failed"])
+            failed += stats["failed"]
             continue
         files, arrays = store.list(run.shard_folder(shard)), Counter[int | None]()
         for name, bytes_ in files.items():
@@ -132,7 +131,8 @@ def _training(run: StageRun) -> dict[str, Any]:
     folder = run.folder
     files = run.store.list(folder)
     finished = "done.json" in files
-    last = _last_line(run, finished)
+    end = run.read_done() if finished else None
+    last = _last_line(run, end)
     running = not finished and run.store.is_locked(folder / "lock")
     begun = "lock" in files or "checkpoint.pt" in files
     return {
@@ -145,7 +145,7 @@ def _training(run: StageRun) -> dict[str, Any]:
         "shards": 1,
         "running": [0] if running else [],
         "stopped": [0] if begun and not finished and not running else [],
-        "bytes": files.get("model.safetensors", 0),
+        "bytes": end["bytes"] if end else files.get("model.safetensors", 0),
         "missing": "" if finished or running else "0",
         "epoch": last.get("epoch"),
         "epochs": run.identity.get("settings", {}).get("epochs", TrainSettings.epochs),
@@ -155,10 +155,10 @@ def _training(run: StageRun) -> dict[str, Any]:
     }
 
 
-def _last_line(run: StageRun, finished: bool) -> dict[str, Any]:
+def _last_line(run: StageRun, end: dict[str, Any] | None) -> dict[str, Any]:
     """The last line of figures of a training; nothing before there is one."""
     path = run.folder / "metrics.jsonl"
-    digest = run.read_done()["files"].get(path.name) if finished else None
+    digest = end["files"].get(path.name) if end else None
     content = b""
     if run.store.exists(path):
         with open_plain(run.store.fetch(path)) as file:

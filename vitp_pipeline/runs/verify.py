@@ -6,10 +6,11 @@ What vouches for what:
     part-0000.parquet        its own SHA-256, inside it (artifacts/parts.py)
     part-0000-….zarr.zip     SHA-256 in the metadata of that index
     _totals.parquet          its own SHA-256, inside it
-    done.json of a shard     its own SHA-256; it is a function of the parts
+    done.json of a shard     its own SHA-256; it is a function of the parts, and none is missing where all of them are
     done.json of a training  its own SHA-256; it names those of all files that the training leaves
     results/ of an export    SHA-256 in the index (of an image's files) or in files.json
-    result.json, masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
+    result.json, files.json  their own SHA-256; copies.json holds them too, so one that is gone is missing
+    masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
 
 What puts each right is in `runs.repair`; nothing is removed on the word of a file that is itself not proven.
 """
@@ -28,12 +29,12 @@ from vitp_pipeline.errors import CorruptError, InputError
 from vitp_pipeline.execution.runner import shard_stats
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runs.plan_file import Plan, read_plan
-from vitp_pipeline.runs.repair import Damage, forgets_shard, remakes_part, removes
+from vitp_pipeline.runs.repair import Damage, forgets_end, puts_back, remakes_part, removes, writes_end
 from vitp_pipeline.runs.status import stage_folders
 from vitp_pipeline.runs.verify_training import check_training
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import progress, say
-from vitp_pipeline.storage.copies import COPIES
+from vitp_pipeline.storage.copies import COPIES, LAST, copies_in
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -87,7 +88,7 @@ def verify_run(run: Run) -> Checked:
             damages += check_training(plan.run)
             continue
         work += [(plan, shard) for shard in range(plan.run.shards)]
-        damages += _of_the_stage(store, folder)
+        damages += _of_the_stage(store, plan)
     found: dict[Path, list[_Shard]] = {}
     with progress("verify", len(work), "shards") as bar, ThreadPoolExecutor(READERS) as readers:
         for (plan, _), shard in zip(work, readers.map(lambda item: _shard(*item), work), strict=True):
@@ -126,11 +127,11 @@ def _of_the_run(store: RunStore) -> Iterator[Damage]:
         yield Damage.of(error, page, run)
 
 
-def _of_the_stage(store: RunStore, folder: Path) -> Iterator[Damage]:
-    yield from _sealed(store, folder / "result.json", folder, rerun=True)
+def _of_the_stage(store: RunStore, plan: Plan) -> Iterator[Damage]:
+    folder, files = plan.folder, plan.folder / "files.json"
+    copies = {} if plan.damages else copies_in(store, folder)
     yield from _sealed(store, folder / "masks.json", folder)
-    files = folder / "files.json"
-    damages = list(_sealed(store, files, folder, rerun=True))
+    damages = [damage for name in LAST for damage in _last(store, folder / name, copies)]
     yield from damages
     if store.exists(files) and not damages:
         for path, reason in _exported(store, folder, read_sealed(store.fetch(files))["files"]):
@@ -140,13 +141,23 @@ def _of_the_stage(store: RunStore, folder: Path) -> Iterator[Damage]:
             yield from _sealed(store, folder / "log" / name, folder)
 
 
-def _sealed(store: RunStore, path: Path, folder: Path, rerun: bool = False) -> Iterator[Damage]:
+def _last(store: RunStore, path: Path, copies: dict[str, str]) -> Iterator[Damage]:
+    """A file that follows from all shards: where there is a copy, it was there."""
+    fix = puts_back(store, path, copies)
+    try:
+        if store.exists(path) or fix is not None:
+            read_sealed(store.fetch(path))
+    except CorruptError as error:
+        yield Damage.of(error, path, path.parent, fix or removes(store, path), rerun=fix is None)
+
+
+def _sealed(store: RunStore, path: Path, folder: Path) -> Iterator[Damage]:
     """A sealed file without which the results are the same."""
     try:
         if store.exists(path):
             read_sealed(store.fetch(path))
     except CorruptError as error:
-        yield Damage.of(error, path, folder, removes(store, path), rerun=rerun)
+        yield Damage.of(error, path, folder, removes(store, path))
 
 
 def _shard(plan: Plan, shard: int) -> _Shard:
@@ -168,9 +179,9 @@ def _shard(plan: Plan, shard: int) -> _Shard:
                 bad = (index, "is missing, though the shard is finished") if finished else None
             if bad is not None:
                 damages.append(Damage(*bad, run.folder, shard, remakes_part(run, shard, part), True))
-        if finished and not damages:
-            damages += _end(run, shard)
-            good += not damages
+        if not damages:
+            damages += _end(run, shard) if finished else _lost_end(run, shard, good)
+            good += finished and not damages
     except CorruptError as error:  # a link is in the place of a file or a folder
         damages.append(Damage.of(error, folder, run.folder, None, shard))
     return _Shard(read, damages, good, foreign)
@@ -214,28 +225,46 @@ def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterato
 def _end(run: StageRun, shard: int) -> Iterator[Damage]:
     """done.json and the totals of a shard whose parts are all good."""
     folder = run.shard_folder(shard)
-    done, totals, fix = folder / "done.json", totals_path(folder), forgets_shard(run, shard)
+    done, totals = folder / "done.json", totals_path(folder)
     try:
         if run.store.exists(totals):
             read_index(run.store.fetch(totals), [], run.digest)
     except CorruptError as error:
-        yield Damage.of(error, totals, run.folder, fix, shard, True)
+        yield Damage.of(error, totals, run.folder, forgets_end(run, shard), shard, True)
         return
     try:
         said = run.read_done(shard)
     except CorruptError as error:
-        yield Damage.of(error, done, run.folder, fix, shard, True)
+        yield _bad_end(run, shard, error.message.removeprefix(f"{done}: "))
         return
-    if totals.name in said.get("files", {}) and not run.store.exists(totals):
-        yield Damage(totals, "is missing, though the shard is finished", run.folder, shard, fix, True)
+    if totals.name in said["files"] and not run.store.exists(totals):
+        reason = "is missing, though the shard is finished"
+        yield Damage(totals, reason, run.folder, shard, forgets_end(run, shard), True)
     elif said != shard_stats(run, shard):
-        yield Damage(done, "does not say what the parts say", run.folder, shard, fix, True)
+        yield _bad_end(run, shard, "does not say what the parts say")
+
+
+def _lost_end(run: StageRun, shard: int, parts: int) -> Iterator[Damage]:
+    """The done.json of a shard that has all parts and was left by its task: one that is at work, or was killed before
+    it had written it, leaves its lock.
+    """
+    files = run.store.list(run.shard_folder(shard))
+    if parts and parts == len(run.parts(shard)) and "lock" not in files and not run.finished(shard):
+        yield _bad_end(run, shard, "is missing, though all parts of the shard are there")
+
+
+def _bad_end(run: StageRun, shard: int, reason: str) -> Damage:
+    """A done.json: it follows from the parts, where these have no sums that are to be made before it."""
+    folder = run.shard_folder(shard)
+    rerun = run.identity.get("stage") == "evaluation" and not run.store.exists(totals_path(folder))
+    fix = forgets_end(run, shard) if rerun else writes_end(run, shard)
+    return Damage(folder / "done.json", reason, run.folder, shard, fix, rerun)
 
 
 def print_damages(damages: list[Damage]) -> None:
-    """A line for each, on standard output."""
+    """A line for each, on standard output; of what nothing here can repair also what the user can do."""
     for damage in damages:
-        show(f"{damage.path}: {damage.reason}")
+        show(f"{damage.path}: {damage.reason}{'' if damage.fix else f'. {damage.hint}'}")
 
 
 def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
@@ -265,5 +294,5 @@ def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
         first = left[0]
         raise CorruptError(
             f"{first.path}: {first.reason}, and that cannot be repaired here ({len(left)} such)",
-            "Remove that stage's folder and run it again; one that is being worked on: verify again later",
+            first.hint,
         )

@@ -8,13 +8,19 @@ from typing import Any
 
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError
-from vitp_pipeline.runs.repair import Damage, Fix, removes
-from vitp_pipeline.storage.copies import copies_in, keep_copies, restore
+from vitp_pipeline.runs.repair import Damage, Fix, puts_back, removes
+from vitp_pipeline.storage.copies import copies_in, keep_copies
 from vitp_pipeline.storage.fingerprint import file_digest
+from vitp_pipeline.storage.layout import open_plain
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import unseal
 
 MODEL = "model.safetensors"
+OTHER_EPOCH = (
+    "No stage reads it unless you name it: do without it, or remove the training's folder and train again, which makes "
+    "the same model"
+)
+"""Advice for a damaged best.safetensors or last.safetensors that is nowhere else."""
 
 
 def check_training(run: StageRun) -> Iterator[Damage]:
@@ -26,41 +32,51 @@ def check_training(run: StageRun) -> Iterator[Damage]:
 
         if not checkpoint_is_whole(store.fetch(checkpoint)):
             yield Damage(checkpoint, "its checksum does not fit", folder, None, removes(store, checkpoint))
-    done = folder / "done.json"
-    if not store.exists(done):
-        return
     try:
         kept = copies_in(store, folder)
     except CorruptError:
         kept = {}  # `read_plan` says so
+    done = folder / "done.json"
+    if not store.exists(done) and (done.name not in kept or "lock" in store.list(folder)):
+        return  # with a lock: a task was killed just before its end
     try:
         said = run.read_done()
     except CorruptError as error:
-        said = _copied(kept, done)
-        yield Damage.of(error, done, folder, _puts_back(store, done, kept) if said else None)
-    for name, digest in said.get("files", {}).items():
-        path = folder / name
-        reason = ""
-        if not store.exists(path):
-            reason = "is missing"
-        elif file_digest(store.fetch(path)) != digest:
-            reason = "its checksum does not fit"
-        if reason:
-            fix = _trains_anew(run) if name == MODEL else _puts_back(store, path, kept)
-            if fix is None:
-                reason += "; no stage reads this file"
-            yield Damage(path, reason, folder, None, fix, name == MODEL)
+        said = _copied(run, kept, done)
+        yield Damage.of(error, done, folder, puts_back(store, done, kept) if said else None)
+    files: dict[str, str] = said.get("files", {})
+    bad = {name: reason for name, digest in files.items() if (reason := _wrong(store, folder / name, digest))}
+    for name, reason in bad.items():
+        fix, hint = puts_back(store, folder / name, kept), Damage.hint
+        if name == MODEL:
+            fix = _trains_anew(run)
+        elif name.endswith(".safetensors"):
+            hint, same = OTHER_EPOCH, MODEL not in bad and files[name] == files.get(MODEL)
+            fix = _from_the_model(store, folder / name) if same else None
+        yield Damage(folder / name, reason, folder, None, fix, name == MODEL, hint)
 
 
-def _copied(kept: dict[str, str], done: Path) -> dict[str, Any]:
+def _wrong(store: RunStore, path: Path, digest: str) -> str:
+    if not store.exists(path):
+        return "is missing"
+    return "" if file_digest(store.fetch(path)) == digest else "its checksum does not fit"
+
+
+def _copied(run: StageRun, kept: dict[str, str], done: Path) -> dict[str, Any]:
     try:
-        return unseal(kept[done.name], done) if done.name in kept else {}
+        return run.end_of(unseal(kept[done.name], done), done) if done.name in kept else {}
     except CorruptError:
         return {}
 
 
-def _puts_back(store: RunStore, path: Path, kept: dict[str, str]) -> Fix | None:
-    return (lambda: restore(store, path, kept[path.name])) if path.name in kept else None
+def _from_the_model(store: RunStore, path: Path) -> Fix:
+    """Copy model.safetensors, which is the same."""
+
+    def fix() -> None:
+        with open_plain(store.fetch(path.with_name(MODEL))) as file:
+            store.write(path, file.read())
+
+    return fix
 
 
 def _trains_anew(run: StageRun) -> Fix:

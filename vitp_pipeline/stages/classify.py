@@ -24,7 +24,7 @@ from vitp_pipeline.artifacts.proposals import (
     open_proposals,
     points_of,
 )
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
@@ -120,7 +120,7 @@ def class_scores_run(
         "settings": identity_of(settings),
     }
     folder = store.folder / "class_scores" / fingerprint(identity)[:12]
-    if not create and not store.exists(folder / "run.json"):
+    if not create and not is_begun(store, folder):
         raise MissingStageError(
             f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
         )

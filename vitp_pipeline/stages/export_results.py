@@ -40,9 +40,9 @@ from vitp_pipeline.stages.classify import (
     require_shards,
 )
 from vitp_pipeline.storage.atomic_files import as_json
+from vitp_pipeline.storage.copies import write_last
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
-from vitp_pipeline.storage.sealed import sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,8 +161,7 @@ def _write_json_files(export: Export) -> None:
     for name, content in json_files(export.format, export.spec, images, entries).items():
         export.run.store.write(export.results / name, as_json(content))
         digests[name] = file_digest(export.results / name)
-    files = export.run.folder / "files.json"
-    export.run.store.write(files, sealed(files, {"files": digests}))
+    write_last(export.run.store, export.run.folder / "files.json", {"files": digests})
 
 
 class ResultMaker:

@@ -14,7 +14,7 @@ import numpy as np
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -52,7 +52,7 @@ def generate_proposals(
     """
     store = open_store(out)
     folder = store.folder / "proposals"
-    begun = store.exists(folder / "run.json")
+    begun = is_begun(store, folder)
     settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
@@ -82,7 +82,7 @@ NEW_PART_SIZE = 1000
 
 def settled(settings: ProposalSettings, store: RunStore) -> ProposalSettings:
     """The settings with what they leave to the run: as it was begun, if it was."""
-    if not store.exists(store.folder / "proposals" / "run.json"):
+    if not is_begun(store, store.folder / "proposals"):
         return replace(settings.settled(begun=False), part_size=settings.part_size or NEW_PART_SIZE)
     proposals = open_proposals(store)
     begun_with = proposals.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32

@@ -12,7 +12,7 @@ import numpy as np
 from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -58,7 +58,7 @@ def import_proposals(
         raise UsageError("imported masks have one view of an image", "Leave out scales, flip and window")
     store = open_store(out)
     folder = store.folder / "proposals"
-    begun = store.exists(folder / "run.json")
+    begun = is_begun(store, folder)
     settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, no_object_share)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
-from vitp_pipeline.artifacts.run import create_or_check
+from vitp_pipeline.artifacts.run import create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
@@ -84,11 +84,11 @@ class Stream:
             return store.folder / "evaluation" / fingerprint(identity_with(generate))[:12]
 
         # by an older version, which noted no size of its parts
-        begun = store.exists(folder_with(generate) / "run.json")
+        begun = is_begun(store, folder_with(generate))
         part_size = generate.part_size or (0 if begun else NEW_PART_SIZE)
         self.generate = generate = replace(generate.settled(begun), part_size=part_size)
         identity, folder = identity_with(generate), folder_with(generate)
-        if not store.exists(folder / "run.json"):
+        if not is_begun(store, folder):
             shard.for_new_run()
         images = dataset.image_ids
         run = create_or_check(store, folder, identity, images, shard.count, generate.part_size)

@@ -259,7 +259,7 @@ def _end(run: StageRun, settings: TrainSettings, said: dict[str, Any]) -> None:
     names = [name for name in RESULTS if name in files and name not in _outlived(settings)]
     store.fetch_all(folder / name for name in names)
     digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
-    said = {**said, "run": run.digest, "files": digests}
+    said = {**said, "run": run.digest, "bytes": files["model.safetensors"], "files": digests}
     text = seal(said, place(folder / "done.json"))
     small = [name for name in names if not name.endswith(".safetensors")]
     keep_copies(store, folder, ["run.json", *small], {"done.json": text})

@@ -24,7 +24,7 @@ class Digests:
 
     def __init__(self, store: RunStore) -> None:
         self._store, self._path = store, store.folder / "digests.json"
-        self._unproven: dict[Path, str] = {}
+        self._unproven: dict[Path, tuple[str, list[int]]] = {}
 
     def of(self, path: Path) -> str:
         """SHA-256 of a file that is here, 64 hex digits. One that is vouched for, or remembered, is not read again.
@@ -34,26 +34,29 @@ class Digests:
         """
         if (known := recorded_digest(path)) is not None:
             return known
-        memory = self._known()
+        memory, now = self._known(), _stamp(path)
         entry = memory.get(self._name(path), {})
-        if entry.get("stamp") == _stamp(path):
-            self._unproven[path] = known = str(entry["sha256"])
+        if entry.get("stamp") == now:
+            known = str(entry["sha256"])
+            self._unproven[path] = known, []
             return known
         digest = file_digest(path)
-        files = {**memory, self._name(path): {"stamp": _stamp(path), "sha256": digest}}
+        self._unproven[path] = digest, now
+        files = {**memory, self._name(path): {"stamp": now, "sha256": digest}}
         self._store.write(self._path, sealed(self._path, {"files": files}))
         return digest
 
     def prove(self) -> None:
-        """Reads the files again whose digest was told from memory: to be called before they are loaded.
+        """Read the files again whose digest was told from memory, or that have changed since they were read: to be
+        called before they are loaded.
 
         Raises:
-            CorruptError: one has another content than its size and time make believe.
+            CorruptError: one has another content.
         """
-        for path, digest in self._unproven.items():
-            if file_digest(path) != digest:
+        for path, (digest, read) in self._unproven.items():
+            if _stamp(path) != read and file_digest(path) != digest:
                 raise CorruptError(
-                    f"{path}: is not what it was when this run read it, though its size and time are",
+                    f"{path}: is not what it was when this run read it",
                     f"Copy it again; if it was meant to change, remove {with_aliases(self._path)}",
                 )
         self._unproven.clear()
@@ -89,10 +92,14 @@ def recorded_digest(path: Path) -> str | None:
     """The SHA-256 that a classifier had when it was written, by the .json beside it; None where that says nothing.
 
     Raises:
-        CorruptError: inside a run, that file is damaged.
+        CorruptError: inside a run, that file is damaged, or gone though the training has ended.
     """
     about = path.with_suffix(".json")
-    if path.suffix != ".safetensors" or not refuse_links(about):
+    if path.suffix != ".safetensors":
+        return None
+    if not refuse_links(about):
+        if place(about) != about.name and refuse_links(about.with_name("done.json")):
+            raise damaged(about, "is missing")
         return None
     try:
         return str(read_sealed(about)["sha256"])

@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.generators.openmmlab.configs import config_sources, resolve_config
+from vitp_pipeline.generators.openmmlab.configs import (
+    LARGEST,
+    MOST_FILES,
+    PACKAGES,
+    _packaged_configs,
+    config_sources,
+    resolve_config,
+)
 
 SWIN = "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
 
@@ -159,3 +167,65 @@ def test_needs_neither_torch_nor_openmmlab() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+DEEP, MANY = 10**5, 10**6
+PROGRAMS = {
+    "lines": "a = 1\n" * MANY,
+    "an entry a line": "a = [\n" + "1,\n" * MANY + "]\n",
+    "one long text": f"a = {'x' * MANY!r}\n",
+    "parentheses": "a = " + "(" * DEEP + ")" * DEEP,
+    "lists": "a = " + "[" * DEEP + "]" * DEEP,
+    "tables": "a = " + "{1:" * (DEEP // 2) + "1" + "}" * (DEEP // 2),
+    "calls": "a = b" + "()" * DEEP,
+    "attributes": "a = b" + ".c" * DEEP,
+    "sums": "a = 1" + "+1" * DEEP,
+    "signs": "a = " + "-" * DEEP + "1",
+    "negations": "a = " + "not " * (DEEP // 2) + "1",
+    "conditions": "if 1: pass\n" + "elif 1: pass\n" * (DEEP // 10),
+    "blocks": "".join(" " * n + "if 1:\n" for n in range(600)) + " " * 600 + "pass\n",
+}
+DATA = {
+    "lists.json": '{"a": ' + "[" * DEEP + "]" * DEEP + "}",
+    "tables.json": '{"a":' * (DEEP // 4) + "1" + "}" * (DEEP // 4),
+    "entries.json": '{"a": [' + "[]," * MANY + "1]}",
+    "lists.yaml": "a: " + "[" * DEEP + "]" * DEEP,
+    "lines.yaml": "".join(f"a{n}: 1\n" for n in range(MANY // 10)),
+    "blocks.yml": "\n".join(" " * n + "a:" for n in range(600)),
+}
+BOMBS = {f"{name}.py": text for name, text in PROGRAMS.items()} | DATA
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_one_line(tmp_path: Path, name: str) -> None:
+    """Alone, or where a config inherits from it."""
+    (tmp_path / name).write_text(BOMBS[name])
+    (tmp_path / "above.py").write_text(f"_base_ = {name!r}")
+    began = time.process_time()
+    for config in (name, "above.py"):
+        with pytest.raises(InputError, match=r"cannot be parsed \(\S|of more than \d+ bytes") as info:
+            config_sources(tmp_path / config)
+        assert str(tmp_path / name) in str(info.value) and "\n" not in str(info.value)
+    assert time.process_time() - began < 2
+
+
+def test_a_config_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
+    for name in ("a.py", "a.json", "a.yaml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)  # takes no room on the disk
+        with pytest.raises(InputError, match="of more than"):
+            config_sources(tmp_path / name)
+
+
+def test_a_config_inherits_from_so_many_files_at_most(tmp_path: Path) -> None:
+    for number in range(MOST_FILES + 1):
+        (tmp_path / f"{number}.py").write_text(f"_base_ = '{number + 1}.py'")
+    (tmp_path / f"{MOST_FILES}.py").write_text("")
+    assert len(config_sources(tmp_path / "1.py")) == MOST_FILES
+    with pytest.raises(InputError, match=rf"0\.py: inherits from more than {MOST_FILES} files"):
+        config_sources(tmp_path / "0.py")
+
+
+def test_what_openmmlab_publishes_is_far_from_the_bounds() -> None:
+    sizes = [file.stat().st_size for package in PACKAGES for file in _packaged_configs(package)]
+    assert len(sizes) > 500 and max(sizes) < LARGEST / 4

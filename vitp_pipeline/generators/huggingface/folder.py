@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.decoding.json_files import read_foreign_json
 from vitp_pipeline.errors import InputError, UserError
 from vitp_pipeline.generators.hf_checks import check_config, check_preprocessor
 from vitp_pipeline.storage.digests import Digests
@@ -69,8 +70,8 @@ def is_config(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_foreign_json(path, "config")
+    except InputError:
         return False
     return isinstance(content, dict) and "model_type" in content
 
@@ -176,10 +177,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    content = read_foreign_json(path, "file of the model")
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object")
     return content

@@ -191,8 +191,7 @@ def _read_config(path: Path) -> Any:
 
     read_yaml_safely()
     program = not is_data(path)
-    if not program:
-        config_sources(path)  # it, and what it inherits from, ask for nothing more
+    config_sources(path)  # it, and what it inherits from, are of bounded size, and where they are data ask for no more
     try:
         settings = Config.fromfile(path, import_custom_modules=program, use_environment_variables=program)
     except Exception as error:  # a config is a program, anything can come out of it

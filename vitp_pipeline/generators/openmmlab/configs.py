@@ -19,6 +19,8 @@ from vitp_pipeline.shipped import shipped
 
 OURS = "vitp"
 PACKAGES = (OURS, "mmseg", "mmdet")
+LARGEST, MOST_FILES = 1 << 18, 100
+"""Bytes of a file, and files that a config is made of. Python takes up to 600 bytes of memory to parse each byte."""
 
 
 def resolve_config(name_or_path: str | Path) -> Path:
@@ -76,7 +78,7 @@ def config_sources(path: str | Path) -> list[Path]:
     Returns:
         Absolute paths, the file itself first, each once, in the order in which they are named.
     Raises:
-        InputError: a file is missing, cannot be parsed, or its `_base_` is computed.
+        InputError: a file is missing, too large, cannot be parsed, or its `_base_` is computed; there are too many.
     """
     files: list[Path] = []
     pending = [_absolute(path)]
@@ -84,6 +86,8 @@ def config_sources(path: str | Path) -> list[Path]:
         file = pending.pop(0)
         if file not in files:
             files.append(file)
+            if len(files) > MOST_FILES:
+                raise InputError(f"{files[0]}: inherits from more than {MOST_FILES} files", "Merge some of them")
             pending = [*_bases(file), *pending]
     return files
 
@@ -110,15 +114,21 @@ def _display_name(file: Path) -> str:
 
 def _bases(file: Path) -> list[Path]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: config cannot be read ({error})") from error
+    if len(content) > LARGEST:
+        raise InputError(f"{file}: config of more than {LARGEST} bytes", "Give the config alone, without data in it")
     try:
         if file.suffix == ".py":
             named, imported = _python_bases(file, ast.parse(text))
         else:
             named, imported = _data_file_base(file, text), []
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (RecursionError, MemoryError) as error:
+        raise InputError(f"{file}: config cannot be parsed (it is nested too deeply)", "Simplify it") from error
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"{file}: config cannot be parsed ({error})") from error
     bases = [_base_file(file, base) for base in named] + imported
     for base in bases:
