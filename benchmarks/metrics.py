@@ -113,7 +113,7 @@ class PanopticApi:
 
 
 def panoptic(images: int, repeats: int) -> Comparison:
-    """Raises AssertionError when counts differ."""
+    """Raise AssertionError when counts differ."""
     cases = drawn_maps(images)
     peer = PanopticApi(cases)
     np.testing.assert_allclose(our_counts(cases), peer.counts(), rtol=1e-12)
@@ -212,7 +212,7 @@ class CocoTools:
 
 
 def instances(images: int, repeats: int) -> Comparison:
-    """Raises AssertionError when a precision differs."""
+    """Raise AssertionError when a precision differs."""
     drawn = drawn_boxes(images)
     peer = CocoTools(drawn)
     np.testing.assert_array_equal(our_precision(drawn), peer.precision())

@@ -27,7 +27,7 @@ checkpoint = "{package}/demo/generator.safetensors"
 
 
 def finished_run(root: Path, count: int) -> list[str]:
-    """Makes a dataset of empty files and its finished run; returns the command that resumes it."""
+    """Make a dataset of empty files and its finished run; return the command that resumes it."""
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ProposalSettings
     from vitp_pipeline.execution.sharding import ShardChoice

@@ -85,7 +85,7 @@ class Project:
 
 
 def make_project(folder: Path, images: int, shards: int, part_size: int) -> Project:
-    """Writes a manifest, a recipe and an image tree; of the labels there is one, for nothing looks at the others."""
+    """Write a manifest, a recipe and an image tree; of the labels there is one, for nothing looks at the others."""
     project = Project(folder, images, shards)
     classes = "".join(
         f'[[classes]]\nname = "class {k}"\nlabel = {k}\nthing = {str(k % 2 == 0).lower()}\n' for k in range(CLASSES)

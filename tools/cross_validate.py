@@ -83,8 +83,8 @@ class HeldOut:
 def held_out_images(
     recipe: Recipe, changes: dict[str, Any], policies: Sequence[str], data_root: Path, out: Path
 ) -> Iterator[HeldOut]:
-    """Makes the proposals of the training split and a classifier for every fold below `out`, where they are not there
-    yet, and names the points of every image by the classifier that was trained without it.
+    """Make the proposals of the training split and a classifier for every fold below `out`, where they are not there
+    yet, and classify the points of every image by the classifier that was trained without it.
     """
     split = recipe.stage(TrainSettings).split
     stored = dict.fromkeys([*recipe.stage(ProposalSettings).points, *policies])

@@ -112,7 +112,7 @@ class Workshop:
         return index
 
     def build(self, context: Path, base: str, variant: str, index: Path | None) -> str:
-        """Returns the image's name. What this machine needs to reach PyPI is shown to the build, and not kept."""
+        """Return the image's name. What this machine needs to reach PyPI is shown to the build, and not kept."""
         settings = self.folder / "pip.conf"
         settings.write_text(f"[global]\ncert = /run/vitp/{CA.name}\n", encoding="utf-8")
         words = [
@@ -205,7 +205,7 @@ def _plain(pin: str) -> str:
 
 
 def check(folder: Path, variant: str, debootstrap: bool, stand_in: tuple[str, str] | None) -> None:
-    """Raises AssertionError where the image is not what it should be."""
+    """Raise AssertionError where the image is not what it should be."""
     began, shop = time.monotonic(), Workshop(folder)
     context = shop.context()
     index = shop.stand_in(context, *stand_in) if stand_in else None

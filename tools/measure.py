@@ -49,7 +49,7 @@ def measure(
     prefix: str = "",
     measuring: dict | None = None,
 ) -> dict:
-    """Runs what is missing; returns the figures of every seed.
+    """Run what is missing; returns the figures of every seed.
 
     Args:
         changes, training, measuring: keys of [classify], [train-classifier] and [evaluate] to put over the recipe's.

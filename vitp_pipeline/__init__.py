@@ -34,7 +34,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that `import vitp_pipeline` stays light."""
+    """Import a public name when it is first used, so that `import vitp_pipeline` stays light."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vitp_pipeline' has no attribute {name!r}")
     from importlib import import_module

@@ -58,7 +58,7 @@ class PartialPart:
         return _without(self._images, self.images)
 
     def keep(self, rows: pa.Table, arrays: Path | None) -> None:
-        """Holds the rows of some of the part's images from now on, and `arrays`, which is moved here if there is such a
+        """Hold the rows of some of the part's images from now on, and `arrays`, which is moved here if there is such a
         file; None: those that it has.
 
         Raises:
@@ -141,7 +141,7 @@ _OF_PARTIAL = re.compile(r"_partial-([0-9]{4,})\.(?:parquet|zarr\.zip)")
 
 
 def stale_files(store: RunStore, folder: Path) -> list[str]:
-    """Names of what killed tasks have left in a shard's folder: temporary files, partial parts of committed parts,
+    """List what killed tasks have left in a shard's folder: temporary files, partial parts of committed parts,
     and arrays that no index names. Right while nobody is at work there.
 
     Raises:
@@ -169,7 +169,7 @@ def stale_files(store: RunStore, folder: Path) -> list[str]:
 
 
 def _committed(store: RunStore, folder: Path) -> Collection[str]:
-    """Names of the files that a finished shard has, as its done.json says."""
+    """List the files that a finished shard has, as its done.json says."""
     files: dict[str, str] = read_sealed(store.fetch(folder / "done.json")).get("files", {})
     return files
 

@@ -107,7 +107,7 @@ class ArrayWriter:
         chunks: Sequence[int] | None = None,
         step: float = 0.0,
     ) -> None:
-        """Stores one array, zstd-compressed with bit shuffling.
+        """Store one array, zstd-compressed with bit shuffling.
 
         Args:
             name: path in the zip, e.g. "masks/000139"; folders become groups.
@@ -241,7 +241,7 @@ _LARGEST = 1 << 32
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    """Raises ValueError of an array that was not written here: it would be decoded by what it names, to any size."""
+    """Raise ValueError of an array that was not written here: it would be decoded by what it names, to any size."""
     odd = {str(codec.get("name")) for codec in metadata["codecs"]} - _CODECS
     if metadata["zarr_format"] != 3 or odd:
         raise ValueError(f"codecs {', '.join(sorted(odd))[:80]}")
@@ -401,7 +401,7 @@ def _footer(content: bytes) -> int:
 
 
 def _check_seal(content: bytes) -> None:
-    """Raises ValueError when the file is not as it was written."""
+    """Raise ValueError when the file is not as it was written."""
     cut = _footer(content)
     start = cut - len(_SEAL) - hashlib.sha256().digest_size
     if start <= 0 or not content[start:].startswith(_SEAL):

@@ -131,7 +131,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
 
 
 def write_record(arrays: ArrayWriter, record: ProposalRecord, planes: Planes | None = None) -> dict[str, Any]:
-    """Stores the arrays of one view of an image and returns its index row.
+    """Store the arrays of one view of an image and return its index row.
 
     Args:
         planes: the masks, where the record does not hold them.
@@ -282,7 +282,7 @@ class ProposalStore:
         return False
 
     def require_one_view(self, what: str) -> None:
-        """Raises IncompatibleError when images were seen in several views, which `what` cannot put together."""
+        """Raise IncompatibleError when images were seen in several views, which `what` cannot put together."""
         if self.several_views:
             raise IncompatibleError(
                 f"{self.run.folder}: holds several views of an image, and {what} need one that shows all of it",
@@ -295,7 +295,7 @@ class ProposalStore:
         return MaskCodec.said_by(self.run.identity.get("settings", {}))
 
     def require_all_masks(self) -> None:
-        """Raises IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
+        """Raise IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
         if self.codec.keeps_all:
             return
         raise IncompatibleError(

@@ -149,7 +149,7 @@ def create_or_check(
     part_size: int = 1,
     instead: str = "Choose another --out",
 ) -> StageRun:
-    """Makes a stage's run.json, or checks that the one there says the same.
+    """Make a stage's run.json, or check that the one there says the same.
 
     Args:
         shards: asked for by the user; None = as the run has it, or 1 for a new one.

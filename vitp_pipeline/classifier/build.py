@@ -65,7 +65,7 @@ def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: st
 
 
 def load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) -> None:
-    """Puts pre-trained weights into the backbone: a file's, timm's own ("hub"), or none ("from scratch").
+    """Put pre-trained weights into the backbone: a file's, timm's own ("hub"), or none ("from scratch").
 
     Raises:
         InputError: unreadable, or not to be fetched.

@@ -44,7 +44,7 @@ _LARGEST_ONNX = 2**31 - 2**20
 
 
 def export_classifier(model: PointViT, out: Path) -> float:
-    """Writes a classifier as `out`, .onnx or .pt2 by its suffix, after running it beside the model.
+    """Write a classifier as `out`, .onnx or .pt2 by its suffix, after running it beside the model.
 
     Args:
         model: on the CPU, in eval mode (`load_classifier`).

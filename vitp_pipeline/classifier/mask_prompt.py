@@ -88,7 +88,7 @@ class MaskViT(PointViT):
         return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
 
     def _read(self, tokens: Tensor, inside: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-        """Passes image tokens, and mask tokens copied from the first of them, through blocks; (B, N, F·D)."""
+        """Pass image tokens, and mask tokens copied from the first of them, through blocks; (B, N, F·D)."""
         count = inside.shape[1]
         seen = attention_of_masks(inside, tokens.shape[1])
         tokens = torch.cat([tokens[:, :1].expand(-1, count, -1), tokens], dim=1)

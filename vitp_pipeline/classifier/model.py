@@ -316,7 +316,7 @@ _PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
 
 
 def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
-    """Puts pre-trained backbone weights into a model; the position table is resampled to its grid, as timm does.
+    """Put pre-trained backbone weights into a model; the position table is resampled to its grid, as timm does.
 
     Understood are timm's names and, through timm, the original files of DINOv2 (with and without registers), MAE, CLIP
     and others. Blocks that the model does not use, classification heads, pooling and decoders are left out. A point

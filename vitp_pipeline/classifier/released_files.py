@@ -19,7 +19,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 def import_official(
     file: Path, out: Path, classes: Sequence[str] | None = None, image_size: tuple[int, int] = (518, 518)
 ) -> PointViT:
-    """Writes a released checkpoint (.pth) as `out` (.safetensors) and a .json beside it; returns the model.
+    """Write a released checkpoint (.pth) as `out` (.safetensors) and a .json beside it; returns the model.
 
     Raises:
         InputError: missing, or a pickle that wants more than tensors.
@@ -35,7 +35,7 @@ def import_official(
 
 
 def export_official(file: Path, out: Path) -> None:
-    """Writes a classifier of vitp in the released layout. Raises IncompatibleError when it has no place there."""
+    """Write a classifier of vitp in the released layout. Raises IncompatibleError when it has no place there."""
     model = load_classifier(file)
     try:
         state = to_official(model)

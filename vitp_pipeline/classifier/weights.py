@@ -26,7 +26,7 @@ from vitp_pipeline.storage.sealed import write_sealed
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
-    """Writes `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same
+    """Write `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same
     bytes.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

@@ -64,7 +64,7 @@ Begin with `vitp demo`.""",
 
 
 def show_version(wanted: bool) -> None:
-    """Prints the version of the installed package and ends, if that is wanted."""
+    """Print the version of the installed package and exit, if that is wanted."""
     if wanted:
         from importlib.metadata import version
 

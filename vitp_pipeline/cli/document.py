@@ -18,7 +18,7 @@ class Document:
         self.content: dict[str, Any] = {}
 
     def give(self, done: Any = None, **more: Any) -> None:
-        """Adds the fields of a dataclass, and whatever else is named, with paths as people write them."""
+        """Add the fields of a dataclass, and whatever else is named, with paths as people write them."""
         fields = asdict(done) if is_dataclass(done) and not isinstance(done, type) else {}
         self.content |= fields | more
 

@@ -113,7 +113,7 @@ def import_generator(
     dilations: str | None,
     test_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Makes the folder `out` of a detectron2 file; returns what it holds."""
+    """Make the folder `out` of a detectron2 file; returns what it holds."""
     try:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:

@@ -67,7 +67,7 @@ def _requeue(resources: Resources) -> list[str]:
 
 
 def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal: str = "TERM") -> list[str]:
-    """Runs the words and passes on signals, which a scheduler may send to the shell alone.
+    """Run the words and pass on signals, which a scheduler may send to the shell alone.
 
     Images that failed are on record: they do not end a chain, its last job names them. Nor does a log that is full.
 

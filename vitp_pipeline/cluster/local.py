@@ -131,7 +131,7 @@ def make_tasks(chain: Chain) -> list[Task]:
 
 
 def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: bool = True) -> list[Task]:
-    """Runs what is left of a chain, a process a slot; returns its tasks, which have ended, for `report`.
+    """Run what is left of a chain, a process a slot; returns its tasks, which have ended, for `report`.
 
     Args:
         show_figures: those of its last job go to standard output, else to its log.
@@ -254,7 +254,7 @@ def ended(task: Task, logs: Path) -> dict[str, Any]:
 
 
 def report(tasks: Sequence[Task], logs: Path) -> None:
-    """Raises UserError when tasks failed, with their exit code where they agree; PartialError when images did;
+    """Raise UserError when tasks failed, with their exit code where they agree; PartialError when images did;
     OutputError when all is done, but a task could not print what it had to say.
     """
     failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]

@@ -94,7 +94,7 @@ class Chain:
 
 
 def plan_chain(request: Request, begin: bool) -> Chain:
-    """Finds out what is left to do.
+    """Find out what is left to do.
 
     Args:
         begin: makes RUN/proposals/run.json, which fixes the number of shards, or checks that recipe, data and run

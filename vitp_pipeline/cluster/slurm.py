@@ -142,7 +142,7 @@ def _word(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Raises UsageError where sbatch would read another line, or a person another text."""
+    """Raise UsageError where sbatch would read another line, or a person another text."""
     if any(acts(character) for character in text if character != "\t"):
         raise UsageError(f"{text}: no line for sbatch can hold control characters", "Name another folder or option")
     return text
@@ -208,7 +208,7 @@ class Submitted:
 def submit_chain(
     chain: Chain, profile: Profile, out: Path, call: Callable[[list[str]], str] | None = None
 ) -> list[Submitted]:
-    """Writes the scripts and submits the chain: all of it or, when sbatch refuses one job, nothing.
+    """Write the scripts and submit the chain: all of it or, when sbatch refuses one job, nothing.
 
     Args:
         call: runs one of Slurm's programs and returns what it prints.

@@ -58,7 +58,7 @@ def find_file(text: str, recipe: Path, data_root: Path) -> Path:
 
 
 def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
-    """Raises CodeInDataError of code that lies in the data, or is reached through the data root."""
+    """Raise CodeInDataError of code that lies in the data, or is reached through the data root."""
     if CODE not in (file.suffix.lower(), file.resolve().suffix.lower()):
         return
     if "{data_root}" not in text:

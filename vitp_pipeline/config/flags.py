@@ -50,7 +50,7 @@ def parse_alpha(text: str) -> float:
 
 
 def check_decimal_sign(text: str) -> None:
-    """Raises UsageError where a comma is likely meant for a point: `0,4` and `0:1:0,1`, but not the list `0,0.4,1`."""
+    """Raise UsageError where a comma is likely meant for a point: `0,4` and `0:1:0,1`, but not the list `0,0.4,1`."""
     if "." in text or not re.search(r"\b0,\d", text):
         return
     if ":" in text or any(float(word) > 1 or len(word) > 1 for word in re.findall(r"\d+", text)):

@@ -91,7 +91,7 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Reads and checks a recipe, shipped (`camvid`) or a user's own (`./mine.toml`).
+    """Read and check a recipe, shipped (`camvid`) or a user's own (`./mine.toml`).
 
     Raises:
         InputError: not found, or not TOML.

@@ -238,7 +238,7 @@ class Annotation:
 
 
 def check_categories(path: Path, categories: list[dict[str, Any]], spec: DatasetSpec) -> None:
-    """Raises InputError when a category has another name in the annotation file than in the manifest."""
+    """Raise InputError when a category has another name in the annotation file than in the manifest."""
     names = {int(c["id"]): c["name"] for c in categories}
     for info in spec.classes:
         if not info.is_called(names.get(info.label, info.name)):
@@ -261,7 +261,7 @@ def _say_other_things(path: Path, categories: list[dict[str, Any]], spec: Datase
 
 
 def _check_objects(records: Any, where: str) -> None:
-    """Raises InputError unless it is a list of JSON objects."""
+    """Raise InputError unless it is a list of JSON objects."""
     if not isinstance(records, list):
         raise InputError(f"{where} is {shown(records)}, not a list")
     odd = next((n for n, record in enumerate(records) if not isinstance(record, dict)), None)

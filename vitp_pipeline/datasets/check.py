@@ -128,7 +128,7 @@ class SplitCheck:
 def check_split(
     dataset: Dataset, limit: int = 0, workers: int = 1, advance: Callable[[], None] = lambda: None
 ) -> SplitCheck:
-    """Examines the images of a split; memory does not grow with their number.
+    """Examine the images of a split; memory does not grow with their number.
 
     Args:
         limit: look at so many images only, evenly spread; 0 = all.
@@ -156,7 +156,7 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def examine(dataset: Dataset, sample: Sample) -> Finding:
-    """Reads an image and its labels. What is wrong with them is in the finding; nothing is raised for it."""
+    """Read an image and its labels. What is wrong with them is in the finding; nothing is raised for it."""
     found = Finding(sample.image_id)
     try:
         image = open_image(sample.image)

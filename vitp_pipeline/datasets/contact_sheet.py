@@ -97,7 +97,7 @@ def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
 
 
 def save_sheet(path: Path, content: bytes) -> None:
-    """Writes the sheet whole. Raises StorageError."""
+    """Write the sheet whole. Raises StorageError."""
     from vitp_pipeline.storage.atomic_files import write_whole
 
     write_whole(path, content)

@@ -79,12 +79,12 @@ class Dataset:
         return self.samples.image_ids
 
     def index(self, where: object) -> ImageIndex:
-        """Finds images by the keys in a foreign file, among all of the split; `limit` does not matter."""
+        """Find images by the keys in a foreign file, among all of the split; `limit` does not matter."""
         return ImageIndex(self._all.image_ids, lambda place: self._all.paths(place, self.root), str(where))
 
     @cached_property
     def labels(self) -> LabelReader:
-        """Reads the label images (semantic-png)."""
+        """Read the label images (semantic-png)."""
         return LabelReader.of(self.spec, self._spread_labels)
 
     @cached_property
@@ -277,7 +277,7 @@ class Dataset:
         return [path for path in paths if path is not None]
 
     def require_truth(self, what: str) -> None:
-        """Raises UsageError where the split has no ground truth, which `what` needs."""
+        """Raise UsageError where the split has no ground truth, which `what` needs."""
         if reason := self.samples.unlabeled:
             raise UsageError(
                 f"{what}: split {self.split!r} of {self.spec.name!r} has no ground truth: {reason}",

@@ -11,7 +11,7 @@ LEAST_REGION = 0.0005
 
 
 def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[np.ndarray, np.ndarray]:
-    """Takes every connected piece (4 neighbors) of every class for an object, for labels that know no objects.
+    """Take every connected piece (4 neighbors) of every class for an object, for labels that know no objects.
 
     Args:
         labels: (H, W) integer class indices, or IGNORE.

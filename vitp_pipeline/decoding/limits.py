@@ -9,7 +9,7 @@ MAX_PIXELS = 250_000_000
 
 
 def check_pixels(width: int, height: int, what: str) -> None:
-    """Raises InputError when something claims to be larger than any image that can be used, or to have no pixels."""
+    """Raise InputError when something claims to be larger than any image that can be used, or to have no pixels."""
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise InputError(
             f"{what} claims to have {width}×{height} pixels, which is not between 1 and {MAX_PIXELS / 1e6:g} million",

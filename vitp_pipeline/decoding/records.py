@@ -165,7 +165,7 @@ def _from_counts(counts: list[int] | tuple[int, ...], size: Size) -> Rle:
 
 
 def _check_sum(counts: np.ndarray, size: Size, what: str) -> None:
-    """Raises InputError unless runs cover the image exactly: pycocotools leaves the rest of its memory unwritten."""
+    """Raise InputError unless runs cover the image exactly: pycocotools leaves the rest of its memory unwritten."""
     pixels = size[0] * size[1]
     for end in (counts.min(), counts.max()) if len(counts) else ():
         if not 0 <= end <= pixels:

@@ -230,7 +230,7 @@ class _Bounded:
 
 @contextmanager
 def pickle_errors(path: Path, kind: str, hint: str) -> Iterator[None]:
-    """Turns what reading raises into one line: InputError that says what was refused, or that the file is damaged.
+    """Turn what reading raises into one line: InputError that says what was refused, or that the file is damaged.
 
     Args:
         kind: of the file. hint: what one who trusts it can do.

@@ -16,7 +16,7 @@ COLUMNS = ("image", "ground truth", "generator", "fused")
 
 
 def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
-    """Draws the images on which fusion gained most, of the first part of the run.
+    """Draw the images on which fusion gained most, of the first part of the run.
 
     Args:
         path: the PNG to write.

@@ -29,7 +29,7 @@ class Demo:
 
 
 def run_demo(out: Path) -> Demo:
-    """Draws 300 + 60 scenes below `out`, and runs the stages on them."""
+    """Draw 300 + 60 scenes below `out`, and run the stages on them."""
     from vitp_pipeline.demo.picture import draw_result
     from vitp_pipeline.demo.scenes import draw_scenes
     from vitp_pipeline.evaluation.summary import result_of

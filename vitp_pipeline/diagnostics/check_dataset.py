@@ -29,7 +29,7 @@ def check_dataset(
     workers: int = 1,
     as_json: bool = False,
 ) -> None:
-    """Examines splits, prints what is found and draws a sheet.
+    """Examine splits, print what is found and draw a sheet.
 
     Args:
         name: a recipe or a manifest.

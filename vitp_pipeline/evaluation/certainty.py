@@ -23,7 +23,7 @@ FIELDS = {"certain": "int64", "pixels": "int64"}
 
 
 def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, ...]) -> None:
-    """Raises IncompatibleError when masks are missing that a panoptic map with this object threshold could show."""
+    """Raise IncompatibleError when masks are missing that a panoptic map with this object threshold could show."""
     if "panoptic" in tasks and settings.object_threshold < codec.drop_threshold:
         raise IncompatibleError(
             f"object_threshold = {settings.object_threshold}: the proposals hold only masks that may reach "

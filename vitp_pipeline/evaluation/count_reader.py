@@ -70,7 +70,7 @@ def entries_of(part: pa.Table, name: str) -> dict[str, np.ndarray]:
 def read_rows(
     evaluation: Evaluation, names: Sequence[str] | None = None, variants: Sequence[int] | None = None
 ) -> Rows:
-    """Reads all parts; shards that are not finished are listed, not read.
+    """Read all parts; shards that are not finished are listed, not read.
 
     Args:
         names: only these columns, of those that there are.
@@ -91,7 +91,7 @@ def add_part(
     names: Sequence[str],
     variants: Sequence[int] | None = None,
 ) -> None:
-    """Puts the named columns of a part behind those that are there, for `joined`."""
+    """Put the named columns of a part behind those that are there, for `joined`."""
     for name in names:
         entries = entries_of(part, name)
         if variants is not None and "variant" in entries:

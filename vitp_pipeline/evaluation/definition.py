@@ -99,7 +99,7 @@ class Evaluation:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """Makes the maps that are measured, or shown."""
+        """Make the maps that are measured, or shown."""
         from vitp_pipeline.postprocess.segmenter import Segmenter
 
         return Segmenter(self.settings, self.dataset.spec.things)
@@ -154,7 +154,7 @@ class Measured:
 
 
 def check_views(evaluation: Evaluation) -> None:
-    """Raises UsageError when figures are asked for that several views of an image have not."""
+    """Raise UsageError when figures are asked for that several views of an image have not."""
     if evaluation.settings.certain:
         raise UsageError("certain = true needs one view of an image", "Leave it out of [evaluate]")
     if others := [task for task in evaluation.tasks if task != "semantic"]:
@@ -165,7 +165,7 @@ def check_views(evaluation: Evaluation) -> None:
 
 
 def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
-    """Raises UsageError when the dataset has no ground truth, or none for a task that was asked for."""
+    """Raise UsageError when the dataset has no ground truth, or none for a task that was asked for."""
     dataset.require_truth("evaluate")
     if dataset.has_segments or settings.components:
         return

@@ -76,7 +76,7 @@ def _measured(
     classes: int,
     settings: EvaluateSettings,
 ) -> tuple[list[Matches], np.ndarray]:
-    """Matches of every variant, and what there is to find."""
+    """Match of every variant, and what there is to find."""
     if measure == "cityscapes":
         counts = cityscapes.MaskCounts(rles, truth)
         matches = [cityscapes.match(f, counts, truth) for f in found]

@@ -75,7 +75,7 @@ def read_result_totals(evaluation: Evaluation) -> Totals:
 
 
 def keep_shard_totals(evaluation: Evaluation, shard: int) -> None:
-    """Writes what `read_result_totals` would read of a shard, whose parts are all there."""
+    """Write what `read_result_totals` would read of a shard, whose parts are all there."""
     names = headline_variants(evaluation)
     keep_totals(evaluation, shard, names["generator"], names["fused"])
 

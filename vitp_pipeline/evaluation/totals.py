@@ -80,7 +80,7 @@ class Totals:
         self._pair = generator, fused
 
     def add(self, part: pa.Table, first: int) -> None:
-        """Adds the images of a part, `first` being the number of its first one."""
+        """Add the images of a part, `first` being the number of its first one."""
         columns = part.column_names[len(STATES) :]
         self.images += len(part)
         self.failed += failures(part)
@@ -112,7 +112,7 @@ class Totals:
         return PanopticCounts(tp, fp, fn, self._ious.totals(variant))
 
     def add_table(self, table: pa.Table) -> None:
-        """Adds what `table` of another one gave, in the images' order."""
+        """Add what `table` of another one gave, in the images' order."""
         about = json.loads(table.schema.metadata[b"vitp"])
         self.images += about["images"]
         self.failed += [(image, reason) for image, reason in about["failed"]]
@@ -142,7 +142,7 @@ class Totals:
 
 
 def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
-    """Adds up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
+    """Add up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
     totals, store = Totals(evaluation, generator, fused), evaluation.run.store
     pieces: Pieces = {}
     totals.missing = missing_shards(evaluation)
@@ -160,7 +160,7 @@ def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
 
 
 def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) -> None:
-    """Writes the sums of a shard whose parts are all there. Detections cannot be summed: with them, nothing is written.
+    """Write the sums of a shard whose parts are all there. Detections cannot be summed: with them, nothing is written.
 
     Raises:
         StorageError: disk full and its kin.

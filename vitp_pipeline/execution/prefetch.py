@@ -85,7 +85,7 @@ class WriteQueue(_Beside, Generic[Result]):
         self._unfinished.append(self._threads.submit(work, *arguments))
 
     def finish(self) -> list[Result]:
-        """Waits for all; the results of all pieces in their order. Raises what a piece raised."""
+        """Wait for all; the results of all pieces in their order. Raises what a piece raised."""
         while self._unfinished:
             self._results.append(self._unfinished.popleft().result())
         return self._results

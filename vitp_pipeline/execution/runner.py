@@ -54,7 +54,7 @@ class PartMaker(Protocol):
     """Makes the results of one part. Built only when there is something to do: it may load a model."""
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
-        """Writes the arrays of `images` to the file `arrays` (or nothing) and returns their rows, in order.
+        """Write the arrays of `images` to the file `arrays` (or nothing) and return their rows, in order.
 
         Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `images` are those of the
         part that are not made yet. When the budget is spent, it may return early, after one or more of them; it is then
@@ -75,7 +75,7 @@ class Outcome:
     fingerprint: str = ""
 
     def report(self, stage: str) -> None:
-        """Says how it ended. Raises PartialError when images failed."""
+        """Say how it ended. Raises PartialError when images failed."""
         before = "tried" if self.failed else "done"
         if not self.made:
             say(f"{stage}: nothing to do, {counted(self.cached, 'image')} {_was(self.cached)} {before} before")
@@ -103,7 +103,7 @@ def run_parts(
     retry_failed: bool = False,
     conclude: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Makes every part of the shards that is not there yet, then each shard's done.json.
+    """Make every part of the shards that is not there yet, then each shard's done.json.
 
     A part's index file is the mark that it is committed; stale files of killed tasks are removed first.
 
@@ -160,7 +160,7 @@ def run_parts(
 
 
 def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Progress, lock: Lock) -> int:
-    """Makes and commits a part, or what is left of it; how many images that were.
+    """Make and commit a part, or the rest of it; return the number of images made.
 
     Raises:
         StoppedError: before its end; what is finished lies in its partial part.
@@ -194,7 +194,7 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
 
 
 def commit_part(run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | None = None) -> None:
-    """Publishes a part: its arrays under a name that no other content has, then its index, unless there is one.
+    """Publish a part: its arrays under a name that no other content has, then its index, unless there is one.
 
     So a task that was suspended and taken over, however late it wakes and whatever the file system's locks are worth,
     changes nothing that is committed.
@@ -226,7 +226,7 @@ def commit_part(run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Pa
 
 
 def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
-    """Writes done.json from what the parts say, so that it does not depend on interruptions."""
+    """Write done.json from what the parts say, so that it does not depend on interruptions."""
     stats = shard_stats(run, shard)
     done = run.shard_folder(shard) / "done.json"
     run.store.write(done, sealed(done, stats))
@@ -266,7 +266,7 @@ def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
 
 
 def _forget_failed(run: StageRun, shard: int) -> None:
-    """Makes partial parts, without the failed images, of the parts that hold some: only those are then made anew."""
+    """Reopen finished parts so that only their failed images are processed again."""
     folder = run.shard_folder(shard)
     with run.store.locked(folder / "lock"):
         for part in range(len(run.parts(shard))):

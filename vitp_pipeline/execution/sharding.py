@@ -52,7 +52,7 @@ class ShardChoice:
     planned: bool = False
 
     def for_new_run(self) -> None:
-        """Raises UsageError for an index without a count: the first command on a run must say N."""
+        """Raise UsageError for an index without a count: the first command on a run must say N."""
         if self.index is not None and self.count is None:
             raise UsageError(
                 f"shard {self.index} ({self.source}) of how many? This run is new",

@@ -48,7 +48,7 @@ class Source(Protocol):
         ...
 
     def build(self, device: str | torch.device) -> Generator:
-        """Raises a UserError of any kind when it cannot be built."""
+        """Raise a UserError of any kind when it cannot be built."""
         ...
 
 

@@ -86,7 +86,7 @@ class Predicted:
     images: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self) -> None:
-        """Says how it ended. Raises PartialError when images could not be used."""
+        """Say how it ended. Raises PartialError when images could not be used."""
         if not self.made and not self.failed:
             say(f"predict: nothing to do, {counted(self.cached, 'image')} {'is' if self.cached == 1 else 'are'} done")
             return
@@ -103,7 +103,7 @@ class Predicted:
 def predict(
     pictures: Sequence[Picture], build: Callable[[], Predictor], job: PredictJob, overwrite: bool = False
 ) -> Predicted:
-    """Writes the results of every image that has none yet. An image that cannot be used is reported in a line.
+    """Write the results of every image that has none yet. An image that cannot be used is reported in a line.
 
     Args:
         build: makes the predictor; called only when there is something to do.

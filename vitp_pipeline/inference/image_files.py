@@ -100,7 +100,7 @@ def _counted(endings: Counter[str]) -> str:
 
 
 def _check_names(pictures: Sequence[Picture]) -> None:
-    """Raises UsageError when results of two images would have the same name."""
+    """Raise UsageError when results of two images would have the same name."""
     if twice := first_twice(picture.name for picture in pictures):
         one, other = (pictures[place] for place in twice)
         raise UsageError(

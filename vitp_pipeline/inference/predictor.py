@@ -235,7 +235,7 @@ class Predictor:
         return self._assemble(views, tasks)
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raises UsageError when a task is unknown or cannot be."""
+        """Raise UsageError when a task is unknown or cannot be."""
         for task in tasks:
             if task not in TASKS:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")

@@ -65,7 +65,7 @@ class NpzFolder:
         self._by_image: dict[str, Path] = {}
 
     def open(self) -> None:
-        """Raises InputError when a file could be of two images, two are of one, or none is of any."""
+        """Raise InputError when a file could be of two images, two are of one, or none is of any."""
         claims = Claims(self.dataset.index(self.folder))
         for name in self.files:
             key = name.removesuffix(".npz")
@@ -110,7 +110,7 @@ class Detections:
         self._by_image: dict[str, Found] = {}
 
     def open(self) -> None:
-        """Raises InputError when the file cannot be read, speaks of none of the images, or twice of one."""
+        """Raise InputError when the file cannot be read, speaks of none of the images, or twice of one."""
         claims = Claims(self.dataset.index(self.path))
         self._by_image = self._read(claims)
         say_strangers(claims, self.dataset)

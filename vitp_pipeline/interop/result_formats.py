@@ -62,7 +62,7 @@ class ImageResult:
 
 
 def check_format(name: str, spec: DatasetSpec) -> None:
-    """Raises UsageError when the format is unknown, or the manifest lacks what its ids are made of."""
+    """Raise UsageError when the format is unknown, or the manifest lacks what its ids are made of."""
     if name not in FORMATS:
         raise UsageError(f"--format {name!r}", f"Choose one of: {', '.join(FORMATS)}")
     labels = [c.label for c in spec.classes]
@@ -80,7 +80,7 @@ def check_format(name: str, spec: DatasetSpec) -> None:
 def write_image(
     name: str, spec: DatasetSpec, image: ImageResult, folder: Path
 ) -> tuple[dict[str, Any] | list[Any], list[Path]]:
-    """Writes the files of one image; returns what of it enters the format's JSON file, and the files."""
+    """Write the files of one image; returns what of it enters the format's JSON file, and the files."""
     if name == "coco-panoptic":
         return _coco_panoptic(spec, image, folder)
     if name == "coco-results":

@@ -86,7 +86,7 @@ class SparseAreas:
         self._groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, areas: np.ndarray) -> None:
-        """Adds some images; those without any labeled pixel are passed over.
+        """Add some images; those without any labeled pixel are passed over.
 
         Args:
             areas: (R, n, K, 3) int64, see `sparse_areas`; the ground truth's column is the same for all R.
@@ -107,7 +107,7 @@ class SparseAreas:
         )
 
     def extend(self, counts: np.ndarray, classes: np.ndarray, values: np.ndarray) -> None:
-        """Adds what `content` of another one gave, behind what is there."""
+        """Add what `content` of another one gave, behind what is there."""
         new = counts, classes, values
         self.images += len(counts)
         if self._groups and len(self._groups[-1][0]) < _GROUP:
@@ -174,7 +174,7 @@ class BlockAreas:
         return int(self._sums[..., 0].any(1).sum())
 
     def add(self, areas: np.ndarray, first: int) -> None:
-        """Adds some images, `first` being the number of the first one; areas and errors as of `SparseAreas.add`."""
+        """Add some images, `first` being the number of the first one; areas and errors as of `SparseAreas.add`."""
         truth = areas[0, ..., 1]
         if not (areas[..., 1] == truth).all():
             raise IncompatibleError(_UNPAIRED)
@@ -189,7 +189,7 @@ class BlockAreas:
         return some, self._sums[some]
 
     def extend(self, blocks: np.ndarray, sums: np.ndarray) -> None:
-        """Adds what `content` of another one gave."""
+        """Add what `content` of another one gave."""
         self._sums[blocks] += sums
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:

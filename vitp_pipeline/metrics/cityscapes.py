@@ -32,7 +32,7 @@ class MaskCounts:
 
 
 def match(found: Detections, at: MaskCounts, truth: TrueInstances) -> Matches:
-    """Matches one image's detections with its ground truth; bit t of hit and ignored is of threshold t."""
+    """Match one image's detections with its ground truth; bit t of hit and ignored is of threshold t."""
     rows = found.mask
     order = np.lexsort((-found.scores.astype(np.float64), found.categories))
     order = order[at.areas[rows[order]] > 0]  # an empty mask is no prediction

@@ -19,7 +19,7 @@ class IouSums:
         self._limbs = np.zeros((3, *shape), np.int64)
 
     def add(self, at: tuple[np.ndarray, ...], values: np.ndarray) -> None:
-        """Adds (E,) float64 values at indices, of which some may be equal.
+        """Add (E,) float64 values at indices, of which some may be equal.
 
         Raises:
             ValueError: a value is negative or no multiple of 2⁻⁵³.

@@ -134,7 +134,7 @@ def _ratio(inter: np.ndarray, areas: np.ndarray, true_areas: np.ndarray, crowd: 
 
 
 def match(found: Detections, at: Overlaps, truth: TrueInstances) -> Matches:
-    """Matches one image's detections with its ground truth, at all thresholds and areas at once."""
+    """Match one image's detections with its ground truth, at all thresholds and areas at once."""
     order = np.lexsort((-found.scores.astype(np.float64), found.categories))
     categories = found.categories[order]
     rank = np.arange(len(order)) - np.searchsorted(categories, categories)  # within its class
@@ -151,7 +151,7 @@ def match(found: Detections, at: Overlaps, truth: TrueInstances) -> Matches:
 def _match_class(
     rows: np.ndarray, iou: np.ndarray, spare: np.ndarray, crowd: np.ndarray, hit: np.ndarray, ignored: np.ndarray
 ) -> None:
-    """Sets `hit` and `ignored` (all, A, T) at the `rows` of one class's detections, best first. iou: (rows, G)."""
+    """Set `hit` and `ignored` (all, A, T) at the `rows` of one class's detections, best first. iou: (rows, G)."""
     needed = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
     free = np.ones((len(AREAS), len(THRESHOLDS), iou.shape[1]), bool)
     for d in np.flatnonzero(iou.max(1) >= needed[0]):

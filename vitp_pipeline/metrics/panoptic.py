@@ -66,7 +66,7 @@ def count(
     gt_segments: Sequence[TrueSegment],
     num_classes: int,
 ) -> PanopticCounts:
-    """Matches of one image.
+    """Match of one image.
 
     Args:
         pred_ids: (H, W) integers, 0 = unassigned, else the id of a predicted segment.
@@ -148,13 +148,13 @@ class PanopticQuality:
         gt_ids: np.ndarray,
         gt_segments: Sequence[TrueSegment],
     ) -> PanopticCounts:
-        """Adds one image and returns its own counts; arguments and errors as `count`."""
+        """Add one image and return its own counts; arguments and errors as `count`."""
         counts = count(pred_ids, pred_segments, gt_ids, gt_segments, self.num_classes)
         self.counts = self.counts + counts
         return counts
 
     def merge(self, other: PanopticQuality) -> None:
-        """Adds another state; IncompatibleError when the classes differ."""
+        """Add another state; IncompatibleError when the classes differ."""
         if not np.array_equal(self.things, other.things):
             raise IncompatibleError("panoptic states of different classes do not add")
         self.counts = self.counts + other.counts

@@ -29,7 +29,7 @@ class Confusion:
             self.counts += np.asarray(counts, np.int64)
 
     def update(self, pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
-        """Adds one image.
+        """Add one image.
 
         Args:
             pred: (H, W) integers in 0..K−1 wherever the ground truth has a label, or IGNORE where nothing is predicted.
@@ -45,7 +45,7 @@ class Confusion:
         return counts
 
     def merge(self, other: Confusion) -> None:
-        """Adds another state; IncompatibleError when the number of classes differs."""
+        """Add another state; IncompatibleError when the number of classes differs."""
         if other.num_classes != self.num_classes:
             raise IncompatibleError(f"confusions of {self.num_classes} and {other.num_classes} classes do not add")
         self.counts += other.counts

@@ -58,7 +58,7 @@ class _Work:
 
     @property
     def band(self) -> int:
-        """Runs of rows that are worked on at once."""
+        """Run of rows that are worked on at once."""
         return max(1, self.values // (max(self.weights.shape[1:]) * len(self.columns)))
 
 
@@ -151,7 +151,7 @@ def _leaders(least: Tensor, most: Tensor, slack: float) -> tuple[np.ndarray, np.
 
 
 def _label_band(work: _Work, start: int, stop: int, labels: np.ndarray) -> None:
-    """Writes the image's labels of the runs of rows [start, stop)."""
+    """Write the image's labels of the runs of rows [start, stop)."""
     band = _bound(work, start, stop)
     classes = work.weights.shape[1]
     own = work.rows.outputs[start, 0], work.rows.outputs[stop - 1, -1] + 1

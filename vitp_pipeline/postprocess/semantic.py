@@ -175,7 +175,7 @@ def _check(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> Non
 
 
 def check_scored(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
-    """Raises UsageError for an unknown protocol, IncompatibleError when masks, probabilities and view disagree."""
+    """Raise UsageError for an unknown protocol, IncompatibleError when masks, probabilities and view disagree."""
     check_protocol(protocol)
     check_frame(mask_logits, view)
     if probs.ndim != 3 or probs.shape[1] != len(mask_logits):

@@ -26,13 +26,13 @@ from vitp_pipeline.postprocess.resize import Taps, bilinear, resize_band, resize
 
 
 def check_protocol(protocol: str) -> None:
-    """Raises UsageError when `protocol` is none of `PROTOCOLS`."""
+    """Raise UsageError when `protocol` is none of `PROTOCOLS`."""
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown mask protocol {protocol!r}", f"Choose one of {', '.join(PROTOCOLS)}")
 
 
 def check_frame(mask_logits: Tensor, view: View) -> None:
-    """Raises IncompatibleError when `mask_logits` is not (Q, h, w) with (h, w) = view.mask."""
+    """Raise IncompatibleError when `mask_logits` is not (Q, h, w) with (h, w) = view.mask."""
     if mask_logits.ndim != 3 or tuple(mask_logits.shape[1:]) != tuple(view.mask):
         raise IncompatibleError(
             f"mask logits {tuple(mask_logits.shape)} do not fit a view whose masks are {tuple(view.mask)}"

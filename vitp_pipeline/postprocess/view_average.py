@@ -80,7 +80,7 @@ class ScoreAverage:
         self._frame: _Frame | None = None  # the open one
 
     def add(self, mask_logits: Tensor, probs: Tensor, view: View) -> None:
-        """Adds a view; its arguments are those of a `ScoredView`.
+        """Add a view; its arguments are those of a `ScoredView`.
 
         Raises:
             UsageError: unknown protocol.
@@ -157,7 +157,7 @@ class ScoreAverage:
             yield _at_image(scores, view, first, start, stop)
 
     def _close(self) -> None:
-        """Adds the frame whose windows are open to the sum."""
+        """Add the frame whose windows are open to the sum."""
         if self._frame is None or self._sum is None:
             return
         self._begin_frame(self._sum)

@@ -279,7 +279,7 @@ def print_comparison(result: dict[str, Any]) -> None:
 
 
 def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], path: Path) -> None:
-    """Writes the page of `compare`'s result.
+    """Write the page of `compare`'s result.
 
     Raises:
         UsageError: the extra `report` is not installed.

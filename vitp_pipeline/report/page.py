@@ -21,7 +21,7 @@ TEMPLATES = Path(__file__).parent / "page"
 
 
 def require_libraries() -> None:
-    """Raises UsageError when the packages of the extra `report` are not there."""
+    """Raise UsageError when the packages of the extra `report` are not there."""
     try:
         import jinja2  # noqa: F401
         import plotly.offline  # noqa: F401
@@ -46,7 +46,7 @@ def _environment() -> Environment:
 
 
 def write_page(path: Path, template: str, data: dict[str, Any], scripts: tuple[str, ...], **context: Any) -> None:
-    """Renders a template of `page/` and writes it whole.
+    """Render a template of `page/` and write it whole.
 
     Args:
         path: the file to write.

@@ -33,7 +33,7 @@ SECTIONS = {
 
 
 def write_report(stored: StoredEvaluation, path: Path) -> None:
-    """Writes the page.
+    """Write the page.
 
     Raises:
         UsageError: the extra `report` is not installed.

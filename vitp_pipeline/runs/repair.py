@@ -55,7 +55,7 @@ class Damage:
 
 
 def repair(damages: list[Damage]) -> list[Damage]:
-    """Does what can be done, in order, while no task is at work there. Returns what could not be repaired."""
+    """Do what can be done, in order, while no task is at work there. Returns what could not be repaired."""
     left = []
     for damage in damages:
         try:
@@ -116,7 +116,7 @@ def puts_back(store: RunStore, path: Path, copies: dict[str, str]) -> Fix | None
 
 
 def rebuilds_copies(run: StageRun) -> Fix:
-    """Copies the small files of a stage anew, those of a training that has ended as its done.json names them."""
+    """Copy the small files of a stage anew, those of a training that has ended as its done.json names them."""
 
     def fix() -> None:
         small, store = {}, run.store

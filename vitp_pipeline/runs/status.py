@@ -242,7 +242,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def watch_status(run: Run, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
-    """Prints the status every few seconds until every stage that was begun is done; as JSON, one line each time.
+    """Print the status every few seconds until every stage that was begun is done; as JSON, one line each time.
 
     Args:
         wait: sleeps.

@@ -70,7 +70,7 @@ class _Shard:
 
 
 def verify_run(run: Run) -> Checked:
-    """Reads every committed file of a run.
+    """Read every committed file of a run.
 
     Raises:
         InputError: no run lies there.
@@ -268,7 +268,7 @@ def print_damages(damages: list[Damage]) -> None:
 
 
 def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
-    """Says how it ended.
+    """Say how it ended.
 
     Args:
         left: what `repair` could not repair of what was found; None = it was not asked to.

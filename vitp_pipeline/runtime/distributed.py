@@ -102,11 +102,11 @@ class Distributed:
         return values
 
     def wait_for_main_process(self) -> None:
-        """Returns when process 0 has come here too: who starts processes may end all when one of them ends."""
+        """Return when process 0 has come here too: who starts processes may end all when one of them ends."""
         self.share(None)
 
     def merge(self, table: dict[str, str]) -> None:
-        """Puts the entries of every process's table into `table`."""
+        """Put the entries of every process's table into `table`."""
         for found in self.gather(dict(table)):
             table.update(found)
 
@@ -124,7 +124,7 @@ class Distributed:
 
     @_collective
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replaces every gradient by its sum over all processes; none counts as zero."""
+        """Replace every gradient by its sum over all processes; none counts as zero."""
         if self.size == 1:
             return
         import torch

@@ -20,7 +20,7 @@ _hushed = False
 
 
 def hush(wanted: bool = True) -> None:
-    """Shows no progress and says nothing from now on; `hush(False)` ends that."""
+    """Show no progress and say nothing from now on; `hush(False)` ends that."""
     global _hushed
     _hushed = wanted
 
@@ -45,7 +45,7 @@ class Progress:
         self.done, self._began, self._last = 0, time.monotonic(), time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Reports `count` finished units; `note` is shown beside them (a loss, say)."""
+        """Report `count` finished units; `note` is shown beside them (a loss, say)."""
         self.done += count
         now = time.monotonic()
         if now - self._last >= LINE_EVERY or (count and self.done == self.total):

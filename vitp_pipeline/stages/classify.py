@@ -128,7 +128,7 @@ def class_scores_run(
 
 
 def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
-    """Raises IncompatibleError when the recipe's manifest is not the one the proposals were made with."""
+    """Raise IncompatibleError when the recipe's manifest is not the one the proposals were made with."""
     if proposals.run.identity["manifest"] != json.loads(json.dumps(recipe.manifest.identity())):
         raise IncompatibleError(
             f"{proposals.run.folder}: made with another manifest than {recipe.manifest.name!r} of {recipe.path.name}",
@@ -137,7 +137,7 @@ def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
 
 
 def require_shards(proposals: ProposalStore, shard: ShardChoice) -> None:
-    """Raises UsageError when another number of shards is asked for than the proposals have."""
+    """Raise UsageError when another number of shards is asked for than the proposals have."""
     if shard.count is not None and shard.count != proposals.run.shards:
         raise UsageError(
             f"{proposals.run.folder}: this run has {proposals.run.shards} shards, not {shard.count}",
@@ -146,7 +146,7 @@ def require_shards(proposals: ProposalStore, shard: ShardChoice) -> None:
 
 
 def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
-    """Raises MissingStageError naming the shards whose proposals are not finished."""
+    """Raise MissingStageError naming the shards whose proposals are not finished."""
     if missing := [shard for shard in shards if not proposals.run.finished(shard)]:
         raise MissingStageError(
             f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is unfinished",

@@ -41,7 +41,7 @@ def prepare(
     out: Run,
     shard: ShardChoice,
 ) -> Evaluation:
-    """Finds what is to be evaluated and makes the evaluation's folder.
+    """Find what is to be evaluated and make the evaluation's folder.
 
     Args:
         sweep: further values of α, measured beside the headline's.

@@ -82,7 +82,7 @@ def prepare(
     out: Run,
     shard: ShardChoice,
 ) -> Export:
-    """Finds what is to be exported and makes the export's folder.
+    """Find what is to be exported and make the export's folder.
 
     Args:
         format: one of `interop.result_formats.FORMATS`.
@@ -130,7 +130,7 @@ def _file_names(proposals: ProposalStore) -> dict[str, str]:
 
 
 def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
-    """Writes the files of some shards' images; the JSON files when all shards are done.
+    """Write the files of some shards' images; the JSON files when all shards are done.
 
     Raises:
         MissingStageError: a shard's proposals or scores are not finished.

@@ -45,7 +45,7 @@ def generate_proposals(
     shard: ShardChoice,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Runs the generator over a split and writes RUN/proposals.
+    """Run the generator over a split and write RUN/proposals.
 
     Raises:
         UserError: any of its kinds; see `vitp_pipeline.errors`.
@@ -104,7 +104,7 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
 
 
 def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, model: str = "") -> None:
-    """Raises IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
+    """Raise IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
     its name or one of its aliases.
 
     Args:

@@ -46,7 +46,7 @@ def import_proposals(
     no_object_share: float = NO_OBJECT_SHARE,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Writes RUN/proposals from the masks of a split.
+    """Write RUN/proposals from the masks of a split.
 
     Args:
         settings: of [generate-proposals] what is about the split, points, and what is kept.

@@ -54,7 +54,7 @@ class Stream:
         out: Run,
         shard: ShardChoice,
     ) -> None:
-        """Makes the evaluation's folder.
+        """Make the evaluation's folder.
 
         Raises:
             MissingStageError: the run has no classifier.

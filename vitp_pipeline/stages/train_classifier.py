@@ -62,7 +62,7 @@ class Training:
     classifier: Path
 
     def report(self) -> None:
-        """Names what was left out. Raises PartialError when images could not be read."""
+        """Name what was left out. Raises PartialError when images could not be read."""
         for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabeled)][:10]:
             say(f"  left out: {image_id}: {reason}")
         if self.failed:
@@ -91,7 +91,7 @@ def train_classifier(
 def train(
     recipe: Recipe, settings: TrainSettings, data_root: Path, out: Run, distributed: Distributed = ALONE
 ) -> Training | None:
-    """Trains RUN/classifier/NAME, or carries on where it was stopped.
+    """Train RUN/classifier/NAME, or continue where it was stopped.
 
     Args:
         distributed: all its processes call this; process 0 writes and has something to report, the others return None.
@@ -272,7 +272,7 @@ def _outlived(settings: TrainSettings) -> list[str]:
 
 
 def _tidy(run: StageRun, settings: TrainSettings) -> None:
-    """Removes what a finished training needs no longer."""
+    """Remove what a finished training needs no longer."""
     for name in _outlived(settings):
         with refusals(run.folder / name):
             run.store.remove(run.folder / name)
@@ -320,7 +320,7 @@ def _fit(
     evaluate: Callable[[PointViT], dict[str, float]] | None,
     distributed: Distributed,
 ) -> None:
-    """Trains `model` by gradients, or fits its head in closed form."""
+    """Train `model` by gradients, or fit its head in closed form."""
     import torch
 
     from vitp_pipeline.classifier.training.lda import LdaTrainer

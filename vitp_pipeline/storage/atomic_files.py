@@ -36,7 +36,7 @@ _REFUSALS = {
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turns what a file system can refuse into one clear line (StorageError); other errors pass."""
+    """Turn what a file system can refuse into one clear line (StorageError); other errors pass."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def removals(unfinished: Path, path: Path) -> Iterator[None]:
-    """Turns the loss of a temporary file, which is to become `path`, into LockedError."""
+    """Turn the loss of a temporary file, which is to become `path`, into LockedError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -125,7 +125,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _link(source: Path, path: Path) -> None:
-    """Gives `source` the name `path` unless that exists: by a hard link or, where there are none, by renaming it.
+    """Give `source` the name `path` unless that exists: by a hard link or, where there are none, by renaming it.
 
     Then of tasks that do so at the same moment the last one wins: all see after `SETTLE` whose content is there.
 

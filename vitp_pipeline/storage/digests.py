@@ -110,7 +110,7 @@ def recorded_digest(path: Path) -> str | None:
 
 
 def require_recorded(path: Path) -> None:
-    """Raises CorruptError when a classifier is not what the .json beside it says that was written."""
+    """Raise CorruptError when a classifier is not what the .json beside it says that was written."""
     if (digest := recorded_digest(path)) is None:
         return
     if not path.exists():

@@ -74,7 +74,7 @@ class _File(io.FileIO):
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those it lies in, unless they are there. OSError EOPNOTSUPP where there can be none."""
+    """Make a folder and those it lies in, unless they are there. OSError EOPNOTSUPP where there can be none."""
     refuse_links(path)
     if not path.is_dir():
         _at(Step.MAKE_FOLDER, path)
@@ -112,14 +112,14 @@ def rename(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Raises FileExistsError when there is a `target`."""
+    """Raise FileExistsError when there is a `target`."""
     refuse_links(target.parent)
     _at(Step.LINK, target)
     os.link(source, target)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames durable. Some network file systems refuse to sync folders; they keep renames anyway."""
+    """Make renames durable. Some network file systems refuse to sync folders; they keep renames anyway."""
     _at(Step.SYNC_FOLDER, folder)
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -134,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a link, if it is there."""
+    """Remove a file or a link, if it is there."""
     refuse_links(path.parent)
     if os.path.lexists(path):
         _at(Step.REMOVE, path)
@@ -142,7 +142,7 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it; links are not followed."""
+    """Remove a file, or a folder with all that is in it; links are not followed."""
     refuse_links(path.parent)
     if path.is_dir() and not path.is_symlink():
         _at(Step.REMOVE, path)
@@ -158,7 +158,7 @@ def open_in_place(path: Path, flags: int = 0) -> int:
 
 
 def overwrite(path: Path, file: int, content: bytes) -> None:
-    """Gives an open file another content: in one write, then cut, so that nobody ever reads half of it."""
+    """Give an open file another content: in one write, then cut, so that nobody ever reads half of it."""
     _at(Step.WRITE, path, content, lambda some: os.pwrite(file, some, 0))
     os.pwrite(file, content, 0)
     _at(Step.CUT, path)

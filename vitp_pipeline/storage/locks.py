@@ -98,7 +98,7 @@ class Lock(ABC):
         self._write(self._signature(state))
 
     def check(self) -> None:
-        """Raises LockedError when another task has taken this lock over, or somebody has removed it."""
+        """Raise LockedError when another task has taken this lock over, or somebody has removed it."""
         try:
             owner = self.read()
         except FileNotFoundError:

@@ -33,7 +33,7 @@ class _ObjectLock(Lock):
         self._client, self._name = client, name
 
     def acquire(self, wait: bool) -> None:
-        """Raises LockedError when another task holds it, FileNotFoundError when that one has just given it back."""
+        """Raise LockedError when another task holds it, FileNotFoundError when that one has just given it back."""
         if self._client.create(self._name, self._signature()):
             self.check()  # a store that knows no conditions lets the last one win
             return

@@ -91,7 +91,7 @@ def page_is_whole(path: Path) -> bool:
 
 
 def require_place(of: str, path: Path) -> None:
-    """Raises CorruptError when a file at `path` was written for another place, `of`."""
+    """Raise CorruptError when a file at `path` was written for another place, `of`."""
     if not f"/{path.absolute().as_posix()}".endswith(f"/{of}"):
         raise damaged(path, f"is the file of {of or 'no place in a run'}")
 

@@ -94,7 +94,7 @@ def read_truth(
 
 
 def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:
-    """Raises InputError when an image and its (coarse) label map differ in height or width."""
+    """Raise InputError when an image and its (coarse) label map differ in height or width."""
     if image.shape[:2] != labels.shape:
         (rows, cols), path = labels.shape, (coarse and sample.coarse) or sample.label
         raise InputError(

@@ -57,7 +57,7 @@ class TrainingFolder:
         return self.path / "metrics.jsonl"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint. Raises StorageError; the last one is then still good.
+        """Replace the checkpoint. Raises StorageError; the last one is then still good.
 
         Raises LockedError when another task has taken the training over.
         """
@@ -86,7 +86,7 @@ class TrainingFolder:
             raise self.damaged(error) from error
 
     def require_shared(self, distributed: Distributed, step: int) -> None:
-        """Raises InputError when this process has found another checkpoint than process 0."""
+        """Raise InputError when this process has found another checkpoint than process 0."""
         if distributed.share(step) != step:
             raise InputError(f"{self.path}: not the same folder for all processes", "Choose --out on a shared disk")
 
@@ -95,7 +95,7 @@ class TrainingFolder:
         return CorruptError(f"{self.checkpoint}: damaged ({reason})", "Remove it to train from the start")
 
     def save_model(self, model: PointViT, name: str, about: dict[str, Any]) -> None:
-        """Writes NAME.safetensors and NAME.json. Raises StorageError."""
+        """Write NAME.safetensors and NAME.json. Raises StorageError."""
         path = self.path / f"{name}.safetensors"
         save_classifier(model, path, {**self.about, **about})
         self.store.publish(path)
@@ -116,7 +116,7 @@ class TrainingFolder:
         return path.exists()
 
     def log(self, line: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl; it needs a key `step`."""
+        """Add a line to metrics.jsonl; it needs a key `step`."""
         self.lines.append(line)
         self.write_log()
         try:
@@ -126,7 +126,7 @@ class TrainingFolder:
             self.__dict__["_tensorboard"] = None
 
     def write_log(self) -> None:
-        """Writes metrics.jsonl with the lines up to now. Raises StorageError."""
+        """Write metrics.jsonl with the lines up to now. Raises StorageError."""
         text = "".join(f"{json.dumps(line)}\n" for line in self.lines)
         self.store.write(self.metrics, text)
 

@@ -41,7 +41,7 @@ class LdaStatistics:
         self.square = np.zeros((width, width))
 
     def update(self, features: np.ndarray, classes: np.ndarray) -> None:
-        """Adds the points of one image: features (N, D) float, classes (N,) integers in [0, K)."""
+        """Add the points of one image: features (N, D) float, classes (N,) integers in [0, K)."""
         points = np.bincount(classes, minlength=len(self.count))
         weight = 1.0 / points[classes]
         features = features.astype(np.float64)

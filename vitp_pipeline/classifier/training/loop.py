@@ -67,7 +67,7 @@ class Trainer:
         self._forward: Callable[..., Tensor] = self.model
 
     def run(self) -> None:
-        """Trains from the last checkpoint, or from the start, to the end; leaves the model with the last weights
+        """Train from the last checkpoint, or from the start, to the end; leaves the model with the last weights
         and the best in best.safetensors.
 
         Raises:

@@ -13,7 +13,7 @@ NO_LABEL = "no pixel has a label"
 def sample_points(
     labels: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced"
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Draws labeled pixels with replacement.
+    """Draw labeled pixels with replacement.
 
     Args:
         labels: (H, W) integer class indices, or region numbers for "instance-balanced"; IGNORE where there is none.
@@ -36,7 +36,7 @@ def sample_points(
 def sample_boxes(
     classes: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced"
 ) -> np.ndarray | None:
-    """Draws boxes with replacement.
+    """Draw boxes with replacement.
 
     Args:
         classes: (M,) integer class of every box.

@@ -56,7 +56,7 @@ class Validation:
         return figures
 
     def save(self, store: RunStore, folder: Path, classes: Sequence[str]) -> None:
-        """Writes validation.json (figures, and each class's points and accuracy) and confusion.npy."""
+        """Write validation.json (figures, and each class's points and accuracy) and confusion.npy."""
         points, right = self.confusion.sum(1), np.diag(self.confusion)
         by_class: dict[str, Any] = {
             name: {"points": int(n), "accuracy": float(r / n) if n else None}

@@ -48,13 +48,13 @@ class Prepared:
     errors: list[PartialError]
 
     def report(self) -> None:
-        """Raises PartialError when some source files are broken."""
+        """Raise PartialError when some source files are broken."""
         if self.errors:
             raise PartialError("; ".join(error.message for error in self.errors), self.errors[0].hint)
 
 
 def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = None, workers: int = 1) -> Prepared:
-    """Makes a dataset's derived files. What exists is kept; a file appears whole or not at all.
+    """Make a dataset's derived files. What exists is kept; a file appears whole or not at all.
 
     Args:
         dataset: a key of PRODUCTS.

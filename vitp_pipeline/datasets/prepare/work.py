@@ -73,7 +73,7 @@ class Work:
         return found
 
     def reader(self, sources: list[Source], classes: bool = True) -> LabelReader:
-        """Reads the label images among sources; `classes`: they hold the manifest's labels, else any numbers."""
+        """Read the label images among sources; `classes`: they hold the manifest's labels, else any numbers."""
         some = [source.path for source in sources[:: max(1, -(-len(sources) // SURVEYED))]]
         return LabelReader.of(self.spec, lambda: some) if classes else LabelReader(lambda: some)
 
@@ -85,7 +85,7 @@ class Work:
         return self.places.file((relative,))
 
     def write(self, source: Source, relative: str, content: Callable[[], bytes]) -> None:
-        """Makes a file unless it exists, be it in the source's archive."""
+        """Make a file unless it exists, be it in the source's archive."""
         path = self.target(source, relative)
         there = path.is_file() or is_file(source.base / relative)
         if not there:
@@ -132,7 +132,7 @@ class Work:
         make: Callable[[Source], Any],
         whole: Callable[[list[Any]], dict[str, Any]],
     ) -> None:
-        """Makes a JSON file out of what `make` says of every item. That is kept in pieces until all are there, so
+        """Make a JSON file out of what `make` says of every item. That is kept in pieces until all are there, so
         that a killed run goes on where it was.
         """
         path = self.target(items[0], relative)

@@ -34,7 +34,7 @@ def import_detectron2(
     dilations: Dilations | None = None,
     test_size: tuple[int, int] | None = None,
 ) -> PreTrainedConfig:
-    """Makes of `file` (.pth, .pkl) the folder `out`, as `save_pretrained` would; returns its configuration.
+    """Make of `file` (.pth, .pkl) the folder `out`, as `save_pretrained` would; return its configuration.
 
     It holds config.json, model.safetensors and, where the test size is known, preprocessor_config.json.
 

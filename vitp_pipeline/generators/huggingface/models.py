@@ -67,7 +67,7 @@ def build_random_model(source: str | Path) -> PreTrainedModel:
 
 
 def _check_size(source: str | Path, config: PreTrainedConfig, most: int) -> None:
-    """Raises IncompatibleError where a configuration asks for more numbers than there are, before memory is taken."""
+    """Raise IncompatibleError where a configuration asks for more numbers than there are, before memory is taken."""
     with quietly(), _as_user_errors(source), torch.device("meta"):
         model = AutoModelForUniversalSegmentation.from_config(config)
     count = sum(parameter.numel() for parameter in model.parameters())

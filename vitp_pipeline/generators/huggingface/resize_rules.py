@@ -38,7 +38,7 @@ def backbone_of(state: Mapping[str, Tensor]) -> str:
 
 
 def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
-    """Raises IncompatibleError where the tensors are of the other of the two models, or of neither."""
+    """Raise IncompatibleError where the tensors are of the other of the two models, or of neither."""
     has = {
         Layout.oneformer: "task_mlp.layers.0.weight" in state,
         Layout.mask2former: f"{_PREDICTOR}query_feat.weight" in state,

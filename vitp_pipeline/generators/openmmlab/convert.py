@@ -27,7 +27,7 @@ class Imported:
 
 
 def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
-    """Writes `file` as `out` (.safetensors) with the names that the model of `config` has, and a .json beside it.
+    """Write `file` as `out` (.safetensors) with the names that the model of `config` has, and a .json beside it.
 
     Every tensor of the model must be in the file, once and in its shape, and every tensor of the file in the model.
     The names of the classes go along. A file that has the new names already only changes its format.

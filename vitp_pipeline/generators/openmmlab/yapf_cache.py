@@ -16,7 +16,7 @@ TRIES = 6
 
 
 def import_yapf() -> None:
-    """Imports yapf, where it is installed, and waits for another task that is just writing its cache."""
+    """Import yapf, where it is installed, and wait for another task that is just writing its cache."""
     for attempt in range(TRIES):
         try:
             with contextlib.suppress(ModuleNotFoundError):
