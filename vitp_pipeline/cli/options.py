@@ -16,7 +16,7 @@ from vitp_pipeline.storage.run_store import RunStore
 
 
 def shipped_recipes(begun: str) -> list[str]:
-    """Name of shipped recipes that begin so, for a shell's completion."""
+    """List the shipped recipes whose names begin so, for a shell's completion."""
     from vitp_pipeline.shipped import shipped
 
     return sorted(path.stem for path in shipped("stages").glob("*.toml") if path.stem.startswith(begun))

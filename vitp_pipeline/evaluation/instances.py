@@ -76,7 +76,7 @@ def _measured(
     classes: int,
     settings: EvaluateSettings,
 ) -> tuple[list[Matches], np.ndarray]:
-    """Match of every variant, and what there is to find."""
+    """Match the detections of every variant; also count the ground truth."""
     if measure == "cityscapes":
         counts = cityscapes.MaskCounts(rles, truth)
         matches = [cityscapes.match(f, counts, truth) for f in found]

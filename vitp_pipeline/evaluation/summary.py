@@ -43,9 +43,9 @@ def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
         if totals.failed:
             what += (", " if what else "") + f"{counted(len(totals.failed), 'image')} failed"
         first = f" (first: {totals.failed[0][0]}: {totals.failed[0][1]})" if totals.failed else ""
-        hint = "Correct and make them, with --retry-failed in every stage that they failed in, one after the other"
+        hint = "Fix the inputs, then re-run each failed stage with --retry-failed, in order"
         if measured:
-            hint += "; or take figures of what is there with --allow-missing"
+            hint += "; or report the others with --allow-missing"
         raise PartialError(f"evaluate: {measured} of {total} images are measured: {what}{first}", hint)
     names, tasks = headline_variants(evaluation), evaluation.tasks
     figures = {

@@ -66,7 +66,7 @@ def count(
     gt_segments: Sequence[TrueSegment],
     num_classes: int,
 ) -> PanopticCounts:
-    """Match of one image.
+    """Match the segments of one image.
 
     Args:
         pred_ids: (H, W) integers, 0 = unassigned, else the id of a predicted segment.

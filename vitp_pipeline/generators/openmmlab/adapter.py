@@ -409,7 +409,7 @@ def _classes(
 
 
 def _scope(library: str) -> Any:
-    """Name without a scope mean this library's, even when both libraries run in one process."""
+    """Let names without a scope mean this library's, even when both libraries run in one process."""
     from mmengine.registry import DefaultScope
 
     return DefaultScope.overwrite_default_scope(library)
