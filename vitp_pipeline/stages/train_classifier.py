@@ -25,11 +25,10 @@ from vitp_pipeline.storage.atomic_files import refusals
 from vitp_pipeline.storage.copies import COPIES, copies_in, keep_copies, restore
 from vitp_pipeline.storage.digests import Digests, fetch_classifier, recorded_digest
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.layout import place
 from vitp_pipeline.storage.locks import Lock
 from vitp_pipeline.storage.open_store import Run, open_store
 from vitp_pipeline.storage.run_store import RunStore
-from vitp_pipeline.storage.sealed import seal
+from vitp_pipeline.storage.sealed import sealed
 from vitp_pipeline.storage.temporaries import TEMPORARY
 
 if TYPE_CHECKING:
@@ -260,7 +259,7 @@ def _end(run: StageRun, settings: TrainSettings, said: dict[str, Any]) -> None:
     store.fetch_all(folder / name for name in names)
     digests = {name: recorded_digest(folder / name) or file_digest(folder / name) for name in names}
     said = {**said, "run": run.digest, "bytes": files["model.safetensors"], "files": digests}
-    text = seal(said, place(folder / "done.json"))
+    text = sealed(folder / "done.json", said)
     small = [name for name in names if not name.endswith(".safetensors")]
     keep_copies(store, folder, ["run.json", *small], {"done.json": text})
     store.write(folder / "done.json", text)

@@ -35,7 +35,10 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 def sealed(path: Path, content: dict[str, Any]) -> str:
     """Return the text of a sealed JSON file that will lie at `path`, for `RunStore.write`."""
-    return seal(content, place(path))
+    head = as_json(content).removesuffix("\n}\n").removesuffix("{}\n") or "{"
+    comma = "," if content else ""
+    body = f'{head}{comma}\n  "seal": {{\n    "place": {json.dumps(place(path), ensure_ascii=False)},\n    "sha256": "'
+    return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"\n  }}\n}}\n'
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -68,14 +71,6 @@ def unseal(text: str, path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(text)
     require_place(content.pop("seal")["place"], path)
     return content
-
-
-def seal(content: dict[str, Any], of: str) -> str:
-    """The text of a sealed JSON file for a place in a run."""
-    head = as_json(content).removesuffix("\n}\n").removesuffix("{}\n") or "{"
-    comma = "," if content else ""
-    body = f'{head}{comma}\n  "seal": {{\n    "place": {json.dumps(of, ensure_ascii=False)},\n    "sha256": "'
-    return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"\n  }}\n}}\n'
 
 
 def seal_page(text: str) -> str:
