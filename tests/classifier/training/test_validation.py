@@ -11,6 +11,7 @@ from tests.datasets import making
 from vitp_pipeline.classifier.training.validation import HeldOut, Validation
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.runtime.distributed import Distributed
+from vitp_pipeline.storage.run_store import LocalStore
 
 
 class ColorReader:
@@ -69,7 +70,7 @@ def test_figures_and_files(tmp_path: Path) -> None:
         "held_out_regions_multi": 0.25,
     }
     assert validation.figures() == expected
-    validation.save(tmp_path, ("sky", "road", "car"))
+    validation.save(LocalStore(tmp_path), tmp_path, ("sky", "road", "car"))
     content = json.loads((tmp_path / "validation.json").read_text())
     assert content.pop("classes") == {
         "sky": {"points": 4, "accuracy": 0.75},
