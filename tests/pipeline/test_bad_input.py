@@ -130,14 +130,17 @@ def test_no_permission_to_look(
     stage: str, project: Project, copied: Path, vitp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever may not search a folder gets an error from the first look into it; root may, so it is acted."""
-    stat = os.stat
 
-    def refusing(path, *more, **named):
-        if str(path).startswith(str(copied)):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return stat(path, *more, **named)
+    def refusing(look):
+        def refused(path, *more, **named):
+            if str(path).startswith(str(copied)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return look(path, *more, **named)
 
-    monkeypatch.setattr(os, "stat", refusing)
+        return refused
+
+    for look in ("stat", "lstat"):
+        monkeypatch.setattr(os, look, refusing(getattr(os, look)))
     code, text = vitp(stage, *_words(project, copied))
     monkeypatch.undo()
     assert code == 8 and "no permission" in text and str(copied) in text and text.count("\n") == 1
