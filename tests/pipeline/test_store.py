@@ -276,4 +276,4 @@ def test_submission_to_kubernetes_names_the_url(s3, project: Project, tmp_path: 
     profile.write_text('image = "vitp:latest"\n', encoding="utf-8")
     words = ("submit", "demo", "--data-root", "/data", "--out", f"s3://{BUCKET}/pods/run", "--engine", "k8s")
     code, out, _ = vitp(monkeypatch, capsys, *words, "--shards", "2", "--profile", str(profile))
-    assert code == 0 and f"--out s3://{BUCKET}/pods/run --shard /2" in out and 'vitp-run: "run"' in out
+    assert code == 0 and f"--out s3://{BUCKET}/pods/run --shard /2" in out and "vitp-run: run\n" in out
