@@ -61,7 +61,7 @@ def measure(run: Path, repeats: int, clock: Callable[[], float], seed: int = 0) 
 
     store = open_proposals(run)
     parts = [(shard, part) for shard in range(store.run.shards) for part in range(len(store.run.parts(shard)))]
-    ids = [record.image_id for place in parts for record in store.read_part(*place, masks=False)]
+    ids = [record.image_id for place in parts for record in store.read_index(*place)]
     mixed = np.random.default_rng(seed).permutation(ids).tolist()
     decode = decoder([store.run.open_arrays(shard, part).path for shard, part in parts])
     ways: dict[str, Callable[[], object]] = {

@@ -53,6 +53,26 @@ def official_state(width: int = 384, depth: int = 12, classes: int = 5, seed: in
     return state
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        *(("cls_embeddings.weight", (384, numbers)) for numbers in (0, 1, 3, 5, 100)),
+        *(("cls_embeddings.weight", shape) for shape in ((), (384,), (384, 2, 1))),
+        *(("pos_embed", shape) for shape in ((), (3,), (1370, 384), (1, 1370, 384, 1))),
+        *(("head.bias", shape) for shape in ((), (5, 2))),
+        *((f"blocks.{number}.norm1.weight", (384,)) for number in ("x", "", "-1", "12", "99999999999999")),
+    ],
+)
+def test_tensors_of_other_shapes_are_no_released_layout(key: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(IncompatibleError, match=r"released ViT-P"):
+        from_official(official_state() | {key: torch.zeros(shape)})
+
+
+def test_no_blocks_are_no_released_layout() -> None:
+    with pytest.raises(IncompatibleError, match="width 384 and 0 blocks"):
+        from_official({key: value for key, value in official_state().items() if not key.startswith("blocks.")})
+
+
 def test_positions_are_read_with_the_offset() -> None:
     rows = torch.arange(37.0).repeat_interleave(37).view(1, -1, 1)
     found = offset_positions(rows, (37, 37)).view(37, 37)[:, 5]

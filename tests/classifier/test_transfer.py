@@ -85,6 +85,23 @@ def test_what_does_not_fit_is_named() -> None:
         start_from(tiny_model(), tiny_model(depth=2), "x")
 
 
+TOKENS = [{}, {"no_embed_class": True}, {"no_embed_class": True, "reg_tokens": 2}, {"reg_tokens": 2}]
+TOKENS += [{"class_token": False, "global_pool": "avg"}]
+
+
+@pytest.mark.parametrize("theirs", TOKENS, ids=str)
+@pytest.mark.parametrize("ours", TOKENS, ids=str)
+def test_backbones_with_other_tokens(ours: dict, theirs: dict) -> None:
+    """Either one line, or the new model computes what the old one did."""
+    model, source = (tiny_model(backbone_args=json.dumps({**json.loads(ARGS), **own})) for own in (ours, theirs))
+    try:
+        start_from(model, source, "x")
+    except IncompatibleError as error:
+        assert ours != theirs and str(error).startswith("x: ")
+    else:
+        assert torch.equal(model(*inputs()), source(*inputs()))
+
+
 # ---- two recipes in a chain -----------------------------------------------------------------------------------------
 
 RECIPE = """

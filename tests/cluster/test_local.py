@@ -97,12 +97,12 @@ def test_a_signal_is_handed_on(engine, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TOY_SECONDS", "60")
     begun = []
     real = local._start
-    monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))
+    monkeypatch.setattr(local, "_start", lambda *what: begun.append(work := real(*what)) or work)
     threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
     with noticing_signals(), pytest.raises(StoppedError, match="0 of 8 tasks have ended") as info:
         engine(make_chain(2), make_slots(2, [], CORES))
     assert info.value.exit_code == code
-    assert len(begun) == 2 and all(task.process.returncode == -signal.SIGTERM for task in begun)
+    assert len(begun) == 2 and all(work.process.returncode == -signal.SIGTERM for work in begun)
     assert not (tmp_path / "trace.jsonl").exists()
 
 
@@ -112,12 +112,12 @@ def test_a_second_signal_ends_the_tasks_at_once(engine, monkeypatch: pytest.Monk
     monkeypatch.setattr(signals, "ECHO", 0.0)
     begun = []
     real = local._start
-    monkeypatch.setattr(local, "_start", lambda task, *rest: (real(task, *rest), begun.append(task)))
+    monkeypatch.setattr(local, "_start", lambda *what: begun.append(work := real(*what)) or work)
     for seconds in (0.5, 0.8):
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with noticing_signals(), pytest.raises(SystemExit) as stop:
         engine(make_chain(1), make_slots(1, [], CORES))
-    assert stop.value.code == 75 and [task.process.returncode for task in begun] == [-signal.SIGKILL]
+    assert stop.value.code == 75 and [work.process.returncode for work in begun] == [-signal.SIGKILL]
 
 
 def test_the_work_does_not_depend_on_its_logs(engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,36 @@ def str_of(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
 
 
+@pytest.mark.parametrize("key", list(keys_of(ModelConfig)))
+def test_a_configuration_beside_weights_is_refused_in_one_line(key: str) -> None:
+    good, refused = {"backbone": "vit", "classes": ["a"], "image_size": [14, 14]}, 0
+    for value in (
+        None,
+        True,
+        0,
+        3,
+        -1,
+        0.5,
+        1e300,
+        math.nan,
+        10**40,
+        "",
+        "text",
+        [],
+        [3],
+        ["a", "a"],
+        [[1]],
+        {},
+        {"a": 1},
+    ):
+        try:
+            ModelConfig.from_json(json.dumps({**good, key: value}))
+        except UsageError as error:
+            assert "\n" not in str(error) and key in str(error)
+            refused += 1
+    assert refused > 10
+
+
 @pytest.mark.parametrize("kind", [*MANY_TABLES.values(), ClassInfo, LabelSpec, SplitSpec, BackboneArgs, ModelConfig])
 def test_every_number_has_a_range(kind: type) -> None:
     for key, found in schema_of(kind)["properties"].items():

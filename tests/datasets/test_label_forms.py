@@ -19,12 +19,12 @@ from PIL import Image
 from tests.datasets import making
 from tests.datasets.png_forms import GRAY_ALPHA, PALETTE, RGB, RGBA, write_png
 from vitp_pipeline.datasets import ClassInfo, Dataset, DatasetSpec
-from vitp_pipeline.datasets.check import as_dict, check_split
 from vitp_pipeline.datasets.images import open_image
 from vitp_pipeline.datasets.label_files import read_segment_ids
 from vitp_pipeline.datasets.label_values import LabelReader
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.diagnostics.check_dataset import check_dataset
+from vitp_pipeline.diagnostics.check_files import as_dict, check_split
 from vitp_pipeline.errors import InputError
 
 RNG = np.random.default_rng(5)

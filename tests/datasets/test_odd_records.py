@@ -17,8 +17,8 @@ from tests.datasets.slow_masks import slow_mask
 from tests.datasets.test_objects import instances_spec
 from tests.decoding.test_records import anything
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.datasets.check import check_split
 from vitp_pipeline.decoding import json_files
+from vitp_pipeline.diagnostics.check_files import check_split
 from vitp_pipeline.errors import InputError
 
 SIZE = (10, 14)

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.datasets import making
 from tests.datasets.png_forms import RGB, write_png
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.datasets.check import as_dict, check_split
 from vitp_pipeline.datasets.images import open_image, read_rgb
+from vitp_pipeline.diagnostics.check_files import as_dict, check_split
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.inference.predictor import read_picture
 

@@ -17,10 +17,10 @@ from vitp_pipeline.classifier.weights import save_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
-from vitp_pipeline.datasets.check import as_dict, check_split
-from vitp_pipeline.datasets.contact_sheet import draw_sheet
 from vitp_pipeline.datasets.samples import unlabeled
 from vitp_pipeline.datasets.spec import SplitSpec
+from vitp_pipeline.diagnostics.check_files import as_dict, check_split
+from vitp_pipeline.diagnostics.contact_sheet import draw_sheet
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.execution.sharding import ShardChoice
 

@@ -28,7 +28,7 @@ def scores_of(project: Project, run: Path, **settings) -> dict[str, np.ndarray]:
     proposals, found = open_proposals(run), {}
     for part, path in enumerate(sorted(folder.rglob("*.zarr.zip"))):
         with ArrayReader(path) as arrays:
-            for record in proposals.read_part(0, part, masks=False):
+            for record in proposals.read_index(0, part):
                 found[record.image_id] = arrays.read(f"point_logits/{record.image_id}")
     return found
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -43,8 +43,8 @@ SEVERAL_POINTS = ("multi", "local_maxima")
 
 
 @dataclass(frozen=True)
-class ProposalRecord:
-    """The proposals of one view of an image as stored.
+class ProposalEntry:
+    """The index's entry of one view of an image: all of its proposals but the arrays.
 
     Attributes:
         image_id, file_name: the latter relative to the data root.
@@ -53,8 +53,6 @@ class ProposalRecord:
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (docs/storage.md).
         points: per policy (Q, 2) int32 (row, col) in the original image; for "multi" and "local_maxima" (Q·n, 2).
-        class_logits: (Q, K + 1) float32, or None when not read.
-        masks: (M, h, w) mask logits, or None when not read.
         number: which of the image's views this is, from 0.
         loss: how far the masks may lie from the generator's; None when not said (see `codec.loss_of`).
     """
@@ -66,15 +64,31 @@ class ProposalRecord:
     kept: np.ndarray
     dropped_mass: float
     points: dict[str, np.ndarray]
-    class_logits: np.ndarray | None = field(default=None, repr=False)
-    masks: np.ndarray | None = field(default=None, repr=False)
-    number: int = 0
-    loss: MaskLoss | None = None
+    number: int = field(default=0, kw_only=True)
+    loss: MaskLoss | None = field(default=None, kw_only=True)
 
     @property
     def key(self) -> str:
         """The name of its arrays in their groups."""
         return array_name(self.image_id, self.number)
+
+
+@dataclass(frozen=True)
+class ProposalRecord(ProposalEntry):
+    """The proposals of one view of an image.
+
+    Attributes:
+        class_logits: (Q, K + 1) float32.
+        masks: (M, h, w) mask logits.
+    """
+
+    class_logits: np.ndarray = field(repr=False)
+    masks: np.ndarray = field(repr=False)
+
+    @property
+    def entry(self) -> ProposalEntry:
+        """The record without its arrays."""
+        return ProposalEntry(**{f.name: getattr(self, f.name) for f in fields(ProposalEntry)})
 
 
 def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]]:
@@ -130,17 +144,18 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
     )
 
 
-def write_record(arrays: ArrayWriter, record: ProposalRecord, planes: Planes | None = None) -> dict[str, Any]:
-    """Store the arrays of one view of an image and return its index row.
+def write_record(arrays: ArrayWriter, record: ProposalRecord) -> dict[str, Any]:
+    """Store the arrays of one view of an image and return its index row."""
+    return write_entry(arrays, record, record.class_logits, record.masks)
 
-    Args:
-        planes: the masks, where the record does not hold them.
-    """
-    masks = record.masks if planes is None else planes
-    assert masks is not None and record.class_logits is not None
+
+def write_entry(
+    arrays: ArrayWriter, record: ProposalEntry, class_logits: np.ndarray, masks: np.ndarray | Planes
+) -> dict[str, Any]:
+    """Store the arrays of one view, whose masks may come plane by plane, and return its index row."""
     step = record.loss.step if record.loss else 0.0
     arrays.add(f"masks/{record.key}", masks, ("kept", "y", "x"), step=step)
-    arrays.add(f"class_logits/{record.key}", record.class_logits, ("query", "class"))
+    arrays.add(f"class_logits/{record.key}", class_logits, ("query", "class"))
     row: dict[str, Any] = {
         "image_id": record.image_id,
         "file_name": record.file_name,
@@ -220,25 +235,20 @@ class ProposalStore:
         """Index rows of a part, failed images included; None = all columns."""
         return list(self.run.read_rows(shard, part, columns).to_pylist())
 
-    def read_part(
-        self, shard: int, part: int, masks: bool = True, images: Sequence[str] | None = None
-    ) -> Iterator[ProposalRecord]:
-        """The images of a part that have proposals, view by view; `masks=False` reads no array at all.
+    def read_part(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalRecord]:
+        """The images of a part that have proposals, view by view.
 
         Args:
             images: only these; None = all.
         """
-        wanted = None if images is None else set(images)
         table = self.run.read_rows(shard, part)
-        # some at a time: as Python's lists points take twenty times the memory
-        rows = (row for batch in table.to_batches(ROWS_TOGETHER) for row in batch.to_pylist() if row["status"] == "ok")
-        rows = (row for row in rows if wanted is None or row["image_id"] in wanted)
-        if not masks:
-            yield from map(_record, rows)
-            return
         with self.run.open_arrays(shard, part, table) as arrays:
-            for row in rows:
+            for row in _proposed(table, images):
                 yield _record(row, arrays)
+
+    def read_index(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalEntry]:
+        """The same from the index alone, without reading any array."""
+        return map(_entry, _proposed(self.run.read_rows(shard, part), images))
 
     def read(self, image_id: str) -> ProposalRecord:
         """The proposals of one image, with its arrays; the first view's. Raises InputError when it has none."""
@@ -309,15 +319,25 @@ def open_proposals(run: Run) -> ProposalStore:
     return ProposalStore(open_store(run))
 
 
-def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalRecord:
-    """A row and its arrays; in rows that older versions wrote, no view has a number, window or flip."""
+def _proposed(table: pa.Table, images: Collection[str] | None) -> Iterator[dict[str, Any]]:
+    """The rows of an index that have proposals, of some images or of all."""
+    wanted = None if images is None else set(images)
+    # some at a time: as Python's lists points take twenty times the memory
+    for batch in table.to_batches(ROWS_TOGETHER):
+        for row in batch.to_pylist():
+            if row["status"] == "ok" and (wanted is None or row["image_id"] in wanted):
+                yield row
+
+
+def _entry(row: dict[str, Any]) -> ProposalEntry:
+    """In rows that older versions wrote, no view has a number, window or flip."""
     sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
     points = {
         policy: np.asarray(row[f"points_{policy}"], np.int32).reshape(-1, 2)
         for policy in POINT_POLICIES
         if row.get(f"points_{policy}") is not None
     }
-    record = ProposalRecord(
+    return ProposalEntry(
         image_id=row["image_id"],
         file_name=row["file_name"],
         view=View(**sizes, window=tuple(row["window"]) if row.get("window") else None, flip=bool(row.get("flip"))),
@@ -328,13 +348,12 @@ def _record(row: dict[str, Any], arrays: ArrayReader | None = None) -> ProposalR
         number=row.get("view") or 0,
         loss=_loss(row),
     )
-    if arrays is None:
-        return record
-    return replace(
-        record,
-        class_logits=arrays.read(f"class_logits/{record.key}"),
-        masks=arrays.read(f"masks/{record.key}"),
-    )
+
+
+def _record(row: dict[str, Any], arrays: ArrayReader) -> ProposalRecord:
+    entry = _entry(row)
+    class_logits, masks = (arrays.read(f"{name}/{entry.key}") for name in ("class_logits", "masks"))
+    return ProposalRecord(**vars(entry), class_logits=class_logits, masks=masks)
 
 
 def _loss(row: dict[str, Any]) -> MaskLoss | None:
@@ -344,7 +363,7 @@ def _loss(row: dict[str, Any]) -> MaskLoss | None:
     return MaskLoss(**{field.name: row[field.name] for field in fields(MaskLoss)})
 
 
-def points_of(record: ProposalRecord, policy: str) -> np.ndarray:
+def points_of(record: ProposalEntry, policy: str) -> np.ndarray:
     """(Q, 2), or (Q·n, 2) for "multi" and "local_maxima", int32 points of a policy.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -40,7 +41,9 @@ def starting_model(
     return model, f"from {start}, {'its head included' if kept else 'with a new head'}"
 
 
-def build_model(settings: TrainSettings, classes: tuple[str, ...], pos_embed: str = "plain") -> PointViT:
+def build_model(
+    settings: TrainSettings, classes: tuple[str, ...], pos_embed: Literal["plain", "offset"] = "plain"
+) -> PointViT:
     """The untrained model that the settings describe; how positions are read belongs to the weights it starts from."""
     return make_classifier(
         ModelConfig(

@@ -27,6 +27,7 @@ import dataclasses
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def _fixed(model: PointViT) -> PointViT:
     """A copy whose position table is already resampled, which the released weights else need at every forward."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.frozen = False
-    if model.config.pos_embed == "offset":
-        table = model.backbone.pos_embed
+    table = model.backbone.pos_embed
+    if model.config.pos_embed == "offset" and table is not None:
         patches = offset_positions(table[:, 1:], model.grid)
         model.backbone.pos_embed = nn.Parameter(torch.cat([table[:, :1], patches], 1), requires_grad=False)
         model.config = dataclasses.replace(model.config, pos_embed="plain")
@@ -134,11 +135,13 @@ def _onnx(model: PointViT, program: torch.export.ExportedProgram, about: dict[st
             output_names=["logits"],
             dynamic_shapes=_free_sizes(),  # their names
         )
+    assert exported is not None  # as dynamo = True has it
     exported.model.metadata_props["vitp"] = json.dumps(about, ensure_ascii=False)
-    return exported.model_proto.SerializeToString()
+    content: bytes = exported.model_proto.SerializeToString()
+    return content
 
 
-def _onnx_runner(content: bytes):
+def _onnx_runner(content: bytes) -> Callable[[Tensor, Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -152,7 +155,7 @@ def _onnx_runner(content: bytes):
 
 
 @torch.no_grad()
-def _largest_difference(model: PointViT, run) -> float:
+def _largest_difference(model: PointViT, run: Callable[[Tensor, Tensor], Tensor]) -> float:
     largest = 0.0
     for batch, count in ((1, 1), (3, 8)):
         inputs = _inputs(model, batch, count)

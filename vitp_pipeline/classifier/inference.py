@@ -36,7 +36,7 @@ def point_logits(
     """
     pixels = model.normalize(images)
     with mixed_precision(precision, pixels.device):
-        logits = model(pixels, points, valid).float()
+        logits: Tensor = model(pixels, points, valid).float()
         if flip:
             # a pixel's column c becomes W − 1 − c; in [−1, 1) without half pixels that is −p, less one pixel
             flipped = points.clone()
@@ -109,7 +109,8 @@ def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
     missing = max(1, -(-len(points) // chunk)) * chunk - len(points)
     seed = int.from_bytes(blake2b(image_id.encode(), digest_size=16).digest(), "little")
     drawn = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (missing, 2)))
-    return torch.cat([points, drawn.to(points)]).unflatten(0, (-1, chunk))
+    filled: Tensor = torch.cat([points, drawn.to(points)]).unflatten(0, (-1, chunk))
+    return filled
 
 
 def average_of(policy: str, average: str = "auto") -> str:

@@ -54,7 +54,9 @@ class MaskViT(PointViT):
                 raise UsageError(
                     'mask_form = "maft" needs maft_layers ≥ 1, and no feature_layers: the head reads the last layer'
                 )
-            heads = vit.blocks[0].attn.num_heads
+            heads = getattr(getattr(vit.blocks[0], "attn", None), "num_heads", None)
+            if not isinstance(heads, int):
+                raise UsageError(f"{config.backbone}: its blocks have no single attention, as maft layers do")
             layers = (Block(vit.embed_dim, heads, qkv_bias=True) for _ in range(config.maft_layers))
             self.mask_layers.extend(layers)
             self.feature_layers = (config.maft_layers,)
@@ -85,7 +87,8 @@ class MaskViT(PointViT):
     def _image_tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + registers + P, D): the class token, registers and patches, as in pre-training."""
         vit = self.backbone
-        return vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        return tokens
 
     def _read(self, tokens: Tensor, inside: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
         """Pass image tokens, and mask tokens copied from the first of them, through blocks; (B, N, F·D)."""
@@ -142,7 +145,7 @@ def mask_logits(
     """
     pixels = model.normalize(images)
     with mixed_precision(precision, pixels.device):
-        logits = model(pixels, coverage).float()
+        logits: Tensor = model(pixels, coverage).float()
         if flip:
             other = model(pixels.flip(-1), coverage.unflatten(-1, model.grid).flip(-1).flatten(-2)).float()
             logits = (logits.log_softmax(-1) + other.log_softmax(-1)) / 2

@@ -22,16 +22,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Format
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.layers.format import Format
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.classifier.timm_backbone import create_vit
 from vitp_pipeline.errors import IncompatibleError, UsageError
+from vitp_pipeline.geometry import Size
 
 
 class PointViT(nn.Module):
@@ -41,7 +41,12 @@ class PointViT(nn.Module):
         UsageError: the backbone is not a timm ViT, or the image size does not fit its patches.
     """
 
+    backbone: VisionTransformer
+    point_layer: CoordinateLayer | nn.Identity
     point_slot: nn.Parameter | None
+    head: nn.Sequential | nn.Linear
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -76,19 +81,20 @@ class PointViT(nn.Module):
         else:
             self.head = nn.Linear(features, count)
         self._initialize()
-        mean, std = (self.backbone.pretrained_cfg or {}).get("mean"), (self.backbone.pretrained_cfg or {}).get("std")
-        for name, values in (("mean", mean or (0.485, 0.456, 0.406)), ("std", std or (0.229, 0.224, 0.225))):
+        trained = getattr(self.backbone, "pretrained_cfg", None) or {}  # timm's builder sets it
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             # of the configuration, no weights: they have values also where a model without memory is made
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
+            own = torch.tensor(trained.get(name) or values, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, own, persistent=False)
 
     def _initialize(self) -> None:
         """Initialize point layer and head as `dinov2/models/vision_transformer.py` does: truncated normal, 0.02.
 
         Zero where the layer only corrects.
         """
-        if self.config.point_token == "patch":
+        if isinstance(self.point_layer, CoordinateLayer) and self.config.point_token == "patch":
             nn.init.zeros_(self.point_layer.weight)
-        elif self.config.point_token == "linear":
+        elif isinstance(self.point_layer, CoordinateLayer):
             nn.init.trunc_normal_(self.point_layer.weight, std=0.02)
         if self.point_slot is not None:
             # not zero: the first norm of the blocks would take a token's length away, and with it how far from the
@@ -137,7 +143,8 @@ class PointViT(nn.Module):
                 features = self.head_norm(features.flatten(0, 1)).view_as(features)
         else:
             features = self.head_norm(features)
-        return self.head(self.dropout(features))
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
         """Compute the head's input, (B, N, F·D); arguments as `forward`."""
@@ -158,7 +165,8 @@ class PointViT(nn.Module):
         """The pre-trained norm belongs to one block's tokens; where it is not used, every layer is put on one scale."""
         if isinstance(self.backbone.norm, nn.Identity):
             return F.layer_norm(tokens, tokens.shape[-1:])
-        return self.backbone.norm(tokens)
+        normed: Tensor = self.backbone.norm(tokens)
+        return normed
 
     def _sampled(self, images: Tensor, points: Tensor) -> Tensor:
         vit, found = self.backbone, []
@@ -184,20 +192,23 @@ class PointViT(nn.Module):
     def _patches(self, images: Tensor) -> Tensor:
         """(B, P, D) patch embeddings with their positions."""
         vit = self.backbone
-        patches = vit.patch_embed(images)
+        patches: Tensor = vit.patch_embed(images)
         if vit.pos_embed is None:
             return patches
         table = vit.pos_embed[:, self._prefix_rows() :]
         if self.config.pos_embed == "offset":
             table = offset_positions(table, self.grid)
-        return vit.pos_drop(patches + table)
+        placed: Tensor = vit.pos_drop(patches + table)
+        return placed
 
     def _registers(self, patches: Tensor) -> list[Tensor]:
         """The register tokens (B, R, D), with their positions where they have any; in a list, empty without them."""
         vit, rows = self.backbone, self._prefix_rows()
         if vit.reg_token is None:
             return []
-        registers = vit.reg_token if not rows else vit.reg_token + vit.pos_embed[:, rows - vit.num_reg_tokens : rows]
+        registers: Tensor = vit.reg_token
+        if vit.pos_embed is not None and rows:
+            registers = registers + vit.pos_embed[:, rows - vit.num_reg_tokens : rows]
         return [registers.expand(patches.shape[0], -1, -1).to(patches.dtype)]
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
@@ -208,10 +219,11 @@ class PointViT(nn.Module):
             token = token + sample_tokens(patches, self.grid, points[..., :2])
         elif self.point_slot is not None:
             token = token + self.point_slot
-        else:
+        elif vit.pos_embed is not None:
             token = token + vit.pos_embed[:, :1]  # the CLS slot, the same for all points
         token = token.to(vit.patch_embed.proj.weight.dtype)  # under autocast that is float32: rounded by no one
-        return vit.norm_pre(torch.cat([token, *self._registers(patches), patches], dim=1))
+        tokens: Tensor = vit.norm_pre(torch.cat([token, *self._registers(patches), patches], dim=1))
+        return tokens
 
     def _attention_mask(self, total: int, count: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
         """(B or 1, 1, 1, T) bool, True for the tokens that are seen, by all alike; None when everything is."""
@@ -245,7 +257,8 @@ class CoordinateLayer(nn.Linear):
             new = fn(tensor)
             return new if new.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(new.device)
 
-        return super()._apply(kept, recurse)
+        nn.Linear._apply(self, kept, recurse)
+        return self
 
 
 def sample_tokens(patches: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
@@ -286,25 +299,28 @@ def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return resampled.flatten(2).transpose(1, 2).to(table.dtype)
 
 
-def _make_backbone(config: ModelConfig) -> tuple[nn.Module, tuple[int, int]]:
+def _make_backbone(config: ModelConfig) -> tuple[VisionTransformer, Size]:
     """The timm ViT without what comes after its blocks but the norm, and its grid (rows, columns) for the model's
     image size.
     """
     size = (518, 518) if config.pos_embed == "offset" else config.image_size
     vit = create_vit(config.backbone, size, config.backbone_args, config.drop_path)
-    if not isinstance(vit, timm.models.VisionTransformer):
+    if not isinstance(vit, VisionTransformer):
         raise UsageError(f"{config.backbone!r} is not a plain timm ViT", "For example vit_base_patch14_dinov2")
     if not isinstance(vit.patch_drop, nn.Identity):
         raise UsageError("backbone_args: patch_drop_rate would drop points", "Leave it out")
     patch = vit.patch_embed.feat_ratio(as_scalar=False)
     if any(side % p for side, p in zip(config.image_size, patch, strict=True)):
         raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size {patch}")
+    unused: dict[str, object] = {"attn_pool": None}
     if vit.dynamic_img_size:  # the size is known: the table is resampled once, and patches come as a sequence
-        vit.dynamic_img_size, vit.patch_embed.flatten, vit.patch_embed.output_fmt = False, True, Format.NCHW
+        unused["dynamic_img_size"] = False
+        vit.patch_embed.flatten, vit.patch_embed.output_fmt = True, Format.NCHW
     vit.patch_embed.strict_img_size = config.pos_embed == "plain"
     if isinstance(vit.norm, nn.Identity):  # a pooling ViT has its norm behind the pooling
         vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
-    vit.attn_pool = None
+    for name, off in unused.items():
+        setattr(vit, name, off)
     for name in ("cls_token", "dist_token"):
         if getattr(vit, name, None) is not None:
             getattr(vit, name).requires_grad_(False)  # not used: points stand in their place

@@ -8,6 +8,7 @@ stand in its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ ARCHITECTURES = {
 """timm names by (D, number of blocks)."""
 
 _POINT_LAYER = "cls_embeddings.weight"
+_READ = (("pos_embed", 3), ("head.bias", 1), (_POINT_LAYER, 2))
+"""Tensors that tell the architecture, and their numbers of axes."""
+_POINT_DIMS: dict[int, Literal[2, 4]] = {2: 2, 4: 4}
 _HINT = "Give a released ViT-P .pth; files of other makes need --as, see `vitp import-checkpoint --help`"
 
 
@@ -39,34 +43,35 @@ def from_official(
     Raises:
         IncompatibleError: not that layout, an unknown architecture, or another number of classes.
     """
-    for key in ("pos_embed", _POINT_LAYER, "head.weight", "head.bias", "patch_embed.proj.weight"):
-        if key not in state:
-            raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}", _HINT)
-    width = state["pos_embed"].shape[2]
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    (_, _, width), (count,), (_, numbers) = (_shape(state, *of) for of in _READ)
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    depth = len(blocks)
     if (width, depth) not in ARCHITECTURES:
         raise IncompatibleError(
             f"a released ViT-P of width {width} and {depth} blocks is not known",
             f"Known are: {', '.join(f'{w} and {d}' for w, d in ARCHITECTURES)}",
         )
-    count = len(state["head.bias"])
     names = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(count))
     if len(names) != count:
         raise IncompatibleError(
             f"the checkpoint names {count} classes, {len(names)} names are given",
             "Give the --manifest it was trained on",
         )
+    if (point_dim := _POINT_DIMS.get(numbers)) is None:
+        raise IncompatibleError(
+            f"not a released ViT-P checkpoint: its points have {numbers} numbers, not 2 or 4", _HINT
+        )
     model = PointViT(
         ModelConfig(
             backbone=ARCHITECTURES[width, depth],
             classes=names,
             image_size=image_size,
-            point_dim=state[_POINT_LAYER].shape[1],
+            point_dim=point_dim,
             pos_embed="offset",
         )
     )
     renamed = {_renamed(key): value.float() for key, value in state.items() if key not in ("mask_token", "cls_token")}
-    renamed["backbone.cls_token"] = torch.zeros_like(model.backbone.cls_token)  # unused: points stand in its place
+    renamed["backbone.cls_token"] = torch.zeros(1, 1, width)  # unused: points stand in its place
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -74,6 +79,16 @@ def from_official(
             f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}", _HINT
         ) from error
     return model.eval()
+
+
+def _shape(state: dict[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
+    if key not in state:
+        raise IncompatibleError(f"not a released ViT-P checkpoint: it lacks {key}", _HINT)
+    if state[key].ndim != axes:
+        raise IncompatibleError(
+            f"not a released ViT-P checkpoint: {key} has {state[key].ndim} axes in place of {axes}", _HINT
+        )
+    return tuple(state[key].shape)
 
 
 def to_official(model: PointViT) -> dict[str, Tensor]:

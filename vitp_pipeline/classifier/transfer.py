@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 
-from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import CoordinateLayer, PointViT, load_backbone_weights
 from vitp_pipeline.errors import IncompatibleError
 
 
@@ -35,14 +35,15 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
             state["pos_embed"], list(model.grid), list(source.grid), num_prefix_tokens=slots
         )
     load_backbone_weights(model, state, name)
-    if source.config.point_token != "sampled":
-        weight = source.point_layer.weight
-        weight = F.pad(weight, (0, model.config.point_dim - weight.shape[1]))
+    if (model.point_slot is None) != (source.point_slot is None):
+        raise IncompatibleError(f"{name}: its points start from another token", "Use the same backbone_args")
+    if isinstance(source.point_layer, CoordinateLayer) and isinstance(model.point_layer, CoordinateLayer):
+        weight = F.pad(source.point_layer.weight, (0, model.config.point_dim - source.config.point_dim))
         if weight.shape != model.point_layer.weight.shape:
             raise IncompatibleError(f"{name}: its point layer is {tuple(weight.shape)}", "Use the same backbone_args")
         with torch.no_grad():
             model.point_layer.weight.copy_(weight)
-            if model.point_slot is not None:
+            if model.point_slot is not None and source.point_slot is not None:
                 model.point_slot.copy_(source.point_slot)
     given = source.state_dict()
     ours, theirs = (

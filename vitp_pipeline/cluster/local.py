@@ -91,16 +91,14 @@ class Task:
         shard: None = of a job without shards.
         before: the tasks that must have ended well.
         code: exit code, once it has ended; LEFT_OUT where one of `before` has not ended well.
+        started: whether it has a process, or had one.
     """
 
     job: Job
     shard: int | None
     before: list[Task] = field(default_factory=list, repr=False)
     code: int | None = None
-    slot: Slot | None = None
-    process: subprocess.Popen | None = None
-    log: IO[str] | None = field(default=None, repr=False)
-    began: float = 0.0
+    started: bool = False
     seconds: float = 0.0
 
     @property
@@ -110,6 +108,17 @@ class Task:
     @property
     def good(self) -> bool:
         return self.code in GOOD_ENDS
+
+
+@dataclass(eq=False)
+class _Running:
+    """A task at work."""
+
+    task: Task
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    log: IO[str]
+    began: float
 
 
 LEFT_OUT = 1000
@@ -139,7 +148,8 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
         StoppedError: a signal came. It is handed on to the tasks that run, which keep what is finished; a second one
             ends them at once.
     """
-    tasks, free, running = make_tasks(chain), list(slots), []
+    tasks, free = make_tasks(chain), list(slots)
+    running: list[_Running] = []
     with refusals(logs):
         make_folder(logs)
     try:
@@ -150,12 +160,11 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
                     ended = sum(task.code is not None for task in tasks)
                     raise stopped(f"{ended} of {len(tasks)} tasks have ended, the others keep what is finished")
                 for task in _ready(tasks, bar.advance)[: len(free)]:
-                    running.append(task)
-                    _start(task, free.pop(0), chain.shards, logs, show_figures)
-                for task in [t for t in running if t.process.poll() is not None]:
-                    running.remove(task)
-                    free.append(task.slot)
-                    _end(task, logs)
+                    running.append(_start(task, free.pop(0), chain.shards, logs, show_figures))
+                for work in [w for w in running if w.process.poll() is not None]:
+                    running.remove(work)
+                    free.append(work.slot)
+                    _end(work, logs)
                     bar.advance()
                 if running:
                     time.sleep(POLL)
@@ -168,7 +177,7 @@ def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
     """The tasks that can start, in the order in which they should; those that never can are ended."""
     ready = []
     for task in tasks:
-        if task.code is not None or task.process is not None:
+        if task.code is not None or task.started:
             continue
         if any(before.code is not None and not before.good for before in task.before):
             task.code = LEFT_OUT
@@ -178,19 +187,21 @@ def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
     return sorted(ready, key=lambda task: ORDER.index(task.job.stage))
 
 
-def _start(task: Task, slot: Slot, shards: int, logs: Path, show_figures: bool) -> None:
+def _start(task: Task, slot: Slot, shards: int, logs: Path, show_figures: bool) -> _Running:
     words = [sys.executable, "-m", MAIN, *task.job.command]
     if task.shard is not None:
         words += ["--shard", f"{task.shard}/{shards}"]
-    task.log = _open_log(task, logs)
-    task.slot, task.began = slot, time.monotonic()
-    figures = None if task.job.stage == "merge" and show_figures else task.log
-    task.process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=figures, stderr=task.log, env=slot.environment()
-    )
+    log, task.started = _open_log(task, logs), True
+    figures = None if task.job.stage == "merge" and show_figures else log
+    try:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=figures, stderr=log, env=slot.environment())
+    except BaseException:
+        log.close()
+        raise
     if not slot.gpus:
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(task.process.pid, slot.cores)
+            os.sched_setaffinity(process.pid, slot.cores)
+    return _Running(task, slot, process, log, time.monotonic())
 
 
 def _open_log(task: Task, logs: Path) -> IO[str]:
@@ -202,15 +213,16 @@ def _open_log(task: Task, logs: Path) -> IO[str]:
         return Path(os.devnull).open("a", encoding="utf-8")
 
 
-def _end(task: Task, logs: Path) -> None:
-    task.code = task.process.returncode
-    task.log.close()
-    task.seconds = time.monotonic() - task.began
+def _end(work: _Running, logs: Path) -> None:
+    task = work.task
+    task.code = work.process.wait()
+    work.log.close()
+    task.seconds = time.monotonic() - work.began
     seconds = f"{task.seconds:.0f} s"
     if task.good:
         say(f"{task.name}: done in {seconds}")
     else:
-        say(f"{task.name}: failed after {seconds} ({_reason(task, logs)})")
+        say(f"{task.name}: failed after {seconds} ({_reason(task, task.code, logs)})")
 
 
 def log_of(task: Task, logs: Path) -> Path:
@@ -218,32 +230,30 @@ def log_of(task: Task, logs: Path) -> Path:
     return logs / ("-".join(task.name.split()) + ".log")
 
 
-def _reason(task: Task, logs: Path) -> str:
-    if task.code < 0:
-        return f"killed by signal {-task.code}"
+def _reason(task: Task, code: int, logs: Path) -> str:
+    if code < 0:
+        return f"killed by signal {-code}"
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = log_of(task, logs).read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[-1] if lines else f"code {task.code}"
+    return lines[-1] if lines else f"code {code}"
 
 
-def _ask_to_stop(running: Sequence[Task]) -> None:
+def _ask_to_stop(running: Sequence[_Running]) -> None:
     """Hand the signal on, and wait until the tasks have kept what is finished."""
-    for task in running:
-        task.process.terminate()
+    for work in running:
+        work.process.terminate()
     until = time.monotonic() + GRACE
-    while any(task.process.poll() is None for task in running) and time.monotonic() < until:
+    while any(work.process.poll() is None for work in running) and time.monotonic() < until:
         time.sleep(POLL)
 
 
-def _kill(running: Sequence[Task]) -> None:
+def _kill(running: Sequence[_Running]) -> None:
     """End what still runs, at once; nothing committed is lost by that."""
-    for task in running:
-        if task.process is not None:
-            task.process.kill()
-            task.process.wait()
-        if task.log is not None:
-            task.log.close()
+    for work in running:
+        work.process.kill()
+        work.process.wait()
+        work.log.close()
 
 
 def ended(task: Task, logs: Path) -> dict[str, Any]:
@@ -265,7 +275,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
             f"submit: {_names(failed)} failed{after}",
             f"The logs are in {logs}; after fixing, the same command makes what is missing",
         )
-        codes = {t.code for t in failed}
+        codes = {t.code for t in failed if t.code is not None}
         if len(codes) == 1 and min(codes) > 0:
             error.exit_code = codes.pop()
         raise error

@@ -1,1 +1,5 @@
-"""A demonstration that needs no download and no GPU: drawn scenes and a small generator trained on them."""
+"""Demonstrate the pipeline without a download or a GPU: drawn scenes and a small generator trained on them.
+
+Enters: nothing but a folder to write to. Leaves: a dataset, a run on it, and a picture. Start with `run`;
+`scenes` draws the images, `picture` the results.
+"""

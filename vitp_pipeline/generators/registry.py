@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,11 +118,11 @@ class OwnSource:
     def build(self, device: str | torch.device) -> Generator:
         from vitp_pipeline.generators.base import Generator
 
-        loader = SourceFileLoader(self.file.stem, str(self.file))
-        spec = importlib.util.spec_from_loader(loader.name, loader)
-        assert spec is not None  # of a loader, there always is one
+        spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
+        if spec is None or spec.loader is None:
+            raise InputError(f"{self.file}: is no Python file")
         module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
+        spec.loader.exec_module(module)
         if not hasattr(module, self.kind):
             raise InputError(f"{self.file}: defines no {self.kind}")
         generator = getattr(module, self.kind)(checkpoint=self.checkpoint, device=device, seed=self.seed)

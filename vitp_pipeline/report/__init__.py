@@ -1,5 +1,6 @@
-"""Pages that people look at: one HTML file of a run (`vitp report`), or of several (`vitp compare`).
+"""Draw the pages that people look at: one HTML file of a run (`vitp report`), or of several (`vitp compare`).
 
-`stored` finds an evaluation again from its folder alone; `figures` makes numbers of its rows, `masks` of the stored
-scores and masks; `gallery` chooses images and `pictures` draws them; `charts` describes charts, `page` writes the file.
+Enters: an evaluation's folder, found again by `loaded_evaluation`. Leaves: one HTML file. Start with `report`;
+`figures` makes numbers of the rows, `mask_statistics` of the stored scores and masks; `gallery` chooses
+images and `thumbnails` draws them; `charts` describes charts, `page` writes the file.
 """

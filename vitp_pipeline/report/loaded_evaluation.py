@@ -126,7 +126,7 @@ def find_evaluation(run: Run) -> tuple[RunStore, Path, bool]:
     name = ""
     if isinstance(run, RunStore):
         store = run
-    elif match := _NAMED.fullmatch(run if "://" in str(run) else str(Path(run).absolute())):
+    elif match := _NAMED.fullmatch(str(run) if "://" in str(run) else str(Path(run).absolute())):
         name = match[2] or ""
         store = open_store(match[1] if "://" in str(run) else Path(match[1]))
     if not store.folder.is_dir() or (name and not is_begun(store, store.folder / "evaluation" / name)):

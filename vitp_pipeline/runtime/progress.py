@@ -9,9 +9,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from vitp_pipeline.runtime.escaping import escape
 from vitp_pipeline.runtime.output import is_terminal, tell
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
@@ -57,16 +61,16 @@ class Progress:
 
 
 class _Bar(Progress):
-    def __init__(self, title: str, total: int, unit: str, bar: object) -> None:
+    def __init__(self, title: str, total: int, unit: str, bar: RichProgress) -> None:
         super().__init__(title, total, unit)
         self._bar = bar
-        self._task = bar.add_task(title, total=total, note="", rate="")  # type: ignore[attr-defined]
+        self._task = bar.add_task(title, total=total, note="", rate="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
         rate = f"{self.done / max(time.monotonic() - self._began, 1e-9):.2f} {self.unit}/s"
         beside = "  ".join(word for word in (escape(note), device_memory()) if word)
-        self._bar.update(self._task, advance=count, note=beside, rate=rate)  # type: ignore[attr-defined]
+        self._bar.update(self._task, advance=count, note=beside, rate=rate)
 
 
 class _Silent(Progress):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import (
     SEVERAL_POINTS,
+    ProposalEntry,
     ProposalRecord,
     ProposalStore,
     open_proposals,
@@ -160,7 +161,7 @@ class PromptedImage:
     (Q, P) shares of the patches that the masks cover.
     """
 
-    record: ProposalRecord
+    record: ProposalEntry
     prompts: np.ndarray = field(repr=False)
 
 
@@ -192,14 +193,14 @@ class MaskClassifier:
         self.average = average_of(settings.points, settings.average)
         check_classes(self.model.classes, name, spec)
 
-    def prompted(self, record: ProposalRecord) -> PromptedImage:
+    def prompted(self, record: ProposalEntry) -> PromptedImage:
         from vitp_pipeline.classifier.training.mask_coverage import mask_coverage
 
         if not self.reads_masks:
             points = points_of(record, self.settings.points)
             return PromptedImage(record, normalize_points(points, record.view.original))
-        coverage = mask_coverage(record.masks, record.view, self.model.grid)
-        return PromptedImage(replace(record, masks=None), coverage)
+        assert isinstance(record, ProposalRecord), "its masks are not read"
+        return PromptedImage(record.entry, mask_coverage(record.masks, record.view, self.model.grid))
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) RGB uint8 as the model takes it."""
@@ -285,8 +286,10 @@ class ClassMaker:
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
             with ThreadPoolExecutor(2) as readers:
-                waiting: deque[tuple[_Batch, list[Future]]] = deque()
-                read: dict[str, Future] = {}  # of the images of the batch before: all views of one read it once
+                waiting: deque[tuple[_Batch, list[Future[np.ndarray]]]] = deque()
+                read: dict[
+                    str, Future[np.ndarray]
+                ] = {}  # of the images of the batch before: all views of one read it once
                 for batch in chain(batches, [None] * READ_AHEAD):
                     if batch is not None:
                         before, read = read, {}
@@ -311,7 +314,7 @@ class ClassMaker:
         table = [{"image_id": i, "status": "failed" if i in reasons else "ok", "error": reasons.get(i)} for i in images]
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
-    def _batches(self, shard: int, part: int, views: Sequence[str], wanted: Collection[str]) -> Iterator[_Batch]:
+    def _batches(self, shard: int, part: int, views: Sequence[str], wanted: set[str]) -> Iterator[_Batch]:
         """The batches that hold a view of a wanted image, read as they are asked for. They are cut over the whole part:
         what goes through the model together does not depend on what was made before.
 
@@ -323,7 +326,8 @@ class ClassMaker:
         shown = {image for start in starts for image in views[start : start + size]}
         places = (place for place, image in enumerate(views) if image in shown)
         last = {image: place for place, image in enumerate(views)}
-        records = self.proposals.read_part(shard, part, masks=self.mask_classifier.reads_masks, images=shown)
+        read = self.proposals.read_part if self.mask_classifier.reads_masks else self.proposals.read_index
+        records: Iterator[ProposalEntry] = read(shard, part, shown)
         placed = zip(places, records, strict=True)
         for start, own in groupby(placed, lambda pair: pair[0] - pair[0] % size):
             if start in starts:
@@ -331,7 +335,7 @@ class ClassMaker:
                 finished = tuple(v.record.image_id for place, v in found if last[v.record.image_id] == place)
                 yield _Batch([view for _, view in found], finished)
 
-    def _picture(self, record: ProposalRecord) -> np.ndarray:
+    def _picture(self, record: ProposalEntry) -> np.ndarray:
         image = self.dataset.read_image(self.dataset.sample(record.image_id))
         if image.shape[:2] != record.view.original:
             raise InputError(
@@ -341,7 +345,7 @@ class ClassMaker:
         return self.mask_classifier.pixels(image)
 
     def _score(
-        self, batch: list[PromptedImage], pictures: list[Future], writer: ArrayWriter, wanted: set[str]
+        self, batch: list[PromptedImage], pictures: list[Future[np.ndarray]], writer: ArrayWriter, wanted: set[str]
     ) -> dict[str, str]:
         """Scores a batch and stores those that are wanted; returns the reasons of the images that failed."""
         reasons, ready, images = {}, [], []

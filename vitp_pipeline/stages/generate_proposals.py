@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +142,9 @@ def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPl
         raise UsageError("a stride without a window", "Give window, too, in [generate-proposals]")
     if not any(window):
         return ViewPlan(settings.scales, settings.flip)
-    stride = stride or tuple(max(1, length // 2) for length in window)
-    return ViewPlan(settings.scales, settings.flip, tuple(window), tuple(stride))
+    height, width = window
+    down, right = stride or (max(1, height // 2), max(1, width // 2))
+    return ViewPlan(settings.scales, settings.flip, (height, width), (down, right))
 
 
 READERS = 2
@@ -152,15 +153,6 @@ READ_AHEAD = 2
 """Batches that are read, beyond the one that the generator works on."""
 WRITE_BEHIND = 4
 """Images whose points are not yet chosen, or whose masks are not yet compressed and written."""
-
-
-@dataclass(frozen=True)
-class _Read:
-    """An image as it was read: a frame for the generator, or why it could make none of it, or the picture."""
-
-    frame: Frame | None = None
-    failure: Exception | None = None
-    picture: np.ndarray | None = None
 
 
 class ProposalMaker:
@@ -188,25 +180,23 @@ class ProposalMaker:
         shown = [image for batch in batches for image in batch]
         writer = ArrayWriter(arrays, about)
         try:
-            with (
-                Prefetcher(self._read, shown, READ_AHEAD * size, READERS) as prefetcher,
-                WriteQueue(WRITE_BEHIND) as queue,
-            ):
+            writes: WriteQueue[pa.Table] = WriteQueue(WRITE_BEHIND)
+            with Prefetcher(self._read, shown, READ_AHEAD * size, READERS) as prefetcher, writes:
                 read = iter(prefetcher)
                 for batch in batches:
-                    self._batch([next(read) for _ in batch], wanted, writer, queue)
+                    self._batch([next(read) for _ in batch], wanted, writer, writes)
                     budget.advance(len(wanted.intersection(batch)))
                     if budget.over():
                         break
-                rows = queue.finish()
+                rows = writes.finish()
             writer.close()
         except BaseException:
             writer.abandon()
             raise
         return pa.concat_tables([self.schema.empty_table(), *rows]).combine_chunks()
 
-    def _read(self, image_id: str) -> _Read:
-        """Read an image as the generator's input, or the image itself where there are several views.
+    def _read(self, image_id: str) -> np.ndarray | Frame | Exception:
+        """Read an image as the generator's input, or why there is none; of several views, the image itself.
 
         Raises:
             InputError: it cannot be read.
@@ -215,17 +205,17 @@ class ProposalMaker:
 
         picture = self.dataset.read_image(self.dataset.sample(image_id))
         if not self.plan.one_whole:
-            return _Read(picture=picture)
+            return picture
         try:
-            return _Read(frame=frame_of(self.generator, picture, self.plan.scales[0]))
+            return frame_of(self.generator, picture, self.plan.scales[0])
         except UserError:
             raise
         except Exception as error:  # libraries raise what they like on an image that is too thin or too large
-            return _Read(failure=error)
+            return error
 
     def _batch(
         self,
-        images: Sequence[tuple[str, Future[_Read]]],
+        images: Sequence[tuple[str, Future[np.ndarray | Frame | Exception]]],
         wanted: Collection[str],
         writer: ArrayWriter,
         queue: WriteQueue[pa.Table],
@@ -235,17 +225,20 @@ class ProposalMaker:
 
         One view of each is made in one forward; several views are made and stored image by image.
         """
-        read: dict[str, _Read] = {}
+        pictures: dict[str, np.ndarray] = {}
+        frames: dict[str, Frame | Exception] = {}
         reasons: dict[str, str] = {}
         for image_id, found in images:
             try:
-                read[image_id] = found.result()
+                read = found.result()
+                if isinstance(read, np.ndarray):
+                    pictures[image_id] = read
+                else:
+                    frames[image_id] = read
             except InputError as error:
                 reasons[image_id] = error.message
-        proposals: dict[str, Proposals] = {}
-        if self.plan.one_whole:
-            proposals, broken = self._propose(read)
-            reasons |= broken
+        proposals, broken = self._propose(frames)
+        reasons |= broken
         for image_id, _ in images:
             if image_id not in wanted:
                 continue
@@ -257,7 +250,7 @@ class ProposalMaker:
             try:
                 if image_id in reasons:
                     raise InputError(reasons[image_id])
-                records = list(self.records(image_id, read[image_id].picture))
+                records = list(self.records(image_id, pictures[image_id]))
             except InputError as error:
                 queue.add(self._row, failed_row, image_id, file_name, error.message)
             else:
@@ -305,7 +298,7 @@ class ProposalMaker:
             number += 1
         self.managed = True
 
-    def _propose(self, images: dict[str, _Read]) -> tuple[dict[str, Proposals], dict[str, str]]:
+    def _propose(self, images: dict[str, Frame | Exception]) -> tuple[dict[str, Proposals], dict[str, str]]:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
@@ -316,10 +309,11 @@ class ProposalMaker:
         if not images:
             return {}, {}
         try:
-            for read in images.values():
-                if read.failure is not None:
-                    raise read.failure
-            frames = [read.frame for read in images.values()]
+            frames: list[Frame] = []
+            for frame in images.values():
+                if isinstance(frame, Exception):
+                    raise frame
+                frames.append(frame)
             found = dict(zip(images, propose_frames(self.generator, frames), strict=True))
         except UserError:
             raise
@@ -328,7 +322,7 @@ class ProposalMaker:
                 if not self._works():
                     raise
                 return {}, {next(iter(images)): generator_failure(error)}
-            halves = [self._propose({image_id: read}) for image_id, read in images.items()]
+            halves = [self._propose({image_id: frame}) for image_id, frame in images.items()]
             return {k: v for ok, _ in halves for k, v in ok.items()}, {k: v for _, no in halves for k, v in no.items()}
         self.managed = True
         return found, {}
@@ -393,8 +387,8 @@ def make_record(
         points,
         logits.cpu().numpy(),
         stored.masks,
-        number,
-        stored.loss,
+        number=number,
+        loss=stored.loss,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalEntry, failed_row, schema, write_entry, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
@@ -129,16 +129,15 @@ class ImportMaker:
         found = self.source.read(sample, size)
         view = View(size, size, size, found.size)
         if isinstance(found.masks, list):
-            return write_record(
-                writer, *self._binary(sample.image_id, file_name, view, found.masks, found.class_logits)
-            )
+            entry, planes = self._binary(sample.image_id, file_name, view, found.masks, found.class_logits)
+            return write_entry(writer, entry, found.class_logits, planes)
         proposals = Proposals(torch.from_numpy(found.masks), torch.from_numpy(found.class_logits), view)
         record = make_record(proposals, PROTOCOL, self.settings, self.dataset.spec, sample.image_id, file_name)
         return write_record(writer, record)
 
     def _binary(
         self, image_id: str, file_name: str, view: View, rles: list[Rle], class_logits: np.ndarray
-    ) -> tuple[ProposalRecord, Planes]:
+    ) -> tuple[ProposalEntry, Planes]:
         """Choose the points of binary masks, mask by mask; their planes are made when they are written."""
         import torch
 
@@ -167,7 +166,7 @@ class ImportMaker:
 
         loss = stored(np.array([[True, False]])).loss  # the same for all: the two logits are multiples of every step
         joined = {policy: np.concatenate(points) for policy, points in each.items()}
-        record = ProposalRecord(image_id, file_name, view, PROTOCOL, kept, dropped, joined, class_logits, loss=loss)
+        entry = ProposalEntry(image_id, file_name, view, PROTOCOL, kept, dropped, joined, loss=loss)
         planes = (stored(decode_mask(rles[query])).masks[0] for query in kept)
         largest = max(BINARY_LOGIT, -codec.floor)
-        return record, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)
+        return entry, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)

@@ -119,13 +119,13 @@ def _of_items(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _meant(word: Any, schema: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(word), _of_items(schema)["enum"], 1, 0.5)
+    near = difflib.get_close_matches(str(word), list(map(str, _of_items(schema)["enum"])), 1, 0.5)
     return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def takes_choice(schema: dict[str, Any]) -> str:
     """The words that a value may be."""
-    return ", ".join(word or '""' for word in _of_items(schema)["enum"])
+    return ", ".join(str(word) if word != "" else '""' for word in _of_items(schema)["enum"])
 
 
 def takes_of(schema: dict[str, Any]) -> str:

@@ -82,15 +82,16 @@ def read_truth(
     own = kind == "coarse" and dataset.has_coarse
     eroded = kind == "coarse" and not own
     if sampling != "instance-balanced" and not eroded:
-        areas = Areas(dataset.read_semantic(sample, coarse=own))
-    else:
-        areas = Areas(*dataset.read_regions(sample, coarse=own))
-    require_same_size(image, areas.numbers, sample, coarse=own)
+        labels = dataset.read_semantic(sample, coarse=own)
+        require_same_size(image, labels, sample, coarse=own)
+        return Areas(labels)
+    regions, of_regions = dataset.read_regions(sample, coarse=own)
+    require_same_size(image, regions, sample, coarse=own)
     if eroded:
-        areas = Areas(coarse_regions(areas.numbers, coarse_erosion), areas.classes)
-        if sampling != "instance-balanced":
-            areas = Areas(np.append(areas.classes, IGNORE).astype(np.int16)[areas.numbers])  # −1 reads the last
-    return areas
+        regions = coarse_regions(regions, coarse_erosion)
+    if sampling != "instance-balanced":
+        return Areas(np.append(of_regions, IGNORE).astype(np.int16)[regions])  # −1 reads the last
+    return Areas(regions, of_regions)
 
 
 def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
@@ -105,9 +106,10 @@ class LdaTrainer:
     distributed: Distributed = ALONE
 
     def __post_init__(self) -> None:
-        config = self.model.config
-        if config.head != "linear" or config.norm != "none":
+        config, head = self.model.config, self.model.head
+        if not isinstance(head, nn.Linear) or config.norm != "none":
             raise UsageError('fit = "lda" needs head = "linear" and norm = "none": it brings its own scaling')
+        self.head = head
 
     def run(self) -> None:
         """Gathers statistics from the last checkpoint, or from the start, then sets the head.
@@ -120,7 +122,7 @@ class LdaTrainer:
         settings = self.settings
         self.model.freeze()
         self.model.to(self.device).eval()
-        statistics = LdaStatistics(self.model.head.out_features, self.model.head.in_features)
+        statistics = LdaStatistics(self.head.out_features, self.head.in_features)
         steps = settings.epochs * self.batches.steps_per_epoch
         first, saved = self._resume(statistics), time.monotonic()
         with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
@@ -139,8 +141,8 @@ class LdaTrainer:
                         raise stopped(f"{step + 1} of {steps} steps are done and saved")
         weight, bias = statistics.of_all(self.distributed).head(settings.shrinkage, settings.class_prior)
         with torch.no_grad():
-            self.model.head.weight.copy_(torch.from_numpy(weight))
-            self.model.head.bias.copy_(torch.from_numpy(bias))
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
         figures = self.evaluate(self.model) if self.evaluate else {}
         if self.distributed.is_main_process:
             self.folder.log({"step": steps, "epoch": settings.epochs, **figures})

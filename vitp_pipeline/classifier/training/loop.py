@@ -214,6 +214,8 @@ class Trainer:
 
 def _pieces(batch: Batch | None, size: int) -> Iterator[Batch]:
     """A batch in pieces of at most `size` images; none of no batch."""
-    for start in range(0, 0 if batch is None else len(batch.images), size):
+    if batch is None:
+        return
+    for start in range(0, len(batch.images), size):
         columns = (getattr(batch, field.name) for field in dataclasses.fields(batch))
         yield type(batch)(*(c[start : start + size] for c in columns))

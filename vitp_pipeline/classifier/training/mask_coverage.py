@@ -29,12 +29,12 @@ def cell_shares(cells: int, extent: float, patches: int) -> np.ndarray:
     edges = np.arange(patches + 1) * (extent / patches)
     low = np.maximum(edges[:-1, None], np.arange(cells))
     high = np.minimum(edges[1:, None], np.arange(cells) + 1)
-    shares = (np.maximum(high - low, 0) * (patches / extent)).astype(np.float32)
+    shares: np.ndarray = (np.maximum(high - low, 0) * (patches / extent)).astype(np.float32)
     shares.flags.writeable = False
     return shares
 
 
-def region_coverage(regions: np.ndarray, numbers: Sequence[int], grid: Size) -> np.ndarray:
+def region_coverage(regions: np.ndarray, numbers: Sequence[int] | np.ndarray, grid: Size) -> np.ndarray:
     """The shares of the patches that regions of a label map cover.
 
     Args:
@@ -63,8 +63,9 @@ def mask_coverage(mask_logits: np.ndarray, view: View, grid: Size) -> np.ndarray
     extent = [m * r / p for m, r, p in zip(view.mask, view.resized, view.padded, strict=True)]
     rows, columns = (cell_shares(view.mask[axis], extent[axis], grid[axis]) for axis in (0, 1))
     logits = np.asarray(mask_logits, np.float32)
-    probs = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
-    return (rows @ probs @ columns.T).reshape(len(probs), -1)
+    probs: np.ndarray = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    shares: np.ndarray = rows @ probs @ columns.T
+    return shares.reshape(len(probs), -1)
 
 
 def flipped(coverage: np.ndarray, grid: Size) -> np.ndarray:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.classifier.training.annotations import require_same_size
 from vitp_pipeline.classifier.training.augmentation import Augmentation
-from vitp_pipeline.classifier.training.data import PointBatches, read_pair, require_same_size
+from vitp_pipeline.classifier.training.data import PointBatches, read_pair
 from vitp_pipeline.classifier.training.mask_coverage import flipped, mask_coverage, region_coverage
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
@@ -146,7 +147,7 @@ def draw_masks(classes: np.ndarray, count: int, rng: np.random.Generator, how: s
     order = np.argsort(classes, kind="stable")
     _, starts, counts = np.unique(classes[order], return_index=True, return_counts=True)
     drawn = rng.integers(len(counts), size=count)
-    return order[starts[drawn] + rng.integers(counts[drawn])]
+    return np.take(order, starts[drawn] + rng.integers(counts[drawn]))
 
 
 class HeldOutMasks:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.config.settings import TrainSettings
 
 
-def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict]:
+def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict[str, Any]]:
     """Give the new layers `lr` and the backbone `backbone_lr` (0 freezes it); biases, norms and scales do not decay."""
     backbone_lr = settings.lr if settings.backbone_lr < 0 else settings.backbone_lr
     if backbone_lr == 0:
@@ -27,7 +29,7 @@ def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict]:
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def make_optimizer(groups: list[dict], settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
     """Build SGD with momentum 0.9, the paper's, or AdamW."""
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups)

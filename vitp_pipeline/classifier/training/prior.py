@@ -28,7 +28,7 @@ def log_prior(batches: PointBatches, distributed: Distributed = ALONE) -> np.nda
             counts[present] += share * batches.points / max(1, len(present))
     shares = 1 + distributed.add(counts)
     log = np.log(shares / shares.sum())
-    return (log - log.mean()).astype(np.float32)
+    return np.asarray(log - log.mean(), np.float32)
 
 
 def _present(dataset: Dataset, sample: Sample, kind: str, coarse_erosion: float) -> np.ndarray:
@@ -38,5 +38,4 @@ def _present(dataset: Dataset, sample: Sample, kind: str, coarse_erosion: float)
     else:
         truth = read_truth(dataset, sample, dataset.read_image(sample), kind, "class-balanced", coarse_erosion)
         found = truth.classes if isinstance(truth, Boxes) else truth.numbers
-    found = np.unique(found)
-    return found[found != IGNORE]
+    return np.setdiff1d(found, [IGNORE])

@@ -64,4 +64,4 @@ def _balanced(values: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
         return None
     starts = np.cumsum(counts) - counts
     drawn = present[rng.integers(len(present), size=count)]
-    return order[starts[drawn] + rng.integers(counts[drawn])]
+    return np.take(order, starts[drawn] + rng.integers(counts[drawn]))

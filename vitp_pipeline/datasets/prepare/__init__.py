@@ -1,4 +1,7 @@
-"""`vitp prepare`: the files that other tools' scripts derive from a dataset's download, made where they are missing."""
+"""`vitp prepare`: the files that other tools' scripts derive from a dataset's download, made where they are missing.
+
+A module per dataset; `work` does what they share.
+"""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from tests.datasets.test_objects import instances_spec, write_instances
 from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.recipe import manifest_of
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.datasets.check import as_dict, check_split, spread
-from vitp_pipeline.datasets.contact_sheet import draw_sheet
 from vitp_pipeline.diagnostics.check_dataset import check_dataset
+from vitp_pipeline.diagnostics.check_files import as_dict, check_split, spread
+from vitp_pipeline.diagnostics.contact_sheet import draw_sheet
 from vitp_pipeline.errors import InputError
 
 SEMANTIC = """
