@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets import making
@@ -244,6 +244,12 @@ RESULTS = [
     (["a/1.jpg", "b/1.png"], ["a/1", "b/1"]),
     (["v/.a.png", "v/a.b.png"], [".a", "a.b"]),
     (["v/a.png"], ["a"]),
+    (["v/b.png", "v/a.png", "v/a.jpg"], ["b.png", "a.png", "a.jpg"]),
+    (["v/s/a.png", "v/s/a.jpg", "v/t/a.png"], ["s/a.png", "s/a.jpg", "t/a.png"]),
+    (["a.png", "a.png.png", "a.jpg"], ["a.png", "a.png.png", "a.jpg"]),
+    (["v/...png", "v/s/...png"], ["..", "s/.."]),
+    (["/x/y/s1/1.png", "/x/y/s2/1.png"], ["s1/1", "s2/1"]),
+    (["/1.png", "/x/1.png"], ["1", "x/1"]),
     ([], []),
 ]
 
@@ -253,9 +259,48 @@ def test_results_keep_folders_where_names_recur(paths: list[str], names: list[st
     assert result_names(paths) == names
 
 
-def test_results_that_would_be_one_file() -> None:
-    with pytest.raises(InputError, match=r"v/a\.png and v/a\.jpg would both become a"):
-        result_names(["v/b.png", "v/a.png", "v/a.jpg"])
+@settings(max_examples=200, deadline=None)
+@given(SPLITS, st.booleans())
+def test_names_of_results_are_never_one_file(split: list[tuple[str, str]], own: bool) -> None:
+    """Not with what is appended to them either; and a name leads from its image's common folder to it."""
+    paths = [path for path in dict.fromkeys(str(PurePosixPath(p)) for _, p in split) if ".." not in path.split("/")]
+    names = result_names(paths, ["x"] * len(paths) if own else [])
+    assert len({f"{name}.json" for name in names}) == len(paths)
+    if len(paths) > 1 or not own:
+        assert all(path.startswith(name) or f"/{name}" in path for path, name in zip(paths, names, strict=True))
+
+
+LABELS: dict[str, tuple[list[str], str, str, bool]] = {
+    "stems": (["a.png", "b.png"], "*.png", "{stem}.png", True),
+    "one file": (["a.png", "b.png"], "*.png", "all.png", False),
+    "one file of one image": (["a.png"], "*.png", "all.png", True),
+    "sequences": (["s1/1.png", "s2/1.png"], "{seq}/{id}.png", "{seq}/{id}.png", True),
+    "sequences without their folders": (["s1/1.png", "s2/1.png"], "{seq}/{id}.png", "{id}.png", False),
+    "sequences by stem": (["s1/1.png", "s2/1.png"], "*/*.png", "{stem}.png", False),
+    "sequences by stem that differ": (["s1/1.png", "s2/2.png"], "*/*.png", "{stem}.png", True),
+    "sequences by folder": (["s1/1.png", "s2/1.png"], "*/*.png", "{dir}/{stem}.png", True),
+    "one a sequence": (["s1/1.png", "s1/2.png", "s2/1.png"], "{seq}/{id}.png", "{seq}.png", False),
+    "one a sequence of one image": (["s1/1.png", "s2/2.png"], "{seq}/{id}.png", "{seq}.png", True),
+    "a part of the name": (["a_1_x.png", "a_2_y.png", "b_1_x.png"], "{m}_{n}_{k}.png", "{m}_{n}.png", True),
+    "too small a part": (["a_1_x.png", "a_1_y.png"], "{m}_{n}_{k}.png", "{m}_{n}.png", False),
+    "names": (["s1/a.png", "s2/b.png"], "**/*.png", "{name}", True),
+    "names that recur": (["s1/a.png", "s2/a.png"], "**/*.png", "{name}", False),
+}
+
+
+@pytest.mark.parametrize("key", ["labels", "labels_coarse"])
+@pytest.mark.parametrize("name", LABELS)
+def test_no_two_images_have_one_label_file(tmp_path: Path, name: str, key: str) -> None:
+    files, pattern, template, distinct = LABELS[name]
+    for file in files:
+        making.write_png(tmp_path / "images" / file, np.zeros((2, 3, 3), np.uint8))
+    split = SplitSpec(**{"images": f"images/{pattern}", key: f"labels/{template}"})
+    spec = making.semantic_spec(splits={"val": split})
+    if distinct:
+        assert len(Dataset(spec, tmp_path, "val")) == len(files)
+    else:
+        with pytest.raises(InputError, match=r"images/.* and .*images/.* would have one label file, .*labels/"):
+            Dataset(spec, tmp_path, "val")
 
 
 # ---- annotation files -----------------------------------------------------------------------------------------------
@@ -377,6 +422,25 @@ def test_splits_joined_keep_the_folders_of_both(tmp_path: Path) -> None:
     both = Dataset(spec, tmp_path, "all")
     assert both.image_ids == ("a/1", "a/2", "b/s/1") and Dataset(spec, tmp_path, "more").image_ids == ("1",)
     assert [int(both.read_values(both.sample(i))[0, 0]) for i in both.image_ids] == [1, 2, 3]
+
+
+BLANKS = ["a.png", " a.png", "a .png", "\ta.png", "\u3000a.png", "b.png ", "  b.png", "c d.png"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lists_of_names_with_blanks(tmp_path: Path, end: str, mark: str) -> None:
+    """As editors of Windows write them, too; every name is its own image's."""
+    (tmp_path / "images").mkdir()
+    for name in BLANKS:
+        (tmp_path / "images" / name).write_bytes(b"")
+    spec = making.semantic_spec(splits={"val": SplitSpec("images/*", list="val.txt")})
+    for name in BLANKS:
+        (tmp_path / "val.txt").write_bytes(f"{mark}{name}{end}".encode())
+        (sample,) = Dataset(spec, tmp_path, "val").samples
+        assert sample.image.name == name
+    (tmp_path / "val.txt").write_bytes((mark + "".join(name + end for name in BLANKS)).encode())
+    assert len(Dataset(spec, tmp_path, "val")) == len(BLANKS)
 
 
 LINES = ["f_1", "f_1_left.png", "f/f_1_left.png", "images/f/f_1_left.png", "f/f_1", "f_1_left", "f/f_1_left", " f_1 \r"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,10 @@ def by_pillow(labels: np.ndarray, form: str, mode: str = "L", **options) -> byte
         content, form, **options
     )
     return content.getvalue()
+
+
+def two_pictures(labels: np.ndarray, form: str) -> bytes:
+    return by_pillow(labels, form, save_all=True, append_images=[Image.fromarray(labels.astype(np.uint8)[::-1])])
 
 
 def bitmap(labels: np.ndarray, colors: np.ndarray) -> bytes:
@@ -129,6 +134,9 @@ REFUSED: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
         "read as 0, 255 .* or as 0, 1",
     ),
     "PGM up to 15": (lambda x: b"P5 11 9 15\n" + x.astype(np.uint8).tobytes(), "stored as samples up to 15"),
+    "PNG of two pictures": (lambda x: two_pictures(x, "PNG"), "holds 2 pictures"),
+    "GIF of two pictures": (lambda x: two_pictures(x, "GIF"), "holds 2 pictures"),
+    "TIFF of two pictures": (lambda x: two_pictures(x, "TIFF"), "holds 2 pictures"),
     "PBM": (lambda x: b"P4 11 9\n" + np.packbits(x > 5, axis=1).tobytes(), "stored as 1;I"),
 }
 
@@ -254,6 +262,26 @@ MIXED: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
 def test_a_dataset_of_several_forms(tmp_path: Path, name: str) -> None:
     data = world(tmp_path, [content for content, _ in MIXED[name]], known=320)
     _check(data, [expected for _, expected in MIXED[name]])
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_one_rule_reads_the_labels_of_all_splits(tmp_path: Path, name: str) -> None:
+    """Each file is a split of its own here, and is read as among the others; one split alone is another dataset."""
+    data = world(tmp_path, [content for content, _ in MIXED[name]], known=320)
+    splits = {f"s{n}": SplitSpec(f"images/{n:03}.png", "labels/{stem}.png") for n in range(len(MIXED[name]))}
+    spec = replace(data.spec, splits={**splits, "absent": SplitSpec("nowhere/*.png", "nowhere/{stem}.png")})
+    for split, (_, expected) in zip(splits, MIXED[name], strict=True):
+        _check(Dataset(spec, tmp_path, split), [expected])
+
+
+def test_check_dataset_compares_splits(tmp_path: Path) -> None:
+    data = world(tmp_path, [write_png(SIX), write_png(SIX, PALETTE, palette=VOC), write_png(SIX)])
+    splits = {f"s{n}": SplitSpec(f"images/{n:03}.png", "labels/{stem}.png") for n in range(3)}
+    for chosen, forms in (({"s0", "s1"}, {"s0": ["color palette"], "s1": ["8-bit gray"]}), ({"s0", "s2"}, {})):
+        spec = replace(data.spec, splits={name: splits[name] for name in sorted(chosen)})
+        for name in chosen:
+            one = Dataset(spec, tmp_path, name)
+            assert as_dict(check_split(one), one)["label_forms_elsewhere"] == forms.get(name, [])
 
 
 def test_a_palette_of_all_classes_that_all_occur(tmp_path: Path) -> None:

@@ -308,6 +308,69 @@ def test_coco_semantic_and_instances(tmp_path: Path) -> None:
         assert np.array_equal(coco_mask.decode(annotation["segmentation"]), mask) and annotation["area"] == mask.sum()
 
 
+COCO_NAMES: dict[str, list[tuple[str, str]]] = {
+    "plain": [("1.jpg", "1.png"), ("2.jpg", "2.png")],
+    "folders of images": [("a/1.jpg", "1.png"), ("b/1.jpg", "2.png")],
+    "folders of labels": [("1.jpg", "a/1.png"), ("2.jpg", "b/1.png")],
+    "folders of both": [("a/1.jpg", "a/1.png"), ("b/1.jpg", "b/1.png"), ("b/2.jpg", "b/2.png")],
+    "folders crosswise": [("a/1.jpg", "b/1.png"), ("b/1.jpg", "a/1.png")],
+    "folders in folders": [("x/a/1.jpg", "x/a/1.png"), ("y/a/1.jpg", "y/a/1.png")],
+    "with and without": [("1.jpg", "1.png"), ("a/1.jpg", "a/1.png"), ("a/a/1.jpg", "a/a/1.png")],
+    "endings": [("1.jpg", "1.jpg.png"), ("1.png", "1.png.png"), ("1.bmp", "1.bmp.png")],
+    "cases": [("a/1.jpg", "a/1.png"), ("A/1.jpg", "A/1.png")],
+    "names of folders": [("a.png/1.jpg", "a.png/1.png"), ("a.jpg/1.jpg", "a.jpg/1.png")],
+    "odd characters": [("ü /1.jpg", "ü /1.png"), ("%2F/1.jpg", "%2F/1.png"), ("{id}/1.jpg", "{id}/1.png")],
+}
+
+
+@pytest.mark.parametrize("name", COCO_NAMES)
+def test_coco_names_keep_their_folders(tmp_path: Path, name: str) -> None:
+    root, label, rows = tmp_path / "coco", load_manifest("coco-panoptic").classes[0].label, 8
+    data: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    for number, (image, png) in enumerate(COCO_NAMES[name], 1):  # of the first class, as many rows as its number
+        ids = np.zeros((rows, 6), np.int64)
+        ids[:number] = 7
+        making.write_png(root / "panoptic_val2017" / png, making.ids_to_rgb(ids))
+        making.write_png(root / "val2017" / image, np.zeros((rows, 6, 3), np.uint8))
+        data["images"].append({"id": number, "file_name": image, "height": rows, "width": 6})
+        segments = [{"id": 7, "category_id": label, "iscrowd": 0, "area": 6 * number, "bbox": [0, 0, 6, number]}]
+        data["annotations"].append({"image_id": number, "file_name": png, "segments_info": segments})
+    (root / "annotations").mkdir()
+    (root / "annotations/panoptic_val2017.json").write_text(json.dumps(data))
+    for again in (False, True):
+        made = prepare("coco", tmp_path, []).products
+        assert [len(product.written) for product in made] == ([0, 0] if again else [len(COCO_NAMES[name]), 1])
+    for number, (_, png) in enumerate(COCO_NAMES[name], 1):
+        assert int((read(root / "panoptic_semseg_val2017" / png) == 0).sum()) == 6 * number
+    found = json.loads((root / "annotations/panoptic2instances_val2017.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == [image for image, _ in COCO_NAMES[name]]
+    for image, entry in zip(found["images"], found["annotations"], strict=True):
+        assert coco_mask.decode(entry["segmentation"]).sum() == 6 * image["id"]
+        assert (root / "val2017" / image["file_name"]).is_file()
+
+
+def test_coco_images_of_one_label_file_are_not_prepared(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "coco")
+    data["annotations"][1]["file_name"] = data["annotations"][0]["file_name"]
+    (tmp_path / "coco/annotations/panoptic_val2017.json").write_text(json.dumps(data))
+    prepared = prepare("coco", tmp_path, [])
+    reasons = [reason for product in prepared.products for reason in product.failed]
+    words = ("'000000000139.png' is that of image 000000000", "would both become")
+    assert len(reasons) == 4 and all(any(word in reason for word in words) for reason in reasons)
+    with fails(PartialError, "all 2 images failed"):
+        prepared.report()
+
+
+def test_cityscapes_frames_of_one_name_are_not_prepared(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, 1)
+    (tmp_path / "gtFine/val/bonn").mkdir()
+    for path in sorted((tmp_path / "gtFine/val/ulm").iterdir()):
+        (tmp_path / "gtFine/val/bonn" / path.name).write_bytes(path.read_bytes())
+    with fails(PartialError, "1 of 2 images failed"):
+        prepare("cityscapes", tmp_path, ["panoptic"]).report()
+    assert not (tmp_path / "gtFine/cityscapes_panoptic_val.json").exists()
+
+
 def test_coco_stuff_train_ids(tmp_path: Path) -> None:
     spec = load_manifest("coco-stuff")
     values = np.array([c.label for c in spec.classes] + [255], np.uint8)

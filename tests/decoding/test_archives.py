@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import tarfile
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -173,3 +175,58 @@ def test_a_folder_may_be_called_like_an_archive(tmp_path: Path) -> None:
     spec = making.write_semantic(root)
     data = Dataset(spec, root, "train")
     assert len(data) == 4 and data.read_semantic(data.samples[0]).shape == (28, 36)
+
+
+TWICE: dict[str, tuple[list[str], str]] = {
+    "other content": (["x", "x"], "x"),
+    "by two spellings": (["./x", "x"], "x"),
+    "three times": (["x", "x", "x"], "x"),
+    "in a folder": (["a/x", "b/x", "a/x"], "a/x"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_that_two_members_of_a_zip_have(tmp_path: Path, name: str) -> None:
+    """Programs differ in which one they take."""
+    members, twice = TWICE[name]
+    for same in (True, False):
+        archive = tmp_path / f"{same}.zip"
+        with zipfile.ZipFile(archive, "w") as target, warnings.catch_warnings(action="ignore"):
+            for number, member in enumerate([*members, "other"]):
+                target.writestr(member, b"same" if same else str(number))
+        assert read_bytes(archive / "other") == (b"same" if same else str(len(members)).encode())
+        if same:
+            assert read_bytes(archive / twice) == b"same"
+        else:
+            with fails(InputError, f"{twice}: is in its archive twice, with different content"):
+                read_bytes(archive / twice)
+
+
+OUTSIDE = ["/images/x.png", "../images/x.png", "images/../../x.png", "images/../images/x.png", "a/../../images/x.png"]
+OUTSIDE += ["//images/x.png", "images\\x.png", "..\\images\\x.png", "C:/images/x.png", "images/x.png/", "images/", ""]
+
+
+@pytest.mark.parametrize("member", OUTSIDE)
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_members_that_lead_elsewhere_are_no_images(tmp_path: Path, ending: str, member: str) -> None:
+    spec = making.write_semantic(tmp_path / "data")
+    archive, png = tmp_path / f"data/a.{ending}", (tmp_path / "data/images/a0.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(png)
+    pack(tmp_path / "data", archive, ["images", "labels"])
+    if ending == "zip":
+        with zipfile.ZipFile(archive, "a") as target:
+            target.writestr(member or "?", png)
+    else:
+        with tarfile.open(archive, "a") as tar:
+            info = tarfile.TarInfo(member)
+            info.size = len(png)
+            tar.addfile(info, io.BytesIO(png))
+    try:
+        data = Dataset(making.semantic_spec(splits={"train": SplitSpec("**/*.png")}), tmp_path / "data", "train")
+    except InputError as error:
+        assert any(words in str(error) for words in ("leads out", "no relative path", "occurs twice"))
+    else:
+        assert all(".." not in sample.image.parts for sample in data.samples)
+    data = Dataset(spec, tmp_path / "data", "train")
+    assert data.image_ids == ("a0", "a1", "a2", "a3")
+    assert all(data.read_image(sample).shape[2] == 3 for sample in data.samples)

@@ -116,6 +116,9 @@ SETS: dict[str, list[Image]] = {
     "endings": [("0", "0.png"), ("1", "0.png.png"), ("2", "0.jpg")],
     "floats": [(1.0, "a.png"), (2, "b.png"), ("3", "c.png")],
     "empty": [("", "a.png"), ("%", "b.png")],
+    "minus zero": [("-0", "a.png"), ("0", "b.png"), ("+0", "c.png"), ("00", "d.png")],
+    "written as reals": [("1", "a.png"), ("1e0", "b.png"), ("1.00", "c.png"), ("0x1", "d.png"), ("1_0", "e.png")],
+    "controls": [("\x1b[31m", "a.png"), ("\n", "b.png"), ("\u202e1", "c.png"), ("1", "d.png"), ("\t1", "e.png")],
 }
 REFUSED = {
     ("counted in the order of names", "npz by id"), ("counted in the order of names", "npz by stem"),

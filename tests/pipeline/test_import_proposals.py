@@ -227,7 +227,7 @@ def test_what_cannot_be_read_is_said(project, truth, tmp_path: Path, capsys) -> 
             [{"image_id": 0, "category_id": 4711, "score": 1, "segmentation": []}],
             "categories, like 4711",
         ),
-        "odd.json": ({"a": 1}, "no results as COCO has them"),
+        "odd.json": ({"a": 1}, "has no list of `images`"),
     }
     for name, (content, message) in bad.items():
         (tmp_path / name).write_text(json.dumps(content))

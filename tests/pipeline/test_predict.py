@@ -304,15 +304,53 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert np.array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
 
 
+def test_equal_names_keep_their_folders_and_endings(project, finished, images, tmp_path: Path) -> None:
+    """Each image has its own results, the same ones as alone; nothing is overwritten, by a later command either."""
+    names = ("a/1.png", "b/1.png", "b/1.bmp", "c/s/1.png", "a/2.png")
+    for name, source in zip(names, sorted(images.iterdir()), strict=False):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(source).save(tmp_path / name)
+    out = tmp_path / "out"
+    build, job = setup(project, finished, out, ("semantic",))
+    pictures = find_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "c/s/1.png"], out)
+    done = predict(pictures, build, job)
+    assert done.made == 5 and len({file for image in done.images for file in image["files"]}) == 15
+    for name in names:
+        about = json.loads((out / f"results/{name}.json").read_text())
+        assert Path(about["image"]) == tmp_path / name
+        alone = setup(project, finished, tmp_path / "alone" / name, ("semantic",))
+        predict(find_pictures([tmp_path / name], tmp_path / "x"), *alone)
+        (expected,) = (tmp_path / "alone" / name / "semantic").iterdir()
+        assert (out / f"semantic/{name}.png").read_bytes() == expected.read_bytes()
+    assert predict(pictures, build, job).cached == 5
+    one = tmp_path / "one"
+    build, job = setup(project, finished, one, ("semantic",))
+    predict(find_pictures([tmp_path / "a/1.png"], one), build, job)
+    before = (one / "results/1.json").read_bytes()
+    with pytest.raises(IncompatibleError, match=r"1\.json: holds the results of .*a/1\.png, which .*b/1\.png would"):
+        predict(find_pictures([tmp_path / "b/1.png"], one), build, job)
+    assert (one / "results/1.json").read_bytes() == before
+    predict(find_pictures([tmp_path / "b/1.png"], one), build, job, overwrite=True)
+    shutil.copy(tmp_path / "a/2.png", tmp_path / "b/1.png")  # the same image, changed
+    assert predict(find_pictures([tmp_path / "b/1.png"], one), build, job).made == 1
+
+
+def test_a_name_that_is_too_long_for_results_fails_alone(project, finished, images, tmp_path: Path) -> None:
+    first, second, *_ = sorted(images.iterdir())
+    (tmp_path / "in").mkdir()
+    shutil.copy(first, tmp_path / "in" / f"{'n' * 251}.png")
+    shutil.copy(second, tmp_path / "in" / f"{'n' * 250}.png")
+    done = predict(
+        find_pictures([tmp_path / "in"], tmp_path / "out"),
+        *setup(project, finished, tmp_path / "out", ("semantic",)),
+    )
+    assert done.made == 1 and "its name is too long" in done.failed[0][1]
+
+
 def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITP_WEIGHTS", raising=False)
     picture = sorted(images.iterdir())[0]
-    other = tmp_path / "x" / picture.name
-    other.parent.mkdir()
-    shutil.copy(picture, other)
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="would both become"):
-        find_pictures([picture, other], out)
     assert len(find_pictures([picture, images], out)) == 9  # named twice, once there
     with pytest.raises(InputError, match="absent"):
         find_pictures([tmp_path / "absent.png"], out)

@@ -24,7 +24,7 @@ from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.interop.result_formats import CITYSCAPES, FILE_AN_IMAGE, FORMATS, check_format
+from vitp_pipeline.interop.result_formats import CITYSCAPES, FILE_AN_IMAGE, check_format
 from vitp_pipeline.stages.export_results import Export, export_shards, prepare
 
 
@@ -314,23 +314,42 @@ def test_what_a_manifest_lacks_is_said_in_one_line(project: Project) -> None:
         check_format("voc", spec)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_what_would_be_one_file_is_refused_before_anything_is_written(
-    project: Project, tmp_path: Path, format: str
-) -> None:
-    """Where a format has no file an image, there is nothing to refuse."""
+@pytest.mark.parametrize("format", FILE_AN_IMAGE)
+def test_images_that_differ_in_their_ending_alone_keep_it(project: Project, tmp_path: Path, format: str) -> None:
     path = project.root / "annotations" / "panoptic_val.json"
     content = path.read_text().replace('"000146.png", "height"', '"000139.jpg", "height"')
     (project.root / "val/000146.png").rename(project.root / "val/000139.jpg")
     path.write_text(content)
     project = renamed(project, ("sky", "road", "car"))
     make_run(project, tmp_path / "run")
-    if format in FILE_AN_IMAGE:
-        with pytest.raises(InputError, match=r"^val/000139\.png and val/000139\.jpg would both become 000139\. Rename"):
-            export(project, tmp_path / "run", format)
-        assert not (tmp_path / "run/exports").exists()
-    else:
-        assert list(export(project, tmp_path / "run", format).results.glob("*.json"))
+    folder = export(project, tmp_path / "run", format).results
+    ending = ".txt" if format == "cityscapes" else ".png"
+    names = {file.name for file in folder.rglob(f"*{ending}")}
+    assert {f"000139.png{ending}", f"000139.jpg{ending}", f"000153.png{ending}"} <= names
+
+
+@pytest.mark.parametrize(
+    ("format", "lengths"), [(f, (245, 246) if f == "cityscapes" else (251,)) for f in FILE_AN_IMAGE]
+)
+def test_names_that_are_too_long_are_refused_before_anything_is_written(
+    project: Project, tmp_path: Path, format: str, lengths: tuple[int, ...]
+) -> None:
+    project = renamed(project, ("sky", "road", "car"))
+    path, before = project.root / "annotations" / "panoptic_val.json", "000146.png"
+    content = path.read_text()
+    for length in lengths:
+        name = f"{'n' * length}.png"
+        content = content.replace(f'"{before}", "height"', f'"{name}", "height"')
+        (project.root / "val" / before).rename(project.root / "val" / name)
+        path.write_text(content)
+        run, before = tmp_path / str(length), name
+        make_run(project, run)
+        if length == lengths[0]:
+            assert export(project, run, format).results.is_dir()
+        else:
+            with pytest.raises(InputError, match="its name is too long"):
+                export(project, run, format)
+            assert not (run / "exports").exists()
 
 
 def test_names_need_the_proposals_of_all_shards(project: Project, tmp_path: Path) -> None:

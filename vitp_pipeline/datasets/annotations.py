@@ -83,7 +83,7 @@ class Annotations:
                 data, self.unlabeled = {**data, "annotations": []}, f"{path} has no `annotations`"
             for key in ("images", "annotations"):
                 _check_objects(data[key], f"{path}: {key}")
-            self.image_ids = _image_ids(path, data["images"], "id")
+            self.image_ids = _image_ids(path, data, "images", "id")
             self.file_names = [check_named(_file_name(image, path), path) for image in data["images"]]
             if twice := first_twice(self.image_ids):
                 one, other = (self.file_names[place] for place in twice)
@@ -162,28 +162,38 @@ class Annotations:
         return self._outlines is not None
 
     def _take_panoptic(self, data: dict[str, Any]) -> None:
-        of = _image_ids(self.path, data["annotations"], "image_id")
+        of = _image_ids(self.path, data, "annotations", "image_id")
         annotations = dict(zip(of, data["annotations"], strict=True))
         if twice := first_twice(of):
             raise InputError(f"{self.path}: image {of[twice[0]]!r} has two annotations", "Join or remove one of them")
         infos: list[list[Any]] = []
+        first: dict[str, int] = {}
         for number, image_id in enumerate(self.image_ids):
             annotation = annotations.get(image_id)
             name, info = (annotation or {}).get("file_name"), (annotation or {}).get("segments_info")
+            fault = f"its `file_name` is {shown(name)}, not a name"
+            try:
+                self.label_names.append(check_named(name, "its `file_name`") if isinstance(name, str) else "")
+            except InputError as error:
+                fault = error.message
+                self.label_names.append("")
             if annotation is None:
                 self._spoil(number, "", "it has no annotation", "Annotate it, or leave it out")
-            elif not isinstance(name, str):
-                self._spoil(number, "the annotation", f"its `file_name` is {shown(name)}, not a name")
+            elif not self.label_names[-1]:
+                self._spoil(number, "the annotation", fault)
             elif not isinstance(info, list) or not all(isinstance(segment, dict) for segment in info):
                 self._spoil(number, "the annotation", f"its `segments_info` is {shown(info)}, not a list of objects")
-            self.label_names.append(check_named(name, self.path) if isinstance(name, str) else "")
+            elif (other := first.setdefault(self.label_names[-1], number)) != number:
+                for place in (number, other):
+                    one = self.file_names[number if place == other else other]
+                    self._spoil(place, "the annotation", f"its `file_name` {name!r} is that of image {one}, too")
             infos.append([] if number in self._faults else info or [])
         self._starts = np.cumsum([0, *map(len, infos)])
         self._take_columns([s for info in infos for s in info], "segment")
 
     def _take_instances(self, data: dict[str, Any]) -> None:
         number = {image_id: n for n, image_id in enumerate(self.image_ids)}
-        ids = _image_ids(self.path, data["annotations"], "image_id")
+        ids = _image_ids(self.path, data, "annotations", "image_id")
         stray = next((n for n, image_id in enumerate(ids) if image_id not in number), None)
         if stray is not None:
             own = shown(data["annotations"][stray].get("id"))
@@ -231,6 +241,16 @@ class Annotation:
         return self.file.shapes(self.image)
 
     @property
+    def file_name(self) -> str:
+        """Of the image, below the split's folder of images."""
+        return self.file.file_names[self.image]
+
+    @property
+    def label_name(self) -> str:
+        """Of its label PNG, below the split's folder of labels (panoptic only)."""
+        return self.file.label_names[self.image]
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W), zeros where the file does not say it."""
         height, width = self.file.sizes[self.image].tolist()
@@ -269,12 +289,14 @@ def _check_objects(records: Any, where: str) -> None:
         raise InputError(f"{where}[{odd}] is {shown(records[odd])}, not an object", "Remove it")
 
 
-def _image_ids(path: Path, entries: list[dict[str, Any]], key: str) -> list[str]:
+def _image_ids(path: Path, data: dict[str, Any], entries: str, key: str) -> list[str]:
     """The ids of images, or those that annotations name."""
     ids = []
-    for entry in entries:
+    for number, entry in enumerate(data[entries]):
         try:
             ids.append(image_key(entry[key]))
+        except KeyError as error:
+            raise InputError(f"{path}: {entries}[{number}] has no `{key}`", "Add it, or remove the entry") from error
         except ValueError as error:
             about = entry.get("file_name") or f"annotation {entry.get('id')}"
             raise InputError(f"{path}: {shown(about)}: {error}", f"Correct its `{key}`") from error

@@ -271,10 +271,19 @@ class Dataset:
         return image.upright_size if self.is_upright(sample, image) else image.size
 
     def _spread_labels(self, coarse: bool = False) -> list[Path]:
-        """Label files of the whole split, evenly spread."""
-        samples = [self._all[n] for n in range(0, len(self._all), -(-len(self._all) // SURVEYED))]
-        paths = [sample.coarse if coarse else sample.truth for sample in samples]
-        return [path for path in paths if path is not None]
+        """Label files of every split that is there, evenly spread: one rule reads all of a dataset."""
+        found: list[Path] = []
+        for name, split in self.spec.splits.items():
+            if split.of:  # its parts have names of their own
+                continue
+            try:
+                samples = self._all if name == self.split else list_samples(self.spec, self.root, name)
+            except InputError:
+                continue
+            some = (samples[n] for n in range(0, len(samples), -(-len(samples) // SURVEYED)))
+            paths = (sample.coarse if coarse else sample.truth for sample in some)
+            found += [path for path in paths if path is not None]
+        return found
 
     def require_truth(self, what: str) -> None:
         """Raise UsageError where the split has no ground truth, which `what` needs."""

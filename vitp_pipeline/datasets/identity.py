@@ -94,25 +94,24 @@ def split_name(path: str) -> tuple[str, str]:
     return name[: name.rindex(".")] if "." in name[1:] else name, folder
 
 
-def result_names(paths: Sequence[str]) -> list[str]:
-    """Name the files that are made of images: by the stems of theirs, or below their common folder where stems recur.
+def result_names(paths: Sequence[str], short: Sequence[str] = ()) -> list[str]:
+    """Name the files that are made of images, all in one way, the first that tells them apart: by the stems of theirs,
+    by their paths below their common folder without ending, or with it.
 
     Args:
-        paths: of the images, relative.
+        paths: of the images, distinct and in their plain form; all relative to one folder, or all absolute.
+        short: other names to try in place of the stems, one an image.
     Returns:
-        relative paths without ending, all of them different.
-    Raises:
-        InputError: two images differ in nothing but their ending.
+        relative paths, all of them different; what is appended to them keeps them so.
     """
     parts = [split_name(path) for path in paths]
-    names = [stem for stem, _ in parts]
-    if first_twice(names):
-        common = os.path.commonpath([f"/{folder}" for _, folder in parts])
-        names = [os.path.relpath(f"/{folder}/{stem}", common) for stem, folder in parts]
-    if twice := first_twice(names):
-        one, other = (paths[place] for place in twice)
-        raise InputError(f"{one} and {other} would both become {names[twice[0]]}", "Rename one of them")
-    return names
+    names = list(short) or [stem for stem, _ in parts]
+    if not first_twice(names):
+        return names
+    start = len(os.path.commonpath([f"/{folder.lstrip('/')}" for _, folder in parts]))
+    below = [f"/{path.lstrip('/')}"[start:].lstrip("/") for path in paths]
+    names = ["/".join(filter(None, reversed(split_name(path)))) for path in below]
+    return below if first_twice(names) else names
 
 
 class ImageIndex:
@@ -275,12 +274,14 @@ class Claims:
     Attributes:
         known: keys by image id.
         strangers: keys that mean no image of the split.
+        odd: why some records name no image at all.
     """
 
     def __init__(self, index: ImageIndex) -> None:
         self.index = index
         self.known: dict[str, str] = {}
         self.strangers: list[str] = []
+        self.odd: list[str] = []
 
     def add(self, key: str, place: int | None) -> str | None:
         """Return the id of the image at a place, which this key means; None for a stranger's.

@@ -144,6 +144,11 @@ def open_exactly(path: Path, what: str) -> ImageFile:
             f"{path}: this {what} is {image.format}, which may store other values than were drawn",
             "Save it as PNG again, from where it was drawn",
         )
+    if (count := getattr(image.pixels, "n_frames", 1)) > 1:
+        raise InputError(
+            f"{path}: this {what} holds {count} pictures, and nothing says which one has the labels",
+            "Save that one alone",
+        )
     if image.raw_mode in ("LA", "RGBA", "BGRA"):
         _require_needless_alpha(np.asarray(image.pixels), path, what)
     return image

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
-from vitp_pipeline.datasets.file_finder import Places, filled, words_of_file
+from vitp_pipeline.datasets.file_finder import Beside, Places, filled, words_of_file
 from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
-from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec
+from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, words_of
 from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
 
@@ -174,9 +174,10 @@ class _Chosen:
             raise InputError(f"{path}: the list of images cannot be read ({error})", "Check --data-root") from error
         index = ImageIndex(listed.image_ids, lambda number: _paths(listed, number, root), str(path))
         claims = Claims(index)
-        for line in filter(str.strip, lines):
-            if (place := index.find(line)) is None:  # names may begin or end with blanks
-                place = index.find(line := line.strip())
+        for written in filter(str.strip, lines):
+            # names may begin or end with blanks, lines with what Windows ends them with
+            forms = (written, written.removesuffix("\r"), written.strip())
+            line, place = next(((f, n) for f in forms if (n := index.find(f)) is not None), (forms[-1], None))
             if claims.add(line, place) is None:
                 near = index.near(line)
                 raise InputError(
@@ -219,12 +220,32 @@ class _ByPattern:
             start = len(found.folder if above is None else above)
             folders = (split_name(relative)[1][start:].strip("/") for relative in found.relative)
             self.image_ids = [f"{f}/{own}" if f else own for f, own in zip(folders, self.image_ids, strict=True)]
+        if not first_twice(self.image_ids):  # that is said first
+            self._require_own_files(self._labels)
+            self._require_own_files(self._coarse)
 
     def below(self, number: int) -> str:
         return self._found.relative[number].removeprefix(f"{self._found.folder}/")
 
+    def _require_own_files(self, files: Beside | None) -> None:
+        """Raise InputError where two images would have one label file: they cannot both be labeled by it."""
+        if files is None or ({"stem", "name"} & set(words_of(files.template)) and self._stems_differ()):
+            return
+        if twice := first_twice(filled(files.template, self._words(n)) for n in range(len(self._found))):
+            one, other = (self._found.path(number) for number in twice)
+            raise InputError(
+                f"{one} and {other} would have one label file, {files.of(self._words(twice[0]))}",
+                "Name in the manifest's `labels` what tells the images apart: {dir}, or a word of `images` in braces",
+            )
+
+    def _stems_differ(self) -> bool:
+        return first_twice(split_name(relative)[0] for relative in self._found.relative) is None
+
+    def _words(self, number: int) -> dict[str, str]:
+        return words_of_file(self._found.relative[number]) | self._found.words(number)
+
     def sample(self, number: int) -> Sample:
-        words = words_of_file(self._found.relative[number]) | self._found.words(number)
+        words = self._words(number)
         truth, coarse = (None if files is None else files.of(words) for files in (self._labels, self._coarse))
         return Sample(self.image_ids[number], self._found.path(number), truth, coarse=coarse)
 

@@ -127,7 +127,7 @@ def check_named(name: object, where: object) -> str:
         InputError: see there; no text, or with backslashes.
     """
     if not isinstance(name, str):
-        raise InputError(f"{where}: the file name {name!r} is not text", "Correct it")
+        raise InputError(f"{where}: the file name {ascii(name)[:80]} is not text", "Correct it")
     if "\\" in name or _DRIVE.match(name):
         raise InputError(
             f"{where}: the name {name!a} is a path of Windows",
@@ -198,18 +198,26 @@ def _files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 class _Archive:
-    """The members of an archive, and their bytes. Reading is safe from several threads."""
+    """The members of an archive, and their bytes. Reading is safe from several threads.
+
+    Attributes:
+        names: members by name; a tar's later one replaces an earlier one, as `tar -r` means it.
+        twofold: names that two members of a zip with different content have.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.twofold: set[str] = set()
         self._file = path.open("rb")
         try:
             if path.suffix.lower() == ".zip":
                 # given an open file, ZipFile never closes it, whatever its count of readers says
                 self._zip: zipfile.ZipFile | None = zipfile.ZipFile(self._file)
-                self.names: dict[str, Any] = {
-                    _plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()
-                }
+                self.names: dict[str, Any] = {}
+                for info in self._zip.infolist():
+                    name = _plain(info.filename)
+                    if not info.is_dir() and self.names.setdefault(name, info).CRC != info.CRC:
+                        self.twofold.add(name)
             else:
                 self._zip = None
                 with tarfile.open(fileobj=self._file, mode="r:") as tar:
@@ -221,6 +229,8 @@ class _Archive:
     def read(self, name: str, limit: int) -> bytes:
         if name not in self.names:
             raise FileNotFoundError(f"{name} is not in {self.path}")
+        if name in self.twofold:
+            raise InputError(f"{self.path / name}: is in its archive twice, with different content", REPACK)
         member = self.names[name]
         try:
             if self._zip is not None:

@@ -308,6 +308,7 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
             {"stored": form, "read": reading, "files": count}
             for (form, reading), count in sorted(check.label_readings.items())
         ],
+        "label_forms_elsewhere": _forms_elsewhere(check, dataset),
         "label_palettes": len(check.palettes),
         "image_orientations": [
             {"orientation": orientation, "read": turned, "images": count}
@@ -328,3 +329,12 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
         "unlabeled": check.unlabeled_images,
         "labels_without_image": [str(path) for path in check.stray],
     }
+
+
+def _forms_elsewhere(check: SplitCheck, dataset: Dataset) -> list[str]:
+    """How other label images of the dataset are stored, those of other splits mostly, in ways that this check met none
+    of: the same rule reads all of them.
+    """
+    if dataset.spec.kind != "semantic-png" or check.unlabeled:
+        return []
+    return sorted(dataset.labels.survey.forms - set(check.label_modes))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vitp_pipeline.artifacts.partial_part import PartialPart, images_of, stale_files
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, sealed_index
 from vitp_pipeline.artifacts.run import StageRun
-from vitp_pipeline.errors import CorruptError, LockedError, StorageError, partly_failed
+from vitp_pipeline.errors import CorruptError, LockedError, PartialError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import refusals, removals
@@ -65,7 +65,12 @@ class PartMaker(Protocol):
 
 @dataclass
 class Outcome:
-    """Outcome of a stage, and its folder. `made` and `cached` count images, `failed` are (image id, reason)."""
+    """Outcome of a stage, and its folder.
+
+    Attributes:
+        made, cached: images. failed: (image id, reason).
+        unusable: why records of no known image were left out.
+    """
 
     made: int = 0
     cached: int = 0
@@ -73,15 +78,20 @@ class Outcome:
     seconds: float = 0.0
     folder: Path | None = None
     fingerprint: str = ""
+    unusable: list[str] = field(default_factory=list)
 
     def report(self, stage: str) -> None:
-        """Say how it ended. Raises PartialError when images failed."""
+        """Say how it ended. Raises PartialError when images failed, or records of the input could not be used."""
         before = "tried" if self.failed else "done"
         if not self.made:
             say(f"{stage}: nothing to do, {counted(self.cached, 'image')} {_was(self.cached)} {before} before")
         else:
             kept = f", {self.cached} {_was(self.cached)} {before} before" if self.cached else ""
             say(f"{stage}: {counted(self.made, 'image')} in {self.seconds:.0f} s{kept}")
+        for reason in self.unusable[:10]:
+            say(f"  left out: {reason}")
+        if (more := len(self.unusable) - 10) > 0:
+            say(f"  left out: {more} more")
         if self.failed:
             for image_id, reason in self.failed[:10]:
                 say(f"  failed: {image_id}: {reason}")
@@ -89,6 +99,12 @@ class Outcome:
                 say(f"  failed: {more} more (`vitp status --json` lists them)")
             hint = "Correct that, then run again with --retry-failed, beginning with the stage that failed first"
             raise partly_failed(stage, len(self.failed), self.made + self.cached, hint)
+        if self.unusable:
+            records = counted(len(self.unusable), "record")
+            raise PartialError(
+                f"{stage}: {records} of no known image left out, the rest is done",
+                "Correct the file, then import it into another --out",
+            )
 
 
 def _was(count: int) -> str:

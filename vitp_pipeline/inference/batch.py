@@ -10,6 +10,7 @@ OUT/results/NAME.json               segments, masks, scores before and after; wr
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from vitp_pipeline.runtime.progress import counted, progress, say
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
+from vitp_pipeline.storage.temporaries import NAME_BYTES
 
 if TYPE_CHECKING:
     from vitp_pipeline.inference.overlay import Region
@@ -138,9 +140,11 @@ def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob,
 
 
 def _finished(job: PredictJob, picture: Picture) -> bool:
-    """True if the image's results exist, made of this very file. Raises IncompatibleError for another job's."""
+    """True if the image's results exist, made of this very file. Raises IncompatibleError for another job's, and for
+    those of another image that is called like it.
+    """
     path = job.result(picture)
-    if not path.exists():
+    if _is_too_long(job, picture) or not path.exists():
         return False
     try:
         known = read_sealed(path)
@@ -151,7 +155,18 @@ def _finished(job: PredictJob, picture: Picture) -> bool:
         raise IncompatibleError(
             f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
         )
-    return known.get("sha256") == file_digest(picture.path)
+    if known.get("sha256") == file_digest(picture.path):
+        return True
+    if (other := Path(str(known.get("image")))).resolve() != picture.path.resolve():
+        raise IncompatibleError(
+            f"{path}: holds the results of {other}, which {picture.path} would replace",
+            "Choose another --out, name both images in one command, or give --overwrite",
+        )
+    return False
+
+
+def _is_too_long(job: PredictJob, picture: Picture) -> bool:
+    return any(len(os.fsencode(file.name)) > NAME_BYTES for file in job.files(picture))
 
 
 def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
@@ -160,6 +175,8 @@ def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
 
     if not is_text(str(picture.path)):
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
+    if _is_too_long(job, picture):
+        raise InputError(f"{picture.path}: its name is too long to be that of its results", "Rename it")
     digest = file_digest(picture.path)
     image = read_picture(picture.path)
     found = predictor.segment(image, job.tasks, picture.name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.datasets.identity import ENDINGS, first_twice
+from vitp_pipeline.datasets.identity import ENDINGS, result_names, split_name
 from vitp_pipeline.datasets.images import RAW, unread_format
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.runtime.progress import say
@@ -19,7 +19,7 @@ NOT_READ = (".heic", ".heif", *RAW)
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, and what its results are called: a path without ending."""
+    """An image file, and what its results are called: a relative path, to which an ending is appended."""
 
     path: Path
     name: str
@@ -29,11 +29,12 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
     """Image files as given, and those in folders (and folders in them), in this order; each once.
 
     Of folders, files with one of `ENDINGS` are taken; nothing below `out`, nor anything in a folder that an earlier
-    predict wrote. What else is not taken is counted in a line on standard error; hidden files are not.
+    predict wrote. What else is not taken is counted in a line on standard error; hidden files are not. Results are
+    called by the image's path in the folder that was given; where two were called alike, by `identity.result_names`.
 
     Raises:
         InputError: something is not there, or nothing but formats that are not read, or a folder holds no image.
-        UsageError: there is nothing but results, or two images would give files of the same name.
+        UsageError: there is nothing but results.
     """
     pictures: dict[Path, Picture] = {}
     out = out.resolve()
@@ -42,7 +43,7 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
         if path.is_dir():
             found = [] if _holds_results(path, out) else _in_folder(path, out, others)
         elif path.is_file():
-            found = [Picture(path, path.stem)]
+            found = [_picture(path, path.name)]
         else:
             raise InputError(f"{path}: no such image or folder")
         for picture in found:
@@ -57,9 +58,10 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
     if pictures and all(unread_format(picture.path) for picture in pictures.values()):
         first = next(iter(pictures.values())).path
         raise InputError(f"{first}: {unread_format(first)} is a format that is not read", "Convert it to JPEG or PNG")
-    found = list(pictures.values())
-    _check_names(found)
-    return found
+    chosen = list(pictures.values())
+    paths = [(picture.path.parent.resolve() / picture.path.name).as_posix() for picture in chosen]
+    names = result_names(paths, [picture.name for picture in chosen])
+    return [Picture(picture.path, name) for picture, name in zip(chosen, names, strict=True)]
 
 
 def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
@@ -82,7 +84,12 @@ def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
             )
         raise InputError(f"{folder}: holds no image", f"Looked for {', '.join(ENDINGS)}")
     others.update(passed)
-    return [Picture(file, file.relative_to(folder).with_suffix("").as_posix()) for file in sorted(files)]
+    return [_picture(file, file.relative_to(folder).as_posix()) for file in sorted(files)]
+
+
+def _picture(file: Path, relative: str) -> Picture:
+    stem, above = split_name(relative)
+    return Picture(file, f"{above}/{stem}" if above else stem)
 
 
 def _holds_results(folder: Path, out: Path) -> bool:
@@ -97,12 +104,3 @@ def _holds_results(folder: Path, out: Path) -> bool:
 
 def _counted(endings: Counter[str]) -> str:
     return ", ".join(f"{endings[ending]} {ending or 'without ending'}" for ending in sorted(endings))
-
-
-def _check_names(pictures: Sequence[Picture]) -> None:
-    """Raise UsageError when results of two images would have the same name."""
-    if twice := first_twice(picture.name for picture in pictures):
-        one, other = (pictures[place] for place in twice)
-        raise UsageError(
-            f"{one.path} and {other.path} would both become {one.name}.json", "Predict them into different folders"
-        )

@@ -31,9 +31,14 @@ Found = list[Detection] | InputError
 
 
 class MaskSource(Protocol):
-    """Masks by image."""
+    """Masks by image.
+
+    Attributes:
+        unusable: why records of which nobody knows the image are left out.
+    """
 
     format: str
+    unusable: list[str]
 
     def open(self) -> None:
         """Read what belongs to all images. Raises InputError when that cannot be read."""
@@ -63,6 +68,7 @@ class NpzFolder:
             raise InputError(f"{folder}: no .npz file in this folder", "It must hold one for every image")
         self.folder, self.dataset, self.no_object_share = folder, dataset, no_object_share
         self._by_image: dict[str, Path] = {}
+        self.unusable: list[str] = []
 
     def open(self) -> None:
         """Raise InputError when a file could be of two images, two are of one, or none is of any."""
@@ -108,14 +114,19 @@ class Detections:
         self.path, self.format, self.dataset, self.no_object_share = path, format, dataset, no_object_share
         self._classes, self._read = classes, read
         self._by_image: dict[str, Found] = {}
+        self.unusable: list[str] = []
 
     def open(self) -> None:
         """Raise InputError when the file cannot be read, speaks of none of the images, or twice of one."""
         claims = Claims(self.dataset.index(self.path))
         self._by_image = self._read(claims)
+        self.unusable = claims.odd
+        if claims.odd and not claims.known and not claims.strangers:
+            raise InputError(claims.odd[0], RESULTS if self.format == "coco" else "Test the model with mmdetection 3.x")
         say_strangers(claims, self.dataset)
-        if empty := sum(image_id not in claims.known for image_id in self.dataset.image_ids):
-            say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals")
+        if empty := sum(not self._by_image.get(image_id) for image_id in self.dataset.image_ids):
+            lost = "; masks that are left out may be theirs" if claims.odd else ""
+            say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals{lost}")
 
     def digest(self, sample: Sample) -> str:
         found = self._by_image.get(sample.image_id, [])
@@ -161,49 +172,87 @@ def read_coco(path: Path, classes: Mapping[int, int], claims: Claims) -> dict[st
     and whose images have file names, by which they are known: its ids are its own.
 
     Raises:
-        InputError: not such a file, or one whose categories are all others than the manifest's.
+        InputError: not such a file, two claims on one image, or categories that are all others than the manifest's.
     """
     content = read_foreign_json(path, "file of results")
     what, images = "result", claims.index
     meant: dict[str, str | None] = {}  # ids of the split by the file's
-    try:
-        if isinstance(content, dict):
-            keys, names = [image_key(i["id"]) for i in content["images"]], [i["file_name"] for i in content["images"]]
-            for one, other, kind in ((keys, names, "image id"), (names, keys, "file name")):
-                if twice := first_twice(one):
-                    first, second = (other[place] for place in twice)
-                    raise InputError(f"{path}: {kind} {one[twice[0]]!r} occurs twice: {first!r} and {second!r}")
-            meant = {key: claims.add(name, images.by_path(name)) for key, name in zip(keys, names, strict=True)}
-            what, content = "annotation", content["annotations"]
-            if strays := [entry for entry in content if image_key(entry["image_id"]) not in meant]:
-                raise InputError(f"{path}: an annotation is of image {strays[0]['image_id']!r}, which is not listed")
-        found: dict[str, Found] = {}
-        known = False
-        for number, entry in enumerate(content):
-            key = image_key(entry["image_id"])
-            if key not in meant:
-                meant[key] = claims.add(key, images.by_id_or_path(key))
-            category = entry.get("category_id")
-            known = known or (isinstance(category, int | float) and category in classes)
-            own = Detection(
-                f"{what} {number} (image {shown(entry['image_id'])})",
-                category,
-                entry.get("score"),
-                entry.get("segmentation"),
-            )
-            if (image_id := meant[key]) is not None:
-                found.setdefault(image_id, []).append(own)  # type: ignore[union-attr]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    own_ids = isinstance(content, dict)
+    if own_ids:
+        meant = _images_of_data_set(path, _list_of(path, content, "images"), claims)
+        what, content = "annotation", _list_of(path, content, "annotations")
+    elif not isinstance(content, list):
+        raise InputError(f"{path}: is {shown(content)}, no results as COCO has them", RESULTS)
+    found: dict[str, Found] = {}
+    categories: list[Any] = []
+    for number, entry in enumerate(content):
+        key = _key_in(entry, "image_id", f"{path}: {what} {number}", claims)
+        if key is None:
+            continue
+        if key not in meant:
+            if own_ids:
+                claims.odd.append(f"{path}: {what} {number}: its image {shown(entry['image_id'])} is not listed")
+                continue
+            meant[key] = claims.add(key, images.by_id_or_path(key))
+        categories.append(entry.get("category_id"))
+        own = Detection(
+            f"{what} {number} (image {shown(entry['image_id'])})",
+            categories[-1],
+            entry.get("score"),
+            entry.get("segmentation"),
+        )
+        if (image_id := meant[key]) is not None:
+            found.setdefault(image_id, []).append(own)  # type: ignore[union-attr]
+    if categories and not any(isinstance(category, int | float) and category in classes for category in categories):
         raise InputError(
-            f"{path}: no results as COCO has them ({error!r})",
-            "A list of objects with image_id, category_id, segmentation and score",
-        ) from error
-    if content and not known:
-        raise InputError(
-            f"{path}: none of its categories, like {shown(content[0].get('category_id'))}, is one of the manifest",
+            f"{path}: none of its categories, like {shown(categories[0])}, is one of the manifest",
             "Category ids are the `label` of the manifest's classes",
         )
     return found
+
+
+RESULTS = "A list of objects with image_id, category_id, segmentation and score"
+
+
+def _list_of(path: Path, content: dict[str, Any], key: str) -> list[Any]:
+    if not isinstance(content.get(key), list):
+        raise InputError(f"{path}: has no list of `{key}`, as a data set of COCO has", RESULTS)
+    found: list[Any] = content[key]
+    return found
+
+
+def _key_in(record: Any, name: str, where: str, claims: Claims) -> str | None:
+    """The image id in a record. Where it has none, None: the claims then have the reason."""
+    reason = f"{where} is {shown(record)}, not an object"
+    if isinstance(record, dict):
+        if name in record:
+            try:
+                return image_key(record[name])
+            except ValueError as error:
+                reason = f"{where}: its `{name}`: {error}"
+        else:
+            reason = f"{where} has no `{name}`"
+    claims.odd.append(reason)
+    return None
+
+
+def _images_of_data_set(path: Path, images: list[Any], claims: Claims) -> dict[str, str | None]:
+    """Ids of the split by those that a data set gives to its images. Raises InputError where one occurs twice."""
+    keys, names = [], []
+    for number, image in enumerate(images):
+        where = f"{path}: image {number}"
+        if (key := _key_in(image, "id", where, claims)) is None:
+            continue
+        if isinstance(name := image.get("file_name"), str):
+            keys.append(key)
+            names.append(name)
+        else:
+            claims.odd.append(f"{where}: its `file_name` is {shown(name)}, not a name")
+    for one, other, kind in ((keys, names, "image id"), (names, keys, "file name")):
+        if twice := first_twice(one):
+            first, second = (other[place] for place in twice)
+            raise InputError(f"{path}: {kind} {one[twice[0]]!r} occurs twice: {first!r} and {second!r}")
+    return {key: claims.add(name, claims.index.by_path(name)) for key, name in zip(keys, names, strict=True)}
 
 
 def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
@@ -212,31 +261,32 @@ def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
     Labels are class indices, in the order of the model's classes, which the file does not name.
 
     Raises:
-        InputError: not such a file, one without masks, or one of mmdetection 2.x, which does not name its images.
+        InputError: not such a file, two claims on one image, one without masks, or one of mmdetection 2.x, which does
+            not name its images.
     """
     from vitp_pipeline.generators.safe_pickle import read_result_pickle
 
     content = read_result_pickle(path)
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+    if not isinstance(content, list) or not any(isinstance(entry, dict) for entry in content):
         raise InputError(
             f"{path}: not what mmdetection 3.x writes; files of 2.x do not say which image is which",
             "Write COCO's results with it (--format-only) and import those with --from coco",
         )
-    if not any(isinstance(e.get("pred_instances"), dict) and "masks" in e["pred_instances"] for e in content):
+    instances_of = [entry.get("pred_instances") if isinstance(entry, dict) else None for entry in content]
+    if not any(isinstance(instances, dict) and "masks" in instances for instances in instances_of):
         raise InputError(f"{path}: no image has pred_instances.masks", "Test a model that has masks")
     found: dict[str, Found] = {}
-    for number, entry in enumerate(content):
-        if "img_id" not in entry:
-            raise InputError(f"{path}: entry {number} has no img_id", "Test the model with mmdetection 3.x")
-        name, image_id = _image_of(entry, f"{path}: entry {number}", claims)
-        if image_id is None:
+    for number, (entry, instances) in enumerate(zip(content, instances_of, strict=True)):
+        where = f"{path}: entry {number}"
+        if (name := _key_in(entry, "img_id", where, claims)) is None:
+            continue
+        if (image_id := _image_of(name, str(entry.get("img_path") or ""), where, claims)) is None:
             continue
         if image_id in found:
-            raise InputError(f"{path}: entry {number} is of image {shown(name)} again")
+            raise InputError(f"{where} is of image {shown(name)} again")
         try:
-            instances = entry["pred_instances"]
-            labels, scores = (np.asarray(instances[key]).tolist() for key in ("labels", "scores"))
-            columns = zip(labels, scores, instances["masks"], strict=True)
+            labels, scores = (np.asarray(instances[key]).tolist() for key in ("labels", "scores"))  # type: ignore[index]
+            columns = zip(labels, scores, instances["masks"], strict=True)  # type: ignore[index]
             found[image_id] = [
                 Detection(f"mask {n} of image {shown(name)}", *column) for n, column in enumerate(columns)
             ]
@@ -248,13 +298,9 @@ def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
     return found
 
 
-def _image_of(entry: Mapping[str, Any], where: str, claims: Claims) -> tuple[str, str | None]:
-    """The img_id of an entry, and the image of the split that it means, by id or else by img_path."""
-    try:
-        key = image_key(entry["img_id"])
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
-    index, file = claims.index, str(entry.get("img_path") or "")
+def _image_of(key: str, file: str, where: str, claims: Claims) -> str | None:
+    """The image of the split that an entry's img_id means, or else its img_path."""
+    index = claims.index
     place, named = index.by_id(key), index.by_path(file)
     if place is not None and named is not None and place != named:
         raise InputError(
@@ -262,7 +308,7 @@ def _image_of(entry: Mapping[str, Any], where: str, claims: Claims) -> tuple[str
             f"{index.describe(named)}",
             "Test the model on the data set's own annotation file",
         )
-    return key, claims.add(key, named if place is None else place)
+    return claims.add(key, named if place is None else place)
 
 
 FORMATS = ("npz", "coco", "mmdet")

@@ -11,6 +11,7 @@ It needs proposals and class scores, neither images nor ground truth, so that a 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.identity import json_ids, result_names
 from vitp_pipeline.decoding.archives import check_inside
 from vitp_pipeline.decoding.rle import Rle
-from vitp_pipeline.errors import MissingStageError, UsageError
+from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.definition import map_settings
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
@@ -43,6 +44,7 @@ from vitp_pipeline.storage.atomic_files import as_json
 from vitp_pipeline.storage.copies import write_last
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.temporaries import NAME_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +104,7 @@ def prepare(
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
     class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
-    names = _file_names(proposals) if format in FILE_AN_IMAGE else {}
+    names = _file_names(proposals, format) if format in FILE_AN_IMAGE else {}
     identity = {
         "stage": "export",
         "format": format,
@@ -118,15 +120,20 @@ def prepare(
     return Export(run, proposals, class_scores, recipe.manifest, settings, format, alpha, names)
 
 
-def _file_names(proposals: ProposalStore) -> dict[str, str]:
-    """Name the files of every image, by image id."""
+def _file_names(proposals: ProposalStore, format: str) -> dict[str, str]:
+    """Name the files of every image, by image id. Raises InputError where file systems take no such name."""
     require_proposals(proposals, range(proposals.run.shards))
     files: dict[str, str] = {}
     for shard in range(proposals.run.shards):
         for part in range(len(proposals.run.parts(shard))):
             for row in proposals.rows(shard, part, ["image_id", "file_name"]):
                 files[row["image_id"]] = check_inside(row["file_name"], proposals.run.folder)
-    return dict(zip(files, result_names(list(files.values())), strict=True))
+    names = dict(zip(files, result_names(list(files.values())), strict=True))
+    room = NAME_BYTES - len("_10000.png" if format == "cityscapes" else ".png")
+    for image_id, name in names.items():
+        if len(os.fsencode(name.rpartition("/")[2])) > room:
+            raise InputError(f"{files[image_id]}: its name is too long to be that of its results", "Rename it")
+    return names
 
 
 def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = False) -> Outcome:

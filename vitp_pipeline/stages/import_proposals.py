@@ -83,7 +83,9 @@ def import_proposals(
     keep_digests(run, digests)
     shards = shard.within(run.shards)
     maker = ImportMaker(run, dataset, source, digests, settings)
-    return run_parts(run, shards, lambda: maker, "proposals", retry_failed)
+    outcome = run_parts(run, shards, lambda: maker, "proposals", retry_failed)
+    outcome.unusable = source.unusable
+    return outcome
 
 
 class ImportMaker:

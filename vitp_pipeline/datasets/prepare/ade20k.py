@@ -17,12 +17,13 @@ from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation"}
+LABELS = "annotations/*/{id}.png"
 
 
 def semantic(work: Work) -> None:
     """`annotations_detectron2/`: class numbers 0..149, 255 where there is no label."""
     sources = work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png")
-    reader = work.reader(sources)
+    reader = work.reader(sources, LABELS)
 
     def make(source: Source) -> None:
         relative = source.relative.replace("annotations/", "annotations_detectron2/", 1)
@@ -39,7 +40,7 @@ def panoptic(work: Work) -> None:
     sources, name = _sources(work), f"ade20k_panoptic_{work.split}"
     if not sources:
         return
-    reader = work.reader(work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png"))
+    reader = work.reader(work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png"), LABELS)
 
     def make(source: Source) -> dict[str, Any]:
         instances = read_instances(source.path, work.spec)

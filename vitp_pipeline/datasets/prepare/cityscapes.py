@@ -35,7 +35,7 @@ def train_ids(work: Work) -> None:
     for kind in KINDS:
         stem = f"{kind}/{work.split}/{{city}}/{{id}}_{kind}"
         sources = work.sources(f"{stem}_labelIds.png", f"{stem}_polygons.json")
-        reader = work.reader(sources)
+        reader = work.reader(sources, f"{kind}/*/{{city}}/{{id}}_{kind}_labelIds.png")
 
         def make(source: Source, reader: LabelReader = reader) -> None:
             ending = "_labelIds.png" if source.relative.endswith(".png") else "_polygons.json"
@@ -56,7 +56,7 @@ def panoptic(work: Work) -> None:
     if not sources:
         return
     name = f"gtFine/cityscapes_panoptic_{work.split}"
-    reader = work.reader(sources, classes=False)
+    reader = work.reader(sources, "gtFine/*/{city}/{id}_gtFine_instanceIds.png", classes=False)
 
     def make(source: Source) -> dict[str, Any]:
         ids, segments = panoptic_of(reader.read(source.path), work.spec)

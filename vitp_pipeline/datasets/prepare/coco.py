@@ -25,7 +25,7 @@ def semantic(work: Work) -> None:
             found = dataset.read_semantic(sample)
             return png(np.where(found == IGNORE, 255, found).astype(np.uint8))
 
-        work.write(source, f"panoptic_semseg_{work.split}2017/{sample.label.name}", labels)
+        work.write(source, f"panoptic_semseg_{work.split}2017/{source.relative}", labels)
 
     work.each(sources, make)
 
@@ -42,7 +42,7 @@ def instances(work: Work) -> None:
         sample = dataset.sample(source.words["id"])
         height, width = dataset.image_size(sample)
         image_id = ids[sample.image_id]
-        image = {"id": image_id, "file_name": sample.image.name, "height": height, "width": width}
+        image = {"id": image_id, "file_name": source.words["name"], "height": height, "width": width}
         return {"image": image, "annotations": _entries(dataset, sample, image_id)}
 
     def whole(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,11 +59,12 @@ def instances(work: Work) -> None:
 
 def stuff_train_ids(work: Work) -> None:
     """`*_labelTrainIds.png` beside the stuffthingmaps: class numbers 0..170, 255 where there is no label."""
-    folders = (f"stuffthingmaps/{work.split}2017", f"annotations/{work.split}2017", f"{work.split}2017")
-    sources = work.sources(*(f"{folder}/{{id}}.png" for folder in folders))
+    above = ("stuffthingmaps/", "annotations/", "")
+    sources = work.sources(*(f"{folder}{work.split}2017/{{id}}.png" for folder in above))
     made_here = "_labelTrainIds"
     sources = [source for source in sources if not source.words["id"].endswith(made_here)]
-    reader = work.reader(sources)
+    folder = sources[0].relative.rpartition(f"{work.split}2017/")[0] if sources else ""
+    reader = work.reader(sources, f"{folder}*2017/{{id}}.png")
 
     def make(source: Source) -> None:
         relative = source.relative.replace(".png", f"{made_here}.png")
@@ -73,7 +74,7 @@ def stuff_train_ids(work: Work) -> None:
 
 
 def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:
-    """The split, and a source for each of its images."""
+    """The split, and a source for each of its images, called by its label PNG; an image without one is broken."""
     annotations = work.file(f"annotations/panoptic_{work.split}2017.json")
     work.needs = work.needs or "annotations/panoptic_*2017.json"
     if not is_file(annotations):
@@ -81,7 +82,10 @@ def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:
     work.found = True
     dataset = Dataset(work.spec, work.root, work.split)
     base = annotations.parent.parent
-    return dataset, [Source(base, s.label.name, {"id": s.image_id}) for s in dataset.samples]
+    about = ((sample, sample.annotation) for sample in dataset.samples)
+    return dataset, [
+        Source(base, a.label_name, {"id": s.image_id, "name": a.file_name}) for s, a in about if a is not None
+    ]
 
 
 def _entries(dataset: Dataset, sample: Sample, image_id: int | str) -> list[dict[str, Any]]:

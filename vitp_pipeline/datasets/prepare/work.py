@@ -63,6 +63,7 @@ class Work:
         self.broken: list[str] = []
         self.found, self.needs = False, ""
         self._counting = threading.Lock()
+        self._source_of: dict[Path, Source] = {}
 
     def sources(self, *patterns: str) -> list[Source]:
         """The files of the first pattern that any matches."""
@@ -72,10 +73,21 @@ class Work:
         self.needs = self.needs or patterns[0]
         return found
 
-    def reader(self, sources: list[Source], classes: bool = True) -> LabelReader:
-        """Read the label images among sources; `classes`: they hold the manifest's labels, else any numbers."""
-        some = [source.path for source in sources[:: max(1, -(-len(sources) // SURVEYED))]]
-        return LabelReader.of(self.spec, lambda: some) if classes else LabelReader(lambda: some)
+    def reader(self, sources: list[Source], of_all_splits: str, classes: bool = True) -> LabelReader:
+        """Read the label images among sources, by one rule for the dataset.
+
+        Args:
+            of_all_splits: the pattern of the label images of every split.
+            classes: they hold the manifest's labels, else any numbers.
+        """
+
+        def some() -> list[Path]:
+            files = self.places.images((of_all_splits,))
+            others = [files.path(n) for n in range(0, len(files), max(1, -(-len(files) // SURVEYED)))]
+            own = [source.path for source in sources[:: max(1, -(-len(sources) // SURVEYED))]]
+            return list(dict.fromkeys(own + others))
+
+        return LabelReader.of(self.spec, some) if classes else LabelReader(some)
 
     def target(self, source: Source, relative: str) -> Path:
         """Return a product's path: beside its source, or where that would lie if its archive were unpacked."""
@@ -85,8 +97,12 @@ class Work:
         return self.places.file((relative,))
 
     def write(self, source: Source, relative: str, content: Callable[[], bytes]) -> None:
-        """Make a file unless it exists, be it in the source's archive."""
+        """Make a file unless it exists, be it in the source's archive. Raises InputError for one of another source."""
         path = self.target(source, relative)
+        with self._counting:
+            other = self._source_of.setdefault(path, source)
+        if other != source:
+            raise InputError(f"{other.path} and {source.path} would both become {path}", "Rename one of them")
         there = path.is_file() or is_file(source.base / relative)
         if not there:
             made = content()
