@@ -332,7 +332,7 @@ def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
 
 
 def _forms_elsewhere(check: SplitCheck, dataset: Dataset) -> list[str]:
-    """How other label images of the dataset are stored, those of other splits mostly, in ways that this check met none
+    """Forms of other label images of the dataset, those of other splits mostly, in ways that this check met none
     of: the same rule reads all of them.
     """
     if dataset.spec.kind != "semantic-png" or check.unlabeled:
