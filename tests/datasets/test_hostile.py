@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from tests.datasets import making
-from vitp_pipeline.datasets import Dataset
+from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets import images as module
+from vitp_pipeline.datasets.check import check_split
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file
 from vitp_pipeline.datasets.manifest import load_manifest
@@ -192,6 +193,16 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable) -> No
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
+
+def read_second(spec: DatasetSpec, root: Path, alone: bool) -> None:
+    """Read the labels of the second image. `alone`: what is wrong with it costs no other image."""
+    data = Dataset(spec, root, "val")
+    assert alone and all(data.read_semantic(data.samples[n]).any() for n in (0, 2, 3))
+    found = check_split(data)
+    assert len(found.broken) == 1 and "the annotation of image" in found.broken[0][2]
+    data.read_semantic(data.samples[1])
+
+
 OUTSIDE = ["../secret.png", "a/../../secret.png", "/etc/passwd", "..", "", "a\0b", "\ud800.png", "x" * 300, "a/" * 70]
 
 
@@ -208,8 +219,8 @@ def test_an_annotation_file_names_nothing_outside(tmp_path: Path, name: str, whe
         data["images"][1]["id"] = data["annotations"][1]["image_id"] = name
         spec = dataclasses.replace(spec, splits={"val": dataclasses.replace(spec.splits["val"], images="val/{id}.png")})
     making.write_annotations(tmp_path / "data", data)
-    with pytest.raises(InputError, match=r"panoptic_val\.json: (the name|.*is not UTF-8)") as info:
-        Dataset(spec, tmp_path / "data", "val")
+    with pytest.raises(InputError, match=r"panoptic_val\.json: .*(the name|is not UTF-8)") as info:
+        read_second(spec, tmp_path / "data", alone=where == "label")
     assert str(info.value).isprintable() and len(str(info.value)) < 400
 
 
@@ -221,8 +232,8 @@ def test_names_written_on_windows_are_told(tmp_path: Path, name: str, where: str
     spec, data = making.write_coco(tmp_path)
     data[where][1]["file_name"] = name
     making.write_annotations(tmp_path, data)
-    with pytest.raises(InputError, match=r"panoptic_val\.json: the name '.*' is a path of Windows. Write it with /"):
-        Dataset(spec, tmp_path, "val")
+    with pytest.raises(InputError, match=r"panoptic_val\.json: .*the name '.*' is a path of Windows. .*(/|Correct it)"):
+        read_second(spec, tmp_path, alone=where == "annotations")
 
 
 def test_links_that_a_person_has_set_are_followed(tmp_path: Path) -> None:

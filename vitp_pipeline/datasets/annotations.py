@@ -180,7 +180,7 @@ class Annotations:
             if annotation is None:
                 self._spoil(number, "", "it has no annotation", "Annotate it, or leave it out")
             elif not self.label_names[-1]:
-                self._spoil(number, "the annotation", fault)
+                self._spoil(number, "the annotation", fault, "Write a path with / below the folder of labels")
             elif not isinstance(info, list) or not all(isinstance(segment, dict) for segment in info):
                 self._spoil(number, "the annotation", f"its `segments_info` is {shown(info)}, not a list of objects")
             elif (other := first.setdefault(self.label_names[-1], number)) != number:

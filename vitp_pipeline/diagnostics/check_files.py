@@ -218,6 +218,7 @@ def _require_size(found: Finding, path: Path, labels: np.ndarray) -> None:
 
 def _look_at_segments(dataset: Dataset, sample: Sample, found: Finding) -> None:
     _require_listed_size(sample, found)
+    segments = sample.segments or ()
     image = open_exactly(sample.label, "panoptic image")
     found.label_mode, found.label_orientation = form_of(image), image.orientation or 1
     ids = segment_ids(image, dataset.spec.orientation != "stored")
@@ -225,7 +226,6 @@ def _look_at_segments(dataset: Dataset, sample: Sample, found: Finding) -> None:
     numbers, counts = np.unique(ids, return_counts=True)
     pixels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
     found.void = pixels.pop(0, 0)
-    segments = sample.segments or ()
     for segment in segments:
         label = dataset.spec.classes[segment.category].label
         found.objects[label] += 1
