@@ -21,7 +21,6 @@ from PIL import Image
 from tests.datasets import making
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.datasets import images as module
-from vitp_pipeline.datasets.check import check_split
 from vitp_pipeline.datasets.images import read_rgb
 from vitp_pipeline.datasets.label_files import read_label_file
 from vitp_pipeline.datasets.manifest import load_manifest
@@ -29,6 +28,7 @@ from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.decoding.archives import check_inside
 from vitp_pipeline.decoding.records import segmentation_mask
+from vitp_pipeline.diagnostics.check_files import check_split
 from vitp_pipeline.errors import InputError
 
 RNG = np.random.default_rng(0)
