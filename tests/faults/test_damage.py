@@ -159,7 +159,7 @@ def contents(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if not re.fullmatch(r"digests\.json|report\.html|.*/log/.*", name):
             found[name] = path.read_bytes()
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # damaged
             if path.name == "result.json":
                 found[name] = timeless(found[name])
             if path.name == "copies.json" and "result.json" in (copies := json.loads(found[name])["files"]):
