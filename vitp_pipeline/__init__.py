@@ -1,4 +1,4 @@
-"""Names the masks of a frozen segmentation model with a point-prompted ViT.
+"""Classify the masks of a frozen segmentation model with a point-prompted ViT.
 
 from vitp_pipeline import fuse, load_classifier, load_generator, open_proposals, segment
 

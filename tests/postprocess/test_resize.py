@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vitp_pipeline.postprocess.resize import TapRows, resize_band, resize_patches, taps
+from vitp_pipeline.postprocess.resize import LerpRows, lerp, resize_band, resize_patches
 
 length = st.integers(1, 40)
 
@@ -21,13 +21,13 @@ def test_any_part_equals_the_whole(h, w, height, width, data):
     left = data.draw(st.integers(0, width - 1))
     right = data.draw(st.integers(left + 1, width))
 
-    rows, cols = taps(h, height), taps(w, width)
+    rows, cols = lerp(h, height), lerp(w, width)
     r0, r1 = rows.source(top, bottom)
     c0, c1 = cols.source(left, right)
     band = resize_band(planes[:, r0:r1], r0, rows, top, bottom, width)
     torch.testing.assert_close(band, whole[:, top:bottom])
     read = [
-        TapRows(
+        LerpRows(
             *(
                 np.stack([values, values])
                 for values in (own.low[part] - first, own.high[part] - first, own.weight[part])
@@ -40,5 +40,5 @@ def test_any_part_equals_the_whole(h, w, height, width, data):
 
 
 def test_an_unchanged_axis_reads_itself():
-    same = taps(7, 7)
+    same = lerp(7, 7)
     assert (same.low == np.arange(7)).all() and (same.high == same.low).all() and (same.weight == 0).all()

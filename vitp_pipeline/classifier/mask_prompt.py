@@ -1,4 +1,4 @@
-"""Mask prompting, the comparison of the paper's Table 6 and §7: a mask is named from all its patches, not from a point.
+"""Mask prompting, the comparison of the paper's Table 6 and §7: from all patches of a mask, not from a point.
 
 A mask token starts as a copy of the class token and, in every layer that it passes, sees itself and the patches inside
 its mask: those covered by half or more, or the most covered one if there is none. No mask token sees another, no patch

@@ -3,8 +3,8 @@
 A variant is a way to name the masks:
 
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
-    upper_bound_point    named by the ground truth at the mask's point (paper Table 5)
-    upper_bound_mask     named by the majority of the ground truth inside the mask
+    upper_bound_point    class of the ground truth at the mask's point (paper Table 5)
+    upper_bound_mask     majority class of the ground truth inside the mask
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
 
 def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
-    """Of the masks that likely are something (1 − v > 0.5) and cover labeled pixels: the share named right, and which
-    class (the majority inside) was called what.
+    """Mask classification accuracy, of the masks with objectness 1 − v > 0.5 that cover labeled pixels, and the
+    confusion of majority ground-truth classes with predicted ones.
     """
     names, count = evaluation.dataset.spec.class_names, int(totals.classified[0].sum())
     share, confusion = {}, {}

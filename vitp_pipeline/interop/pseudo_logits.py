@@ -19,7 +19,7 @@ BINARY_LOGIT = 10.0
 """Logit inside a binary mask, its negative outside: probabilities of 0.99995 and 0.00005."""
 
 HIGHEST = 0.999
-"""A score above it is taken as it, or the classifier could not change the name of the mask."""
+"""A score above it is taken as it, or the classifier could not change the class of the mask."""
 
 _LEAST = 1e-9  # probability in place of 0, whose logarithm is not finite
 

@@ -79,7 +79,7 @@ class Confusion:
         return float(mean_iou(self.areas(), classes))
 
     def pixel_accuracy(self) -> float:
-        """Share of labeled pixels that are named rightly; nan when there is none."""
+        """Share of labeled pixels that are classified right; nan when there is none."""
         total = self.counts.sum()
         return float(np.trace(self.counts) / total) if total else float("nan")
 

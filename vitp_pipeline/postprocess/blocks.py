@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.geometry import View
-from vitp_pipeline.postprocess.resize import Taps, taps
+from vitp_pipeline.postprocess.resize import Lerp, lerp
 
 _LEAST_RUN = 2.0  # pixels of a block along an axis on average: with fewer, blocks are no better than pixels
 
@@ -61,7 +61,7 @@ def image_runs(view: View, axis: int) -> Runs | None:
 
 @lru_cache(maxsize=256)
 def _runs(cells: int, padded: int, resized: int, original: int) -> Runs | None:
-    first, second = taps(cells, padded), taps(resized, original)
+    first, second = lerp(cells, padded), lerp(resized, original)
     low, high = first.low[second.low], first.high[second.high]
     reach = max(1, int((high - low).max()))
     run_of = np.where(high == 0, 0, low + 1)
@@ -76,7 +76,7 @@ def _runs(cells: int, padded: int, resized: int, original: int) -> Runs | None:
     return made
 
 
-def _weights(first: Taps, second: Taps, start: np.ndarray, reach: int) -> np.ndarray:
+def _weights(first: Lerp, second: Lerp, start: np.ndarray, reach: int) -> np.ndarray:
     """(n_out, reach) float32 weights of the cells start + 1 … start + reach of two resizes in a row."""
     weights = np.zeros((len(start), reach + 1))
     outputs = np.arange(len(start))

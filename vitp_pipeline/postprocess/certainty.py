@@ -21,7 +21,7 @@ from torch import Tensor
 from vitp_pipeline.artifacts.mask_codec import MaskLoss
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.postprocess.resize import resize_band, taps
+from vitp_pipeline.postprocess.resize import lerp, resize_band
 from vitp_pipeline.postprocess.semantic import band_rows, check_scored
 from vitp_pipeline.postprocess.upsample import image_logit_band, resized_band
 
@@ -103,7 +103,7 @@ def score_bounds(
     """
     at_image = protocol in ("d2", "mmdet")
     # rows of the original, of the resized image, of the stored masks: what is read of each
-    rows, stored_rows = taps(view.resized[0], view.original[0]), taps(view.mask[0], view.padded[0])
+    rows, stored_rows = lerp(view.resized[0], view.original[0]), lerp(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
     top, bottom = stored_rows.source(first, last)
     if at_image:

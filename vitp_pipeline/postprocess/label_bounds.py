@@ -36,7 +36,7 @@ from vitp_pipeline.postprocess.blocks import (
     sole,
     upsampled_runs,
 )
-from vitp_pipeline.postprocess.resize import Taps, taps
+from vitp_pipeline.postprocess.resize import Lerp, lerp
 
 _VALUES = 1 << 19  # floats of a stack that is worked on at once: the caches hold a few of them
 _BYTES_PER_VALUE = 256  # of all stacks that are alive together
@@ -201,7 +201,7 @@ def _label_resized(work: _Work, view: View, labels: np.ndarray) -> None:
     Blocks lie in the resized image. A pixel of the original that reads only blocks of one label gets it; for the
     others scores are computed, then resized.
     """
-    down, across = (taps(view.resized[axis], view.original[axis]) for axis in (0, 1))
+    down, across = (lerp(view.resized[axis], view.original[axis]) for axis in (0, 1))
     upper, lower = work.rows.run_of[down.low], work.rows.run_of[down.high]
     left, right = work.columns.run_of[across.low], work.columns.run_of[across.high]
     first = 0
@@ -221,7 +221,7 @@ def _label_resized(work: _Work, view: View, labels: np.ndarray) -> None:
 
 
 def _resized_labels(
-    work: _Work, band: _Band, down: Taps, across: Taps, row: np.ndarray, column: np.ndarray
+    work: _Work, band: _Band, down: Lerp, across: Lerp, row: np.ndarray, column: np.ndarray
 ) -> np.ndarray:
     """(A, n) labels of the pixels (row, column), (n,) each, of the original, all of which read the band alone."""
     width = len(work.columns)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.postprocess.resize import TapRows, Taps, resize_patches, taps
-from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, iter_outlines, seen_taps
+from vitp_pipeline.postprocess.resize import Lerp, LerpRows, lerp, resize_patches
+from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, iter_outlines, seen_lerp
 
 MAXIMA_DISTANCE = 0.25
 """Least distance between the local maxima of a mask, in units of the side of a square as large as the mask."""
@@ -211,12 +211,12 @@ class _Axis:
     reads. Indices count from the first one seen; columns run as in the mask, flipped or not.
     """
 
-    def __init__(self, up: Taps, down: Taps, same: bool) -> None:
+    def __init__(self, up: Lerp, down: Lerp, same: bool) -> None:
         self.up, self.down, self.same = up, down, same
         self.low, self.high = self.up.low[self.down.low], self.up.high[self.down.high]
         self.cells = int(self.low[0]), int(self.high[-1]) + 1
 
-    def reads(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, TapRows, TapRows]:
+    def reads(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, LerpRows, LerpRows]:
         """Return the source ranges of original indices [first, stop).
 
         (n, p) cells; then the pixels that the first resize makes of them, then those of the second. All are as long as
@@ -230,7 +230,7 @@ class _Axis:
     @classmethod
     def of(cls, view: View, axis: int) -> _Axis:
         same = view.resized[axis] == view.original[axis]
-        return cls(taps(view.mask[axis], view.padded[axis]), seen_taps(view, axis), same)
+        return cls(lerp(view.mask[axis], view.padded[axis]), seen_lerp(view, axis), same)
 
     def readers(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The half-open ranges of original indices that read any of the cells first … last; never empty.
@@ -246,10 +246,10 @@ def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None]))
 
 
-def _reads(own: Taps, index: np.ndarray, source: np.ndarray) -> TapRows:
-    """(low, high, weight) of the taps of some indices, each range counted from the first of its source."""
+def _reads(own: Lerp, index: np.ndarray, source: np.ndarray) -> LerpRows:
+    """(low, high, weight) of the sources of some indices, each range counted from the first of its source."""
     start = source[:, :1]
-    return TapRows(own.low[index] - start, own.high[index] - start, own.weight[index])
+    return LerpRows(own.low[index] - start, own.high[index] - start, own.weight[index])
 
 
 def _max_at_image(cells: Tensor, rows: _Axis, cols: _Axis, flip: bool) -> np.ndarray:

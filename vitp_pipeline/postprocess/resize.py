@@ -21,7 +21,7 @@ from vitp_pipeline.geometry import Size
 
 
 @dataclass(frozen=True)
-class Taps:
+class Lerp:
     """Sources of each index of a resized axis: `(1 − weight)·source[low] + weight·source[high]`.
 
     Attributes:
@@ -39,25 +39,25 @@ class Taps:
 
 
 @lru_cache(maxsize=256)
-def taps(n_in: int, n_out: int) -> Taps:
-    """The taps of an axis of length n_in resized to n_out; cached, so the arrays are read-only."""
+def lerp(n_in: int, n_out: int) -> Lerp:
+    """The interpolation of an axis of length n_in resized to n_out; cached, so the arrays are read-only."""
     source = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
     low = np.minimum(source.astype(np.int64), n_in - 1)
     weight = source - low
     # An index that falls on a source index reads that one alone, so an unchanged axis reads exactly itself.
-    made = Taps(low, np.minimum(low + (weight > 0), n_in - 1), weight)
+    made = Lerp(low, np.minimum(low + (weight > 0), n_in - 1), weight)
     for array in (made.low, made.high, made.weight):
         array.flags.writeable = False
     return made
 
 
-def resize_band(band: Tensor, first: int, rows: Taps, start: int, stop: int, width: int) -> Tensor:
+def resize_band(band: Tensor, first: int, rows: Lerp, start: int, stop: int, width: int) -> Tensor:
     """Rows [start, stop) of a resized stack of planes.
 
     Args:
         band: (C, r, W) source rows first … first + r − 1; they must cover `rows.source(start, stop)`.
         first: index of the band's first row in the source.
-        rows: taps of the row axis.
+        rows: interpolation of the row axis.
         start, stop: the wanted output rows.
         width: output width, from the source's whole width W.
     Returns:
@@ -80,8 +80,8 @@ def bilinear(planes: Tensor, size: Size) -> Tensor:
     return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def resize_by_taps(planes: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """(C, H, W) → (C, n_out rows, n_out columns): what the taps read, of which the two ends may be left out."""
+def resize_by_lerp(planes: Tensor, rows: Lerp, columns: Lerp) -> Tensor:
+    """(C, H, W) → (C, n_out rows, n_out columns); ends that are not read may be missing."""
     for axis, own in ((1, rows), (2, columns)):
         low, high = (torch.tensor(t, device=planes.device) for t in (own.low, own.high))
         weight = torch.tensor(own.weight, dtype=planes.dtype, device=planes.device)
@@ -91,15 +91,15 @@ def resize_by_taps(planes: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TapRows:
-    """The taps of n stretches of an axis, all of one length: low, high and weight of `Taps`, each (n, length)."""
+class LerpRows:
+    """Interpolation of n equally long stretches of an axis: low, high and weight of `Lerp`, each (n, length)."""
 
     low: np.ndarray
     high: np.ndarray
     weight: np.ndarray
 
 
-def resize_patches(patches: np.ndarray, rows: TapRows, columns: TapRows) -> np.ndarray:
+def resize_patches(patches: np.ndarray, rows: LerpRows, columns: LerpRows) -> np.ndarray:
     """Rectangles of resized planes, in float64 and without fused operations, so the same on every machine.
 
     Args:

@@ -15,7 +15,7 @@ from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
 from vitp_pipeline.postprocess.label_bounds import bounded_label_maps
-from vitp_pipeline.postprocess.resize import resize_band, taps
+from vitp_pipeline.postprocess.resize import lerp, resize_band
 from vitp_pipeline.postprocess.upsample import (
     check_frame,
     check_protocol,
@@ -118,10 +118,10 @@ def _resized_score_labels(
     mask_logits: Tensor, probs: Tensor, view: View, protocol: str, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """The band's labels, α by α, where score maps are resized (`mmseg0`, `mmseg1`)."""
-    taps_down = taps(view.resized[0], view.original[0])
-    first, last = taps_down.source(start, stop)
+    lerp_down = lerp(view.resized[0], view.original[0])
+    first, last = lerp_down.source(start, stop)
     for scores in seen_scores(mask_logits, probs, view, protocol, first, last):
-        scores = resize_band(scores, first, taps_down, start, stop, view.original[1])
+        scores = resize_band(scores, first, lerp_down, start, stop, view.original[1])
         yield argmax(scores.flatten(1).T.contiguous())
 
 
@@ -142,7 +142,7 @@ def seen_scores(
         for p in probs:
             yield (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
         return
-    rows = taps(view.mask[0], view.padded[0])
+    rows = lerp(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
     masks = mask_logits[:, first:last].float().sigmoid()
     for p in probs:

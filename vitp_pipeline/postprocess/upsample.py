@@ -22,7 +22,7 @@ from torch import Tensor
 from vitp_pipeline.config.choices import PROTOCOLS
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import Size, View
-from vitp_pipeline.postprocess.resize import Taps, bilinear, resize_band, resize_by_taps, taps
+from vitp_pipeline.postprocess.resize import Lerp, bilinear, lerp, resize_band, resize_by_lerp
 
 
 def check_protocol(protocol: str) -> None:
@@ -82,22 +82,22 @@ def seen_to_image(planes: Tensor, view: View, outside: float) -> Tensor:
     if view.window is None:
         planes = resize_planes(planes, view.original)
     else:
-        part = resize_by_taps(planes, seen_taps(view, 0), seen_taps(view, 1))
+        part = resize_by_lerp(planes, seen_lerp(view, 0), seen_lerp(view, 1))
         (top, bottom), (left, right) = view.pixels(0), view.pixels(1)
         planes = planes.new_full((len(planes), *view.original), outside)
         planes[:, top:bottom, left:right] = part
     return planes.flip(-1) if view.flip else planes
 
 
-def seen_taps(view: View, axis: int) -> Taps:
+def seen_lerp(view: View, axis: int) -> Lerp:
     """Return the sources of the original's pixels `view.pixels(axis)` along an axis of the visible resized image."""
-    whole = taps(view.resized[axis], view.original[axis])
+    whole = lerp(view.resized[axis], view.original[axis])
     if view.window is None:
         return whole
     start, length = view.seen[axis], view.seen[axis + 2]
     own = slice(*view.pixels(axis))
     low, high = (np.clip(t[own] - start, 0, length - 1) for t in (whole.low, whole.high))
-    return Taps(low, high, whole.weight[own])
+    return Lerp(low, high, whole.weight[own])
 
 
 def source_reach(view: View) -> int:
@@ -108,7 +108,7 @@ def source_reach(view: View) -> int:
     """
     reach = 0
     for axis in (0, 1):
-        first, second = taps(view.mask[axis], view.padded[axis]), seen_taps(view, axis)
+        first, second = lerp(view.mask[axis], view.padded[axis]), seen_lerp(view, axis)
         reach = max(reach, int((first.high[second.high] - first.low[second.low]).max()))
     return reach
 
@@ -214,7 +214,7 @@ def resized_band(planes: Tensor, view: View, start: int, stop: int) -> Tensor:
     Returns:
         (C, stop − start, width) float32.
     """
-    rows = taps(view.mask[0], view.padded[0])
+    rows = lerp(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
     band = resize_band(planes[:, first:last].float(), first, rows, start, stop, view.padded[1])
     return band[..., : view.seen[3]]
@@ -224,7 +224,7 @@ def image_logit_band(mask_logits: Tensor, view: View, start: int, stop: int) -> 
     """Rows [start, stop) of `mask_logits_at_image` of a view without window: (Q, stop − start, W0) float32, equal up
     to rounding.
     """
-    rows = taps(view.resized[0], view.original[0])
+    rows = lerp(view.resized[0], view.original[0])
     first, last = rows.source(start, stop)
     band = resized_band(mask_logits, view, first, last)
     if view.resized != view.original:

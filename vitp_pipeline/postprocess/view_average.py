@@ -24,7 +24,7 @@ from torch import Tensor
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import Size, View
-from vitp_pipeline.postprocess.resize import resize_band, taps
+from vitp_pipeline.postprocess.resize import lerp, resize_band
 from vitp_pipeline.postprocess.semantic import (
     argmax,
     band_rows,
@@ -129,12 +129,12 @@ class ScoreAverage:
         return np.where(self._some[:, None, None], np.stack(maps), np.int16(IGNORE))
 
     def _open(self, view: View, probs: Tensor) -> None:
-        first, last = taps(view.resized[0], view.original[0]).source(self.start, self.stop)
+        first, last = lerp(view.resized[0], view.original[0]).source(self.start, self.stop)
         scores = probs.new_zeros((len(probs), probs.shape[2], last - first, view.resized[1]))
         self._frame = _Frame(view, scores, probs.new_zeros((last - first, view.resized[1])))
 
     def _add_window(self, frame: _Frame, mask_logits: Tensor, probs: Tensor, view: View, tile: int) -> None:
-        first, last = taps(view.resized[0], view.original[0]).source(self.start, self.stop)
+        first, last = lerp(view.resized[0], view.original[0]).source(self.start, self.stop)
         top, left, height, width = view.seen
         columns = slice(left, left + width)
         for start in range(max(first, top), min(last, top + height), tile):
@@ -152,7 +152,7 @@ class ScoreAverage:
             for p in probs:
                 yield (p.T @ masks.flatten(1)).reshape(-1, *masks.shape[1:])
             return
-        first, last = taps(view.resized[0], view.original[0]).source(start, stop)
+        first, last = lerp(view.resized[0], view.original[0]).source(start, stop)
         for scores in seen_scores(mask_logits, probs, view, self.protocol, first, last):
             yield _at_image(scores, view, first, start, stop)
 
@@ -162,7 +162,7 @@ class ScoreAverage:
             return
         self._begin_frame(self._sum)
         view, sums, counts = self._frame
-        rows = taps(view.resized[0], view.original[0])
+        rows = lerp(view.resized[0], view.original[0])
         begin, _ = rows.source(self.start, self.stop)
         read = max(view.resized[1], view.original[1]) * max(1.0, view.resized[0] / view.original[0])
         tile = max(1, int(self.budget / (16 * self._sum.shape[1] * read)))
@@ -192,7 +192,7 @@ def _at_image(scores: Tensor, view: View, first: int, start: int, stop: int) -> 
     scores = scores.flip(-1) if view.flip else scores
     if view.resized == view.original:
         return scores
-    rows = taps(view.resized[0], view.original[0])
+    rows = lerp(view.resized[0], view.original[0])
     return resize_band(scores, first, rows, start, stop, view.original[1])
 
 

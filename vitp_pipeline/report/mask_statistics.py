@@ -169,7 +169,7 @@ def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[s
         pixels: (K,) ground-truth pixels of every class.
     Returns:
         per question ("area", "confidence", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
-        of masks, before and after being those named right.
+        of masks, before and after being those classified right.
     """
     known = facts.known
     area, confidence = facts.area[known], facts.confidence["generator"][known]

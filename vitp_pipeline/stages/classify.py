@@ -166,7 +166,7 @@ class PromptedImage:
 
 
 class MaskClassifier:
-    """A classifier that names the masks of proposals, each view's by its points on the whole upright image.
+    """A classifier of the masks of proposals, each view's by its points on the whole upright image.
 
     Args:
         classifier: its file, or a loaded one.

@@ -88,7 +88,7 @@ def prepare(
 
     Args:
         format: one of `interop.result_formats.FORMATS`.
-        variant: who names the masks: fused (as `evaluate` reports it), generator or classifier.
+        variant: class scores: fused (as `evaluate` reports it), generator or classifier.
     Raises:
         UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
         MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.

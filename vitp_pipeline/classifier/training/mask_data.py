@@ -70,7 +70,7 @@ class MaskBatches(PointBatches):
 
 
 class GeneratedMaskBatches(MaskBatches):
-    """Batches of images with masks of a generator, each called what most of the ground truth inside it is.
+    """Batches of images with masks of a generator, each with its majority ground-truth class.
 
     Of the augmentations only the flipping and the change of colors are made: masks are stored for whole images.
 

@@ -28,11 +28,11 @@ POINTS, MULTI, LEAST_REGION = 250, 16, 0.002
 
 @dataclass(frozen=True)
 class Validation:
-    """Counts of what was named right.
+    """Counts of correct classifications.
 
     Attributes:
         confusion: (K, K) int64, points by (true class, class given).
-        regions: (3,) int64: class regions, those named right by their innermost pixel, those by their random ones.
+        regions: (3,) int64: class regions, those classified right at their innermost pixel, those by their random ones.
     """
 
     confusion: np.ndarray
@@ -42,8 +42,8 @@ class Validation:
         """Shares that are right, empty when there was no point.
 
         `held_out_accuracy`, `held_out_class_accuracy`: over points, and the mean over the classes that have points.
-        `held_out_regions_center`, `held_out_regions_multi`: of class regions, named by their innermost pixel, or by
-        the mean probability of 16 random ones, as masks are with the points `center` and `multi`.
+        `held_out_regions_center`, `held_out_regions_multi`: of class regions, classified at their innermost pixel, or
+        by the mean probability of 16 random ones, as masks are with the points `center` and `multi`.
         """
         figures, points = {}, self.confusion.sum(1)
         if points.sum():
