@@ -6,13 +6,22 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from vitp_pipeline.storage.open_store import open_store
-from vitp_pipeline.storage.run_store import RunStore
+if TYPE_CHECKING:
+    from vitp_pipeline.storage.run_store import RunStore
+else:
+    RunStore = str  # typer evaluates annotations, and `vitp --help` should load no store; `parser` makes the store
+
+
+def open_run(text: str) -> RunStore:
+    """Open the store of the run that a user names. Raises as `open_store`."""
+    from vitp_pipeline.storage.open_store import open_store
+
+    return open_store(text)
 
 
 def shipped_recipes(begun: str) -> list[str]:
@@ -37,7 +46,7 @@ Out = Annotated[
         "--out",
         help="Run directory, or a URL like s3://bucket/run; all stages of a run share it.",
         metavar="RUN",
-        parser=open_store,
+        parser=open_run,
     ),
 ]
 Shard = Annotated[
@@ -78,9 +87,13 @@ JsonFile = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")
 ]
+OptionalRun = Annotated[
+    RunStore | None,
+    typer.Option("--run", help="Run whose classifier to use.", metavar="RUN", parser=open_run),
+]
 Run = Annotated[
     RunStore,
-    typer.Argument(help="Run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=open_store),
+    typer.Argument(help="Run directory, or a URL like s3://bucket/run.", metavar="RUN", parser=open_run),
 ]
 
 

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json
-from vitp_pipeline.storage.open_store import open_store
-from vitp_pipeline.storage.run_store import RunStore
+from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json, OptionalRun
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +23,7 @@ def register(app: typer.Typer) -> None:
                 help="Recipe for all that has no flag here, or manifest for class names and colors.", metavar="R"
             ),
         ] = None,
-        run: Annotated[
-            RunStore | None,
-            typer.Option("--run", help="Run whose classifier to use.", metavar="RUN", parser=open_store),
-        ] = None,
+        run: OptionalRun = None,
         name: ClassifierName = None,
         generator: Annotated[
             str | None,
