@@ -274,7 +274,7 @@ def test_one_rule_reads_the_labels_of_all_splits(tmp_path: Path, name: str) -> N
         _check(Dataset(spec, tmp_path, split), [expected])
 
 
-def test_check_dataset_compares_splits(tmp_path: Path) -> None:
+def test_check_dataset_compares_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = world(tmp_path, [write_png(SIX), write_png(SIX, PALETTE, palette=VOC), write_png(SIX)])
     splits = {f"s{n}": SplitSpec(f"images/{n:03}.png", "labels/{stem}.png") for n in range(3)}
     for chosen, forms in (({"s0", "s1"}, {"s0": ["color palette"], "s1": ["8-bit gray"]}), ({"s0", "s2"}, {})):
@@ -282,6 +282,16 @@ def test_check_dataset_compares_splits(tmp_path: Path) -> None:
         for name in chosen:
             one = Dataset(spec, tmp_path, name)
             assert as_dict(check_split(one), one)["label_forms_elsewhere"] == forms.get(name, [])
+    classes = "".join(f'  {{ name = "c{n}", label = {n}, thing = false }},\n' for n in range(13))
+    entries = "".join(f'[splits.s{n}]\nimages = "images/{n:03}.png"\nlabels = "labels/{{stem}}.png"\n' for n in (0, 1))
+    text = f'name = "forms"\nclasses = [\n{classes}]\n[labels]\nkind = "semantic-png"\n{entries}'
+    (tmp_path / "m.toml").write_text(text)
+    check_dataset(str(tmp_path / "m.toml"), tmp_path)
+    told = capsys.readouterr().out
+    assert all(
+        f"stored otherwise are labels of other splits: {form}; one rule" in told
+        for form in ("color palette", "8-bit gray")
+    )
 
 
 def test_a_palette_of_all_classes_that_all_occur(tmp_path: Path) -> None:
