@@ -18,12 +18,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from vitp_pipeline.artifacts.proposals import POINT_POLICIES, SEVERAL_POINTS, ProposalRecord, open_proposals, points_of
+from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, points_of
 from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.choices import Average
 from vitp_pipeline.config.flags import parse_changes
+from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
@@ -115,13 +116,14 @@ def held_out_images(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--points", nargs="+", default=["max", "multi"], choices=POINT_POLICIES)
+    parser.add_argument("--points", nargs="+", default=["max", "multi"], choices=list(POINT_POLICIES))
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1, 0.05])
     parser.add_argument("--averages", nargs="+", default=["auto"], choices=get_args(Average))
     a = parser.parse_args()
 
     recipe = load_recipe(a.recipe)
-    rows = [(p, m, t) for p in a.points for m in averages(p, a.averages) for t in a.temperatures]
+    proposals = recipe.stage(ProposalSettings)
+    rows = [(p, m, t) for p in a.points for m in averages(p, a.averages, proposals) for t in a.temperatures]
     segmenter = Segmenter(recipe.stage(EvaluateSettings, device="cpu"), recipe.manifest.things)
     tallies = {row: Tally(segmenter) for row in rows}
     images = 0
@@ -144,9 +146,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [train-classifier]")
 
 
-def averages(policy: str, asked: Sequence[str]) -> list[str]:
+def averages(policy: str, asked: Sequence[str], settings: ProposalSettings) -> list[str]:
     """The ways to try for a policy, each once; one point is its own average."""
-    if policy not in SEVERAL_POINTS:
+    if POINT_POLICIES[policy].per_mask(settings) == 1:
         return ["–"]
     return list(dict.fromkeys(average_of(policy, average) for average in asked))
 

@@ -105,7 +105,7 @@ def stored(tmp_path: Path) -> tuple[Path, list[ProposalRecord]]:
         writer.close()
         import pyarrow as pa
 
-        table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc"))
+        table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc", policies=("max", "random")))
         commit_part(run, 0, part, table, writer.path)
     return tmp_path, records
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_a_name_is_text_to_every_reader_of_yaml(name: str) -> None:
 
 def test_aws_batch() -> None:
     chain = make_chain(10, (3, 7, 8), (3, 7, 8), range(10))
-    jobs = {job["jobName"].rpartition("run-")[2]: job for job in json.loads(aws_batch(chain, PROFILE, Path("run")))}
+    jobs = {job["jobName"].rpartition("run-")[2]: job for job in aws_batch(chain, PROFILE, Path("run"))}
     assert list(jobs) == list(STAGES)
     for job in chain.jobs:
         entry = jobs[job.stage]
@@ -98,7 +97,7 @@ def test_aws_batch() -> None:
 
 
 def test_one_missing_shard_is_a_plain_job_of_aws() -> None:
-    (job, *_) = json.loads(aws_batch(make_chain(10, [6], [6], [6]), PROFILE, Path("run")))
+    (job, *_) = aws_batch(make_chain(10, [6], [6], [6]), PROFILE, Path("run"))
     assert "arrayProperties" not in job and "--shard 6/10" in job["containerOverrides"]["command"][2]
 
 

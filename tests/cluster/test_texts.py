@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.test_escaping import is_harmless
+from vitp_pipeline.cluster.engine import ENGINES, Work
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import STAGES, Resources
 from vitp_pipeline.cluster.slurm import script
-from vitp_pipeline.cluster.templates import aws_batch, kubernetes
 from vitp_pipeline.errors import UsageError
 
 WORD = st.text(
@@ -81,7 +81,7 @@ def test_the_task_gets_the_words_as_they_are(words: list[str]) -> None:
     """In Slurm, Kubernetes and AWS Batch, whose texts are read back with their own readers."""
     job, resources = Job("classify", tuple(words)), Resources(image="i", queue="q", definition="d")
     chain, profile, out = Chain(1, (job,)), dict.fromkeys(STAGES, resources), Path("/run")
-    texts = [make(chain, profile, out) for make in (kubernetes, aws_batch)]
+    texts = [ENGINES[name].plan(Work(chain, profile, out)).text for name in ("k8s", "aws")]
     texts.insert(0, script(job, Resources(venv="/none"), 1, out))
     assert all(is_harmless(text.replace("\n", "")) for text in texts)
     container = yaml.safe_load(texts[1])["spec"]["template"]["spec"]["containers"][0]

@@ -20,7 +20,8 @@ from vitp_pipeline.config.backbone_args import BackboneArgs
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES, TrainSettings
-from vitp_pipeline.datasets.spec import ClassInfo, LabelSpec, SplitSpec
+from vitp_pipeline.datasets.manifest import LabelSpec
+from vitp_pipeline.datasets.spec import ClassInfo, SplitSpec
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.stages.train_classifier import check_schedule
 from vitp_pipeline.validation.keys import keys_of, schema_of

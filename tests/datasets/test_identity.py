@@ -22,6 +22,7 @@ from vitp_pipeline.datasets.identity import (
     result_names,
     split_name,
 )
+from vitp_pipeline.datasets.label_kinds.semantic_png import read_values
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError
 
@@ -403,7 +404,7 @@ def test_frames_of_sequences_keep_their_folder(tmp_path: Path, images: str, labe
     data = sequences(tmp_path, FRAMES, images, labels)
     assert data.image_ids == ("s1/1", "s1/2", "s2/1")
     assert [int(data.read_image(s)[0, 0, 0]) for s in data.samples] == [0, 1, 2]
-    assert [int(data.read_values(s)[0, 0]) for s in data.samples] == [1, 2, 3]
+    assert [int(read_values(data, s)[0, 0]) for s in data.samples] == [1, 2, 3]
 
 
 def test_names_that_do_not_recur_are_ids_alone(tmp_path: Path) -> None:
@@ -421,7 +422,7 @@ def test_splits_joined_keep_the_folders_of_both(tmp_path: Path) -> None:
     spec = replace(data.spec, splits=splits)
     both = Dataset(spec, tmp_path, "all")
     assert both.image_ids == ("a/1", "a/2", "b/s/1") and Dataset(spec, tmp_path, "more").image_ids == ("1",)
-    assert [int(both.read_values(both.sample(i))[0, 0]) for i in both.image_ids] == [1, 2, 3]
+    assert [int(read_values(both, both.sample(i))[0, 0]) for i in both.image_ids] == [1, 2, 3]
 
 
 BLANKS = ["a.png", " a.png", "a .png", "\ta.png", "\u3000a.png", "b.png ", "  b.png", "c d.png"]

@@ -14,6 +14,7 @@ from tests.datasets import making
 from tests.datasets.test_dataset import fails
 from vitp_pipeline.classifier.training.annotations import Areas, Boxes, read_truth
 from vitp_pipeline.datasets import IGNORE, ClassInfo, Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.label_kinds.semantic_png import read_values
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
@@ -64,7 +65,7 @@ def test_real_coarse_polygons_agree_with_cityscapesscripts_and_the_fine_labels(s
     sample = data.samples[0]
     assert sample.coarse is not None and data.has_coarse
     annotation.fromJsonFile(str(sample.coarse))
-    assert np.array_equal(data.read_values(sample, coarse=True), np.asarray(createLabelImage(annotation, "ids")))
+    assert np.array_equal(read_values(data, sample, coarse=True), np.asarray(createLabelImage(annotation, "ids")))
     coarse, fine = data.read_semantic(sample, coarse=True), data.read_semantic(sample)
     both = (coarse != IGNORE) & (fine != IGNORE)
     assert (coarse[both] == fine[both]).mean() > 0.99 and (fine != IGNORE).sum() > (coarse != IGNORE).sum()

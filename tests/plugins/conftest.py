@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from vitp_pipeline.config.choices import FORMULAS
+from vitp_pipeline.config.generate_proposals import POINT_POLICIES
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS
+from vitp_pipeline.interop.mask_import import MASK_FORMATS
+from vitp_pipeline.interop.result_formats import RESULT_FORMATS
 from vitp_pipeline.validation.registry import load_plugins
 
-REGISTRIES = (FORMULAS,)
+REGISTRIES = (LABEL_KINDS, FORMULAS, POINT_POLICIES, MASK_FORMATS, RESULT_FORMATS)
 
 
 def write_package(folder: Path, name: str, code: str) -> None:

@@ -17,10 +17,10 @@ from vitp_pipeline.validation.registry import Registry
 ADDING = "from vitp_pipeline.config.choices import FORMULAS\nFORMULAS.add('mine', print)\n"
 
 
-def test_members_are_found_by_name_in_their_order() -> None:
+def test_members_are_found_by_name_in_the_order_of_names() -> None:
     shapes: Registry[int] = Registry("shape")
-    assert shapes.add("square", 4) == 4
     assert shapes.register("triangle")(3) == 3
+    assert shapes.add("square", 4) == 4
     assert (list(shapes), len(shapes), str(shapes)) == (["square", "triangle"], 2, "square, triangle")
     assert "square" in shapes and "circle" not in shapes and 4 not in shapes
     assert shapes["triangle"] == 3

@@ -24,13 +24,17 @@ from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.errors import InputError, MissingStageError, PartialError, UsageError
 from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.interop.result_formats import CITYSCAPES, FILE_AN_IMAGE, check_format
+from vitp_pipeline.interop.result_formats import RESULT_FORMATS, find_format
+from vitp_pipeline.interop.results_cityscapes import CITYSCAPES
 from vitp_pipeline.stages.export_results import Export, export_shards, prepare
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return make_project(tmp_path)
+
+
+FILE_PER_IMAGE = [name for name in RESULT_FORMATS if RESULT_FORMATS[name].file_per_image]
 
 
 def export(project: Project, out: Path, format: str, variant: str = "fused", shards=None, **settings) -> Export:
@@ -303,18 +307,18 @@ def test_what_a_manifest_lacks_is_said_in_one_line(project: Project) -> None:
     with pytest.raises(UsageError, match="'submarine' of manifest 'toy' is none of Cityscapes' 19 classes"):
         names = ("sky", "road", "submarine")
         classes = tuple(dataclasses.replace(c, name=n) for c, n in zip(spec.classes, names, strict=True))
-        check_format("cityscapes", dataclasses.replace(spec, classes=classes))
+        find_format("cityscapes", dataclasses.replace(spec, classes=classes))
     zero = tuple(dataclasses.replace(c, label=k) for k, c in enumerate(spec.classes))
     with pytest.raises(UsageError, match="1 to 255, those of manifest 'toy' are 0 to 2"):
-        check_format("ade20k", dataclasses.replace(spec, classes=zero))
+        find_format("ade20k", dataclasses.replace(spec, classes=zero))
     stuff = tuple(dataclasses.replace(c, thing=False) for c in spec.classes)
     with pytest.raises(UsageError, match="has no things"):
-        check_format("coco-results", dataclasses.replace(spec, classes=stuff))
-    with pytest.raises(UsageError, match="Choose one of"):
-        check_format("voc", spec)
+        find_format("coco-results", dataclasses.replace(spec, classes=stuff))
+    with pytest.raises(UsageError, match=r"there is no result format 'voc'\. Known are: ade20k, cityscapes"):
+        find_format("voc", spec)
 
 
-@pytest.mark.parametrize("format", FILE_AN_IMAGE)
+@pytest.mark.parametrize("format", FILE_PER_IMAGE)
 def test_images_that_differ_in_their_ending_alone_keep_it(project: Project, tmp_path: Path, format: str) -> None:
     path = project.root / "annotations" / "panoptic_val.json"
     content = path.read_text().replace('"000146.png", "height"', '"000139.jpg", "height"')
@@ -329,7 +333,7 @@ def test_images_that_differ_in_their_ending_alone_keep_it(project: Project, tmp_
 
 
 @pytest.mark.parametrize(
-    ("format", "lengths"), [(f, (245, 246) if f == "cityscapes" else (251,)) for f in FILE_AN_IMAGE]
+    ("format", "lengths"), [(f, (245, 246) if f == "cityscapes" else (251,)) for f in FILE_PER_IMAGE]
 )
 def test_names_that_are_too_long_are_refused_before_anything_is_written(
     project: Project, tmp_path: Path, format: str, lengths: tuple[int, ...]

@@ -21,7 +21,8 @@ from vitp_pipeline.generators.base import Output
 from vitp_pipeline.inference.batch import PredictJob, predict
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.inference.predictor import Predictor
-from vitp_pipeline.interop.result_formats import CITYSCAPES, ImageResult, write_image
+from vitp_pipeline.interop.result_formats import RESULT_FORMATS, ImageResult
+from vitp_pipeline.interop.results_cityscapes import CITYSCAPES
 
 SIZE = (20, 30)
 
@@ -80,7 +81,7 @@ def test_exports_of_nothing(tmp_path: Path, format: str, file: str, value: int) 
     spec = DatasetSpec("toy", classes, "semantic-png", (200, 0), {})
     maps = [np.full(SIZE, IGNORE, np.int16), np.full(SIZE, 4, np.int16)]
     for labels in maps:
-        write_image(format, spec, result_with(labels), tmp_path)
+        RESULT_FORMATS[format].write(spec, result_with(labels), tmp_path)
         written = np.asarray(Image.open(tmp_path / file))
         assert (written == (value if labels is maps[0] else CITYSCAPES["fence"] if format == "cityscapes" else 5)).all()
 

@@ -31,7 +31,7 @@ from vitp_pipeline.evaluation.summary import print_result, result_of, to_json
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.figure import DASH, difference, falling, percent, plain, signed, span
 from vitp_pipeline.geometry import View
-from vitp_pipeline.interop.result_formats import FORMATS, check_format
+from vitp_pipeline.interop.result_formats import RESULT_FORMATS, find_format
 from vitp_pipeline.runs.status import print_status, run_status
 from vitp_pipeline.runtime.output import show_json
 from vitp_pipeline.stages.export_results import export_shards, prepare
@@ -322,9 +322,9 @@ def check_status(out: Path, capsys) -> None:
 def check_exports(project: Project, out: Path, settings: dict[str, Any]) -> None:
     """Every format that the classes can have; an image without masks has a file like any other."""
     measures, points = project.recipe.stage(EvaluateSettings, **settings), project.recipe.stage(ClassifySettings)
-    for format in FORMATS:
+    for format in RESULT_FORMATS:
         try:
-            check_format(format, project.recipe.manifest)
+            find_format(format, project.recipe.manifest)
         except UsageError:
             continue
         export = prepare(project.recipe, measures, points, format, "fused", project.root, out, ShardChoice())

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-POINT_POLICIES = ("max", "center", "random", "multi", "local_maxima")
-SEVERAL_POINTS = ("multi", "local_maxima")
-"""Policies with several points a mask; how many is the key of the same name in [generate-proposals]."""
+POINTS = "points_"
+"""Beginning of the columns of points; the name of the policy follows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ProposalEntry:
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (docs/storage.md).
-        points: per policy (Q, 2) int32 (row, col) in the original image; for "multi" and "local_maxima" (Q·n, 2).
+        points: per policy (Q·n, 2) int32 (row, col) in the original image, n of each query in turn.
         number: which of the image's views this is, from 0.
         loss: how far the masks may lie from the generator's; None when not said (see `codec.loss_of`).
     """
@@ -97,11 +96,14 @@ def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]
         yield list(views)
 
 
-def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None) -> pa.Schema:
+def schema(
+    fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None, policies: Sequence[str] = ("max",)
+) -> pa.Schema:
     """Columns of the index. Sizes are [height, width]; points are [row, col] per query.
 
     Args:
         views: the plan of views, for people; None when every image is seen once and whole.
+        policies: whose points are stored.
     """
     import pyarrow as pa
 
@@ -111,7 +113,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "classes": list(classes),
-        "points": "(row, col) pixels of the original image, one a query; of multi and local_maxima n in turn",
+        "points": "(row, col) pixels of the original image, n of each query in turn",
         **({"views": views} if views else {}),
     }
     return pa.schema(
@@ -127,11 +129,7 @@ def schema(fingerprint: str, classes: Sequence[str], views: dict[str, Any] | Non
             ("mask", integers),
             ("kept", integers),
             ("dropped_mass", pa.float64()),
-            ("points_max", points),
-            ("points_center", points),
-            ("points_random", points),
-            ("points_multi", points),
-            ("points_local_maxima", points),
+            *((f"{POINTS}{policy}", points) for policy in policies),
             ("view", pa.int32()),
             ("window", integers),
             ("flip", pa.bool_()),
@@ -156,7 +154,7 @@ def write_entry(
     step = record.loss.step if record.loss else 0.0
     arrays.add(f"masks/{record.key}", masks, ("kept", "y", "x"), step=step)
     arrays.add(f"class_logits/{record.key}", class_logits, ("query", "class"))
-    row: dict[str, Any] = {
+    return {
         "image_id": record.image_id,
         "file_name": record.file_name,
         "status": "ok",
@@ -167,10 +165,8 @@ def write_entry(
         "view": record.number,
         **{name: list(v) if isinstance(v, tuple) else v for name, v in record.view.as_dict().items()},
         **(asdict(record.loss) if record.loss else {}),
+        **{f"{POINTS}{policy}": points.reshape(-1, 2).tolist() for policy, points in record.points.items()},
     }
-    for policy in POINT_POLICIES:
-        row[f"points_{policy}"] = record.points[policy].reshape(-1, 2).tolist() if policy in record.points else None
-    return row
 
 
 def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
@@ -333,9 +329,9 @@ def _entry(row: dict[str, Any]) -> ProposalEntry:
     """In rows that older versions wrote, no view has a number, window or flip."""
     sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
     points = {
-        policy: np.asarray(row[f"points_{policy}"], np.int32).reshape(-1, 2)
-        for policy in POINT_POLICIES
-        if row.get(f"points_{policy}") is not None
+        column.removeprefix(POINTS): np.asarray(values, np.int32).reshape(-1, 2)
+        for column, values in row.items()
+        if column.startswith(POINTS) and values is not None
     }
     return ProposalEntry(
         image_id=row["image_id"],
@@ -364,7 +360,7 @@ def _loss(row: dict[str, Any]) -> MaskLoss | None:
 
 
 def points_of(record: ProposalEntry, policy: str) -> np.ndarray:
-    """(Q, 2), or (Q·n, 2) for "multi" and "local_maxima", int32 points of a policy.
+    """(Q·n, 2) int32 points of a policy, n of each query in turn.
 
     Raises:
         InputError: they are not stored.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vitp_pipeline.classifier.model import PointViT
+from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.runtime.devices import mixed_precision
 
 
@@ -117,7 +118,7 @@ def average_of(policy: str, average: str = "auto") -> str:
     """Return how a mask's points are averaged: as asked for, or for "auto" the point policy's own way."""
     if average != "auto":
         return average
-    return "log-probabilities" if policy == "local_maxima" else "probabilities"
+    return POINT_POLICIES[policy].average
 
 
 def mask_logits_of_points(
@@ -132,7 +133,7 @@ def mask_logits_of_points(
             weight to a more confident prediction.
         average: "probabilities": the mean of a mask's points (summed in log space, where sure ones do not underflow),
             so that one sure point can name it; "log-probabilities": their geometric mean, so that every point can
-            veto. The points of "local_maxima" are few and chosen, those of "multi" are drawn and some of them stray.
+            veto.
     Returns:
         (B, Q, K) float32.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -9,17 +10,23 @@ import typer
 from vitp_pipeline.cli import options
 
 
+def _formats() -> Iterable[str]:
+    from vitp_pipeline.interop.result_formats import RESULT_FORMATS
+
+    return RESULT_FORMATS
+
+
 def register(app: typer.Typer) -> None:
-    @app.command("export-results", rich_help_panel="Also")
+    @app.command(
+        "export-results", rich_help_panel="Also", cls=options.with_keys(format=_formats, points=options.point_policies)
+    )
     def export_results(
         recipe: options.RecipeName,
         data_root: options.DataRoot,
         out: options.Out,
         format: Annotated[
             str,
-            typer.Option(
-                help="coco-panoptic, coco-results, coco-instances, cityscapes, ade20k, label-png.", metavar="FORMAT"
-            ),
+            typer.Option(help="Format of the files.", metavar="FORMAT"),
         ],
         variant: Annotated[str, typer.Option(help="Class scores to export: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,

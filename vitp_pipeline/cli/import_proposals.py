@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, DataRoot, Json, Out, RecipeName, RetryFailed, Shard, checked_as
+from vitp_pipeline.cli.options import (
+    Changes,
+    DataRoot,
+    Json,
+    Out,
+    RecipeName,
+    RetryFailed,
+    Shard,
+    checked_as,
+    with_keys,
+)
+
+
+def _formats() -> Iterable[str]:
+    from vitp_pipeline.interop.mask_import import MASK_FORMATS
+
+    return MASK_FORMATS
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("import-proposals", rich_help_panel="Also")
+    @app.command("import-proposals", rich_help_panel="Also", cls=with_keys(format=_formats))
     def import_proposals(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -20,7 +37,7 @@ def register(app: typer.Typer) -> None:
             Path,
             typer.Option("--masks", help="Masks that the other tool wrote: a folder (npz) or a file.", metavar="PATH"),
         ],
-        format: Annotated[str, typer.Option("--from", help="npz, coco or mmdet.", metavar="FORMAT")],
+        format: Annotated[str, typer.Option("--from", help="Format of the masks.", metavar="FORMAT")],
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
         no_object_share: Annotated[

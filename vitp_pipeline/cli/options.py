@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from vitp_pipeline.storage.run_store import RunStore
@@ -71,8 +71,7 @@ Changes = Annotated[
     typer.Option("--set", help="Override any key of the recipe's table, e.g. --set lr=0.003.", metavar="KEY=VALUE"),
 ]
 Points = Annotated[
-    str | None,
-    typer.Option("--points", help="Stored points to classify: max, center, random, multi or local_maxima."),
+    str | None, typer.Option("--points", help="Policy whose stored points are classified.", metavar="POLICY")
 ]
 ClassifierName = Annotated[
     str | None, typer.Option("--name", help="Name of the classifier in the run (default: default).")
@@ -100,6 +99,13 @@ Run = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only, no progress.")]
 
 
+def point_policies() -> Iterable[str]:
+    """Names for `Points`."""
+    from vitp_pipeline.config.generate_proposals import POINT_POLICIES
+
+    return POINT_POLICIES
+
+
 def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
     """A callback that checks the value of a flag against a type of `validation.constraints`."""
 
@@ -114,15 +120,19 @@ def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
     return check
 
 
-def with_keys(*tables: str) -> type[TyperCommand]:
-    """A command whose help also shows the keys of some tables of a recipe."""
+def with_keys(*tables: str, **names: Callable[[], Iterable[str]]) -> type[TyperCommand]:
+    """A command whose help also shows the keys of some tables of a recipe, and the names that an option may have."""
 
     class WithKeys(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
+            for option in self.params:
+                if isinstance(option, TyperOption) and option.name in names:
+                    option.help = f"{option.help} One of: {', '.join(names[option.name]())}."
             super().format_help(ctx, formatter)
-            from vitp_pipeline.cli.keys import print_keys
+            if tables:
+                from vitp_pipeline.cli.keys import print_keys
 
-            print_keys(tables)
+                print_keys(tables)
 
     return WithKeys
 

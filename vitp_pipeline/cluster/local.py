@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitp_pipeline.cluster.commands import MAIN
-from vitp_pipeline.cluster.plan import Chain, Job
+from vitp_pipeline.cluster.engine import ENGINES, Engine, Handed, Work
+from vitp_pipeline.cluster.plan import Chain, Job, jobs_folder
 from vitp_pipeline.errors import OutputError, PartialError, UserError
-from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS
+from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS, array_expression
+from vitp_pipeline.runtime.escaping import shell_words
 from vitp_pipeline.runtime.progress import progress, say
 from vitp_pipeline.runtime.signals import finishing, stop_wanted, stopped
 from vitp_pipeline.storage.atomic_files import refusals
@@ -291,3 +293,25 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
 def _names(tasks: Sequence[Task]) -> str:
     more = f" and {len(tasks) - 8} more" if len(tasks) > 8 else ""
     return ", ".join(task.name for task in tasks[:8]) + more
+
+
+def _slots(workers: int | None) -> list[Slot]:
+    return make_slots(workers, visible_gpus(), sorted(os.sched_getaffinity(0)))
+
+
+def _submit(work: Work) -> Handed:
+    logs = jobs_folder(work.out) / "log"
+    tasks = run_chain(work.chain, logs, _slots(work.workers), work.show_figures)
+    return Handed(about={"tasks": [ended(task, logs) for task in tasks]}, check=lambda: report(tasks, logs))
+
+
+def _plan(work: Work) -> Handed:
+    """A line for each job, for people."""
+    lines = []
+    for job in work.chain.jobs:
+        tasks = f", shards {array_expression(job.shards)}" if job.shards else ""
+        lines.append(f"{job.stage}{tasks}: {shell_words(['vitp', *job.command])}\n")
+    return Handed("".join(lines))
+
+
+ENGINES.add("local", Engine(_submit, _plan, shards=lambda workers: len(_slots(workers)), takes_workers=True))

@@ -93,6 +93,11 @@ class Chain:
     jobs: tuple[Job, ...]
 
 
+def jobs_folder(out: Path) -> Path:
+    """Return the folder of the scripts, logs and job ids of a run's chain."""
+    return out / "jobs"
+
+
 def plan_chain(request: Request, begin: bool) -> Chain:
     """Find out what is left to do.
 

@@ -14,11 +14,12 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vitp_pipeline.cluster.commands import task_script
-from vitp_pipeline.cluster.plan import Chain, Job
+from vitp_pipeline.cluster.engine import ENGINES, Engine, Handed, Work
+from vitp_pipeline.cluster.plan import Chain, Job, jobs_folder
 from vitp_pipeline.cluster.profile import Profile, Resources
 from vitp_pipeline.errors import LockedError, UsageError, UserError
 from vitp_pipeline.execution.sharding import SCHEDULERS, SHARDS, array_expression
@@ -33,11 +34,6 @@ DEFAULT_MAX_ARRAY_SIZE = 1001
 
 After = tuple[tuple[str, int], ...]
 """(kind, number) of the submissions that one waits for."""
-
-
-def jobs_folder(out: Path) -> Path:
-    """Return the folder of the scripts, logs and job ids of a run's chain."""
-    return out / "jobs"
 
 
 @dataclass(frozen=True)
@@ -291,3 +287,16 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name == "SLURM_CONF" or not (name.startswith(("SLURM_", "SBATCH_")) or name in indices)
     }
+
+
+def _submit(work: Work) -> Handed:
+    submitted = submit_chain(work.chain, work.profile, work.out)
+    return Handed("".join(f"{job.id}\n" for job in submitted), {"submitted": [asdict(job) for job in submitted]})
+
+
+def _plan(work: Work) -> Handed:
+    planned = plan_scripts(work.chain, work.profile, work.out)
+    return Handed(planned.text(), asdict(planned))
+
+
+ENGINES.add("slurm", Engine(_submit, _plan))

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from vitp_pipeline.cluster.commands import guarded, vitp_words
+from vitp_pipeline.cluster.engine import ENGINES, Engine, Handed, Work
 from vitp_pipeline.cluster.plan import Chain, Job
 from vitp_pipeline.cluster.profile import Profile, Resources
 from vitp_pipeline.errors import (
@@ -94,16 +95,15 @@ def _kubernetes_job(job: Job, resources: Resources, shards: int, name: str, step
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec}
 
 
-def aws_batch(chain: Chain, profile: Profile, out: Path) -> str:
-    """JSON: a list of inputs of `aws batch submit-job`; `${stage}` stands for the job id of that stage.
+def aws_batch(chain: Chain, profile: Profile, out: Path) -> list[dict[str, Any]]:
+    """A list of inputs of `aws batch submit-job`; `${stage}` stands for the job id of that stage.
 
     Raises:
         UsageError: the profile names no queue or job definition, or there are more tasks than an array can have.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", out.name)
     submitted = {job.stage: job for job in chain.jobs}
-    jobs = [_aws_job(job, profile[job.stage], chain.shards, name, submitted) for job in chain.jobs]
-    return json.dumps(jobs, indent=2) + "\n"
+    return [_aws_job(job, profile[job.stage], chain.shards, name, submitted) for job in chain.jobs]
 
 
 def _aws_job(job: Job, resources: Resources, shards: int, name: str, submitted: dict[str, Job]) -> dict[str, Any]:
@@ -173,3 +173,17 @@ def _text(dumper: _Dumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(str, _text)
+
+
+def _kubernetes(work: Work) -> Handed:
+    text = kubernetes(work.chain, work.profile, work.out)
+    return Handed(text, {"manifest": text})
+
+
+def _aws(work: Work) -> Handed:
+    jobs = aws_batch(work.chain, work.profile, work.out)
+    return Handed(json.dumps(jobs, indent=2) + "\n", {"manifest": jobs})
+
+
+ENGINES.add("k8s", Engine(_kubernetes, _kubernetes, here=False))
+ENGINES.add("aws", Engine(_aws, _aws, here=False))

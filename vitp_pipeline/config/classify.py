@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from vitp_pipeline.config.choices import Average, Precision
-from vitp_pipeline.config.generate_proposals import PointPolicy
+from vitp_pipeline.config.generate_proposals import PolicyName
 from vitp_pipeline.validation.constraints import Device, FolderName, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
@@ -19,9 +19,7 @@ class ClassifySettings:
     classifier: Annotated[
         str, Key("File of a classifier from elsewhere (.safetensors), in place of `name`.", enters="content")
     ] = ""
-    points: Annotated[PointPolicy, Key("Stored points to classify; those of multi and local_maxima are averaged.")] = (
-        "max"
-    )
+    points: Annotated[PolicyName, Key("Policy whose points are classified; several of a mask are averaged.")] = "max"
     flip: Annotated[bool, Key("Average log-probabilities with those of the horizontally flipped image.")] = False
     temperature: Annotated[
         float,
@@ -38,5 +36,5 @@ class ClassifySettings:
     ] = 0
     average: Annotated[
         Average,
-        Key("Average over a mask's points; auto = log-probabilities for local_maxima, probabilities otherwise."),
+        Key("Average over a mask's points; auto = the policy's own: log-probabilities for local_maxima."),
     ] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vitp_pipeline.config.choices import FormulaName, InstanceMeasure, PanopticRule, Protocol, Task
+from vitp_pipeline.config.choices import FormulaName, MeasureName, PanopticRule, Protocol, Task
 from vitp_pipeline.validation.constraints import DISTINCT, SOME, Device, Fraction, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
@@ -37,7 +37,7 @@ class EvaluateSettings:
         within(0, 10**6),
         Key("Best (mask, class) pairs of an image that become instances; 0 = as many as queries.", "pairs"),
     ] = 100
-    instance_ap: Annotated[tuple[InstanceMeasure, ...], SOME, DISTINCT, Key("Definitions of instance AP.")] = ("coco",)
+    instance_ap: Annotated[tuple[MeasureName, ...], SOME, DISTINCT, Key("Definitions of instance AP.")] = ("coco",)
     boundary_iou: Annotated[bool, Key("Report the mean boundary IoU of the semantic maps, too.")] = False
     boundary_ratio: Annotated[
         float, within(0, 1, "()"), Key("Width of a boundary as a fraction of the image's diagonal.", "fraction")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Len
 from pydantic import model_validator
 
 from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec
-from vitp_pipeline.artifacts.proposals import POINT_POLICIES
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.validation.constraints import (
     ASCENDING,
@@ -26,9 +26,56 @@ from vitp_pipeline.validation.constraints import (
     within,
 )
 from vitp_pipeline.validation.keys import Key
+from vitp_pipeline.validation.registry import Registry
 from vitp_pipeline.validation.tables import table
 
-PointPolicy = Annotated[str, OneOf(POINT_POLICIES)]
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from vitp_pipeline.geometry import View
+
+
+@dataclass(frozen=True)
+class MasksOfView:
+    """Masks of a view of an image, whose points are chosen.
+
+    Attributes:
+        logits: (Q, h, w) float32 in the padded frame, of full precision, any device.
+        view: how the generator saw the image.
+        protocol: order of upsampling, sigmoid, crop and resize.
+        name: of the view, for what is drawn at random.
+        first: index of the first of these queries, likewise.
+        binary: whether all pixels inside a mask are alike, so that no logit is the highest.
+    """
+
+    logits: Tensor
+    view: View
+    protocol: str
+    name: str
+    first: int = 0
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class PointPolicy:
+    """A way to choose the pixels that stand for a mask.
+
+    Attributes:
+        choose: masks and settings → (Q, n, 2) int32, (row, col) pixels of the original image inside the view; the
+            masks do not decide n. Raises InputError where these masks have no such points.
+        per_mask: settings → n. The classifier scores so many points of every mask.
+        average: of the scores of n points, where [classify] average is "auto".
+    """
+
+    choose: Callable[[MasksOfView, ProposalSettings], np.ndarray]
+    per_mask: Callable[[ProposalSettings], int] = lambda settings: 1
+    average: Literal["probabilities", "log-probabilities"] = "probabilities"
+
+
+POINT_POLICIES: Registry[PointPolicy] = Registry("point policy", "vitp_pipeline.postprocess.point_policies")
+
+PolicyName = Annotated[str, OneOf(POINT_POLICIES)]
 Scale = Annotated[float, within(0, 100, "()")]
 STEP = Check(
     lambda step: step == 0 or (step >= 2**-14 and math.frexp(step)[0] == 0.5), "is neither 0 nor 1, 1/2, 1/4 … 1/16384"
@@ -52,10 +99,10 @@ class ProposalSettings:
     split: Annotated[str, Len(1), Key("Split of the manifest.")] = "val"
     limit: Annotated[Count, Key("Process only the first images of the split; 0 = all.", "images")] = 0
     points: Annotated[
-        tuple[PointPolicy, ...],
+        tuple[PolicyName, ...],
         DISTINCT,
         Check(lambda names: "max" in names, 'lacks "max", which the upper bound by point needs'),
-        Key("Point policies to store: max (highest logit), center, random, multi (random pixels), local_maxima."),
+        Key("Point policies to store: which pixels stand for a mask."),
     ] = ("max",)
     multi: Annotated[
         int, within(1, 4096), Key("Random pixels drawn inside a mask under the policy multi.", "points")
@@ -180,10 +227,3 @@ def with_mask_preset(values: dict[str, Any]) -> dict[str, Any]:
     if "masks" not in values and any(name in values for name in own):
         return {**values, "masks": "keys"}
     return {**PRESETS.get(str(values.get("masks")), {}), **values}
-
-
-def points_per_mask(policy: str, settings: ProposalSettings) -> int:
-    """Number of points that a policy stores of each mask."""
-    from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS
-
-    return int(getattr(settings, policy)) if policy in SEVERAL_POINTS else 1

@@ -5,9 +5,10 @@ Enters: a manifest (TOML) and a data root. Leaves: samples, RGB arrays, label ma
 """
 
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
-from vitp_pipeline.datasets.dataset import Dataset, GroundTruthInstance
+from vitp_pipeline.datasets.dataset import Dataset
+from vitp_pipeline.datasets.label_kinds.kind import Sample
+from vitp_pipeline.datasets.label_kinds.truth import GroundTruthInstance
 from vitp_pipeline.datasets.manifest import load_manifest
-from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE, ClassInfo, DatasetSpec
 
 __all__ = [

@@ -65,6 +65,9 @@ class Annotations:
         InputError: missing, not such a file, or of another dataset than the manifest's.
     """
 
+    what = "COCO"
+    _starts: np.ndarray
+
     def __init__(self, path: Path, spec: DatasetSpec) -> None:
         self.path, self.spec = path, spec
         self._faults: dict[int, tuple[str, str]] = {}  # by number of the image: what is wrong, and the fix
@@ -73,7 +76,6 @@ class Annotations:
 
     def _take(self, data: Any) -> None:
         path, spec = self.path, self.spec
-        what = "COCO panoptic" if spec.kind == "coco-panoptic" else "COCO instances"
         try:
             check_categories(path, data["categories"], spec)
             _say_other_things(path, data["categories"], spec)
@@ -97,12 +99,9 @@ class Annotations:
             self._outlines: list[Any] | None = None
             for number in range(len(self) if self.unlabeled else 0):
                 self._spoil(number, "", "it has no ground truth: the file has no `annotations`")
-            if spec.kind == "coco-panoptic":
-                self._take_panoptic(data)
-            else:
-                self._take_instances(data)
+            self._take_objects(data)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(f"{path}: not a {what} file ({error!r})") from error
+            raise InputError(f"{path}: not a {self.what} file ({error!r})") from error
 
     def _image_sizes(self, images: list[dict[str, Any]]) -> np.ndarray:
         sizes = np.zeros((len(images), 2), np.int64)
@@ -159,9 +158,37 @@ class Annotations:
     @property
     def has_outlines(self) -> bool:
         """True if any object has more than a box, or there is no object."""
-        return self._outlines is not None
+        return True
 
-    def _take_panoptic(self, data: dict[str, Any]) -> None:
+    def _take_objects(self, data: dict[str, Any]) -> None:
+        """Take what is annotated: `_starts`, the first row of each image, then the columns."""
+        raise NotImplementedError
+
+    def _take_columns(self, entries: list[dict[str, Any]], what: str) -> None:
+        """The objects of all images, one after another."""
+        index_of = {info.label: k for k, info in enumerate(self.spec.classes)}
+        columns = Columns(entries)
+        self._ids, labels = columns.whole("id"), columns.whole("category_id").tolist()
+        self._classes = np.array([index_of.get(label, -1) for label in labels], np.int16)
+        self._crowds, self._boxes, self._areas = columns.flags("iscrowd"), columns.boxes("bbox"), columns.real("area")
+        for row in np.flatnonzero(self._classes < 0).tolist():
+            if row not in columns.odd:
+                columns.odd[row] = reason = f"category id {labels[row]} is not a class of manifest {self.spec.name!r}"
+                if labels[row] in self._listed:  # not one odd record: the file is of other classes
+                    raise InputError(f"{self.path}: {reason}", "Use the manifest of this dataset")
+        for row, reason in sorted(columns.odd.items()):
+            image = int(np.searchsorted(self._starts, row, "right")) - 1
+            number = entries[row].get("id")
+            named = number if type(number) is int else f"number {row - int(self._starts[image])}"
+            self._spoil(image, f"{what} {named}", reason)
+
+
+class PanopticAnnotations(Annotations):
+    """An annotation file of COCO panoptic: an entry an image, with its segments."""
+
+    what = "COCO panoptic"
+
+    def _take_objects(self, data: dict[str, Any]) -> None:
         of = _image_ids(self.path, data, "annotations", "image_id")
         annotations = dict(zip(of, data["annotations"], strict=True))
         if twice := first_twice(of):
@@ -191,7 +218,17 @@ class Annotations:
         self._starts = np.cumsum([0, *map(len, infos)])
         self._take_columns([s for info in infos for s in info], "segment")
 
-    def _take_instances(self, data: dict[str, Any]) -> None:
+
+class InstanceAnnotations(Annotations):
+    """An annotation file of COCO instances: an entry an object."""
+
+    what = "COCO instances"
+
+    @property
+    def has_outlines(self) -> bool:
+        return self._outlines is not None
+
+    def _take_objects(self, data: dict[str, Any]) -> None:
         number = {image_id: n for n, image_id in enumerate(self.image_ids)}
         ids = _image_ids(self.path, data, "annotations", "image_id")
         stray = next((n for n, image_id in enumerate(ids) if image_id not in number), None)
@@ -205,24 +242,6 @@ class Annotations:
         self._take_columns(entries, "annotation")
         if not entries or any(a.get("segmentation") for a in entries):
             self._outlines = [_compact(a.get("segmentation")) for a in entries]
-
-    def _take_columns(self, entries: list[dict[str, Any]], what: str) -> None:
-        """The objects of all images, one after another."""
-        index_of = {info.label: k for k, info in enumerate(self.spec.classes)}
-        columns = Columns(entries)
-        self._ids, labels = columns.whole("id"), columns.whole("category_id").tolist()
-        self._classes = np.array([index_of.get(label, -1) for label in labels], np.int16)
-        self._crowds, self._boxes, self._areas = columns.flags("iscrowd"), columns.boxes("bbox"), columns.real("area")
-        for row in np.flatnonzero(self._classes < 0).tolist():
-            if row not in columns.odd:
-                columns.odd[row] = reason = f"category id {labels[row]} is not a class of manifest {self.spec.name!r}"
-                if labels[row] in self._listed:  # not one odd record: the file is of other classes
-                    raise InputError(f"{self.path}: {reason}", "Use the manifest of this dataset")
-        for row, reason in sorted(columns.odd.items()):
-            image = int(np.searchsorted(self._starts, row, "right")) - 1
-            number = entries[row].get("id")
-            named = number if type(number) is int else f"number {row - int(self._starts[image])}"
-            self._spoil(image, f"{what} {named}", reason)
 
 
 @dataclass(frozen=True)

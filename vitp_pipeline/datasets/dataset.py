@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,42 +10,16 @@ import numpy as np
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.identity import ImageIndex
 from vitp_pipeline.datasets.images import ImageFile, open_image
-from vitp_pipeline.datasets.label_files import read_segment_ids
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind, Sample
+from vitp_pipeline.datasets.label_kinds.truth import GroundTruthInstance, SegmentMap
 from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.orientation import is_read_upright
-from vitp_pipeline.datasets.polygons import read_polygons
-from vitp_pipeline.datasets.regions import boxes_of_regions, connected_regions, number_type
-from vitp_pipeline.datasets.samples import Sample, Samples, list_samples
-from vitp_pipeline.datasets.spec import IGNORE, UNKNOWN, DatasetSpec
+from vitp_pipeline.datasets.regions import boxes_of_regions
+from vitp_pipeline.datasets.samples import Samples, list_samples
+from vitp_pipeline.datasets.spec import DatasetSpec
 from vitp_pipeline.decoding.archives import is_archive, is_file
-from vitp_pipeline.decoding.records import segmentation_rle
-from vitp_pipeline.decoding.rle import Rle, decode_mask, encode_mask, mask_area
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
-
-
-@dataclass(frozen=True)
-class GroundTruthInstance:
-    """An object of an image.
-
-    Attributes:
-        id: as in the annotation; unique in the image.
-        category: class index 0..K−1.
-        iscrowd: it stands for several objects.
-        rle: its mask as run lengths, of (H, W); `mask` decodes it, at every call.
-        area: as the annotation file says it, else the mask's pixels.
-    """
-
-    id: int
-    category: int
-    iscrowd: bool
-    rle: Rle = field(repr=False)
-    area: float
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(H, W) bool."""
-        return decode_mask(self.rle)
 
 
 class Dataset:
@@ -70,6 +43,11 @@ class Dataset:
         self.spec, self.root, self.split = spec, root, split
         self._all = list_samples(spec, root, split)
         self.samples: Samples = self._all[:limit]
+
+    @property
+    def kind(self) -> LabelKind:
+        """Kind of its labels, found by name, so that a data set goes to other processes whatever a kind holds."""
+        return LABEL_KINDS[self.spec.kind]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -116,32 +94,15 @@ class Dataset:
         """True if an image is read upright, False if as stored. Raises InputError where that is ambiguous."""
         if image.orientation in (None, 1):
             return True
-        size, said = None, self.spec.orientation
-        truth = sample.truth if self.spec.kind != "coco-instances" else None
-        if not said and truth is not None and is_file(truth):
-            if truth.suffix == ".json":
-                size = read_polygons(truth, self.spec).shape
-            else:
-                label = open_image(truth, "label image")
-                size, said = label.upright_size, "upright" if label.orientation else ""
+        size: Size | None = None
+        said, own_file = self.spec.orientation, self.kind.file_per_image
+        if not said and own_file and sample.truth is not None and is_file(sample.truth):
+            size, said = self.kind.extent(self, sample)
         elif sample.annotation is not None and all(sample.annotation.size):
             size = sample.annotation.size
-        elif self.spec.kind != "coco-instances":
+        elif own_file:
             said = said or "upright"  # without labels nothing can lie otherwise
         return is_read_upright(image, size, said)
-
-    def read_values(self, sample: Sample, coarse: bool = False) -> np.ndarray:
-        """(H, W) int32 label values as the label file has them, known or not. Only for semantic-png.
-
-        Args:
-            coarse: read the coarse label file instead, where the sample has one.
-        Raises:
-            InputError: missing or broken, or it can be read in more than one way (`label_values`).
-        """
-        path, reader = sample.label, self.labels
-        if coarse and sample.coarse:
-            path, reader = sample.coarse, self.coarse_labels
-        return read_polygons(path, self.spec) if path.suffix == ".json" else reader.read(path)
 
     def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """(H, W) int16 class indices, IGNORE where there is no label; crowd segments keep their class.
@@ -151,24 +112,7 @@ class Dataset:
         Raises:
             InputError: missing or broken label, or a value that the manifest does not know.
         """
-        if self.spec.kind == "coco-panoptic":
-            ids, segments = self.read_panoptic(sample)
-            return _replaced(ids, {0: IGNORE, **{s.id: s.category for s in segments}}, np.dtype(np.int16))
-        if self.spec.kind == "coco-instances":
-            numbers, classes = self.read_regions(sample)
-            return np.asarray(np.append(classes, IGNORE).astype(np.int16)[numbers])  # −1 reads the last
-        values = self.read_values(sample, coarse)
-        lut = self.spec.label_lut
-        known = np.append(lut != UNKNOWN, False)
-        clipped = np.where((values >= 0) & (values < len(lut)), values, len(lut))
-        if not known[clipped].all():
-            path = sample.coarse if coarse and sample.coarse else sample.label
-            odd = int(values[~known[clipped]][0])
-            raise InputError(
-                f"{path}: the label value {odd} is neither a class nor ignored in manifest {self.spec.name!r}",
-                "Add it to `classes` or to `labels.ignore`",
-            )
-        return np.asarray(lut[values])
+        return self.kind.read(self, sample, coarse).semantic()
 
     def read_panoptic(self, sample: Sample) -> tuple[np.ndarray, list[GroundTruthSegment]]:
         """((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.
@@ -176,24 +120,10 @@ class Dataset:
         Raises:
             InputError: missing or broken PNG, or ids that the annotation file does not list.
         """
-        segments = sample.segments
-        if segments is None:
+        truth = self.kind.read(self, sample, False) if self.has_segments else None
+        if not isinstance(truth, SegmentMap):
             raise InputError(f"{self.spec.name}: its labels have no segments, so there is no panoptic ground truth")
-        ids = read_segment_ids(sample.label, self.spec.orientation != "stored")
-        listed = {s.id for s in segments} | {0}
-        if len(listed) <= len(segments):
-            raise InputError(
-                f"{_annotation_file(sample)}: {sample.image.name} lists a segment id twice, or id 0",
-                "Download the annotations again",
-            )
-        known = np.array(sorted(listed))
-        unknown = ids[known[np.searchsorted(known, ids).clip(max=len(known) - 1)] != ids]
-        if len(unknown):
-            raise InputError(
-                f"{sample.label}: segment id {unknown.min()} is not in {_annotation_file(sample)}",
-                "PNG folder and JSON must be of the same release",
-            )
-        return ids, list(segments)
+        return truth.ids, list(truth.segments)
 
     def read_instances(self, sample: Sample) -> list[GroundTruthInstance]:
         """The objects of an image that can be counted: the thing segments of a panoptic ground truth, the objects of an
@@ -202,16 +132,7 @@ class Dataset:
         Raises:
             InputError: as `read_semantic`; or objects that are boxes only.
         """
-        if self.spec.kind == "coco-instances":
-            return self._shapes(sample)
-        if sample.segments is not None:
-            ids, segments = self.read_panoptic(sample)
-            found = ((s.id, s.category, s.iscrowd, ids == s.id) for s in segments if self.spec.things[s.category])
-        else:
-            numbers, classes = self.read_regions(sample)
-            found = ((n + 1, k, False, numbers == n) for n, k in enumerate(classes.tolist()) if self.spec.things[k])
-        rles = ((i, k, crowd, encode_mask(mask)) for i, k, crowd, mask in found)
-        return [GroundTruthInstance(*about, float(mask_area(about[-1]))) for about in rles]
+        return self.kind.read(self, sample, False).instances(self.spec.things)
 
     def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The objects of an image: its segments, or the connected pieces of its classes where labels have no segments
@@ -223,17 +144,7 @@ class Dataset:
         Raises:
             InputError: as `read_semantic`.
         """
-        if self.spec.kind == "coco-instances":
-            objects = self._shapes(sample)
-            numbers = np.full(self.image_size(sample), IGNORE, number_type(len(objects)))
-            for n in sorted(range(len(objects)), key=lambda n: (not objects[n].iscrowd, -objects[n].area)):
-                numbers[objects[n].mask] = n
-            return numbers, np.array([o.category for o in objects], np.int64)
-        if sample.segments is None:
-            return connected_regions(self.read_semantic(sample, coarse))
-        ids, segments = self.read_panoptic(sample)
-        numbers = _replaced(ids, {0: IGNORE, **{s.id: n for n, s in enumerate(segments)}}, number_type(len(segments)))
-        return numbers, np.array([s.category for s in segments], np.int64)
+        return self.kind.read(self, sample, coarse).regions()
 
     def read_boxes(self, sample: Sample, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """The boxes of an image's objects, things and stuff: those of the annotation file, without crowds and without
@@ -295,18 +206,18 @@ class Dataset:
 
     @property
     def has_segments(self) -> bool:
-        return self.spec.kind == "coco-panoptic"
+        return self.kind.has_segments
 
     @property
     def has_instances(self) -> bool:
         """True if the labels separate the masks of objects."""
-        return self.has_segments or (self.spec.kind == "coco-instances" and self.has_masks)
+        return self.has_segments or (self.kind.has_objects and self.has_masks)
 
     @property
     def has_masks(self) -> bool:
         """True if any object of the split has more than a box."""
         annotation = self.samples[0].annotation
-        return self.spec.kind != "coco-instances" or annotation is None or annotation.file.has_outlines
+        return annotation is None or annotation.file.has_outlines
 
     @property
     def has_coarse(self) -> bool:
@@ -314,27 +225,7 @@ class Dataset:
         split = self.spec.splits[self.split]
         return any(self.spec.splits[part].labels_coarse for part in split.of or (self.split,))
 
-    def _shapes(self, sample: Sample) -> list[GroundTruthInstance]:
-        if not self.has_masks:
-            raise InputError(f"{sample.label}: its objects are boxes, without masks", 'Train on data = ["boxes"]')
-        assert sample.annotation is not None
-        size, found = self.image_size(sample), []
-        for shape in sample.annotation.shapes:
-            where = f"{sample.label}: annotation {shape.id} of {sample.image.name}"
-            if not shape.outline:
-                raise InputError(f"{where} has no `segmentation`", 'Train on data = ["boxes"], or leave it out')
-            rle = segmentation_rle(shape.outline, size, where)
-            area = float(mask_area(rle)) if shape.area is None else shape.area
-            found.append(GroundTruthInstance(shape.id, shape.category, shape.iscrowd, rle, area))
-        return found
-
 
 def _annotation_file(sample: Sample) -> Path:
     assert sample.annotation is not None
     return sample.annotation.file.path
-
-
-def _replaced(ids: np.ndarray, table: dict[int, int], dtype: np.dtype) -> np.ndarray:
-    """The table's values in place of its keys, all ids being keys. A search in a short table beats sorting an image."""
-    keys = np.array(sorted(table))
-    return np.array([table[int(key)] for key in keys], dtype)[np.searchsorted(keys, ids)]

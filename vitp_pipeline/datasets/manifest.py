@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind
 from vitp_pipeline.datasets.spec import (
     IMAGE_WORDS,
     LEFT_OUT,
     ClassInfo,
     DatasetSpec,
     InRoot,
-    LabelSpec,
+    LabelValue,
     SplitSpec,
     default_color,
     words_of,
 )
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.shipped import find_toml, read_toml
+from vitp_pipeline.validation.constraints import DISTINCT, OneOf, within
 from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
 from vitp_pipeline.validation.tables import checked, table
 
 Table = dict[str, Any]
+
+
+@table
+class LabelSpec:
+    """Format of label files."""
+
+    kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
+    ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values that count nowhere.", "label")] = ()
+    polygons: Annotated[
+        dict[str, Annotated[int, within(-1, 2**31 - 1)]],
+        Key("Label value of names that are no class, in files of polygons; -1 = not drawn.", "label"),
+    ] = field(default_factory=dict)
+    values: Annotated[
+        Literal["", "stored", "shown"],
+        Key("Labels are samples and indices, or gray levels shown; empty = by file."),
+    ] = ""
+    orientation: Annotated[
+        Literal["", "upright", "stored"], Key("Labels lie on images as EXIF turns them, or as stored; empty = by file.")
+    ] = ""
 
 
 @table
@@ -74,15 +96,15 @@ def _parse(content: Table, where: str) -> DatasetSpec:
     labels = checked(LabelSpec, manifest.labels, f"{where} [labels]")
     _distinct((c.name for c in classes), f"{where} the class name")
     _distinct((*(c.label for c in classes), *labels.ignore), f"{where} the label value")
-    largest = 65535 if labels.kind == "semantic-png" else 2**31 - 1
-    if odd := [v for v in (*(c.label for c in classes), *labels.ignore) if v > largest]:
-        raise UsageError(f"{where} the label value {odd[0]} is outside [0, {largest}]")
+    kind = LABEL_KINDS[labels.kind]
+    if odd := [v for v in (*(c.label for c in classes), *labels.ignore) if v > kind.largest]:
+        raise UsageError(f"{where} the label value {odd[0]} is outside [0, {kind.largest}]")
     for name, value in labels.polygons.items():
         if name in {c.name for c in classes}:
             raise UsageError(f"{where} [labels.polygons] {name!r} is a class, whose value is its `label`")
         if value not in (LEFT_OUT, *labels.ignore):
             raise UsageError(f"{where} [labels.polygons] {name!r}: {value} is neither in `ignore` nor -1 (not drawn)")
-    splits = {name: _split(entry, labels.kind, f"{where} [splits.{name}]") for name, entry in manifest.splits.items()}
+    splits = {name: _split(entry, kind, f"{where} [splits.{name}]") for name, entry in manifest.splits.items()}
     for name, split in splits.items():
         if missing := [part for part in split.of if part not in splits or splits[part].of]:
             raise UsageError(f"{where} [splits.{name}] of: {missing[0]!r} is no split with files of its own")
@@ -99,7 +121,7 @@ def _parse(content: Table, where: str) -> DatasetSpec:
     )
 
 
-def _split(entry: Table, kind: str, where: str) -> SplitSpec:
+def _split(entry: Table, kind: LabelKind, where: str) -> SplitSpec:
     split = checked(SplitSpec, entry, where)
     if split.of and len(entry) > 1:
         raise UsageError(f"{where} has `of` and nothing else, or no `of`")
@@ -107,11 +129,11 @@ def _split(entry: Table, kind: str, where: str) -> SplitSpec:
         return split
     if not split.images:
         raise UsageError(f"{where} needs the key 'images'")
-    if kind != "semantic-png" and not split.annotations:
-        raise UsageError(f"{where} needs the key 'annotations', the {kind.removeprefix('coco-')} JSON")
-    if kind != "semantic-png" and split.labels_coarse:
-        raise UsageError(f"{where} labels_coarse is for semantic-png")
-    if kind == "semantic-png":
+    if kind.annotations and not split.annotations:
+        raise UsageError(f"{where} needs the key 'annotations', the JSON file of {kind.annotations.what}")
+    if kind.annotations and split.labels_coarse:
+        raise UsageError(f"{where} labels_coarse is for kinds without an annotation file")
+    if not kind.annotations:
         words = set.intersection(*({*IMAGE_WORDS, *words_of(pattern)} for pattern in split.images))
         for key in ("labels", "labels_coarse"):
             for template in getattr(split, key):

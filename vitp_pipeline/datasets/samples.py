@@ -5,50 +5,17 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, overload
 
-from vitp_pipeline.datasets.annotations import Annotation, Annotations, GroundTruthSegment
+from vitp_pipeline.datasets.annotations import Annotation, Annotations
 from vitp_pipeline.datasets.file_finder import Beside, Places, filled, words_of_file
 from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind, Sample
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, words_of
 from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a split.
-
-    Attributes:
-        image: its file. Paths start with the data root; one that goes through an archive names a file in it.
-        truth: its label file; the annotation file where objects are not in images; None where a split is `unlabeled`.
-        coarse: its coarse label file, if the manifest names such files.
-        annotation: what the annotation file says about it (COCO kinds).
-    """
-
-    image_id: str
-    image: Path
-    truth: Path | None
-    coarse: Path | None = None
-    annotation: Annotation | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def label(self) -> Path:
-        """`truth`. Raises InputError where there is none."""
-        if self.truth is None:
-            raise InputError(f"{self.image}: its split has no ground truth")
-        return self.truth
-
-    @property
-    def segments(self) -> tuple[GroundTruthSegment, ...] | None:
-        """The segments of a panoptic ground truth, else None."""
-        if self.annotation is None or self.annotation.file.spec.kind != "coco-panoptic":
-            return None
-        return self.annotation.segments
-
 
 ONE_A_LINE = "Name an image a line by its id, its file name or its path"
 
@@ -127,7 +94,7 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
     places = Places(root, spec.roots)
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
     samples = Samples([_listed(spec, places, part) for part in parts])
-    if len(parts) > 1 and spec.kind == "semantic-png" and first_twice(samples.image_ids):
+    if len(parts) > 1 and LABEL_KINDS[spec.kind].annotations is None and first_twice(samples.image_ids):
         folders = (places.images(part.images).folder for part in parts)
         above = os.path.commonpath([f"/{folder}" for folder in folders])[1:]
         samples = Samples([_listed(spec, places, part, above) for part in parts])
@@ -141,13 +108,17 @@ def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
 
 def unlabeled(spec: DatasetSpec, root: Path, name: str) -> str:
     """`Samples.unlabeled` of a split, without a list of its images. Raises InputError for a broken annotation file."""
+    kind, places = LABEL_KINDS[spec.kind], Places(root, spec.roots)
     for split in (spec.splits[part] for part in spec.splits[name].of or (name,)):
-        said = ""
-        if spec.kind != "semantic-png":
-            said = Annotations(Places(root, spec.roots).file(split.annotations), spec).unlabeled
-        if reason := said or spec.unlabeled(split):
+        said = kind.annotations(places.file(split.annotations), spec).unlabeled if kind.annotations else ""
+        if reason := said or _without_labels(kind, split):
             return reason
     return ""
+
+
+def _without_labels(kind: LabelKind, split: SplitSpec) -> str:
+    """Return the reason why a split has no ground truth, as far as its entry tells; else ""."""
+    return "its manifest names no `labels`" if kind.file_per_image and not split.labels else ""
 
 
 def _paths(listed: Listed, number: int, root: Path) -> tuple[str, str]:
@@ -156,9 +127,13 @@ def _paths(listed: Listed, number: int, root: Path) -> tuple[str, str]:
 
 def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | None = None) -> Listed:
     """Args: above: see `_ByPattern`."""
-    pattern = spec.kind == "semantic-png"
-    listed: Listed = _ByPattern(places, split, above) if pattern else _ByAnnotations(spec, places, split)
-    listed.unlabeled = listed.unlabeled or spec.unlabeled(split)
+    kind = LABEL_KINDS[spec.kind]
+    listed: Listed = (
+        _ByAnnotations(kind.annotations(places.file(split.annotations), spec), places, split)
+        if kind.annotations
+        else _ByPattern(places, split, above)
+    )
+    listed.unlabeled = listed.unlabeled or _without_labels(kind, split)
     if not listed.image_ids:
         raise places.nothing_there(split.images, "Check --data-root and the manifest's split")
     return _Chosen(listed, places.file(split.list), places.root) if split.list else listed
@@ -253,8 +228,8 @@ class _ByPattern:
 class _ByAnnotations:
     """Images as an annotation file lists them."""
 
-    def __init__(self, spec: DatasetSpec, places: Places, split: SplitSpec) -> None:
-        self._file = Annotations(places.file(split.annotations), spec)
+    def __init__(self, annotations: Annotations, places: Places, split: SplitSpec) -> None:
+        self._file = annotations
         self.image_ids: Sequence[str] = self._file.image_ids
         self.unlabeled = self._file.unlabeled
         if not self.image_ids:
@@ -276,8 +251,8 @@ class _ByAnnotations:
 
 
 def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
-    """Label files of a split that belong to none of its images (semantic-png; else there are none)."""
-    if spec.kind != "semantic-png":
+    """Label files of a split that belong to none of its images (of none where an annotation file lists them)."""
+    if LABEL_KINDS[spec.kind].annotations:
         return []
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
     if any(split.list for split in parts):  # the others' may belong to other splits

@@ -8,16 +8,15 @@ switch shifts them.
 from __future__ import annotations
 
 import colorsys
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Len
 
-from vitp_pipeline.validation.constraints import DISTINCT, Check, OneOf, OneOrMore, within
+from vitp_pipeline.validation.constraints import Check, OneOrMore, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
 
@@ -26,8 +25,6 @@ IGNORE = -1
 
 UNKNOWN = -2
 """What `DatasetSpec.label_lut` gives for a label value that the manifest does not know."""
-
-LABEL_KINDS = ("semantic-png", "coco-panoptic", "coco-instances")
 
 LEFT_OUT = -1
 """Value of a polygon that is not drawn."""
@@ -74,25 +71,6 @@ class SplitSpec:
     list: Annotated[Paths, Key("Text file with an image id or file name a line: only these images belong.")] = ()
 
 
-@table
-class LabelSpec:
-    """Format of label files."""
-
-    kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
-    ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values that count nowhere.", "label")] = ()
-    polygons: Annotated[
-        dict[str, Annotated[int, within(-1, 2**31 - 1)]],
-        Key("Label value of names that are no class, in files of polygons; -1 = not drawn.", "label"),
-    ] = dataclasses.field(default_factory=dict)
-    values: Annotated[
-        Literal["", "stored", "shown"],
-        Key("Labels are samples and indices, or gray levels shown; empty = by file."),
-    ] = ""
-    orientation: Annotated[
-        Literal["", "upright", "stored"], Key("Labels lie on images as EXIF turns them, or as stored; empty = by file.")
-    ] = ""
-
-
 @dataclass(frozen=True)
 class DatasetSpec:
     """A parsed manifest. Class index k means `classes[k]` everywhere in vitp.
@@ -101,7 +79,7 @@ class DatasetSpec:
         ignore: label values of pixels that count nowhere.
         roots: folders below the data root in which the dataset may lie; "" is the data root itself.
         polygons: for label files of polygons, the label value of every name that is no class; LEFT_OUT = not drawn.
-        values, orientation: see `LabelSpec`.
+        values, orientation: see `manifest.LabelSpec`.
     """
 
     name: str
@@ -129,10 +107,6 @@ class DatasetSpec:
         lut[list(self.ignore)] = IGNORE
         lut[[c.label for c in self.classes]] = np.arange(len(self.classes))
         return lut
-
-    def unlabeled(self, split: SplitSpec) -> str:
-        """Return the reason why a split has no ground truth, as far as its entry tells; else ""."""
-        return "" if split.labels or self.kind == "coco-instances" else "its manifest names no `labels`"
 
     @property
     def void_label(self) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 from vitp_pipeline.config.recipe import manifest_of
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.diagnostics.check_files import UNKNOWN_VALUES, as_dict, check_split, spread
+from vitp_pipeline.datasets.label_kinds.semantic_png import UNKNOWN_VALUES
+from vitp_pipeline.diagnostics.check_files import as_dict, check_split, spread
 from vitp_pipeline.diagnostics.contact_sheet import draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.runtime.output import show, show_json

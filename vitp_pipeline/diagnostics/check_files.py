@@ -9,56 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vitp_pipeline.datasets.annotations import Shape
 from vitp_pipeline.datasets.dataset import Dataset
 from vitp_pipeline.datasets.images import open_image
-from vitp_pipeline.datasets.label_files import form_of, open_exactly, segment_ids
-from vitp_pipeline.datasets.label_values import LabelReader
-from vitp_pipeline.datasets.polygons import read_polygons
-from vitp_pipeline.datasets.samples import Sample, stray_labels
-from vitp_pipeline.decoding.records import segmentation_mask
+from vitp_pipeline.datasets.label_kinds.kind import Finding, Sample
+from vitp_pipeline.datasets.samples import stray_labels
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
-
-UNKNOWN_VALUES = "label values that the manifest does not know"
-
-
-@dataclass
-class Finding:
-    """Properties of one image and its labels.
-
-    Attributes:
-        size: (H, W) as it is read, or None when the image cannot be.
-        labeled: whether there is ground truth to look at.
-        image_mode: PIL's mode, with the bits of a sample where they are not 8.
-        label_mode: how its labels are stored. reading: how they are read: `stored`, `shown`, `refused`, or "".
-        palette: the colors of a label image that has some.
-        orientation, label_orientation: as EXIF numbers them, where a file states another than 1.
-        turned: what is done about `orientation`: `upright`, `stored` or `refused`.
-        values: pixels by label value (semantic-png), or by category id.
-        objects: objects by category id (COCO kinds).
-        void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
-        broken: (file, reason) for what stops the image from being used.
-        odd: what does not stop it.
-    """
-
-    image_id: str
-    size: Size | None = None
-    labeled: bool = True
-    image_mode: str = ""
-    label_mode: str = ""
-    reading: str = ""
-    palette: bytes = b""
-    orientation: int = 1
-    turned: str = ""
-    label_orientation: int = 1
-    values: Counter[int] = field(default_factory=Counter)
-    objects: Counter[int] = field(default_factory=Counter)
-    void: int = 0
-    broken: list[tuple[Path, str]] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -168,128 +124,22 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
     if sample.truth is None:
         found.labeled = False
         return found
-    look = {"semantic-png": _look_at_values, "coco-panoptic": _look_at_segments, "coco-instances": _look_at_shapes}
     try:
-        look[dataset.spec.kind](dataset, sample, found)
+        dataset.kind.look(dataset, sample, found)
     except InputError as error:
         found.broken.append((sample.truth, error.message))
     return found
 
 
-def _look_at_values(dataset: Dataset, sample: Sample, found: Finding) -> None:
-    values = _values(dataset, dataset.labels, sample.label, found)
-    _require_size(found, sample.label, values)
-    numbers, counts = np.unique(values, return_counts=True)
-    found.values.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-    _require_known(dataset, found, sample.label, found.values)
-    if sample.coarse is not None and sample.coarse != sample.label:
-        try:
-            coarse = _values(dataset, dataset.coarse_labels, sample.coarse, Finding(sample.image_id))
-        except InputError as error:
-            found.odd.append(error.message)
-        else:
-            _require_size(found, sample.coarse, coarse)
-            _require_known(dataset, found, sample.coarse, Counter(np.unique(coarse).tolist()))
-
-
-def _values(dataset: Dataset, reader: LabelReader, path: Path, found: Finding) -> np.ndarray:
-    if path.suffix == ".json":
-        found.label_mode = "polygons"
-        return read_polygons(path, dataset.spec)
-    file = reader.open(path)
-    found.label_mode, found.label_orientation, found.reading = file.form, file.orientation or 1, "refused"
-    found.palette = file.palette.tobytes() if file.palette is not None else b""
-    values, found.reading = reader.labels(file)
-    return values
-
-
-def _require_known(dataset: Dataset, found: Finding, path: Path, values: Counter[int]) -> None:
-    known = {info.label for info in dataset.spec.classes} | set(dataset.spec.ignore)
-    if unknown := sorted(set(values) - known):
-        shown = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
-        found.broken.append((path, f"{path}: {UNKNOWN_VALUES}: {shown}"))
-
-
-def _require_size(found: Finding, path: Path, labels: np.ndarray) -> None:
-    if found.size is not None and found.size != labels.shape:
-        (rows, cols), (height, width) = labels.shape, found.size
-        found.broken.append((path, f"{path}: is {cols}×{rows}, its image is {width}×{height}"))
-
-
-def _look_at_segments(dataset: Dataset, sample: Sample, found: Finding) -> None:
-    _require_listed_size(sample, found)
-    segments = sample.segments or ()
-    image = open_exactly(sample.label, "panoptic image")
-    found.label_mode, found.label_orientation = form_of(image), image.orientation or 1
-    ids = segment_ids(image, dataset.spec.orientation != "stored")
-    _require_size(found, sample.label, ids)
-    numbers, counts = np.unique(ids, return_counts=True)
-    pixels = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    found.void = pixels.pop(0, 0)
-    for segment in segments:
-        label = dataset.spec.classes[segment.category].label
-        found.objects[label] += 1
-        found.values[label] += pixels.pop(segment.id, 0)
-    if empty := [s.id for s in segments if s.id not in set(numbers.tolist())]:
-        found.odd.append(f"{sample.label}: {len(empty)} listed segments have no pixel (first: {empty[0]})")
-    if pixels:
-        reason = f"{len(pixels)} segment ids are not in the annotation file (first: {min(pixels)})"
-        found.broken.append((sample.label, f"{sample.label}: {reason}"))
-    if len({s.id for s in segments} | {0}) <= len(segments):
-        found.broken.append(
-            (sample.label, f"{sample.image.name}: the annotation file lists a segment id twice, or id 0")
-        )
-
-
-def _look_at_shapes(dataset: Dataset, sample: Sample, found: Finding) -> None:
-    _require_listed_size(sample, found)
-    size = found.size or dataset.image_size(sample)
-    covered = np.zeros(size, bool)
-    for shape in sample.annotation.shapes if sample.annotation is not None else ():
-        where = f"{sample.label}: annotation {shape.id} of {sample.image.name}"
-        label = dataset.spec.classes[shape.category].label
-        found.objects[label] += 1
-        if reason := _box_trouble(shape, size):
-            found.odd.append(f"{where} {reason}")
-        if shape.outline:
-            mask = segmentation_mask(shape.outline, size, where)
-            found.values[label] += int(mask.sum())
-            covered |= mask
-        elif dataset.has_masks:
-            found.broken.append((sample.label, f"{where} has no `segmentation`"))
-    found.label_mode = "masks" if dataset.has_masks else "boxes"
-    if dataset.has_masks:
-        found.void = int((~covered).sum())
-
-
-def _require_listed_size(sample: Sample, found: Finding) -> None:
-    listed = sample.annotation.size if sample.annotation is not None else (0, 0)
-    if found.size is not None and all(listed) and listed != found.size:
-        (rows, cols), (height, width) = listed, found.size
-        reason = f"{sample.image}: is {width}×{height}, the annotation file says {cols}×{rows}"
-        found.broken.append((sample.image, reason))
-
-
-def _box_trouble(shape: Shape, size: Size) -> str:
-    if shape.bbox is None:
-        return "has no box"
-    left, top, width, height = shape.bbox
-    if min(width, height) <= 0:
-        return "has an empty box"
-    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
-        return "has a box outside the image"
-    return ""
-
-
 def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
     """A split's check with JSON types only. `classes` are all of the manifest's; `missing` those that no image has."""
-    spec = dataset.spec
+    spec, listed = dataset.spec, dataset.kind.has_segments or dataset.kind.has_objects
     classes = [
         {
             "name": info.name,
             "label": info.label,
             "pixels": check.values[info.label],
-            "objects": check.objects[info.label] if spec.kind != "semantic-png" else None,
+            "objects": check.objects[info.label] if listed else None,
             "images": check.value_images[info.label],
         }
         for info in spec.classes
@@ -335,6 +185,6 @@ def _forms_elsewhere(check: SplitCheck, dataset: Dataset) -> list[str]:
     """Forms of other label images of the dataset, those of other splits mostly, in ways that this check met none
     of: the same rule reads all of them.
     """
-    if dataset.spec.kind != "semantic-png" or check.unlabeled:
+    if not check.label_readings or check.unlabeled:
         return []
     return sorted(dataset.labels.survey.forms - set(check.label_modes))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitp_pipeline.datasets.dataset import Dataset
-from vitp_pipeline.datasets.samples import Sample
+from vitp_pipeline.datasets.label_kinds.kind import Sample
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import InputError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vitp_pipeline.config.flags import parse_size
-from vitp_pipeline.config.generate_proposals import points_per_mask
+from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings, TrainSettings
 from vitp_pipeline.errors import InputError, UsageError
@@ -106,7 +106,7 @@ def _classifier(
     settings, classify = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
     total = settings.points_per_image
     if queries is not None:
-        total = queries * points_per_mask(classify.points, recipe.stage(ProposalSettings))
+        total = queries * POINT_POLICIES[classify.points].per_mask(recipe.stage(ProposalSettings))
     count = points or classify.chunk or total
     chunks = math.ceil(total / count) if count == classify.chunk else 1
     return classifier_cost(settings, len(recipe.manifest.classes), count, chunks * (2 if classify.flip else 1))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.config.choices import INSTANCE_MEASURES
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS
 from vitp_pipeline.evaluation.definition import headline_variants
 from vitp_pipeline.evaluation.instances import columns_where
 from vitp_pipeline.figure import Figure
-from vitp_pipeline.metrics.cityscapes import SMALLEST
 
 if TYPE_CHECKING:
     from vitp_pipeline.evaluation.definition import Evaluation
@@ -30,7 +31,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     """One line each, about the headline figures of `result`."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
-        what = "they know no objects" if evaluation.dataset.spec.kind == "semantic-png" else "components = true"
+        what = "components = true" if _lists_objects(evaluation) else "they know no objects"
         lines.append(f"instances are connected pieces of the labels' classes: {what}")
     if _lacks_segments(evaluation):
         hint = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
@@ -49,7 +50,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
             lines += _of(name, "AP", ap, partial(_instance, variant, evaluation, totals))
             for rule, value in others if ap is not None else ():
                 if value is None:
-                    lines.append(f"AP ({rule}) does not exist: {NOTHING[rule]}")
+                    lines.append(f"AP ({rule}) does not exist: {INSTANCE_MEASURES[rule].nothing}")
                 elif value == 0 < ap:
                     reason = f"by its rule no detection matches an instance of its class, by that of {first} some do"
                     lines.append(f"AP ({rule}) of {name} is exactly 0: {reason}")
@@ -67,9 +68,12 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
 
 def _lacks_segments(evaluation: Evaluation) -> bool:
     """True if PQ was asked for on a dataset whose objects are not separated."""
-    spec = evaluation.dataset.spec
     left_out = "panoptic" in evaluation.settings.tasks and "panoptic" not in evaluation.tasks
-    return left_out and spec.kind == "semantic-png" and any(spec.things)
+    return left_out and not _lists_objects(evaluation) and any(evaluation.dataset.spec.things)
+
+
+def _lists_objects(evaluation: Evaluation) -> bool:
+    return LABEL_KINDS[evaluation.dataset.spec.kind].has_objects
 
 
 def _of(name: str, metric: str, value: Figure, reason: Callable[[], str]) -> list[str]:
@@ -96,9 +100,6 @@ NOTHING = {
     "AP": "the ground truth has no instance of a thing (only crowds, or only stuff)",
     "things": "neither ground truth nor predictions have a segment of a thing",
     "stuff": "neither ground truth nor predictions have a segment of stuff",
-    "coco": "the ground truth has no instance that counts by its rule",
-    "boundary": "the ground truth has no instance that counts by its rule",
-    "cityscapes": f"the ground truth has no instance of {SMALLEST} pixels or more that is no group",
 }
 
 

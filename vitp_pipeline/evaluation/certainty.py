@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, loss_of
 from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.evaluation.map_metrics import MAP_METRICS, MapMetric, MeasuredImage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
 
     from vitp_pipeline.artifacts.proposals import ProposalRecord
@@ -40,14 +39,33 @@ def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Ten
     return certain_map(masks, probs, kept, record.view, record.protocol, loss)
 
 
-def column_of(rows: Sequence[dict[str, Any]]) -> pa.Array:
-    """The column `certain` of the rows of a part; rows with an error have no entry."""
-    return list_column(
-        [[[row["certain"][i : i + 1]] if "certain" in row else [] for i in range(len(FIELDS))] for row in rows], FIELDS
+def _count(image: MeasuredImage) -> list[np.ndarray]:
+    """Of the headline; `check_views` sees to it that there is one view."""
+    (view,), evaluation = image.views, image.evaluation
+    found = certain_pixels(
+        view.record, view.masks, view.probs[evaluation.variants.index(evaluation.headline)], view.kept
     )
+    return [np.array([found.sum()]), np.array([found.size])]
+
+
+def _add(total: np.ndarray, entries: Mapping[str, np.ndarray]) -> None:
+    total += [entries[name].sum() for name in FIELDS]
 
 
 def certain_share(total: np.ndarray) -> dict[str, Any]:
     """For the result, from the sums of the column."""
     certain, pixels = map(int, total)
     return {"share": certain / pixels if pixels else None, "uncertain": pixels - certain, "pixels": pixels}
+
+
+MAP_METRICS.add(
+    "certain",
+    MapMetric(
+        lambda settings: settings.certain,
+        FIELDS,
+        _count,
+        lambda variants, classes: np.zeros(len(FIELDS), np.int64),
+        _add,
+        lambda evaluation, total, names: {"certain": certain_share(total)},
+    ),
+)

@@ -10,8 +10,8 @@ import numpy as np
 
 from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.evaluation import certainty
 from vitp_pipeline.evaluation.instances import columns_of
+from vitp_pipeline.evaluation.map_metrics import asked_metrics
 from vitp_pipeline.metrics.semantic import pair_counts
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ PANOPTIC_FIELDS = {"variant": "int32", "class": "int32", "tp": "int64", "fp": "i
 MASK_FIELDS = {"query": "int32", "objectness": "float64"} | dict.fromkeys(
     ("label", "generator", "classifier", "fused"), "int32"
 )
-BOUNDARY_FIELDS = {"variant": "int32", "class": "int32"} | dict.fromkeys(("both", "truth", "predicted"), "int64")
 
 
 class CountRows:
@@ -98,22 +97,14 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
     }
     if "instance" in evaluation.tasks:
         columns |= columns_of([row for _, row in rows])
-    if evaluation.settings.boundary_iou and "semantic" in evaluation.tasks:
-        columns["boundary"] = list_column(
-            [_boundary_pieces(row.get("boundary", [])) for _, row in rows], BOUNDARY_FIELDS
+    for name, metric in asked_metrics(evaluation):
+        columns[name] = list_column(
+            [[[values] for values in row[name]] if name in row else [[] for _ in metric.fields] for _, row in rows],
+            dict(metric.fields),
         )
-    if evaluation.settings.certain and "semantic" in evaluation.tasks:
-        columns["certain"] = certainty.column_of([row for _, row in rows])
     about = {
         "fingerprint": evaluation.run.fingerprint,
         "variants": list(evaluation.variants),
         "classes": list(evaluation.dataset.spec.class_names),
     }
     return pa.table(columns, metadata={"vitp": json.dumps(about)})
-
-
-def _boundary_pieces(areas: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """The classes of each variant that have a boundary, in the order of BOUNDARY_FIELDS."""
-    some = [np.flatnonzero(a.any(1)) for a in areas]
-    rows = [[np.full(len(k), v), k, *a[k].T] for v, (k, a) in enumerate(zip(some, areas, strict=True))]
-    return [[row[i] for row in rows] for i in range(len(BOUNDARY_FIELDS))]

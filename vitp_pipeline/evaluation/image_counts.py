@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord, by_image, points_of
+from vitp_pipeline.artifacts.proposals import ProposalRecord, by_image, points_of
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.evaluation.certainty import certain_pixels
 from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
 from vitp_pipeline.evaluation.definition import Evaluation, variant_of
+from vitp_pipeline.evaluation.map_metrics import MeasuredImage, asked_metrics
 from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.geometry import Size, size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.datasets.samples import Sample
+    from vitp_pipeline.datasets.label_kinds.kind import Sample
     from vitp_pipeline.evaluation.instances import Segments
     from vitp_pipeline.metrics.instances import TrueInstances
     from vitp_pipeline.postprocess.segmenter import FusedView
@@ -127,10 +127,8 @@ class CountMaker:
         if "semantic" in tasks:
             maps = average.labels() if average else self.segmenter.semantic(kept)
             row["semantic"] = [sparse_confusion(m, truth, len(self.things)) for m in maps]
-            if self.settings.certain:
-                row["certain"] = self._certain(kept[0])
-            if self.settings.boundary_iou:
-                row["boundary"] = self._boundaries(maps, truth)
+            image = MeasuredImage(self.evaluation, maps, truth, kept)
+            row |= {name: metric.count(image) for name, metric in asked_metrics(self.evaluation)}
         return row | self._one_view_tasks(kept, segments, objects)
 
     def _one_view_tasks(
@@ -161,25 +159,14 @@ class CountMaker:
 
         from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label
 
-        policy = "max" if self.policy in SEVERAL_POINTS else self.policy  # the bound needs one point a mask
-        by_point = label_at_points(truth, points_of(record, policy))
+        points = points_of(record, self.policy)
+        if len(points) != point_logits.shape[0]:  # several of a mask, and the bound needs one
+            points = points_of(record, "max")
+        by_point = label_at_points(truth, points)
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
         masks = torch.from_numpy(record.masks).to(self.segmenter.device)
         by_mask[record.kept] = majority_label(masks, record.view, truth)
         return self.segmenter.score(record, point_logits, self.evaluation.alphas, (by_point, by_mask)), by_mask
-
-    def _certain(self, view: FusedView) -> np.ndarray:
-        """Of the headline: see `certain.FIELDS`."""
-        number = self.evaluation.variants.index(self.evaluation.headline)
-        found = certain_pixels(view.record, view.masks, view.probs[number], view.kept)
-        return np.array([found.sum(), found.size])
-
-    def _boundaries(self, maps: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
-        """(K, 3) pixels of boundaries of every variant, see `metrics.boundary.boundary_areas`."""
-        from vitp_pipeline.metrics.boundary import boundary_areas, boundary_width
-
-        width = boundary_width(truth.shape, self.settings.boundary_ratio)
-        return [boundary_areas(m, truth, width, len(self.things)) for m in maps]
 
     def _classified(self, view: FusedView, by_mask: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted classes of the masks that likely are objects and cover labeled pixels.

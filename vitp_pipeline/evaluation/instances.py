@@ -16,13 +16,11 @@ from vitp_pipeline.artifacts.columns import list_column
 from vitp_pipeline.config.choices import INSTANCE_MEASURES
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment
-from vitp_pipeline.datasets.dataset import GroundTruthInstance
 from vitp_pipeline.datasets.identity import image_ranks
-from vitp_pipeline.decoding.rle import Rle, encode_mask
+from vitp_pipeline.datasets.label_kinds.truth import GroundTruthInstance
+from vitp_pipeline.decoding.rle import encode_mask
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.metrics import cityscapes, instances
-from vitp_pipeline.metrics.boundary import boundary_width
-from vitp_pipeline.metrics.instances import Detections, Matches, TrueInstances
+from vitp_pipeline.metrics.instances import Detections, TrueInstances
 
 if TYPE_CHECKING:
     from vitp_pipeline.evaluation.count_reader import Rows
@@ -51,9 +49,8 @@ def image_row(
     rles = [m.rle for m in found.masks]
     objects = [Detections(v.masks, v.categories, v.scores) for v in found.variants]
     detections, truths = [], []
-    for measure in settings.instance_ap:
-        matches, counts = _measured(measure, objects, rles, real, classes, settings)
-        number = INSTANCE_MEASURES.index(measure)
+    for number, measure in enumerate(settings.instance_ap):
+        matches, counts = INSTANCE_MEASURES[measure].match(objects, rles, real, classes, settings)
         for variant, m in enumerate(matches):
             size = len(m.categories)
             detections.append([np.full(size, number), np.full(size, variant), m.categories, m.scores, m.hit, m.ignored])
@@ -66,26 +63,6 @@ def image_row(
         "instance_truth": _joined(TRUTHS, truths),
         "instance_found": dict(zip(FOUND, lengths, strict=True)),
     }
-
-
-def _measured(
-    measure: str,
-    found: list[Detections],
-    rles: list[Rle],
-    truth: TrueInstances,
-    classes: int,
-    settings: EvaluateSettings,
-) -> tuple[list[Matches], np.ndarray]:
-    """Match the detections of every variant; also count the ground truth."""
-    if measure == "cityscapes":
-        counts = cityscapes.MaskCounts(rles, truth)
-        matches = [cityscapes.match(f, counts, truth) for f in found]
-        return matches, cityscapes.true_counts(truth, counts.true_areas, classes)
-    at = instances.overlaps(rles, truth)
-    if measure == "boundary":
-        height, width = truth.void["size"]
-        at = instances.boundary_overlaps(rles, truth, at, boundary_width((height, width), settings.boundary_ratio))
-    return [instances.match(f, at, truth) for f in found], instances.true_counts(truth, at.true_areas, classes)
 
 
 def listed_instances(objects: Sequence[GroundTruthInstance], size: Size, things: np.ndarray) -> TrueInstances:
@@ -135,18 +112,13 @@ def figures(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[s
     entries = {name: values[order] for name, values in entries.items()}
 
     def of(variant: int, measure: str) -> dict[str, Any]:
-        number = INSTANCE_MEASURES.index(measure)
+        number, definition = settings.instance_ap.index(measure), INSTANCE_MEASURES[measure]
         e = columns_where(entries, variant=variant, measure=number)
         t = columns_where(truths, measure=number)
-        counts = np.zeros((len(spec.classes), len(instances.AREAS) if measure != "cityscapes" else 1), np.int64)
+        counts = np.zeros((len(spec.classes), definition.areas), np.int64)
         np.add.at(counts, (t["class"], t["area"]), t["count"])
-        categories, scores, hit, ignored = (e[name] for name in ("class", "score", "hit", "ignored"))
-        if measure == "cityscapes":
-            values = cityscapes.average_precision(categories, scores, hit, ignored, counts)
-            totals, per_class = cityscapes.figures(values), values.mean(1)
-        else:
-            result = instances.average_precision(categories, scores, hit, ignored, counts)
-            totals, per_class = result.figures(), result.per_class()
+        columns = (e[name] for name in ("class", "score", "hit", "ignored"))
+        totals, per_class = definition.average(*columns, counts)
         things = {n: p for n, p, thing in zip(spec.class_names, per_class, spec.things, strict=True) if thing}
         return {**totals, "per_class": things, "classes": int((counts[:, 0] > 0).sum())}
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.artifacts.run import provenance
+from vitp_pipeline.config.choices import INSTANCE_MEASURES
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
-from vitp_pipeline.evaluation.certainty import certain_share
 from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
+from vitp_pipeline.evaluation.map_metrics import asked_metrics
 from vitp_pipeline.evaluation.totals import CLASSIFIED_BY, Totals, keep_totals, read_totals
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
@@ -25,7 +26,6 @@ from vitp_pipeline.storage.sealed import read_sealed
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
 SHOWN = {"pixel_accuracy": "pixel acc.", "boundary_mIoU": "boundary mIoU"}
-AP_SHOWN = {"coco": "AP", "boundary": "bAP", "cityscapes": "csAP"}
 WIDEST = 7
 """Columns of figures that a table of 80 characters holds."""
 
@@ -95,12 +95,9 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
             "mAcc": mean_accuracy(areas),
             "IoU": dict(zip(class_names, ious(areas), strict=True)),
         }
-        if evaluation.settings.boundary_iou:
-            boundary = totals.boundary[variant]
-            per_class = dict(zip(class_names, ious(boundary), strict=True))
-            figures[name] |= {"boundary_mIoU": float(mean_iou(boundary)), "boundary_IoU": per_class}
-    if evaluation.settings.certain:
-        figures["certain"] = certain_share(totals.certain)
+    for metric, of in asked_metrics(evaluation):
+        for name, found in of.figures(evaluation, totals.metrics[metric], names).items():
+            figures[name] = {**figures[name], **found} if name in names else found
     figures["classes_present"] = int((totals.areas[names["generator"], :, 1] > 0).sum())
     figures["classes"] = len(class_names)
     figures["bootstrap"] = _bootstrap(totals, names)
@@ -261,7 +258,7 @@ def figures_shown(result: dict[str, Any], name: str) -> list[dict[str, float | N
         tasks.append(figures | {"PQ things": p["things"]["PQ"], "PQ stuff": p["stuff"]["PQ"]})
     if result.get("instance"):
         measures = result["instance"][name]
-        titles = [(m, title) for m, title in AP_SHOWN.items() if m in measures]
+        titles = [(m, INSTANCE_MEASURES[m].title) for m in measures]
         tasks.append({f"{title}{at}": measures[m][f"AP{at}"] for m, title in titles for at in ("", "50")})
     return tasks
 

@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.artifacts.parts import RUN, read_index, sealed_index
-from vitp_pipeline.evaluation import certainty
 from vitp_pipeline.evaluation.count_reader import (
-    STATES,
     Pieces,
     Rows,
     add_part,
@@ -35,6 +33,7 @@ from vitp_pipeline.evaluation.count_reader import (
 )
 from vitp_pipeline.evaluation.definition import Evaluation
 from vitp_pipeline.evaluation.instances import COLUMNS
+from vitp_pipeline.evaluation.map_metrics import asked_metrics
 from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
 from vitp_pipeline.metrics.exact_sum import IouSums
 from vitp_pipeline.metrics.panoptic import PanopticCounts
@@ -54,8 +53,7 @@ class Totals:
         failed: (image, reason).
         missing: shards that are not finished.
         areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
-        boundary: the same of boundaries.
-        certain: (2,) int64, sums of `certainty.FIELDS`.
+        metrics: sums of those of `MAP_METRICS` that are asked for.
         paired: areas of images, or of blocks of them, under the generator's names and the fused ones, to be resampled.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
         classified: (3, K, K) int64 masks of a true class (rows) under the names of `CLASSIFIED_BY`.
@@ -69,8 +67,8 @@ class Totals:
         self.failed: list[tuple[str, str]] = []
         self.missing: list[int] = []
         self.areas = np.zeros((variants, classes, 3), np.int64)
-        self.boundary = np.zeros_like(self.areas)
-        self.certain = np.zeros(len(certainty.FIELDS), np.int64)
+        self._asked = dict(asked_metrics(evaluation))
+        self.metrics = {name: metric.zeros(variants, classes) for name, metric in self._asked.items()}
         count = len(evaluation.run.images)
         self.paired = SparseAreas(classes, 2) if count <= SINGLE else BlockAreas(classes, 2, count)
         self.matches = np.zeros((variants, 3, classes), np.int64)
@@ -81,7 +79,6 @@ class Totals:
 
     def add(self, part: pa.Table, first: int) -> None:
         """Add the images of a part, `first` being the number of its first one."""
-        columns = part.column_names[len(STATES) :]
         self.images += len(part)
         self.failed += failures(part)
         e = entries_of(part, "semantic")
@@ -91,13 +88,8 @@ class Totals:
             self.paired.add(pair, first)
         else:
             self.paired.add(pair)
-        if "boundary" in columns:
-            e = entries_of(part, "boundary")
-            values = np.stack([e[name] for name in ("both", "truth", "predicted")], 1)
-            np.add.at(self.boundary, (e["variant"], e["class"]), values)
-        if "certain" in columns:
-            e = entries_of(part, "certain")
-            self.certain += [e[name].sum() for name in certainty.FIELDS]
+        for name, metric in self._asked.items():
+            metric.add(self.metrics[name], entries_of(part, name))
         e = entries_of(part, "panoptic")
         for row, name in enumerate(("tp", "fp", "fn")):
             np.add.at(self.matches[:, row], (e["variant"], e["class"]), e[name])
@@ -137,8 +129,8 @@ class Totals:
         return pa.Table.from_pylist(rows, pa.schema(list(columns.items()), metadata={"vitp": about}))
 
     def _sums(self) -> dict[str, np.ndarray]:
-        names = ("areas", "boundary", "certain", "matches", "classified")
-        return {name: getattr(self, name) for name in names} | {"ious": self._ious.limbs}
+        own = {"areas": self.areas, "matches": self.matches, "classified": self.classified, "ious": self._ious.limbs}
+        return own | self.metrics
 
 
 def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:

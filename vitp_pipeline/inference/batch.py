@@ -171,7 +171,7 @@ def _is_too_long(job: PredictJob, picture: Picture) -> bool:
 
 def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
     from vitp_pipeline.inference.predictor import read_picture
-    from vitp_pipeline.interop.result_formats import rgb_of_ids, write_labels, write_png
+    from vitp_pipeline.interop.png_files import rgb_of_ids, write_labels, write_png
 
     if not is_text(str(picture.path)):
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")

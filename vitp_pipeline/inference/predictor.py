@@ -15,7 +15,6 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.choices import TASKS
-from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import default_color
@@ -207,9 +206,7 @@ class Predictor:
         if generator.classes is not None:
             check_classes(generator.classes, "the generator", self.spec, "" if spec else "classifier")
         self.plan = view_plan(self.proposals, generator)
-        self.mask_classifier = (
-            None if model is None else MaskClassifier(model, classify, identity_of(self.proposals), self.spec)
-        )
+        self.mask_classifier = None if model is None else MaskClassifier(model, classify, self.spec)
         if self.mask_classifier and self.mask_classifier.reads_masks:
             raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
         self.segmenter = Segmenter(evaluate, self.spec.things)

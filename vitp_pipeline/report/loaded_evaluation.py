@@ -13,6 +13,7 @@ from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec, load_manifest
+from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS
 from vitp_pipeline.datasets.spec import ClassInfo, default_color
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.count_reader import Rows, read_rows
@@ -42,7 +43,7 @@ class NoData:
 
     @property
     def has_segments(self) -> bool:
-        return self.spec.kind == "coco-panoptic"
+        return LABEL_KINDS[self.spec.kind].has_segments
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,10 @@ from vitp_pipeline.report import charts, figures, mask_statistics
 from vitp_pipeline.report.gallery import choose
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, provenance_of
 from vitp_pipeline.report.page import points, require_libraries, write_page
+from vitp_pipeline.report.report_charts import HELP_TITLES, ReportFigures, drawn_charts
 from vitp_pipeline.report.thumbnails import card_content
 from vitp_pipeline.runtime.progress import progress
 
-HELP_TITLES = {
-    "area": "area of the mask, share of the image",
-    "confidence": "confidence of the generator's name",
-    "frequency": "frequency of the true class, in pixels",
-}
 SECTIONS = {
     "summary": "Figures",
     "alpha": "α",
@@ -48,7 +44,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
     curves = figures.sweep(stored)
     cards = _cards(stored, facts)
     helped, reliable = mask_statistics.help_and_harm(facts, pixels), mask_statistics.reliability(facts)
-    drawn = _charts(stored, measures, confusion, curves, helped, reliable)
+    drawn, captions = drawn_charts(ReportFigures(stored, measures, confusion, curves, helped, reliable))
     data = {
         "charts": drawn,
         "classes": {
@@ -89,6 +85,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         confusion=_confusion_text(stored, confusion, drawn),
         help=helped,
         help_titles=HELP_TITLES,
+        captions=captions,
         reliability=reliable,
         matched=int(facts.known.sum()),
         images=images["measured"],
@@ -102,35 +99,6 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         run=stored.store.url,
         stages=provenance_of(stored),
     )
-
-
-def _charts(
-    stored: StoredEvaluation,
-    measures: dict[str, dict[str, list[Any]]],
-    confusion: dict[str, np.ndarray],
-    curves: dict[str, dict[str, Any]],
-    helped: dict[str, list[dict[str, Any]]],
-    reliable: dict[str, dict[str, Any]],
-) -> dict[str, charts.Chart]:
-    curves_drawn = charts.alpha_curves(curves, stored.evaluation.alpha)
-    drawn = {f"alpha:{name}": chart for name, chart in curves_drawn.items()}
-    for name, values in measures.items():
-        shown = [k for k in range(len(stored.classes)) if any(values[v][k] is not None for v in ("generator", "fused"))]
-        own = {variant: [column[k] for k in shown] for variant, column in values.items()}
-        drawn[f"classes:{name}"] = charts.class_bars([stored.classes[k] for k in shown], own, name)
-    if confusion:
-        chosen = figures.most_confused(confusion)
-        predicted = (*stored.classes, figures.NO_MASK)
-        names = [predicted[k] for k in chosen] + ["all others"]
-        folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
-        for variant, counts in confusion.items():
-            folded = figures.folded(counts, chosen)
-            last = len(names) if folds else -1
-            drawn[f"confusion:{variant}"] = charts.confusion(folded[:last, :last], names[:last])
-    for question, bins in helped.items():
-        drawn[f"help:{question}"] = charts.help_and_harm(bins, HELP_TITLES[question])
-    drawn["reliability"] = charts.reliability(reliable)
-    return drawn
 
 
 def _cards(stored: StoredEvaluation, facts: mask_statistics.MaskFacts) -> list[dict[str, Any]]:

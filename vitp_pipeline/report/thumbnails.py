@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.proposals import SEVERAL_POINTS, ProposalRecord
+from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
@@ -124,14 +124,13 @@ def _masks(
     entries = []
     for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
         names = {name: _likeliest(found[name][query]) for name in SCORE_SOURCES}
-        own_points = points[query] if policy in SEVERAL_POINTS else points[query][:1]
         entries.append(
             {
                 "query": query,
                 "objectness": round(float(objectness[query]), 4),
                 "area": round(area, 5),
                 "label": labels.get(query),
-                "points": np.round(own_points, 4).tolist(),
+                "points": np.round(points[query], 4).tolist(),
                 **names,
             }
         )

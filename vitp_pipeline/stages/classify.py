@@ -18,7 +18,6 @@ import numpy as np
 
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import (
-    SEVERAL_POINTS,
     ProposalEntry,
     ProposalRecord,
     ProposalStore,
@@ -28,7 +27,7 @@ from vitp_pipeline.artifacts.proposals import (
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, StageTables
-from vitp_pipeline.config.settings import ClassifySettings, ProposalSettings
+from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
@@ -157,12 +156,13 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class PromptedImage:
-    """A view of an image in the proposals and what prompts the classifier: (Q, 2) points, n of a mask for "multi", or
+    """A view of an image in the proposals and what prompts the classifier: (Q·n, 2) points, n of each mask in turn, or
     (Q, P) shares of the patches that the masks cover.
     """
 
     record: ProposalEntry
     prompts: np.ndarray = field(repr=False)
+    per_mask: int = 1
 
 
 class MaskClassifier:
@@ -170,12 +170,9 @@ class MaskClassifier:
 
     Args:
         classifier: its file, or a loaded one.
-        made_with: what the settings of the proposals have in their identity.
     """
 
-    def __init__(
-        self, classifier: Path | PointViT, settings: ClassifySettings, made_with: dict[str, Any], spec: DatasetSpec
-    ) -> None:
+    def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
         from vitp_pipeline.classifier.inference import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.runtime.devices import choose_device
@@ -187,9 +184,6 @@ class MaskClassifier:
         name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
         self.model: PointViT = model.to(self.device)
         self.reads_masks = self.model.config.prompt == "mask"
-        self.points_per_mask = 1
-        if not self.reads_masks and settings.points in SEVERAL_POINTS:
-            self.points_per_mask = made_with.get(settings.points, getattr(ProposalSettings, settings.points))
         self.average = average_of(settings.points, settings.average)
         check_classes(self.model.classes, name, spec)
 
@@ -198,7 +192,8 @@ class MaskClassifier:
 
         if not self.reads_masks:
             points = points_of(record, self.settings.points)
-            return PromptedImage(record, normalize_points(points, record.view.original))
+            per_mask = max(1, len(points) // max(1, len(record.points["max"])))
+            return PromptedImage(record, normalize_points(points, record.view.original), per_mask)
         assert isinstance(record, ProposalRecord), "its masks are not read"
         return PromptedImage(record.entry, mask_coverage(record.masks, record.view, self.model.grid))
 
@@ -221,8 +216,8 @@ class MaskClassifier:
         )
         settings = self.settings
         return [
-            mask_logits_of_points(own[None], self.points_per_mask, settings.temperature, self.average)[0].cpu().numpy()
-            for own in logits
+            mask_logits_of_points(own[None], of.per_mask, settings.temperature, self.average)[0].cpu().numpy()
+            for of, own in zip(batch, logits, strict=True)
         ]
 
     def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
@@ -270,7 +265,7 @@ class ClassMaker:
         self, run: StageRun, proposals: ProposalStore, dataset: Dataset, classifier: Path, settings: ClassifySettings
     ) -> None:
         self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
-        self.mask_classifier = MaskClassifier(classifier, settings, proposals.run.identity["settings"], dataset.spec)
+        self.mask_classifier = MaskClassifier(classifier, settings, dataset.spec)
         if self.mask_classifier.reads_masks:
             proposals.require_all_masks()
             proposals.require_one_view("masks as prompts")

@@ -32,7 +32,7 @@ from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.definition import map_settings
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.interop.result_formats import FILE_AN_IMAGE, ImageResult, check_format, json_files, write_image
+from vitp_pipeline.interop.result_formats import ImageResult, ResultFormat, find_format
 from vitp_pipeline.stages.classify import (
     check_manifest,
     class_scores_run,
@@ -65,7 +65,7 @@ class Export:
     class_scores: StageRun
     spec: DatasetSpec
     settings: EvaluateSettings
-    format: str
+    format: ResultFormat
     alpha: float
     names: dict[str, str]
 
@@ -87,14 +87,14 @@ def prepare(
     """Find what is to be exported and make the export's folder.
 
     Args:
-        format: one of `interop.result_formats.FORMATS`.
+        format: one of `interop.result_formats.RESULT_FORMATS`.
         variant: class scores: fused (as `evaluate` reports it), generator or classifier.
     Raises:
         UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
         MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.
         InputError: files of two images would have one name.
     """
-    check_format(format, recipe.manifest)
+    files = find_format(format, recipe.manifest)
     if variant not in VARIANTS:
         raise UsageError(f"--variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}")
     store = open_store(out)
@@ -102,9 +102,9 @@ def prepare(
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
     proposals.require_one_view("exported files")
-    check_codec(proposals.codec, settings, ("panoptic",) if format == "coco-panoptic" else ())
+    check_codec(proposals.codec, settings, files.tasks)
     class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
-    names = _file_names(proposals, format) if format in FILE_AN_IMAGE else {}
+    names = _file_names(proposals, files) if files.file_per_image else {}
     identity = {
         "stage": "export",
         "format": format,
@@ -112,15 +112,15 @@ def prepare(
         "proposals": proposals.run.fingerprint,
         "class_scores": class_scores.fingerprint,
         "settings": map_settings(settings),
-        **({"colors": [list(c.color) for c in recipe.manifest.classes]} if format == "label-png" else {}),
+        **files.identity(recipe.manifest),
     }
     folder = store.folder / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
     alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
-    return Export(run, proposals, class_scores, recipe.manifest, settings, format, alpha, names)
+    return Export(run, proposals, class_scores, recipe.manifest, settings, files, alpha, names)
 
 
-def _file_names(proposals: ProposalStore, format: str) -> dict[str, str]:
+def _file_names(proposals: ProposalStore, format: ResultFormat) -> dict[str, str]:
     """Name the files of every image, by image id. Raises InputError where file systems take no such name."""
     require_proposals(proposals, range(proposals.run.shards))
     files: dict[str, str] = {}
@@ -129,7 +129,7 @@ def _file_names(proposals: ProposalStore, format: str) -> dict[str, str]:
             for row in proposals.rows(shard, part, ["image_id", "file_name"]):
                 files[row["image_id"]] = check_inside(row["file_name"], proposals.run.folder)
     names = dict(zip(files, result_names(list(files.values())), strict=True))
-    room = NAME_BYTES - len("_10000.png" if format == "cityscapes" else ".png")
+    room = NAME_BYTES - len(format.ending)
     for image_id, name in names.items():
         if len(os.fsencode(name.rpartition("/")[2])) > room:
             raise InputError(f"{files[image_id]}: its name is too long to be that of its results", "Rename it")
@@ -165,7 +165,7 @@ def _write_json_files(export: Export) -> None:
                 images.append({"id": ids[row["image_id"]], **about})
                 entries.append(json.loads(row["entry"]))
     digests = {}
-    for name, content in json_files(export.format, export.spec, images, entries).items():
+    for name, content in export.format.json(export.spec, images, entries).items():
         export.run.store.write(export.results / name, as_json(content))
         digests[name] = file_digest(export.results / name)
     write_last(export.run.store, export.run.folder / "files.json", {"files": digests})
@@ -207,7 +207,7 @@ class ResultMaker:
     def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
         image = self._result(record, point_logits)
         results = self.export.results
-        entry, files = write_image(self.export.format, self.export.spec, image, results)
+        entry, files = self.export.format.write(self.export.spec, image, results)
         for file in files:
             self.export.run.store.publish(file)
         digests = {file.relative_to(results).as_posix(): file_digest(file) for file in files}

@@ -15,6 +15,7 @@ from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
+from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -24,6 +25,7 @@ from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import Source, find_source
+from vitp_pipeline.postprocess.point_policies import choose_points
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.open_store import Run, open_store
 from vitp_pipeline.storage.run_store import RunStore
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from vitp_pipeline.generators.base import Generator, Proposals
     from vitp_pipeline.generators.views import Frame, ViewPlan
-    from vitp_pipeline.geometry import View
 
 
 def generate_proposals(
@@ -166,7 +167,7 @@ class ProposalMaker:
         self.managed = False  # whether the generator has worked on any image
         self.plan = view_plan(settings, generator)
         plan = None if self.plan.one_whole else asdict(self.plan)
-        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan)
+        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan, settings.points)
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
@@ -374,7 +375,7 @@ def make_record(
     if not (_finite(masks) and _finite(logits)):
         raise InputError(f"{file_name}: the generator's output is not finite")
     name = f"{image_id}@{number}" if number else image_id  # other pixels are drawn in every view
-    points = choose_points(masks, found.view, protocol, settings, name)
+    points = choose_points(MasksOfView(masks, found.view, protocol, name), settings)
     objectness = 1 - torch.softmax(logits.double(), dim=1)[:, -1].cpu().numpy()
     stored = store_masks(masks, objectness, settings.codec, source_reach(found.view))
     return ProposalRecord(
@@ -397,49 +398,6 @@ def _finite(values: torch.Tensor) -> bool:
     import torch
 
     return not values.numel() or all(torch.isfinite(torch.stack(torch.aminmax(values))).tolist())
-
-
-def choose_points(
-    masks: torch.Tensor,
-    view: View,
-    protocol: str,
-    settings: ProposalSettings,
-    name: str,
-    binary: bool = False,
-    first: int = 0,
-) -> dict[str, np.ndarray]:
-    """Choose the points of some policies, as a `ProposalRecord` has them.
-
-    Args:
-        masks: (Q, h, w) float32 logits.
-        name: of the view, for what is drawn at random.
-        binary: True if all pixels inside a mask are equally sure: its deepest point is taken for the highest.
-        first: index of the first of these queries, for what is drawn at random.
-    """
-    from vitp_pipeline.postprocess.points import (
-        center_points,
-        local_maxima_points,
-        max_points,
-        multi_points,
-        random_points,
-    )
-
-    points = {}
-    if "center" in settings.points or binary:
-        deepest = center_points(masks, view, protocol)
-    if "max" in settings.points:
-        points["max"] = deepest if binary else max_points(masks, view, protocol, at=settings.max_at)
-    if "center" in settings.points:
-        points["center"] = deepest
-    if "random" in settings.points:
-        points["random"] = random_points(masks, view, protocol, name, settings.seed, first)
-    if "multi" in settings.points:
-        multi = multi_points(masks, view, protocol, name, settings.multi, settings.seed, first)
-        points["multi"] = multi.reshape(-1, 2)
-    if "local_maxima" in settings.points:
-        local_maxima = local_maxima_points(masks, view, protocol, settings.local_maxima, at=settings.max_at)
-        points["local_maxima"] = local_maxima.reshape(-1, 2)
-    return points
 
 
 def generator_failure(error: Exception) -> str:

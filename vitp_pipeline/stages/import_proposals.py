@@ -13,6 +13,7 @@ from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_
 from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
 from vitp_pipeline.artifacts.proposals import ProposalEntry, failed_row, schema, write_entry, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
+from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
@@ -25,6 +26,7 @@ from vitp_pipeline.geometry import View
 from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_source
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_binary
+from vitp_pipeline.postprocess.point_policies import choose_points
 from vitp_pipeline.stages.generate_proposals import settled
 from vitp_pipeline.storage.open_store import Run, open_store
 
@@ -64,16 +66,11 @@ def import_proposals(
     source = open_source(format, masks, dataset, no_object_share)
     source.open()  # a file that cannot be read begins no run
     digests = {sample.image_id: source.digest(sample) for sample in dataset.samples}
-    digest = agreed_digest(store, folder, source.format, digests, shard.index, retry_failed)
+    digest = agreed_digest(store, folder, format, digests, shard.index, retry_failed)
     identity = {
         "stage": "proposals",
         "manifest": recipe.manifest.identity(),
-        "generator": {
-            "library": "imported",
-            "format": source.format,
-            "masks": digest,
-            "no_object_share": no_object_share,
-        },
+        "generator": {"library": "imported", "format": format, "masks": digest, "no_object_share": no_object_share},
         "settings": identity_of(settings),
     }
     if not begun:
@@ -99,7 +96,8 @@ class ImportMaker:
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
-        own = schema(self.run.fingerprint, self.dataset.spec.class_names).append(pa.field(COLUMN, pa.string()))
+        own = schema(self.run.fingerprint, self.dataset.spec.class_names, policies=self.settings.points)
+        own = own.append(pa.field(COLUMN, pa.string()))
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         rows: list[dict[str, Any]] = []
         try:
@@ -144,18 +142,12 @@ class ImportMaker:
         import torch
 
         from vitp_pipeline.postprocess.upsample import source_reach
-        from vitp_pipeline.stages.generate_proposals import choose_points
 
-        policies = self.settings.points
-        if "local_maxima" in policies:
-            raise InputError(
-                "binary masks have no local maxima", "Leave local_maxima out of `points`, or import logits"
-            )
-        each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in policies}
+        each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in self.settings.points}
         for query, rle in enumerate(rles):
             logits = torch.from_numpy(logits_of_binary(decode_mask(rle)[None]))
-            chosen = choose_points(logits, view, PROTOCOL, self.settings, image_id, binary=True, first=query)
-            for policy, points in chosen.items():
+            masks = MasksOfView(logits, view, PROTOCOL, image_id, first=query, binary=True)
+            for policy, points in choose_points(masks, self.settings).items():
                 each[policy].append(points)
 
         codec, ring = self.settings.codec, source_reach(view)

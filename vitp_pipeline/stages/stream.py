@@ -116,9 +116,7 @@ class StreamMaker:
         evaluation, manifest = stream.evaluation, stream.recipe.manifest
         stream.digests.prove()
         self.dataset = evaluation.dataset
-        self.mask_classifier = MaskClassifier(
-            stream.classifier, stream.classify, identity_of(stream.generate), manifest
-        )
+        self.mask_classifier = MaskClassifier(stream.classifier, stream.classify, manifest)
         if self.mask_classifier.reads_masks:
             raise UsageError(
                 f"{stream.classifier}: is prompted with masks, and --stream names points",

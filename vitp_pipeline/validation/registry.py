@@ -32,7 +32,7 @@ _LOOKING = RLock()
 
 
 class Registry(Generic[Member]):
-    """Members of a family by name, in the order in which they were added.
+    """Members of a family by name, in the order of their names.
 
     Args:
         what: a member is called in messages, as in "label kind".
@@ -62,7 +62,7 @@ class Registry(Generic[Member]):
         return member
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._found()))
+        return iter(sorted(self._found()))  # whatever was imported first
 
     def __len__(self) -> int:
         return len(self._found())

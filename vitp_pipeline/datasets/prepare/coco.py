@@ -8,8 +8,8 @@ import numpy as np
 
 from vitp_pipeline.datasets.dataset import Dataset
 from vitp_pipeline.datasets.identity import json_ids
+from vitp_pipeline.datasets.label_kinds.kind import Sample
 from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
-from vitp_pipeline.datasets.samples import Sample
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.decoding.archives import is_file
 

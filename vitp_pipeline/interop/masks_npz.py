@@ -1,0 +1,50 @@
+"""Masks in a folder of npz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.datasets.identity import Claims
+from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import Size
+from vitp_pipeline.interop.mask_content import masks_of_npz
+from vitp_pipeline.interop.mask_import import MASK_FORMATS, say_strangers
+from vitp_pipeline.interop.pseudo_logits import ForeignMasks
+from vitp_pipeline.storage.fingerprint import file_digest
+
+
+@MASK_FORMATS.register("npz")
+class NpzFolder:
+    """A folder with an .npz for every image, called by its id, file name or path (`ImageIndex.agreed`); see
+    `masks_of_npz` for what they hold.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, no_object_share: float) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
+        self.files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.npz"))
+        if not self.files:
+            raise InputError(f"{folder}: no .npz file in this folder", "It must hold one for every image")
+        self.folder, self.dataset, self.no_object_share = folder, dataset, no_object_share
+        self._by_image: dict[str, Path] = {}
+        self.unusable: list[str] = []
+
+    def open(self) -> None:
+        """Raise InputError when a file could be of two images, two are of one, or none is of any."""
+        claims = Claims(self.dataset.index(self.folder))
+        for name in self.files:
+            key = name.removesuffix(".npz")
+            claims.add(key, claims.index.agreed(key))
+        say_strangers(claims, self.dataset)
+        self._by_image = {image_id: self.folder / f"{key}.npz" for image_id, key in claims.known.items()}
+
+    def digest(self, sample: Sample) -> str:
+        path = self._by_image.get(sample.image_id)
+        return "" if path is None else file_digest(path)
+
+    def read(self, sample: Sample, size: Size) -> ForeignMasks:
+        path = self._by_image.get(sample.image_id)
+        if path is None:
+            raise InputError(f"{self.folder / sample.image_id}.npz: no such file")
+        return masks_of_npz(path, len(self.dataset.spec.classes), self.no_object_share)

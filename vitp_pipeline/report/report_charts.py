@@ -1,0 +1,100 @@
+"""Charts of a report by name: which of its figures they draw. How they look is in `charts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitp_pipeline.report import charts, figures
+from vitp_pipeline.report.charts import Chart
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
+from vitp_pipeline.validation.registry import Registry
+
+HELP_TITLES = {
+    "area": "area of the mask, share of the image",
+    "confidence": "confidence of the generator's name",
+    "frequency": "frequency of the true class, in pixels",
+}
+
+
+@dataclass(frozen=True)
+class ReportFigures:
+    """Figures that charts show, as `figures` and `mask_statistics` make them."""
+
+    stored: StoredEvaluation
+    measures: dict[str, dict[str, list[Any]]]
+    confusion: dict[str, np.ndarray]
+    curves: dict[str, dict[str, Any]]
+    helped: dict[str, list[dict[str, Any]]]
+    reliability: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ReportChart:
+    """A chart, or several of a kind.
+
+    Attributes:
+        draw: figures → charts by what `page/report.html` calls them; none where there is nothing to show.
+        caption: of a chart that stands behind those of masks; "" where the page has a place for it.
+    """
+
+    draw: Callable[[ReportFigures], dict[str, Chart]]
+    caption: str = ""
+
+
+CHARTS: Registry[ReportChart] = Registry("chart", "vitp_pipeline.report.report_charts")
+
+
+def drawn_charts(shown: ReportFigures) -> tuple[dict[str, Chart], dict[str, str]]:
+    """All charts by name, and the captions of those that the page has no place for."""
+    drawn: dict[str, Chart] = {}
+    captions: dict[str, str] = {}
+    for kind in CHARTS:
+        found = CHARTS[kind].draw(shown)
+        drawn |= found
+        captions |= dict.fromkeys(found, CHARTS[kind].caption) if CHARTS[kind].caption else {}
+    return drawn, captions
+
+
+def _alpha(shown: ReportFigures) -> dict[str, Chart]:
+    curves = charts.alpha_curves(shown.curves, shown.stored.evaluation.alpha)
+    return {f"alpha:{name}": chart for name, chart in curves.items()}
+
+
+def _classes(shown: ReportFigures) -> dict[str, Chart]:
+    names, drawn = shown.stored.classes, {}
+    for measure, values in shown.measures.items():
+        chosen = [k for k in range(len(names)) if any(values[v][k] is not None for v in ("generator", "fused"))]
+        own = {variant: [column[k] for k in chosen] for variant, column in values.items()}
+        drawn[f"classes:{measure}"] = charts.class_bars([names[k] for k in chosen], own, measure)
+    return drawn
+
+
+def _confusion(shown: ReportFigures) -> dict[str, Chart]:
+    confusion, drawn = shown.confusion, {}
+    if not confusion:
+        return {}
+    chosen = figures.most_confused(confusion)
+    called = (*shown.stored.classes, figures.NO_MASK)
+    names = [called[k] for k in chosen] + ["all others"]
+    folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
+    for variant, counts in confusion.items():
+        folded = figures.folded(counts, chosen)
+        last = len(names) if folds else -1
+        drawn[f"confusion:{variant}"] = charts.confusion(folded[:last, :last], names[:last])
+    return drawn
+
+
+def _help(shown: ReportFigures) -> dict[str, Chart]:
+    return {f"help:{name}": charts.help_and_harm(bins, HELP_TITLES[name]) for name, bins in shown.helped.items()}
+
+
+def _reliability(shown: ReportFigures) -> dict[str, Chart]:
+    return {"reliability": charts.reliability(shown.reliability)}
+
+
+for _draw in (_alpha, _classes, _confusion, _help, _reliability):
+    CHARTS.add(_draw.__name__.removeprefix("_"), ReportChart(_draw))
