@@ -51,12 +51,9 @@ ROOMS: dict[str, dict[str, str]] = {
     "mmengine.Config": {"generators/openmmlab/adapter.py": "a program that the user names, or data that was checked"},
     "mmengine.runner": {},
     "transformers.AutoConfig.from_pretrained": {"generators/huggingface/models.py": "a folder whose JSON was checked"},
-    "importlib.util.spec_from_file_location": {},
-    "importlib.util.module_from_spec": {"generators/registry.py": "as importlib.machinery"},
-    "importlib.machinery": {
-        "generators/openmmlab/mmcv_stub.py": "an empty module in the place of a compiled one",
-        "generators/registry.py": "python:FILE.py:CLASS, which the user names",
-    },
+    "importlib.util.spec_from_file_location": {"generators/registry.py": "python:FILE.py:CLASS, which the user names"},
+    "importlib.util.module_from_spec": {"generators/registry.py": "as spec_from_file_location"},
+    "importlib.machinery": {"generators/openmmlab/mmcv_stub.py": "an empty module in the place of a compiled one"},
     "importlib.import_module": {
         "__init__.py": "names of this package, when they are asked for",
         "cli/app.py": "modules of this package, by constant names",
