@@ -11,7 +11,7 @@ from tests.local_runs import create_or_check, open_run
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.storage.run_store import LocalStore
-from vitp_pipeline.storage.sealed import read_sealed, write_sealed
+from vitp_pipeline.storage.sealed import read_sealed, sealed, write_sealed
 
 IDENTITY = {"stage": "x", "settings": {"seed": 1}, "colors": [["a", 0, True]]}
 IMAGES = ("a", "b", "c")
@@ -67,6 +67,12 @@ def test_missing_newer_and_damaged(tmp_path: Path) -> None:
     write_sealed(path, {**content, "format_version": 99})
     with pytest.raises(IncompatibleError, match="newer"):
         open_run(tmp_path)
+    for old in (0, 1, 2):
+        for text in (sealed(path, {**content, "format_version": old}), json.dumps({"format_version": 1}, indent=2)):
+            path.write_text(text)
+            with pytest.raises(IncompatibleError, match=r"run\.json: written by vitp 0\.1") as info:
+                open_run(tmp_path)
+            assert "\n" not in str(info.value) and "--out" in str(info.value)
     for bad in ({}, {**content, "images": None}, {**content, "format_version": "x"}, {**content, "shards": 0}):
         write_sealed(path, bad)
         with pytest.raises(CorruptError, match=r"run.json"):

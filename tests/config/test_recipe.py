@@ -168,6 +168,32 @@ def test_values_that_cannot_be(write, kind: type, line: str, words: list[str]) -
         assert word in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "line", "words"),
+    [
+        ("generate-proposals", "mirror = true", "has no key 'mirror'. vitp 0.2 calls it 'flip'"),
+        ("generate-proposals", "spread = 4", "has no key 'spread'. vitp 0.2 calls it 'multi'"),
+        ("generate-proposals", "peaks = 4", "has no key 'peaks'. vitp 0.2 calls it 'local_maxima'"),
+        (
+            "generate-proposals",
+            "config = 'x'\npoints = ['max', 'centre']",
+            "vitp 0.2 calls it 'center'. Choose among: ",
+        ),
+        ("train-classifier", "taps = [8]", "has no key 'taps'. vitp 0.2 calls it 'feature_layers'"),
+        ("train-classifier", "fit = 'discriminant'", "vitp 0.2 calls it 'lda'. Choose one of: "),
+        ("classify", "points = 'spread'", "vitp 0.2 calls it 'multi'"),
+        ("classify", "points = 'peaks'", "vitp 0.2 calls it 'local_maxima'"),
+        ("evaluate", "formula = 'renormalised'", "vitp 0.2 calls it 'renormalized'"),
+        ("evaluate", "taps = 1", "has no key 'taps'. Did you mean 'tasks'?"),  # another table has it
+    ],
+)
+def test_words_of_the_first_version(write, table: str, line: str, words: str) -> None:
+    with pytest.raises(UsageError) as info:
+        load_recipe(write(f'manifest = "camvid"\n[{table}]\n{line}\n')).stage(TABLES[table])
+    said = str(info.value)
+    assert words in said and f"[{table}]" in said and "\n" not in said and info.value.exit_code == 2
+
+
 def test_flags_are_checked_like_keys(write) -> None:
     recipe = load_recipe(write(MINIMAL))
     with pytest.raises(UsageError, match=r"alpha = 2 is outside"):

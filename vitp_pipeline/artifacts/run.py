@@ -30,7 +30,7 @@ from vitp_pipeline.storage.copies import COPIES, keep_copies
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
 from vitp_pipeline.storage.layout import arrays_path, index_path
 from vitp_pipeline.storage.run_store import RunStore
-from vitp_pipeline.storage.sealed import damaged, read_sealed, sealed
+from vitp_pipeline.storage.sealed import damaged, of_older_version, read_sealed, sealed
 from vitp_pipeline.storage.temporaries import tidy
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from vitp_pipeline.artifacts.parts import ArrayReader
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
 
     Raises:
         MissingStageError: nothing is; `stage` names the command that would make it.
-        IncompatibleError: written by a newer version of vitp.
+        IncompatibleError: written by a newer version of vitp, or by 0.1.
         CorruptError: run.json is damaged.
     """
     if not is_begun(store, folder):
@@ -224,6 +224,8 @@ def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun
             raise IncompatibleError(
                 f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_VERSION})", "Update vitp"
             )
+        if version < FORMAT_VERSION:
+            raise of_older_version(path)
         identity, made = check_identity(content["identity"]), check_provenance(content["provenance"])
         run = StageRun(store, folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
         sizes = (run.shards, run.part_size)

@@ -19,13 +19,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.errors import CorruptError
+from vitp_pipeline.errors import CorruptError, IncompatibleError
 from vitp_pipeline.runtime.output import with_aliases
 from vitp_pipeline.storage.atomic_files import as_json, write_whole
 from vitp_pipeline.storage.layout import open_plain, place, run_of
 
 _END = re.compile(r'([0-9a-f]{64})"\n  }\n}\n')
 _END_LENGTH = 64 + len('"\n  }\n}\n')
+_PLAN_OF_0_1 = re.compile(r'"format_version": 1\b')
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
@@ -62,10 +63,17 @@ def read_text(path: Path) -> str:
 
 
 def unseal(text: str, path: Path) -> dict[str, Any]:
-    """The content of the text of a sealed JSON file that lies, or belongs, at `path`. Raises CorruptError."""
+    """The content of the text of a sealed JSON file that lies, or belongs, at `path`.
+
+    Raises:
+        CorruptError: it is not as it was written, or was written for another place.
+        IncompatibleError: it is the run.json of vitp 0.1, which had no seals.
+    """
     body, end = text[:-_END_LENGTH], _END.fullmatch(text[-_END_LENGTH:])
+    if end is None and _PLAN_OF_0_1.search(text):
+        raise of_older_version(path)
     if end is None:
-        raise damaged(path, "damaged, or written before vitp 0.2 (it does not end with its checksum)")
+        raise damaged(path, "damaged (it does not end with its checksum)")
     if hashlib.sha256(body.encode()).hexdigest() != end[1]:
         raise damaged(path, "damaged (its checksum does not fit)")
     content: dict[str, Any] = json.loads(text)
@@ -89,6 +97,13 @@ def require_place(of: str, path: Path) -> None:
     """Raise CorruptError when a file at `path` was written for another place, `of`."""
     if not f"/{path.absolute().as_posix()}".endswith(f"/{of}"):
         raise damaged(path, f"is the file of {of or 'no place in a run'}")
+
+
+def of_older_version(path: Path) -> IncompatibleError:
+    """Make the error for a file of a run that vitp 0.1 made."""
+    return IncompatibleError(
+        f"{path}: written by vitp 0.1, whose runs this version does not read", "Choose another --out"
+    )
 
 
 def damaged(path: Path, reason: str) -> CorruptError:

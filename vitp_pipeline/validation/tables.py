@@ -19,6 +19,16 @@ from vitp_pipeline.validation.constraints import MANY
 from vitp_pipeline.validation.keys import STRICT, keys_of, schema_of
 
 Table = TypeVar("Table")
+RENAMED = {
+    "taps": "feature_layers",
+    "mirror": "flip",
+    "centre": "center",
+    "spread": "multi",
+    "peaks": "local_maxima",
+    "discriminant": "lda",
+    "renormalised": "renormalized",
+}
+"""Keys and choices of recipes by their name in vitp 0.1."""
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 
 
@@ -100,7 +110,9 @@ def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageErr
         return UsageError(f"{what} {error['ctx']['words']}", f"It takes {takes}" if _suffix(_of_items(schema)) else "")
     if error["type"] in ("choice", "literal_error") and "enum" in _of_items(schema):
         choose = "Choose among" if schema.get("type") == "array" else "Choose one of"
-        return UsageError(what, f"{_meant(error['input'], schema)}{choose}: {takes_choice(schema)}")
+        meant = _meant(str(error["input"]), list(map(str, _of_items(schema)["enum"])))
+        advice = f"{choose}: {takes_choice(schema)}"
+        return UsageError(what, f"{meant}{' ' if meant.endswith('?') else '. '}{advice}" if meant else advice)
     if "anyOf" in schema:
         return UsageError(f"{what} is not {takes}")
     inner = _of_items(schema)
@@ -118,9 +130,11 @@ def _of_items(schema: dict[str, Any]) -> dict[str, Any]:
     return _of_items(schema["items"]) if schema.get("type") == "array" else schema
 
 
-def _meant(word: Any, schema: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(word), list(map(str, _of_items(schema)["enum"])), 1, 0.5)
-    return f"Did you mean {near[0]!r}? " if near else ""
+def _meant(word: str, known: list[str]) -> str:
+    if (new := RENAMED.get(word)) in known:
+        return f"vitp 0.2 calls it {new!r}"
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def takes_choice(schema: dict[str, Any]) -> str:
@@ -182,6 +196,6 @@ def toml(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice on a word that is none of the known ones: the nearest of them, or all."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}"
+    """Advice on a word that is none of the known ones: its new name, the nearest of them, or all."""
+    words = list(known)
+    return _meant(word, words) or f"Known are: {', '.join(words)}"
