@@ -45,7 +45,10 @@ ROOMS: dict[str, dict[str, str]] = {
     "pycocotools.mask.merge": {"decoding/records.py": "as frPyObjects"},
     "pycocotools.coco": {},
     "json.load": {},
-    "timm.create_model": {"classifier/timm_backbone.py": "names of its own registry, arguments of a list"},
+    "timm.create_model": {
+        "classifier/backbones/create.py": "names of its own registry, arguments of a list",
+        "classifier/backbones/kinds.py": "names of its own registry, without memory and arguments",
+    },
     "timm.models.create_model": {},
     "timm.models.load_checkpoint": {},
     "mmengine.Config": {"generators/openmmlab/adapter.py": "a program that the user names, or data that was checked"},

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.classifier.making import tiny_model
-from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
 from vitp_pipeline.errors import IncompatibleError, UsageError
 
@@ -60,7 +61,18 @@ def source(name: str, grid: tuple[int, int], classes: int = 0, seed: int = 3, **
     return vit
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+ROTARY = [
+    "vit_small_patch16_dinov3_qkvb",
+    "eva02_tiny_patch14_224",
+    "eva_giant_patch14_224",  # a table alone
+    "vit_pe_core_tiny_patch16_384",  # attention pooling
+    "vit_pe_spatial_tiny_patch16_512",  # no norm
+    "vit_small_patch16_rope_mixed_ape_224",
+    "vit_base_patch16_rope_reg1_gap_256",
+]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *ROTARY])
 def test_weights_of_a_file_arrive_as_timm_loads_them(name: str, tmp_path: Path) -> None:
     """Another grid, and not square: the table is resampled to timm's values."""
     pretrained = source(name, (6, 6), classes=7)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.classifier.making import ARGS, tiny_model
-from vitp_pipeline.classifier.timm_backbone import create_vit
+from vitp_pipeline.classifier.backbones.create import create_vit
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.errors import IncompatibleError, UsageError

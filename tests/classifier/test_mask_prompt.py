@@ -10,8 +10,9 @@ from torch import Tensor
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.classifier.export import export_classifier
 from vitp_pipeline.classifier.mask_prompt import MaskViT, make_classifier, mask_logits, patches_inside
-from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.classifier.weights import load_classifier, save_classifier
 from vitp_pipeline.errors import UsageError
 

@@ -8,8 +8,9 @@ import timm
 import torch
 
 from tests.classifier.making import ARGS, tiny_model
+from vitp_pipeline.classifier.backbones.tokens import sample_tokens
 from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
-from vitp_pipeline.classifier.model import load_backbone_weights, sample_tokens
+from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import normalize_points
@@ -23,6 +24,7 @@ def inputs(count: int = 7, batch: int = 2, seed: int = 1) -> tuple[torch.Tensor,
     return images, torch.rand(batch, count, 2, generator=generator) * 2 - 1
 
 
+SCALED = json.dumps({**json.loads(ARGS), "init_values": 1.0})
 VARIANTS = [
     {},
     {"attention": "read-only"},
@@ -34,6 +36,18 @@ VARIANTS = [
     {"head": "mlp", "norm": "batch"},
     {"feature_layers": (1, 2), "depth": 2, "norm": "batch", "head": "mlp"},
     {"backbone": "vit_small_patch14_reg4_dinov2", "backbone_args": ARGS},
+    {"point_token": "rotary"},
+    {"backbone": "vit_small_patch16_rope_224", "backbone_args": SCALED},
+    {
+        "backbone": "vit_small_patch16_dinov3",
+        "backbone_args": SCALED,
+        "point_token": "rotary",
+        "feature_layers": (1, 3),
+    },
+    {"backbone": "vit_small_patch16_rope_mixed_224", "backbone_args": SCALED, "point_token": "rotary", "depth": 2},
+    {"backbone": "vit_pe_core_tiny_patch16_384", "backbone_args": ARGS, "point_token": "patch"},
+    {"backbone": "vit_small_patch16_dinov3", "backbone_args": SCALED, "point_token": "sampled"},
+    {"backbone": "eva02_tiny_patch14_224", "backbone_args": ARGS, "point_token": "rotary", "attention": "read-only"},
     {"backbone_args": json.dumps({**json.loads(ARGS), "class_token": False, "global_pool": "avg"})},
 ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitp_pipeline.classifier.model import offset_positions
+from vitp_pipeline.classifier.backbones.tokens import offset_positions
 from vitp_pipeline.classifier.released_files import export_official, import_official
 from vitp_pipeline.classifier.released_layout import from_official, to_official
 from vitp_pipeline.classifier.weights import load_classifier
@@ -163,8 +163,9 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_original_dinov2_file_as_backbone() -> None:
     """The original file has a mask token and a class token; timm's names are the same otherwise."""
-    from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+    from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.classifier.model_config import ModelConfig
+    from vitp_pipeline.classifier.pretrained import load_backbone_weights
 
     state = {k: v for k, v in official_state().items() if not k.startswith(("head", "cls_embeddings"))}
     state["cls_token"] = torch.zeros(1, 1, 384)

@@ -33,6 +33,7 @@ COMMANDS = (
     "check-dataset",
     "prepare",
     "generators",
+    "backbones",
     "doctor",
 )
 HEAVY = (

@@ -35,6 +35,7 @@ READ_ALONE = {
     r"vitp status .*--watch": "does not end",
     r"vitp demo|make demo": "a minute; its four stages are those that run here",
     r"vitp evaluate .*views-multiscale": "12 views; tests/stages run fewer",
+    r"vitp backbones$": "builds all of them; tests/classifier/test_backbone_list.py",
     r"vitp export-classifier": "several seconds of tracing; tests/classifier/test_export.py",
     r"python -m benchmarks\b": "minutes; tests/benchmarks run them small, but for transformers_generators",
     r"python (-m pytest|-m sphinx|tools/|benchmarks/)": "real photographs, or minutes",

@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 
+from vitp_pipeline.classifier.backbones.create import create_vit
 from vitp_pipeline.classifier.mask_prompt import make_classifier
-from vitp_pipeline.classifier.model import PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
-from vitp_pipeline.classifier.timm_backbone import create_vit
+from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.classifier.transfer import start_from
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone
 from vitp_pipeline.config.settings import TrainSettings

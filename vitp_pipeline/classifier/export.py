@@ -34,7 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitp_pipeline.classifier.model import PointViT, offset_positions
+from vitp_pipeline.classifier.backbones.tokens import offset_positions
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.errors import UsageError, UserError
 from vitp_pipeline.runtime.progress import quiet
 from vitp_pipeline.storage.atomic_files import write_whole

@@ -11,13 +11,14 @@ sees a mask token, so the image's features are the pre-trained ones. `mask_form`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitp_pipeline.classifier.backbones.tokens import kept_tokens
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
 from vitp_pipeline.errors import UsageError
@@ -79,28 +80,39 @@ class MaskViT(PointViT):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self._image_tokens(images)
             if not self.mask_layers:
-                return self._read(tokens, inside, self.backbone.blocks)
-            for block in self.backbone.blocks:
-                tokens = block(tokens)
-        return self._read(tokens, inside, self.mask_layers)
+                tokens, seen = _with_masks(tokens, inside)
+                return self._read(self._passed(tokens, seen, None), inside.shape[1])
+            for behind in self._passed(tokens, None, None):
+                tokens = behind
+        tokens, seen = _with_masks(tokens, inside)
+        return self._read(_passed_by(self.mask_layers, tokens, seen), inside.shape[1])
 
     def _image_tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + registers + P, D): the class token, registers and patches, as in pre-training."""
-        vit = self.backbone
-        tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        kept = kept_tokens(self.backbone, images.shape[0], with_class=True)
+        tokens: Tensor = self.backbone.norm_pre(torch.cat([*kept, self._patches(images)[0]], dim=1))
         return tokens
 
-    def _read(self, tokens: Tensor, inside: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-        """Pass image tokens, and mask tokens copied from the first of them, through blocks; (B, N, F·D)."""
-        count = inside.shape[1]
-        seen = attention_of_masks(inside, tokens.shape[1])
-        tokens = torch.cat([tokens[:, :1].expand(-1, count, -1), tokens], dim=1)
-        found = []
-        for number, block in enumerate(blocks, 1):
-            tokens = block(tokens, attn_mask=seen)
-            if number in self.feature_layers:
-                found.append(self._feature_norm(tokens[:, :count]))
+    def _read(self, tokens_of_blocks: Iterable[Tensor], count: int) -> Tensor:
+        """(B, N, F·D): the first N tokens behind the blocks that the head reads."""
+        found = [
+            self._feature_norm(t[:, :count])
+            for number, t in enumerate(tokens_of_blocks, 1)
+            if number in self.feature_layers
+        ]
         return torch.cat(found, dim=-1)
+
+
+def _with_masks(tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Put a copy of the first token in front for each mask, and say who sees whom."""
+    seen = attention_of_masks(inside, tokens.shape[1])
+    return torch.cat([tokens[:, :1].expand(-1, inside.shape[1], -1), tokens], dim=1), seen
+
+
+def _passed_by(blocks: nn.ModuleList, tokens: Tensor, seen: Tensor) -> Iterator[Tensor]:
+    for block in blocks:
+        tokens = block(tokens, attn_mask=seen)
+        yield tokens
 
 
 def patches_inside(coverage: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ class ModelConfig:
 
     `backbone` is timm's name of a ViT, with or without the tag of its weights: vit_base_patch14_dinov2,
     vit_base_patch14_reg4_dinov2, vit_base_patch16_224.augreg_in21k, vit_base_patch16_224.mae,
-    vit_base_patch16_clip_quickgelu_224.openai … The tag decides `normalize`. (OpenAI's CLIP was trained with the quick
-    GELU; timm's vit_base_patch16_clip_224.openai has the plain one.)
+    vit_base_patch16_clip_quickgelu_224.openai, vit_small_patch16_dinov3.lvd1689m … The tag decides `normalize`.
+    (OpenAI's CLIP was trained with the quick GELU; timm's vit_base_patch16_clip_224.openai has the plain one.)
 
     Of `pos_embed`, "plain" resamples the position table once, to the model's grid; "offset" keeps the table of 37×37
     and resamples it at every forward by (size + 0.1)/37, also at 37×37, as the released weights need it.
     """
 
-    backbone: Annotated[str, Len(1, 200), Key("timm's name of a plain ViT.")]
+    backbone: Annotated[str, Len(1, 200), Key("timm's name of a ViT, plain or with rotary positions.")]
     classes: Annotated[tuple[str, ...], Len(1, 100_000), Key("K class names, in the order of the logits.")]
     image_size: Annotated[tuple[Pixels, Pixels], Key("Height, width of the input, multiples of the patch size.")]
     backbone_args: Annotated[str, Key("JSON of further arguments, see config.backbone_args.")] = ""
@@ -41,7 +41,7 @@ class ModelConfig:
         Len(0, 1000),
         Key("Blocks, from 1, whose point tokens are concatenated for the head; empty = the last used one."),
     ] = ()
-    point_token: Annotated[Literal["linear", "patch", "sampled"], Key("What a point starts from.")] = "linear"
+    point_token: Annotated[Literal["linear", "patch", "rotary", "sampled"], Key("What a point starts from.")] = "linear"
     attention: Annotated[Literal["full", "read-only"], Key("Who sees points.")] = "full"
     head: Annotated[Literal["linear", "mlp"], Key("linear (released), or mlp: D → D, GELU → K (the paper).")] = "linear"
     norm: Annotated[

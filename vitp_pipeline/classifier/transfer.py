@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from vitp_pipeline.classifier.model import CoordinateLayer, PointViT, load_backbone_weights
+from vitp_pipeline.classifier.model import CoordinateLayer, PointViT
+from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.errors import IncompatibleError
 
 

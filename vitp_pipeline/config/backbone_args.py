@@ -22,7 +22,7 @@ _Patch = Annotated[int, within(1, 256)]
 
 @table
 class BackboneArgs:
-    """Arguments of timm's plain ViT."""
+    """Arguments of timm's plain ViT, and of its Eva, which is said where it alone has them."""
 
     embed_dim: Annotated[int, within(1, 8192), Key("Numbers of a token.")] = 768
     depth: Annotated[int, within(1, 256), Key("Blocks.")] = 12
@@ -37,6 +37,15 @@ class BackboneArgs:
     init_values: Annotated[float, within(0, 1000), Key("First value of layer scale.")] = 0.0
     class_token: Annotated[bool, Key("Class token.")] = True
     reg_tokens: Annotated[int, within(0, 256), Key("Register tokens.")] = 0
+    num_reg_tokens: Annotated[int, within(0, 256), Key("Register tokens, of Eva.")] = 0
+    num_kv_heads: Annotated[int, within(1, 256), Key("Heads of keys and values, of Eva.")] = 12
+    swiglu_mlp: Annotated[bool, Key("Gated MLP, of Eva.")] = False
+    use_abs_pos_emb: Annotated[bool, Key("Position embedding, of Eva.")] = True
+    use_rot_pos_emb: Annotated[bool, Key("Rotary positions, of Eva.")] = False
+    rope_type: Annotated[Literal["cat", "dinov3", "mixed"], Key("Kind of rotary positions, of Eva.")] = "cat"
+    rope_temperature: Annotated[
+        float, within(0, 1e6, "(]"), Key("Ratio of the slowest to the fastest turn, of Eva.")
+    ] = 10000.0
     pos_embed: Annotated[Literal["learn", "none"], Key("Position embedding.")] = "learn"
     no_embed_class: Annotated[bool, Key("No position for class and register tokens.")] = False
     pre_norm: Annotated[bool, Key("Norm before the blocks.")] = False

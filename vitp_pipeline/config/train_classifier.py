@@ -37,7 +37,9 @@ class TrainSettings:
 
     name: Annotated[FolderName, Key("Folder of the classifier in the run.", enters="not")] = "default"
     split: Annotated[str, Len(1), Key("Split of the manifest.")] = "train"
-    backbone: Annotated[str, Len(1), Key("Backbone: the name of a plain ViT of timm.")] = "vit_small_patch14_dinov2"
+    backbone: Annotated[
+        str, Len(1), Key("Backbone: timm's name of a ViT, plain or with rotary positions; `vitp backbones` lists them.")
+    ] = "vit_small_patch14_dinov2"
     weights: Annotated[
         str, Key("Weights of the backbone: a local file, hub = timm's, empty = from scratch.", enters="content")
     ] = ""
@@ -49,8 +51,11 @@ class TrainSettings:
         Key("Blocks whose point tokens enter the head, counted from 1; empty = the last one.", "blocks"),
     ] = ()
     point_token: Annotated[
-        Literal["linear", "patch", "sampled"],
-        Key("Point token: linear as in the paper, patch starts from the patches around the point, sampled reads them."),
+        Literal["linear", "patch", "rotary", "sampled"],
+        Key(
+            "Point token: linear as in the paper, patch starts from the patches around the point, rotary is a learned "
+            "vector placed as a patch, sampled reads the patches."
+        ),
     ] = "linear"
     attention: Annotated[
         Literal["full", "read-only"], Key("Attention: full as in the paper, read-only lets no token see a point.")
@@ -160,11 +165,14 @@ class TrainSettings:
         if self.prompt == "mask" and (self.data != ("fine",) or self.sampling == "instance-balanced"):
             raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
         frozen = self.backbone_lr == 0 or lda
-        if frozen and self.prompt == "point" and self.point_token == "linear" and not self.init_from:
-            raise UsageError('a frozen backbone needs point_token = "patch" or "sampled": the paper\'s has to learn')
+        if frozen and self.prompt == "point" and self.point_token in ("linear", "rotary") and not self.init_from:
+            raise UsageError(
+                f'a frozen backbone needs point_token = "patch" or "sampled": "{self.point_token}" has to learn'
+            )
         if mixture.has_boxes and self.point_token == "sampled":
             raise UsageError(
-                'point_token = "sampled" reads one place, it cannot tell boxes apart', 'Use "linear" or "patch"'
+                'point_token = "sampled" reads one place, it cannot tell boxes apart',
+                'Use "linear", "patch" or "rotary"',
             )
         if self.mask_proposals and self.prompt != "mask":
             raise UsageError('mask_proposals goes with prompt = "mask"; point prompts need no proposals')

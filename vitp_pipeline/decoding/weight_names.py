@@ -14,8 +14,11 @@ from vitp_pipeline.errors import InputError
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What data-parallel training, torch.compile and checkpointing put between a name's parts."""
 
-_OF_EVERY_VIT = ("patch_embed.proj.weight", "visual.class_embedding")
-"""The names of a tensor that every ViT has: timm's (also DINOv2's, MAE's, …) and CLIP's."""
+_OF_EVERY_VIT = ("patch_embed.proj.weight", "patch_embed.projection.weight", "visual.class_embedding")
+"""The names of a tensor that every ViT has: timm's (also DINOv2's, MAE's, …), Sapiens' and CLIP's."""
+
+_OF_A_TOWER = ("conv1.weight", "positional_embedding")
+"""The names that CLIP's ViT has where it stands alone, as in Perception Encoder's files."""
 
 _AVERAGED = {"teacher", "target_encoder", "model_ema", "state_dict_ema", "ema"}
 """Parts of the names of networks that a file holds beside the one they are the better copy of."""
@@ -46,6 +49,10 @@ def backbone_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
     if not weights:
         raise InputError(f"{path}: holds no table of weights", "Give the weights alone, not a training state")
     nests = {name.removesuffix(end) for name in weights for end in _OF_EVERY_VIT if f".{name}".endswith(f".{end}")}
+    if not nests:
+        first, second = _OF_A_TOWER
+        nests = {name.removesuffix(first) for name in weights if f".{name}".endswith(f".{first}")}
+        nests = {nest for nest in nests if f"{nest}{second}" in weights}
     if len(nests) > 1:
         nests = {nest for nest in nests if not _AVERAGED.isdisjoint(nest.split("."))} or nests
     if len(nests) > 1:

@@ -17,14 +17,13 @@ def parameter_groups(model: PointViT, settings: TrainSettings) -> list[dict[str,
     backbone_lr = settings.lr if settings.backbone_lr < 0 else settings.backbone_lr
     if backbone_lr == 0:
         model.freeze()
+    undecayed = {"backbone." + name for name in model.backbone.no_weight_decay()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr = backbone_lr if name.startswith("backbone.") else settings.lr
-        if name.endswith("cls_token"):  # points stand in its place
-            parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
-        decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("pos_embed") else 0.0
+        decay = settings.weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
