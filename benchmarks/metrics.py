@@ -144,7 +144,7 @@ def drawn_boxes(images: int, true: int = 8, found: int = 16) -> list[Boxes]:
         polygons = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], 1)
         return coco.frPyObjects([p.tolist() for p in polygons], height, width)
 
-    drawn = []
+    drawn, void = [], coco.encode(np.zeros(SIZE, np.uint8, order="F"))
     for _ in range(images):
         boxes = np.concatenate([random.random((true, 2)) * [width, height] * 0.8, random.uniform(8, 200, (true, 2))], 1)
         names = random.integers(0, CLASSES, true)
@@ -153,7 +153,7 @@ def drawn_boxes(images: int, true: int = 8, found: int = 16) -> list[Boxes]:
         moved[:, 2:] = np.maximum(moved[:, 2:], 4)
         calls = np.where(random.random(found) < 0.8, names[own], random.integers(0, CLASSES, found))
         detections = Detections(np.arange(found), calls, random.random(found).astype(np.float32))
-        truth = TrueInstances(encoded(boxes), names, random.random(true) < 0.02)
+        truth = TrueInstances(encoded(boxes), names, random.random(true) < 0.02, void)
         drawn.append(Boxes(encoded(moved), detections, truth))
     return drawn
 

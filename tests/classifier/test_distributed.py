@@ -48,15 +48,15 @@ from vitp_pipeline.errors import PartialError, UserError
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.stages.train_classifier import train_classifier
-from vitp_pipeline.runtime.distributed import launched_team
+from vitp_pipeline.runtime.distributed import launched_processes
 
 def trainings(**_):
     folder = Path(sys.argv[1])
     recipe = load_recipe(folder / "r.toml")
-    with launched_team() as team:
+    with launched_processes() as distributed:
         for data, out, changes in json.loads(sys.argv[2]):
             with contextlib.suppress(PartialError):
-                train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, team)
+                train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, distributed)
 
 app.app = trainings  # one start of two processes for all of them; errors end as in the command line
 main.main()

@@ -311,7 +311,7 @@ def test_sizes_that_are_no_height_and_width(size: Any) -> None:
         ("model = dict(type='EncoderDecoder', backbone=dict(type='Nothing'))", "cannot be built"),
         ("x = 1", "defines no model"),
         ("x = 1 / 0", "ZeroDivisionError"),
-        ("x = (", "config cannot be read"),
+        ("x = (", "config cannot be parsed"),
     ],
 )
 def test_faulty_config(tmp_path: Path, text: str, fault: str) -> None:
