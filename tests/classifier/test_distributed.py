@@ -53,10 +53,10 @@ from vitp_pipeline.runtime.distributed import launched_processes
 def trainings(**_):
     folder = Path(sys.argv[1])
     recipe = load_recipe(folder / "r.toml")
-    with launched_processes() as distributed:
+    with launched_processes() as group:
         for data, out, changes in json.loads(sys.argv[2]):
             with contextlib.suppress(PartialError):
-                train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, distributed)
+                train_classifier(recipe, recipe.stage(TrainSettings, **changes), folder / data, folder / out, group)
 
 app.app = trainings  # one start of two processes for all of them; errors end as in the command line
 main.main()
