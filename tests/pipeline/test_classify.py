@@ -11,13 +11,13 @@ import torch
 from tests.pipeline.conftest import Project
 from vitp_pipeline.artifacts.parts import ArrayReader
 from vitp_pipeline.artifacts.proposals import open_proposals, points_of
+from vitp_pipeline.classifier import mask_classifier
 from vitp_pipeline.classifier.inference import fill_chunks, point_logits
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.geometry import normalize_points
-from vitp_pipeline.stages import classify as stage
 
 
 def scores_of(project: Project, run: Path, **settings) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def test_images_of_a_batch_may_have_different_numbers_of_points(
     def fewer(record, policy: str) -> np.ndarray:
         return points_of(record, policy)[: 1 + sum(record.image_id.encode()) % 5]
 
-    monkeypatch.setattr(stage, "points_of", fewer)
+    monkeypatch.setattr(mask_classifier, "points_of", fewer)
     found = scores_of(project, copied, temperature=0.999999)  # another folder than the finished run's
     expected = alone(project, copied, fewer, 0)
     assert len({len(values) for values in expected.values()}) > 1 and found.keys() == expected.keys()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Len
 
+from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.validation.constraints import Check, OneOrMore, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
@@ -147,3 +149,26 @@ def default_color(index: int) -> tuple[int, int, int]:
     hue, lightness = (index * 0.61803398875) % 1.0, (0.45, 0.6, 0.35)[index % 3]
     r, g, b = colorsys.hls_to_rgb(hue, lightness, 0.65)
     return round(255 * r), round(255 * g), round(255 * b)
+
+
+def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, model: str = "") -> None:
+    """Raise IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
+    its name or one of its aliases.
+
+    Args:
+        model: whose classes the manifest has, where nobody named one: "classifier".
+    """
+    other, briefly = (f"the {model}",) * 2 if model else (f"manifest {manifest.name!r}", "the manifest")
+    ours, theirs = manifest.classes, tuple(classes)
+    if len(ours) != len(theirs):
+        what = f"{len(theirs)} classes, {briefly} {len(ours)}"
+    else:
+        different = [k for k, (info, name) in enumerate(zip(ours, theirs, strict=True)) if not info.is_called(name)]
+        if not different:
+            return
+        k = different[0]
+        what = f"class {k} is {theirs[k]!r}, in {briefly} {ours[k].name!r}"
+    hint = "Use the manifest whose classes, in this order, the model was trained with"
+    if model:
+        hint = "Use two models that were trained with the same classes, in the same order"
+    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", hint)

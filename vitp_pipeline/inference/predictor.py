@@ -23,11 +23,11 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.shipped import PACKAGE
 
 if TYPE_CHECKING:
+    from vitp_pipeline.classifier.mask_classifier import MaskClassifier
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.postprocess.panoptic import Segment
     from vitp_pipeline.postprocess.segmenter import FusedView
-    from vitp_pipeline.stages.classify import MaskClassifier
 
 LIKELY = 0.5
 """Masks with a larger 1 − v are listed, and those of segments."""
@@ -190,10 +190,11 @@ class Predictor:
         classify: ClassifySettings | None = None,
         evaluate: EvaluateSettings | None = None,
     ) -> None:
+        from vitp_pipeline.classifier.mask_classifier import MaskClassifier
         from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.datasets.spec import check_classes
         from vitp_pipeline.postprocess.segmenter import Segmenter
-        from vitp_pipeline.stages.classify import MaskClassifier
-        from vitp_pipeline.stages.generate_proposals import check_classes, view_plan
+        from vitp_pipeline.stages.generate_proposals import view_plan
 
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
@@ -267,7 +268,7 @@ class Predictor:
 
     def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """The classifier's (Q, K) logits."""
-        from vitp_pipeline.stages.classify import NOT_FINITE
+        from vitp_pipeline.classifier.mask_classifier import NOT_FINITE
 
         (scores,) = mask_classifier.scores([mask_classifier.prompted(record)], [pixels])
         if not np.isfinite(scores).all():

@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,18 @@ import numpy as np
 from vitp_pipeline.artifacts.parts import ArrayWriter
 from vitp_pipeline.artifacts.proposals import (
     ProposalEntry,
-    ProposalRecord,
     ProposalStore,
     open_proposals,
-    points_of,
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
+from vitp_pipeline.classifier.mask_classifier import NOT_FINITE, MaskClassifier, PromptedImage
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings
-from vitp_pipeline.datasets import Dataset, DatasetSpec
+from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.storage.digests import Digests, fetch_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -40,9 +38,6 @@ from vitp_pipeline.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
-
-    from vitp_pipeline.classifier.model import PointViT
 
 
 def classify(
@@ -152,87 +147,6 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
             f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is unfinished",
             "Run `vitp generate-proposals` for it first",
         )
-
-
-@dataclass(frozen=True)
-class PromptedImage:
-    """A view of an image in the proposals and what prompts the classifier: (Q·n, 2) points, n of each mask in turn, or
-    (Q, P) shares of the patches that the masks cover.
-    """
-
-    record: ProposalEntry
-    prompts: np.ndarray = field(repr=False)
-    per_mask: int = 1
-
-
-class MaskClassifier:
-    """A classifier of the masks of proposals, each view's by its points on the whole upright image.
-
-    Args:
-        classifier: its file, or a loaded one.
-    """
-
-    def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
-        from vitp_pipeline.classifier.inference import average_of
-        from vitp_pipeline.classifier.weights import load_classifier
-        from vitp_pipeline.runtime.devices import choose_device
-        from vitp_pipeline.stages.generate_proposals import check_classes
-
-        self.settings = settings
-        self.device = choose_device(settings.device)
-        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
-        name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
-        self.model: PointViT = model.to(self.device)
-        self.reads_masks = self.model.config.prompt == "mask"
-        self.average = average_of(settings.points, settings.average)
-        check_classes(self.model.classes, name, spec)
-
-    def prompted(self, record: ProposalEntry) -> PromptedImage:
-        from vitp_pipeline.classifier.training.mask_coverage import mask_coverage
-
-        if not self.reads_masks:
-            points = points_of(record, self.settings.points)
-            per_mask = max(1, len(points) // max(1, len(record.points["max"])))
-            return PromptedImage(record, normalize_points(points, record.view.original), per_mask)
-        assert isinstance(record, ProposalRecord), "its masks are not read"
-        return PromptedImage(record.entry, mask_coverage(record.masks, record.view, self.model.grid))
-
-    def pixels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) RGB uint8 as the model takes it."""
-        from vitp_pipeline.classifier.preprocess import prepare_image
-
-        return prepare_image(image, self.model.image_size)
-
-    def scores(self, batch: Sequence[PromptedImage], pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Logits of the masks of each view, (Q, K) float32; they may be not finite."""
-        import torch
-
-        from vitp_pipeline.classifier.inference import mask_logits_of_points
-
-        logits = self._logits(
-            torch.from_numpy(np.stack(pixels)).to(self.device),
-            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in batch],
-            [prompted.record.key for prompted in batch],
-        )
-        settings = self.settings
-        return [
-            mask_logits_of_points(own[None], of.per_mask, settings.temperature, self.average)[0].cpu().numpy()
-            for of, own in zip(batch, logits, strict=True)
-        ]
-
-    def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
-        """(Nᵢ, K) float32 of the prompts of each image."""
-        from vitp_pipeline.classifier.inference import image_logits, pad_points
-        from vitp_pipeline.classifier.mask_prompt import mask_logits
-
-        settings = self.settings
-        if not self.reads_masks:
-            return image_logits(
-                self.model, images, prompts, settings.flip, settings.precision, settings.chunk, image_ids=ids
-            )
-        padded, _ = pad_points(prompts)  # no mask sees another, so what is padded changes none
-        logits = mask_logits(self.model, images, padded, settings.flip, settings.precision)
-        return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]
 
 
 READ_AHEAD = 2
@@ -360,9 +274,6 @@ class ClassMaker:
             else:
                 reasons[prompted.record.image_id] = NOT_FINITE
         return reasons
-
-
-NOT_FINITE = "the classifier's output is not finite"
 
 
 def _before(image_id: str, images: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:

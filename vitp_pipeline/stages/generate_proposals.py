@@ -20,6 +20,7 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, DatasetSpec
+from vitp_pipeline.datasets.spec import check_classes
 from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, UserError
 from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
@@ -102,29 +103,6 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
     if generator.classes is not None:
         check_classes(generator.classes, f"generator {source.name}", manifest)
     return generator
-
-
-def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, model: str = "") -> None:
-    """Raise IncompatibleError when a model's classes are not the manifest's, in the manifest's order. A class may have
-    its name or one of its aliases.
-
-    Args:
-        model: whose classes the manifest has, where nobody named one: "classifier".
-    """
-    other, briefly = (f"the {model}",) * 2 if model else (f"manifest {manifest.name!r}", "the manifest")
-    ours, theirs = manifest.classes, tuple(classes)
-    if len(ours) != len(theirs):
-        what = f"{len(theirs)} classes, {briefly} {len(ours)}"
-    else:
-        different = [k for k, (info, name) in enumerate(zip(ours, theirs, strict=True)) if not info.is_called(name)]
-        if not different:
-            return
-        k = different[0]
-        what = f"class {k} is {theirs[k]!r}, in {briefly} {ours[k].name!r}"
-    hint = "Use the manifest whose classes, in this order, the model was trained with"
-    if model:
-        hint = "Use two models that were trained with the same classes, in the same order"
-    raise IncompatibleError(f"{whose} and {other} do not agree: {what}", hint)
 
 
 def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:

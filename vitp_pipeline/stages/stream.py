@@ -17,6 +17,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.artifacts.run import create_or_check, is_begun
+from vitp_pipeline.classifier.mask_classifier import NOT_FINITE, MaskClassifier
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
@@ -30,7 +31,7 @@ from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
-from vitp_pipeline.stages.classify import NOT_FINITE, MaskClassifier, classifier_file
+from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import fingerprint

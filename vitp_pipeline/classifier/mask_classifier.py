@@ -1,0 +1,103 @@
+"""Classify the masks of stored proposals: prompts of a view, pixels of its image, class logits of its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitp_pipeline.artifacts.proposals import ProposalEntry, ProposalRecord, points_of
+from vitp_pipeline.config.settings import ClassifySettings
+from vitp_pipeline.datasets import DatasetSpec
+from vitp_pipeline.datasets.spec import check_classes
+from vitp_pipeline.geometry import normalize_points
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitp_pipeline.classifier.model import PointViT
+
+NOT_FINITE = "the classifier's output is not finite"
+
+
+@dataclass(frozen=True)
+class PromptedImage:
+    """A view of an image in the proposals and what prompts the classifier: (Q·n, 2) points, n of each mask in turn, or
+    (Q, P) shares of the patches that the masks cover.
+    """
+
+    record: ProposalEntry
+    prompts: np.ndarray = field(repr=False)
+    per_mask: int = 1
+
+
+class MaskClassifier:
+    """A classifier of the masks of proposals, each view's by its points on the whole upright image.
+
+    Args:
+        classifier: its file, or a loaded one.
+    """
+
+    def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
+        from vitp_pipeline.classifier.inference import average_of
+        from vitp_pipeline.classifier.weights import load_classifier
+        from vitp_pipeline.runtime.devices import choose_device
+
+        self.settings = settings
+        self.device = choose_device(settings.device)
+        model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
+        name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
+        self.model: PointViT = model.to(self.device)
+        self.reads_masks = self.model.config.prompt == "mask"
+        self.average = average_of(settings.points, settings.average)
+        check_classes(self.model.classes, name, spec)
+
+    def prompted(self, record: ProposalEntry) -> PromptedImage:
+        from vitp_pipeline.classifier.training.mask_coverage import mask_coverage
+
+        if not self.reads_masks:
+            points = points_of(record, self.settings.points)
+            per_mask = max(1, len(points) // max(1, len(record.points["max"])))
+            return PromptedImage(record, normalize_points(points, record.view.original), per_mask)
+        assert isinstance(record, ProposalRecord), "its masks are not read"
+        return PromptedImage(record.entry, mask_coverage(record.masks, record.view, self.model.grid))
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) RGB uint8 as the model takes it."""
+        from vitp_pipeline.classifier.preprocess import prepare_image
+
+        return prepare_image(image, self.model.image_size)
+
+    def scores(self, batch: Sequence[PromptedImage], pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Logits of the masks of each view, (Q, K) float32; they may be not finite."""
+        import torch
+
+        from vitp_pipeline.classifier.inference import mask_logits_of_points
+
+        logits = self._logits(
+            torch.from_numpy(np.stack(pixels)).to(self.device),
+            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in batch],
+            [prompted.record.key for prompted in batch],
+        )
+        settings = self.settings
+        return [
+            mask_logits_of_points(own[None], of.per_mask, settings.temperature, self.average)[0].cpu().numpy()
+            for of, own in zip(batch, logits, strict=True)
+        ]
+
+    def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
+        """(Nᵢ, K) float32 of the prompts of each image."""
+        from vitp_pipeline.classifier.inference import image_logits, pad_points
+        from vitp_pipeline.classifier.mask_prompt import mask_logits
+
+        settings = self.settings
+        if not self.reads_masks:
+            return image_logits(
+                self.model, images, prompts, settings.flip, settings.precision, settings.chunk, image_ids=ids
+            )
+        padded, _ = pad_points(prompts)  # no mask sees another, so what is padded changes none
+        logits = mask_logits(self.model, images, padded, settings.flip, settings.precision)
+        return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]
