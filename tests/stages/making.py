@@ -136,7 +136,7 @@ def make_run(
             writer, other = (
                 ArrayWriter(stage.folder / "made.tmp", stage.about(shard, part)) for stage in (run, class_scores)
             )
-            rows, states = [], []
+            rows, states, policies = [], [], ("max",)
             for image_id in ids:
                 bad = image_id in failed
                 states.append(
@@ -149,12 +149,12 @@ def make_run(
                 if weights != b"weights":
                     scores = scores + np.random.default_rng([seed(image_id), *weights]).normal(0, 2, scores.shape)
                 rows.append(write_record(writer, record))
+                policies = tuple(record.points)
                 other.add(f"point_logits/{record.key}", scores.astype(np.float32), ("query", "class"))
             writer.close()
             other.close()
-            commit_part(
-                run, shard, part, pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc")), writer.path
-            )
+            table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, "abc", policies=policies))
+            commit_part(run, shard, part, table, writer.path)
             commit_part(class_scores, shard, part, pa.Table.from_pylist(states, schema=columns), other.path)
         for stage in (run, class_scores):
             if stage is run or shard not in without:
