@@ -40,7 +40,7 @@ class StageOne:
 
         recipe = load_recipe(options.recipe)
         flags = {"limit": options.images, "device": options.device} | parse_changes(options.set)
-        settings = recipe.stage(ProposalSettings, **flags).settled(begun=False)
+        settings = recipe.stage(ProposalSettings, **flags)
         dataset = Dataset(recipe.manifest, options.data_root, settings.split, settings.limit)
         source = find_source(settings, lambda text: recipe.find_file(text, options.data_root))
         self.generator = load_generator(source, settings, recipe.manifest)

@@ -33,6 +33,7 @@ from mmengine.structures import InstanceData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitp_pipeline.artifacts.mask_codec import PRESETS
 from vitp_pipeline.config.settings import EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import IGNORE, GroundTruthSegment, load_manifest
 from vitp_pipeline.demo import scenes
@@ -47,7 +48,7 @@ from vitp_pipeline.shipped import find_toml
 from vitp_pipeline.stages.generate_proposals import make_record
 
 CONFIG = Path(scenes.__file__).with_name("generator_config.py")
-KEEP_ALL = ProposalSettings("", masks="lossless", drop_below=0.0)
+KEEP_ALL = ProposalSettings("", masks="lossless", **PRESETS["lossless"])
 
 
 class Sample:

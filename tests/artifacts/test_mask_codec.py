@@ -15,7 +15,8 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec, MaskLoss, keep_queries, loss_of, store_masks
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter
 from vitp_pipeline.artifacts.quantized_array import MOST_STEPS
-from vitp_pipeline.config.generate_proposals import NEW_RUN, with_mask_preset
+from vitp_pipeline.config.generate_proposals import with_mask_preset
+from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import CorruptError
 
@@ -109,13 +110,13 @@ def test_logits_too_large_for_steps_stay_as_they_are() -> None:
 
 def test_float16_says_how_far_it_rounds() -> None:
     masks = logits(2)
-    stored = store_masks(masks, np.ones(5), MaskCodec(0.0), 1)
+    stored = store_masks(masks, np.ones(5), MaskCodec(mask_dtype="float16"), 1)
     assert stored.masks.dtype == np.float16
     error = np.abs(stored.masks.astype(float) - masks.numpy()).max()
     assert stored.loss.logit_error == error > 0
     assert error <= loss_of(stored.masks, None).logit_error < 2 * np.spacing(np.float16(masks.abs().max()))
     masks[0, 0, 0] = 1e6  # float16 ends before
-    clipped = store_masks(masks, np.ones(5), MaskCodec(0.0), 1)
+    clipped = store_masks(masks, np.ones(5), MaskCodec(mask_dtype="float16"), 1)
     assert clipped.masks.max() == np.finfo(np.float16).max and clipped.loss.logit_error > 9e5
     assert math.isinf(loss_of(clipped.masks, None).logit_error)
 
@@ -145,32 +146,12 @@ def test_steps_come_back_exactly_with_and_without_our_reader(
         assert found.flags.writeable
 
 
-@pytest.mark.parametrize("kind", ["<i2", "<i4"])
-def test_stores_of_older_versions_are_read(tmp_path: Path, kind: str) -> None:
-    """They held differences along the row, 128 added, by zarr's own codecs."""
-    from zarr.codecs import BloscCodec
-    from zarr.codecs.numcodecs import Delta, FixedScaleOffset
-
-    path, step = tmp_path / "part.zarr.zip", 1 / 256
-    masks = (np.random.default_rng(0).integers(-16_000, 16_001, (3, 8, 11)) * step).astype(np.float32)
-    with warnings.catch_warnings(), zarr.storage.ZipStore(path, mode="w") as store:
-        warnings.simplefilter("ignore")
-        array = zarr.create_array(
-            store,
-            name="masks/a",
-            shape=masks.shape,
-            chunks=masks.shape,
-            dtype="float32",
-            filters=[
-                FixedScaleOffset(offset=0, scale=256, dtype="<f4", astype=kind),
-                Delta(dtype=kind),
-                FixedScaleOffset(offset=-128, scale=1, dtype=kind, astype=kind),
-            ],
-            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=np.dtype(kind).itemsize),
-        )
-        array[...] = masks
-    with ArrayReader(path) as reader:
-        assert np.array_equal(reader.read("masks/a"), masks)
+@pytest.mark.parametrize("keys", [{}, {"graded": False}, {"floor": 0.0}, {"step": 1 / 2}, {"drop_below": 0.0}])
+def test_steps_are_float32_whatever_the_floats_would_be(tmp_path: Path, keys: dict) -> None:
+    codecs = [ProposalSettings("x", mask_dtype=kind, **keys).codec for kind in ("float16", "float32")]
+    half, whole = (store_masks(logits(4), np.linspace(0.1, 1, 5), codec, 1) for codec in codecs)
+    for found in written(tmp_path / "part.zarr.zip", half.masks, half.loss.step):
+        assert found.dtype == np.float32 and np.array_equal(found, whole.masks)
 
 
 def test_lossless_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -198,15 +179,8 @@ def test_damaged_steps_are_noticed(tmp_path: Path) -> None:
 def test_keys_count_before_a_preset() -> None:
     said = {"masks": "compact", "floor": -7.0}
     assert with_mask_preset(said) == PRESETS["compact"] | said
-    assert with_mask_preset({"drop_below": 0.0})["masks"] == "keys"  # said without a preset: they alone count
     assert with_mask_preset({"config": "x"}) == {"config": "x"}
-    assert MaskCodec.said_by({"drop_below": 0.0, "mask_dtype": "float32"}).keeps_all
+    lossless = ProposalSettings("x", **PRESETS["lossless"])
+    assert MaskCodec.said_by(identity_of(lossless)).keeps_all
+    assert MaskCodec.said_by({}) == ProposalSettings("x").codec == MaskCodec(**PRESETS["bounded"])
     assert not any(ProposalSettings("x", **PRESETS[p]).codec.keeps_all for p in PRESETS if p != "lossless")
-
-
-def test_a_new_run_is_bounded_and_one_that_was_begun_without_goes_on_without() -> None:
-    nothing_said = ProposalSettings("x")
-    assert nothing_said.settled(begun=True) == nothing_said
-    assert nothing_said.settled(begun=False).codec == MaskCodec(**PRESETS[NEW_RUN])
-    for said in (ProposalSettings("x", masks="keys"), ProposalSettings("x", drop_below=0.0)):
-        assert said.settled(begun=False) == said

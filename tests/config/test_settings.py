@@ -233,7 +233,7 @@ def test_settings_are_frozen_hashable_and_checked_when_changed(kind: type) -> No
         ("generate-proposals", {"window": (64, 64), "stride": (32, 65)}, "stride = [32, 65] does not fit"),
         ("generate-proposals", {"window": (0, 0), "stride": (32, 32)}, "stride = [32, 32] does not fit"),
         ("generate-proposals", {"window": (64, 0)}, "window = [64, 0]"),
-        ("generate-proposals", {"masks": "keys", "graded": True}, "graded = true needs a step"),
+        ("generate-proposals", {"masks": "lossless", "graded": True}, "graded = true needs a step"),
         ("generate-proposals", {"masks": "bounded", "step": 0.0}, "graded = true needs a step"),
         ("generate-proposals", {"test_size": (800, 640)}, "ascending"),
         ("train-classifier", {"image_size": (448, 450)}, "not a multiple of 14"),

@@ -35,7 +35,7 @@ def truth(project) -> dict[str, list[tuple[int, float, np.ndarray]]]:
 
 def run(project, format: str, masks: Path, out: Path, shard: str | None = None, no_object_share=0.5, **settings):
     recipe = load_recipe(project.recipe)
-    chosen = recipe.stage(ProposalSettings, **{"config": "(imported)", "drop_below": 0.0} | settings)
+    chosen = recipe.stage(ProposalSettings, **{"config": "(imported)", "masks": "lossless"} | settings)
     return import_proposals(recipe, chosen, format, masks, project.data, out, choose_shard(shard, {}), no_object_share)
 
 

@@ -20,7 +20,7 @@ from vitp_pipeline.datasets import IGNORE, Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.summary import result_of
 
-LOSSLESS = {"drop_below": 0.0, "mask_dtype": "float32"}
+LOSSLESS = {"masks": "lossless"}
 MASK = {"prompt": "mask", "crop_scale": (1.0, 1.0), "epochs": 2}
 MAFT = {**MASK, "mask_form": "maft", "depth": 1, "maft_layers": 1, "backbone_lr": 0.0, "point_token": "patch"}
 

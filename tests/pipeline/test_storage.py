@@ -1,4 +1,4 @@
-"""What the presets store of real masks, and what becomes of runs that were begun before there were any."""
+"""What the presets store of real masks."""
 
 from __future__ import annotations
 
@@ -62,13 +62,9 @@ def test_presets_get_smaller(runs: dict[str, Path]) -> None:
     assert sizes[0] > 2 * sizes[1] > 2.2 * sizes[2]
 
 
-def test_a_new_run_is_bounded_and_an_older_one_goes_on_as_it_was(project, tmp_path: Path) -> None:
-    new, old = tmp_path / "new", tmp_path / "old"
-    project.run("generate-proposals", new, limit=2)
-    assert open_proposals(new).codec == MaskCodec(**PRESETS["bounded"])
-    project.run("generate-proposals", new, limit=2, masks="bounded")  # the same by name
-    project.run("generate-proposals", old, limit=2, masks="keys")  # as every run was before there were presets
-    assert open_proposals(old).codec == MaskCodec() and "drop_below" not in open_proposals(old).run.identity["settings"]
-    project.run("generate-proposals", old, limit=2)
+def test_a_run_is_bounded_unless_it_says_otherwise(project, tmp_path: Path) -> None:
+    project.run("generate-proposals", tmp_path, limit=2)
+    assert open_proposals(tmp_path).codec == MaskCodec(**PRESETS["bounded"])
+    project.run("generate-proposals", tmp_path, limit=2, masks="bounded")  # the same by name
     with pytest.raises(IncompatibleError, match="made with other settings"):
-        project.run("generate-proposals", old, limit=2, masks="bounded")
+        project.run("generate-proposals", tmp_path, limit=2, masks="lossless")

@@ -58,7 +58,7 @@ def made(folder: Path, data: Path, generator: ColorGenerator | None = None, **ch
     dataset = Dataset(semantic_spec(), data, "train")
     images = tuple(sample.image_id for sample in dataset.samples)
     changes = {"part_size": 5, "batch_size": 2, **changes}
-    settings = ProposalSettings("x", points=("max", "random"), **changes).settled(begun=False)
+    settings = ProposalSettings("x", points=("max", "random"), **changes)
     run = create_or_check(folder, {"stage": "proposals"}, images, 1, settings.part_size)
     run_parts(run, [0], lambda: ProposalMaker(run, dataset, generator or Colors(), settings), "proposals")
     return run

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,25 +25,17 @@ from vitp_pipeline.artifacts.quantized_array import MOST_STEPS
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "lossless": {"drop_below": 0.0, "mask_dtype": "float32"},
-    "panoptic-exact": {"drop_below": 0.0, "mask_dtype": "float32", "drop_threshold": 0.8},
-    "bounded": {"drop_below": 0.001, "mask_dtype": "float32", "floor": -8.0, "step": 1 / 128, "graded": True},
-    "compact": {"drop_below": 0.003, "mask_dtype": "float32", "floor": -6.0, "step": 1 / 128, "graded": True},
-}
-"""Keys of [generate-proposals] that `masks = "…"` stands for; one that is said beside it counts."""
-
 ROUNDING = 1e-6
 """Of the fused probabilities, float32: a mask is dropped by `drop_threshold` only when it is below by more."""
 
 
 @dataclass(frozen=True)
 class MaskCodec:
-    """The keys of [generate-proposals] that say what of the masks is stored; 0 = do not."""
+    """The keys of [generate-proposals] that say what of the masks is stored; without any, all of it."""
 
-    drop_below: float = 0.01
+    drop_below: float = 0.0
     drop_threshold: float = 0.0
-    mask_dtype: str = "float16"
+    mask_dtype: str = "float32"
     floor: float = 0.0
     step: float = 0.0
     graded: bool = False
@@ -51,12 +43,27 @@ class MaskCodec:
     @classmethod
     def said_by(cls, identity: dict[str, Any]) -> MaskCodec:
         """Of a run, from the settings in its identity, which lack those that have their default."""
-        return cls(**{field.name: identity.get(field.name, field.default) for field in fields(cls)})
+        return cls(**{name: identity.get(name, default) for name, default in PRESETS["bounded"].items()})
 
     @property
     def keeps_all(self) -> bool:
         """True if every mask can be read exactly as the generator gave it."""
-        return self == MaskCodec(**PRESETS["lossless"])
+        return self == MaskCodec()
+
+
+_SMALLER: dict[str, Any] = {"step": 1 / 128, "graded": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: asdict(MaskCodec(**keys))
+    for name, keys in {
+        "lossless": {},
+        "panoptic-exact": {"drop_threshold": 0.8},
+        "bounded": {"drop_below": 0.001, "floor": -8.0, **_SMALLER},
+        "compact": {"drop_below": 0.003, "floor": -6.0, **_SMALLER},
+    }.items()
+}
+"""Keys of [generate-proposals] that `masks = "…"` stands for, "bounded" where nothing is said; one that is said beside
+it counts.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,8 @@ class MaskLoss:
 
 @dataclass(frozen=True)
 class StoredMasks:
-    """The masks as they are stored: (M, h, w) of `codec.mask_dtype`, which queries they are (M,) int32 ascending,
-    Σ(1−v) of the others, and what was lost.
+    """The masks as they are stored: (M, h, w) float32, or without a step of `codec.mask_dtype`; which queries they are
+    (M,) int32 ascending, Σ(1−v) of the others, and what was lost.
     """
 
     masks: np.ndarray
@@ -146,7 +153,8 @@ def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, r
     # where logits are so large that float32 has no steps so small, an image keeps its floats
     step = codec.step if largest <= MOST_STEPS * codec.step else 0.0
     graded = codec.graded and step > 0
-    stored, errors = torch.empty_like(true, dtype=getattr(torch, codec.mask_dtype)), [0.0]
+    kind = "float32" if step else codec.mask_dtype
+    stored, errors = torch.empty_like(true, dtype=getattr(torch, kind)), [0.0]
     some = max(1, _CACHED // max(1, true[0].numel())) if len(true) else 1
     for start in range(0, len(true), some):
         part = true[start : start + some]
@@ -154,8 +162,8 @@ def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, r
         far = is_far(part, codec.floor, ring) if codec.floor else None
         if far is not None:
             rounded.masked_fill_(far, codec.floor)
-        if codec.mask_dtype != "float32":
-            limit = float(np.finfo(codec.mask_dtype).max)  # of float16 65504: no sigmoid can tell larger ones apart
+        if kind != "float32":
+            limit = float(np.finfo(kind).max)  # of float16 65504: no sigmoid can tell larger ones apart
             rounded.clamp_(-limit, limit)
         stored[start : start + some] = rounded
         error = stored[start : start + some].float() - part

@@ -235,7 +235,7 @@ def _by_zarr(
     return {key: buffer.to_bytes() for key, buffer in store.items()}
 
 
-_CODECS = {"bytes", "blosc", "numcodecs.fixedscaleoffset", "numcodecs.delta"}
+_CODECS = {"bytes", "blosc", "numcodecs.fixedscaleoffset"}
 _LARGEST = 1 << 32
 """Bytes of an array; the masks of an image at the image's own size are a tenth of it."""
 

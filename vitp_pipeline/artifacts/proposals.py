@@ -326,7 +326,6 @@ def _proposed(table: pa.Table, images: Collection[str] | None) -> Iterator[dict[
 
 
 def _entry(row: dict[str, Any]) -> ProposalEntry:
-    """In rows that older versions wrote, no view has a number, window or flip."""
     sizes = {name: tuple(row[name]) for name in ("original", "resized", "padded", "mask")}
     points = {
         column.removeprefix(POINTS): np.asarray(values, np.int32).reshape(-1, 2)
@@ -336,12 +335,12 @@ def _entry(row: dict[str, Any]) -> ProposalEntry:
     return ProposalEntry(
         image_id=row["image_id"],
         file_name=row["file_name"],
-        view=View(**sizes, window=tuple(row["window"]) if row.get("window") else None, flip=bool(row.get("flip"))),
+        view=View(**sizes, window=tuple(row["window"]) if row["window"] else None, flip=row["flip"]),
         protocol=row["protocol"],
         kept=np.asarray(row["kept"], np.int32),
         dropped_mass=row["dropped_mass"],
         points=points,
-        number=row.get("view") or 0,
+        number=row["view"],
         loss=_loss(row),
     )
 
@@ -353,7 +352,7 @@ def _record(row: dict[str, Any], arrays: ArrayReader) -> ProposalRecord:
 
 
 def _loss(row: dict[str, Any]) -> MaskLoss | None:
-    """None in rows that older versions wrote, and of imported masks."""
+    """None of imported masks."""
     if row.get("logit_error") is None:
         return None
     return MaskLoss(**{field.name: row[field.name] for field in fields(MaskLoss)})

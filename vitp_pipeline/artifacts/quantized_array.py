@@ -1,8 +1,7 @@
 """Logits that are multiples of a step, stored as integers so that `zarr.open` gives them back as float32.
 
 The chain is of zarr's own codecs: `fixedscaleoffset` makes integers of 16 bits (of 32 where those are too few), `blosc`
-groups high and low bytes and compresses them with zstd. `encode` and `decode` do the same as zarr, only faster. Older
-versions also took differences along a row, 128 added; `decode` reads both.
+groups high and low bytes and compresses them with zstd. `encode` and `decode` do the same as zarr, only faster.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ MOST_STEPS = 2**24
 """Steps that a logit may be away from 0: float32 has no multiples in between beyond."""
 _IN_16_BITS = 2**15 - 1
 _NAMES = ["numcodecs.fixedscaleoffset", "bytes", "blosc"]
-_DIFFERENCES = ["numcodecs.fixedscaleoffset", "numcodecs.delta", "numcodecs.fixedscaleoffset", "bytes", "blosc"]
-_SHIFT = 128
-"""What was added to differences, so that small ones of both signs share their high bytes."""
 _BLOSC: dict[str, Any] = {"cname": "zstd", "clevel": 1, "blocksize": 2**19}
 """Larger blocks gain what a higher level would, in a sixth of the time; the level stands in no fingerprint."""
 _WARNING = "Numcodecs codecs are not in the Zarr version 3 specification"
@@ -55,10 +51,8 @@ def encode(values: np.ndarray, kind: np.dtype, step: float) -> bytes:
 
 
 def wrote(metadata: dict[str, Any]) -> bool:
-    """True if the content of a zarr.json has a codec chain that `codecs` makes or made."""
-    chain = metadata.get("codecs", [])
-    names = [codec.get("name") for codec in chain]
-    return names == _NAMES or (names == _DIFFERENCES and chain[2]["configuration"]["offset"] == -_SHIFT)
+    """Tell if an array has the chain that `codecs` makes, by the content of its zarr.json."""
+    return [codec.get("name") for codec in metadata.get("codecs", [])] == _NAMES
 
 
 def decode(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
@@ -75,8 +69,6 @@ def decode(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
     made = metadata["codecs"][0]["configuration"]
     kind = np.dtype(made["astype"])
     steps = np.frombuffer(Blosc().decode(chunk), kind)
-    if len(metadata["codecs"]) == len(_DIFFERENCES):
-        steps = np.cumsum(steps - kind.type(_SHIFT), dtype=kind)
     values, step = np.empty(steps.size, np.float32), np.float32(1 / made["scale"])
     for start in range(0, steps.size, _CACHED):
         piece = values[start : start + _CACHED]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Len
@@ -114,13 +114,13 @@ class ProposalSettings:
         float,
         within(0, 1000),
         Key("Largest summed objectness of the masks of an image that are not stored; 0 = store all.", "probability"),
-    ] = 0.01
-    mask_dtype: Annotated[Literal["float16", "float32"], Key("Data type of stored mask logits.")] = "float16"
+    ] = 0.001
+    mask_dtype: Annotated[Literal["float16", "float32"], Key("Data type of stored mask logits.")] = "float32"
     part_size: Annotated[
         int,
-        within(0, 10**6),
-        Key("Images in a part, the unit that is committed as a whole; 0 = as the run was begun, or 1000.", "images"),
-    ] = 0
+        within(1, 10**6),
+        Key("Images in a part, the unit that is committed as a whole.", "images"),
+    ] = 1000
     seed: Annotated[Seed, Key("Seed of random weights and random points.", "integer")] = 0
     batch_size: Annotated[int, within(1, 4096), Key("Images per forward pass.", "images", "not")] = 1
     device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
@@ -154,12 +154,9 @@ class ProposalSettings:
     ] = ()
     # how much of the masks is stored (docs/storage.md)
     masks: Annotated[
-        Literal["auto", "keys", "lossless", "panoptic-exact", "bounded", "compact"],
-        Key(
-            "Mask storage preset, gives the keys below; auto = bounded, keys = those set here alone.",
-            enters="keys",
-        ),
-    ] = "auto"
+        Literal["lossless", "panoptic-exact", "bounded", "compact"],
+        Key("Mask storage preset: gives the keys below that are not set here.", enters="keys"),
+    ] = "bounded"
     drop_threshold: Annotated[
         Fraction,
         Key("Drop masks that no panoptic map with at least this object_threshold shows; 0 = off.", "probability"),
@@ -169,15 +166,15 @@ class ProposalSettings:
         within(-1000, 0),
         Check(float.is_integer, "is no whole number", {"multipleOf": 1}),
         Key("Raise far background to this logit, such as -8; 0 = off.", "logit"),
-    ] = 0.0
+    ] = -8.0
     step: Annotated[
         float,
         within(0, 1),
         STEP,
         Key("Quantize mask logits to multiples of this power of two, such as 0.0078125; 0 = off.", "logit"),
-    ] = 0.0
+    ] = 1 / 128
     graded: Annotated[bool, Key("Double the step with every whole number that a logit and all near it lie from 0.")] = (
-        False
+        True
     )
 
     @model_validator(mode="after")
@@ -190,7 +187,7 @@ class ProposalSettings:
                 "Strides lie between 1 and the window's own height and width",
             )
         if self.graded and not self.step:
-            raise UsageError("graded = true needs a step", "Like step = 0.0078125, for 1/128")
+            raise UsageError("graded = true needs a step", "Set one, like 0.0078125 for 1/128, or graded = false")
         return self
 
     @property
@@ -203,27 +200,7 @@ class ProposalSettings:
         """True if every image is seen once, whole, unless the generator's own config asks for windows."""
         return not self.flip and len(self.scales) == 1 and not any(self.window)
 
-    def settled(self, begun: bool) -> ProposalSettings:
-        """Resolve `masks = "auto"`: `bounded`, unless the run was begun without.
-
-        Args:
-            begun: True if there is a run that these settings, taken as they are, belong to.
-        """
-        if self.masks != "auto" or begun or self.codec != MaskCodec():
-            return self
-        return replace(self, masks=NEW_RUN, **PRESETS[NEW_RUN])
-
-
-NEW_RUN: Literal["bounded"] = "bounded"
-"""Mask preset of a new run."""
-
 
 def with_mask_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Put the keys that `masks` stands for under the ones that are set.
-
-    Where keys of mask storage are set and `masks` is not, these keys alone count.
-    """
-    own = [field.name for field in fields(MaskCodec)]
-    if "masks" not in values and any(name in values for name in own):
-        return {**values, "masks": "keys"}
+    """Put the keys that `masks` stands for under the ones that are set."""
     return {**PRESETS.get(str(values.get("masks")), {}), **values}

@@ -198,7 +198,7 @@ class Predictor:
 
         classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
         points = tuple(dict.fromkeys(("max", classify.points)))
-        self.proposals = replace((proposals or ProposalSettings("")).settled(begun=False), points=points)
+        self.proposals = replace(proposals or ProposalSettings(""), points=points)
         if classifier is None and evaluate.alpha:
             raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier

@@ -132,8 +132,7 @@ def _settings(
     def stage(kind: type[Settings]) -> Settings:
         return recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]})
 
-    proposals = stage(ProposalSettings).settled(begun=False)
-    return proposals, stage(ClassifySettings), stage(EvaluateSettings)
+    return stage(ProposalSettings), stage(ClassifySettings), stage(EvaluateSettings)
 
 
 def _absolute(text: str | None) -> str | None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.mask_codec import MaskCodec, store_masks
+from vitp_pipeline.artifacts.mask_codec import store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, open_proposals, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
@@ -29,7 +29,6 @@ from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.postprocess.point_policies import choose_points
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.open_store import Run, open_store
-from vitp_pipeline.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +54,6 @@ def generate_proposals(
     store = open_store(out)
     folder = store.folder / "proposals"
     begun = is_begun(store, folder)
-    settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     if settings.window:
         view_plan(settings, None)  # refused before the run is made
@@ -76,19 +74,6 @@ def generate_proposals(
         return ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings)
 
     return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
-
-
-NEW_PART_SIZE = 1000
-"""Images in a part of a run that is begun: few files, and what is finished of one is kept every few minutes."""
-
-
-def settled(settings: ProposalSettings, store: RunStore) -> ProposalSettings:
-    """The settings with what they leave to the run: as it was begun, if it was."""
-    if not is_begun(store, store.folder / "proposals"):
-        return replace(settings.settled(begun=False), part_size=settings.part_size or NEW_PART_SIZE)
-    proposals = open_proposals(store)
-    begun_with = proposals.run.identity["settings"].get("part_size", 0)  # an older version did not note its own, 32
-    return replace(settings.settled(begun=proposals.codec == MaskCodec()), part_size=settings.part_size or begun_with)
 
 
 def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:

@@ -27,7 +27,6 @@ from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_binary
 from vitp_pipeline.postprocess.point_policies import choose_points
-from vitp_pipeline.stages.generate_proposals import settled
 from vitp_pipeline.storage.open_store import Run, open_store
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ def import_proposals(
     store = open_store(out)
     folder = store.folder / "proposals"
     begun = is_begun(store, folder)
-    settings = settled(settings, store)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, no_object_share)
     source.open()  # a file that cannot be read begins no run

@@ -9,7 +9,6 @@ the same shards, parts and restarts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
 from vitp_pipeline.stages.classify import classifier_file
-from vitp_pipeline.stages.generate_proposals import NEW_PART_SIZE, ProposalMaker, load_generator, view_plan
+from vitp_pipeline.stages.generate_proposals import ProposalMaker, load_generator, view_plan
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -62,7 +61,8 @@ class Stream:
             UserError: any of its other kinds.
         """
         store = open_store(out)
-        self.recipe, self.classify, self.settings, self.digests = recipe, classify, settings, Digests(store)
+        self.recipe, self.generate, self.classify, self.settings = recipe, generate, classify, settings
+        self.digests = Digests(store)
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
         if generate.window:
             view_plan(generate, None)  # refused before the folder is made
@@ -71,24 +71,15 @@ class Stream:
         self.classifier = classifier_file(recipe, classify, data_root, store)
         measured = Measured.of(settings, classify, sweep)
 
-        def identity_with(generate: ProposalSettings) -> dict[str, Any]:
-            stream = {
-                "manifest": recipe.manifest.identity(),
-                "generator": self.source.identity(self.digests),
-                GENERATE: identity_of(generate),
-                "classifier": self.digests.of(self.classifier),
-                "classify": identity_of(classify),
-            }
-            return {"stage": "evaluation", "stream": stream, **measured.identity}
-
-        def folder_with(generate: ProposalSettings) -> Path:
-            return store.folder / "evaluation" / fingerprint(identity_with(generate))[:12]
-
-        # by an older version, which noted no size of its parts
-        begun = is_begun(store, folder_with(generate))
-        part_size = generate.part_size or (0 if begun else NEW_PART_SIZE)
-        self.generate = generate = replace(generate.settled(begun), part_size=part_size)
-        identity, folder = identity_with(generate), folder_with(generate)
+        stream = {
+            "manifest": recipe.manifest.identity(),
+            "generator": self.source.identity(self.digests),
+            GENERATE: identity_of(generate),
+            "classifier": self.digests.of(self.classifier),
+            "classify": identity_of(classify),
+        }
+        identity = {"stage": "evaluation", "stream": stream, **measured.identity}
+        folder = store.folder / "evaluation" / fingerprint(identity)[:12]
         if not is_begun(store, folder):
             shard.for_new_run()
         images = dataset.image_ids
