@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
         out: options.Out,
         format: Annotated[
             str,
-            typer.Option(help="Format of the files.", metavar="FORMAT"),
+            typer.Option(help="Format of the files.", metavar="FORMAT", callback=options.member_of(_formats)),
         ],
         variant: Annotated[str, typer.Option(help="Class scores to export: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,

@@ -17,6 +17,7 @@ from vitp_pipeline.cli.options import (
     RetryFailed,
     Shard,
     checked_as,
+    member_of,
     with_keys,
 )
 
@@ -37,7 +38,10 @@ def register(app: typer.Typer) -> None:
             Path,
             typer.Option("--masks", help="Masks that the other tool wrote: a folder (npz) or a file.", metavar="PATH"),
         ],
-        format: Annotated[str, typer.Option("--from", help="Format of the masks.", metavar="FORMAT")],
+        format: Annotated[
+            str,
+            typer.Option("--from", help="Format of the masks.", metavar="FORMAT", callback=member_of(_formats)),
+        ],
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
         no_object_share: Annotated[

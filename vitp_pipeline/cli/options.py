@@ -120,6 +120,17 @@ def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
     return check
 
 
+def member_of(registry: Callable[[], Any]) -> Callable[[str | None], str | None]:
+    """Make a callback that checks a flag's value against the names of a registry, which is imported when it is used."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None:
+            registry()[value]
+        return value
+
+    return check
+
+
 def with_keys(*tables: str, **names: Callable[[], Iterable[str]]) -> type[TyperCommand]:
     """A command whose help also shows the keys of some tables of a recipe, and the names that an option may have."""
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import ClassifierFile, ClassifierName, DataRoot, Json, Out, RecipeName, with_keys
+from vitp_pipeline.cli.options import (
+    ClassifierFile,
+    ClassifierName,
+    DataRoot,
+    Json,
+    Out,
+    RecipeName,
+    member_of,
+    with_keys,
+)
 from vitp_pipeline.runtime.output import show_lines
 
 
@@ -25,7 +34,12 @@ def register(app: typer.Typer) -> None:
         out: Out,
         engine: Annotated[
             str,
-            typer.Option("--engine", help="Scheduler; k8s and aws print jobs for you to submit", metavar="ENGINE"),
+            typer.Option(
+                "--engine",
+                help="Scheduler; k8s and aws print jobs for you to submit.",
+                metavar="ENGINE",
+                callback=member_of(_engines),
+            ),
         ],
         shards: Annotated[
             int | None, typer.Option("--shards", min=1, max=10**6, help="Number of shards of a new run.", metavar="N")

@@ -53,8 +53,7 @@ class TrainSettings:
     point_token: Annotated[
         Literal["linear", "patch", "rotary", "sampled"],
         Key(
-            "Point token: linear as in the paper, patch starts from the patches around the point, rotary is a learned "
-            "vector placed as a patch, sampled reads the patches."
+            "Point token: linear as in the paper; patch, of the patches around it; rotary, placed as a patch; sampled."
         ),
     ] = "linear"
     attention: Annotated[
