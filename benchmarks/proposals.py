@@ -77,9 +77,10 @@ class StageOne:
         from vitp_pipeline.artifacts.mask_codec import store_masks
         from vitp_pipeline.artifacts.parts import ArrayWriter
         from vitp_pipeline.artifacts.proposals import ProposalRecord, write_record
+        from vitp_pipeline.config.generate_proposals import MasksOfView
         from vitp_pipeline.generators.views import propose
+        from vitp_pipeline.postprocess.point_policies import choose_points
         from vitp_pipeline.postprocess.upsample import source_reach
-        from vitp_pipeline.stages.generate_proposals import choose_points
 
         maker, protocol = self.maker, self.generator.protocol
         dataset, settings = maker.dataset, maker.settings
@@ -89,7 +90,8 @@ class StageOne:
         objectness = [1 - f.class_logits.double().softmax(1)[:, -1].numpy() for f in found]
         codec, threads = settings.codec, torch.get_num_threads()
         torch.set_num_threads(1)
-        points = [choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)]
+        shown = [MasksOfView(m, f.view, protocol, "x") for m, f in zip(masks, found, strict=True)]
+        points = [choose_points(each, settings) for each in shown]
         stored = [
             store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, objectness, found, strict=True)
         ]
@@ -108,9 +110,7 @@ class StageOne:
         steps = {
             "read": lambda: [dataset.read_image(dataset.sample(image)) for image in self.images],
             "resize": lambda: [self.generator.resize(picture) for picture in pictures],
-            "choose points": lambda: [
-                choose_points(m, f.view, protocol, settings, "x") for m, f in zip(masks, found, strict=True)
-            ],
+            "choose points": lambda: [choose_points(each, settings) for each in shown],
             "drop, floor, round": lambda: [
                 store_masks(m, p, codec, source_reach(f.view)) for m, p, f in zip(masks, objectness, found, strict=True)
             ],
