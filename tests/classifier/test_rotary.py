@@ -162,7 +162,7 @@ def tables(rope: nn.Module, grid: tuple[int, int], points: Tensor | None, unplac
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize(("make", "changes"), KINDS, ids=str)
+@pytest.mark.parametrize(("make", "changes"), KINDS, ids=lambda value: getattr(value, "__name__", str(value)))
 @torch.no_grad()
 def test_turns_at_the_centers_are_timms_table(make: Any, changes: dict[str, Any], grid: tuple[int, int]) -> None:
     rope = make(grid, **changes)
