@@ -1,7 +1,7 @@
-"""Notes beside the figures: why one is exactly zero or does not exist, and what is only approximate.
+"""Notes on the figures: why one is exactly zero, does not exist, or is only approximate.
 
-A data set that was prepared wrongly gives 0 without an error. So a headline of exactly 0 says what in the counts makes
-it 0. A figure that does not exist (`figure`) says of what there is none.
+A wrongly prepared dataset gives 0 without an error, so the counts behind a headline of exactly 0 are explained. A
+figure that does not exist (`figure`) gets the reason: what the ground truth or the predictions lack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitp_pipeline.evaluation.totals import Totals
 
 SHOWN = ("generator", "fused")
-"""Variants whose zero is explained: the bounds' follow from the same cause."""
+"""Variants whose zero is explained; a zero of the upper bounds has the same cause."""
 NO_PQ = "no PQ: "
 
 
@@ -83,9 +83,7 @@ def _of(name: str, metric: str, value: Figure, reason: Callable[[], str]) -> lis
 
 
 def _of_groups(name: str, variant: int, evaluation: Evaluation, totals: Totals, found: dict[str, Any]) -> Iterator[str]:
-    """PQ of things or of stuff that does not exist, or is 0 although the ground truth has some, where that of all does
-    and is not.
-    """
+    """Explain an undefined or zero PQ of things or stuff where the PQ of all classes is defined and above 0."""
     things, (tp, _, fn) = np.array(evaluation.dataset.spec.things), totals.matches[variant]
     for group, of in (("things", things), ("stuff", ~things)):
         if found["all"]["PQ"] is not None and found[group]["PQ"] is None:
@@ -105,7 +103,7 @@ NOTHING = {
 
 def _semantic(variant: int, evaluation: Evaluation, totals: Totals) -> str:
     truth, predicted = (np.flatnonzero(totals.areas[variant, :, column]) for column in (1, 2))
-    return _classes(evaluation, truth, predicted, "no pixel of a class is called by its name")
+    return _classes(evaluation, truth, predicted, "no pixel has its ground-truth class as predicted class")
 
 
 def _panoptic(variant: int, evaluation: Evaluation, totals: Totals, of: np.ndarray | None = None) -> str:

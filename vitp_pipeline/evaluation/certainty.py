@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vitp_pipeline.config.settings import EvaluateSettings
 
 FIELDS = {"certain": "int64", "pixels": "int64"}
-"""A row's column `certain`: pixels whose label is, and all pixels of the image."""
+"""Column `certain` of a row: pixels whose label provably does not depend on mask compression, and all pixels."""
 
 
 def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, ...]) -> None:
-    """Raise IncompatibleError when masks are missing that a panoptic map with this object threshold could show."""
+    """Raise IncompatibleError when the store lacks masks that a panoptic map with this object threshold needs."""
     if "panoptic" in tasks and settings.object_threshold < codec.drop_threshold:
         raise IncompatibleError(
             f"object_threshold = {settings.object_threshold}: the proposals hold only masks that may reach "
@@ -32,7 +32,7 @@ def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, 
 
 
 def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Tensor, kept: torch.Tensor) -> np.ndarray:
-    """(H0, W0) bool: whose labels, by (Q, K) class probabilities of all queries, no loss of the store can change."""
+    """(H0, W0) bool: pixels whose label provably does not depend on mask compression. probs: (Q, K), of all queries."""
     from vitp_pipeline.postprocess.certainty import certain_map
 
     loss = loss_of(record.masks, record.loss)
@@ -40,7 +40,7 @@ def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Ten
 
 
 def _count(image: MeasuredImage) -> list[np.ndarray]:
-    """Of the headline; `check_views` sees to it that there is one view."""
+    """Count for the headline variant; `check_views` ensures a single view."""
     (view,), evaluation = image.views, image.evaluation
     found = certain_pixels(
         view.record, view.masks, view.probs[evaluation.variants.index(evaluation.headline)], view.kept
@@ -53,7 +53,7 @@ def _add(total: np.ndarray, entries: Mapping[str, np.ndarray]) -> None:
 
 
 def certain_share(total: np.ndarray) -> dict[str, Any]:
-    """For the result, from the sums of the column."""
+    """Return the entry of the result, from the sums of the column."""
     certain, pixels = map(int, total)
     return {"share": certain / pixels if pixels else None, "uncertain": pixels - certain, "pixels": pixels}
 

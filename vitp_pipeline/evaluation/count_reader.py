@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STATES = ("image_id", "status", "error")
 Pieces = dict[str, list[dict[str, np.ndarray]]]
-"""Per column its entries part by part, not joined yet."""
+"""Entries of each column, part by part, not yet concatenated."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ def shard_parts(evaluation: Evaluation, shard: int) -> Iterator[pa.Table]:
 
 
 def missing_shards(evaluation: Evaluation) -> list[int]:
-    """Those that are not finished."""
+    """List the unfinished shards."""
     run = evaluation.run
     run.store.fetch_all(run.shard_folder(shard) / "done.json" for shard in range(run.shards))
     return [shard for shard in range(run.shards) if not run.finished(shard)]
@@ -91,7 +91,7 @@ def add_part(
     names: Sequence[str],
     variants: Sequence[int] | None = None,
 ) -> None:
-    """Put the named columns of a part behind those that are there, for `joined`."""
+    """Append columns of a part to those collected so far; `joined` concatenates them."""
     for name in names:
         entries = entries_of(part, name)
         if variants is not None and "variant" in entries:
@@ -103,7 +103,7 @@ def add_part(
 
 
 def joined(rows: Rows, pieces: Pieces) -> Rows:
-    """The rows with their columns."""
+    """Return the rows with their columns concatenated."""
     for name, found in pieces.items():
         rows.columns[name] = {k: np.concatenate([f[k] for f in found]) for k in found[0]}
     return rows

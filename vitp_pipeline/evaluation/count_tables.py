@@ -37,10 +37,10 @@ MASK_FIELDS = {"query": "int32", "objectness": "float64"} | dict.fromkeys(
 
 
 class CountRows:
-    """Gathers the rows of a part, as a table and not as what they are made of, which is ten times larger."""
+    """Collect the rows of a part as Arrow tables, a tenth of the size of the Python objects."""
 
     TOGETHER = 32
-    """Rows that become a table in one go."""
+    """Rows converted to a table at once."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation

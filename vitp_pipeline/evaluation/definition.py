@@ -1,6 +1,6 @@
 """Definition of an evaluation: whose masks and scores, which variants, which metrics.
 
-A variant is a way to name the masks:
+A variant is one way to classify the masks:
 
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
     upper_bound_point    class of the ground truth at the mask's point (paper Table 5)
@@ -31,11 +31,11 @@ UPPER_BOUNDS = ("upper_bound_point", "upper_bound_mask")
 HEADLINE = ("generator", "classifier", "fused", *UPPER_BOUNDS)
 MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
 MAP_KEYS |= {"mask_quality", "detections"}
-"""Keys of [evaluate] that change a map; `postprocess.segmenter` is where they act. The others say what is measured."""
+"""Keys of [evaluate] that change a map; `postprocess.segmenter` applies them. The others choose what is measured."""
 
 
 def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return what of the settings identifies a map, where nothing is measured."""
+    """Return the settings that identify a map, for commands that measure nothing."""
     return {key: value for key, value in identity_of(settings).items() if key in MAP_KEYS}
 
 
@@ -78,13 +78,13 @@ class Evaluation:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of what there is of the stages."""
+        """Fingerprints of the stages that exist, by stage."""
         kept = {"proposals": self.inputs.proposals.run, "class_scores": self.inputs.class_scores} if self.inputs else {}
         return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
 
     @property
     def codec(self) -> MaskCodec:
-        """Compression of the masks that it could read."""
+        """Compression of the masks that were evaluated."""
         return self.inputs.proposals.codec if self.inputs else MaskCodec.said_by(self.run.identity["stream"][GENERATE])
 
     @property
@@ -99,7 +99,7 @@ class Evaluation:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """Make the maps that are measured, or shown."""
+        """Segmenter that makes the maps to measure or show."""
         from vitp_pipeline.postprocess.segmenter import Segmenter
 
         return Segmenter(self.settings, self.dataset.spec.things)
@@ -111,10 +111,10 @@ class Evaluation:
 
 
 def streamed(folder: Path) -> IncompatibleError:
-    """Say that an evaluation kept neither masks nor scores."""
+    """Return the error for an evaluation that kept neither masks nor scores."""
     return IncompatibleError(
         f"{folder}: was streamed, so there are no masks and scores to show",
-        "Name another evaluation, or run generate-proposals, classify and evaluate without --stream",
+        "Choose another evaluation, or run generate-proposals, classify and evaluate without --stream",
     )
 
 
@@ -154,7 +154,7 @@ class Measured:
 
 
 def check_views(evaluation: Evaluation) -> None:
-    """Raise UsageError when figures are asked for that several views of an image have not."""
+    """Raise UsageError when a requested figure is undefined for several views of an image."""
     if evaluation.settings.certain:
         raise UsageError("certain = true needs one view of an image", "Leave it out of [evaluate]")
     if others := [task for task in evaluation.tasks if task != "semantic"]:

@@ -1,6 +1,6 @@
-"""The counts of an image: its masks named under every variant, drawn as maps, held against the ground truth.
+"""Count one image: classify its masks under every variant, make maps, compare them with the ground truth.
 
-A row has sparse confusion, panoptic matches, instances and named masks, per variant (`count_tables` stores it).
+A row has sparse confusion, panoptic matches, instances and classified masks, per variant (`count_tables` stores it).
 Several views of an image (docs/views.md) are fused one by one, then their class scores are averaged.
 """
 
@@ -51,7 +51,7 @@ class CountMaker:
         return rows.table()
 
     def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Images of a part with their counts, or with why they have none."""
+        """Yield the images of a part with their counts, or with the error."""
         class_scores = self.evaluation.class_scores
         scored = class_scores.read_rows(shard, part)
         states = {r["image_id"]: r for r in scored.to_pylist()}
@@ -74,7 +74,7 @@ class CountMaker:
         Args:
             size: (H0, W0) of the image.
             views: proposals and (Q, K) point logits of its views.
-            keep_views: False: only the running average of class scores is held, no view longer than its turn.
+            keep_views: False: keep only the running average of class scores, one view in memory at a time.
         """
         dataset = self.evaluation.dataset
         try:
@@ -97,7 +97,7 @@ class CountMaker:
         return self._measure(views, truth, segments, objects, keep_views)
 
     def _instances(self, sample: Sample, truth: np.ndarray, segments: Segments | None) -> TrueInstances:
-        """Connected pieces where `components` asks for them; else as the labels list them."""
+        """Return connected components if `components` is set, else the segments of the labels."""
         from vitp_pipeline.evaluation.instances import listed_instances, true_instances
 
         if segments is not None:
@@ -134,7 +134,7 @@ class CountMaker:
     def _one_view_tasks(
         self, views: Sequence[FusedView], segments: Segments | None, objects: TrueInstances | None
     ) -> dict[str, Any]:
-        """Instance and panoptic counts; `check_views` sees to it that they are asked of single views alone."""
+        """Instance and panoptic counts; `check_views` ensures that the image has a single view."""
         from vitp_pipeline.evaluation.instances import image_row
         from vitp_pipeline.metrics.panoptic import count
 
@@ -154,13 +154,13 @@ class CountMaker:
     def _score(
         self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray
     ) -> tuple[FusedView, np.ndarray]:
-        """A view's scores under every variant, and (Q,) the majority of the ground truth inside its masks."""
+        """Score a view under every variant; also return (Q,) the majority ground-truth class of each mask."""
         import torch
 
         from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label
 
         points = points_of(record, self.policy)
-        if len(points) != point_logits.shape[0]:  # several of a mask, and the bound needs one
+        if len(points) != point_logits.shape[0]:  # several points per mask; the upper bound needs one
             points = points_of(record, "max")
         by_point = label_at_points(truth, points)
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
@@ -169,7 +169,7 @@ class CountMaker:
         return self.segmenter.score(record, point_logits, self.evaluation.alphas, (by_point, by_mask)), by_mask
 
     def _classified(self, view: FusedView, by_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """The predicted classes of the masks that likely are objects and cover labeled pixels.
+        """Return the predicted classes of masks with objectness above 0.5 that cover labeled pixels.
 
         Args:
             by_mask: (Q,) majority ground-truth classes.

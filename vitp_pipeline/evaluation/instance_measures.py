@@ -1,4 +1,4 @@
-"""Definitions of instance AP by name: how detections of an image are matched, and AP of all matches."""
+"""Registry of instance AP definitions: matching within an image, and AP of all matches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class InstanceMeasure:
     """A definition of instance AP.
 
     Attributes:
-        match: detections of every variant, run lengths of the masks that they name, ground truth, K, settings → matches
+        match: detections of every variant, run lengths of their masks, ground truth, K, settings → matches
             of every variant, and (K, areas) int64 instances to find.
         average: (n,) class, score, hit and ignored of all detections, image after image, and the instances to find →
             figures by name, "AP" among them, and (K,) AP by class.
         areas: how many ranges of area instances are counted in.
         title: of AP in tables.
-        nothing: says of what there is none where AP does not exist.
+        nothing: message where AP does not exist: what the ground truth lacks.
     """
 
     match: Callable[

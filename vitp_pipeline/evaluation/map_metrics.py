@@ -1,4 +1,4 @@
-"""Metrics of semantic maps beside mIoU, by name: what they count of an image, how that adds up, and their figures."""
+"""Registry of metrics of semantic maps beside mIoU: counts per image, their sums, and figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasuredImage:
-    """An image whose maps are held against the ground truth.
+    """An image whose maps are compared with the ground truth.
 
     Attributes:
         maps: (V, H, W) int16 class indices of every variant.
         truth: (H, W) int16 class indices or IGNORE.
-        views: of the image; none where several were averaged one by one.
+        views: of the image; empty where several views were averaged one by one.
     """
 
     evaluation: Evaluation

@@ -1,4 +1,4 @@
-"""`vitp evaluate --by-class`: every class as the generator names it, fused, and as far as its masks allow."""
+"""`vitp evaluate --by-class`: figures per class of generator, fused result and upper bounds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TITLES = {
     "generator": "generator",
     "fused": "fused",
     "gain": "gain",
-    "upper_bound_point": "bound (point)",
-    "upper_bound_mask": "bound (mask)",
+    "upper_bound_point": "upper bound: point",
+    "upper_bound_mask": "upper bound: mask",
 }
 
 

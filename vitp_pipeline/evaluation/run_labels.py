@@ -19,18 +19,18 @@ from vitp_pipeline.storage.sealed import read_sealed
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")
 LAST = ("stream", "alphas", "folder")
-"""Facts of MAIN are told wherever they differ. The others are told where they tell two apart that are alike without,
-those of LAST after all settings.
+"""Facts of MAIN are shown wherever they differ. The others are shown only to distinguish entries that are otherwise
+alike, those of LAST after all settings.
 """
 
 Facts = dict[str, str]
-"""Words by what they are about, in the order in which they are told."""
+"""Text by key, in the order of display."""
 
 
 def facts_of(store: RunStore, stages: Sequence[StageRun]) -> list[Facts]:
     """Describe the folders class_scores/ and evaluation/ of a run; of the former all but α and formula.
 
-    Left out is one whose identity is of other types than vitp writes.
+    An identity with types that vitp does not write gives an empty entry.
     """
     classifiers = _classifiers(store)
     known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "class_scores"}
@@ -59,16 +59,16 @@ def _facts(store: RunStore, stage: StageRun, classifiers: dict[str, Path], known
     facts |= {k: f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in others.items()}
     if "stream" in identity:
         facts["stream"] = "streamed"
-    if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and that of the headline
+    if len(identity.get("alphas", ())) > 3:  # more than 0, 1 and the headline's
         facts["alphas"] = f"{len(identity['alphas'])} α measured"
     return {key: str(text) for key, text in facts.items()}
 
 
 def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
-    """Of each what tells it apart from the others.
+    """Return for each the text that distinguishes it from the others.
 
     Args:
-        always: facts that are told even where all have the same.
+        always: keys that are shown even where all are equal.
     Returns:
         "" for one that nothing tells apart.
     """

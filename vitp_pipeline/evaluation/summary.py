@@ -1,4 +1,4 @@
-"""From the sums of an evaluation to its figures: ratios in [0, 1]."""
+"""Compute the figures of an evaluation from its sums: ratios in [0, 1]."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
 
 def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
-    """Mask classification accuracy, of the masks with objectness 1 − v > 0.5 that cover labeled pixels, and the
+    """Mask classification accuracy of masks with objectness 1 − v > 0.5 that cover labeled pixels, and the
     confusion of majority ground-truth classes with predicted ones.
     """
     names, count = evaluation.dataset.spec.class_names, int(totals.classified[0].sum())
@@ -160,7 +160,7 @@ def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
 
 
 def result_of(evaluation: Evaluation, allow_missing: bool = False) -> dict[str, Any]:
-    """The figures, always made of the counts; result.json is written for people and tools, and never believed.
+    """Compute the figures, always from the counts; result.json is an output and never an input.
 
     Raises:
         PartialError: as `summarize`.
@@ -180,13 +180,13 @@ def _says(store: RunStore, path: Path, result: dict[str, Any]) -> bool:
     try:
         found = read_sealed(store.fetch(path))
     except CorruptError as error:
-        say(f"{error.message}; made anew from the counts")
+        say(f"{error.message}; recomputed from the counts")
         return False
     return {**found, "provenance": None} == {**result, "provenance": None}
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """A table for people, on standard output."""
+    """Print tables on standard output."""
     from vitp_pipeline.runtime.tables import Table
 
     images, semantic, panoptic = result["images"], result["semantic"], result["panoptic"]
@@ -224,7 +224,7 @@ def print_result(result: dict[str, Any]) -> None:
         )
     if semantic and (certain := semantic.get("certain")):
         share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
-        show(f"label certain, whatever storing changed in the masks: {share}")
+        show(f"pixels whose label provably does not depend on mask compression: {share}")
     accuracy = result["masks"]["mask_accuracy"]
     if result["masks"]["matched"]:
         shares = ", ".join(f"{name} {percent(accuracy[name])} %" for name in CLASSIFIED_BY)

@@ -49,14 +49,14 @@ class Totals:
     """Sums over the images that are measured; V variants, K classes.
 
     Attributes:
-        images: how many images were looked at, those that failed included.
+        images: number of images, failed ones included.
         failed: (image, reason).
         missing: shards that are not finished.
         areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
         metrics: sums of those of `MAP_METRICS` that are asked for.
-        paired: areas of images, or of blocks of them, under the generator's names and the fused ones, to be resampled.
+        paired: areas of images, or of blocks of them, with generator and fused classes, for the bootstrap.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
-        classified: (3, K, K) int64 masks of a true class (rows) under the names of `CLASSIFIED_BY`.
+        classified: (3, K, K) int64 masks by majority ground-truth class and predicted class, per `CLASSIFIED_BY`.
         detections: entries of `instances.COLUMNS` of all images; empty without instances.
     """
 

@@ -29,7 +29,7 @@ SERIES = (
     "var(--series-6)",
 )
 CURVE = 5
-"""So many α and more are joined by a line: fewer look like a curve that nobody has measured."""
+"""Least number of α joined by a line: fewer points would suggest a curve that was not measured."""
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 
 
@@ -161,7 +161,8 @@ def reliability(found: dict[str, dict[str, Any]]) -> Chart:
                 "customdata": bins["count"],
                 "line": {"color": INK[name]},
                 "marker": {"size": [6 + 14 * (n / max(1, *bins["count"])) ** 0.5 for n in bins["count"]]},
-                "hovertemplate": f"{name}: %{{customdata}} masks, sure %{{x:.1f}} %, right %{{y:.1f}} %<extra></extra>",
+                "hovertemplate": f"{name}: %{{customdata}} masks<br>"
+                "confidence %{x:.1f} %, accuracy %{y:.1f} %<extra></extra>",
             }
         )
     layout = _layout("confidence [%]", "accuracy [%]", height=420)
@@ -170,7 +171,7 @@ def reliability(found: dict[str, dict[str, Any]]) -> Chart:
 
 
 def help_and_harm(bins: Sequence[dict[str, Any]], title: str) -> Chart:
-    """Per bin the share of its masks that fusion put right (up) and wrong (down)."""
+    """Draw per bin the share of masks that fusion corrected (up) and made wrong (down)."""
     names = [b["bin"] for b in bins]
 
     def share(key: str, sign: int = 1) -> list[float | None]:
@@ -178,15 +179,15 @@ def help_and_harm(bins: Sequence[dict[str, Any]], title: str) -> Chart:
 
     counts = [[b["masks"], b["righted"], b["wronged"], b["before"], b["after"]] for b in bins]
     hover = (
-        "%{x}: %{customdata[0]} masks<br>put right %{customdata[1]}, put wrong %{customdata[2]}<br>"
-        "right before %{customdata[3]}, after %{customdata[4]}<extra></extra>"
+        "%{x}: %{customdata[0]} masks<br>corrected %{customdata[1]}, newly wrong %{customdata[2]}<br>"
+        "correct before %{customdata[3]}, after %{customdata[4]}<extra></extra>"
     )
     common = {"type": "bar", "x": names, "customdata": counts, "hovertemplate": hover}
     net = [percent((b["righted"] - b["wronged"]) / b["masks"]) if b["masks"] else None for b in bins]
     marker = {"color": "var(--ink)", "size": 9, "symbol": "diamond"}
     data = [
-        common | {"name": "put right", "y": share("righted"), "marker": {"color": INK["gain"]}},
-        common | {"name": "put wrong", "y": share("wronged", -1), "marker": {"color": INK["harm"]}},
+        common | {"name": "corrected", "y": share("righted"), "marker": {"color": INK["gain"]}},
+        common | {"name": "newly wrong", "y": share("wronged", -1), "marker": {"color": INK["harm"]}},
         {
             "type": "scatter",
             "mode": "markers",

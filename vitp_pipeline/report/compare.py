@@ -49,9 +49,9 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         classes: per label [{name, first, other, estimate, low, high}] of the IoU of fused maps.
         image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
         settings: per label what differs, as lines.
-        differs: per label the same for people: classifier, points and α first.
+        differs: per label the same in words: classifier, points and α first.
         evaluations: per label the folder.
-        notes: what a person must know beside the figures of the evaluations.
+        notes: of the evaluations.
     Raises:
         UsageError: fewer than two evaluations.
         IncompatibleError: other classes, no common image, or another ground truth.
@@ -111,7 +111,7 @@ def _notes(labels: Sequence[str], runs: Sequence[StoredEvaluation]) -> list[str]
 
 
 def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
-    """A letter, and of run, classifier, points and α what tells the evaluations apart."""
+    """Label with a letter, and with the run, classifier, points or α that distinguish the evaluations."""
     facts = []
     for run in runs:
         stage = run.evaluation.run
@@ -162,7 +162,7 @@ def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
 def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[str, Sums]:
     found: dict[str, Sums] = {}
     tasks = figures.tasks_of(stored)
-    if variant not in COMPARED:  # read when they are wanted: most comparisons have no use for them
+    if variant not in COMPARED:  # read on demand: most comparisons do not need them
         number = headline_variants(stored.evaluation)[variant]
         stored = replace(stored, rows=read_rows(stored.evaluation, COLUMNS, [number]))
     if "semantic" in tasks:
@@ -255,7 +255,7 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """A table for people, on standard output."""
+    """Print a table on standard output."""
     from vitp_pipeline.runtime.tables import Table
 
     for label in result["labels"]:

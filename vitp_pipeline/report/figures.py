@@ -35,7 +35,7 @@ MEANT = {
     "mIoU (union)": "mIoU is the mean over the classes that the ground truth holds; in mIoU (union) classes that were "
     "only predicted count as 0."
 }
-"""What the headings of some columns cannot say."""
+"""Notes on columns whose heading is not enough."""
 GROUPS = ("", "coco", "things", "stuff")
 """Which figures come first in a table, and which groups of them; all others follow as the result has them."""
 
@@ -55,7 +55,7 @@ def tasks_of(stored: StoredEvaluation) -> tuple[str, ...]:
 
 
 def task_figures(stored: StoredEvaluation, task: str, variant: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The figures of one way to name the masks.
+    """Return the figures of one variant.
 
     Returns:
         (figure by its name, in [0, 1] or None; per-class figures by name, each class name → value or None)
@@ -142,7 +142,7 @@ def class_measures(stored: StoredEvaluation) -> dict[str, dict[str, list[Any]]]:
 
 
 NO_MASK = "(no mask)"
-"""What pixels of images without a mask are called: a last class of `confusions`."""
+"""Label of pixels in images without a mask: the last class of `confusions`."""
 
 
 def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
@@ -213,7 +213,7 @@ def class_pixels(rows: Rows, classes: int) -> np.ndarray:
 
 
 def image_accuracies(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(images,) share of the labeled pixels that generator and fused name rightly, nan without any; without semantic
+    """(images,) share of labeled pixels that generator and fused classify correctly, nan without any; without semantic
     maps the share of the masks.
     """
     numbers, found = headline_variants(stored.evaluation), {}

@@ -32,7 +32,7 @@ def choose(gains: np.ndarray, uncertainty: np.ndarray, each: int = EACH) -> list
     improved = [i for i in order.tolist() if gains[i] > 0][:each]
     harmed = [i for i in np.argsort(gains, kind="stable").tolist() if gains[i] < 0][:each]
     taken = {*improved, *harmed}
-    unsure = [i for i in np.argsort(-uncertainty, kind="stable").tolist() if np.isfinite(uncertainty[i])]
-    unsure = [i for i in unsure if i not in taken][:each]
-    kinds = {"improved": improved, "harmed": harmed, "uncertain": unsure}
+    uncertain = [i for i in np.argsort(-uncertainty, kind="stable").tolist() if np.isfinite(uncertainty[i])]
+    uncertain = [i for i in uncertain if i not in taken][:each]
+    kinds = {"improved": improved, "harmed": harmed, "uncertain": uncertain}
     return [Choice(i, kind) for kind, images in kinds.items() for i in images]

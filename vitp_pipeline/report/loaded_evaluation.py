@@ -31,7 +31,7 @@ COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
 READ = ("proposals", "class_scores", "points", "alphas", "settings")
 """Keys that the identity of an evaluation must have."""
 LISTED = 20
-"""So many evaluations of a run are said at once."""
+"""Evaluations of a run that a message lists at most."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StoredEvaluation:
 
     Attributes:
         store: of the run.
-        named: whether the evaluation itself was named, not only its run.
+        named: True if the evaluation itself was given, not only its run.
         evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
         rows: of the images, `COLUMNS` of the variants `COMPARED`.
         result: the figures, as in result.json.
@@ -75,9 +75,9 @@ def open_evaluation(run: Run, data_root: Path | None = None, recipe: str | None 
     """Open an evaluation of a run.
 
     Args:
-        run: its newest evaluation is taken; a path or URL may also name one, RUN/evaluation/FINGERPRINT.
+        run: its newest evaluation is taken; a path or URL may also give one, RUN/evaluation/FINGERPRINT.
         data_root: where images and ground truth lie; None does without them.
-        recipe: names the manifest where it is none of the shipped ones.
+        recipe: gives the manifest where it is none of the shipped ones.
     Raises:
         InputError: no such folder; no manifest is known for a data root.
         MissingStageError: nothing is evaluated there.
@@ -121,7 +121,7 @@ _NAMED = re.compile(r"(.*?)/*(?:/evaluation/([0-9a-f]{12}))?/*", re.DOTALL)
 
 
 def find_evaluation(run: Run) -> tuple[RunStore, Path, bool]:
-    """Return the store of a run, RUN/evaluation/FINGERPRINT and whether the caller named that, by path or URL; else it
+    """Return the store of a run, RUN/evaluation/FINGERPRINT and whether the caller gave that, by path or URL; else it
     is the newest evaluation that measured something.
     """
     name = ""
@@ -193,7 +193,7 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
     if needed:
         raise UsageError(
             f"{proposals.run.folder}: its manifest {identity['name']!r} is none of the shipped ones",
-            "Name the run's recipe with --recipe, so that its images can be found",
+            "Give the run's recipe with --recipe, so that its images can be found",
         )
     classes = tuple(
         ClassInfo(name, label, thing, default_color(i)) for i, (name, label, thing) in enumerate(identity["classes"])

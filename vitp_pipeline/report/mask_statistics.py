@@ -30,10 +30,10 @@ class MaskFacts:
     Attributes:
         image: number of the image, as in the rows.
         query: which query of the generator.
-        label: the majority of the ground truth inside, or IGNORE.
+        label: the majority ground-truth class, or IGNORE.
         area: share of the image inside {logit > 0}, in [0, 1].
         predicted: per source, class indices.
-        confidence: per source, the probability of that class given that the mask is something, in [0, 1].
+        confidence: per source, the probability of that class given that the mask is an object, in [0, 1].
         uncertainty: (images,) mean entropy of the fused prediction, in [0, 1] where 1 is "any class"; weighted by
             area · (1 − v); nan where there is no mask.
     """
@@ -47,12 +47,12 @@ class MaskFacts:
     uncertainty: np.ndarray
 
     def right(self, source: str) -> np.ndarray:
-        """(M,) bool: named as the ground truth inside."""
+        """(M,) bool: the predicted class is the majority ground-truth class."""
         return np.asarray(self.predicted[source] == self.label)
 
     @property
     def known(self) -> np.ndarray:
-        """(M,) bool: the ground truth inside has a label."""
+        """(M,) bool: the mask has a majority ground-truth class."""
         return np.asarray(self.label != IGNORE)
 
 
@@ -133,7 +133,7 @@ def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple
 
 
 def _labels(stored: StoredEvaluation) -> dict[tuple[int, int], int]:
-    """(image, query) → the majority of the ground truth inside, as the rows have it."""
+    """Map (image, query) to the majority ground-truth class, as in the rows."""
     e = stored.rows.columns["masks"]
     return dict(zip(zip(e["image"].tolist(), e["query"].tolist(), strict=True), e["label"].tolist(), strict=True))
 
@@ -169,7 +169,7 @@ def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[s
         pixels: (K,) ground-truth pixels of every class.
     Returns:
         per question ("area", "confidence", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
-        of masks, before and after being those classified right.
+        of masks, before and after being those classified correctly.
     """
     known = facts.known
     area, confidence = facts.area[known], facts.confidence["generator"][known]

@@ -67,7 +67,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         "report.html",
         data,
         ("page.js", "gallery.js"),
-        title=f"{provenance['dataset']} {provenance['split']}: what fusion changed",
+        title=f"{provenance['dataset']} {provenance['split']}: effect of fusion",
         about=f"{_count(images)} · {figures.alpha_text(stored)} · {stored.evaluation.settings.formula} · "
         f"evaluation {stored.evaluation.run.fingerprint[:12]}",
         sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
@@ -153,7 +153,7 @@ def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
-    """The few numbers to begin with: the first figure of every task, and the mask accuracy."""
+    """Return the headline tiles: the first figure of every task, and the mask classification accuracy."""
     tiles = []
     for task in figures.tasks_of(stored):
         table = figures.headline_table(stored, task)

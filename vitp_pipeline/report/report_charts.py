@@ -1,4 +1,4 @@
-"""Charts of a report by name: which of its figures they draw. How they look is in `charts`."""
+"""Registry of the charts of a report: the figures that each draws. `charts` holds their look."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitp_pipeline.validation.registry import Registry
 
 HELP_TITLES = {
     "area": "area of the mask, share of the image",
-    "confidence": "confidence of the generator's name",
+    "confidence": "confidence of the generator",
     "frequency": "frequency of the true class, in pixels",
 }
 
@@ -37,7 +37,7 @@ class ReportChart:
     """A chart, or several of a kind.
 
     Attributes:
-        draw: figures → charts by what `page/report.html` calls them; none where there is nothing to show.
+        draw: figures → charts by their keys in `page/report.html`; none where there is nothing to show.
         caption: of a chart that stands behind those of masks; "" where the page has a place for it.
     """
 
@@ -78,8 +78,8 @@ def _confusion(shown: ReportFigures) -> dict[str, Chart]:
     if not confusion:
         return {}
     chosen = figures.most_confused(confusion)
-    called = (*shown.stored.classes, figures.NO_MASK)
-    names = [called[k] for k in chosen] + ["all others"]
+    labels = (*shown.stored.classes, figures.NO_MASK)
+    names = [labels[k] for k in chosen] + ["all others"]
     folds = sum(m.sum(0) + m.sum(1) for m in confusion.values()).astype(bool).sum() > len(chosen)
     for variant, counts in confusion.items():
         folded = figures.folded(counts, chosen)

@@ -33,7 +33,7 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
             lies on top, `NOTHING` being none.
         classes: the class indices that occur in the maps.
         masks: of those with 1 − v > 0.5: query, objectness, area, label (or None), points [[row, col] as shares of the
-            image], and per source the likeliest [class, probability given that it is something].
+            image], and per source the likeliest [class, probability given that it is an object].
     Raises:
         InputError: image or label cannot be read.
     """
@@ -123,7 +123,7 @@ def _masks(
     areas = mask_areas(record.masks[shown], record.view)
     entries = []
     for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
-        names = {name: _likeliest(found[name][query]) for name in SCORE_SOURCES}
+        classes = {source: _likeliest(found[source][query]) for source in SCORE_SOURCES}
         entries.append(
             {
                 "query": query,
@@ -131,7 +131,7 @@ def _masks(
                 "area": round(area, 5),
                 "label": labels.get(query),
                 "points": np.round(points[query], 4).tolist(),
-                **names,
+                **classes,
             }
         )
     return entries

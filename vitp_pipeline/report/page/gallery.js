@@ -3,7 +3,7 @@ const NOTHING = 65535, COLORS = (DATA.classes?.colors ?? []), NAMES = DATA.class
 const tip = document.getElementById("tip");
 let touched = null; // the card whose picture a finger touched last
 addEventListener("pointerdown", (event) => { if (touched && !event.target.closest(".view")) touched.unmark(); });
-const OUTCOMES = { righted: "put right", wronged: "put wrong", other: "changed, wrong before and after", unknown: "changed, no ground truth" };
+const OUTCOMES = { righted: "corrected", wronged: "newly wrong", other: "changed, wrong before and after", unknown: "changed, no ground truth" };
 const PANES = DATA.has_data
   ? { photo: "image", truth: "ground truth", generator: "generator", fused: "fused", changed: "changed masks and their points" }
   : { generator: "generator", fused: "fused", changed: "changed masks and their points" };
@@ -74,7 +74,7 @@ class Card {
   maskTable() {
     const changed = this.content.masks.map((mask, i) => [mask, i]).filter(([mask]) => changedMask(mask));
     const count = (kind) => changed.filter(([mask]) => outcome(mask) === kind).length;
-    const words = `${changed.length} of ${this.content.masks.length} masks changed their class: ${count("righted")} put right, ${count("wronged")} put wrong`;
+    const words = `${changed.length} of ${this.content.masks.length} masks changed their class: ${count("righted")} corrected, ${count("wronged")} newly wrong`;
     const details = node("details", {}, node("summary", {}, words));
     const body = node("tbody");
     for (const [mask, i] of changed) {
@@ -89,7 +89,7 @@ class Card {
       row.addEventListener("pointerleave", () => this.unmark());
       body.append(row);
     }
-    const titles = ["mask", "area", "truth inside", "generator", "classifier", "fused", ""];
+    const titles = ["mask", "area", "majority ground truth", "generator", "classifier", "fused", ""];
     const head = node("thead", {}, node("tr", {}, ...titles.map((t, c) => node("th", { className: c > 1 ? "text" : "", scope: "col" }, t))));
     const wide = node("div", { className: "wide" }, node("table", {}, head, body));
     wide.tabIndex = 0;
@@ -214,13 +214,13 @@ class Card {
       const mask = this.content.masks[marked];
       const truth = mask.label === null ? "–" : NAMES[mask.label];
       lines.push(node("b", {}, `mask ${mask.query}: ${NAMES[mask.generator[0][0]]} → ${NAMES[mask.fused[0][0]]}`));
-      lines.push(node("div", {}, `truth inside: ${truth}`));
+      lines.push(node("div", {}, `majority ground truth: ${truth}`));
       lines.push(node("div", {}, `before (generator): ${classes(mask.generator)}`));
       lines.push(node("div", {}, `classifier: ${classes(mask.classifier)}`));
       lines.push(node("div", {}, `after (fused): ${classes(mask.fused)}`));
       lines.push(node("div", {}, `${share(mask.area)} of the image, 1 − v = ${mask.objectness.toFixed(2)}`));
     }
-    const here = DATA.has_data ? [`truth ${word("truth")}`] : [];
+    const here = DATA.has_data ? [`ground truth ${word("truth")}`] : [];
     lines.push(node("div", { className: "hint" }, `this pixel: ${[...here, `generator ${word("generator")}`, `fused ${word("fused")}`].join(" · ")}`));
     tip.replaceChildren(...lines);
     tip.hidden = false;
