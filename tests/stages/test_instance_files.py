@@ -123,7 +123,7 @@ def test_bounds_and_approximation(tmp_path: Path) -> None:
     assert result["instance"]["upper_bound_mask"]["coco"]["AP"] > result["instance"]["generator"]["coco"]["AP"]
     assert any("AP is approximate" in note and "lossless" in note for note in result["notes"])
     pieces = result_of(project.evaluate(tmp_path / "run", tasks=("instance",), components=True))
-    assert any("connected pieces" in note and "know no objects" not in note for note in pieces["notes"])
+    assert any("connected pieces" in note and "do not separate objects" not in note for note in pieces["notes"])
 
 
 def test_what_cannot_be_measured(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The classifier that settings describe, and the weights with which its training begins."""
+"""Build a classifier from settings, with the weights that its training starts from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vitp_pipeline.errors import InputError
 def starting_model(
     settings: TrainSettings, classes: tuple[str, ...], weights: Path | str, start: Path | None
 ) -> tuple[PointViT, str]:
-    """The model that training begins with: drawn from the seed, then its backbone from `weights`, or all that fits
-    from another classifier; and a few words for people on where it starts.
+    """Build the model to train: initialized from the seed, then its backbone from `weights`, or all that fits from
+    another classifier. Also return a short text that says where it starts.
 
     Args:
         weights: file of a backbone, "hub" or "from scratch".
@@ -81,7 +81,7 @@ def load_weights(model: PointViT, settings: TrainSettings, weights: Path | str) 
         try:
             size = model.backbone.patch_embed.img_size  # timm knows how each table is to be resampled
             hub = create_vit(settings.backbone, size, pretrained=True)
-        except Exception as error:  # no network, no such weights, no room: all said by the hub in its own way
+        except Exception as error:  # no network, no such weights, no room: each raises its own exception
             raise InputError(
                 f"{settings.backbone}: its weights could not be fetched ({str(error).splitlines()[0]})",
                 "Give a local file as `weights`",

@@ -1,6 +1,6 @@
 """A classifier as a program that runs without vitp: ONNX, or torch.export's .pt2.
 
-The program is called as the model is: (images, points) → logits.
+The program has the model's signature: (images, points) → logits.
 
 | input | shape | what |
 |---|---|---|
@@ -136,7 +136,7 @@ def _onnx(model: PointViT, program: torch.export.ExportedProgram, about: dict[st
             output_names=["logits"],
             dynamic_shapes=_free_sizes(),  # their names
         )
-    assert exported is not None  # as dynamo = True has it
+    assert exported is not None  # with dynamo = True it is never None
     exported.model.metadata_props["vitp"] = json.dumps(about, ensure_ascii=False)
     content: bytes = exported.model_proto.SerializeToString()
     return content

@@ -24,7 +24,7 @@ def point_logits(
     precision: str = "auto",
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Logits of points, as many in every image; `image_logits` takes images with different numbers of them.
+    """Compute logits of points, equally many per image; `image_logits` takes images with different numbers of points.
 
     Args:
         images: (B, 3, H, W) uint8 RGB at the model's size, on the model's device.
@@ -56,7 +56,7 @@ def image_logits(
     chunk: int = 0,
     image_ids: Sequence[str] = (),
 ) -> list[Tensor]:
-    """Logits of points of images with different numbers of points, which do not change each other's.
+    """Compute logits of points for images with different numbers of points, independent of each other.
 
     Args:
         images, flip, precision: as `point_logits`.
@@ -103,7 +103,7 @@ def fill_chunks(points: Tensor, chunk: int, image_id: str) -> Tensor:
     name alone.
 
     Args:
-        points: (N, 2) float in [−1, 1], (row, col). chunk: n. image_id: any text that names the image.
+        points: (N, 2) float in [−1, 1], (row, col). chunk: n. image_id: any text that identifies the image.
     Returns:
         (⌈N/n⌉ but at least 1, n, 2), the first N points being `points`.
     """
@@ -124,16 +124,16 @@ def average_of(policy: str, average: str = "auto") -> str:
 def mask_logits_of_points(
     logits: Tensor, points_per_mask: int = 1, temperature: float = 1.0, average: str = "probabilities"
 ) -> Tensor:
-    """Logits of masks from those of their points.
+    """Compute logits of masks from those of their points.
 
     Args:
-        logits: (B, Q·n, K) float32, the n points of each mask in turn.
+        logits: (B, Q·n, K) float32, n consecutive points per mask.
         points_per_mask: n.
         temperature: divides a mask's log-probabilities. It changes no mask's best class, but the fusion gives more
             weight to a more confident prediction.
-        average: "probabilities": the mean of a mask's points (summed in log space, where sure ones do not underflow),
-            so that one sure point can name it; "log-probabilities": their geometric mean, so that every point can
-            veto.
+        average: "probabilities": the mean of a mask's points (summed in log space against underflow), so
+            that one confident point can decide the class; "log-probabilities": their geometric mean, so that every
+            point can veto.
     Returns:
         (B, Q, K) float32.
     """

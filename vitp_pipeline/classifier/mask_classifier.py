@@ -25,7 +25,7 @@ NOT_FINITE = "the classifier's output is not finite"
 
 @dataclass(frozen=True)
 class PromptedImage:
-    """A view of an image in the proposals and what prompts the classifier: (Q·n, 2) points, n of each mask in turn, or
+    """A view of an image in the proposals and what prompts the classifier: (Q·n, 2) points, n per mask, or
     (Q, P) shares of the patches that the masks cover.
     """
 
@@ -98,6 +98,6 @@ class MaskClassifier:
             return image_logits(
                 self.model, images, prompts, settings.flip, settings.precision, settings.chunk, image_ids=ids
             )
-        padded, _ = pad_points(prompts)  # no mask sees another, so what is padded changes none
+        padded, _ = pad_points(prompts)  # masks do not see each other, so padding changes none
         logits = mask_logits(self.model, images, padded, settings.flip, settings.precision)
         return [own[: len(masks)] for own, masks in zip(logits, prompts, strict=True)]

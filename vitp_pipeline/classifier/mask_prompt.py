@@ -104,7 +104,7 @@ class MaskViT(PointViT):
 
 
 def _with_masks(tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Put a copy of the first token in front for each mask, and say who sees whom."""
+    """Prepend a copy of the first token for each mask, and make the attention mask."""
     seen = attention_of_masks(inside, tokens.shape[1])
     return torch.cat([tokens[:, :1].expand(-1, inside.shape[1], -1), tokens], dim=1), seen
 

@@ -2,12 +2,12 @@
 
     tokens = [point 1 … point N; registers; patches]  →  blocks  →  norm  →  head on the first N
 
-Backbones with rotary positions (`timm.models.eva`) keep their class token, before the registers; a point is turned as
-its own place asks for, between those of the patches (`rotary`).
+Backbones with rotary positions (`timm.models.eva`) keep their class token, before the registers; a point is
+rotated by its own position, between those of the patches (`rotary`).
 
 Two choices go beyond the paper; the defaults are the paper's.
 
-`point_token` says what a point starts from:
+`point_token` selects the initial token of a point:
     linear    the paper's token: Linear(coordinates) + the CLS slot of the position embedding; it has to learn where a
               coordinate lies, which takes long training. Where the position embedding has no such slot (no class token,
               or one without a position, as in DINOv2 with registers) the slot is a parameter of its own, `point_slot`
@@ -132,7 +132,7 @@ class PointViT(nn.Module):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> PointViT:
-        """As in torch, but a frozen backbone stays in eval mode (no drop-path)."""
+        """Set the mode as in torch, but keep a frozen backbone in eval mode (no drop-path)."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -242,7 +242,7 @@ class PointViT(nn.Module):
 
 
 class CoordinateLayer(nn.Linear):
-    """Linear(coordinates), in float32 whatever the rest of the model computes in.
+    """Linear(coordinates), in float32 independent of the model's dtype.
 
     Neighboring pixels of an image of 2048 columns differ by 2⁻¹⁰, and numbers near 1 are 2⁻⁸ apart in bfloat16. So
     neither autocast nor `model.to(bfloat16)` nor `model.half()` reaches it.

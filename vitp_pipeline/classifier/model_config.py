@@ -1,4 +1,4 @@
-"""Everything that the weights of a classifier do not say."""
+"""Configuration of a classifier: everything that its weights alone do not tell."""
 
 from __future__ import annotations
 

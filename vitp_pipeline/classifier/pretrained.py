@@ -22,9 +22,9 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) -> None:
     """Put pre-trained weights into a model's backbone; the position table is resampled to its grid, as timm does.
 
-    Understood are timm's names and, through timm, the original files of DINOv2, DINOv3, MAE, CLIP, Perception Encoder
+    Accepted are timm's names and, through timm, the original files of DINOv2, DINOv3, MAE, CLIP, Perception Encoder
     and others. Blocks that the model does not use, classification heads, pooling and decoders are left out. A point
-    slot of the model's own (see `model`) starts as the class token, which is all that such a backbone knows of it.
+    slot of the model's own (see `model`) starts as the class token, since such a backbone has no weights for it.
 
     Raises:
         IncompatibleError: a tensor is missing, unknown or of another shape.

@@ -23,7 +23,7 @@ def import_official(
 
     Raises:
         InputError: missing, or a pickle that wants more than tensors.
-        IncompatibleError: another layout; the message names the file.
+        IncompatibleError: another layout; the message gives the file.
     """
     try:
         model = from_official(read_backbone(file), classes, image_size)

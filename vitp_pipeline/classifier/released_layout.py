@@ -54,7 +54,7 @@ def from_official(
     names = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(count))
     if len(names) != count:
         raise IncompatibleError(
-            f"the checkpoint names {count} classes, {len(names)} names are given",
+            f"the checkpoint has {count} classes, {len(names)} class names are given",
             "Give the --manifest it was trained on",
         )
     if (point_dim := _POINT_DIMS.get(numbers)) is None:
@@ -95,7 +95,7 @@ def to_official(model: PointViT) -> dict[str, Tensor]:
     """The flat layout of a classifier, float32, as the authors' code loads it.
 
     Raises:
-        IncompatibleError: the model has what the released one has not (feature_layers, an MLP head, plain positions …).
+        IncompatibleError: the released layout lacks a part of the model (feature_layers, MLP head, plain positions …).
     """
     config = model.config
     fits = (

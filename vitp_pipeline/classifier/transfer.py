@@ -1,4 +1,4 @@
-"""A new training from a trained classifier: boxes → points (paper §3.4), or one dataset → another."""
+"""Start a training from a trained classifier: boxes → points (paper §3.4), or one dataset → another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitp_pipeline.errors import IncompatibleError
 
 
 def start_from(model: PointViT, source: PointViT, name: str) -> bool:
-    """Put a classifier's backbone, point and mask layers and, for the same class names, head into a new model.
+    """Copy a classifier's backbone, point and mask layers and, for the same class names, head into a new model.
 
     Another image size resamples the position table. A point layer of 2 numbers (released weights) enters one of 4 with
     zeros for height and width, which leaves the scores of points as they were. A head of other classes, or of another

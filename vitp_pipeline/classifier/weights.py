@@ -1,5 +1,5 @@
-"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and `model.json`, which
-says what it is, for people, and holds its SHA-256.
+"""A classifier on disk: `model.safetensors`, with its configuration in the file's own metadata, and `model.json`, a
+readable description with its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vitp_pipeline.storage.sealed import write_sealed
 
 
 def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
-    """Write `path` (.safetensors) and, beside it, a .json that says what it is. The same model gives the same
+    """Write `path` (.safetensors) and, beside it, a .json that describes it. The same model gives the same
     bytes.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # a single key: safetensors writes several in random order
     content = save(tensors, {"vitp": model.config.to_json()})
-    # through Python: a full disk is then an OSError, which `write_whole` knows
+    # through Python: a full disk is then an OSError, which `write_whole` handles
     write_whole(path, content)
     said = {
         **about,
@@ -60,7 +60,7 @@ def load_classifier(path: str | Path) -> PointViT:
 
     Raises:
         InputError: no such file, or not a classifier of vitp.
-        CorruptError: the file is damaged, or another than the .json beside it says.
+        CorruptError: the file is damaged, or does not match the .json beside it.
         IncompatibleError: its tensors do not fit its configuration.
     """
     path = Path(path)
@@ -88,12 +88,12 @@ def load_classifier(path: str | Path) -> PointViT:
 
 
 def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:
-    """The model that a file describes. It is built without memory, and gets the tensors of the file: a configuration
-    that asks for larger ones takes none, and does not fit.
+    """Build the model that a file describes on the meta device, then assign the tensors of the file: a configuration
+    that asks for larger ones allocates nothing and is refused.
     """
     with torch.device("meta"):
         model = make_classifier(config)
-    if model.point_slot is not None:  # without one, a file of before there were such slots
+    if model.point_slot is not None:  # absent in files older than point slots
         state.setdefault("point_slot", torch.zeros(model.point_slot.shape))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
     for module in model.modules():  # what is computed and not saved, such as frequencies
@@ -107,7 +107,7 @@ def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a backbone, by the names that the network itself has, from a .safetensors or a .pth file; of
+    """Read the tensors of a backbone, by their names in the network, from a .safetensors or a .pth file; of
     a classifier of vitp, which is no backbone, all as they are.
 
     Raises:

@@ -31,7 +31,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     """One line each, about the headline figures of `result`."""
     lines = []
     if evaluation.settings.components and not evaluation.dataset.has_segments:
-        what = "components = true" if _lists_objects(evaluation) else "they know no objects"
+        what = "components = true" if _lists_objects(evaluation) else "they do not separate objects"
         lines.append(f"instances are connected pieces of the labels' classes: {what}")
     if _lacks_segments(evaluation):
         hint = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
@@ -60,7 +60,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
             '(generate proposals with masks = "lossless" for the exact figure)'
         )
     elif result.get("instance") and not evaluation.codec.keeps_all:
-        lines.append('AP is approximate: masks are stored rounded (masks = "lossless" for the exact figure)')
+        lines.append('AP is approximate: stored masks are rounded (masks = "lossless" for the exact figure)')
     if result["semantic"] and (threshold := evaluation.codec.drop_threshold):
         lines.append(f"mIoU is approximate: masks with 1 − v ≤ {threshold:g} are not stored (drop_threshold)")
     return list(dict.fromkeys(lines))

@@ -165,7 +165,7 @@ def check_views(evaluation: Evaluation) -> None:
 
 
 def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
-    """Raise UsageError when the dataset has no ground truth, or none for a task that was asked for."""
+    """Raise UsageError when the dataset has no ground truth, or none for a requested task."""
     dataset.require_truth("evaluate")
     if dataset.has_segments or settings.components:
         return

@@ -34,7 +34,7 @@ class MeasuredImage:
 
 @dataclass(frozen=True)
 class MapMetric:
-    """A metric with counts of its own. Counts of images add up to those of the data set.
+    """A metric with its own counts, which add up over images.
 
     Attributes:
         wanted: whether the settings ask for it.
@@ -59,7 +59,7 @@ MAP_METRICS: Registry[MapMetric] = Registry(
 
 
 def asked_metrics(evaluation: Evaluation) -> Iterator[tuple[str, MapMetric]]:
-    """The metrics that an evaluation asks for."""
+    """Yield the metrics enabled in an evaluation."""
     for name in MAP_METRICS if "semantic" in evaluation.tasks else ():
         if MAP_METRICS[name].wanted(evaluation.settings):
             yield name, MAP_METRICS[name]

@@ -70,7 +70,7 @@ def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
     Args:
         always: keys that are shown even where all are equal.
     Returns:
-        "" for one that nothing tells apart.
+        "" for one that nothing distinguishes.
     """
     every = [key for entry in facts for key in entry]
     keys = [*MAIN, *dict.fromkeys(key for key in every if key not in (*MAIN, *LAST)), *LAST]

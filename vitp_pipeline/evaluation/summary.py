@@ -31,7 +31,7 @@ WIDEST = 7
 
 
 def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> dict[str, Any]:
-    """The result of an evaluation, as it is written to JSON.
+    """Return the result of an evaluation, as written to JSON.
 
     Raises:
         PartialError: images failed or shards are missing, and `allow_missing` is false.

@@ -1,6 +1,6 @@
 """Totals of an evaluation: counts of its images, added up part by part.
 
-Memory is that of the sums and of one part, whatever the number of images, but for the bootstrap of mIoU (22 bytes a
+Memory is that of the sums and of one part for any number of images, except for the bootstrap of mIoU (22 bytes a
 class that occurs in an image, `metrics.bootstrap.SparseAreas`, for 10,000 images at most) and AP, whose detections are
 sorted all together.
 
@@ -53,7 +53,7 @@ class Totals:
         failed: (image, reason).
         missing: shards that are not finished.
         areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
-        metrics: sums of those of `MAP_METRICS` that are asked for.
+        metrics: sums of the enabled `MAP_METRICS`.
         paired: areas of images, or of blocks of them, with generator and fused classes, for the bootstrap.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
         classified: (3, K, K) int64 masks by majority ground-truth class and predicted class, per `CLASSIFIED_BY`.
@@ -104,7 +104,7 @@ class Totals:
         return PanopticCounts(tp, fp, fn, self._ious.totals(variant))
 
     def add_table(self, table: pa.Table) -> None:
-        """Add what `table` of another one gave, in the images' order."""
+        """Add the `table` of another one, in the images' order."""
         about = json.loads(table.schema.metadata[b"vitp"])
         self.images += about["images"]
         self.failed += [(image, reason) for image, reason in about["failed"]]

@@ -1,4 +1,4 @@
-"""Bootstrap over images: how much of a difference between two results could come from the choice of images.
+"""Bootstrap over images: how much of a difference between two results may be due to the choice of images.
 
 IoU needs three numbers per image and class, so resampling a data set is one matrix product.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _UNPAIRED = "a paired comparison needs the same images, in the same order, for both results"
 _DRAWN_AT_ONCE = 1 << 19
-"""How many numbers of the resampling are held: 4 MiB."""
+"""Numbers of the resampling held at once: 4 MiB."""
 _GROUP = 1024
 """Images whose areas are multiplied at once."""
 
 SINGLE = 10_000
-"""So many images are resampled one by one; of more, `BLOCKS` blocks are."""
+"""Up to this many images are resampled one by one; more are resampled in `BLOCKS` blocks."""
 BLOCKS = 2_000
 
 Metric = Callable[[np.ndarray], np.ndarray]
@@ -107,7 +107,7 @@ class SparseAreas:
         )
 
     def extend(self, counts: np.ndarray, classes: np.ndarray, values: np.ndarray) -> None:
-        """Add what `content` of another one gave, behind what is there."""
+        """Append the `content` of another one."""
         new = counts, classes, values
         self.images += len(counts)
         if self._groups and len(self._groups[-1][0]) < _GROUP:
@@ -116,7 +116,7 @@ class SparseAreas:
         self._groups.append(new)
 
     def content(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each image how many classes occur (N,) uint16; these classes (E,) uint16 and their areas (E, 1 + 2 R)
+        """Number of classes in each image (N,) uint16; these classes (E,) uint16 and their areas (E, 1 + 2 R)
         uint32: ground truth, intersections, predictions.
         """
         width = 1 + 2 * self.results
@@ -146,7 +146,7 @@ class SparseAreas:
         return np.moveaxis(stacked, 2, 1).astype(np.float64)
 
     def _matrix(self, group: tuple[np.ndarray, np.ndarray, np.ndarray]) -> csr_array:
-        """(n, K · (2 R + 1)) of some images; of all at once it would take several times what is held."""
+        """(n, K · (2 R + 1)) of some images; all at once would take several times the memory of the areas."""
         from scipy.sparse import csr_array
 
         counts, classes, values = group
@@ -189,7 +189,7 @@ class BlockAreas:
         return some, self._sums[some]
 
     def extend(self, blocks: np.ndarray, sums: np.ndarray) -> None:
-        """Add what `content` of another one gave."""
+        """Add the `content` of another one."""
         self._sums[blocks] += sums
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:

@@ -24,7 +24,7 @@ SMALLEST = 100
 
 
 class MaskCounts:
-    """Pixels that an image's masks share with its ground truth, counted once for all namings of the masks."""
+    """Pixels that an image's masks share with its ground truth, counted once for all variants of class scores."""
 
     def __init__(self, masks: Sequence[Rle], truth: TrueInstances) -> None:
         self.inter, self.areas, self.true_areas = intersections(masks, truth.masks)

@@ -1,4 +1,4 @@
-"""Sums of IoUs that no order of the images and no split into parts can change, in constant memory."""
+"""Exact sums of IoUs, independent of the order of images and of the split into parts, in constant memory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Average precision of instances, exactly as COCO's evaluation (pycocotools' COCOeval, "segm") computes it.
 
-Matching is a matter of one image, so it is done where the image is: a row says for every detection at which thresholds
-and areas it matched (`match`). What is left for the whole data set is to sort by score and to add up
-(`average_precision`). So no masks are kept, and no split into shards can change a figure.
+Matching (`match`) is done per image: a row records for every detection at which thresholds and areas it matched. Only
+sorting by score and summation need the whole dataset (`average_precision`). So no masks are kept, and no split into
+shards can change a figure.
 
 COCO's rules: in every image and class, detections in order of falling score take the free ground truth with the largest
 IoU at or above the threshold (ties: the later one). Crowds, and what lies outside the area's range, are taken only when
@@ -37,9 +37,9 @@ class TrueInstances:
         masks: G run lengths.
         categories: (G,) class indices.
         crowd: (G,) bool, regions of many objects.
-        void: run lengths of the pixels that are labeled as nothing, of the image's size.
-        areas: (G,) float64, as the annotation says them; None = pixels. They decide in which of `AREAS` an instance is,
-            not how masks overlap; Cityscapes' rule has no use for them.
+        void: run lengths of the unlabeled pixels, of the image's size.
+        areas: (G,) float64, as annotated; None = pixels. They decide which of `AREAS` an instance belongs to, not how
+            masks overlap; Cityscapes' rule does not use them.
     """
 
     masks: list[Rle]
@@ -68,7 +68,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Matches:
-    """Rows of one image that a data set's figures are made of, by class, then by falling score.
+    """Rows of one image for the figures of a dataset, by class, then by falling score.
 
     Attributes:
         categories, scores: (D,) of the detections that count.
@@ -87,7 +87,7 @@ class Overlaps:
 
     Attributes:
         iou: (M, G) float64; with crowds the share of the mask.
-        areas, true_areas: (M,), (G,) pixels, or what the annotation calls the area of an instance.
+        areas, true_areas: (M,), (G,) pixels, or the annotation's `area` of an instance.
     """
 
     iou: np.ndarray

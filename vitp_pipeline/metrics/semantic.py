@@ -37,8 +37,8 @@ class Confusion:
         Returns:
             (K, K + 1) int64 counts of this image alone.
         Raises:
-            IncompatibleError: sizes differ, or the prediction names a class that is none.
-            InputError: the ground truth does.
+            IncompatibleError: sizes differ, or the prediction has a class outside 0..K−1.
+            InputError: the ground truth has one.
         """
         counts = pair_counts(pred, gt, self.num_classes)
         self.counts += counts

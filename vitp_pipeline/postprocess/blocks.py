@@ -3,8 +3,8 @@
 Along an axis, upsampling makes runs of neighboring indices that read the same `reach + 1` source cells: four pixels
 between two cells where masks are a quarter of the image. A block is a run of rows by a run of columns. Every pixel of a
 block is a convex combination of the block's cells, so what holds for all convex combinations of its cells is known of
-the whole block at the masks' own resolution: the least and the largest cell bound its values (`pooled`). Where that
-does not decide, `block_values` makes the pixels of chosen blocks.
+the whole block at the masks' own resolution: its values lie between the least and the largest cell (`pooled`). Where
+that does not decide, `block_values` makes the pixels of chosen blocks.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _combined(cells: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def sole(chosen: np.ndarray) -> np.ndarray:
-    """(K, P) bool → (P,) int16: which one is true, of columns with a single one. Several times faster than argmax."""
+    """(K, P) bool → (P,) int16: index of the single true value of each column. Several times faster than argmax."""
     return np.asarray(np.einsum("kp,k->p", chosen.view(np.uint8), np.arange(len(chosen), dtype=np.int16)))
 
 

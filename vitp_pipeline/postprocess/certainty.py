@@ -1,13 +1,13 @@
 """Pixels of a semantic map whose label provably does not depend on mask compression (docs/storage.md).
 
-Stored masks differ from the generator's in three ways, and each bounds the class scores S_c = Σ_q p_qc·s_q, with s_q
-the mask probability, in its own:
+Compression changes a mask in three ways. Each gives an interval that holds the class scores S_c = Σ_q p_qc·s_q of the
+generator's own masks, with s_q the mask probability:
 
 * dropped: S_c may have been larger by r_c = Σ over the dropped of p_qc;
 * a logit x was off by at most e(x): s_q lies between σ(x − e) and σ(x + e);
 * floored at f: what is at the floor may have been lower by any amount, so there s_q may have been 0.
 
-The sums of the lowest and of the highest s_q, made and resized as scores are, are bounds of S_c.
+The sums of the lowest and of the highest s_q, computed and resized like scores, are bounds of S_c.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vitp_pipeline.postprocess.semantic import band_rows, check_scored
 from vitp_pipeline.postprocess.upsample import image_logit_band, resized_band
 
 ROUNDING = 1e-5
-"""What float32 may add to the difference of two class scores, both computed from masks of the same logits."""
+"""Float32 error of the difference of two class scores computed from masks of the same logits."""
 
 
 _NEAR = 1e-4
-"""How far above the floor the mean of logits may come to lie that are all at it or below."""
+"""How far above the floor the mean of logits at or below it may lie."""
 
 
 def probability_bounds(logits: Tensor, loss: MaskLoss) -> tuple[Tensor, Tensor]:
-    """Between what the mask probabilities of the generator's own masks lie.
+    """Bound the mask probabilities of the generator's own masks.
 
     Args:
         logits: float32 of the stored masks, of any shape, cells or upsampled.
@@ -65,8 +65,8 @@ def certain_map(
         kept: (M,) integers, the queries of the masks.
         view: whole and upright.
         protocol: one of `config.choices.PROTOCOLS`.
-        loss: what storing did to the masks.
-        budget_bytes: bound on the temporaries; at least one row is made at a time.
+        loss: of the mask compression.
+        budget_bytes: limit for temporaries; at least one row is made at a time.
     Returns:
         (H0, W0) bool.
     Raises:
@@ -80,7 +80,7 @@ def certain_map(
     height, width = view.original
     certain = np.zeros((height, width), bool)
     if not len(stored):
-        return certain  # nothing is known of any pixel
+        return certain  # no guarantee for any pixel
     rows = max(1, band_rows(mask_logits, stored[None], view, budget_bytes // 4))
     for start in range(0, height, rows):
         stop = min(start + rows, height)
@@ -93,16 +93,16 @@ def certain_map(
 def score_bounds(
     mask_logits: Tensor, probs: Tensor, view: View, protocol: str, loss: MaskLoss, start: int, stop: int
 ) -> Iterator[Tensor]:
-    """Class scores of rows [start, stop) of the original, and between what those of the generator's own masks lie.
+    """Yield class scores of rows [start, stop) of the original, and bounds of those of the generator's own masks.
 
     Args:
         mask_logits: (M, h, w) stored logits in the padded frame.
         probs: (M, K) float32 class probabilities of their queries.
     Yields:
-        (pixels, K) those of `semantic_scores`; the lowest; the highest but for the queries that were dropped.
+        (pixels, K) those of `semantic_scores`; the lower bound; the upper bound without the dropped queries.
     """
     at_image = protocol in ("d2", "mmdet")
-    # rows of the original, of the resized image, of the stored masks: what is read of each
+    # rows read of the original, of the resized image, of the stored masks
     rows, stored_rows = lerp(view.resized[0], view.original[0]), lerp(view.mask[0], view.padded[0])
     first, last = rows.source(start, stop)
     top, bottom = stored_rows.source(first, last)
@@ -123,7 +123,7 @@ def score_bounds(
 
 
 def _is_certain(scores: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """(P, K) → (P,) bool: the winner's lowest score beats every other class's highest."""
+    """(P, K) → (P,) bool: True where the lower bound of the best class exceeds the upper bounds of all others."""
     if scores.shape[1] == 1:
         return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     winner = scores.argmax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Fusion of the generator's and the classifier's scores of masks, by formulas that have names.
+"""Fuse the generator's and the classifier's class scores of masks, by a registry of formulas.
 
 With y the generator's class logits (no object last) and c the classifier's logits:
 in = softmax(y[:K]), out = softmax(c), v = softmax(y)[K], g_k = in_k^(1−α) · out_k^α, S = Σ g_k ≤ 1 (paper Eq. 2).
@@ -8,12 +8,12 @@ in = softmax(y[:K]), out = softmax(c), v = softmax(y)[K], g_k = in_k^(1−α) ·
 | `renormalized` | (1 − v)·g_k / S | v | official OneFormer code |
 | `raw` | (1 − v)·g_k / ((1 − v)·S + v) | v / ((1 − v)·S + v) | official InternImage code |
 
-The paper says no more than g and "∅ concatenated". Everything is computed from log-softmax: neither an ε nor
+The paper specifies only g and "∅ concatenated". Everything is computed from log-softmax: neither an ε nor
 a product of underflown probabilities; the official ε of 1e-8 inside the log moves a probability by about as
 much.
 
 Another formula is a function of the same form, `config.choices.Formula`. Only where Σ_k p_k ≤ 1 − v whatever the
-classifier says, as here, does a mask that was not stored (`drop_below`) change no map by more than it is said to.
+classifier says, as here, does a mask that was not stored (`drop_below`) change a map by no more than documented.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fuse(
     if not 0.0 <= alpha <= 1.0:
         raise UsageError(f"α = {alpha} is not a weight", "Give a number from 0 (generator) to 1 (classifier)")
     y = class_logits.float()
-    if np.float32(alpha) == 0.0:  # the classifier is not read, so that 0·(−∞) is never met
+    if np.float32(alpha) == 0.0:  # do not read the classifier: 0·(−∞) is NaN
         plain = y.softmax(-1)
         return plain[:, :-1], plain[:, -1]
     return fused(y, point_logits.float().to(y.device), alpha)
@@ -96,7 +96,7 @@ def _check(class_logits: Tensor, point_logits: Tensor) -> None:
         raise IncompatibleError(
             f"class logits {tuple(class_logits.shape)} (Q, K+1) and point logits {tuple(point_logits.shape)} "
             "(Q, K) do not belong together",
-            "Generator and classifier must see the same queries and name the same classes",
+            "Generator and classifier must use the same queries and the same classes",
         )
 
 
@@ -121,7 +121,7 @@ def raw(generator: Tensor, classifier: Tensor, alpha: float) -> tuple[Tensor, Te
 
 
 def geometric(generator: Tensor, classifier: Tensor, alpha: float) -> Tensor:
-    """(Q, K) log g. Where one side weighs nothing it is not read, so that 0·(−∞) is never met."""
+    """(Q, K) log g. A side of weight 0 is not read: 0·(−∞) is NaN."""
     import torch
 
     # both weights as float32 has them

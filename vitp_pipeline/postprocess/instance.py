@@ -1,9 +1,9 @@
-"""Instances from masks and class probabilities: the rule that detectron2-style models and mmdetection share.
+"""Instances from masks and class probabilities: the rule shared by detectron2-style models and mmdetection.
 
 Mask2Former's and OneFormer's `instance_inference` and mmdetection's `MaskFormerFusionHead` do the same:
 take the best `limit` of all (query, class) pairs by class probability, then leave out stuff; a mask is {logit > 0} at
-image resolution, its score the class probability times the mean mask probability inside. A mask may have several names.
-They differ in `limit` alone: 100 in Mask2Former and mmdetection, the number of queries in OneFormer.
+image resolution, its score the class probability times the mean mask probability inside. A mask may appear with several
+classes. They differ in `limit` alone: 100 in Mask2Former and mmdetection, the number of queries in OneFormer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def best_pairs(probs: Tensor | np.ndarray, things: np.ndarray, limit: int) -> Pa
     Args:
         probs: (Q, K) class probabilities, of all queries: also of those whose masks were not stored.
         things: (K,) bool.
-        limit: before stuff is left out, as the official code has it; 0 = Q.
+        limit: before stuff is left out, as in the official code; 0 = Q.
     """
     probs = np.asarray(probs.cpu() if isinstance(probs, Tensor) else probs, np.float32)
     things = np.asarray(things, bool)
@@ -76,7 +76,7 @@ class InstanceMask:
 def instance_masks(mask_logits: Tensor, view: View, protocol: str) -> list[InstanceMask]:
     """The masks as instances have them, made one plane at a time.
 
-    `mmseg1`, which knows no instances, takes {probability > 0.5} after its own order of operations.
+    `mmseg1`, which defines no instances, takes {probability > 0.5} after its own order of operations.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.

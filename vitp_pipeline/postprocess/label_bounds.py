@@ -1,4 +1,4 @@
-"""Label maps by bounds: most pixels get their label at the masks' own resolution, the others are scored exactly.
+"""Label maps from bounds of the class scores: most pixels are labeled at mask resolution, the others scored exactly.
 
 A class score is S_c(x) = Σ_q p_qc·s_q(x). In a block (`blocks`) the mask probability s_q lies between those of
 the block's least and largest cell: bilinear values lie between the cells that they read, and the sigmoid is monotone,
@@ -12,7 +12,7 @@ left. Where the sigmoid comes first (`mmseg0`) the scores themselves are interpo
 wins in every cell of a block wins in all its pixels.
 
 Float rounding: what decides without scoring must hold by `_slack`, more than all that float32 can do to the bounds and
-to the scores. So labels are those of the plain way but in pixels whose two best scores are equal up to rounding.
+to the scores. So labels equal those of `semantic_scores` except where the two best scores are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from vitp_pipeline.postprocess.resize import Lerp, lerp
 
 _VALUES = 1 << 19  # floats of a stack that is worked on at once: the caches hold a few of them
 _BYTES_PER_VALUE = 256  # of all stacks that are alive together
-_FEW_CLASSES = 32  # are all scored; of more, only those that are left
+_FEW_CLASSES = 32  # up to this many are all scored; of more, only the possible ones
 _NEIGHBORS = 256  # blocks that are scored for the same classes: of fewer, fewer are left
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Arguments that all bands share. weights: (A, K, Q) float32."""
+    """Arguments shared by all bands. weights: (A, K, Q) float32."""
 
     masks: Tensor
     weights: Tensor
@@ -88,7 +88,7 @@ def bounded_label_maps(
 
 
 def _slack(mask_logits: Tensor, weights: Tensor) -> list[float]:
-    """For each α what rounding may do to the difference of two class scores, or of two bounds, and some more.
+    """Return for each α a margin above the rounding error of the difference of two class scores or two bounds.
 
     A sum of Q products of float32 is off by Q·2⁻²⁴ of Σ p·s at most, a mask probability by a few 2⁻²⁴ and by a quarter
     of what interpolating logits of this size is.
@@ -143,8 +143,8 @@ def _bound(work: _Work, start: int, stop: int) -> _Band:
 
 
 def _leaders(least: Tensor, most: Tensor, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of bounds (K, P): which classes may be the largest, (K, P) bool, and the class where that is one alone, (P,)
-    int16, else −1.
+    """Return from bounds (K, P) the classes that may win, (K, P) bool, and the class where only one may, (P,) int16,
+    else −1.
     """
     possible = most.numpy() >= (least.amax(0) - slack).numpy()
     return possible, np.where(possible.sum(0, dtype=np.int16) == 1, sole(possible), np.int16(-1))

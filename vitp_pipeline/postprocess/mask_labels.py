@@ -25,7 +25,7 @@ _PAIRS = 1 << 13  # blocks of masks whose pixels are made at once
 
 
 def label_at_points(gt: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The ground truth's label at every point.
+    """Return the ground-truth class at every point.
 
     Args:
         gt: (H0, W0) int16 class indices, IGNORE where there is no label.
@@ -42,7 +42,7 @@ def label_at_points(gt: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def majority_label(mask_logits: Tensor, view: View, gt: np.ndarray) -> np.ndarray:
-    """The most frequent label among the labeled ground-truth pixels inside {logit > 0}, at image resolution.
+    """Return the most frequent class among the labeled pixels inside {logit > 0}, at image resolution.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
@@ -76,8 +76,8 @@ def _counts_by_planes(mask_logits: Tensor, view: View, gt: np.ndarray, classes: 
 
 
 def _counts_by_blocks(mask_logits: Tensor, rows: Runs, columns: Runs, gt: np.ndarray, classes: int) -> np.ndarray:
-    """The same. A block whose cells are all positive lies inside, one without a positive cell outside; only the pixels
-    of the others, on a mask's outline, are made.
+    """The same, by blocks. A block whose cells are all positive lies inside, one without a positive cell outside; only
+    the pixels of the others, on a mask's outline, are computed.
     """
     width, gt = len(columns), np.where(gt == IGNORE, classes, gt)  # a last class of pixels without a label
     counts, flat = np.zeros((len(mask_logits), classes + 1), np.int64), gt.ravel()

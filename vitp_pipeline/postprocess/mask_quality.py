@@ -1,4 +1,4 @@
-"""Confidence of a mask in its own pixels, which point scores do not contain (paper §8)."""
+"""Confidence of a mask in its own pixels, absent from point scores (paper §8)."""
 
 from __future__ import annotations
 

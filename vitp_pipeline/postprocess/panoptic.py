@@ -42,7 +42,7 @@ class PanopticRule:
             (MaskFormerFusionHead): it keeps all that it owns, unless `filter_low_score`.
         object_threshold: a query takes part when its best class is not no-object and scores above this. 0.8 for
             COCO and Cityscapes, 0.5 for ADE20K in OneFormer.
-        overlap_threshold: a segment lives when owned pixels / claimed pixels is at least this.
+        overlap_threshold: a segment is kept if owned pixels / claimed pixels is at least this.
         pixel_threshold: a mask claims the pixels of at least this probability.
         filter_low_score: of "mmdet" only.
     """
@@ -103,8 +103,8 @@ def panoptic_map(
         rule: thresholds.
         things: (K,) bool, True for countable classes.
         quality: (Q,) factors in [0, 1] of the scores by which masks compete and segments are reported (see
-            `mask_quality`); None = 1. Which queries take part is left to the class score alone: the threshold was
-            chosen for that, and a dropped mask that could not take part cannot with a factor either (docs/storage.md).
+            `mask_quality`); None = 1. Queries take part by class score alone: the threshold was chosen for it, and
+            a dropped mask that could not take part cannot with a factor either (docs/storage.md).
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:
@@ -167,8 +167,9 @@ def _compete(
 def _compete_by_blocks(
     mask_logits: Tensor, scores: Tensor, rows: Runs, columns: Runs, early: bool, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In a block the weight of a mask lies between those of its least and largest cell (see `label_bounds`): where
-    one mask's least beats all others' largest, and it claims all pixels of the block or none, none is made.
+    """Assign owners by blocks. The weight of a mask in a block lies between those of its least and largest cell (see
+    `label_bounds`). Pixels are computed only where no mask's least exceeds all others' largest, or where the best mask
+    claims a part of the block.
 
     Args:
         early: the sigmoid comes before the resizes.
@@ -221,7 +222,7 @@ def _compete_by_blocks(
 def _claimed_pixels(
     cells: Tensor, rows: Runs, columns: Runs, start: int, unclear: np.ndarray, early: bool, threshold: float
 ) -> np.ndarray:
-    """(Q,) int64 pixels that masks claim of blocks where bounds do not say. unclear: (Q, blocks) bool."""
+    """Count (Q,) int64 pixels that masks claim in blocks that bounds do not decide. unclear: (Q, blocks) bool."""
     areas = np.zeros(len(cells), np.int64)
     query, block = np.nonzero(unclear)
     for first in range(0, len(query), _PAIRS):

@@ -1,4 +1,4 @@
-"""Policies that choose which pixels stand for a mask, by name. How they find them is in `points`."""
+"""Registry of policies that choose the pixels representing a mask; `points` implements them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitp_pipeline.errors import InputError
 
 
 def choose_points(masks: MasksOfView, settings: ProposalSettings) -> dict[str, np.ndarray]:
-    """The points of the policies that the settings name, as a `ProposalRecord` has them: (Q·n, 2) int32 each."""
+    """Choose points by each policy in the settings, as in a `ProposalRecord`: (Q·n, 2) int32 each."""
     return {name: POINT_POLICIES[name].choose(masks, settings).reshape(-1, 2) for name in settings.points}
 
 
@@ -50,7 +50,7 @@ POINT_POLICIES.add("max", PointPolicy(_max))
 POINT_POLICIES.add("center", PointPolicy(_center))
 POINT_POLICIES.add("random", PointPolicy(_random))
 POINT_POLICIES.add("multi", PointPolicy(_several_random, lambda settings: settings.multi))
-# few points, each chosen: one that disagrees says more than a pixel that was drawn at random
+# few chosen points: one that disagrees is more informative than a random pixel
 POINT_POLICIES.add(
     "local_maxima", PointPolicy(_local_maxima, lambda settings: settings.local_maxima, "log-probabilities")
 )

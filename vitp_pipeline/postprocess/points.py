@@ -1,4 +1,4 @@
-"""Point policies: choose the pixels that stand for a mask (paper §3.1).
+"""Point policies: choose the pixels that represent a mask (paper §3.1).
 
 Every function returns (Q, 2) int32, (row, col), pixels of the original, upright image, also of a view that shows a
 window of it or flips it; no point lies outside the window. The logits at image resolution are those of
@@ -95,8 +95,8 @@ def random_points(
 
     The draw depends on (seed, image_id, query index) alone, not on the order of images, batches or other queries.
 
-    Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that names the image, `first` the index of
-        the first of these queries.
+    Args, Returns, Raises: as `max_points` at "image"; `image_id` is any text that identifies the image, `first` the
+        index of the first of these queries.
     """
     return multi_points(mask_logits, view, protocol, image_id, 1, seed, first)[:, 0]
 
@@ -292,8 +292,8 @@ def _boxes(rows: _Axis, cols: _Axis, row: np.ndarray, col: np.ndarray) -> np.nda
 def _largest(
     cells: Tensor, rows: _Axis, cols: _Axis, queries: np.ndarray, boxes: np.ndarray, flip: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of n rectangles the query (n,), the largest value (n,) and the pixel (n, 2) that has it, of equal ones
-    the first in the upright image.
+    """Return for n rectangles the query (n,), the largest value (n,) and its pixel (n, 2), of equal ones the first in
+    the upright image.
     """
     values = _rectangles(cells, rows, cols, queries, boxes)
     count, _, width = values.shape

@@ -3,7 +3,7 @@
 The grid is that of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` without
 antialiasing: output index i looks at the source coordinate max(0, (i + 0.5)·n_in/n_out − 0.5), hence at two
 neighboring source indices. Knowing which ones lets a band of rows (or a rectangle) be made without the rest:
-that bounds memory in the semantic maps and lets the point search skip nearly all of the image. Values agree
+that limits memory in the semantic maps and lets the point search skip nearly all of the image. Values agree
 with `interpolate` up to float rounding.
 """
 
@@ -104,7 +104,7 @@ def resize_patches(patches: np.ndarray, rows: LerpRows, columns: LerpRows) -> np
 
     Args:
         patches: (n, r, c) source values.
-        rows, columns: what of its patch each rectangle reads.
+        rows, columns: interpolation of each rectangle from its patch.
     Returns:
         (n, length of the rows, length of the columns) float64.
     """

@@ -38,7 +38,7 @@ class FusedView:
     """One view of an image with its class scores under V variants.
 
     Attributes:
-        record: the view's proposals; its `protocol` is the one that maps are made by.
+        record: the view's proposals; its `protocol` applies to maps.
         masks: (M, h, w) float logits of the kept queries, on the segmenter's device.
         kept: (M,) int64, which queries these are.
         probs: (V, Q, K) float32 class probabilities of all queries.
@@ -81,7 +81,7 @@ class DetectedInstances:
 
 @dataclass(frozen=True)
 class InstancesOfView:
-    """Masks at image resolution, drawn once, and per variant the objects that are made of them."""
+    """Masks at image resolution, computed once, and the detected objects of each variant."""
 
     masks: tuple[InstanceMask, ...]
     variants: tuple[DetectedInstances, ...]
@@ -119,7 +119,7 @@ class Segmenter:
             record: proposals with masks and class logits.
             point_logits: (Q, K) logits of the classifier; None without one, where all α must be 0.
             alphas: one variant for each weight of the classifier in [0, 1]; None = the settings' own.
-            labels: one further variant for each (Q,) class indices, IGNORE being none: the upper bounds.
+            labels: (Q,) class indices or IGNORE, one further variant for each: the upper bounds.
         Raises:
             UsageError: an α outside [0, 1], or one above 0 without a classifier.
             IncompatibleError: shapes disagree, or the stored background is too coarse for this view.

@@ -67,11 +67,11 @@ def semantic_label_maps(
     """The argmax over classes of `semantic_scores`; ties to the lowest class.
 
     Equal to the argmax of the whole scores except where two classes differ by float rounding. On a CPU most pixels are
-    labeled by bounds, not by their scores (`postprocess.label_bounds`); otherwise scores are made in bands of rows.
+    labeled from bounds of the scores (`postprocess.label_bounds`); otherwise scores are made in bands of rows.
 
     Args:
         mask_logits, probs, view, protocol: as `semantic_scores`; masks may be float16.
-        budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made
+        budget_bytes: limit for temporaries, beyond the arguments and the result; at least one row is made
             at a time.
     Returns:
         (A, H0, W0) int16 class indices; IGNORE all over where there is no mask, or none has a class (`has_class`).
@@ -92,7 +92,7 @@ def semantic_label_maps(
 
 
 def has_class(probs: Tensor) -> np.ndarray:
-    """(A, Q, K) class probabilities → (A,) bool: any is above 0, so that a map can say more than the first class."""
+    """(A, Q, K) class probabilities → (A,) bool: any is above 0, so that a map is defined."""
     return (probs.flatten(1) > 0).any(1).cpu().numpy()
 
 
@@ -171,7 +171,7 @@ def band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int)
 def _check(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
     check_scored(mask_logits, probs, view, protocol)
     if not view.whole:
-        raise IncompatibleError("a window or a flipped view is not an image", "Use assemble.average for views")
+        raise IncompatibleError("a window or a flipped view is not an image", "Use postprocess.view_average for views")
 
 
 def check_scored(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:

@@ -6,7 +6,7 @@
 | `mmseg1` | logits → padded frame → sigmoid → crop padding → original size (of class scores, or of masks) |
 | `mmseg0` | logits → sigmoid (→ class scores) → padded frame → crop padding → original size |
 
-The logits themselves reach the image by the same chain everywhere; where sigmoid stands makes the difference. Between
+The logits themselves reach the image by the same chain everywhere; they differ in the place of the sigmoid. Between
 cropping and resizing, a window takes its place in the resized image; flipped planes are turned back at the end.
 """
 

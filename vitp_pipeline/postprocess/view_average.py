@@ -9,7 +9,7 @@ A frame is the image at one scale, flipped or not; its windows share it.
 
 Sources: mmsegmentation's `slide_inference` and `SegTTAModel` of 1.x and 0.x, and `SemanticSegmentorWithTTA` of
 detectron2. A single frame is left as it is: a softmax would not change its argmax. detectron2 and mmdetection have no
-windows of their own; theirs meet where mmsegmentation's do.
+windows of their own; they are merged as in mmsegmentation.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ScoreAverage:
             protocol: one of `config.choices.PROTOCOLS`.
             original: (H0, W0).
             rows: the half-open range of rows to make; None = all.
-            budget_bytes: bound on the temporaries; at least one row is made at a time.
+            budget_bytes: limit for temporaries; at least one row is made at a time.
         """
         self.protocol, self.original, self.budget = protocol, original, budget_bytes
         self.start, self.stop = rows or (0, original[0])
@@ -77,7 +77,7 @@ class ScoreAverage:
         self.frames = 0  # that are part of the sum
         self._sum: Tensor | None = None  # (A, K, rows, W0) over frames
         self._some = np.zeros(0, bool)  # (A,) whether any view has a class
-        self._frame: _Frame | None = None  # the open one
+        self._frame: _Frame | None = None  # frame whose windows are being added
 
     def add(self, mask_logits: Tensor, probs: Tensor, view: View) -> None:
         """Add a view; its arguments are those of a `ScoredView`.
@@ -202,7 +202,7 @@ def averaged_label_maps(views: Sequence[ScoredView], protocol: str, budget_bytes
     Args:
         views: all views of an image, in the order of `generators.views`; masks may be float16.
         protocol: one of `config.choices.PROTOCOLS`.
-        budget_bytes: bound on the temporaries, beyond the arguments and the result; at least one row is made at a time.
+        budget_bytes: limit for temporaries, beyond the arguments and the result; at least one row is made at a time.
     Returns:
         (A, H0, W0) int16 class indices; IGNORE all over where no view has a class.
     Raises:

@@ -125,8 +125,8 @@ def panoptic_areas(stored: StoredEvaluation, variant: str) -> np.ndarray:
     """Collect the counts that a paired bootstrap of PQ resamples.
 
     Returns:
-        (images, K, 3) float64: summed IoU of the matches, segments of the ground truth (the same whatever was
-        predicted), predicted segments without those that are forgiven.
+        (images, K, 3) float64: summed IoU of the matches, segments of the ground truth (independent of
+        predictions), predicted segments without forgiven ones.
     """
     e = stored.rows.columns["panoptic"]
     chosen = e["variant"] == headline_variants(stored.evaluation)[variant]

@@ -1,4 +1,4 @@
-"""Numbers of a report: from the result of an evaluation and its rows, of whatever tasks these hold."""
+"""Numbers of a report, from the result and rows of an evaluation, for every measured task."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MEANT = {
 }
 """Notes on columns whose heading is not enough."""
 GROUPS = ("", "coco", "things", "stuff")
-"""Which figures come first in a table, and which groups of them; all others follow as the result has them."""
+"""Figures and groups that come first in a table; the others follow in the order of the result."""
 
 
 def alpha_text(stored: StoredEvaluation) -> str:

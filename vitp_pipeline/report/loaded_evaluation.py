@@ -1,4 +1,4 @@
-"""An evaluation as it lies in a run directory: found again without its recipe, from the identities alone."""
+"""Load an evaluation from a run directory without its recipe, from the stored identities alone."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def evaluations_in(store: RunStore) -> dict[str, str]:
 
 
 def listed(run: str, evaluations: dict[str, str]) -> list[str]:
-    """A line for each of some `evaluations_in` a run: the folder, as it can be given, and what it is."""
+    """Format some `evaluations_in` a run, a line each: the folder, as it can be given, and its label."""
     lines = [f"  {run}/evaluation/{name}: {label}" for name, label in evaluations.items()]
     more = len(lines) - LISTED
     return lines[:LISTED] + ([f"  and {more} more, which `vitp status {run}` lists"] if more > 0 else [])
@@ -202,7 +202,7 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 
 
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
-    """Per stage of the run, in order: folder, fingerprint, settings, and by what it was made."""
+    """List per stage of the run, in order: folder, fingerprint, settings, command and versions."""
     stages = [stored.evaluation.proposals.run, stored.evaluation.class_scores, stored.evaluation.run]
     if (trained := classifier_folder(stored.store, stages[1].identity["classifier"])) is not None:
         stages.insert(1, open_run(stored.store, trained))

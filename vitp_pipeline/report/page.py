@@ -30,7 +30,7 @@ def require_libraries() -> None:
 
 
 def points(value: Figure) -> str:
-    """A difference as pages write it."""
+    """Format a difference for pages."""
     return signed(value).replace("-", "−")
 
 

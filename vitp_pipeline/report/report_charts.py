@@ -38,7 +38,7 @@ class ReportChart:
 
     Attributes:
         draw: figures → charts by their keys in `page/report.html`; none where there is nothing to show.
-        caption: of a chart that stands behind those of masks; "" where the page has a place for it.
+        caption: of a chart appended to those of masks; "" where the page has a fixed place for it.
     """
 
     draw: Callable[[ReportFigures], dict[str, Chart]]
@@ -49,7 +49,7 @@ CHARTS: Registry[ReportChart] = Registry("chart", "vitp_pipeline.report.report_c
 
 
 def drawn_charts(shown: ReportFigures) -> tuple[dict[str, Chart], dict[str, str]]:
-    """All charts by name, and the captions of those that the page has no place for."""
+    """Return all charts by name, and the captions of those without a fixed place on the page."""
     drawn: dict[str, Chart] = {}
     captions: dict[str, str] = {}
     for kind in CHARTS:

@@ -1,6 +1,6 @@
 """The pipeline: one module per stage command.
 
 `generate_proposals` → `train_classifier` → `classify` → `evaluate`, and `import_proposals`, `export_results` beside
-them; `stream` is the first, third and fourth in one. Each prepares a run, then hands a maker of parts to
+them; `stream` runs the first, third and fourth together. Each prepares a run, then hands a maker of parts to
 `execution.runner`.
 """

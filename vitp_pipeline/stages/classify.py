@@ -1,4 +1,4 @@
-"""Stage three: a trained classifier names the point of every mask. Reads images and points, no masks.
+"""Stage three: classify the point of every mask with a trained classifier. Reads images and points, no masks.
 
 The one exception is a classifier prompted with masks (`classifier/mask_prompt.py`), which reads them all.
 """
@@ -48,7 +48,7 @@ def classify(
     shard: ShardChoice,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Scores the points of the proposals and writes RUN/class_scores/FINGERPRINT.
+    """Score the points of the proposals and write RUN/class_scores/FINGERPRINT.
 
     Raises:
         MissingStageError: the run has no classifier, or not the proposals of a shard.
@@ -81,8 +81,8 @@ def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: 
     if not store.exists(path):
         hint = "Run `vitp train-classifier` first, or let it finish"
         if others := trained_classifiers(store):
-            named = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
-            hint = f"Choose one that is there with --name: {named}; or train this one first"
+            listed = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
+            hint = f"Choose one that is there with --name: {listed}; or train this one first"
         raise MissingStageError(f"{path}: no trained classifier", hint)
     return fetch_classifier(store, path)
 
@@ -100,10 +100,10 @@ def class_scores_run(
     create: bool = False,
     digests: Digests | None = None,
 ) -> StageRun:
-    """The folder of the scores of this classifier for these proposals, in the same shards and parts.
+    """Return the folder of this classifier's scores for these proposals, in the same shards and parts.
 
     Args:
-        digests: told what the classifier is; whoever loads it has them proven.
+        digests: recorded for the classifier; verified when it is loaded.
     Raises:
         MissingStageError: it is not there and `create` is false.
     """
@@ -132,7 +132,7 @@ def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:
 
 
 def require_shards(proposals: ProposalStore, shard: ShardChoice) -> None:
-    """Raise UsageError when another number of shards is asked for than the proposals have."""
+    """Raise UsageError when the number of shards differs from that of the proposals."""
     if shard.count is not None and shard.count != proposals.run.shards:
         raise UsageError(
             f"{proposals.run.folder}: this run has {proposals.run.shards} shards, not {shard.count}",
@@ -141,7 +141,7 @@ def require_shards(proposals: ProposalStore, shard: ShardChoice) -> None:
 
 
 def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
-    """Raise MissingStageError naming the shards whose proposals are not finished."""
+    """Raise MissingStageError with the shards whose proposals are not finished."""
     if missing := [shard for shard in shards if not proposals.run.finished(shard)]:
         raise MissingStageError(
             f"{proposals.run.folder}: shard {', '.join(map(str, missing[:8]))} of {proposals.run.shards} is unfinished",
@@ -150,7 +150,7 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
 
 
 READ_AHEAD = 2
-"""Batches whose pictures are read while the model works on one."""
+"""Batches whose images are read ahead while the model works on one."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class _Batch:
 
 
 class ClassMaker:
-    """Makes parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image.
+    """Make parts of point scores: `point_logits/ID` (query, class) float32, and an index row an image.
 
-    Arrays of further views of an image are called like those of the proposals.
+    Arrays of further views of an image have the same names as in the proposals.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class ClassMaker:
                 waiting: deque[tuple[_Batch, list[Future[np.ndarray]]]] = deque()
                 read: dict[
                     str, Future[np.ndarray]
-                ] = {}  # of the images of the batch before: all views of one read it once
+                ] = {}  # of the previous batch: an image is read once for all its views
                 for batch in chain(batches, [None] * READ_AHEAD):
                     if batch is not None:
                         before, read = read, {}
@@ -224,8 +224,8 @@ class ClassMaker:
         return pa.Table.from_pylist(table, schema=_schema(self.run.fingerprint, self.dataset.spec.class_names))
 
     def _batches(self, shard: int, part: int, views: Sequence[str], wanted: set[str]) -> Iterator[_Batch]:
-        """The batches that hold a view of a wanted image, read as they are asked for. They are cut over the whole part:
-        what goes through the model together does not depend on what was made before.
+        """The batches that hold a view of a wanted image, read lazily. They are cut over the whole
+        part, so batches do not depend on which images were finished before.
 
         Args:
             views: of each view that has proposals its image, in order.
@@ -256,7 +256,7 @@ class ClassMaker:
     def _score(
         self, batch: list[PromptedImage], pictures: list[Future[np.ndarray]], writer: ArrayWriter, wanted: set[str]
     ) -> dict[str, str]:
-        """Scores a batch and stores those that are wanted; returns the reasons of the images that failed."""
+        """Score a batch and store the wanted images; return the reasons of the images that failed."""
         reasons, ready, images = {}, [], []
         for prompted, picture in zip(batch, pictures, strict=True):
             try:
@@ -277,7 +277,7 @@ class ClassMaker:
 
 
 def _before(image_id: str, images: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
-    """Those of some images that come before one in an order."""
+    """Return the images that precede one in an order."""
     earlier = set(order[: order.index(image_id)])
     return tuple(image for image in images if image in earlier)
 

@@ -41,7 +41,7 @@ def prepare(
     out: Run,
     shard: ShardChoice,
 ) -> Evaluation:
-    """Find what is to be evaluated and make the evaluation's folder.
+    """Find the inputs and make the evaluation's folder.
 
     Args:
         sweep: further values of α, measured beside the headline's.

@@ -1,11 +1,11 @@
-"""Results as files that other tools read: restartable, in shards, like a stage.
+"""Export results as files for other tools: restartable, in shards, like a stage.
 
-    RUN/exports/FORMAT-FINGERPRINT/results/     what is handed to the other tool
-    RUN/exports/FORMAT-FINGERPRINT/shards/      which images are done, their entries of the JSON files, and what digests
-                                                their own files have
-    RUN/exports/FORMAT-FINGERPRINT/files.json   what digests the JSON files have
+    RUN/exports/FORMAT-FINGERPRINT/results/     files for the other tool
+    RUN/exports/FORMAT-FINGERPRINT/shards/      finished images, their entries of the JSON files, and the digests of
+                                                their own files
+    RUN/exports/FORMAT-FINGERPRINT/files.json   digests of the JSON files
 
-It needs proposals and class scores, neither images nor ground truth, so that a test split can be handed in.
+It needs proposals and class scores, neither images nor ground truth, so it also works on a test split.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ VARIANTS = ("fused", "generator", "classifier")
 
 @dataclass(frozen=True)
 class Export:
-    """An export's folder and what it is made of.
+    """An export's folder and inputs.
 
     Attributes:
         names: of images' files by image id, where the format has such.
@@ -84,13 +84,13 @@ def prepare(
     out: Run,
     shard: ShardChoice,
 ) -> Export:
-    """Find what is to be exported and make the export's folder.
+    """Find the inputs and make the export's folder.
 
     Args:
         format: one of `interop.result_formats.RESULT_FORMATS`.
         variant: class scores: fused (as `evaluate` reports it), generator or classifier.
     Raises:
-        UsageError: unknown format or variant, or the manifest lacks what the format's ids are made of.
+        UsageError: unknown format or variant, or the manifest lacks the ids that the format needs.
         MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.
         InputError: files of two images would have one name.
     """
@@ -121,7 +121,7 @@ def prepare(
 
 
 def _file_names(proposals: ProposalStore, format: ResultFormat) -> dict[str, str]:
-    """Name the files of every image, by image id. Raises InputError where file systems take no such name."""
+    """Map image ids to file names. Raises InputError when a name is too long for file systems."""
     require_proposals(proposals, range(proposals.run.shards))
     files: dict[str, str] = {}
     for shard in range(proposals.run.shards):

@@ -1,4 +1,4 @@
-"""Stage one: a frozen generator draws masks; points are chosen from its full-precision logits."""
+"""Stage one: generate masks with a frozen generator, and choose points from its full-precision logits."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def generate_proposals(
 
 
 def load_generator(source: Source, settings: ProposalSettings, manifest: DatasetSpec) -> Generator:
-    """Builds the generator and holds its class list against the manifest's.
+    """Build the generator and compare its class list with the manifest's.
 
     Raises:
         IncompatibleError: names, order or number of classes differ.
@@ -91,7 +91,7 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
 
 
 def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPlan:
-    """The views that the settings mean; what they leave open about windows is the generator's own `slide`, if any.
+    """Return the views of the settings; window keys that they lack come from the generator's own `slide`, if any.
 
     Raises:
         UsageError: there are no such views.
@@ -114,15 +114,15 @@ def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPl
 READERS = 2
 """Threads that read and resize images."""
 READ_AHEAD = 2
-"""Batches that are read, beyond the one that the generator works on."""
+"""Batches read ahead of the one that the generator works on."""
 WRITE_BEHIND = 4
 """Images whose points are not yet chosen, or whose masks are not yet compressed and written."""
 
 
 class ProposalMaker:
-    """Makes parts of proposals: reads images, runs the generator, chooses points, stores.
+    """Make parts of proposals: read images, run the generator, choose points, store.
 
-    Other threads read ahead and write behind; what is written, and in which order, does not depend on it.
+    Other threads read ahead and write behind; content and order of the output do not depend on them.
     """
 
     def __init__(self, run: StageRun, dataset: Dataset, generator: Generator, settings: ProposalSettings) -> None:
@@ -138,7 +138,7 @@ class ProposalMaker:
         about = {"fingerprint": self.run.fingerprint, "shard": shard, "part": part}
         size, wanted = self.settings.batch_size, set(images)
         whole = self.run.parts(shard)[part]
-        # cut over the whole part: what goes through the generator together does not depend on what was made before
+        # cut over the whole part, so batches do not depend on which images were finished before
         batches = [whole[start : start + size] for start in range(0, len(whole), size)]
         batches = [batch for batch in batches if not wanted.isdisjoint(batch)]
         shown = [image for batch in batches for image in batch]
@@ -174,7 +174,7 @@ class ProposalMaker:
             return frame_of(self.generator, picture, self.plan.scales[0])
         except UserError:
             raise
-        except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+        except Exception as error:  # libraries raise various exceptions on an image that is too thin or too large
             return error
 
     def _batch(
@@ -236,11 +236,11 @@ class ProposalMaker:
         return write_record(writer, record)
 
     def records(self, image_id: str, picture: np.ndarray) -> Iterator[ProposalRecord]:
-        """The proposals of every view of an image, made as they are asked for.
+        """Yield the proposals of every view of an image, computed lazily.
 
         Raises:
-            InputError: the generator fails on the image, or what it gives is not finite.
-            Exception: the generator's own, where it manages no image at all.
+            InputError: the generator fails on the image, or its output is not finite.
+            Exception: the generator's own, where it fails on every image.
         """
         from vitp_pipeline.generators.views import propose_views
 
@@ -254,7 +254,7 @@ class ProposalMaker:
                 break
             except UserError:
                 raise
-            except Exception as error:  # libraries raise what they like on an image that is too thin or too large
+            except Exception as error:  # libraries raise various exceptions on an image that is too thin or too large
                 if not self._works():
                     raise
                 raise InputError(generator_failure(error)) from error
@@ -266,7 +266,7 @@ class ProposalMaker:
         """Proposals by image id, and reasons of images on which the generator itself fails (too large, too thin …).
 
         Raises:
-            Exception: the generator's own, where it manages no image at all.
+            Exception: the generator's own, where it fails on every image.
         """
         from vitp_pipeline.generators.views import propose_frames
 
@@ -292,7 +292,7 @@ class ProposalMaker:
         return found, {}
 
     def _works(self) -> bool:
-        """True if it manages any image, a gray one if need be: then a failure is that of its image."""
+        """True if the generator succeeds on any image, if need be a gray one: then a failure is due to its image."""
         from vitp_pipeline.generators.views import propose
 
         if not self.managed:
@@ -316,8 +316,8 @@ def make_record(
     file_name: str,
     number: int = 0,
 ) -> ProposalRecord:
-    """Make the record of a view's proposals: points chosen from all that the generator gave, and the masks that
-    matter.
+    """Make the record of a view's proposals: points chosen from all masks, and the masks to
+    store.
 
     Args:
         number: which of the image's views it is.
@@ -357,7 +357,7 @@ def make_record(
 
 
 def _finite(values: torch.Tensor) -> bool:
-    """True if all values are finite. Their extremes tell in a twentieth of the time: NaN would be both."""
+    """True if all values are finite. Checking the extremes takes a twentieth of the time: NaN propagates to both."""
     import torch
 
     return not values.numel() or all(torch.isfinite(torch.stack(torch.aminmax(values))).tolist())

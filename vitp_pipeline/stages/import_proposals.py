@@ -50,7 +50,7 @@ def import_proposals(
     """Write RUN/proposals from the masks of a split.
 
     Args:
-        settings: of [generate-proposals] what is about the split, points, and what is kept.
+        settings: keys of [generate-proposals] for the split, points, and stored masks.
         format, masks, no_object_share: see `interop.mask_import`.
     Raises:
         UserError: any of its kinds.
@@ -62,7 +62,7 @@ def import_proposals(
     begun = is_begun(store, folder)
     dataset = Dataset(recipe.manifest, data_root, settings.split, settings.limit or None)
     source = open_source(format, masks, dataset, no_object_share)
-    source.open()  # a file that cannot be read begins no run
+    source.open()  # an unreadable file must not begin a run
     digests = {sample.image_id: source.digest(sample) for sample in dataset.samples}
     digest = agreed_digest(store, folder, format, digests, shard.index, retry_failed)
     identity = {
@@ -84,7 +84,7 @@ def import_proposals(
 
 
 class ImportMaker:
-    """Makes parts of proposals from a source of masks."""
+    """Make parts of proposals from a source of masks."""
 
     def __init__(
         self, run: StageRun, dataset: Dataset, source: MaskSource, digests: Digests, settings: ProposalSettings

@@ -1,7 +1,7 @@
-"""`evaluate --stream`: generator, classifier and fusion image by image, keeping nothing of an image but its counts.
+"""`evaluate --stream`: generator, classifier and fusion image by image, keeping only the counts of an image.
 
-What it measures is what the four stages would: every view's masks are left out and rounded as they would be on disk.
-With several views only one's masks are in memory at a time, beside the running average of class scores, which takes
+The figures equal those of the four stages: masks are dropped and rounded as they would be on disk.
+With several views the masks of one are in memory at a time, beside the running average of class scores, which takes
 4 bytes × variants × classes × pixels of the image. Its results are an evaluation's, in RUN/evaluation/FINGERPRINT, with
 the same shards, parts and restarts.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """An evaluation that makes its proposals and scores itself."""
+    """An evaluation that computes its own proposals and scores."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class StreamMaker:
         self.mask_classifier = MaskClassifier(stream.classifier, stream.classify, manifest)
         if self.mask_classifier.reads_masks:
             raise UsageError(
-                f"{stream.classifier}: is prompted with masks, and --stream names points",
+                f"{stream.classifier}: is prompted with masks, but --stream classifies points",
                 "Run generate-proposals, classify and evaluate for it",
             )
         generator = load_generator(stream.source, stream.generate, manifest)

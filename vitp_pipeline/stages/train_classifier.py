@@ -61,7 +61,7 @@ class Training:
     classifier: Path
 
     def report(self) -> None:
-        """Name what was left out. Raises PartialError when images could not be read."""
+        """Report the images that were left out. Raises PartialError when images could not be read."""
         for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabeled)][:10]:
             say(f"  left out: {image_id}: {reason}")
         if self.failed:
@@ -74,7 +74,7 @@ class Training:
 def train_classifier(
     recipe: Recipe, settings: TrainSettings, data_root: Path, out: Run, distributed: Distributed = ALONE
 ) -> Path:
-    """Trains, and reports; returns the path of model.safetensors.
+    """Train and report; return the path of model.safetensors.
 
     Raises:
         PartialError: trained, but without images that could not be read.
@@ -93,7 +93,7 @@ def train(
     """Train RUN/classifier/NAME, or continue where it was stopped.
 
     Args:
-        distributed: all its processes call this; process 0 writes and has something to report, the others return None.
+        distributed: all its processes call this; process 0 writes and returns the outcome, the others None.
     Raises:
         UserError: any of its kinds but PartialError.
     """
@@ -178,7 +178,7 @@ def _train(
     lock: Lock | None,
     run: StageRun | None,
 ) -> None:
-    """Builds, trains, saves; done.json says what was left out, and why.
+    """Build, train, save; done.json lists the images left out, with reasons.
 
     Args:
         lock, run: of the process that writes.
@@ -249,11 +249,11 @@ def _loading(distributed: Distributed) -> contextlib.AbstractContextManager[None
 
 MODELS = [f"{name}.{suffix}" for name in ("model", "last", "best") for suffix in ("safetensors", "json")]
 RESULTS = (*MODELS, "metrics.jsonl", "validation.json", "confusion.npy")
-"""What a training may leave."""
+"""Files that a training may leave."""
 
 
 def _end(run: StageRun, settings: TrainSettings, said: dict[str, Any]) -> None:
-    """Commits a training: done.json names the digests of all that it leaves; small files are copied before."""
+    """Commit a training: done.json records the digests of its files; small files are copied before."""
     store, folder, files = run.store, run.folder, run.store.list(run.folder)
     names = [name for name in RESULTS if name in files and name not in _outlived(settings)]
     store.fetch_all(folder / name for name in names)
@@ -271,7 +271,7 @@ def _outlived(settings: TrainSettings) -> list[str]:
 
 
 def _tidy(run: StageRun, settings: TrainSettings) -> None:
-    """Remove what a finished training needs no longer."""
+    """Remove the files that a finished training no longer needs."""
     for name in _outlived(settings):
         with refusals(run.folder / name):
             run.store.remove(run.folder / name)

@@ -1,4 +1,4 @@
-"""The one place where models of timm are made: by a name of its own registry, with arguments of a list."""
+"""The one place where models of timm are made: by a name of its registry, with allowed arguments."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def create_vit(name: str, size: Size, args: str = "", drop_path: float = 0.0, pr
     """Make a backbone without a head.
 
     Args:
-        name: of timm's registry, with or without the tag of its weights. Names that timm would take for a place
-            (`hf-hub:OWNER/NAME`, `local-dir:PATH`) are no names of it.
+        name: of timm's registry, with or without the tag of its weights. Names that timm reads as a location
+            (`hf-hub:OWNER/NAME`, `local-dir:PATH`) are refused.
         size: (height, width) of the images.
         args: JSON of further arguments, see `config.backbone_args`.
         pretrained: fetch its weights; else nothing is read or sent.
@@ -68,7 +68,7 @@ def check_name(name: str) -> type[nn.Module]:
 
 
 def _for_points(vit: Any) -> Vit:
-    """Take away what comes after the blocks but the norm, and let patches come as a sequence."""
+    """Remove the layers after the blocks except the norm, and output patches as a sequence."""
     if vit.dynamic_img_size:  # the size is known: the table is resampled once
         vit.dynamic_img_size, vit.patch_embed.flatten, vit.patch_embed.output_fmt = False, True, Format.NCHW
     if isinstance(vit.norm, nn.Identity):  # a pooling ViT has its norm behind the pooling

@@ -1,7 +1,7 @@
-"""Which models of timm can be a backbone: those whose tokens are one sequence of patches that points can join.
+"""Models of timm that can be a backbone: those whose tokens are one sequence of patches that points can join.
 
-That is asked of the model's class, which timm's own annotations say without building anything, and for the reason of a
-refusal of a model built without memory.
+The decision needs only the model's class, which timm's annotations give without building anything; the reason of a
+refusal comes from a model built on the meta device.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def why_not(model: nn.Module) -> str | None:
     if isinstance(model, Vit):
         rope = getattr(model, "rope", None)
         if rope is not None and not knows_rotary(rope):
-            return f"where a point lies in its rotary positions ({type(rope).__name__}) is not known"
+            return f"the position of a point in its rotary embedding ({type(rope).__name__}) is not known"
         if not isinstance(model.patch_drop, nn.Identity | None):
             return "backbone_args: patch_drop_rate would drop points"
         return None

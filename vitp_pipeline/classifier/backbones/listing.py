@@ -20,7 +20,7 @@ def list_backbones(pattern: str) -> list[BackboneKind]:
     Args:
         pattern: of `fnmatch`, or a name with or without a tag.
     Raises:
-        UsageError: nothing is accepted; of a single name it says why.
+        UsageError: nothing matches; for a single name with the reason.
     """
     if names := accepted_names(pattern.partition(".")[0]):
         return [describe(name) for name in names]

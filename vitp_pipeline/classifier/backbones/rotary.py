@@ -1,7 +1,7 @@
-"""Rotary positions of tokens that lie between patches.
+"""Rotary positions of tokens between patches.
 
-timm turns queries and keys of a patch by angles that are linear in its place, so a point has angles of its own. Tokens
-without a place (class token, registers, mask tokens) are turned by nothing.
+timm rotates queries and keys of a patch by angles linear in its position, so the angles of a point are computed alike.
+Tokens without a position (class token, registers, mask tokens) are not rotated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def knows_rotary(rope: nn.Module) -> bool:
 
 
 def rotations(rope: nn.Module, grid: Size, points: Tensor | None, unplaced: int) -> Iterator[Tensor]:
-    """Yield, for one block after the other, how the tokens [points; unplaced; patches] are turned.
+    """Yield, for one block after the other, the rotations of the tokens [points; unplaced; patches].
 
     Args:
         rope: a module that `knows_rotary`.

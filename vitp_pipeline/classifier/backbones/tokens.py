@@ -15,8 +15,8 @@ from vitp_pipeline.geometry import Size
 def keeps_class_token(vit: Vit) -> bool:
     """Tell whether the class token stays beside the points.
 
-    In a plain ViT points stand in its place (paper §3.3). With rotary positions there is no place of it to take, and
-    the patches of such networks are what they are only beside it.
+    In a plain ViT points stand in its place (paper §3.3). With rotary positions it has no position that a point
+    could take, and the patches of such networks need it beside them.
     """
     return isinstance(vit, Eva)
 

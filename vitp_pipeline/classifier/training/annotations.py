@@ -40,7 +40,7 @@ class Areas:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes to name. No points are drawn inside them: the box itself is the input (paper §3.4).
+    """Boxes to classify. No points are drawn inside them: the box itself is the input (paper §3.4).
 
     Attributes:
         edges: (M, 4) float (top, left, bottom, right) in pixels, inside the image.

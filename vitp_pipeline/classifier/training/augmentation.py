@@ -14,12 +14,12 @@ from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
 
 LEAST_VISIBLE = 0.5
-"""A box of which less than this share is left in the picture is dropped."""
+"""Least share of a box's area that must remain in the image; other boxes are dropped."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One drawn version of an image: cropped, then turned, then flipped, then recolored.
+    """Parameters of one random change: crop, then rotation, then flip, then color.
 
     Attributes:
         crop: (left, top, right, bottom) in pixels, or None.
@@ -34,7 +34,7 @@ class Change:
     factors: tuple[float, ...] = ()
 
     def picture(self, image: np.ndarray, size: Size) -> np.ndarray:
-        """(H, W, 3) uint8 to (3, height, width) uint8; what a rotation brings in is black."""
+        """(H, W, 3) uint8 to (3, height, width) uint8; pixels that a rotation brings in are black."""
         picture = Image.fromarray(image)
         if self.crop:
             picture = picture.crop(self.crop)
@@ -50,8 +50,9 @@ class Change:
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) integer map to that of the cropped, turned, flipped original in the same dtype, IGNORE where a
-        rotation brings something in. Any size: points are normalized by it, so it need not be resized.
+        """Crop, rotate and flip a (H, W) integer map, same dtype, IGNORE where a rotation brings pixels in.
+
+        Any size: points are normalized by it, so it need not be resized.
         """
         if self.crop:
             left, top, right, bottom = self.crop
@@ -63,7 +64,7 @@ class Change:
         return np.ascontiguousarray(labels[:, ::-1] if self.flip else labels)
 
     def boxes(self, edges: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray, Size]:
-        """Boxes of the changed picture. A turned box becomes the smallest upright box around it.
+        """Transform boxes. A rotated box becomes the smallest upright box around it.
 
         Args:
             edges: (M, 4) float (top, left, bottom, right) in pixels, of positive area.
@@ -108,8 +109,8 @@ class Augmentation:
     """Random changes of a training image. The defaults only resize.
 
     The official recipe: flip, rotation 60, and crop_scale (0.5, 1.0) on ADE20K and Cityscapes. Its crops
-    are 3:4 to 4:3 whatever the input's shape; here that is relative to the image's own, so that nothing is stretched
-    further.
+    are 3:4 to 4:3 whatever the input's shape; here that is relative to the image's own, to avoid further
+    stretching.
 
     Attributes:
         flip: left and right, with probability 1/2.

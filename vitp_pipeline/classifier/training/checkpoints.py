@@ -37,7 +37,7 @@ class TrainingFolder:
 
     Attributes:
         store: of the run.
-        about: what the .json beside a model says of it.
+        about: content of the .json beside a model.
         lock: held on the folder; looked at before a checkpoint is written.
         lines: of metrics.jsonl.
     """
@@ -64,7 +64,7 @@ class TrainingFolder:
         if self.lock is not None:
             self.lock.check()
         content = io.BytesIO()
-        # through memory: to a full disk torch would raise an error of its own
+        # through memory: on a full disk torch raises an error of its own
         torch.save({**state, "metrics": self.lines}, content)
         digest = hashlib.sha256(content.getbuffer()).digest()
         content.seek(0, os.SEEK_END)
@@ -102,12 +102,12 @@ class TrainingFolder:
         self.store.publish(path.with_suffix(".json"))
 
     def load_model(self, name: str) -> PointViT | None:
-        """The model saved under that name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
+        """Load the model saved under a name, in eval mode on the CPU; None when there is none. Raises CorruptError."""
         path = self.path / f"{name}.safetensors"
         return load_classifier(fetch_classifier(self.store, path)) if self.store.exists(path) else None
 
     def is_whole(self, name: str) -> bool:
-        """True if a model exists and is the one saved under that name: it has two files, written one after another."""
+        """True if a saved model is complete: its two files, written one after the other, belong together."""
         path = fetch_classifier(self.store, self.path / f"{name}.safetensors")
         try:
             require_recorded(path)

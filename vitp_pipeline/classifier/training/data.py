@@ -1,5 +1,5 @@
-"""Training batches. Every random choice is a function of (seed, epoch, image), so nothing but the step need be
-remembered.
+"""Training batches. Every random choice is a function of (seed, epoch, image), so a resumed training
+needs only the step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PointBatches:
         samples: the images to train on.
         image_size: (height, width) of the classifier's input.
         points: N per image.
-        mixture: the kinds of annotation; which one an image is seen with is drawn anew every epoch.
+        mixture: the kinds of annotation; one is drawn for each image in every epoch.
         coarse_erosion: of coarse masks made from fine ones (`coarse_regions`).
         distributed: of each batch every process reads its own, nearly equal part.
     Attributes:

@@ -1,10 +1,10 @@
 """A linear head in closed form: linear discriminant analysis of the frozen backbone's features.
 
-With few images and many classes it names points better than the same head trained by gradient: the features of a ViT
-are strongly correlated, and dividing by their covariance within the classes is what gradient descent does not get to
-in a short training. Points of one class in one image are nearly one observation: together they weigh as much as those
-of any other class in any other image. For the same reason the probabilities come out too sure. That is left so: what
-counts is the name, and unsure names spread over all masks are noise in the semantic map.
+With few images and many classes it classifies points better than the same head trained by gradient: the features of a
+ViT are strongly correlated, and a short gradient descent does not learn to divide by their within-class covariance.
+Points of one class in one image are nearly one observation, so together they weigh as much as those of any other class
+in any other image. For the same reason the probabilities are overconfident. They are not recalibrated: only the
+predicted class matters, and probability spread over many classes adds noise to the semantic map.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LdaStatistics:
         return total
 
     def head(self, shrinkage: float, class_prior: float) -> tuple[np.ndarray, np.ndarray]:
-        """The discriminant: logits = features @ weight.T + bias.
+        """Compute the head: logits = features @ weight.T + bias.
 
         Args:
             shrinkage: λ: the covariance within the classes gets λ times the features' overall variances added to its
@@ -167,7 +167,7 @@ class LdaTrainer:
         if (state := self.folder.load()) is not None:
             try:
                 for name in ("count", "sum", "square"):
-                    if self.distributed.is_main_process:  # what is there already counts once
+                    if self.distributed.is_main_process:  # earlier sums count once
                         setattr(statistics, name, state[name].numpy())
                 self.batches.skipped.update(state["skipped"])
                 step = int(state["step"])

@@ -38,7 +38,7 @@ from vitp_pipeline.runtime.progress import progress
 from vitp_pipeline.runtime.signals import stop_wanted, stopped
 
 BEST_BY = "held_out_class_accuracy"
-"""The figure by which `best` is meant; of equal ones the first."""
+"""Figure that selects `best`; the first of equals."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Trainer:
         batches: of `batch_size`·`accumulate` images, or this process's part of them.
         log_prior: (K,) log class frequencies among training points, times `class_prior`; added to the logits
         in the loss only.
-        evaluate: called at the end of an epoch with the model, gives figures for metrics.jsonl.
+        evaluate: function from the model to figures for metrics.jsonl, run at the end of an epoch.
         distributed: all its processes make a Trainer and run it; process 0 writes.
     """
 
@@ -187,7 +187,7 @@ class Trainer:
                 raise self.folder.damaged(error) from error
         if self.distributed.is_main_process and not self.folder.is_whole(
             "best"
-        ):  # killed between its files: the next epoch's is
+        ):  # killed between its two files: use the next epoch's
             self.best = float("-inf")
         self.folder.require_shared(self.distributed, step)
         if self.distributed.is_main_process:

@@ -1,4 +1,4 @@
-"""Share of each patch that a mask covers: a mask, as a classifier on patches sees it.
+"""Share of each patch that a mask covers: the mask prompt of the classifier.
 
 Patches are those of the classifier's input, which is the whole original image resized. All frames between the image and
 the mask logits differ by scale and by padding at the right and bottom only, so a patch is a rectangle in each of them,

@@ -100,7 +100,7 @@ class GeneratedMaskBatches(MaskBatches):
 
 
 def read_regions(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image and what is labeled apart in it.
+    """Read an image and its labeled regions.
 
     Returns:
         Image (H, W, 3) uint8, regions (H, W) int16 with IGNORE where there is none, and (R,) int64 class by region:
@@ -120,7 +120,7 @@ def read_regions(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarr
 
 
 def ground_truth_masks(regions: np.ndarray, classes: np.ndarray, grid: Size) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of a ground truth: the region of every class, and single segments where a class has several.
+    """Return the masks of a ground truth: the region of every class, and single segments where a class has several.
 
     Args:
         regions: (H, W) integers, IGNORE where there is none.
@@ -131,13 +131,13 @@ def ground_truth_masks(regions: np.ndarray, classes: np.ndarray, grid: Size) -> 
     """
     present = np.unique(regions[regions != IGNORE])
     single = region_coverage(regions, present, grid)
-    coverage, names = [], []
+    coverage, labels = [], []
     for k in np.unique(classes[present]):
         own = single[classes[present] == k]
         masks = [own.sum(0, keepdims=True), own] if len(own) > 1 else [own]
         coverage += masks
-        names += [k] * sum(map(len, masks))
-    return np.concatenate([single[:0], *coverage]), np.array(names, np.int64)
+        labels += [k] * sum(map(len, masks))
+    return np.concatenate([single[:0], *coverage]), np.array(labels, np.int64)
 
 
 def draw_masks(classes: np.ndarray, count: int, rng: np.random.Generator, how: str = "class-balanced") -> np.ndarray:
@@ -164,7 +164,7 @@ class HeldOutMasks:
         self.samples = samples[distributed.rank :: distributed.size]
 
     def __call__(self, model: PointViT) -> Validation:
-        """All processes call it with the same weights in eval mode, and get the same counts."""
+        """Validate; all processes call it with the same weights in eval mode, and get the same counts."""
         import torch
 
         from vitp_pipeline.classifier.mask_prompt import mask_logits

@@ -1,4 +1,4 @@
-"""Ground-truth points and boxes to train on."""
+"""Sample ground-truth points and boxes to train on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from vitp_pipeline.datasets import IGNORE
 
 NO_LABEL = "no pixel has a label"
-"""Why an image is left out that has nothing to learn from."""
+"""Reason for leaving out an image without labels."""
 
 
 def sample_points(

@@ -31,15 +31,15 @@ class Validation:
     """Counts of correct classifications.
 
     Attributes:
-        confusion: (K, K) int64, points by (true class, class given).
-        regions: (3,) int64: class regions, those classified right at their innermost pixel, those by their random ones.
+        confusion: (K, K) int64, points by (ground-truth class, predicted class).
+        regions: (3,) int64: class regions, those correct at their innermost pixel, those by their random ones.
     """
 
     confusion: np.ndarray
     regions: np.ndarray
 
     def figures(self) -> dict[str, float]:
-        """Shares that are right, empty when there was no point.
+        """Return accuracies; empty without points.
 
         `held_out_accuracy`, `held_out_class_accuracy`: over points, and the mean over the classes that have points.
         `held_out_regions_center`, `held_out_regions_multi`: of class regions, classified at their innermost pixel, or
@@ -94,7 +94,7 @@ class HeldOut:
             self._fixed.append((picture[None], torch.from_numpy(where)[None], drawn[1], regions))
 
     def __call__(self, model: PointViT) -> Validation:
-        """All processes call it with the same weights in eval mode, and get the same counts."""
+        """Validate; all processes call it with the same weights in eval mode, and get the same counts."""
         device = model.mean.device
         confusion, regions = np.zeros((self.classes, self.classes), np.int64), np.zeros(3, np.int64)
         for picture, where, classes, truth in self._fixed:
@@ -107,7 +107,7 @@ class HeldOut:
 
 
 def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(regions·17, 2) pixels, the innermost and then 16 random ones of each region in turn; (regions,) classes."""
+    """(regions·17, 2) pixels, for each region the innermost and then 16 random ones; (regions,) classes."""
     points, regions = [np.zeros((0, 2), np.int64)], []
     for k in np.unique(labels[labels != IGNORE]):
         inside = labels == k
