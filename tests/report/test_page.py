@@ -142,11 +142,11 @@ def test_words_are_explained(page: Path) -> None:
     assert text[first:].startswith("1 − v &gt; 0.5 (v: the probability of “no object”)")
 
 
-def test_how_many_masks_fusion_put_right_and_wrong(page: Path, stored: StoredEvaluation) -> None:
+def test_how_many_masks_fusion_corrected_and_made_wrong(page: Path, stored: StoredEvaluation) -> None:
     facts = read_masks(stored)
     before, after = (facts.right(variant)[facts.known] for variant in ("generator", "fused"))
     counts = [int((after & ~before).sum()), int((before & ~after).sum())]
-    assert sum(counts) and "Fusion put {} right and {} wrong.".format(*counts) in page.read_text(encoding="utf-8")
+    assert sum(counts) and "Fusion corrected {} and made {} wrong.".format(*counts) in page.read_text(encoding="utf-8")
 
 
 def test_gallery_and_provenance(page: Path, stored: StoredEvaluation) -> None:

@@ -54,7 +54,7 @@ def from_official(
     names = tuple(classes) if classes is not None else tuple(f"class {k}" for k in range(count))
     if len(names) != count:
         raise IncompatibleError(
-            f"the checkpoint has {count} classes, {len(names)} class names are given",
+            f"the checkpoint has {count} classes, {len(names)} names are given",
             "Give the --manifest it was trained on",
         )
     if (point_dim := _POINT_DIMS.get(numbers)) is None:
