@@ -55,7 +55,7 @@ def main() -> None:
                     likely = (1 - view.no_object[0].numpy() > 0.5) & (majority != IGNORE)
                     right += (names == majority)[:, likely].sum(1)
                     matched += int(likely.sum())
-    print("| true names mixed in | mask classification accuracy | mIoU |\n|---:|---:|---:|")
+    print("| ground-truth classes mixed in | mask classification accuracy | mIoU |\n|---:|---:|---:|")
     for share, count, state in zip(shares, right, states, strict=True):
         print(f"| {share:.0%} | {100 * count / matched:.1f} | {100 * state.miou():.2f} |")
 

@@ -79,7 +79,7 @@ def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path)
 @pytest.mark.xdist_group("browser")
 def test_the_front_page_is_the_readme(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
-    assert "Mask generators draw good masks and name them badly" in page and "first-ten-minutes.html" in page
+    assert "Mask generators segment well and classify poorly" in page and "first-ten-minutes.html" in page
     assert "camvid.toml" in page and len(list((site / "_images").glob("*.png"))) >= 4
 
 
