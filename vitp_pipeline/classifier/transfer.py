@@ -52,7 +52,7 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
         for m in (model, source)
     )
     if ours != theirs:
-        raise IncompatibleError(f"{name}: has not the mask layers of the recipe", "Make maft_layers the same")
+        raise IncompatibleError(f"{name}: lacks the mask layers of the recipe", "Make maft_layers the same")
     model.load_state_dict({key: given[key] for key in ours}, strict=False)
     last = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_norm."))}
     fits = source.classes == model.classes and all(

@@ -96,7 +96,7 @@ def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:
     if model.point_slot is not None:  # absent in files older than point slots
         state.setdefault("point_slot", torch.zeros(model.point_slot.shape))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
-    for module in model.modules():  # what is computed and not saved, such as frequencies
+    for module in model.modules():  # buffers that are computed and not saved, such as frequencies
         computed = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in computed:
             setattr(module, name, torch.empty_like(module.get_buffer(name), device="cpu"))

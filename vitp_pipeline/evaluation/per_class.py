@@ -36,7 +36,7 @@ def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | No
 
 
 def _measured(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Figure → variant → class → value, of what was measured."""
+    """Return figure → variant → class → value, of the measured tasks."""
     found = {}
     if semantic := result["semantic"]:
         found["IoU"] = {name: semantic[name]["IoU"] for name in COLUMNS}

@@ -47,13 +47,15 @@ class Runs:
 
 
 def upsampled_runs(view: View, axis: int) -> Runs | None:
-    """Masks to what is seen of the padded frame; None where blocks do not pay."""
+    """Return runs from masks to the visible part of the padded frame; None where blocks are not worthwhile."""
     length = view.seen[axis + 2]
     return _runs(view.mask[axis], view.padded[axis], length, length)
 
 
 def image_runs(view: View, axis: int) -> Runs | None:
-    """Masks to the original image, both resizes in one; None where blocks do not pay, or the view is not whole."""
+    """Return runs from masks to the original image, both resizes in one; None where blocks are not worthwhile or the
+    view is not whole.
+    """
     if not view.whole:
         return None
     return _runs(view.mask[axis], view.padded[axis], view.resized[axis], view.original[axis])

@@ -75,7 +75,7 @@ def certain_map(
     stored = probs[kept].to(mask_logits.device, torch.float32)
     check_scored(mask_logits, stored[None], view, protocol)
     if not view.whole:
-        raise IncompatibleError("a window or a flipped view is not an image", "Use one view for certain pixels")
+        raise IncompatibleError("a window or a flipped view is not an image", "Use one view, or set certain = false")
     dropped = (probs.to(stored).sum(0) - stored.sum(0)).clamp_min(0.0)
     height, width = view.original
     certain = np.zeros((height, width), bool)

@@ -65,8 +65,8 @@ class _Work:
 def bounded_label_maps(
     mask_logits: Tensor, probs: Tensor, view: View, protocol: str, budget_bytes: int = 256 << 20
 ) -> np.ndarray | None:
-    """The label maps of `semantic_label_maps`, with its arguments; None where bounds do not pay or logits are not
-    finite. At least one row of blocks is worked on at a time.
+    """The label maps of `semantic_label_maps`, with its arguments; None where blocks are not worthwhile or logits are
+    not finite. At least one row of blocks is worked on at a time.
     """
     resizes_scores = protocol == "mmseg1" and view.resized != view.original
     rows, columns = ((upsampled_runs if resizes_scores else image_runs)(view, axis) for axis in (0, 1))

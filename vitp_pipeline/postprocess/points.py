@@ -338,7 +338,7 @@ def _cell_side(view: View, axis: int) -> float:
 
 
 def _cell_centers(view: View, axis: int) -> np.ndarray:
-    """For the cells of an axis whose center lies inside what is seen of the resized image: the original index
+    """For the cells of an axis whose center lies inside the visible part of the resized image: the original index
     containing the center.
 
     The center (2i + 1)·padded / (2·mask) is compared and scaled in integers, so no cell is lost to rounding.

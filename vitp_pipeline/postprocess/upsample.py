@@ -55,7 +55,7 @@ def mask_logits_at_image(mask_logits: Tensor, view: View) -> Tensor:
 
 
 def mask_logits_at_resized(mask_logits: Tensor, view: View) -> Tensor:
-    """(Q, height, width) float32 of what is seen of the resized image: upsampled to the padded frame, padding cropped.
+    """(Q, height, width) float32 of the visible part of the resized image: upsampled to the padded frame, then cropped.
 
     Raises like `mask_logits_at_image`.
     """
@@ -69,7 +69,7 @@ def _without_padding(planes: Tensor, view: View) -> Tensor:
 
 
 def seen_to_image(planes: Tensor, view: View, outside: float) -> Tensor:
-    """Planes of what is seen of the resized image, on the pixel grid of the original.
+    """Planes of the visible part of the resized image, on the pixel grid of the original.
 
     A pixel belongs to a window when its center does, and reads nothing outside the window.
 
@@ -207,7 +207,7 @@ def iter_mask_probabilities(mask_logits: Tensor, view: View, protocol: str) -> I
 
 
 def resized_band(planes: Tensor, view: View, start: int, stop: int) -> Tensor:
-    """Rows [start, stop), of what is seen of the resized image, of planes at mask resolution.
+    """Rows [start, stop), of the visible part of the resized image, of planes at mask resolution.
 
     Args:
         planes: (C, h, w) floats in the padded frame.

@@ -87,7 +87,7 @@ def mask_areas(masks: np.ndarray, view: View) -> np.ndarray:
 
 
 def read_masks(stored: StoredEvaluation) -> MaskFacts:
-    """One pass over what is stored. Raises CorruptError where a part is damaged."""
+    """Compute the statistics in one pass over the stored parts. Raises CorruptError where a part is damaged."""
     number = {image: i for i, image in enumerate(stored.rows.images)}
     failed = {image for image, _ in stored.rows.failed}
     labels = _labels(stored)

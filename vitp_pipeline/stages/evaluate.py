@@ -1,4 +1,4 @@
-"""Stage four: fuse the scores, build the maps, measure. A pure function of what is stored and of the ground truth.
+"""Stage four: fuse the scores, build the maps, measure. A pure function of the stored files and the ground truth.
 
 Every image yields one row of counts (`evaluation.image_counts`) per variant (`evaluation.definition`); figures are
 sums over rows in the manifest's order (`evaluation.totals`, `evaluation.summary`), so no split into shards can change

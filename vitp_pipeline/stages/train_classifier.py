@@ -399,7 +399,7 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, store: RunS
     """The classifier to start from.
 
     Raises:
-        MissingStageError: a name whose training has not finished.
+        MissingStageError: the training of that classifier has not finished.
         InputError: a file that does not exist.
     """
     text = settings.init_from
