@@ -193,5 +193,8 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch, address: st
     for name, value in step.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed_module, "START", timedelta(seconds=1))
-    with pytest.raises(UserError, match=f"cannot meet the others at {address}:.*{reason}"), launched_processes():
+    with (
+        pytest.raises(UserError, match=f"cannot connect to the other processes at {address}:.*{reason}"),
+        launched_processes(),
+    ):
         pass

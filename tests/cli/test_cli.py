@@ -176,7 +176,7 @@ def test_an_interruption_and_a_bug(vitp, monkeypatch: pytest.MonkeyPatch) -> Non
 
     raising(KeyboardInterrupt())
     code, _, err = vitp("status", "run")
-    assert code == 130 and err.count("\n") == 1 and "to go on" in err
+    assert code == 130 and err.count("\n") == 1 and "to continue" in err
     raising(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):  # shows its traceback
         vitp("status", "run")

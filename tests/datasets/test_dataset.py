@@ -215,7 +215,7 @@ def test_a_list_chooses_the_images_of_a_split(tmp_path: Path) -> None:
     assert [dataset.sample(i) for i in dataset.image_ids] == [whole.sample(i) for i in dataset.image_ids]
     assert Dataset(listed, tmp_path, "train", limit=2).image_ids == ("a0", "a1")
     for content, words in (
-        (b"a1\na9\n", "'a9' is no image"),
+        (b"a1\na9\n", "'a9' is not an image"),
         (b"\n", "names no image"),
         (b"\xff", "list of"),
     ):

@@ -352,14 +352,14 @@ ODD = [
     ([1, 1], [1], r"image id '1' occurs twice: 0\.png and 1\.png"),
     ([1, "1"], [1], r"image id '1' occurs twice: 0\.png and 1\.png"),
     ([3, 1, 2, 1.0], [3], r"image id '1' occurs twice: 1\.png and 3\.png"),
-    ([None, 1], [1], r"'0\.png': 'None' is no image id.*Correct its `id`"),
-    ([1, True], [1], r"'1\.png': 'True' is no image id"),
-    ([1, 1.5], [1], r"'1\.png': '1\.5' is no image id"),
-    ([1, [2]], [1], r"'1\.png': '\[2\]' is no image id"),
+    ([None, 1], [1], r"'0\.png': 'None' is not an image id.*Correct its `id`"),
+    ([1, True], [1], r"'1\.png': 'True' is not an image id"),
+    ([1, 1.5], [1], r"'1\.png': '1\.5' is not an image id"),
+    ([1, [2]], [1], r"'1\.png': '\[2\]' is not an image id"),
     ([1, "\ud800"], [1], r"'1\.png': the image id '\\ud800' is not UTF-8"),
-    ([1, 2], [None], r"'None' is no image id.*Correct its `image_id`"),
-    ([1, 2], [{"a": 1}], r"is no image id.*Correct its `image_id`"),
-    ([1, float("nan")], [1], r"'nan' is no image id|not JSON"),
+    ([1, 2], [None], r"'None' is not an image id.*Correct its `image_id`"),
+    ([1, 2], [{"a": 1}], r"is not an image id.*Correct its `image_id`"),
+    ([1, float("nan")], [1], r"'nan' is not an image id|not JSON"),
 ]
 
 
@@ -462,8 +462,8 @@ def test_a_list_names_images_as_people_do(tmp_path: Path, line: str) -> None:
         ("1.png", r"val\.txt: '1\.png' could mean image 's1/1' \(images/s1/1\.png\) or image 's2/1'"),
         ("1", "'1' could mean image"),
         ("s1/2\n2.png", r"'s1/2' and '2\.png' both mean image 's1/2' \(images/s1/2\.png\)"),
-        ("s3/1.png", r"'s3/1\.png' is no image of the split \('s3/1\.png' is not "),
-        ("nothing", "'nothing' is no image of the split"),
+        ("s3/1.png", r"'s3/1\.png' is not an image of the split \('s3/1\.png' is not "),
+        ("nothing", "'nothing' is not an image of the split"),
     ],
 )
 def test_a_list_that_cannot_be_followed(tmp_path: Path, lines: str, said: str) -> None:

@@ -247,10 +247,10 @@ MIXED: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (write_png(SIX, PALETTE, palette=VOC), "index 0 is"),
         (as_palette(SIX, VOC, 4), "index 0 is"),
     ],
-    "one new order in all files": [(as_palette(SIX, VOC, 4), "have numbered them anew")] * 2,
+    "one new order in all files": [(as_palette(SIX, VOC, 4), "have renumbered them")] * 2,
     "a shortened palette that fits one in a new order": [
         (write_png(drawn(1), PALETTE, palette=VOC[:2]), drawn(1)),
-        (write_png(drawn(0, 1, 2, 3), PALETTE, palette=VOC[[0, 1, 9, 5]]), "have numbered them anew"),
+        (write_png(drawn(0, 1, 2, 3), PALETTE, palette=VOC[[0, 1, 9, 5]]), "have renumbered them"),
     ],
     "a palette with one color twice, and the same without": [
         (write_png(SIX, PALETTE, palette=VOC[[0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 10, 11, 12]]), SIX),
@@ -290,7 +290,7 @@ def test_check_dataset_compares_splits(tmp_path: Path, capsys: pytest.CaptureFix
     check_dataset(str(tmp_path / "m.toml"), tmp_path)
     told = capsys.readouterr().out
     assert all(
-        f"stored otherwise are labels of other splits: {form}; one rule" in told
+        f"labels of other splits are stored differently: {form}; one rule" in told
         for form in ("color palette", "8-bit gray")
     )
 
@@ -298,7 +298,7 @@ def test_check_dataset_compares_splits(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_palette_of_all_classes_that_all_occur(tmp_path: Path) -> None:
     labels = drawn(0, 1, 2)
     padded = np.concatenate([COLORS[:3], GRAYS[[0]]])
-    _check(world(tmp_path, [write_png(labels, PALETTE, palette=padded)] * 2, known=4), ["have numbered them anew"] * 2)
+    _check(world(tmp_path, [write_png(labels, PALETTE, palette=padded)] * 2, known=4), ["have renumbered them"] * 2)
     says = world(tmp_path, [write_png(labels, PALETTE, palette=COLORS[:3])] * 2, known=3, values="stored")
     _check(says, [labels] * 2)
     one = [write_png(labels, PALETTE, palette=COLORS[:3]), write_png(drawn(0, 2), PALETTE, palette=COLORS[:3])]

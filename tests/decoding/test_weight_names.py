@@ -83,7 +83,7 @@ def test_several_networks_are_named(content: Any, named: str) -> None:
 
 @pytest.mark.parametrize("content", [{}, [], None, torch.ones(2), {"epoch": 3}, {"model": [torch.ones(2)]}, "text"])
 def test_no_network(content: Any) -> None:
-    with pytest.raises(InputError, match=r"w\.pth: holds no table of weights"):
+    with pytest.raises(InputError, match=r"w\.pth: contains no state dict"):
         backbone_weights(content, FILE)
 
 

@@ -107,7 +107,7 @@ def test_an_array_that_stands_for_other_shards(variable: str) -> None:
         choose_shard("/1002", {variable: last, **mapped})
     with pytest.raises(UsageError, match="4 shards"):
         choose_shard(None, {variable: str(int(last) + 1), **mapped})
-    with pytest.raises(UsageError, match="no list of shards"):
+    with pytest.raises(UsageError, match="not a list of shards"):
         choose_shard(None, {variable: first, "VITP_SHARDS": "7-"})
     assert choose_shard("3/8", {variable: first, **mapped}).index == 3  # the flag wins
     assert choose_shard(None, mapped) == ShardChoice()  # no array job: it says nothing

@@ -176,7 +176,7 @@ def test_the_stage_runs_the_example(tmp_path: Path) -> None:
 
 def test_a_class_that_is_no_generator(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, checkpoint, device, seed): ...\n")
-    with pytest.raises(InputError, match=r"mine\.py:Mine is no generator"):
+    with pytest.raises(InputError, match=r"mine\.py:Mine is not a generator"):
         find_source(ProposalSettings(f"python:{tmp_path / 'mine.py'}:Mine"), locate).build("cpu")
     with pytest.raises(InputError, match=r"mine\.py: defines no Yours"):
         find_source(ProposalSettings(f"python:{tmp_path / 'mine.py'}:Yours"), locate).build("cpu")

@@ -23,14 +23,14 @@ from vitp_pipeline.interop.mask_import import open_source
 ABSENT = object()
 NO_IDS: dict[str, tuple[Any, str]] = {
     "absent": (ABSENT, "has no `{key}`"),
-    "null": (None, "'None' is no image id"),
-    "true": (True, "'True' is no image id"),
-    "a fraction": (1.5, "'1.5' is no image id"),
-    "NaN": (math.nan, "'nan' is no image id"),
-    "infinite": (math.inf, "'inf' is no image id"),
-    "beyond what floats hold": (1e300, "is no image id"),
-    "a list": ([139], "is no image id"),
-    "an object": ({"id": 139}, "is no image id"),
+    "null": (None, "'None' is not an image id"),
+    "true": (True, "'True' is not an image id"),
+    "a fraction": (1.5, "'1.5' is not an image id"),
+    "NaN": (math.nan, "'nan' is not an image id"),
+    "infinite": (math.inf, "'inf' is not an image id"),
+    "beyond what floats hold": (1e300, "is not an image id"),
+    "a list": ([139], "is not an image id"),
+    "an object": ({"id": 139}, "is not an image id"),
     "half of a character": ("\ud800", "is not UTF-8"),
 }
 NO_RECORDS: dict[str, Any] = {"null": None, "a number": 139, "text": "139", "a list": [139, 3], "nothing": []}
@@ -80,7 +80,7 @@ def test_a_record_without_an_image_costs_itself_alone(
         assert world.stored(tmp_path / str(number)) == expected and not outcome.failed, name
         said = capsys.readouterr().err
         assert "no mask for 1 of 5 images" in said and "left out may be theirs" in said, name
-        with pytest.raises(PartialError, match="1 record of no known image left out, the rest is done"):
+        with pytest.raises(PartialError, match="1 record of unknown images skipped, the rest is done"):
             outcome.report("proposals")
         assert f"left out: {outcome.unusable[0]}" in capsys.readouterr().err
 
@@ -93,7 +93,7 @@ def test_a_file_of_nothing_but_such_records_begins_no_run(tmp_path: Path, way: s
     for each in odd:
         each["pred_instances"] = {"masks": [], "labels": [], "scores": []}
     file.write_bytes(pickle.dumps(odd)) if way == "mmdet" else file.write_text(json.dumps(odd))
-    with pytest.raises(InputError, match=r"(result|entry) 0: its `(image_id|img_id)`: 'None' is no image id"):
+    with pytest.raises(InputError, match=r"(result|entry) 0: its `(image_id|img_id)`: 'None' is not an image id"):
         world.run(file)
     assert not world.out.exists()
 

@@ -146,7 +146,7 @@ def test_masks_of_images_that_were_never_made(world: World) -> None:
     """The tasks of an array get one file; another one is only taken where the user says that it was corrected."""
     world.run(world.write(world.masks(i0="bad")), shard="0/2")
     other = world.write(world.masks(i3=1))
-    with pytest.raises(IncompatibleError, match=f"masks of image '{world.ids[3]}' changed since the run was begun"):
+    with pytest.raises(IncompatibleError, match=f"masks of image '{world.ids[3]}' changed since the run was started"):
         world.run(other, shard="1/2")
     assert len(failed(world.run(other, shard="1/2", retry=True))) == 0
     assert len(failed(world.run(other, shard="0/2", retry=True))) == 0

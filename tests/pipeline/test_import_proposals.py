@@ -236,7 +236,7 @@ def test_what_cannot_be_read_is_said(project, truth, tmp_path: Path, capsys) -> 
     (tmp_path / "old.pkl").write_bytes(pickle.dumps([([np.zeros((1, 5))], [[{"size": [1, 1], "counts": b"0"}]])]))
     with pytest.raises(InputError, match=r"2\.x do not say which image"):
         run(project, "mmdet", tmp_path / "old.pkl", out / "old")
-    with pytest.raises(UsageError, match="there is no format of masks 'voc'"):
+    with pytest.raises(UsageError, match="no format of masks 'voc'"):
         run(project, "voc", tmp_path / "old.pkl", out / "voc")
     with pytest.raises(UsageError, match="outside"):
         run(project, "npz", tmp_path, out / "share", no_object_share=2)

@@ -162,7 +162,7 @@ def test_a_generator_alone(project, finished, images: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="which classifier"):
         segment(picture, generator=generator)
     generator.classes = None
-    with pytest.raises(UsageError, match="Name a manifest"):
+    with pytest.raises(UsageError, match="Give a manifest"):
         segment(picture, generator=generator, alpha=0.0)
 
 
@@ -252,7 +252,7 @@ def test_results_are_never_photographs(project, finished, images, tmp_path: Path
             assert done.made + done.cached == 1 and [image["image"] for image in done.images] == [folder / "a.png"]
         assert [file.name for file in (out / "results").rglob("*.json")] == ["a.json"]
     told = capsys.readouterr().err
-    assert f"passed over: {folder / 'found'}, which holds results" in told  # while --out was the other one
+    assert f"skipped: {folder / 'found'}, which holds results" in told  # while --out was the other one
     (folder / "found" / "b.png").write_bytes((folder / "a.png").read_bytes())
     assert len(find_pictures([folder], folder / "found")) == 1
     assert len(find_pictures(sorted(folder.iterdir()), folder / "found")) == 1  # as a shell's * has it
@@ -269,7 +269,7 @@ def test_what_is_passed_over_is_counted(images, tmp_path: Path, capsys) -> None:
     for name in ("x.txt", "sub/y.TXT", "sub/b.HEIC", ".DS_Store", "README"):
         (folder / name).write_bytes(b"?")
     assert len(find_pictures([folder], out)) == 1
-    assert capsys.readouterr().err == "passed over: 1 without ending, 1 .heic, 2 .txt\n"
+    assert capsys.readouterr().err == "skipped: 1 without ending, 1 .heic, 2 .txt\n"
     with pytest.raises(InputError, match=r"1 \.heic, 1 \.txt\. Convert photographs to JPEG or PNG"):
         find_pictures([folder / "sub"], out)
 
@@ -283,10 +283,10 @@ def test_formats_that_phones_and_cameras_make(images, tmp_path: Path) -> None:
     Image.open(good).save(camera, "TIFF")  # PIL would read its thumbnail
     shutil.copy(good, renamed)
     for path, called in ((phone, "HEIC"), (camera, r"RAW \(.dng\)")):
-        with pytest.raises(InputError, match=f"{called} is a format that is not read. Convert it to JPEG or PNG"):
+        with pytest.raises(InputError, match=f"{called} is not a supported format. Convert it to JPEG or PNG"):
             find_pictures([path], out)
         assert len(find_pictures([path, good], out)) == 2  # of several, one is named in its turn
-        with pytest.raises(InputError, match=f"{path.name}: {called} is a format that is not read: convert it to JPEG"):
+        with pytest.raises(InputError, match=f"{path.name}: {called} is not a supported format: convert it to JPEG"):
             read_picture(path)
     assert len(find_pictures([renamed], out)) == 1  # by its content a picture like any other
     assert np.array_equal(read_picture(renamed), read_picture(good))
@@ -363,7 +363,7 @@ def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path, monke
         prepare(recipe="demo", run=None, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(InputError, match=r"weights/mask2former.*\.py: this file does not exist\. Set VITP_WEIGHTS"):
         prepare(recipe="camvid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
-    with pytest.raises(InputError, match=r"camwid: neither a recipe nor a manifest .* a recipe: .*camvid.*: ade20k"):
+    with pytest.raises(InputError, match=r"camwid: no recipe or manifest of this name.* a recipe: .*camvid.*: ade20k"):
         prepare(recipe="camwid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(UsageError, match="which classes are things"):
         prepare(recipe=None, run=finished, tasks=("panoptic",), flags=NO_FLAGS, **flags)

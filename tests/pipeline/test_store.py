@@ -153,7 +153,7 @@ def test_all_stages(s3, project: Project, finished: Path, tmp_path: Path, proces
     code, out, _ = vitp(monkeypatch, capsys, "status", url, "--json")
     assert code == 0 and out.count('"shards_done": 1') == 4 and f'"folder": "{url}/proposals"' in out
     code, _, err = vitp(monkeypatch, capsys, "verify", url)
-    assert code == 0 and "15 parts, all as they were written" in err
+    assert code == 0 and "15 parts, all intact" in err
     assert vitp(monkeypatch, capsys, "gc", url)[:2] == (0, "")
     if find_spec("plotly"):
         code, _, err = vitp(monkeypatch, capsys, "report", url)
@@ -237,9 +237,9 @@ def test_what_is_wrong_is_one_line(s3, endpoint: str, monkeypatch: pytest.Monkey
         return code, err
 
     code, err = refused("s3://no-such-bucket/run")
-    assert code == 8 and err.startswith("vitp: s3://no-such-bucket/run: there is no such bucket")
+    assert code == 8 and err.startswith("vitp: s3://no-such-bucket/run: no such bucket")
     code, err = refused(f"s3://{BUCKET}/nothing")
-    assert code == 3 and err.startswith(f"vitp: s3://{BUCKET}/nothing: no run lies there")
+    assert code == 3 and err.startswith(f"vitp: s3://{BUCKET}/nothing: not a run directory")
     try:
         _require_credentials(endpoint, "0")
         code, err = refused(f"s3://{BUCKET}/a/whole")

@@ -171,9 +171,9 @@ def test_what_views_cannot_give_is_refused(project: Project, viewed: Path, tmp_p
     assert not (tmp_path / "none").exists()
     with pytest.raises(UsageError, match="a stride without a window"):
         project.run("generate-proposals", tmp_path / "other", stride=(4, 4))
-    with pytest.raises(IncompatibleError, match="several views of an image, and masks as prompts need one"):
-        open_proposals(viewed).require_one_view("masks as prompts")
-    with pytest.raises(IncompatibleError, match="several views of an image, and reports need one"):
+    with pytest.raises(IncompatibleError, match="several views per image, but mask prompts need a single"):
+        open_proposals(viewed).require_one_view("mask prompts")
+    with pytest.raises(IncompatibleError, match="several views per image, but reports need a single"):
         open_evaluation(viewed)
     with pytest.raises(IncompatibleError, match="was streamed, so there are no masks"):
         open_evaluation(stream(project, tmp_path / "run", limit=1).evaluation.run.folder)

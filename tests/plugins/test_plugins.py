@@ -51,7 +51,7 @@ def test_result_format(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     def prepare(format: str) -> export_results.Export:
         return export_results.prepare(project.recipe, settings, classify, format, "fused", *where)
 
-    with pytest.raises(UsageError, match=r"there is no result format 'counts'\. "):
+    with pytest.raises(UsageError, match=r"no result format 'counts'\. "):
         prepare("counts")
     request.getfixturevalue("plugin")
     export, pictures = prepare("counts"), prepare("label-png")
@@ -75,7 +75,7 @@ def test_mask_importer(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         where = tmp_path / "masks.json", project.root, out, ShardChoice()
         return len(import_proposals(project.recipe, settings, "rectangles", *where).failed)
 
-    with pytest.raises(UsageError, match=r"there is no format of masks 'rectangles'. Known are: coco, mmdet, npz"):
+    with pytest.raises(UsageError, match=r"no format of masks 'rectangles'. Known are: coco, mmdet, npz"):
         imported()
     request.getfixturevalue("plugin")
     assert imported() == 0

@@ -24,7 +24,7 @@ def test_members_are_found_by_name_in_the_order_of_names() -> None:
     assert (list(shapes), len(shapes), str(shapes)) == (["square", "triangle"], 2, "square, triangle")
     assert "square" in shapes and "circle" not in shapes and 4 not in shapes
     assert shapes["triangle"] == 3
-    with pytest.raises(UsageError, match="two of the shape 'square'"):
+    with pytest.raises(UsageError, match="two plugins add the shape 'square'"):
         shapes.add("square", 5)
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, said: str) -> N
     shapes.add("triangle", 3)
     with pytest.raises(UsageError) as error:
         shapes[name]
-    assert str(error.value) == f"there is no shape {name!r}. {said}"
+    assert str(error.value) == f"no shape {name!r}. {said}"
 
 
 def test_a_plugin_is_imported_once(install, capsys) -> None:

@@ -67,7 +67,7 @@ def test_figures_of_an_unfinished_evaluation_come_from_its_rows(folders: list[Pa
 
 
 def test_what_cannot_be_opened_is_said_in_a_line(project: Project, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run lies there"):
+    with pytest.raises(InputError, match="not a run directory"):
         open_evaluation(tmp_path / "nothing")
     with pytest.raises(MissingStageError, match="vitp evaluate"):
         open_evaluation(tmp_path)

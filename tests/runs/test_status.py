@@ -41,7 +41,7 @@ def test_array_expression_says_exactly_the_indices(indices: set[int]) -> None:
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run lies there"):
+    with pytest.raises(InputError, match="not a run directory"):
         run_status(tmp_path / "nowhere")
 
 

@@ -35,7 +35,7 @@ def test_a_good_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checked = verify_run(tmp_path)
     assert (checked.parts, checked.damages) == (4, [])
     report(tmp_path, checked, None)
-    assert "4 parts, all as they were written" in capsys.readouterr().err
+    assert "4 parts, all intact" in capsys.readouterr().err
     for shard in range(2):
         for part in range(2):
             rows = read_index(index_path(run.shard_folder(shard), part))
@@ -90,7 +90,7 @@ def test_all_that_is_bad_is_named_and_nothing_is_removed_without_repair(
     out = capsys.readouterr().out.splitlines()
     assert [line.rpartition("shards/")[2] for line in out] == [
         "00000/part-0001.parquet: is missing, though the shard is finished",
-        f"00001/{swapped.name}: its checksum does not fit",
+        f"00001/{swapped.name}: its checksum does not match",
         f"00002/{gone.name}: is missing",
     ]
     report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
@@ -204,7 +204,7 @@ def test_memories_and_results_are_removed(tmp_path: Path) -> None:
     assert bad_files(tmp_path) == [names[0], names[1], names[3], names[2]]
     report(tmp_path, checked := verify_run(tmp_path), repair(checked.damages))
     assert not any((tmp_path / name).exists() for name in names) and bad_files(tmp_path) == []
-    with pytest.raises(InputError, match="no run lies there"):
+    with pytest.raises(InputError, match="not a run directory"):
         verify_run(tmp_path / "nowhere")
 
 

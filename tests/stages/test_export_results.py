@@ -314,7 +314,7 @@ def test_what_a_manifest_lacks_is_said_in_one_line(project: Project) -> None:
     stuff = tuple(dataclasses.replace(c, thing=False) for c in spec.classes)
     with pytest.raises(UsageError, match="has no things"):
         find_format("coco-results", dataclasses.replace(spec, classes=stuff))
-    with pytest.raises(UsageError, match=r"there is no result format 'voc'\. Known are: ade20k, cityscapes"):
+    with pytest.raises(UsageError, match=r"no result format 'voc'\. Known are: ade20k, cityscapes"):
         find_format("voc", spec)
 
 

@@ -91,7 +91,7 @@ def test_nothing_goes_through_a_linked_folder(tmp_path: Path, action: str, linke
     (run / linked).symlink_to(victim)
     path = run / "proposals/shards/00000/lock"
     if linked:
-        with pytest.raises(CorruptError, match=r"is a link, and vitp follows none inside a run") as info:
+        with pytest.raises(CorruptError, match=r"is a link, and vitp follows no links inside a run") as info:
             ACTIONS[action](path)
         assert str(run / linked) in str(info.value) and info.value.exit_code == 6
         assert everything(victim) == before

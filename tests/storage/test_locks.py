@@ -69,7 +69,7 @@ def test_a_living_owner_is_respected_and_named(tmp_path: Path, flocks: str) -> N
     process, leave = holder(path, "other")
     try:
         assert is_locked(path)
-        named = rf"host \S+, process {process.pid}, last sign of life \d+ s ago"
+        named = rf"host \S+, process {process.pid}, last heartbeat \d+ s ago"
         with pytest.raises(LockedError, match=named), locked(path):
             pass
         leave.set()
@@ -93,7 +93,7 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path: Path, flocks: str, capsys) -
     with locked(path):
         assert time.monotonic() - began >= locks.STALE
         assert f"process {os.getpid()}\n" in path.read_text()
-    assert "no sign of life; taking over" in capsys.readouterr().err and not path.exists()
+    assert "no heartbeat; taking over" in capsys.readouterr().err and not path.exists()
 
 
 def test_an_old_lock_needs_no_watching(tmp_path: Path, flocks: str) -> None:

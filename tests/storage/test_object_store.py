@@ -291,7 +291,7 @@ def test_urls(tmp_path: Path, store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(opened, ObjectStore) and opened.url == URL and open_store(opened) is opened
     with pytest.raises(UsageError, match="nosuch"):
         open_store("nosuch://bucket/run")
-    with pytest.raises(UsageError, match="names no place"):
+    with pytest.raises(UsageError, match="names no bucket or folder"):
         open_store("s3://")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # where another test has used it

@@ -184,7 +184,7 @@ def test_nothing_goes_through_a_linked_folder(tmp_path: Path, action: str, linke
         assert store.exists(path) and store.list(path.parent) == {"lock": 4}
         return
     for _ in range(2):  # a refusal is not remembered as having been looked at
-        with pytest.raises(CorruptError, match="is a link, and vitp follows none inside a run") as info:
+        with pytest.raises(CorruptError, match="is a link, and vitp follows no links inside a run") as info:
             ACTIONS[action](store, path)
         assert str(run / linked) in str(info.value)
     assert {p.name: p.read_bytes() for p in victim.rglob("*") if p.is_file()} == {"lock": b"mine"}

@@ -114,16 +114,16 @@ class PartialPart:
             found = images_of(rows)
             reason = ""
             if about.get(_FINGERPRINT) != self._fingerprint.encode():
-                reason = "it is of other settings"
+                reason = "it was made with other settings"
             elif about.get(_ARRAYS) != digest.encode():
-                reason = "its arrays are not those that were written"
+                reason = "its arrays changed after they were written"
             elif not found or found != _without(self._images, _without(self._images, found)):
-                reason = "it has other images"
+                reason = "it lists other images"
         except (CorruptError, KeyError, OSError) as error:
             reason = getattr(error, "message", "") or str(error)
         if not reason:
             return rows
-        say(f"{self.rows_path}: not used ({reason}); its images are made anew")
+        say(f"{self.rows_path}: not used ({reason}); its images are processed again")
         self.remove()
         return None
 

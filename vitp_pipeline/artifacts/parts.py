@@ -407,7 +407,7 @@ def _check_seal(content: bytes) -> None:
     if start <= 0 or not content[start:].startswith(_SEAL):
         raise ValueError("it has no checksum")
     if hashlib.sha256(content[:start] + content[cut:]).digest() != content[start + len(_SEAL) : cut]:
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
 
 
 def _line(error: Exception) -> str:

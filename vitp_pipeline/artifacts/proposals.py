@@ -291,7 +291,7 @@ class ProposalStore:
         """Raise IncompatibleError when images were seen in several views, which `what` cannot put together."""
         if self.several_views:
             raise IncompatibleError(
-                f"{self.run.folder}: holds several views of an image, and {what} need one that shows all of it",
+                f"{self.run.folder}: holds several views per image, but {what} need a single full view",
                 "Generate proposals without scales, flip and window under another --out",
             )
 
@@ -305,7 +305,7 @@ class ProposalStore:
         if self.codec.keeps_all:
             return
         raise IncompatibleError(
-            f"{self.run.folder}: holds only the masks that matter, rounded, and masks as prompts need them all",
+            f"{self.run.folder}: holds lossily compressed masks, but mask prompts need lossless ones",
             'Generate proposals with masks = "lossless" under another --out',
         )
 

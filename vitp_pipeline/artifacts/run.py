@@ -179,7 +179,7 @@ def create_or_check(
         changes = "; ".join(difference(identity, run.identity)[:4])
         raise IncompatibleError(
             f"{folder}: made with other settings ({changes})",
-            f"{instead}, or give back the old settings",
+            f"{instead}, or restore the old settings",
         )
     if run.images != images:
         raise IncompatibleError(
@@ -230,7 +230,7 @@ def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun
         run = StageRun(store, folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
         sizes = (run.shards, run.part_size)
         if not all(isinstance(image, str) for image in run.images):
-            raise TypeError("values of other types than were written")
+            raise TypeError("its values have the wrong types")
         if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
             raise ValueError(f"shards, part_size = {sizes}")
         return run

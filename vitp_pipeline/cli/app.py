@@ -39,7 +39,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise KeyboardStopError("stopped", "What is finished is kept, run the same command to go on") from None
+            raise KeyboardStopError(
+                "stopped", "Finished work is kept; run the same command again to continue"
+            ) from None
 
 
 app = typer.Typer(

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(
                 help="With --as mm: the model's config for mmsegmentation 1.x or mmdetection 3.x, a path or the name "
-                "of a shipped one (default: the one that is called as the file is)."
+                "of a shipped one (default: the one with the file's name)."
             ),
         ] = None,
         json: Json = False,
@@ -142,7 +142,9 @@ def described(generator: dict[str, Any]) -> str:
     told = [
         f"{generator['model']} with a {generator['backbone']} backbone, {generator['queries']} queries",
         f"{generator['classes']} classes",
-        f"test size {edges[0]}/{edges[1]}" if edges else "test size unknown: say it with --test-size, or in the recipe",
+        f"test size {edges[0]}/{edges[1]}"
+        if edges
+        else "test size unknown: give it with --test-size, or in the recipe",
     ]
     if dilations:
         told.append(f"dilations {'/'.join(','.join(map(str, level)) for level in dilations)}")

@@ -36,9 +36,7 @@ def register(app: typer.Typer) -> None:
         config: Annotated[str | None, typer.Option(help="Generator, in place of the recipe's: as in a recipe.")] = None,
         data_root: Annotated[
             Path | None,
-            typer.Option(
-                "--data-root", help="Folder of the dataset, if the recipe's config lies there.", metavar="DIR"
-            ),
+            typer.Option("--data-root", help="Folder of the dataset, if the recipe's config is in it.", metavar="DIR"),
         ] = None,
         json: Json = False,
     ) -> None:

@@ -79,7 +79,7 @@ def _with_output(code: int) -> int:
     if not output.lost:
         return code
     lost = " and ".join(f"{stream} ({reason})" for stream, reason in output.lost.items())
-    output.tell(f"vitp: not everything could be printed on {lost}; the work itself has not suffered")
+    output.tell(f"vitp: some output could not be written to {lost}; the results are complete")
     return code or OutputError.exit_code
 
 

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[
             str | None,
             typer.Option(
-                help="Recipe for all that has no flag here, or manifest for class names and colors.", metavar="R"
+                help="Recipe for settings that have no flag here, or manifest for class names and colors.", metavar="R"
             ),
         ] = None,
         run: OptionalRun = None,
@@ -48,11 +48,13 @@ def register(app: typer.Typer) -> None:
         overlays: Annotated[str, typer.Option(help="Format of the pictures: jpg, png or none.")] = "jpg",
         data_root: Annotated[
             Path | None,
-            typer.Option("--data-root", help="Folder of the dataset, if the recipe's files lie there.", metavar="DIR"),
+            typer.Option("--data-root", help="Folder of the dataset, if the recipe uses files in it.", metavar="DIR"),
         ] = None,
         device: Device = None,
         changes: Changes = None,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Process images again that have results.")] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Reprocess images that already have results.")
+        ] = False,
         json: Json = False,
     ) -> None:
         """Run generator and classifier on your own images; write label PNGs, JSON with scores, and overlays.

@@ -275,7 +275,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
         after = f", {left_out} that need them were left out" if left_out else ""
         error = UserError(
             f"submit: {_names(failed)} failed{after}",
-            f"The logs are in {logs}; after fixing, the same command makes what is missing",
+            f"The logs are in {logs}; after fixing, the same command runs what is missing",
         )
         codes = {t.code for t in failed if t.code is not None}
         if len(codes) == 1 and min(codes) > 0:
@@ -287,7 +287,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
             f"The logs in {logs} name them; correct them, then run again with --retry-failed",
         )
     if unsaid := [t for t in tasks if t.code == OutputError.exit_code]:
-        raise OutputError(f"submit: all is done, but the logs of {_names(unsaid)} are not whole", f"See {logs}")
+        raise OutputError(f"submit: all tasks are done, but the logs of {_names(unsaid)} are incomplete", f"See {logs}")
 
 
 def _names(tasks: Sequence[Task]) -> str:

@@ -114,10 +114,10 @@ def plan_chain(request: Request, begin: bool) -> Chain:
     run = _proposals(recipe, settings, request, begin)
     count = request.shards if run is None else run.shards
     if not count:
-        raise UsageError(f"{request.store.url}: of how many shards? This run is new", "Say --shards N")
+        raise UsageError(f"{request.store.url}: the number of shards of a new run is required", "Give --shards N")
     if run is not None and request.shards not in (None, count):
         raise UsageError(
-            f"{run.folder}: this run has {count} shards, not {request.shards}", "The number is fixed when a run begins"
+            f"{run.folder}: this run has {count} shards, not {request.shards}", "The number is fixed when a run starts"
         )
     every = tuple(range(count))
     proposals = every if run is None else _unfinished(run, request.retry_failed)

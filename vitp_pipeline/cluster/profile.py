@@ -41,18 +41,20 @@ class Resources:
         int, within(1, 4096), Key("Processes of a training task: by srun in Slurm, by torchrun elsewhere.", "processes")
     ] = 1
     image: Annotated[str, Key("Container image; Slurm runs it with apptainer.")] = ""
-    binds: Annotated[Lines, Key("Folders that apptainer shows inside the image.")] = ()
-    venv: Annotated[str, Key("Virtual environment to activate; without it and image, the one that submits.")] = ""
+    binds: Annotated[Lines, Key("Folders that apptainer binds into the image.")] = ()
+    venv: Annotated[str, Key("Virtual environment to activate; default without an image: that of `vitp submit`.")] = ""
     modules: Annotated[Lines, Key("Modules for `module load`.")] = ()
     setup: Annotated[Lines, Key("Further shell lines before vitp starts.")] = ()
     options: Annotated[Lines, Key('Further options of sbatch, such as "--constraint=a100".')] = ()
     claim: Annotated[str, Key("Kubernetes: PersistentVolumeClaim with data and run.")] = ""
-    mount: Annotated[str, Key("Kubernetes: where the claim appears in the container.")] = "/data"
+    mount: Annotated[str, Key("Kubernetes: mount path of the claim in the container.")] = "/data"
     requeues: Annotated[
-        Count, Key("Slurm: how often a task that meets its time limit is queued again; 0 = never.", "times")
+        Count, Key("Slurm: how often a task that reaches its time limit is requeued; 0 = never.", "times")
     ] = 20
     grace: Annotated[
-        int, within(0, 86400), Key("Slurm: time before the limit at which a task is told to end; 0 = never.", "seconds")
+        int,
+        within(0, 86400),
+        Key("Slurm: time before the limit at which a task is asked to stop; 0 = never.", "seconds"),
     ] = 120
     queue: Annotated[str, Key("AWS Batch: job queue.")] = ""
     definition: Annotated[str, Key("AWS Batch: job definition, which names the image and the volumes.")] = ""

@@ -125,7 +125,7 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
 def _logs(job: Job, out: Path) -> str:
     """The pattern of the names of a job's logs."""
     if "\\" in str(out):  # a pattern that holds one is not a pattern
-        raise UsageError(f"{out}: Slurm writes no logs below a name with a backslash", "Name another --out")
+        raise UsageError(f"{out}: Slurm cannot write logs to a path with a backslash", "Choose another --out")
     pattern = "%A_%a" if job.shards is not None else "%j"
     return f"{str(jobs_folder(out) / 'log' / job.stage).replace('%', '%%')}-{pattern}.log"
 
@@ -140,7 +140,7 @@ def _word(text: str) -> str:
 def _line(text: str) -> str:
     """Raise UsageError where sbatch would read another line, or a person another text."""
     if any(acts(character) for character in text if character != "\t"):
-        raise UsageError(f"{text}: no line for sbatch can hold control characters", "Name another folder or option")
+        raise UsageError(f"{text}: sbatch lines cannot contain control characters", "Choose another folder or option")
     return text
 
 

@@ -24,17 +24,17 @@ _Patch = Annotated[int, within(1, 256)]
 class BackboneArgs:
     """Arguments of timm's plain ViT, and of its Eva, which is said where it alone has them."""
 
-    embed_dim: Annotated[int, within(1, 8192), Key("Numbers of a token.")] = 768
+    embed_dim: Annotated[int, within(1, 8192), Key("Width of a token embedding.")] = 768
     depth: Annotated[int, within(1, 256), Key("Blocks.")] = 12
     num_heads: Annotated[int, within(1, 256), Key("Attention heads.")] = 12
     mlp_ratio: Annotated[float, within(0, 16, "(]"), Key("Width of the MLP, as a multiple of embed_dim.")] = 4.0
     patch_size: Annotated[_Patch | tuple[_Patch, _Patch], Key("Side of a patch, or height and width.")] = 16
     qkv_bias: Annotated[bool, Key("Bias of queries, keys and values.")] = True
     qk_norm: Annotated[bool, Key("Norm of queries and keys.")] = False
-    scale_attn_norm: Annotated[bool, Key("Norm behind the attention.")] = False
+    scale_attn_norm: Annotated[bool, Key("Norm after the attention.")] = False
     scale_mlp_norm: Annotated[bool, Key("Norm inside the MLP.")] = False
     proj_bias: Annotated[bool, Key("Bias of projections.")] = True
-    init_values: Annotated[float, within(0, 1000), Key("First value of layer scale.")] = 0.0
+    init_values: Annotated[float, within(0, 1000), Key("Initial value of layer scale.")] = 0.0
     class_token: Annotated[bool, Key("Class token.")] = True
     reg_tokens: Annotated[int, within(0, 256), Key("Register tokens.")] = 0
     num_reg_tokens: Annotated[int, within(0, 256), Key("Register tokens, of Eva.")] = 0
@@ -44,13 +44,13 @@ class BackboneArgs:
     use_rot_pos_emb: Annotated[bool, Key("Rotary positions, of Eva.")] = False
     rope_type: Annotated[Literal["cat", "dinov3", "mixed"], Key("Kind of rotary positions, of Eva.")] = "cat"
     rope_temperature: Annotated[
-        float, within(0, 1e6, "(]"), Key("Ratio of the slowest to the fastest turn, of Eva.")
+        float, within(0, 1e6, "(]"), Key("Ratio of the longest to the shortest wavelength, of Eva.")
     ] = 10000.0
     pos_embed: Annotated[Literal["learn", "none"], Key("Position embedding.")] = "learn"
     no_embed_class: Annotated[bool, Key("No position for class and register tokens.")] = False
     pre_norm: Annotated[bool, Key("Norm before the blocks.")] = False
-    final_norm: Annotated[bool, Key("Norm behind the blocks.")] = True
-    fc_norm: Annotated[bool, Key("Norm behind the pooling.")] = False
+    final_norm: Annotated[bool, Key("Norm after the blocks.")] = True
+    fc_norm: Annotated[bool, Key("Norm after the pooling.")] = False
     global_pool: Annotated[Literal["", "avg", "avgmax", "max", "token", "map"], Key("Pooling.")] = "token"
     pool_include_prefix: Annotated[bool, Key("Pool class and register tokens, too.")] = False
     dynamic_img_size: Annotated[bool, Key("Images of any size.")] = False

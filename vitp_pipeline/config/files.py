@@ -52,7 +52,7 @@ def find_file(text: str, recipe: Path, data_root: Path) -> Path:
         if candidate.is_file():
             _check_code(candidate, text, recipe, data_root)
             return candidate
-    places = "" if path.is_absolute() else ", neither beside the recipe nor here"
+    places = "" if path.is_absolute() else ", neither next to the recipe nor in the current folder"
     fix = f"Set {WEIGHTS} to the folder that has it" if "{weights}" in text else f"Correct it in {recipe.name}"
     raise InputError(f"{path}: this file does not exist{places}", f"{fix}, or the flag")
 
@@ -73,7 +73,7 @@ def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
             return
     raise CodeInDataError(
         f"{recipe.name} names {text}: a file of the data root is not run as code",
-        f"Put it beside the recipe, or into the folder of {WEIGHTS} and name it {{weights}}/{file.name}, or give its "
+        f"Put it next to the recipe, or into the folder of {WEIGHTS} and name it {{weights}}/{file.name}, or give its "
         "absolute path",
     )
 

@@ -164,7 +164,7 @@ class ProposalSettings:
     floor: Annotated[
         float,
         within(-1000, 0),
-        Check(float.is_integer, "is no whole number", {"multipleOf": 1}),
+        Check(float.is_integer, "is not a whole number", {"multipleOf": 1}),
         Key("Raise far background to this logit, such as -8; 0 = off.", "logit"),
     ] = -8.0
     step: Annotated[
@@ -173,7 +173,7 @@ class ProposalSettings:
         STEP,
         Key("Quantize mask logits to multiples of this power of two, such as 0.0078125; 0 = off.", "logit"),
     ] = 1 / 128
-    graded: Annotated[bool, Key("Double the step with every whole number that a logit and all near it lie from 0.")] = (
+    graded: Annotated[bool, Key("Double the step for each unit by which a logit and its neighbors differ from 0.")] = (
         True
     )
 

@@ -140,6 +140,6 @@ def _manifest_file(name: str) -> Path:
     except InputError as error:
         recipes, manifests = (", ".join(shipped_names(name, kind)) for kind in ("stages", "manifests"))
         raise InputError(
-            f"{name}: neither a recipe nor a manifest is called so",
+            f"{name}: no recipe or manifest of this name",
             f"Give a .toml path, or a recipe: {recipes}; or a manifest: {manifests}",
         ) from error

@@ -50,7 +50,7 @@ def image_key(value: object) -> str:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
     if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} is no image id, which is text or a whole number")
+        raise ValueError(f"{str(value)[:40]!r} is not an image id (text or a whole number)")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -299,6 +299,6 @@ class Claims:
         if other != key:
             raise InputError(
                 f"{self.index.where}: {other!r} and {key!r} both mean {self.index.describe(place)}",
-                "Name every image once, all in the same way",
+                "List every image once, all by id or all by path",
             )
         return image_id

@@ -186,14 +186,14 @@ class LabelReader:
             raise _open_question(file, 'it has a palette of colors, and the manifest says values = "shown"')
         clashes = (_clash(file, *entry) for entry in self.survey.palettes)
         if why := self.survey.conflict or next(filter(None, clashes), ""):
-            raise _open_question(file, f"palettes of the dataset differ, so that indices are no class ids: {why}")
+            raise _open_question(file, f"palettes of the dataset differ, so palette indices cannot be class ids: {why}")
         if not self.survey.palettes:
             raise _open_question(file, "it has a palette of colors, unlike the dataset's other label images")
         if not _is_credible(file) and not any(_confirms(each, file) for each in self.survey.credible):
             raise _open_question(
                 file,
                 "its palette has colors for what occurs and for nothing else, like all of the dataset, so that an "
-                "optimizer could have numbered them anew",
+                "optimizer could have renumbered them",
             )
 
     def _rivals(self, file: LabelFile, used: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -35,7 +35,7 @@ class LabelSpec:
     """Format of label files."""
 
     kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
-    ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values that count nowhere.", "label")] = ()
+    ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values to ignore.", "label")] = ()
     polygons: Annotated[
         dict[str, Annotated[int, within(-1, 2**31 - 1)]],
         Key("Label value of names that are no class, in files of polygons; -1 = not drawn.", "label"),
@@ -107,7 +107,7 @@ def _parse(content: Table, where: str) -> DatasetSpec:
     splits = {name: _split(entry, kind, f"{where} [splits.{name}]") for name, entry in manifest.splits.items()}
     for name, split in splits.items():
         if missing := [part for part in split.of if part not in splits or splits[part].of]:
-            raise UsageError(f"{where} [splits.{name}] of: {missing[0]!r} is no split with files of its own")
+            raise UsageError(f"{where} [splits.{name}] of: {missing[0]!r} is not a split with its own files")
     return DatasetSpec(
         manifest.name,
         classes,

@@ -17,7 +17,7 @@ from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, words_of
 from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
 from vitp_pipeline.errors import InputError
 
-ONE_A_LINE = "Name an image a line by its id, its file name or its path"
+ONE_A_LINE = "List one image per line, by its id, file name or path"
 
 
 class Listed(Protocol):
@@ -156,7 +156,7 @@ class _Chosen:
             if claims.add(line, place) is None:
                 near = index.near(line)
                 raise InputError(
-                    f"{path}: {line!r} is no image of the split" + (f" ({near})" if near else ""), ONE_A_LINE
+                    f"{path}: {line!r} is not an image of the split" + (f" ({near})" if near else ""), ONE_A_LINE
                 )
         if not claims.known:
             raise InputError(f"{path}: names no image", ONE_A_LINE)

@@ -104,11 +104,11 @@ def check_inside(name: str, where: object) -> str:
     parts = name.split("/")
     fault = ""
     if not name or name.startswith("/"):
-        fault = "is no relative path"
+        fault = "is not a relative path"
     elif ".." in parts:
         fault = "leads out of the data root"
     elif "\0" in name or not all(len(part.encode("utf-8", "replace")) < 256 for part in parts) or len(parts) > 64:
-        fault = "is no file name"
+        fault = "is not a file name"
     else:
         try:
             name.encode("utf-8")

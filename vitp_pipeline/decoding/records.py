@@ -152,7 +152,7 @@ def _from_runs(runs: dict[Any, Any], size: Size, where: str) -> Rle:
         raise InputError(f"{what} are {shown(counts)}, neither a list nor text")
     odd = next((v for v in counts if type(v) is not int or not 0 <= v < 2**32), None)
     if odd is not None or None in counts:
-        raise InputError(f"{what} hold {shown(odd)}, which is no length of a run")
+        raise InputError(f"{what} hold {shown(odd)}, which is not a run length")
     _check_sum(np.array(counts, np.int64), size, what)
     return _from_counts(counts, size)
 
@@ -169,7 +169,7 @@ def _check_sum(counts: np.ndarray, size: Size, what: str) -> None:
     pixels = size[0] * size[1]
     for end in (counts.min(), counts.max()) if len(counts) else ():
         if not 0 <= end <= pixels:
-            raise InputError(f"{what} hold {end}, which is no length of a run in an image of {pixels} pixels")
+            raise InputError(f"{what} hold {end}, which is not a run length in an image of {pixels} pixels")
     if (total := int(counts.sum())) != pixels:
         raise InputError(f"{what} add up to {total} pixels, not to the image's {pixels}")
 

@@ -151,7 +151,7 @@ class SafeUnpickler(pickle._Unpickler):
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(arguments, tuple) or not callable(function):
-            raise RefusedPickle("a call of what is no function")
+            raise RefusedPickle("a call to something that is not a function")
         for given in arguments:  # each may be copied
             if isinstance(given, Sized):
                 self.spend((1 if isinstance(given, bytes | str) else 8) * len(given))

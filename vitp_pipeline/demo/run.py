@@ -48,12 +48,12 @@ def run_demo(out: Path) -> Demo:
             (data_root / "complete").touch()
     say("1. generate-proposals: a small Mask2Former, trained on such scenes at half resolution, draws masks")
     generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, run, everything).report("proposals")
-    say("2. train-classifier: a small ViT-P learns to name points from the ground truth of the training scenes")
+    say("2. train-classifier: a small ViT-P learns to classify points from the ground truth of the training scenes")
     train_classifier(recipe, recipe.stage(TrainSettings), data_root, run)
-    say("3. classify: it names the point of every mask")
+    say("3. classify: it classifies the point of every mask")
     settings = recipe.stage(ClassifySettings)
     classify(recipe, settings, data_root, run, everything).report("classify")
-    say("4. evaluate: both scores are fused, and everything is measured")
+    say("4. evaluate: the scores of both are fused and measured")
     measures = recipe.stage(EvaluateSettings)
     evaluation = prepare(recipe, measures, settings, (), data_root, run, everything)
     evaluate_shards(evaluation, measures, settings, range(evaluation.run.shards)).report("evaluate")
@@ -67,7 +67,9 @@ def print_demo(demo: Demo) -> None:
     from vitp_pipeline.evaluation.summary import print_result
 
     print_result(demo.result)
-    show("These are figures of drawn scenes: they show that the pipeline works, not how good it is on photographs.")
+    show(
+        "These figures are for synthetic scenes: they show that the pipeline works, not how good it is on photographs."
+    )
     show(f"Picture: {demo.picture}")
     show(f"Run directory: {demo.run} (try `vitp status {demo.run}`)")
-    show(f"{demo.seconds:.0f} seconds in all. A second `vitp demo` does no work.")
+    show(f"{demo.seconds:.0f} seconds in all. A second `vitp demo` has nothing to do.")

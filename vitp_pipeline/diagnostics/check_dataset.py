@@ -91,7 +91,7 @@ def print_report(report: dict[str, Any]) -> None:
     sizes = list(report["sizes"].items())
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
     show(f"  sizes: {shown}{f' and {len(sizes) - 6} more' if len(sizes) > 6 else ''}")
-    labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so there is nothing to measure"
+    labels = _counts(report["label_modes"]) if report["ground_truth"] else "none, so nothing can be measured"
     show(f"  modes: images {_counts(report['image_modes'])}; labels {labels}")
     for line in _storage_lines(report):
         show(f"  {line}")
@@ -143,7 +143,7 @@ def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
         palettes = f"; {report['label_palettes']} different palettes" if report["label_palettes"] > 1 else ""
         yield f"labels are read: {', '.join(readings)}{palettes}"
     if others := report["label_forms_elsewhere"]:
-        yield f"stored otherwise are labels of other splits: {', '.join(others)}; one rule reads all (docs/datasets.md)"
+        yield f"labels of other splits are stored differently: {', '.join(others)}; one rule reads all (docs/datasets.md)"
     turns = {"upright": "turned upright", "stored": "left as stored, like their labels", "refused": "REFUSED"}
     if turned := [f"{o['orientation']} {turns[o['read']]} ({o['images']})" for o in report["image_orientations"]]:
         yield f"EXIF orientations of images: {', '.join(turned)}"

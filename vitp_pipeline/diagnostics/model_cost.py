@@ -46,7 +46,7 @@ def costs_of(
     """
     recipe = load_recipe(recipe_name) if recipe_name is not None else None
     if recipe is None and backbone is None and config is None:
-        raise UsageError("info: nothing to look at", "Name a recipe, or --backbone, or --config")
+        raise UsageError("info: no model given", "Give a recipe, or --backbone, or --config")
     if recipe is not None and classes is not None:
         raise UsageError(f"--classes {classes}: the recipe's manifest says how many there are")
     costs, queries = [], None
@@ -74,11 +74,13 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
     if "{data_root}" in settings.config and data_root is None:
         raise UsageError(
             f"{recipe.path.name if recipe else 'info'}: its generator is {settings.config}",
-            "Say where: --data-root DIR",
+            "Give --data-root DIR",
         )
     source = find_source(settings, locate, with_weights=False)
     if isinstance(source, OwnSource):
-        raise UsageError(f"info: what {source.name} costs is not known", "Name a generator of a library")
+        raise UsageError(
+            f"info: the cost of {source.name} cannot be computed", "Give a generator of OpenMMLab or transformers"
+        )
     with results_apart():  # some backbones print that they have no weights
         generator = cast("OpenMMLabGenerator | TransformersGenerator", source.build("cpu"))
     size = parse_size(crop, "--crop") if crop else generator.crop_size
@@ -101,7 +103,7 @@ def _classifier(
     if recipe is None:
         settings = dataclasses.replace(TrainSettings(), **{k: v for k, v in flags.items() if v is not None})
         if classes is None:
-            raise UsageError("info: how many classes has the classifier?", "Say --classes K")
+            raise UsageError("info: the number of classes is unknown", "Give --classes K")
         return classifier_cost(settings, classes, points or queries or settings.points_per_image)
     settings, classify = recipe.stage(TrainSettings, **flags), recipe.stage(ClassifySettings)
     total = settings.points_per_image

@@ -97,12 +97,12 @@ class Outcome:
                 say(f"  failed: {image_id}: {reason}")
             if (more := len(self.failed) - 10) > 0:
                 say(f"  failed: {more} more (`vitp status --json` lists them)")
-            hint = "Correct that, then run again with --retry-failed, beginning with the stage that failed first"
+            hint = "Fix the inputs, then re-run each failed stage with --retry-failed, the first one first"
             raise partly_failed(stage, len(self.failed), self.made + self.cached, hint)
         if self.unusable:
             records = counted(len(self.unusable), "record")
             raise PartialError(
-                f"{stage}: {records} of no known image left out, the rest is done",
+                f"{stage}: {records} of unknown images skipped, the rest is done",
                 "Correct the file, then import it into another --out",
             )
 
@@ -316,7 +316,7 @@ def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> N
     try:
         before = read_sealed(run.store.fetch(path))["parts"] if run.store.exists(path) else []
     except CorruptError as error:
-        say(f"{error.message}; begun anew")
+        say(f"{error.message}; starting a new one")
         before = []
     try:
         run.store.write(path, sealed(path, {"shard": shard, "parts": [*before, entry]}))

@@ -55,8 +55,8 @@ class ShardChoice:
         """Raise UsageError for an index without a count: the first command on a run must say N."""
         if self.index is not None and self.count is None:
             raise UsageError(
-                f"shard {self.index} ({self.source}) of how many? This run is new",
-                "Say --shard I/N, or --shard /N where the scheduler gives the index",
+                f"shard {self.index} ({self.source}) of how many? The run is new",
+                "Give --shard I/N, or --shard /N if the scheduler sets the index",
             )
 
     def within(self, shards: int) -> list[int]:
@@ -105,7 +105,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
     found = [s for s in SCHEDULERS if environment.get(s.index, "") not in s.absent]
     if len(found) > 1:
         names = " and ".join(s.index for s in found)
-        raise UsageError(f"two schedulers at once: {names} are set", "Say which shard with --shard I/N")
+        raise UsageError(f"two schedulers at once: {names} are set", "Choose the shard with --shard I/N")
     if not found:
         return None, ""
     scheduler = found[0]
@@ -117,7 +117,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
         return index, scheduler.index
     shards, source = parse_shards(environment[SHARDS]), f"{scheduler.index}={value} of {SHARDS}={environment[SHARDS]}"
     if index >= len(shards):
-        raise UsageError(f"{source}: these are {len(shards)} shards", "Start as many array tasks, or unset it")
+        raise UsageError(f"{source}: only {len(shards)} shards are listed", "Start as many array tasks, or unset it")
     return shards[index], source
 
 
@@ -127,7 +127,7 @@ def parse_shards(text: str) -> list[int]:
     for piece in text.split(","):
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", piece.strip())
         if not match or _number(match[2] or match[1]) < _number(match[1]):
-            raise UsageError(f"{text!r} is no list of shards", "Write it like 3,17-19")
+            raise UsageError(f"{text!r} is not a list of shards", "Write it like 3,17-19")
         shards += range(_number(match[1]), _number(match[2] or match[1]) + 1)
     return shards
 

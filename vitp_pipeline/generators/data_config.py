@@ -45,7 +45,7 @@ def read_data_config(file: Path, text: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ValueError("it is no table")
+        raise ValueError("not a table")
     if "custom_imports" in content:
         raise ValueError("custom_imports runs code, which only a .py config may")
     _check(content, 0)
@@ -67,9 +67,9 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the key {str(key)[:50]} is no text")
+                raise ValueError(f"the key {str(key)[:50]} is not text")
             if key in ("type", "_scope_", "model_name") and isinstance(item, str) and not _allowed(key, item):
-                raise ValueError(f"{key} = {item[:100]!r} is no name of OpenMMLab's registries")
+                raise ValueError(f"{key} = {item[:100]!r} is not a name in OpenMMLab's registries")
             _check(item, depth + 1)
 
 

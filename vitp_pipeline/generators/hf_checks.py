@@ -41,11 +41,11 @@ def check_preprocessor(content: Mapping[str, Any]) -> None:
     edges = size if isinstance(size, Mapping) else {"size": size, "max_size": content.get("max_size")}
     for key, edge in edges.items():
         if edge is not None and not (type(edge) is int and 0 < edge <= LARGEST_EDGE):
-            raise ValueError(f"{str(key)[:40]} = {str(edge)[:40]} is no number of pixels in [1, {LARGEST_EDGE}]")
+            raise ValueError(f"{str(key)[:40]} = {str(edge)[:40]} is not a number of pixels in [1, {LARGEST_EDGE}]")
     for key, least in (("image_mean", -1e3), ("image_std", 1e-6)):
         values = content.get(key)
         if values and not (isinstance(values, list) and len(values) == 3 and all(_is_number(v, least) for v in values)):
-            raise ValueError(f"{key} = {str(values)[:60]} are no three numbers")
+            raise ValueError(f"{key} = {str(values)[:60]} are not three numbers")
 
 
 def _is_number(value: Any, least: float) -> bool:
@@ -76,4 +76,4 @@ def _check_key(key: str, value: Any) -> None:
     if _IMPLEMENTATION.fullmatch(key) and value not in (None, "eager", "sdpa"):
         raise ValueError(f"{key} = {str(value)[:60]} names an implementation of another place")
     if key == "backbone" and value is not None and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-        raise ValueError(f"backbone = {str(value)[:60]} is no plain name")
+        raise ValueError(f"backbone = {str(value)[:60]} is not a plain name")

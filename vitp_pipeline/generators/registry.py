@@ -120,7 +120,7 @@ class OwnSource:
 
         spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
         if spec is None or spec.loader is None:
-            raise InputError(f"{self.file}: is no Python file")
+            raise InputError(f"{self.file}: not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if not hasattr(module, self.kind):
@@ -128,7 +128,7 @@ class OwnSource:
         generator = getattr(module, self.kind)(checkpoint=self.checkpoint, device=device, seed=self.seed)
         if not isinstance(generator, Generator):
             raise InputError(
-                f"{self.name} is no generator", "It needs classes, protocol, describe, resize() and forward()"
+                f"{self.name} is not a generator", "It needs classes, protocol, describe, resize() and forward()"
             )
         return generator
 

@@ -97,9 +97,7 @@ class Predicted:
         say(f"predict: {counted(self.made, 'image')}{took}{kept}: {self.folder}")
         if self.failed:
             of = self.made + self.cached + len(self.failed)
-            raise partly_failed(
-                "predict", len(self.failed), of, "The lines above say why; the same command tries them again"
-            )
+            raise partly_failed("predict", len(self.failed), of, "See the reasons above; the same command retries them")
 
 
 def predict(
@@ -149,7 +147,7 @@ def _finished(job: PredictJob, picture: Picture) -> bool:
     try:
         known = read_sealed(path)
     except CorruptError as error:
-        say(f"{error.message}; made anew")
+        say(f"{error.message}; it is made again")
         return False
     if known.get("fingerprint") != job.fingerprint:
         raise IncompatibleError(
@@ -176,7 +174,7 @@ def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
     if not is_text(str(picture.path)):
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
     if _is_too_long(job, picture):
-        raise InputError(f"{picture.path}: its name is too long to be that of its results", "Rename it")
+        raise InputError(f"{picture.path}: its name is too long for its result files", "Rename it")
     digest = file_digest(picture.path)
     image = read_picture(picture.path)
     found = predictor.segment(image, job.tasks, picture.name)

@@ -49,7 +49,7 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
         for picture in found:
             pictures.setdefault(picture.path.resolve(), picture)
     if others:
-        say(f"passed over: {_counted(others)}")
+        say(f"skipped: {_counted(others)}")
     if given and not pictures:
         raise UsageError(
             f"{given[0]}: its files count as results of predict, by --out or by the classes.json and results in it",
@@ -57,7 +57,7 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
         )
     if pictures and all(unread_format(picture.path) for picture in pictures.values()):
         first = next(iter(pictures.values())).path
-        raise InputError(f"{first}: {unread_format(first)} is a format that is not read", "Convert it to JPEG or PNG")
+        raise InputError(f"{first}: {unread_format(first)} is not a supported format", "Convert it to JPEG or PNG")
     chosen = list(pictures.values())
     paths = [(picture.path.parent.resolve() / picture.path.name).as_posix() for picture in chosen]
     names = result_names(paths, [picture.name for picture in chosen])
@@ -79,7 +79,7 @@ def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
     if not files:
         if any(ending in NOT_READ for ending in passed):
             raise InputError(
-                f"{folder}: holds no image of a format that is read, but {_counted(passed)}",
+                f"{folder}: holds no image in a supported format, only {_counted(passed)}",
                 "Convert photographs to JPEG or PNG",
             )
         raise InputError(f"{folder}: holds no image", f"Looked for {', '.join(ENDINGS)}")
@@ -98,7 +98,7 @@ def _holds_results(folder: Path, out: Path) -> bool:
         return True
     wrote = (folder / "classes.json").is_file() and (folder / "results").is_dir()
     if wrote:
-        say(f"passed over: {folder}, which holds results of predict")
+        say(f"skipped: {folder}, which holds results of predict")
     return wrote
 
 

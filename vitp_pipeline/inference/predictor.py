@@ -154,7 +154,7 @@ def _classes_of(generator: Generator, classifier: PointViT | None) -> DatasetSpe
     if classifier is not None:
         return plain_spec(classifier.classes, "the classifier's classes")
     if generator.classes is None:
-        raise UsageError("nothing says what the generator's classes are called", "Name a manifest")
+        raise UsageError("the names of the generator's classes are unknown", "Give a manifest")
     return plain_spec(generator.classes, "the generator's classes")
 
 
@@ -163,7 +163,7 @@ def read_picture(path: Path) -> np.ndarray:
     from vitp_pipeline.datasets.images import read_rgb, unread_format
 
     if kind := unread_format(path):
-        raise InputError(f"{path}: {kind} is a format that is not read: convert it to JPEG or PNG")
+        raise InputError(f"{path}: {kind} is not a supported format: convert it to JPEG or PNG")
     return read_rgb(path)
 
 
@@ -209,7 +209,7 @@ class Predictor:
         self.plan = view_plan(self.proposals, generator)
         self.mask_classifier = None if model is None else MaskClassifier(model, classify, self.spec)
         if self.mask_classifier and self.mask_classifier.reads_masks:
-            raise UsageError("a classifier that is prompted with masks", 'Train one with prompt = "point"')
+            raise UsageError("predict does not support mask-prompted classifiers", 'Train one with prompt = "point"')
         self.segmenter = Segmenter(evaluate, self.spec.things)
         self._managed = False  # whether the generator has worked on any image
 

@@ -57,7 +57,7 @@ def prepare(
         spec, loaded = manifest_of(recipe)
         given = loaded or given
     if spec is None and {"panoptic", "instance"} & set(tasks):
-        raise UsageError("which classes are things?", "Name a manifest that says it, or a recipe: --recipe R")
+        raise UsageError("which classes are things is unknown", "Give a manifest that says so, or a recipe: --recipe R")
     proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
     root = data_root or NO_DATA_ROOT
     source = find_source(proposals, lambda text: given.find_file(text, root))
@@ -123,7 +123,7 @@ def _settings(
     values = {**flags, **paths, **changes}
     table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})
     if values.get("config") is None and "config" not in table:
-        raise UsageError("which generator?", "Name it: --generator CONFIG, or a recipe that does, --recipe R")
+        raise UsageError("which generator?", "Give --generator CONFIG, or a recipe that names one, --recipe R")
     if values.get("config") is not None:  # the recipe's weights are not of another generator
         values["checkpoint"] = values.get("checkpoint") or ""
     if values.get("name") is not None:  # by name, in the run

@@ -144,7 +144,7 @@ def say_strangers(claims: Claims, dataset: Dataset) -> None:
         raise InputError(
             f"{index.where}: none of its {total} images{like} is in {split}, where one is {index.describe(0)}"
             + (f"; {near}" if near else ""),
-            "Images are told by their id, by their path below the data root, or by their file name alone",
+            "Images are matched by their id, by their path below the data root, or by their file name alone",
         )
     if strangers:
         like = f" ({near})" if near else f", like {strangers[0]!r}"

@@ -61,12 +61,12 @@ def agreed_digest(
     if others:
         raise IncompatibleError(
             f"{folder}: the masks of {_named(others)} are not those that were imported",
-            "Choose another --out; only images that failed can be imported anew, with --retry-failed",
+            "Choose another --out; only images that failed can be imported again, with --retry-failed",
         )
     unmade = [image for image in run.images if image not in made and first.get(image) != digests.get(image)]
     if unmade and not retry_failed:
         raise IncompatibleError(
-            f"{folder}: the masks of {_named(unmade)} changed since the run was begun",
+            f"{folder}: the masks of {_named(unmade)} changed since the run was started",
             "Add --retry-failed if they were corrected, or choose another --out",
         )
     return str(begun)

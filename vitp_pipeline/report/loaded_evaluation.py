@@ -131,7 +131,7 @@ def find_evaluation(run: Run) -> tuple[RunStore, Path, bool]:
         name = match[2] or ""
         store = open_store(match[1] if "://" in str(run) else Path(match[1]))
     if not store.folder.is_dir() or (name and not is_begun(store, store.folder / "evaluation" / name)):
-        raise InputError(f"{run}: no run lies there", "A run directory is what you gave as --out")
+        raise InputError(f"{run}: not a run directory", "A run directory is what you gave as --out")
     if name:
         return store, store.folder / "evaluation" / name, True
     found = _measured(store)

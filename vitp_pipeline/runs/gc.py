@@ -23,7 +23,7 @@ def collect(run: Run, remove: bool = True) -> list[tuple[Path, int]]:
     Args:
         remove: removes them; False only finds them.
     Raises:
-        InputError: no run lies there.
+        InputError: not a run directory.
         StorageError: no permission and its kin.
     """
     found: list[tuple[Path, int]] = []

@@ -33,14 +33,14 @@ def stage_folders(store: RunStore) -> list[Path]:
     """The folders of a run that hold a stage's results, in the order of the stages.
 
     Raises:
-        InputError: no run lies there.
+        InputError: not a run directory.
     """
     folders = [store.folder / "proposals"]
     for stage in ("classifier", "class_scores", "evaluation"):
         folders += [store.folder / stage / name for name in store.folders(store.folder / stage)]
     folders = [folder for folder in folders if store.exists(folder / "run.json") or store.exists(folder / COPIES)]
     if not folders:
-        raise InputError(f"{store.folder}: no run lies there", "A run directory is what you gave as --out")
+        raise InputError(f"{store.folder}: not a run directory", "A run directory is what you gave as --out")
     return folders
 
 
@@ -52,7 +52,7 @@ def run_status(run: Run) -> list[dict[str, Any]]:
     class scores or evaluation it is.
 
     Raises:
-        InputError: no run lies there.
+        InputError: not a run directory.
     """
     store = open_store(run)
     store.look_again()
@@ -164,7 +164,7 @@ def _last_line(run: StageRun, end: dict[str, Any] | None) -> dict[str, Any]:
         with open_plain(run.store.fetch(path)) as file:
             content = file.read()
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise damaged(path, "damaged (its checksum does not fit)")
+        raise damaged(path, "damaged (its checksum does not match)")
     line = content.rstrip(b"\n").rpartition(b"\n")[2]
     try:
         last: dict[str, Any] = json.loads(line) if line else {}
@@ -206,7 +206,7 @@ def _remarks(entries: list[dict[str, Any]]) -> list[str]:
         if e["stopped"]:
             lines.append(f"{e['stage']}: a task failed or was killed on shard {array_expression(e['stopped'])}")
         if e["missing"] and e["shards"] > 1:
-            lines.append(f"{e['stage']}: missing, and nobody is at work on them: --array={e['missing']}")
+            lines.append(f"{e['stage']}: missing, and no task is working on them: --array={e['missing']}")
     return lines
 
 

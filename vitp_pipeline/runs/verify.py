@@ -73,7 +73,7 @@ def verify_run(run: Run) -> Checked:
     """Read every committed file of a run.
 
     Raises:
-        InputError: no run lies there.
+        InputError: not a run directory.
     """
     store = open_store(run)
     store.look_again()
@@ -97,7 +97,7 @@ def verify_run(run: Run) -> Checked:
     for folder, shards in found.items():
         parts += sum(shard.parts for shard in shards)
         if sum(shard.foreign for shard in shards) > sum(shard.good for shard in shards):
-            damages.append(Damage(folder / "run.json", "is not the one that the parts beside it were made for", folder))
+            damages.append(Damage(folder / "run.json", "does not belong to the parts next to it", folder))
         else:
             damages += [damage for shard in shards for damage in shard.damages]
     return Checked(parts, damages)
@@ -122,7 +122,7 @@ def _of_the_run(store: RunStore) -> Iterator[Damage]:
     page = run / "report.html"
     try:
         if store.exists(page) and not page_is_whole(store.fetch(page)):
-            yield Damage(page, "its checksum does not fit", run, None, removes(store, page))
+            yield Damage(page, "its checksum does not match", run, None, removes(store, page))
     except CorruptError as error:
         yield Damage.of(error, page, run)
 
@@ -199,7 +199,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
         return index, error.message.removeprefix(f"{index}: ")
     found = rows["image_id"].to_pylist()
     if tuple(dict.fromkeys(found)) != images:  # several views of an image are rows one after another
-        return index, f"has {len(found)} rows, and not those of the {len(images)} images that belong there"
+        return index, f"has {len(found)} rows, which do not match the {len(images)} images of this part"
     if "files" in rows.column_names:
         for files in filter(None, rows["files"].to_pylist()):
             for bad in _exported(run.store, run.folder, json.loads(files)):
@@ -209,7 +209,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
     arrays = arrays_path(run.shard_folder(shard), part, digest)
     if not run.store.exists(arrays):
         return arrays, "is missing"
-    return None if file_digest(run.store.fetch(arrays)) == digest else (arrays, "its checksum does not fit")
+    return None if file_digest(run.store.fetch(arrays)) == digest else (arrays, "its checksum does not match")
 
 
 def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
@@ -219,7 +219,7 @@ def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterato
         if not store.exists(path):
             yield path, "is missing"
         elif file_digest(store.fetch(path)) != digest:
-            yield path, "its checksum does not fit"
+            yield path, "its checksum does not match"
 
 
 def _end(run: StageRun, shard: int) -> Iterator[Damage]:
@@ -241,7 +241,7 @@ def _end(run: StageRun, shard: int) -> Iterator[Damage]:
         reason = "is missing, though the shard is finished"
         yield Damage(totals, reason, run.folder, shard, forgets_end(run, shard), True)
     elif said != shard_stats(run, shard):
-        yield _bad_end(run, shard, "does not say what the parts say")
+        yield _bad_end(run, shard, "disagrees with the parts")
 
 
 def _lost_end(run: StageRun, shard: int, parts: int) -> Iterator[Damage]:
@@ -276,13 +276,13 @@ def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
         CorruptError: something is damaged.
     """
     if not checked.damages:
-        say(f"verify: {checked.parts} parts, all as they were written")
+        say(f"verify: {checked.parts} parts, all intact")
         return
     store = open_store(run)
     count = f"{len(checked.damages)} of {checked.parts} parts and other files"
     if left is None:
         raise CorruptError(
-            f"{store.url}: {count} are damaged", f"`vitp verify {store.url} --repair` puts right what it can"
+            f"{store.url}: {count} are damaged", f"`vitp verify {store.url} --repair` repairs what it can"
         )
     for stage in dict.fromkeys(d.stage for d in checked.damages if d not in left):
         shards = {d.shard for d in checked.damages if d.stage == stage and d.shard is not None and d not in left}
@@ -293,6 +293,6 @@ def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
     if left:
         first = left[0]
         raise CorruptError(
-            f"{first.path}: {first.reason}, and that cannot be repaired here ({len(left)} such)",
+            f"{first.path}: {first.reason}, which cannot be repaired ({len(left)} in all)",
             first.hint,
         )

@@ -31,7 +31,7 @@ def check_training(run: StageRun) -> Iterator[Damage]:
         from vitp_pipeline.classifier.training.checkpoints import checkpoint_is_whole
 
         if not checkpoint_is_whole(store.fetch(checkpoint)):
-            yield Damage(checkpoint, "its checksum does not fit", folder, None, removes(store, checkpoint))
+            yield Damage(checkpoint, "its checksum does not match", folder, None, removes(store, checkpoint))
     try:
         kept = copies_in(store, folder)
     except CorruptError:
@@ -59,7 +59,7 @@ def check_training(run: StageRun) -> Iterator[Damage]:
 def _wrong(store: RunStore, path: Path, digest: str) -> str:
     if not store.exists(path):
         return "is missing"
-    return "" if file_digest(store.fetch(path)) == digest else "its checksum does not fit"
+    return "" if file_digest(store.fetch(path)) == digest else "its checksum does not match"
 
 
 def _copied(run: StageRun, kept: dict[str, str], done: Path) -> dict[str, Any]:

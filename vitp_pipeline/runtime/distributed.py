@@ -40,8 +40,8 @@ def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *arguments)
         except RuntimeError as error:  # a connection that closed, or nobody there for an hour
             raise UserError(
-                f"training: process {self.rank} has lost another",
-                "Run the same command again; it goes on from the last checkpoint",
+                f"training: process {self.rank} lost the connection to another process",
+                "Run the same command again; training continues from the last checkpoint",
             ) from error
 
     return call
@@ -190,7 +190,7 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0].rstrip(".")
         raise UserError(
-            f"training: process {launch.rank} cannot meet the others at {launch.address}:{launch.port} ({reason})",
+            f"training: process {launch.rank} cannot connect to the other processes at {launch.address}:{launch.port} ({reason})",
             "Set MASTER_ADDR and MASTER_PORT to the host of process 0 and a free port there that all can reach",
         ) from error
 

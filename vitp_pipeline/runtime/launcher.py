@@ -84,5 +84,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     if not text and default is not None:
         return default
     if not text.isdecimal():
-        raise UsageError(f"{name}={text} in the environment is no number", "Unset it, or start with torchrun or srun")
+        raise UsageError(
+            f"{name}={text} in the environment is not a number", "Unset it, or start with torchrun or srun"
+        )
     return int(text)

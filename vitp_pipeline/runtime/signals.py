@@ -119,7 +119,7 @@ def stop_wanted() -> bool:
 def stopped(what: str) -> StoppedError:
     """The error with which work ends that was asked to; `what` says what is kept."""
     by, kind = ("Ctrl-C", KeyboardStopError) if _wanted == CTRL_C else (_wanted or "a signal", StoppedError)
-    return kind(f"stopped by {by}: {what}", "Run the same command again to go on")
+    return kind(f"stopped by {by}: {what}", "Run the same command again to continue")
 
 
 def exit_code(name: str) -> int:
@@ -136,9 +136,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _wanted, _noted_at = name, now
     shown, again = ("Ctrl-C", "Ctrl-C again") if name == CTRL_C else (name, "a second signal")
     if not verdict:
-        tell_at_once(f"{shown}: finishing what is being worked on; {again} stops at once")
+        tell_at_once(f"{shown}: finishing the current work; {again} stops at once")
         return
-    tell_at_once(f"vitp: stopped at once by {shown}; what is finished is kept, run the same command again to go on")
+    tell_at_once(f"vitp: stopped at once by {shown}; what is finished is kept, run the same command again to continue")
     raise StopNow(exit_code(name))
 
 
@@ -165,7 +165,7 @@ def _watch(reader: int) -> None:
         left = None if due == math.inf else max(0.0, due - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
             if not _decided:
-                tell_at_once(f"vitp: it did not stop within {PATIENCE:.0f} s, so it was ended")
+                tell_at_once(f"vitp: it did not stop within {PATIENCE:.0f} s, so it was killed")
                 os._exit(exit_code(wanted))
             return
         if not (received := os.read(reader, 1)):

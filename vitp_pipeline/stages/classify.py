@@ -182,7 +182,7 @@ class ClassMaker:
         self.mask_classifier = MaskClassifier(classifier, settings, dataset.spec)
         if self.mask_classifier.reads_masks:
             proposals.require_all_masks()
-            proposals.require_one_view("masks as prompts")
+            proposals.require_one_view("mask prompts")
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa

@@ -132,7 +132,7 @@ def _file_names(proposals: ProposalStore, format: ResultFormat) -> dict[str, str
     room = NAME_BYTES - len(format.ending)
     for image_id, name in names.items():
         if len(os.fsencode(name.rpartition("/")[2])) > room:
-            raise InputError(f"{files[image_id]}: its name is too long to be that of its results", "Rename it")
+            raise InputError(f"{files[image_id]}: its name is too long for its result files", "Rename it")
     return names
 
 

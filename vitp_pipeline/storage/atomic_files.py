@@ -29,7 +29,7 @@ _REFUSALS = {
     errno.ENOTDIR: ("a file is in the way of a folder", "Choose another --out"),
     errno.EEXIST: ("a file is in the way of a folder", "Choose another --out"),
     errno.EISDIR: ("a folder is in the way of a file", "Choose another name"),
-    errno.EOPNOTSUPP: ("no folder can be made here", "Choose another --out"),  # as make_folder says
+    errno.EOPNOTSUPP: ("folders cannot be created here", "Choose another --out"),  # as make_folder says
     errno.EFBIG: ("the file would be larger than allowed here", "Raise `ulimit -f` and run the same command again"),
 }
 
@@ -71,7 +71,7 @@ def refusal(error: OSError) -> StorageError | None:
     if isinstance(error, PermissionError):
         return StorageError(f"{error.filename}: no permission", "Change the permissions, or name another place")
     if error.errno == errno.ENAMETOOLONG:
-        return StorageError(f"{error.filename}: a longer name than the file system takes", "Choose a shorter one")
+        return StorageError(f"{error.filename}: the name is too long for the file system", "Choose a shorter name")
     return None
 
 

@@ -56,8 +56,8 @@ class Digests:
         for path, (digest, read) in self._unproven.items():
             if _stamp(path) != read and file_digest(path) != digest:
                 raise CorruptError(
-                    f"{path}: is not what it was when this run read it",
-                    f"Copy it again; if it was meant to change, remove {with_aliases(self._path)}",
+                    f"{path}: changed since this run read it",
+                    f"Restore it; if the change is intended, remove {with_aliases(self._path)}",
                 )
         self._unproven.clear()
 
@@ -116,4 +116,4 @@ def require_recorded(path: Path) -> None:
     if not path.exists():
         raise damaged(path, "is missing")
     if file_digest(path) != digest:
-        raise damaged(path, "damaged (its checksum does not fit)")
+        raise damaged(path, "damaged (its checksum does not match)")

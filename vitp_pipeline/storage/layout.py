@@ -97,7 +97,7 @@ def refuse_links(path: Path, seen: set[Path] | None = None) -> bool:
         except (FileNotFoundError, NotADirectoryError):
             return False
         if stat.S_ISLNK(mode):
-            raise CorruptError(f"{own}: is a link, and vitp follows none inside a run", "Remove it")
+            raise CorruptError(f"{own}: is a link, and vitp follows no links inside a run", "Remove it")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise CorruptError(f"{own}: is neither a file nor a folder", "Remove it")
         if stat.S_ISDIR(mode):

@@ -52,7 +52,7 @@ class Signature:
 
     def __str__(self) -> str:
         name = (self.text.splitlines() or ["unknown"])[0]
-        return f"{name}, last sign of life {max(0, round(self.age))} s ago" if self.machine and self.date else name
+        return f"{name}, last heartbeat {max(0, round(self.age))} s ago" if self.machine and self.date else name
 
     @property
     def age(self) -> float:
@@ -280,7 +280,7 @@ def see_dead(
     """
     if not wait:
         raise at_work(path, owner)
-    say(f"{path.parent}: locked by {owner}; watching for {STALE:.0f} s whether that task is alive")
+    say(f"{path.parent}: locked by {owner}; waiting up to {STALE:.0f} s for its heartbeat")
     until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(min(1.0, STALE / 20))
@@ -291,7 +291,7 @@ def see_dead(
             return
         if now != owner:
             raise at_work(path, now)
-    say(f"{path.parent}: no sign of life; taking over")
+    say(f"{path.parent}: no heartbeat; taking over")
 
 
 def at_work(path: Path, owner: Signature) -> LockedError:

@@ -119,7 +119,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
     scheme, _, rest = url.partition("://")
     if not rest.strip("/"):
-        raise UsageError(f"{url}: names no place", "Like s3://bucket/runs/camvid")
+        raise UsageError(f"{url}: names no bucket or folder", "Like s3://bucket/runs/camvid")
     try:
         # listings are never remembered: other tasks write, too
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=scheme != "memory")
@@ -134,7 +134,7 @@ def _connect(url: str) -> tuple[Any, str]:
             fs.ls(root, detail=False)
         except FileNotFoundError as error:
             if "bucket" in str(error).lower():
-                raise StorageError(f"{url}: there is no such bucket", "Make it first, or correct its name") from error
+                raise StorageError(f"{url}: no such bucket", "Create it first, or correct its name") from error
     return fs, root.rstrip("/")
 
 
@@ -148,7 +148,7 @@ def _clear(url: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(
             f"{url}: the store refuses ({_line(error)})",
-            "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID …) and what they are allowed to do",
+            "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID …) and their permissions",
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -156,7 +156,10 @@ def _clear(url: str) -> Iterator[None]:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _OF_CLIENTS:
             raise
         if "credentials" in str(error).lower():
-            raise StorageError(f"{url}: no credentials ({_line(error)})", "Set AWS_PROFILE or its kin") from error
+            raise StorageError(
+                f"{url}: no credentials ({_line(error)})",
+                "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            ) from error
         raise StorageError(
             f"{url}: the store does not answer ({_line(error)})",
             "Check the network and the endpoint (AWS_ENDPOINT_URL), then run the same command again",

@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise damaged(path, "is missing") from error
     except UnicodeDecodeError as error:
-        raise damaged(path, "damaged (it is no text)") from error
+        raise damaged(path, "damaged (not UTF-8 text)") from error
 
 
 def unseal(text: str, path: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def unseal(text: str, path: Path) -> dict[str, Any]:
     if end is None:
         raise damaged(path, "damaged (it does not end with its checksum)")
     if hashlib.sha256(body.encode()).hexdigest() != end[1]:
-        raise damaged(path, "damaged (its checksum does not fit)")
+        raise damaged(path, "damaged (its checksum does not match)")
     content: dict[str, Any] = json.loads(text)
     require_place(content.pop("seal")["place"], path)
     return content

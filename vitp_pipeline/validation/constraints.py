@@ -98,5 +98,7 @@ Pixels = Annotated[int, within(1, 2**16)]
 PixelPair = tuple[Pixels, Pixels]
 EdgePair = Annotated[PixelPair, ASCENDING]
 Seed = Annotated[int, within(0, 2**32 - 1)]
-Device = Annotated[str, matching(r"auto|cpu|mps|xpu|cuda(:\d{1,3})?", "is no device: use auto, cpu, cuda or cuda:N")]
-FolderName = Annotated[str, matching(r"\w[\w.+=@ -]{0,99}", "is no plain folder name: use letters, digits, . _ and -")]
+Device = Annotated[str, matching(r"auto|cpu|mps|xpu|cuda(:\d{1,3})?", "is not a device: use auto, cpu, cuda or cuda:N")]
+FolderName = Annotated[
+    str, matching(r"\w[\w.+=@ -]{0,99}", "is not a plain folder name: use letters, digits, . _ and -")
+]

@@ -47,7 +47,7 @@ class Registry(Generic[Member]):
     def add(self, name: str, member: Member) -> Member:
         """Add a member, and return it. Raises UsageError where the name is taken."""
         if name in self._members:
-            raise UsageError(f"there are two of the {self.what} {name!r}", "Uninstall one plugin, or rename its own")
+            raise UsageError(f"two plugins add the {self.what} {name!r}", "Uninstall one plugin, or rename its own")
         self._members[name] = member
         return member
 
@@ -58,7 +58,7 @@ class Registry(Generic[Member]):
     def __getitem__(self, name: str) -> Member:
         """Return the member of a name. Raises UsageError where there is none."""
         if (member := self._found().get(name)) is None:
-            raise UsageError(f"there is no {self.what} {name!r}", did_you_mean(name, self))
+            raise UsageError(f"no {self.what} {name!r}", did_you_mean(name, self))
         return member
 
     def __iter__(self) -> Iterator[str]:

@@ -397,7 +397,7 @@ FAULTS = {
     ),
     "twice": (
         lambda w: w | {BIAS.replace("attentions.1", "self_attn"): w[BIAS]},
-        r"two tensors would be called decode_head\.transformer_decoder\.layers\.1\.self_attn",
+        r"two tensors map to the name decode_head\.transformer_decoder\.layers\.1\.self_attn",
     ),
 }
 

@@ -77,7 +77,7 @@ class TrainingFolder:
             return None
         self.store.fetch(self.checkpoint)
         if not checkpoint_is_whole(self.checkpoint):
-            raise self.damaged(ValueError("its checksum does not fit"))
+            raise self.damaged(ValueError("its checksum does not match"))
         try:
             state = read_torch_file(self.checkpoint, self.checkpoint.read_bytes())
             self.lines[:] = state["metrics"]

@@ -78,7 +78,7 @@ def _check_size(source: str | Path, config: PreTrainedConfig, most: int) -> None
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     content = read_torch_file(file)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{file}: holds no table of weights")
+        raise InputError(f"{file}: contains no state dict")
     return content
 
 

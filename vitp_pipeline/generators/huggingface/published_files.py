@@ -34,7 +34,7 @@ DILATIONS: dict[str, Dilations] = {
         (1, 2, 1, 2, 1),
     ),
 }
-SAY_DILATIONS = f"Say them with --dilations: {', '.join(DILATIONS)}, or lists as in 1,20,1/1,5,1,10/…"
+SAY_DILATIONS = f"Give them with --dilations: {', '.join(DILATIONS)}, or lists as in 1,20,1/1,5,1,10/…"
 
 _TEST_SIZES = {  # (shortest, longest edge): names of files, of Mask2Former's the last letters
     (640, 2560): """

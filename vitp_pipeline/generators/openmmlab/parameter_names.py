@@ -62,8 +62,8 @@ def with_new_names(
         new = new_name(name, decoder_order)
         if new in renamed:
             raise IncompatibleError(
-                f"two tensors would be called {new}, one of them is {name}",
-                "The file mixes old names and new; save it anew",
+                f"two tensors map to the name {new}, one of them {name}",
+                "The file mixes old and new names; save it again with one naming",
             )
         renamed[new] = tensor
     return renamed, unused
