@@ -1,4 +1,4 @@
-"""Names of arrays in a part's Zarr store: one name for each view of each image, whatever the image's id is.
+"""Names of arrays in a part's Zarr store: one unique name per view of an image, for any image id.
 
 An id of letters, digits, `_`, `-`, `.` and `~` is its own name (`masks/0016E5_07959`). Everything else is
 percent-encoded as in a URL, so that a name never holds `/` or `@`; `@n` marks view n ≥ 1.

@@ -1,4 +1,4 @@
-"""List columns of a part's table: several entries an image, each with the same fields."""
+"""List columns of a part's table: several entries per image, each with the same fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def list_column(rows: Sequence[Sequence[Sequence[np.ndarray]]], fields: dict[str, str]) -> pa.Array:
-    """A list<struct> column: `rows[i][f]` are the pieces of field f in row i.
+    """Build a list<struct> column: `rows[i][f]` holds the values of field f in row i.
 
     Args:
         fields: name → Arrow's name of its type, e.g. "int32".

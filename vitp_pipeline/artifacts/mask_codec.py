@@ -1,10 +1,11 @@
 """Lossy mask compression and its error bound (docs/storage.md has the proofs).
 
-Points are chosen before any of it, and class logits are stored whole, so only what is drawn from masks can change:
+Points are chosen before compression and class logits are stored in full, so only maps drawn from masks can change.
+The steps, all off with `masks = "lossless"`:
 
-    drop_below       the masks that matter least, as many that Σ(1−v) over them stays below it
-    drop_threshold   every mask that no panoptic map with an object threshold of at least this can show
-    floor            far background, raised to this logit
+    drop_below       drop the least likely masks while their summed objectness Σ(1−v) stays below this
+    drop_threshold   drop masks that no panoptic map with an object threshold of at least this can show
+    floor            raise far background to this logit
     step             logits rounded to multiples of it (`artifacts.quantized_array`); else they are of `mask_dtype`
     graded           of larger ones where a pixel reads nothing but background, or nothing but the mask's inside
 
@@ -31,7 +32,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class MaskCodec:
-    """The keys of [generate-proposals] that say what of the masks is stored; without any, all of it."""
+    """Mask compression keys of [generate-proposals]; the defaults store all masks exactly."""
 
     drop_below: float = 0.0
     drop_threshold: float = 0.0
@@ -42,12 +43,12 @@ class MaskCodec:
 
     @classmethod
     def said_by(cls, identity: dict[str, Any]) -> MaskCodec:
-        """Of a run, from the settings in its identity, which lack those that have their default."""
+        """Build the codec of a run from the settings in its identity, which omit defaults."""
         return cls(**{name: identity.get(name, default) for name, default in PRESETS["bounded"].items()})
 
     @property
     def keeps_all(self) -> bool:
-        """True if every mask can be read exactly as the generator gave it."""
+        """True if every mask reads back exactly as the generator gave it."""
         return self == MaskCodec()
 
 
@@ -72,9 +73,9 @@ class MaskLoss:
 
     Attributes:
         logit_error: the most that a stored logit differs, where it was not floored; measured.
-        floor: the level that far background was raised to; None = nothing was.
-        ring: a cell was floored, or rounded more coarsely, by what all within so many cells of it have in common.
-        step: what logits near 0 were rounded to multiples of; 0 = they are floats.
+        floor: the level that far background was raised to; None = no flooring.
+        ring: neighborhood radius in cells that decided flooring and coarser rounding.
+        step: quantization step of logits near 0; 0 = not quantized.
     """
 
     logit_error: float = 0.0
@@ -88,7 +89,7 @@ class MaskLoss:
         return self.step > 0 and self.logit_error > self.step / 2
 
     def errors(self, logits: Tensor) -> Tensor | float:
-        """The most that a logit which a pixel reads may differ from the generator's, from what it is in the store.
+        """Bound how far a logit that a pixel reads may differ from the generator's, given its stored value.
 
         Args:
             logits: of cells or upsampled, of any shape; what lies at the floor may be lower by any amount.
@@ -136,7 +137,7 @@ def keep_queries(objectness: np.ndarray, budget: float, threshold: float = 0.0) 
 
 
 def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, ring: int) -> StoredMasks:
-    """Drops, floors and rounds, on the device of the logits.
+    """Drop, floor and quantize masks, on the device of the logits.
 
     Args:
         mask_logits: (Q, h, w) float32, finite.
@@ -186,7 +187,7 @@ def _deepest(step: float) -> int:
 
 
 def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
-    """(Q, h, w) logits rounded to multiples of a step, a copy.
+    """Round (Q, h, w) logits to multiples of a step, as a copy.
 
     With a ring the step doubles with every whole number between 0 and the nearest to it of the logits within so many
     cells, from 2 on; where they have both signs that is none.
@@ -205,7 +206,7 @@ def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
 
 
 def within(cells: Tensor, ring: int, least: Callable[..., Tensor]) -> Tensor:
-    """(Q, h, w) the least of all within `ring` cells of a cell, diagonals too; or the largest, by `torch.maximum`."""
+    """Take the minimum within `ring` cells of each cell, diagonals included, (Q, h, w); the maximum by `torch.maximum`."""
     for axis in (1, 2):  # a square grows by one cell at a time, along rows, then along columns
         for _ in range(ring):
             grown, length = cells.clone(), cells.shape[axis] - 1
@@ -217,12 +218,12 @@ def within(cells: Tensor, ring: int, least: Callable[..., Tensor]) -> Tensor:
 
 
 def _largest(values: Tensor) -> float:
-    """The largest absolute value; 0 of none."""
+    """Return the largest absolute value; 0 for an empty tensor."""
     return max(abs(float(end)) for end in values.aminmax()) if values.numel() else 0.0
 
 
 def is_far(mask_logits: Tensor, floor: float, ring: int) -> Tensor:
-    """(Q, h, w) bool: whether a cell and all within `ring` cells of it, diagonals too, lie below the floor."""
+    """Mark cells that lie below the floor with all cells within `ring` of them, diagonals included: (Q, h, w) bool."""
     import torch
 
     return ~within(mask_logits >= floor, ring, torch.logical_or)

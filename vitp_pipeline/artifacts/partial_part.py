@@ -40,7 +40,7 @@ def partial_paths(folder: Path, part: int) -> tuple[Path, Path]:
 
 
 class PartialPart:
-    """The finished images of a part that is not. A partial part of another run is not used."""
+    """Finished images of an unfinished part. A partial part of another run is not used."""
 
     def __init__(self, run: StageRun, shard: int, part: int) -> None:
         self.rows_path, self.arrays_path = partial_paths(run.shard_folder(shard), part)
@@ -62,7 +62,7 @@ class PartialPart:
         file; None: those that it has.
 
         Raises:
-            StorageError: disk full and its kin; what was finished is lost then, not what was committed.
+            StorageError: disk full or similar; finished images are then lost, committed parts are not.
         """
         with refusals(self.rows_path):
             self._store.remove(self.rows_path)
@@ -80,9 +80,9 @@ class PartialPart:
         self.rows = rows
 
     def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
-        """The rows kept here and of further images, in the part's order; their arrays become one file, `arrays`.
+        """Join the rows kept here with those of further images, in the part's order, and their arrays in one file, `arrays`.
 
-        Both are what they would be had the images been made in one go, byte for byte.
+        Both are byte for byte what an uninterrupted run would have made.
         """
         import pyarrow as pa
 
@@ -141,8 +141,8 @@ _OF_PARTIAL = re.compile(r"_partial-([0-9]{4,})\.(?:parquet|zarr\.zip)")
 
 
 def stale_files(store: RunStore, folder: Path) -> list[str]:
-    """List what killed tasks have left in a shard's folder: temporary files, partial parts of committed parts,
-    and arrays that no index names. Right while nobody is at work there.
+    """List files that killed tasks left in a shard's folder: temporary files, partial parts of committed parts,
+    and arrays that no index names. Correct only while no task works there.
 
     Raises:
         CorruptError: the index of a part that has several files of arrays cannot be read, or one that done.json names
@@ -175,7 +175,7 @@ def _committed(store: RunStore, folder: Path) -> Collection[str]:
 
 
 def images_of(rows: pa.Table) -> tuple[str, ...]:
-    """The images of a part's rows, in their order; an image may have several."""
+    """List the images of a part's rows, in their order; an image may have several rows."""
     return tuple(dict.fromkeys(rows["image_id"].to_pylist()))
 
 
@@ -185,7 +185,7 @@ def _without(images: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _join_archives(sources: dict[Path, Collection[str]], images: Sequence[str], target: Path) -> None:
-    """One zip with the arrays of several, as if they had been written image by image in their order.
+    """Merge the arrays of several zips into one, as if they had been written image by image in their order.
 
     Args:
         sources: of each the images whose arrays are taken.

@@ -1,13 +1,13 @@
 """A part: the results of up to a thousand images or so, committed together.
 
     part-0003-9f86d081884c.zarr.zip   arrays, in a Zarr v3 group inside one zip file (one inode; entries carry CRCs)
-    part-0003.parquet                 one row an image; that it appears commits the part
+    part-0003.parquet                 one row per image; its appearance commits the part
 
 The index is sealed: it holds its own SHA-256, its place in the run, the digest of the arrays and that of the run's plan
 (`StageRun.digest`). Reading an index checks all of it; reading an array checks the CRC of every byte read and that the
 arrays are those of this part, for SHA-256 would have to read what nobody asked for; `vitp verify` computes it.
-Both are readable with nothing of ours: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
-The bytes depend on the content and its place alone: entries have a fixed date and a fixed order.
+Both are readable without vitp: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
+The bytes depend only on the content and its place: entries have a fixed date and a fixed order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BLOSC: dict[str, Any] = {"cname": "zstd", "clevel": 3}
 
 
 def array_of(key: str) -> str | None:
-    """The array, or group, that an entry of a part's zip belongs to."""
+    """Return the array, or group, that an entry of a part's zip belongs to."""
     match = _KEY.fullmatch(key)
     return match[1] if match else None
 
@@ -81,7 +81,7 @@ class ArrayWriter:
         path: the zip file; it appears only when `close()` has run, and is not yet sent to a store.
         attributes: JSON attributes of the root group, under the key "vitp".
     Raises:
-        StorageError: disk full and its kin, from any method.
+        StorageError: disk full or similar, from any method.
     """
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
@@ -144,14 +144,14 @@ class ArrayWriter:
             self._write(f"{name}/c/{number}/0/0", _chunk(plane, kind, step))
 
     def close(self) -> None:
-        """Completes the zip and renames it into place."""
+        """Complete the zip and rename it into place."""
         with refusals(self.path):
             self._zip.close()
             self._file.close()
         write_whole(self.path, lambda unfinished: None)  # its content is there: sync and rename
 
     def abandon(self) -> None:
-        """Drops what was written."""
+        """Discard what was written."""
         self._zip.fp = None  # not `close()`: it would write on, and the disk may be full
         with contextlib.suppress(OSError):
             self._file.close()
@@ -168,7 +168,7 @@ class ArrayWriter:
 
 
 def _encode(values: np.ndarray, dimensions: Sequence[str], chunks: Sequence[int], step: float) -> dict[str, bytes]:
-    """The Zarr keys and bytes of one array, as zarr itself makes them; one chunk without its machinery."""
+    """Encode one array as Zarr keys and bytes, identical to zarr's own; a single chunk bypasses zarr for speed."""
     kind = kind_of(values, step) if step else None
     if not values.size or tuple(chunks) != values.shape:
         return _by_zarr(values, dimensions, chunks, step, kind)
@@ -205,7 +205,7 @@ def _shaped(
 
 @lru_cache
 def _metadata(dtype: str, dimensions: tuple[str, ...], step: float, kind: np.dtype | None) -> bytes:
-    """The zarr.json of arrays that differ in their sizes alone."""
+    """Make the zarr.json of arrays that differ only in their sizes."""
     return _by_zarr(np.zeros([1] * len(dimensions), dtype), dimensions, [1] * len(dimensions), step, kind)["zarr.json"]
 
 
@@ -241,7 +241,7 @@ _LARGEST = 1 << 32
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    """Raise ValueError of an array that was not written here: it would be decoded by what it names, to any size."""
+    """Raise ValueError for an array that was not written here: its metadata could name any codec and any size."""
     odd = {str(codec.get("name")) for codec in metadata["codecs"]} - _CODECS
     if metadata["zarr_format"] != 3 or odd:
         raise ValueError(f"codecs {', '.join(sorted(odd))[:80]}")
@@ -349,7 +349,7 @@ def sealed_index(path: Path, table: pa.Table) -> bytes:
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") -> pa.Table:
-    """A part's rows, or another table of a shard.
+    """Read a part's rows, or another table of a shard.
 
     Every Parquet file of the package is read here, without Arrow's own threads: one that lets go of the bytes while the
     interpreter ends takes the process down (code 134).
@@ -357,7 +357,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") 
     Args:
         run: digest of the run's plan that it must have been made for.
     Raises:
-        CorruptError: it is not as it was written, is another's, or is missing.
+        CorruptError: it is damaged, belongs elsewhere, or is missing.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -382,7 +382,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") 
 
 
 def arrays_digest(table: pa.Table) -> str:
-    """SHA-256 of the arrays that belong to a part's rows; "" where there are none."""
+    """Return the SHA-256 of the arrays that belong to a part's rows; "" without arrays."""
     digest: bytes = (table.schema.metadata or {}).get(ARRAYS_DIGEST, b"")
     return digest.decode(errors="replace")
 
@@ -401,7 +401,7 @@ def _footer(content: bytes) -> int:
 
 
 def _check_seal(content: bytes) -> None:
-    """Raise ValueError when the file is not as it was written."""
+    """Raise ValueError when the file changed since it was written."""
     cut = _footer(content)
     start = cut - len(_SEAL) - hashlib.sha256().digest_size
     if start <= 0 or not content[start:].startswith(_SEAL):

@@ -5,7 +5,7 @@ Arrays of a part (`part-NNNN.zarr.zip`), for an image with id ID whose generator
     masks/ID          (kept, y, x)          mask logits of the kept queries, in the padded frame
     class_logits/ID   (query, class)        float32 (Q, K + 1), "no object" last, all queries
 
-Where images were seen in several views (docs/views.md), those of view n ≥ 1 are called ID@n. Ids of other than letters,
+With several views per image (docs/views.md), the arrays of view n ≥ 1 are named ID@n. Ids of other than letters,
 digits and `_-.~` are percent-encoded (array_names.py).
 Rows of its index (`part-NNNN.parquet`): see `schema`. Points are (row, col) pixels of the original image, chosen from
 full-precision logits before anything was rounded or dropped; every query has one.
@@ -43,7 +43,7 @@ POINTS = "points_"
 
 @dataclass(frozen=True)
 class ProposalEntry:
-    """The index's entry of one view of an image: all of its proposals but the arrays.
+    """Index entry of one view of an image: its proposals without the arrays.
 
     Attributes:
         image_id, file_name: the latter relative to the data root.
@@ -51,9 +51,9 @@ class ProposalEntry:
         protocol: order of operations that the masks expect.
         kept: (M,) int32, the queries whose masks are stored, ascending.
         dropped_mass: Σ(1−v) of the others: no semantic score of any pixel is lower by more than this (docs/storage.md).
-        points: per policy (Q·n, 2) int32 (row, col) in the original image, n of each query in turn.
+        points: per policy (Q·n, 2) int32 (row, col) in the original image, grouped by query.
         number: which of the image's views this is, from 0.
-        loss: how far the masks may lie from the generator's; None when not said (see `codec.loss_of`).
+        loss: error bound of the masks against the generator's; None when not recorded (see `codec.loss_of`).
     """
 
     image_id: str
@@ -68,7 +68,7 @@ class ProposalEntry:
 
     @property
     def key(self) -> str:
-        """The name of its arrays in their groups."""
+        """Name of its arrays in their groups."""
         return array_name(self.image_id, self.number)
 
 
@@ -91,7 +91,7 @@ class ProposalRecord(ProposalEntry):
 
 
 def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]]:
-    """Consecutive records of one image together."""
+    """Group consecutive records of one image."""
     for _, views in groupby(records, lambda record: record.image_id):
         yield list(views)
 
@@ -99,7 +99,7 @@ def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]
 def schema(
     fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None, policies: Sequence[str] = ("max",)
 ) -> pa.Schema:
-    """Columns of the index. Sizes are [height, width]; points are [row, col] per query.
+    """Define the columns of the index. Sizes are [height, width]; points are [row, col] per query.
 
     Args:
         views: the plan of views, for people; None when every image is seen once and whole.
@@ -113,7 +113,7 @@ def schema(
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "classes": list(classes),
-        "points": "(row, col) pixels of the original image, n of each query in turn",
+        "points": "(row, col) pixels of the original image, n per query, grouped by query",
         **({"views": views} if views else {}),
     }
     return pa.schema(
@@ -170,7 +170,7 @@ def write_entry(
 
 
 def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
-    """The index row of an image that could not be processed."""
+    """Make the index row of an image that could not be processed."""
     return {"image_id": image_id, "file_name": file_name, "status": "failed", "error": reason}
 
 
@@ -228,11 +228,11 @@ class ProposalStore:
                     yield from self.read_part(shard, part)
 
     def rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Index rows of a part, failed images included; None = all columns."""
+        """Read the index rows of a part, failed images included; None = all columns."""
         return list(self.run.read_rows(shard, part, columns).to_pylist())
 
     def read_part(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalRecord]:
-        """The images of a part that have proposals, view by view.
+        """Read the proposals of a part's images, view by view.
 
         Args:
             images: only these; None = all.
@@ -243,11 +243,11 @@ class ProposalStore:
                 yield _record(row, arrays)
 
     def read_index(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalEntry]:
-        """The same from the index alone, without reading any array."""
+        """Read the same from the index alone, without any array."""
         return map(_entry, _proposed(self.run.read_rows(shard, part), images))
 
     def read(self, image_id: str) -> ProposalRecord:
-        """The proposals of one image, with its arrays; the first view's. Raises InputError when it has none."""
+        """Read the proposals of one image with its arrays, the first view's. Raises InputError when it has none."""
         if image_id not in self._places:
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
         part = self._opened(*self._places[image_id], os.getpid())
@@ -279,7 +279,7 @@ class ProposalStore:
 
     @cached_property
     def several_views(self) -> bool:
-        """True if images were seen in windows, flipped or at several scales, by the first part that exists."""
+        """True if images were seen in windows, flipped or at several scales, judged by the first part that exists."""
         for shard in range(self.run.shards):
             for part in range(len(self.run.parts(shard))):
                 if self.run.holds(shard, part):
@@ -288,7 +288,7 @@ class ProposalStore:
         return False
 
     def require_one_view(self, what: str) -> None:
-        """Raise IncompatibleError when images were seen in several views, which `what` cannot put together."""
+        """Raise IncompatibleError when images were seen in several views, which `what` cannot combine."""
         if self.several_views:
             raise IncompatibleError(
                 f"{self.run.folder}: holds several views per image, but {what} need a single full view",
@@ -301,7 +301,7 @@ class ProposalStore:
         return MaskCodec.said_by(self.run.identity.get("settings", {}))
 
     def require_all_masks(self) -> None:
-        """Raise IncompatibleError when masks were left out or rounded: what reads masks would depend on which."""
+        """Raise IncompatibleError when masks were dropped or rounded: results that read masks would depend on it."""
         if self.codec.keeps_all:
             return
         raise IncompatibleError(
@@ -311,12 +311,12 @@ class ProposalStore:
 
 
 def open_proposals(run: Run) -> ProposalStore:
-    """The proposals in a run directory, or of a run on a store (`s3://…`); see `ProposalStore`."""
+    """Open the proposals of a run directory or of a run on a store (`s3://…`); see `ProposalStore`."""
     return ProposalStore(open_store(run))
 
 
 def _proposed(table: pa.Table, images: Collection[str] | None) -> Iterator[dict[str, Any]]:
-    """The rows of an index that have proposals, of some images or of all."""
+    """Select the rows of an index that have proposals, of some images or of all."""
     wanted = None if images is None else set(images)
     # some at a time: as Python's lists points take twenty times the memory
     for batch in table.to_batches(ROWS_TOGETHER):
@@ -359,7 +359,7 @@ def _loss(row: dict[str, Any]) -> MaskLoss | None:
 
 
 def points_of(record: ProposalEntry, policy: str) -> np.ndarray:
-    """(Q·n, 2) int32 points of a policy, n of each query in turn.
+    """Return the points of a policy, (Q·n, 2) int32, grouped by query.
 
     Raises:
         InputError: they are not stored.

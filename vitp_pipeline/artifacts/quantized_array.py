@@ -22,13 +22,13 @@ _CACHED = 2**16
 
 
 def kind_of(values: np.ndarray, step: float) -> np.dtype:
-    """The integers that float32 multiples of a step, a power of two ≤ 1, are stored as."""
+    """Choose the integer dtype in which float32 multiples of a step, a power of two ≤ 1, are stored."""
     largest = max(-float(values.min()), float(values.max())) if values.size else 0.0
     return np.dtype("<i2" if largest <= _IN_16_BITS * step else "<i4")
 
 
 def codecs(kind: np.dtype, step: float) -> dict[str, Any]:
-    """Arguments of `zarr.create_array` for float32 multiples of a step, stored as integers of a kind."""
+    """Make the arguments of `zarr.create_array` for float32 multiples of a step, stored as integers of a kind."""
     import warnings
 
     from zarr.codecs import BloscCodec
@@ -41,7 +41,7 @@ def codecs(kind: np.dtype, step: float) -> dict[str, Any]:
 
 
 def encode(values: np.ndarray, kind: np.dtype, step: float) -> bytes:
-    """The bytes of float32 multiples of a step, not none, as one chunk."""
+    """Encode a non-empty array of float32 multiples of a step as one chunk."""
     from numcodecs import Blosc
 
     steps = np.empty(values.shape, kind)  # in the order of rows, whatever that of `values` is
@@ -56,7 +56,7 @@ def wrote(metadata: dict[str, Any]) -> bool:
 
 
 def decode(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
-    """The array that `codecs` wrote as one chunk, as zarr would give it.
+    """Decode the array that `codecs` wrote as one chunk, as zarr would.
 
     Args:
         metadata: content of the array's zarr.json.

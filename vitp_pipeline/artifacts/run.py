@@ -5,7 +5,7 @@
     RUN/class_scores/FINGERPRINT/     that classifier's scores for the points of these proposals
     RUN/evaluation/FINGERPRINT/       metrics of these proposals, scores and settings
 
-What a person names is checked against what is there; what only follows from other results lies under its own
+What a user names is checked against what exists; what only follows from other results lies under its own
 fingerprint, so another classifier or another α never overwrites anything.
 
 Which files belong to a stage follows from run.json, so it is kept twice (`copies.json`), and every part holds the
@@ -69,20 +69,20 @@ class StageRun:
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits of the plan: the identity, and which images lie in which shard and part."""
+        """Return the digest of the plan, 64 hex digits: the identity, and which images lie in which shard and part."""
         plan = {"identity": self.identity, "images": self.images, "shards": self.shards, "part_size": self.part_size}
         return fingerprint(plan)
 
     def shard_images(self, shard: int) -> tuple[str, ...]:
-        """Image ids of a shard: a contiguous stretch, sizes differing by at most one."""
+        """Return the image ids of a shard: a contiguous range; shard sizes differ by at most one."""
         return self.images[self.first_image(shard) : self.first_image(shard + 1)]
 
     def first_image(self, shard: int) -> int:
-        """The number of a shard's first image."""
+        """Return the number of a shard's first image."""
         return shard * len(self.images) // self.shards
 
     def parts(self, shard: int) -> list[tuple[str, ...]]:
-        """Image ids of the parts of a shard: a function of manifest and settings, never of what was done before."""
+        """Return the image ids of a shard's parts: a function of manifest and settings, never of earlier work."""
         images = self.shard_images(shard)
         return [images[i : i + self.part_size] for i in range(0, len(images), self.part_size)]
 
@@ -90,13 +90,13 @@ class StageRun:
         return self.folder / "shards" / f"{shard:05d}"
 
     def read_rows(self, shard: int, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a committed part; None = all columns. Raises CorruptError as `parts.read_index`."""
+        """Read the rows of a committed part; None = all columns. Raises CorruptError as `parts.read_index`."""
         from vitp_pipeline.artifacts.parts import read_index
 
         return read_index(self.store.fetch(index_path(self.shard_folder(shard), part)), columns, self.digest)
 
     def open_arrays(self, shard: int, part: int, rows: pa.Table | None = None) -> ArrayReader:
-        """The arrays of a committed part.
+        """Open the arrays of a committed part.
 
         Args:
             rows: the part's, where they are read already: they name their arrays.
@@ -153,10 +153,10 @@ def create_or_check(
 
     Args:
         shards: asked for by the user; None = as the run has it, or 1 for a new one.
-        instead: what to do where other settings are meant.
+        instead: advice for a user who wants other settings.
     Raises:
         IncompatibleError: the folder was made with other settings; the message says which.
-        UsageError: another number of shards than the run was begun with.
+        UsageError: another number of shards than the run was started with.
     """
     path = folder / "run.json"
     tidy(folder)
@@ -195,7 +195,7 @@ def create_or_check(
 
 
 def is_begun(store: RunStore, folder: Path) -> bool:
-    """Tell if a stage lies in a folder. Raises CorruptError when its run.json was there, and is not any more."""
+    """Tell if a folder holds a stage. Raises CorruptError when its run.json existed and is gone."""
     if store.exists(folder / "run.json"):
         return True
     if store.exists(folder / COPIES):
@@ -207,7 +207,7 @@ def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
     """Open the stage that lies in a folder.
 
     Raises:
-        MissingStageError: nothing is; `stage` names the command that would make it.
+        MissingStageError: there is no stage; `stage` names the command that would make it.
         IncompatibleError: written by a newer version of vitp, or by 0.1.
         CorruptError: run.json is damaged.
     """
@@ -217,7 +217,7 @@ def open_run(store: RunStore, folder: Path, stage: str = "") -> StageRun:
 
 
 def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun:
-    """The stage in a folder, by the content of its run.json. Raises as `open_run`."""
+    """Parse the stage in a folder from the content of its run.json. Raises as `open_run`."""
     path = folder / "run.json"
     try:
         if (version := content["format_version"]) > FORMAT_VERSION:

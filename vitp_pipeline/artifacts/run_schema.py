@@ -1,4 +1,4 @@
-"""Types of what run.json and done.json hold, as far as other code reads them: a run may come from anywhere.
+"""Types of run.json and done.json, as far as other code reads them: a run may come from an untrusted place.
 
 The seal of a file says that it is as it was written (`storage.sealed`); this says that it was written by vitp, or
 could have been. A stage lacks most of the keys, and others are let through.
@@ -83,21 +83,21 @@ class TrainingEnd(_Open):
 
 
 def check_end(kind: type[ShardEnd | TrainingEnd], value: Any) -> dict[str, Any]:
-    """The value, if it is of that kind. Raises ValueError, which names the key."""
+    """Return the value if it has that type. Raises ValueError, which names the key."""
     _check(kind, value)
     found: dict[str, Any] = value
     return found
 
 
 def check_identity(value: Any) -> dict[str, Any]:
-    """The value, if it is an `Identity`. Raises ValueError, which names the key."""
+    """Return the value if it is an `Identity`. Raises ValueError, which names the key."""
     _check(Identity, value)
     found: dict[str, Any] = value
     return found
 
 
 def check_provenance(value: Any) -> dict[str, Any]:
-    """The value, if it is a `Provenance`, with what it lacks empty. Raises ValueError, which names the key."""
+    """Return the value if it is a `Provenance`, missing fields empty. Raises ValueError, which names the key."""
     return _check(Provenance, value).model_dump()
 
 

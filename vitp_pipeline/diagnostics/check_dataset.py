@@ -143,7 +143,7 @@ def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
         palettes = f"; {report['label_palettes']} different palettes" if report["label_palettes"] > 1 else ""
         yield f"labels are read: {', '.join(readings)}{palettes}"
     if others := report["label_forms_elsewhere"]:
-        yield f"labels of other splits are stored differently: {', '.join(others)}; one rule reads all (docs/datasets.md)"
+        yield f"labels of other splits differ in storage: {', '.join(others)}; one rule reads all (docs/datasets.md)"
     turns = {"upright": "turned upright", "stored": "left as stored, like their labels", "refused": "REFUSED"}
     if turned := [f"{o['orientation']} {turns[o['read']]} ({o['images']})" for o in report["image_orientations"]]:
         yield f"EXIF orientations of images: {', '.join(turned)}"

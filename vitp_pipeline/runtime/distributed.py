@@ -32,7 +32,7 @@ START = timedelta(minutes=10)
 
 
 def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that all processes call together, and that only one process can call alone."""
+    """Mark a collective method: all processes must call it together; a lone process may call it alone."""
 
     @wraps(method)
     def call(self: Distributed, *arguments: Any) -> Any:
@@ -66,7 +66,7 @@ class Distributed:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This process's own GPU where `device` is cuda without a number. Raises UsageError when there are too few."""
+        """Return this process's own GPU where `device` is cuda without a number. Raises UsageError when there are too few."""
         import torch
 
         if self.size == 1 or device.type != "cuda" or device.index is not None:
@@ -92,7 +92,7 @@ class Distributed:
 
     @_collective
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank."""
+        """Gather every process's value, by rank."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -102,7 +102,7 @@ class Distributed:
         return values
 
     def wait_for_main_process(self) -> None:
-        """Return when process 0 has come here too: who starts processes may end all when one of them ends."""
+        """Wait until process 0 gets here: a launcher may end all processes when one of them exits."""
         self.share(None)
 
     def merge(self, table: dict[str, str]) -> None:
@@ -112,7 +112,7 @@ class Distributed:
 
     @_collective
     def add(self, numbers: np.ndarray) -> np.ndarray:
-        """The sum over all processes of arrays of one shape and type."""
+        """Sum arrays of one shape and dtype over all processes."""
         if self.size == 1:
             return numbers
         import torch
@@ -149,13 +149,13 @@ ALONE = Distributed()
 
 @contextmanager
 def launched_processes() -> Iterator[Distributed]:
-    """The processes that torchrun's or srun's environment describes, or this one alone.
+    """Set up the processes that torchrun's or srun's environment describes, or this one alone.
 
-    An error of one process ends all of them: the first to fail raises it, the others end without a word. So does the
-    death of one: its connections close, and whoever next adds or shares fails.
+    An error in one process ends all of them: the first to fail raises it, the others exit silently. If a process dies,
+    its connections close, and the next collective call of the others fails.
 
     Raises:
-        UserError: the processes do not find one another.
+        UserError: the processes cannot connect to each other.
     """
     if (launch := find_launch(os.environ)) is None:
         yield ALONE
@@ -178,7 +178,7 @@ def launched_processes() -> Iterator[Distributed]:
 
 
 def _meeting_place(launch: Launch) -> torch.distributed.Store:
-    """The store of process 0, through which all find one another."""
+    """Open the store of process 0, through which the processes find each other."""
     import torch.distributed as dist
 
     try:
@@ -190,13 +190,13 @@ def _meeting_place(launch: Launch) -> torch.distributed.Store:
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0].rstrip(".")
         raise UserError(
-            f"training: process {launch.rank} cannot connect to the other processes at {launch.address}:{launch.port} ({reason})",
+            f"training: process {launch.rank} cannot reach the others at {launch.address}:{launch.port} ({reason})",
             "Set MASTER_ADDR and MASTER_PORT to the host of process 0 and a free port there that all can reach",
         ) from error
 
 
 def _first_to_fail(store: torch.distributed.Store) -> bool:
-    """True if no process has failed before. Unknown once process 0, which counts, is gone."""
+    """Tell if no process has failed before. Unknown once process 0, which counts, is gone."""
     try:
         return bool(store.add("failures", 1) == 1)
     except RuntimeError:

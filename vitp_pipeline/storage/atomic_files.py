@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REFUSALS = {
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn what a file system can refuse into one clear line (StorageError); other errors pass."""
+    """Turn file-system errors into one clear line (StorageError); other errors pass."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def refusals(path: Path) -> Iterator[None]:
 
 @contextmanager
 def removals(unfinished: Path, path: Path) -> Iterator[None]:
-    """Turn the loss of a temporary file, which is to become `path`, into LockedError."""
+    """Turn the removal of the temporary file of `path` into LockedError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -115,12 +115,12 @@ def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
 
 
 def as_json(content: Any) -> str:
-    """JSON with sorted keys, indented, ending with a line break. A NaN is a ValueError: see `figure.plain`."""
+    """Format JSON with sorted keys, indented, ending with a line break. A NaN is a ValueError: see `figure.plain`."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_whole` for JSON that other tools read; what a run reads again is sealed (`storage.sealed`)."""
+    """Write JSON that other tools read, as `write_whole`; JSON that a run reads again is sealed (`storage.sealed`)."""
     write_whole(path, as_json(content))
 
 
@@ -147,7 +147,7 @@ def _link(source: Path, path: Path) -> None:
 
 
 def _free_space(path: Path) -> str:
-    """What is left where `path` would lie."""
+    """Describe the free space on the disk of `path`."""
     while not path.exists() and path != path.parent:
         path = path.parent
     status = os.statvfs(path)

@@ -35,7 +35,7 @@ def keep_copies(store: RunStore, folder: Path, names: Iterable[str], texts: dict
 
 
 def copies_in(store: RunStore, folder: Path) -> dict[str, str]:
-    """Read the copies by file name; none where there are none. Raises CorruptError when they are damaged."""
+    """Read the copies by file name; {} without any. Raises CorruptError when they are damaged."""
     if not store.exists(folder / COPIES):
         return {}
     files: dict[str, str] = read_sealed(store.fetch(folder / COPIES))["files"]
@@ -61,7 +61,7 @@ def is_copied(store: RunStore, path: Path) -> bool:
 
 
 def restore(store: RunStore, path: Path, copy: str) -> None:
-    """Put a copy in the place of its file."""
+    """Replace a file by its copy."""
     store.write(path, copy if _is_text(path.name) else base64.b64decode(copy))
 
 

@@ -2,8 +2,8 @@
 
 A classifier that a run has trained is vouched for by the .json beside it, which was written with it. Of other files,
 anywhere on this machine, the run remembers what it has read (`digests.json`, by size and modification time). Neither is
-taken on trust: whoever loads a file has it read again first (`Digests.prove`, `load_classifier`), so what was changed
-behind its time's back gets into no result.
+trusted: a file is read again before it is loaded (`Digests.prove`, `load_classifier`), so that no file changed
+under the same size and time gets into a result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Digests:
         self._unproven: dict[Path, tuple[str, list[int]]] = {}
 
     def of(self, path: Path) -> str:
-        """SHA-256 of a file that is here, 64 hex digits. One that is vouched for, or remembered, is not read again.
+        """Return the SHA-256 of a local file, 64 hex digits. A recorded or remembered file is not read again.
 
         Raises:
             CorruptError: what vouches for it is damaged.
@@ -68,7 +68,7 @@ class Digests:
             files: dict[str, dict[str, Any]] = read_sealed(self._store.fetch(self._path))["files"]
             return files
         except CorruptError:
-            return {}  # only a memory: a damaged one is made anew
+            return {}  # only a cache: a damaged one is rebuilt
 
     def _name(self, path: Path) -> str:
         """The same in every process, on a store a URL; of a file inside the run the same wherever that lies."""
@@ -83,13 +83,13 @@ def _stamp(path: Path) -> list[int]:
 
 
 def fetch_classifier(store: RunStore, path: Path) -> Path:
-    """Bring a classifier here, and the .json beside it; return its path."""
+    """Fetch a classifier and its .json; return its path."""
     store.fetch_all([path, path.with_suffix(".json")])
     return store.fetch(path)
 
 
 def recorded_digest(path: Path) -> str | None:
-    """The SHA-256 that a classifier had when it was written, by the .json beside it; None where that says nothing.
+    """Return the SHA-256 that a classifier had when it was written, from its .json; None where that has none.
 
     Raises:
         CorruptError: inside a run, that file is damaged, or gone though the training has ended.
@@ -110,7 +110,7 @@ def recorded_digest(path: Path) -> str | None:
 
 
 def require_recorded(path: Path) -> None:
-    """Raise CorruptError when a classifier is not what the .json beside it says that was written."""
+    """Raise CorruptError when a classifier differs from the SHA-256 in its .json."""
     if (digest := recorded_digest(path)) is None:
         return
     if not path.exists():

@@ -14,19 +14,19 @@ from vitp_pipeline.storage.layout import open_plain
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """64 hex digits of an identity (JSON types only)."""
+    """Return the fingerprint of an identity (JSON types only), 64 hex digits."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hex digits."""
+    """Return the SHA-256 of a file's content, 64 hex digits."""
     with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, as lines `key: theirs → ours`."""
+    """List the differences between two identities, as lines `key: theirs → ours`."""
     lines = []
     for key in sorted(set(ours) | set(theirs)):
         a, b = ours.get(key), theirs.get(key)

@@ -85,7 +85,7 @@ def make_folder(path: Path) -> None:
 
 
 def new_file(path: Path) -> io.BufferedWriter:
-    """A new file to be filled. A file of its name is removed first: it may have a second name, or be a link."""
+    """Open a new file. An existing one is removed first: it may have a second name, or be a link."""
     refuse_links(path.parent)
     remove(path)
     _at(Step.OPEN, path)
@@ -99,7 +99,7 @@ def fill(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces the bytes of a file to disk."""
+    """Force the bytes of a file to disk."""
     _at(Step.SYNC, path)
     with os.fdopen(open_own(path, os.O_RDWR), "rb") as file:
         os.fsync(file.fileno())
@@ -158,7 +158,7 @@ def open_in_place(path: Path, flags: int = 0) -> int:
 
 
 def overwrite(path: Path, file: int, content: bytes) -> None:
-    """Give an open file another content: in one write, then cut, so that nobody ever reads half of it."""
+    """Replace the content of an open file: one write, then truncate, so that no reader sees half of it."""
     _at(Step.WRITE, path, content, lambda some: os.pwrite(file, some, 0))
     os.pwrite(file, content, 0)
     _at(Step.CUT, path)

@@ -36,7 +36,7 @@ _PLACE = re.compile(
 
 
 def place(path: Path) -> str:
-    """The path of a file or folder inside its run, "proposals/shards/00000/done.json"; elsewhere its name alone."""
+    """Return the path of a file or folder inside its run, "proposals/shards/00000/done.json"; elsewhere its name alone."""
     return _inside(path) or path.name
 
 
@@ -46,17 +46,17 @@ def _inside(path: Path) -> str:
 
 
 def run_of(path: Path) -> Path:
-    """The run directory that a file belongs to; of one that is in no run, the folder it lies in."""
+    """Return the run directory that a file belongs to; for a file in no run, its folder."""
     return path.parents[place(path).count("/")]
 
 
 def index_path(shard_folder: Path, part: int) -> Path:
-    """The rows of a part; this file commits it."""
+    """Return the path of a part's rows; this file commits the part."""
     return shard_folder / f"part-{part:04d}.parquet"
 
 
 def arrays_path(shard_folder: Path, part: int, digest: str) -> Path:
-    """The arrays of a part, called by the beginning of their SHA-256: no task ever replaces those of another."""
+    """Return the path of a part's arrays, named by their SHA-256, so that no task replaces those of another."""
     return shard_folder / f"part-{part:04d}-{digest[:12]}.zarr.zip"
 
 
@@ -64,7 +64,7 @@ _ARRAYS = re.compile(r"part-([0-9]{4,})-[0-9a-f]{12}\.zarr\.zip")
 
 
 def part_of_arrays(name: str) -> int | None:
-    """The part whose arrays a file of this name holds; None: it holds none."""
+    """Return the part whose arrays a file of this name holds; None if it holds none."""
     match = _ARRAYS.fullmatch(name)
     return int(match[1]) if match else None
 
