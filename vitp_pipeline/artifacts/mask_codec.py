@@ -206,7 +206,7 @@ def _rounded(masks: Tensor, step: float, ring: int | None) -> Tensor:
 
 
 def within(cells: Tensor, ring: int, least: Callable[..., Tensor]) -> Tensor:
-    """Take the minimum within `ring` cells of each cell, diagonals included, (Q, h, w); the maximum by `torch.maximum`."""
+    """Take the minimum within `ring` cells of each cell, diagonals too, (Q, h, w); the maximum by `torch.maximum`."""
     for axis in (1, 2):  # a square grows by one cell at a time, along rows, then along columns
         for _ in range(ring):
             grown, length = cells.clone(), cells.shape[axis] - 1

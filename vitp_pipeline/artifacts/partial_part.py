@@ -80,7 +80,7 @@ class PartialPart:
         self.rows = rows
 
     def joined(self, rest: pa.Table, arrays: Path) -> pa.Table:
-        """Join the rows kept here with those of further images, in the part's order, and their arrays in one file, `arrays`.
+        """Join the rows kept here with further ones, in the part's order, and their arrays in one file, `arrays`.
 
         Both are byte for byte what an uninterrupted run would have made.
         """

@@ -1,7 +1,7 @@
-"""Reading ahead of the model and writing behind it, in order and within a bound.
+"""Read ahead of the model and write behind it, in order and with a bounded queue.
 
-Exceptions of either come up in the thread that asked for the work. Leaving a `with` block of either waits for what has
-begun and drops the rest.
+Exceptions are raised in the thread that asked for the work. Leaving the `with` block waits for work that has started
+and drops the rest.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class WriteQueue(_Beside, Generic[Result]):
         return self
 
     def add(self, work: Callable[..., Result], *arguments: object) -> None:
-        """Hands a piece over; waits while there are too many. Raises what an earlier piece raised."""
+        """Queue a piece of work; wait while the queue is full. Raises what an earlier piece raised."""
         while len(self._unfinished) >= self._most or (self._unfinished and self._unfinished[0].done()):
             self._results.append(self._unfinished.popleft().result())
         self._unfinished.append(self._threads.submit(work, *arguments))
 
     def finish(self) -> list[Result]:
-        """Wait for all; the results of all pieces in their order. Raises what a piece raised."""
+        """Wait for all pieces and return their results in order. Raises what a piece raised."""
         while self._unfinished:
             self._results.append(self._unfinished.popleft().result())
         return self._results

@@ -1,4 +1,4 @@
-"""Run a stage over shards and parts, so that a kill costs some minutes of work at most."""
+"""Run a stage over shards and parts, so that a kill costs at most a few minutes of work."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ KEEP_SHARE = 20.0
 
 @dataclass(frozen=True)
 class WorkBudget:
-    """Time and progress of a maker at a part.
+    """Time budget and progress of a part maker.
 
     Attributes:
         advance: called with the number of images finished since it was called last.
-        until: when what is finished shall be handed over, by `time.monotonic`.
+        until: when finished work should be returned, by `time.monotonic`.
     """
 
     advance: Callable[[int], None] = lambda count: None
@@ -58,7 +58,7 @@ class PartMaker(Protocol):
 
         Rows have at least the columns `image_id`, `status` ("ok" or "failed") and `error`. `images` are those of the
         part that are not made yet. When the budget is spent, it may return early, after one or more of them; it is then
-        called anew with the others. What goes through a model together must not depend on that.
+        called again with the others. Batches that go through a model must not depend on that.
         """
         ...
 
@@ -81,7 +81,7 @@ class Outcome:
     unusable: list[str] = field(default_factory=list)
 
     def report(self, stage: str) -> None:
-        """Say how it ended. Raises PartialError when images failed, or records of the input could not be used."""
+        """Print the outcome. Raises PartialError when images failed, or records of the input could not be used."""
         before = "tried" if self.failed else "done"
         if not self.made:
             say(f"{stage}: nothing to do, {counted(self.cached, 'image')} {_was(self.cached)} {before} before")
@@ -119,16 +119,16 @@ def run_parts(
     retry_failed: bool = False,
     conclude: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Make every part of the shards that is not there yet, then each shard's done.json.
+    """Make every missing part of the shards, then each shard's done.json.
 
     A part's index file is the mark that it is committed; stale files of killed tasks are removed first.
 
     Args:
-        conclude: writes what follows from all parts of a shard, before its done.json.
+        conclude: writes the shard's aggregates over all parts, before its done.json.
     Raises:
         LockedError: another task is at work on one of the shards.
         StoppedError: a signal asked this task to end; what is finished of the part is kept in a partial part.
-        StorageError: disk full and its kin.
+        StorageError: disk full or similar.
     """
     outcome, maker, began = Outcome(folder=run.folder, fingerprint=run.fingerprint), None, time.monotonic()
     if retry_failed:
@@ -235,14 +235,14 @@ def commit_part(run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Pa
     if not store.create(index, sealed_index(index, rows.replace_schema_metadata(about))):
         raise LockedError(f"{index}: another task has committed this part", "Run the same command again")
     if own is not None:
-        if own.name not in store.list(folder):  # whoever took over has taken it for stale
+        if own.name not in store.list(folder):  # the task that took over removed it as stale
             store.remove(index)
             raise LockedError(f"{own}: another task has removed it", "Run the same command again")
         store.release(own)
 
 
 def finish_shard(run: StageRun, shard: int) -> list[tuple[str, str]]:
-    """Write done.json from what the parts say, so that it does not depend on interruptions."""
+    """Write done.json from the parts alone, so that it does not depend on interruptions."""
     stats = shard_stats(run, shard)
     done = run.shard_folder(shard) / "done.json"
     run.store.write(done, sealed(done, stats))
@@ -277,7 +277,7 @@ def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
 
 
 def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:
-    """(image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
+    """List (image id, reason) of a finished shard. Raises CorruptError when its done.json is damaged."""
     return [(image_id, reason) for image_id, reason in run.read_done(shard)["failed"]]
 
 
@@ -308,8 +308,8 @@ def _that_worked(rows: pa.Table) -> pa.Table:
 
 
 def _log(run: StageRun, shard: int, part: int, images: int, seconds: float) -> None:
-    """Timings go beside what is compared, an entry each time that a maker has worked at a part. Where they cannot be
-    written, the work goes on.
+    """Log timings, one entry each time a maker has worked on a part; outside of the run's identity. If they cannot be
+    written, the work continues.
     """
     path = run.folder / "log" / f"shard-{shard:05d}.json"
     entry = {"part": part, "images": images, "seconds": round(seconds, 3), "time": round(time.time())}

@@ -60,7 +60,7 @@ class ShardChoice:
             )
 
     def within(self, shards: int) -> list[int]:
-        """The shards to work on, of a run that has `shards`. Raises UsageError when the index is out of range."""
+        """List the shards to work on, of a run that has `shards`. Raises UsageError when the index is out of range."""
         if self.planned:
             return []
         if self.index is None:
@@ -76,12 +76,12 @@ class ShardChoice:
 
 
 def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> ShardChoice:
-    """The flag wins; else the environment of exactly one scheduler; else all shards.
+    """Choose the shard: by the flag, else by the environment of exactly one scheduler, else all shards.
 
     Args:
         text: "I/N", "I" (N as the run has it) or "/N" (index from the environment, or all of N), or None.
     Raises:
-        UsageError: not of that form, 0 ≤ I < N violated, two schedulers at once, an index that is no number, or that
+        UsageError: not of that form, 0 ≤ I < N violated, two schedulers at once, an index that is not a number, or that
             VITP_SHARDS has no shard for.
     """
     index, count, source = None, None, ""
@@ -122,7 +122,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
 
 
 def parse_shards(text: str) -> list[int]:
-    """ "3,17-19" → [3, 17, 18, 19]. Raises UsageError when it is not of that form."""
+    """Parse "3,17-19" as [3, 17, 18, 19]. Raises UsageError when it is not of that form."""
     shards: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", piece.strip())
@@ -142,7 +142,7 @@ def _number(digits: str) -> int:
 
 
 def array_expression(indices: Iterable[int]) -> str:
-    """Array task indices as schedulers write them: [3, 17, 18, 19] → "3,17-19"."""
+    """Format array task indices as schedulers write them: [3, 17, 18, 19] → "3,17-19"."""
     runs: list[list[int]] = []
     for index in sorted(indices):
         if runs and index == runs[-1][1] + 1:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UsageError for a device that is not here."""
+    """Choose a device: `auto` is CUDA where available. Raises UsageError for a missing device."""
     import torch
 
     if name == "auto":
@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def mixed_precision(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """An autocast context. `auto` is bfloat16 where CUDA supports it, else float32."""
+    """Make an autocast context. `auto` is bfloat16 where CUDA supports it, else float32."""
     import torch
 
     if name == "auto":

@@ -1,4 +1,4 @@
-"""Text that is safe to print: a character that a terminal, a log or a batch script would act on is written out.
+"""Escape text for terminals, logs and batch scripts: characters that they would act on are written out.
 
 File names, ids and texts from data may hold any character: ESC moves the cursor, a newline forges a line of a log,
 U+202E turns a name around, half of a surrogate pair (a byte of a name that is not UTF-8) cannot be encoded at all.
@@ -23,10 +23,10 @@ LONGEST = 4000
 
 
 def escape(text: object, longest: int | None = LONGEST) -> str:
-    r"""Text as one line of characters that are shown as they are: ESC becomes `\x1b`, a newline `\n`, U+202E `\u202e`.
+    r"""Escape text to one printable line: ESC becomes `\x1b`, a newline `\n`, U+202E `\u202e`.
 
     Args:
-        longest: of more characters the middle is left out; None = as long as it is.
+        longest: the middle of longer text is left out; None = no limit.
     """
     line = str(text)
     if longest is not None and len(line) > longest:
@@ -36,12 +36,12 @@ def escape(text: object, longest: int | None = LONGEST) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """The same for text of several lines, whose newlines are meant."""
+    """Escape text of several lines, keeping its newlines."""
     return "\n".join(escape(line, None) for line in text.split("\n"))
 
 
 def to_json(content: Any, **options: Any) -> str:
-    r"""JSON that is safe to print, as readable as it can be: `\u202e`, but `ü`; NaN, which JSON has not, becomes null.
+    r"""Format JSON that is safe to print and readable: `\u202e`, but `ü`; NaN, which JSON has not, becomes null.
     `options` are those of `json.dumps`.
     """
     text = json.dumps(plain(content), ensure_ascii=False, **options)
@@ -49,14 +49,14 @@ def to_json(content: Any, **options: Any) -> str:
 
 
 def shell_word(text: str) -> str:
-    r"""A word of a Bash script that stands for exactly this text, and is safe to print: `$'a\x1bb'`."""
+    r"""Quote text as one word of a Bash script, safe to print: `$'a\x1bb'`."""
     if not any(map(acts, text)):
         return shlex.quote(text)
     return f"$'{''.join(_in_quotes(character) for character in text)}'"
 
 
 def shell_words(words: Iterable[str]) -> str:
-    """A command line of Bash."""
+    """Quote words as a Bash command line."""
     return " ".join(map(shell_word, words))
 
 

@@ -57,7 +57,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
 
 
 def slurm_address(environment: Mapping[str, str]) -> str:
-    """The first node of the step, where srun puts task 0; the loopback when there is no other node."""
+    """Return the first node of the step, where srun puts task 0; the loopback address on a single node."""
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     if environment.get("SLURM_STEP_NUM_NODES", "") == "1" or not nodes:
         return "127.0.0.1"
@@ -65,13 +65,13 @@ def slurm_address(environment: Mapping[str, str]) -> str:
 
 
 def first_node(nodes: str) -> str:
-    """The first name of a node list: gpu[007-010,12],x → gpu007; r[1-2]n[03,4] → r1n03."""
+    """Return the first name of a node list: gpu[007-010,12],x → gpu007; r[1-2]n[03,4] → r1n03."""
     match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match[0] if match else nodes)
 
 
 def slurm_port(environment: Mapping[str, str]) -> int:
-    """The same for all processes of a step, another one for the next job and the next step."""
+    """Derive a port from job and step: the same for all processes of a step, different for the next step or job."""
     return FIRST_PORT + (_number(environment, "SLURM_JOB_ID") + 4099 * _number(environment, "SLURM_STEP_ID", 0)) % PORTS
 
 

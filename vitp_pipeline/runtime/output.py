@@ -1,4 +1,4 @@
-"""The door through which all text leaves the program: standard output for results, standard error for remarks.
+"""All output of the program: standard output for results, standard error for messages.
 
 Everything printed goes through `escaping`, and printing never ends the work: a reader that is gone, a full disk or a
 closed stream is noted in `lost`, and the program's exit code says it (docs/run-directory.md). Nothing else in the
@@ -29,7 +29,7 @@ def alias(folder: str, name: str) -> None:
 
 
 def with_aliases(text: object) -> str:
-    """Text for people: with the names of `alias`."""
+    """Replace folders by their aliases in a text for people."""
     line = str(text)
     for folder, name in _aliases.items():
         line = line.replace(folder, name)
@@ -37,17 +37,17 @@ def with_aliases(text: object) -> str:
 
 
 def show(text: object = "") -> None:
-    """One line on standard output: a result."""
+    """Print one line on standard output: a result."""
     _write(1, escape(with_aliases(text), None) + "\n")
 
 
 def show_lines(text: str) -> None:
-    """Text of several lines on standard output: a script, say."""
+    """Print text of several lines on standard output, such as a script."""
     _write(1, escape_lines(with_aliases(text)))
 
 
 def show_json(content: Any, **options: Any) -> None:
-    """A JSON document on standard output. `options` are those of `json.dumps`."""
+    """Print a JSON document on standard output. `options` are those of `json.dumps`."""
     text = to_json(content, **options)
     for folder, name in _aliases.items():
         text = text.replace(to_json(folder)[1:-1], to_json(name)[1:-1])
@@ -55,12 +55,12 @@ def show_json(content: Any, **options: Any) -> None:
 
 
 def tell(text: object) -> None:
-    """One line on standard error, for the person at the terminal or the log."""
+    """Print one line on standard error, for the terminal or the log."""
     _write(2, escape(with_aliases(text)) + "\n")
 
 
 def tell_at_once(text: str) -> None:
-    """One line on standard error from within a signal handler, which may have come in the middle of another."""
+    """Print one line on standard error from a signal handler, possibly in the middle of another line."""
     with contextlib.suppress(OSError):
         os.write(2, f"{escape(text)}\n".encode())
 
@@ -73,7 +73,7 @@ def is_terminal(number: int) -> bool:
 
 @contextlib.contextmanager
 def results_apart() -> Iterator[None]:
-    """Redirect what libraries print on standard output to standard error: there is a document to come."""
+    """Redirect what libraries print on standard output to standard error, so that stdout holds one document."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
@@ -97,7 +97,7 @@ def guard_streams() -> None:
 
 
 def flush() -> None:
-    """Write what waits to be written."""
+    """Flush both streams."""
     for number in _STREAMS:
         _write(number, "")
 
@@ -107,7 +107,7 @@ _closed: dict[int, str] = {}
 
 
 class _Descriptor(io.FileIO):
-    """A standard stream's descriptor; what it does not take is noted, and given up."""
+    """Standard stream's descriptor; failed writes are recorded, not raised."""
 
     def write(self, content: Any, /) -> int:
         number, left = self.fileno(), memoryview(content).cast("B")

@@ -30,7 +30,7 @@ def hush(wanted: bool = True) -> None:
 
 
 def device_memory() -> str:
-    """Describe the current GPU's used memory, by all processes, like "3.2 of 79.1 GB"; "" where none is used.
+    """Describe the current GPU's memory in use by all processes, like "3.2 of 79.1 GB"; "" where none is used.
 
     Never imports torch, nor wakes a GPU.
     """
@@ -80,7 +80,7 @@ class _Silent(Progress):
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "images", shown: bool = True) -> Iterator[Progress]:
-    """A progress display for `total` units, on standard error; not `shown`, or where nothing is to be said, it only
+    """Make a progress display for `total` units, on standard error; if not `shown`, or if messages are off, it only
     counts.
     """
     if not shown or _hushed:
@@ -102,12 +102,12 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
 
 
 def counted(count: int, thing: str) -> str:
-    """ "1 image", "2 images"."""
+    """Format a count with its noun: "1 image", "2 images"."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal or the log, on standard error, unless nothing is to be said."""
+    """Print one line on standard error, for the terminal or the log, unless messages are off."""
     if not _hushed:
         tell(text)
 
@@ -119,7 +119,7 @@ _before = ExitStack()
 
 @contextmanager
 def quiet(logger: logging.Logger) -> Iterator[None]:
-    """Hides warnings, and what a library's logger says below an error: a user of ours cannot act on them.
+    """Hide warnings, and log lines of a library below ERROR, that users of vitp cannot act on.
 
     Filters of warnings are the process's: of several threads in here the first one in sets them, and the last one out
     sets them back.

@@ -1,4 +1,4 @@
-"""Signals that ask a task to end soon: schedulers send them before they take a machine away, people press Ctrl-C.
+"""Handle signals that ask a task to stop: schedulers send them before they take a machine away, people press Ctrl-C.
 
 Inside `finishing()` the first one is only noted, and the work that asks `stop_wanted()` ends where nothing is lost.
 Elsewhere, inside `interruptible()`, and for the second one, the program stops at once: the handler raises `StopNow` in
@@ -42,7 +42,7 @@ _decided = False
 
 
 def stops_now(name: str, now: float, wanted: str, noted_at: float, finishing: bool) -> bool | None:
-    """Tell whether a signal stops the program at once; None: it is the one before it once more.
+    """Tell whether a signal stops the program at once; None: it repeats the previous one.
 
     Args:
         wanted, noted_at: the signal before it, "" = none, and when that came.
@@ -55,7 +55,7 @@ def stops_now(name: str, now: float, wanted: str, noted_at: float, finishing: bo
 
 @contextlib.contextmanager
 def noticing_signals() -> Iterator[None]:
-    """Take the signals while the block runs. Does nothing outside of the main thread, where Python has no signals."""
+    """Handle the signals while the block runs. Does nothing outside of the main thread, where Python has no signals."""
     global _wanted, _decided
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -73,7 +73,7 @@ def noticing_signals() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """The outcome is decided: until the process ends, and Python needs a moment for that, signals do nothing."""
+    """Ignore signals from now on: the outcome is decided, and Python only needs a moment to exit."""
     global _decided
     _decided = True
     if threading.current_thread() is threading.main_thread():
@@ -83,7 +83,7 @@ def ignore_signals() -> None:
 
 @contextlib.contextmanager
 def finishing() -> Iterator[None]:
-    """Work that looks at `stop_wanted` often enough, and can end in order."""
+    """Mark work that checks `stop_wanted` often enough and can stop in order."""
     global _depth
     _depth += 1
     try:
@@ -94,7 +94,7 @@ def finishing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Work inside `finishing()` that cannot look, and of which nothing is kept: imports, loading a model.
+    """Mark work inside `finishing()` that cannot check and keeps nothing: imports, loading a model.
 
     Args:
         what: is kept if a signal came before.
@@ -117,13 +117,13 @@ def stop_wanted() -> bool:
 
 
 def stopped(what: str) -> StoppedError:
-    """The error with which work ends that was asked to; `what` says what is kept."""
+    """Make the error of work that was asked to stop; `what` says what is kept."""
     by, kind = ("Ctrl-C", KeyboardStopError) if _wanted == CTRL_C else (_wanted or "a signal", StoppedError)
     return kind(f"stopped by {by}: {what}", "Run the same command again to continue")
 
 
 def exit_code(name: str) -> int:
-    """The code with which a program ends that a signal has stopped."""
+    """Return the exit code of a program that a signal has stopped."""
     return KeyboardStopError.exit_code if name == CTRL_C else StoppedError.exit_code
 
 
@@ -144,7 +144,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _watching() -> Iterator[None]:
-    """Have a thread see the signals, too, as the system delivers them: the main thread may be stuck in a library."""
+    """Watch signals in a second thread, too: the main thread may be stuck in a library."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

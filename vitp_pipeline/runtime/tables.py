@@ -26,17 +26,17 @@ class Table(_Table):
 
     @classmethod
     def open(cls, **options: Any) -> Table:
-        """A table whose only line is that below its headers."""
+        """Make a table with one line, below its headers."""
         return cls(box=SIMPLE_HEAD, pad_edge=False, **options)
 
     @classmethod
     def bare(cls) -> Table:
-        """A table without lines."""
+        """Make a table without lines."""
         return cls(box=None, padding=(0, 2))
 
     @classmethod
     def headless(cls) -> Table:
-        """A table without lines and headers."""
+        """Make a table without lines and headers."""
         return cls(box=None, padding=(0, 2, 0, 0), show_header=False, show_edge=False, pad_edge=False)
 
     def column(self, header: str = "", **options: Any) -> None:

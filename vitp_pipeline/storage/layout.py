@@ -36,7 +36,7 @@ _PLACE = re.compile(
 
 
 def place(path: Path) -> str:
-    """Return the path of a file or folder inside its run, "proposals/shards/00000/done.json"; elsewhere its name alone."""
+    """Return the path of a file or folder in its run, "proposals/shards/00000/done.json"; elsewhere its name."""
     return _inside(path) or path.name
 
 

@@ -57,7 +57,7 @@ class ObjectClient:
             self._fs.put_file(str(source), self._key(name))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Make an object unless it exists: of several tasks at once one gets True, where the store can tell them apart
+        """Create an object unless it exists: of several tasks at once one gets True, if the store can tell them apart
         (`If-None-Match`). Where it cannot, the last of several at the same moment wins, and all get True.
         """
         key = self._key(name)
@@ -89,7 +89,7 @@ class ObjectClient:
             self._fs.rm_file(self._key(name))
 
     def entries(self, name: str) -> Iterator[tuple[str, int | None]]:
-        """Give the names directly below a folder, each with its size; None for a folder."""
+        """List the names directly below a folder, each with its size; None for a folder."""
         key = self._key(name)
         with self._answers(name):
             try:
@@ -140,7 +140,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def _clear(url: str) -> Iterator[None]:
-    """Turn what the store refuses into one clear line; FileNotFoundError and FileExistsError pass."""
+    """Turn the store's errors into one clear line; FileNotFoundError and FileExistsError pass."""
     try:
         yield
     except (UserError, FileNotFoundError, FileExistsError):

@@ -1,6 +1,6 @@
 """One task owns a folder of a run on an object store: the object `lock`, signed by its owner.
 
-No kernel stands behind it. Whoever makes the object owns the folder (`If-None-Match`, so of several tasks one), signs
+There is no kernel lock. The task that creates the object owns the folder (`If-None-Match`, so only one does), signs
 it again every few seconds, and removes it. One that shows no sign of life for `locks.STALE` seconds, watched with this
 machine's clock alone, is taken over, at once when its owner was a process of this machine that is gone. Should two
 tasks take one over in the same moment, or one wake that was suspended, `check` notices before anything is committed.

@@ -1,4 +1,4 @@
-"""The one place where the text that names a run becomes its store."""
+"""Open the store of a run from a path or URL, in this one place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_store(run: Run) -> RunStore:
     Args:
         run: a path, `file://…`, or a URL that fsspec knows. Nothing needs to be there yet.
     Raises:
-        UsageError: the URL's package is not installed, or nobody knows such URLs.
+        UsageError: the URL's package is not installed, or the URL's scheme is unknown.
         StorageError: the store does not answer, or has no such bucket.
     """
     if isinstance(run, RunStore):

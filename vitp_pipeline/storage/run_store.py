@@ -1,8 +1,8 @@
-"""The store of a run: every file of a run is looked for, read, written and removed through it.
+"""The store of a run: all access to files of a run, reading and writing, goes through it.
 
 Stages work in a folder, `RunStore.folder`. For a run in a folder that is the run itself (`LocalStore`); for one on an
 object store (`--out s3://bucket/prefix`) it is a scratch folder of this process, and the objects are the results
-(`object_store.ObjectStore`). Questions change nothing: `exists` and `list` bring no file here, `fetch` does.
+(`object_store.ObjectStore`). `exists` and `list` never download a file, `fetch` does.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class RunStore(ABC):
 
     @abstractmethod
     def exists(self, path: Path) -> bool:
-        """Tell if a file is in the run. Brings nothing here."""
+        """Tell if a file is in the run. Downloads nothing."""
 
     @abstractmethod
     def fetch(self, path: Path) -> Path:
-        """Bring a file here, if it exists, so that it can be read; return its path."""
+        """Fetch a file, if it exists, so that it can be read; return its local path."""
 
     @abstractmethod
     def remove(self, path: Path) -> None:
@@ -64,7 +64,7 @@ class RunStore(ABC):
 
     @abstractmethod
     def look_again(self) -> None:
-        """Forget what was seen and fetched: others may have changed it since."""
+        """Drop cached listings and fetched files: other tasks may have changed them."""
 
     def write(self, path: Path, content: Content) -> None:
         """Write a file of the run, whole or not at all. Raises as `write_whole`."""
@@ -72,24 +72,24 @@ class RunStore(ABC):
         self.publish(path)
 
     def create(self, path: Path, content: Content) -> bool:
-        """`write` unless the file exists; of several tasks at once exactly one gets True."""
+        """Write unless the file exists; of several tasks at once exactly one gets True."""
         return write_whole(path, content, replace=False) and self._publish_new(path)
 
     @abstractmethod
     def publish(self, path: Path) -> None:
-        """Make a file that was written here, whole, a file of the run; it replaces one of its name."""
+        """Add a complete local file to the run; it replaces a file of its name."""
 
     @abstractmethod
     def release(self, path: Path) -> None:
-        """Let go of what `fetch` brought, or `publish` sent: it is not needed here any more."""
+        """Release the local copy of a fetched or published file."""
 
     @abstractmethod
     def fetch_all(self, paths: Iterable[Path]) -> None:
-        """Bring those of the files here that exist, many at once."""
+        """Fetch those of the files that exist, in parallel."""
 
     @abstractmethod
     def _publish_new(self, path: Path) -> bool:
-        """`publish` unless the run has a file of that name: then False, and the one here goes."""
+        """Publish unless the run has a file of that name; then remove the local one and return False."""
 
 
 class LocalStore(RunStore):
@@ -146,7 +146,7 @@ class LocalStore(RunStore):
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """The size of a file; None of what is none."""
+    """Return the size of a file; None if it is not a file."""
     try:
         return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
     except FileNotFoundError:  # renamed meanwhile

@@ -1,4 +1,4 @@
-"""JSON files that prove themselves: what a run reads again is written and read here.
+"""Sealed JSON files: files that a run reads again carry their own checksum.
 
 The last key of such a file is its seal: the file's place in the run, and the SHA-256 of all bytes before that digest.
 
@@ -52,7 +52,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of a run. Raises CorruptError when it is missing, or no UTF-8."""
+    """Read the text of a file of a run. Raises CorruptError when it is missing or not UTF-8."""
     try:
         with open_plain(path) as file:
             return file.read().decode("utf-8")
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
 
 
 def unseal(text: str, path: Path) -> dict[str, Any]:
-    """The content of the text of a sealed JSON file that lies, or belongs, at `path`.
+    """Parse and check the text of a sealed JSON file that lies, or belongs, at `path`.
 
     Raises:
         CorruptError: it is not as it was written, or was written for another place.
@@ -82,12 +82,12 @@ def unseal(text: str, path: Path) -> dict[str, Any]:
 
 
 def seal_page(text: str) -> str:
-    """An HTML page with the digest of all of it in a comment at its end: nobody reads it again, but `vitp verify`."""
+    """Append a page's digest to an HTML page as a comment, which only `vitp verify` reads."""
     return f"{text}<!-- vitp-sha256: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def page_is_whole(path: Path) -> bool:
-    """Tell if a page is as `seal_page` made it."""
+    """Tell if a page is unchanged since `seal_page`."""
     with open_plain(path) as file:
         text, _, end = file.read().rpartition(b"<!-- vitp-sha256: ")
     return end == f"{hashlib.sha256(text).hexdigest()} -->\n".encode()

@@ -59,7 +59,7 @@ def tidy(folder: Path) -> None:
 
 
 def _shortened(name: str, longest: int) -> str:
-    """A name of so many bytes at most; of a longer one its beginning, and a digest of all of it."""
+    """Shorten a name to a number of bytes: its beginning and a digest of the whole."""
     raw = os.fsencode(name)
     if len(raw) <= longest:
         return name
@@ -68,7 +68,7 @@ def _shortened(name: str, longest: int) -> str:
 
 
 def _began(process: int) -> int | None:
-    """When a process of this machine began, in ticks since it started; 0 where nobody says. None: there is none."""
+    """Return when a process of this machine started, in ticks since boot; 0 if unknown, None if it is gone."""
     try:
         status = Path(f"/proc/{process}/stat").read_bytes()
         return int(status.rpartition(b")")[2].split()[19])
@@ -85,7 +85,7 @@ def _began(process: int) -> int | None:
 
 @cache
 def _machine() -> str:
-    """What tells this machine, and the container that numbers its processes, from all others."""
+    """Identify this machine, and the container that numbers its processes."""
     words = [socket.gethostname()]
     with contextlib.suppress(OSError):
         words.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
