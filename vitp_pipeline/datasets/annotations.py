@@ -52,7 +52,7 @@ class Shape:
 class Annotations:
     """The annotation file of a split.
 
-    An odd record spoils its own image alone: `segments` and `shapes` of that image raise what is wrong with it.
+    An invalid record affects only its own image: `segments` and `shapes` of that image raise the reason.
 
     Attributes:
         path: the file.
@@ -130,7 +130,7 @@ class Annotations:
         return slice(int(self._starts[image]), int(self._starts[image + 1]))
 
     def segments(self, image: int) -> tuple[GroundTruthSegment, ...]:
-        """The segments of the image with this number. Raises InputError when one of its records is odd."""
+        """Return the segments of the image with this number. Raises InputError when one of its records is invalid."""
         if image in self._faults:
             raise InputError(*self._faults[image])
         rows = self.objects(image)
@@ -146,7 +146,7 @@ class Annotations:
         )
 
     def shapes(self, image: int) -> tuple[Shape, ...]:
-        """The objects of the image with this number. Raises InputError when one of its records is odd."""
+        """Return the objects of the image with this number. Raises InputError when one of its records is invalid."""
         rows = self.objects(image)
         areas = self._areas[rows].tolist()
         outlines = self._outlines[rows] if self._outlines is not None else [None] * len(areas)
@@ -157,7 +157,7 @@ class Annotations:
 
     @property
     def has_outlines(self) -> bool:
-        """True if any object has more than a box, or there is no object."""
+        """True if any object has more than a box, or there are no objects."""
         return True
 
     def _take_objects(self, data: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class Annotations:
         raise NotImplementedError
 
     def _take_columns(self, entries: list[dict[str, Any]], what: str) -> None:
-        """The objects of all images, one after another."""
+        """Read the columns of the objects of all images, one after another."""
         index_of = {info.label: k for k, info in enumerate(self.spec.classes)}
         columns = Columns(entries)
         self._ids, labels = columns.whole("id"), columns.whole("category_id").tolist()
@@ -309,7 +309,7 @@ def _check_objects(records: Any, where: str) -> None:
 
 
 def _image_ids(path: Path, data: dict[str, Any], entries: str, key: str) -> list[str]:
-    """The ids of images, or those that annotations name."""
+    """Read the ids of images, or those that annotations name."""
     ids = []
     for number, entry in enumerate(data[entries]):
         try:
@@ -323,7 +323,7 @@ def _image_ids(path: Path, data: dict[str, Any], entries: str, key: str) -> list
 
 
 def _file_name(image: dict[str, Any], path: Path) -> str:
-    """The file's name; of an image that has only its address (LVIS), the folder and the name in it."""
+    """Return the file name; for an image with only a URL (LVIS), folder and name from it."""
     name, url = image.get("file_name"), image.get("coco_url")
     if name is None and isinstance(url, str):
         return "/".join(url.split("/")[-2:])
@@ -334,7 +334,7 @@ def _file_name(image: dict[str, Any], path: Path) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Millions of new objects would otherwise be searched for cycles again and again: half of the time of loading."""
+    """Pause garbage collection: cycle searches over millions of new objects take half of the loading time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -345,7 +345,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _compact(outline: Any) -> Any:
-    """Polygons as arrays of numbers, which take a fifth of the memory of lists; what is odd stays as it is."""
+    """Store polygons as arrays, a fifth of the memory of lists; invalid ones stay as they are."""
     if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
         return outline
     try:

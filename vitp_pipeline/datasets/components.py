@@ -1,4 +1,4 @@
-"""Segments for labels that know none: what stands in for instances, and is reported as such."""
+"""Segments for labels without any: connected components stand in for instances, and are reported as such."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitp_pipeline.datasets.regions import connected_regions
 
 
 def component_segments(labels: np.ndarray, things: np.ndarray) -> tuple[np.ndarray, list[GroundTruthSegment]]:
-    """A panoptic ground truth from class labels: a connected piece of a thing's class is an instance.
+    """Make a panoptic ground truth from class labels: every connected component of a thing class is an instance.
 
     Pieces below 0.05 % of the image (`connected_regions`) become void; objects that touch become one, and one that is
     partly hidden becomes several.

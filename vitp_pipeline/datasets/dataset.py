@@ -1,4 +1,4 @@
-"""A split of a dataset on disk: which images it has, and their ground truth."""
+"""A split of a dataset on disk: its images and their ground truth."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Dataset:
         return self.samples.image_ids
 
     def index(self, where: object) -> ImageIndex:
-        """Find images by the keys in a foreign file, among all of the split; `limit` does not matter."""
+        """Index to find images by the keys of a foreign file, among all of the split, whatever `limit`."""
         return ImageIndex(self._all.image_ids, lambda place: self._all.paths(place, self.root), str(where))
 
     @cached_property
@@ -74,7 +74,7 @@ class Dataset:
         return {image_id: number for number, image_id in enumerate(self.image_ids)}
 
     def sample(self, image_id: str) -> Sample:
-        """The sample of an id. Raises InputError when the split has none (any more)."""
+        """Return the sample of an image id. Raises InputError when the split has none (any more)."""
         try:
             return self.samples[self._numbers[image_id]]
         except KeyError:
@@ -83,7 +83,7 @@ class Dataset:
             ) from None
 
     def read_image(self, sample: Sample) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, turned by its EXIF orientation as its labels lie (`orientation`). Raises InputError."""
+        """Read an image: (H, W, 3) uint8 RGB, rotated by EXIF to match its labels (`orientation`). Raises InputError."""
         return self.pixels_of(sample, open_image(sample.image))
 
     def pixels_of(self, sample: Sample, image: ImageFile) -> np.ndarray:
@@ -91,7 +91,7 @@ class Dataset:
         return image.rgb(self.is_upright(sample, image))
 
     def is_upright(self, sample: Sample, image: ImageFile) -> bool:
-        """True if an image is read upright, False if as stored. Raises InputError where that is ambiguous."""
+        """Tell if an image is read upright (or as stored). Raises InputError where that is ambiguous."""
         if image.orientation in (None, 1):
             return True
         size: Size | None = None
@@ -105,7 +105,7 @@ class Dataset:
         return is_read_upright(image, size, said)
 
     def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
-        """(H, W) int16 class indices, IGNORE where there is no label; crowd segments keep their class.
+        """Read class labels: (H, W) int16 class indices, IGNORE without a label; crowd segments keep their class.
 
         Args:
             coarse: read the coarse label file instead, where the sample has one (`has_coarse`).
@@ -115,7 +115,7 @@ class Dataset:
         return self.kind.read(self, sample, coarse).semantic()
 
     def read_panoptic(self, sample: Sample) -> tuple[np.ndarray, list[GroundTruthSegment]]:
-        """((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.
+        """Read ((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.
 
         Raises:
             InputError: missing or broken PNG, or ids that the annotation file does not list.
@@ -126,7 +126,7 @@ class Dataset:
         return truth.ids, list(truth.segments)
 
     def read_instances(self, sample: Sample) -> list[GroundTruthInstance]:
-        """The objects of an image that can be counted: the thing segments of a panoptic ground truth, the objects of an
+        """Read the countable objects of an image: the thing segments of a panoptic ground truth, the objects of an
         instances file, or else the connected pieces of thing classes (`connected_regions`), which is not the same.
 
         Raises:
@@ -135,19 +135,19 @@ class Dataset:
         return self.kind.read(self, sample, False).instances(self.spec.things)
 
     def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The objects of an image: its segments, or the connected pieces of its classes where labels have no segments
+        """Read the objects of an image: its segments, or connected pieces of its classes where labels have no segments
         (`connected_regions`: pieces below 0.05 % of the image are no objects). Where the objects of an instances file
-        overlap, the smaller one is seen.
+        overlap, the smaller one is on top.
 
         Returns:
-            ((H, W) integer numbers 0..S−1, IGNORE where there is none; (S,) int64 classes). A crowd is one object.
+            ((H, W) integer numbers 0..S−1, IGNORE elsewhere; (S,) int64 classes). A crowd is one object.
         Raises:
             InputError: as `read_semantic`.
         """
         return self.kind.read(self, sample, coarse).regions()
 
     def read_boxes(self, sample: Sample, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """The boxes of an image's objects, things and stuff: those of the annotation file, without crowds and without
+        """Read the boxes of an image's objects, things and stuff: from the annotation file, without crowds and without
         reading the label image; or around the connected pieces where labels have no segments (`read_regions`).
 
         Args:
@@ -175,14 +175,14 @@ class Dataset:
         return edges[some], np.array([s.category for s in wanted], np.int64)[some]
 
     def image_size(self, sample: Sample) -> Size:
-        """(H, W) of an image: as its annotation file says it, or by reading it."""
+        """Return (H, W) of an image: from its annotation file, or by reading the image."""
         if sample.annotation is not None and all(sample.annotation.size):
             return sample.annotation.size
         image = open_image(sample.image)
         return image.upright_size if self.is_upright(sample, image) else image.size
 
     def _spread_labels(self, coarse: bool = False) -> list[Path]:
-        """Label files of every split that is there, evenly spread: one rule reads all of a dataset."""
+        """Sample label files evenly from all available splits: one reading rule serves the whole dataset."""
         found: list[Path] = []
         for name, split in self.spec.splits.items():
             if split.of:  # its parts have names of their own
@@ -197,7 +197,7 @@ class Dataset:
         return found
 
     def require_truth(self, what: str) -> None:
-        """Raise UsageError where the split has no ground truth, which `what` needs."""
+        """Raise UsageError if the split has no ground truth, which `what` needs."""
         if reason := self.samples.unlabeled:
             raise UsageError(
                 f"{what}: split {self.split!r} of {self.spec.name!r} has no ground truth: {reason}",
@@ -221,7 +221,7 @@ class Dataset:
 
     @property
     def has_coarse(self) -> bool:
-        """True if the split has coarse label files of its own."""
+        """True if the split has its own coarse label files."""
         split = self.spec.splits[self.split]
         return any(self.spec.splits[part].labels_coarse for part in split.of or (self.split,))
 

@@ -16,15 +16,15 @@ from vitp_pipeline.errors import MissingDataError
 class Places:
     """Finds files by the relative paths and patterns of a manifest.
 
-    Looked at first are the folders `root/r` for r in `roots`; then, as if unpacked there, the archives in them. What is
-    found in a folder hides what archives hold.
+    Searches the folders `root/r` for r in `roots` first; then, as if unpacked there, the archives in them. Files in
+    folders hide those in archives.
     """
 
     def __init__(self, root: Path, roots: tuple[str, ...]) -> None:
         self.root, self.roots = root, roots
 
     def images(self, patterns: tuple[str, ...]) -> Found:
-        """All files that match the first pattern that any file matches, in the order of their paths."""
+        """Find all files of the first pattern that matches any, in the order of their paths."""
         for bases in (self.folders, self.archives):
             for pattern in patterns:
                 places: list[tuple[Path, list[str]]] = []
@@ -38,7 +38,7 @@ class Places:
         return Found("", [])
 
     def file(self, paths: tuple[str, ...]) -> Path:
-        """The first of these relative paths that exists; if none does, where the first one would be expected."""
+        """Find the first of these relative paths that exists; if none does, return where the first should be."""
         for bases in (self.folders, self.archives):
             for base in bases:
                 for path in paths:
@@ -47,7 +47,7 @@ class Places:
         return self.expected(paths[0])
 
     def beside(self, templates: tuple[str, ...]) -> Beside:
-        """The files that a path with words in braces names, one for each image."""
+        """Build the finder of per-image files from paths with words in braces."""
         for bases in (self.folders, self.archives):
             for template in templates:
                 having = [base for base in bases if next(listing(base, _any_word(template)), None) is not None]
@@ -61,7 +61,7 @@ class Places:
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 
     def nothing_there(self, patterns: tuple[str, ...], hint: str) -> MissingDataError:
-        """The error for a pattern that no file matches; compressed archives, which cannot be read, are named, and files
+        """Make the error for a pattern without a match; it names compressed archives, which cannot be read, and files
         that it would match without regard to case.
         """
         if near := next(filter(None, map(self._but_for_case, patterns)), None):
@@ -157,7 +157,7 @@ def fixed_folder(pattern: str) -> str:
 
 
 def filled(template: str, words: Mapping[str, str]) -> str:
-    """A path with its words in braces replaced."""
+    """Replace the words in braces of a path."""
     for word in words_of(template):
         template = template.replace(f"{{{word}}}", words[word])
     return template

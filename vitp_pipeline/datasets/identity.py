@@ -1,4 +1,4 @@
-"""Identity of images: the one place that decides which image of a split a foreign key means.
+"""Match image keys of foreign files (ids, paths, names) to images of a split; all such matching is here.
 
 An image has an id, which is text and unique in its split, and a path. A key that comes from elsewhere (a file of
 results, a list, the name of a mask file) means, in this order,
@@ -9,7 +9,7 @@ results, a list, the name of a mask file) means, in this order,
    where no other folder has it, and a path in another folder never does;
 4. where keys have no ending: the same, for the path without its ending or with the id in place of the file name.
 
-Two images that a key could mean, and two keys that mean one image, are errors that name both. Nothing is compared as
+A key that could mean two images, and two keys that mean one image, are errors that name both. Nothing is compared as
 numbers, without regard to case, or in another Unicode form: "1", "01" and "1.0" are three ids.
 """
 

@@ -1,6 +1,6 @@
-"""The one module that opens image files: photographs as RGB, and what `label_files` needs to know of a file.
+"""Open image files (only this module does): photographs as RGB, and properties that `label_files` needs.
 
-What is read as what (docs/faults.md): the format by the content, never by the name; of animations the first frame;
+Reading rules (docs/faults.md): the format by content, never by name; of animations the first frame;
 photographs upright by their EXIF orientation, as mmcv and detectron2 read them; transparency is left out.
 """
 
@@ -72,7 +72,7 @@ class ImageFile:
             raise InputError(f"{self.path}: its colors cannot be read ({error})", "Convert it to RGB") from error
 
     def turn(self, array: np.ndarray, upright: bool) -> np.ndarray:
-        """Turn what came from `pixels`, (H, W) or (H, W, C), upright or as stored."""
+        """Rotate an array made from `pixels`, (H, W) or (H, W, C), upright or as stored."""
         orientation = self.orientation or 1
         if orientation == 1 or upright == self.is_turned:
             return array
@@ -101,9 +101,9 @@ def open_image(path: Path, what: str = "image", decode: bool = True) -> ImageFil
 
     Args:
         what: what messages call it.
-        decode: False = its header alone: neither `pixels` nor `orientation` can be relied on.
+        decode: False = read only the header: `pixels` and `orientation` are then unreliable.
     Raises:
-        InputError: missing, too large, of a format that is not read, or it cannot be decoded.
+        InputError: missing, too large, of an unsupported format, or it cannot be decoded.
     """
     try:
         content = read_bytes(path, MAX_BYTES)

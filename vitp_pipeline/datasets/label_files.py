@@ -1,4 +1,4 @@
-"""Label images as their files store them: samples, depth and palette, before anybody says what they mean.
+"""Read label images as stored: samples, bit depth and palette, before their meaning is decided.
 
 Only what a file holds exactly gets through: no lossy compression, no samples that a decoder stretches or cuts off, no
 transparency that says more than the values do. `label_values` decides whether indices or gray levels are the labels.

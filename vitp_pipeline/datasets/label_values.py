@@ -1,4 +1,4 @@
-"""One rule for what the samples of a dataset's label images mean (docs/datasets.md says it in words).
+"""Decide what the samples of a dataset's label images mean, by one rule (explained in docs/datasets.md).
 
 Gray levels of 8 or more bits are the labels. Of a palette of colors the indices are; of a palette of grays the levels
 that it shows, since optimizers of PNG files make such palettes of gray levels. Samples of 1, 2 and 4 bits are the
@@ -34,7 +34,7 @@ class Survey:
         forms: those of `LabelFile.form` that occur.
         palettes: the different palettes of colors, each with the first file that has it.
         conflict: two files whose palettes give an index different colors, and that index.
-        credible: those of them that no optimizer has numbered anew (`_is_credible`).
+        credible: palettes that no PNG optimizer has renumbered (`_is_credible`).
         optimized: some gray palettes are no drawn ramps: an optimizer has made them of gray levels.
         colored: a file of colors without a palette.
     """
@@ -48,7 +48,7 @@ class Survey:
 
 
 def survey(paths: Iterable[Path]) -> Survey:
-    """Look at label images. Files that cannot be read are left out: whoever reads them says why."""
+    """Survey label images. Unreadable files are skipped: they are reported when they are read."""
     palettes: dict[bytes, tuple[Path, np.ndarray]] = {}
     forms, files, optimized, colored = set(), [], False, None
     for path in paths:
@@ -248,7 +248,7 @@ def _is_ramp(grays: np.ndarray) -> bool:
 
 
 def _is_credible(file: LabelFile) -> bool:
-    """True if a palette has a color for what does not occur: optimizers, which number colors anew, leave those out.
+    """True if a palette has colors that do not occur: optimizers, which renumber colors, drop those.
     Black entries at its end may pad it.
     """
     assert file.palette is not None

@@ -61,7 +61,7 @@ class Manifest:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """JSON Schema of a manifest."""
+    """Make the JSON Schema of manifests."""
     made = schema_of(Manifest)
     known, parts = made["properties"], {kind: schema_of(kind) for kind in (ClassInfo, LabelSpec, SplitSpec)}
     parts[ClassInfo]["required"].remove("color")
@@ -76,7 +76,7 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
 
     Args:
         name_or_path: a shipped manifest's name, or the path of a TOML file.
-        beside: a folder that a relative path may also start from (the recipe's).
+        beside: further folder for relative paths (the recipe's).
     Raises:
         InputError: not found, not TOML, a key missing or unknown, a value of another type, a name or label twice.
     """

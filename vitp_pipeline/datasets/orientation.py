@@ -1,4 +1,4 @@
-"""One rule for photographs whose EXIF data say that they are to be turned: an image is read as its labels lie.
+"""Decide if an image is rotated by its EXIF orientation: it is read to match its labels.
 
 Where the labels have the size of the upright image it is turned, where they have that of the stored pixels it is not.
 Where both sizes are the same, the label file or the manifest says which it is; nothing is guessed.
@@ -28,7 +28,7 @@ def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bo
     if fits[0] != fits[1]:
         return fits[0]
     if labels is not None and not any(fits):
-        return True  # whoever compares sizes says that they differ
+        return True  # the later comparison of sizes reports the difference
     raise InputError(  # the fix is part of the message: reasons of failed images have no other
         f"{image.path}: its EXIF orientation {image.orientation} turns it, and nothing says whether its labels are of "
         'the turned image: say orientation = "upright" (they are) or "stored" (they are not) under [labels] in the '

@@ -1,4 +1,4 @@
-"""Lists the images of a split with the places of their labels."""
+"""List the images of a split with the paths of their labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Listed(Protocol):
 
 
 class Samples(Sequence[Sample]):
-    """The samples of a split, in its order. Every access makes a `Sample` anew; a slice makes none."""
+    """The samples of a split, in its order. Every access builds a new `Sample`; a slice builds none."""
 
     def __init__(self, pieces: Sequence[Listed], numbers: range | None = None) -> None:
         """Args: numbers: which of the pieces' images, counted through; None = all."""
@@ -86,7 +86,7 @@ class Samples(Sequence[Sample]):
 
 
 def list_samples(spec: DatasetSpec, root: Path, name: str) -> Samples:
-    """All images of a split, in an order that depends on their names or the annotation file alone.
+    """List all images of a split, in an order that depends only on their names or the annotation file.
 
     Raises:
         InputError: no images, an annotation file or list missing or broken, an image id twice.
@@ -251,7 +251,7 @@ class _ByAnnotations:
 
 
 def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
-    """Label files of a split that belong to none of its images (of none where an annotation file lists them)."""
+    """List label files of a split that belong to none of its images (none if an annotation file lists them)."""
     if LABEL_KINDS[spec.kind].annotations:
         return []
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]

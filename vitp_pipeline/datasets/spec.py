@@ -1,4 +1,4 @@
-"""A manifest: what a dataset is, without its files.
+"""A manifest: the description of a dataset, without its files.
 
 One TOML file names the classes (in order), which are things, how label values map to them, and where the images and
 labels of every split lie below the data root, in folders or archives. Label values are mapped explicitly; no
@@ -78,7 +78,7 @@ class DatasetSpec:
     """A parsed manifest. Class index k means `classes[k]` everywhere in vitp.
 
     Attributes:
-        ignore: label values of pixels that count nowhere.
+        ignore: label values of unlabeled pixels.
         roots: folders below the data root in which the dataset may lie; "" is the data root itself.
         polygons: for label files of polygons, the label value of every name that is no class; LEFT_OUT = not drawn.
         values, orientation: see `manifest.LabelSpec`.
@@ -112,7 +112,7 @@ class DatasetSpec:
 
     @property
     def void_label(self) -> int:
-        """The label value of a pixel without a class: 255 or else the first of `ignore`; without any, a value that no
+        """Return the label value of an unlabeled pixel: 255, else the first of `ignore`; without any, a value that no
         class has, 255 or else the lowest.
         """
         taken = {c.label for c in self.classes}
@@ -120,7 +120,7 @@ class DatasetSpec:
         return free if not self.ignore or free in self.ignore else self.ignore[0]
 
     def label_values(self, labels: np.ndarray) -> np.ndarray:
-        """Class indices or IGNORE, of any shape → int64 label values, `void_label` for IGNORE."""
+        """Map class indices or IGNORE, of any shape, to int64 label values; IGNORE becomes `void_label`."""
         return np.asarray(np.array([*(c.label for c in self.classes), self.void_label])[labels])
 
     def identity(self) -> dict[str, Any]:
@@ -140,12 +140,12 @@ IMAGE_WORDS = ("stem", "dir", "name")
 
 
 def words_of(pattern: str) -> list[str]:
-    """The words in braces of a pattern or path."""
+    """List the words in braces of a pattern or path."""
     return re.findall(r"\{(\w*)\}", pattern)
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """Neighboring classes get far-apart hues: steps of the golden angle, lightness in turn."""
+    """Choose a class color: hues step by the golden angle, lightness alternates, so that neighbors differ."""
     hue, lightness = (index * 0.61803398875) % 1.0, (0.45, 0.6, 0.35)[index % 3]
     r, g, b = colorsys.hls_to_rgb(hue, lightness, 0.65)
     return round(255 * r), round(255 * g), round(255 * b)

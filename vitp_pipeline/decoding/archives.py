@@ -1,4 +1,4 @@
-"""Files on disk or inside archives, by one kind of path.
+"""Read files on disk or inside archives, by one kind of path.
 
 A file in an archive has a path that goes through it: `D/train2017.zip/train2017/000000000009.jpg`. Zip archives and
 uncompressed tar archives are read at random places and never unpacked; their lists of members are kept in memory.
@@ -55,7 +55,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file on disk for reading. Raises InputError for what is none: a pipe would let us wait for ever."""
+    """Open a file on disk for reading. Raises InputError if it is not a regular file: a pipe would block forever."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -73,7 +73,7 @@ def is_file(path: Path) -> bool:
 
 
 def lookalike(path: Path) -> str:
-    """Return words on the file beside a missing one whose name differs only in case or Unicode form, or ""."""
+    """Describe an existing file whose name differs from a missing one's only in case or Unicode form, or ""."""
     other = _plain_names(path.parent).get(_plain_name(path.name))
     return f", but {other!a} does: {path.name!a} is another case or Unicode form (NFC, NFD)" if other else ""
 
@@ -91,13 +91,13 @@ def _plain_name(name: str) -> str:
 
 
 def check_inside(name: str, where: object) -> str:
-    """A relative path that a data file names, as it is.
+    """Check a relative path that a data file names, and return it unchanged.
 
-    Links are followed: a person sets them. What a data file names is only let through where it stays below the folder
+    Links are followed: a person sets them. A path from a data file is accepted only if it stays below the folder
     that it is relative to, so that data from elsewhere cannot have other files read.
 
     Raises:
-        InputError: absolute, with `..`, or no name that a file could have; `where` says which file names it.
+        InputError: absolute, with `..`, or not a possible file name; `where` says which file names it.
     """
     if _ORDINARY.fullmatch(name):
         return name
@@ -121,10 +121,10 @@ def check_inside(name: str, where: object) -> str:
 
 
 def check_named(name: object, where: object) -> str:
-    """A relative path that a data file names, as `check_inside`; one written on Windows is refused with the reason.
+    """Check a relative path as `check_inside`; one written on Windows is refused with the reason.
 
     Raises:
-        InputError: see there; no text, or with backslashes.
+        InputError: see there; not text, or with backslashes.
     """
     if not isinstance(name, str):
         raise InputError(f"{where}: the file name {ascii(name)[:80]} is not text", "Correct it")
@@ -141,7 +141,7 @@ def is_archive(path: Path) -> bool:
 
 
 def listing(base: Path, pattern: str) -> Iterator[str]:
-    """Paths below `base`, relative to it, that match a pattern; in no particular order.
+    """List paths below `base`, relative to it, that match a pattern; in no particular order.
 
     Args:
         base: a folder, an archive, or a folder in an archive.
@@ -160,7 +160,7 @@ def listing(base: Path, pattern: str) -> Iterator[str]:
 
 @lru_cache(256)
 def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern as a regular expression for whole relative paths; each `{word}` is a group, equal where it recurs."""
+    """Compile a pattern to a regular expression for relative paths; each `{word}` is a group, equal if repeated."""
     text, seen = "", set()
     for token in re.split(r"(\*\*/|\*|\?|\[[^\]]+\]|\{\w+\})", pattern):
         if token == "**/":
@@ -181,12 +181,12 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The zip and tar archives that lie in a folder, by name."""
+    """List the zip and tar archives in a folder, by name."""
     return _files_ending(folder, ENDINGS)
 
 
 def compressed_in(folder: Path) -> list[Path]:
-    """The archives in a folder that cannot be read at random places."""
+    """List the archives in a folder that do not allow random access."""
     return _files_ending(folder, COMPRESSED)
 
 

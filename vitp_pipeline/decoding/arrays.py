@@ -1,4 +1,4 @@
-"""Arrays in .npz files that other programs wrote: header and size are checked before anything is allocated.
+"""Read arrays of untrusted .npz files: header and size are checked before anything is allocated.
 
 Only plain numbers are let through (booleans, integers, reals of at most 64 bits), nothing is unpickled, and no more is
 unpacked than a header says and a limit allows.
@@ -83,7 +83,7 @@ class ArrayFile:
             raise InputError(f"{self.path}: cannot be read ({error!r})", "Write it with numpy.savez") from error
 
     def header(self, name: str) -> ArrayHeader:
-        """Read shape and type of an array, and hold them against the bytes that the file has of it."""
+        """Read shape and dtype of an array, and check them against its bytes in the file."""
         member, where = self._members[name], f"{self.path}: array {name!r}"
         with self._damage(), open_member(self._zip, member, LARGEST_IN_PIECES, self.path) as file:
             head = io.BytesIO(file.read(_HEADER))

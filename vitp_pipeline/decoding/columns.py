@@ -1,4 +1,4 @@
-"""A key of millions of foreign records as a column of numbers; what is odd in a record is noted, and costs no other."""
+"""Read a key of millions of foreign records as a column of numbers; an invalid record is noted, the others are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Columns:
     """Columns of numbers from records.
 
     Attributes:
-        odd: by row, what is wrong with the record; the first thing counts. Its numbers then mean nothing.
+        odd: by row, the first fault of the record; its numbers are then meaningless.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""JSON files that other programs wrote: read whole, or refused before they fill the memory."""
+"""Read JSON files of other programs, or refuse them before they fill the memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_foreign_json(path: Path, what: str) -> Any:
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may take: the machine's, its container's or its own limit."""
+    """Return the memory that this process may take, in bytes: the machine's, its container's or its own limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     own = resource.getrlimit(resource.RLIMIT_AS)[0]
     if own != resource.RLIM_INFINITY:

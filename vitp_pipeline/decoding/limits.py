@@ -1,4 +1,4 @@
-"""Bounds of what a file may claim to hold."""
+"""Limits on the sizes that a file may claim."""
 
 from __future__ import annotations
 

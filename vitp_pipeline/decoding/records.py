@@ -1,4 +1,4 @@
-"""Masks, boxes and numbers of files that other programs wrote: the one decoder for ground truth and imports.
+"""Decode masks, boxes and numbers of other programs' files, for ground truth and imports alike.
 
 Everything is checked before anything is computed or allocated: C code of pycocotools trusts sizes, counts and
 coordinates. What is wrong is an InputError that begins with `where`, which names file and record, so that a bad record

@@ -1,4 +1,4 @@
-"""The one reader of pickles: containers, numbers, text and arrays of numbers, built by this file alone.
+"""Read pickles safely (the only reader in vitp): containers, numbers, text and arrays of numbers, nothing else.
 
 A pickle is a program for a small machine, whose commands call functions, set the state of objects and reserve memory.
 Python's machine (in C) believes a file's word on each; even with a list of allowed names, numpy lets a pickle set the

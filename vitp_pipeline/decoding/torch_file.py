@@ -1,4 +1,4 @@
-"""The one reader of files of `torch.save`, of either kind, without torch's own unpickler.
+"""Read files of `torch.save`, of either format, without torch's own unpickler.
 
     archives (since torch 1.6)   NAME/data.pkl, NAME/byteorder, and NAME/data/KEY, the bytes of a storage
     streams (before)             pickles of a number, a version, the machine, the content and the keys; then storages
@@ -65,7 +65,7 @@ class _Storage:
 
 
 def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-    """A view of a storage; none reaches beyond it, and none has more elements."""
+    """Make a view of a storage, checked to stay inside it and to have no more elements."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("a tensor without a storage")

@@ -1,4 +1,4 @@
-"""The names of tensors as the network itself has them, under whatever a training script has saved them."""
+"""Strip the prefixes and tables under which training scripts save the weights of a network."""
 
 from __future__ import annotations
 

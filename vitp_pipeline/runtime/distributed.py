@@ -66,7 +66,7 @@ class Distributed:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """Return this process's own GPU if `device` is cuda without a number. Raises UsageError if there are too few."""
+        """Return this process's own GPU for `cuda` without a number. Raises UsageError if there are too few."""
         import torch
 
         if self.size == 1 or device.type != "cuda" or device.index is not None:

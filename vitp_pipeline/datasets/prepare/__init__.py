@@ -1,4 +1,4 @@
-"""`vitp prepare`: the files that other tools' scripts derive from a dataset's download, made where they are missing.
+"""`vitp prepare`: make missing files that other tools' scripts derive from a dataset's download.
 
 A module per dataset; `work` does what they share.
 """

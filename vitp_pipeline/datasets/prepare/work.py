@@ -1,4 +1,4 @@
-"""Shared steps of all preparations: list the sources, make what is missing, keep what exists, survive a kill."""
+"""Share the steps of all preparations: list sources, make what is missing, keep what exists, survive a kill."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Work:
         whole: Callable[[list[Any]], dict[str, Any]],
     ) -> None:
         """Make a JSON file out of what `make` says of every item. That is kept in pieces until all are there, so
-        that a killed run goes on where it was.
+        that a killed run continues where it stopped.
         """
         path = self.target(items[0], relative)
         if path.is_file():
