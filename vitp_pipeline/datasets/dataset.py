@@ -57,7 +57,7 @@ class Dataset:
         return self.samples.image_ids
 
     def index(self, where: object) -> ImageIndex:
-        """Index to find images by the keys of a foreign file, among all of the split, whatever `limit`."""
+        """Build an index to find images by keys of a foreign file, among all of the split, whatever `limit`."""
         return ImageIndex(self._all.image_ids, lambda place: self._all.paths(place, self.root), str(where))
 
     @cached_property
@@ -83,7 +83,7 @@ class Dataset:
             ) from None
 
     def read_image(self, sample: Sample) -> np.ndarray:
-        """Read an image: (H, W, 3) uint8 RGB, rotated by EXIF to match its labels (`orientation`). Raises InputError."""
+        """Read an image, (H, W, 3) uint8 RGB, rotated by EXIF to fit its labels (`orientation`). Raises InputError."""
         return self.pixels_of(sample, open_image(sample.image))
 
     def pixels_of(self, sample: Sample, image: ImageFile) -> np.ndarray:

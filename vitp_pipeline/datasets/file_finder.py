@@ -65,7 +65,7 @@ class Places:
         that it would match without regard to case.
         """
         if near := next(filter(None, map(self._but_for_case, patterns)), None):
-            hint = f"Patterns mind upper and lower case: it would be {near}"
+            hint = f"Patterns are case-sensitive: this one would match: {near}"
         elif compressed := [path for folder in self.folders for path in compressed_in(folder)]:
             hint = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
             hint += "plain .tar or .zip of it"

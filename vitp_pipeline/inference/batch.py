@@ -1,6 +1,6 @@
-"""`vitp predict`: both stages on images of one's own, a file for every image and kind of result.
+"""`vitp predict`: run both stages on your own images; write a file per image and kind of result.
 
-OUT/classes.json                    what the numbers in the other files mean
+OUT/classes.json                    meaning of the numbers in the other files
 OUT/semantic/NAME.png               label values, with the classes' colors as palette
 OUT/panoptic/NAME.png               ids of segments, R + 256·G + 65536·B; 0 is nothing
 OUT/overlays/TASK/NAME.jpg          drawn over the image
@@ -40,7 +40,7 @@ DRAWN_FROM = 0.3
 
 @dataclass(frozen=True)
 class PredictJob:
-    """Outputs of `predict`: their place, and the settings that they follow from.
+    """Outputs of `predict`: where they go, and the settings that determine them.
 
     Attributes:
         identity: of the networks and settings; with the same one, an image's results are the same.
@@ -88,7 +88,7 @@ class Predicted:
     images: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self) -> None:
-        """Say how it ended. Raises PartialError when images could not be used."""
+        """Print the outcome. Raises PartialError when images could not be used."""
         if not self.made and not self.failed:
             say(f"predict: nothing to do, {counted(self.cached, 'image')} {'is' if self.cached == 1 else 'are'} done")
             return
@@ -103,11 +103,11 @@ class Predicted:
 def predict(
     pictures: Sequence[Picture], build: Callable[[], Predictor], job: PredictJob, overwrite: bool = False
 ) -> Predicted:
-    """Write the results of every image that has none yet. An image that cannot be used is reported in a line.
+    """Write the results of every image without any. An image that cannot be used is reported in one line.
 
     Args:
         build: makes the predictor; called only when there is something to do.
-        overwrite: make all anew.
+        overwrite: process images with results, too.
     Raises:
         IncompatibleError: `job.out` holds results of other networks or settings.
     """
@@ -139,7 +139,7 @@ def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob,
 
 def _finished(job: PredictJob, picture: Picture) -> bool:
     """True if the image's results exist, made of this very file. Raises IncompatibleError for another job's, and for
-    those of another image that is called like it.
+    those of another image of the same name.
     """
     path = job.result(picture)
     if _is_too_long(job, picture) or not path.exists():
@@ -226,7 +226,7 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
 
 
 def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
-    """One of five lightnesses, so that neighbors of a class differ."""
+    """Choose one of five lightnesses, so that neighbors of a class differ."""
     factor = (1.0, 0.78, 1.2, 0.88, 1.1)[number % 5]
     red, green, blue = (min(255, round(channel * factor)) for channel in color)
     return red, green, blue
@@ -237,12 +237,12 @@ def _most_confident(masks: dict[int, ClassifiedMask], queries: Sequence[int]) ->
 
 
 def class_list(spec: DatasetSpec) -> list[dict[str, Any]]:
-    """The classes for JSON: `label` is the value in label PNGs."""
+    """List the classes for JSON: `label` is the value in label PNGs."""
     return [{"name": c.name, "label": c.label, "thing": c.thing, "color": list(c.color)} for c in spec.classes]
 
 
 def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
-    """The results for JSON. Points are [row, col]; boxes [x, y, width, height]; scores lie in [0, 1]."""
+    """Convert the results for JSON. Points are [row, col]; boxes [x, y, width, height]; scores lie in [0, 1]."""
     names, masks = spec.class_names, {m.query: m for m in found.masks}
 
     def classified(mask: ClassifiedMask) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Photographs among the files that `vitp predict` is given, and the names of their results."""
+"""Find the images among the files given to `vitp predict`, and name their results."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ NOT_READ = (".heic", ".heif", *RAW)
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, and what its results are called: a relative path, to which an ending is appended."""
+    """An image file, and the name of its results: a relative path, to which an ending is appended."""
 
     path: Path
     name: str
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
-    """Image files as given, and those in folders (and folders in them), in this order; each once.
+    """Find image files as given, and those in folders (recursively), in this order; each once.
 
     Of folders, files with one of `ENDINGS` are taken; nothing below `out`, nor anything in a folder that an earlier
     predict wrote. What else is not taken is counted in a line on standard error; hidden files are not. Results are
     called by the image's path in the folder that was given; where two were called alike, by `identity.result_names`.
 
     Raises:
-        InputError: something is not there, or nothing but formats that are not read, or a folder holds no image.
+        InputError: a path does not exist, only unsupported formats are there, or a folder holds no image.
         UsageError: there is nothing but results.
     """
     pictures: dict[Path, Picture] = {}
@@ -65,7 +65,7 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
 
 
 def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
-    """The images in a folder; the endings of what else is there are added to `others`."""
+    """List the images in a folder; the endings of other files are added to `others`."""
     files, passed = [], Counter[str]()
     for place, inner, names in os.walk(folder):
         here = Path(place)
@@ -93,7 +93,7 @@ def _picture(file: Path, relative: str) -> Picture:
 
 
 def _holds_results(folder: Path, out: Path) -> bool:
-    """True if a folder is `out` or below, or another that predict wrote, by the files at its top. Prints a note."""
+    """Tell if a folder is `out` or below, or was written by predict, judged by its top-level files. Prints a note."""
     if folder.resolve().is_relative_to(out):
         return True
     wrote = (folder / "classes.json").is_file() and (folder / "results").is_dir()

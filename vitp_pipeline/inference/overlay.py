@@ -1,4 +1,4 @@
-"""Results drawn over an image: class colors, borders, and names where a region is deepest."""
+"""Draw results over an image: class colors, borders, and names where a region is deepest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Region:
 
 
 def draw_regions(image: np.ndarray, regions: Sequence[Region]) -> Image.Image:
-    """Regions over an image, later ones over earlier ones.
+    """Draw regions over an image, later ones over earlier ones.
 
     Args:
         image: (H, W, 3) uint8.
@@ -58,7 +58,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region]) -> Image.Image:
 
 
 def _borders(owner: np.ndarray) -> np.ndarray:
-    """Pixels whose right or lower neighbor is another region's."""
+    """Find pixels whose right or lower neighbor is another region's."""
     border = np.zeros(owner.shape, bool)
     border[:, :-1] |= owner[:, :-1] != owner[:, 1:]
     border[:-1] |= owner[:-1] != owner[1:]
@@ -66,7 +66,7 @@ def _borders(owner: np.ndarray) -> np.ndarray:
 
 
 def _deepest(inside: np.ndarray) -> tuple[int, int]:
-    """(row, col) of the pixel farthest from the outside, sought on a grid of at most about 256 points a side."""
+    """Find (row, col) of the pixel farthest from the outside, on a grid of at most about 256 points a side."""
     from scipy.ndimage import distance_transform_edt
 
     step = -(-max(inside.shape) // 256)

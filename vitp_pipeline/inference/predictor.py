@@ -1,7 +1,7 @@
-"""Both stages in this process, for an image of one's own: no dataset, no run directory, no ground truth.
+"""Run both stages in this process on your own images: no dataset, no run directory, no ground truth.
 
-What comes out is what the four stages give for the same image and the same settings: masks are left out and rounded as
-they would be on disk.
+The results equal those of the four stages for the same image and settings: masks are dropped and rounded as they would
+be on disk.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassifiedMask:
-    """A mask of the generator, by number, its point (row, col), and its names before and after.
+    """A mask of the generator, by number, its point (row, col), and its predicted classes before and after fusion.
 
     Attributes:
-        objectness: 1 − v, the generator's probability that it is something, in [0, 1].
+        objectness: 1 − v, the generator's probability that the mask is an object, in [0, 1].
         classifier: None without one.
     """
 
@@ -97,7 +97,7 @@ def segment(
     tasks: Sequence[str] = ("semantic", "panoptic"),
     device: str = "auto",
 ) -> Segmentation:
-    """Proposes masks for an image, names them by their points, and puts maps together.
+    """Propose masks for an image, classify their points, fuse both scores and assemble the maps.
 
     Settings beyond these are arguments of `Predictor`, which also keeps what several images share.
 
@@ -111,7 +111,7 @@ def segment(
     Raises:
         InputError: the image cannot be read, or the networks' output for it is not finite.
         IncompatibleError: generator, classifier and manifest have different classes.
-        UsageError: an unknown task, or one that cannot be; no classifier, and α is not 0.
+        UsageError: an unknown or unsupported task; no classifier, and α is not 0.
     """
     spec = load_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
     classify, evaluate = ClassifySettings(device=device), EvaluateSettings(alpha=float(alpha), device=device)
@@ -121,13 +121,13 @@ def segment(
 
 
 def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto") -> Generator:
-    """A mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or
+    """Load a mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a transformers folder, or
     python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
 
     Args:
         checkpoint: its weights; empty = random ones, or those of the folder.
     Raises:
-        InputError: nothing has that name. UsageError: such a generator takes no checkpoint.
+        InputError: not found. UsageError: such a generator takes no checkpoint.
     """
     from vitp_pipeline.generators.registry import find_source
     from vitp_pipeline.runtime.devices import choose_device
@@ -144,13 +144,13 @@ def _located(text: str) -> Path:
 
 
 def plain_spec(classes: Sequence[str], name: str) -> DatasetSpec:
-    """A manifest of names alone: label values from 0, no things."""
+    """Make a manifest from class names alone: label values from 0, no things."""
     infos = tuple(ClassInfo(called, k, False, default_color(k)) for k, called in enumerate(classes))
     return DatasetSpec(name, infos, "semantic-png", (), {})
 
 
 def _classes_of(generator: Generator, classifier: PointViT | None) -> DatasetSpec:
-    """The classes where no manifest is given. Raises UsageError when neither network names them."""
+    """Return the classes if no manifest is given. Raises UsageError when neither network names them."""
     if classifier is not None:
         return plain_spec(classifier.classes, "the classifier's classes")
     if generator.classes is None:
@@ -159,7 +159,7 @@ def _classes_of(generator: Generator, classifier: PointViT | None) -> DatasetSpe
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A photograph as (H, W, 3) uint8 RGB, upright: turned as its camera says. Raises InputError."""
+    """Read a photograph as (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation. Raises InputError."""
     from vitp_pipeline.datasets.images import read_rgb, unread_format
 
     if kind := unread_format(path):
@@ -178,7 +178,7 @@ class Predictor:
         proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
     Raises:
         IncompatibleError: they have different classes.
-        UsageError: settings that cannot be; nothing names the classes; no classifier, and α is not 0.
+        UsageError: invalid settings; the class names are unknown; no classifier, and α is not 0.
     """
 
     def __init__(
@@ -224,8 +224,8 @@ class Predictor:
             name: the image's, for messages and for points that are drawn at random.
         Raises:
             InputError: the networks fail on it.
-            Exception: the generator's own, while it has not managed any image.
-            UsageError: an unknown task, or one that these views or classes cannot have.
+            Exception: the generator's own, until it has processed one image.
+            UsageError: an unknown task, or one that these views or classes do not support.
         """
         self.check_tasks(tasks)
         pixels = self.mask_classifier.pixels(image) if self.mask_classifier else None
@@ -233,7 +233,7 @@ class Predictor:
         return self._assemble(views, tasks)
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raise UsageError when a task is unknown or cannot be."""
+        """Raise UsageError when a task is unknown or unsupported."""
         for task in tasks:
             if task not in TASKS:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
@@ -257,7 +257,7 @@ class Predictor:
         return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
 
     def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
-        """A view's scores by the generator, by fusion, and by the classifier where there is one."""
+        """Score a view by the generator, by fusion, and by the classifier if there is one."""
         points = (
             None
             if self.mask_classifier is None or pixels is None
@@ -267,7 +267,7 @@ class Predictor:
         return self.segmenter.score(record, points, alphas)
 
     def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
-        """The classifier's (Q, K) logits."""
+        """Return the classifier's (Q, K) logits."""
         from vitp_pipeline.classifier.mask_classifier import NOT_FINITE
 
         (scores,) = mask_classifier.scores([mask_classifier.prompted(record)], [pixels])
@@ -297,7 +297,7 @@ class Predictor:
 
 
 def _classified(view: FusedView, used: set[int]) -> list[ClassifiedMask]:
-    """The masks that likely are objects, and those in `used`, with their classes under every variant."""
+    """List the masks that likely are objects, and those in `used`, with their classes under every variant."""
     objectness = (1 - view.no_object[0].double()).cpu().numpy()
     best = view.probs.max(2)
     names = [

@@ -45,7 +45,7 @@ def prepare(
         tasks: empty = what fits: semantic, and panoptic where a manifest says which classes are things.
         flags: keys of the three tables, None = not given. changes: as --set has them.
     Raises:
-        UsageError: something is missing, unknown or cannot be. InputError: a file is not there.
+        UsageError: a setting is missing, unknown or invalid. InputError: a file is missing.
     """
     if overlay not in OVERLAYS:
         raise UsageError(f"--overlays {overlay!r}", f"Choose one of: {', '.join(OVERLAYS)}")
@@ -108,7 +108,7 @@ def _many_views(settings: ProposalSettings) -> bool:
 def _settings(
     recipe: StageTables, flags: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[ProposalSettings, ClassifySettings, EvaluateSettings]:
-    """The three tables; a key of --set belongs to all that have it.
+    """Build the three tables; a key of --set goes to all that have it.
 
     Raises:
         UsageError: no table has it, or no generator is named.
@@ -136,5 +136,5 @@ def _settings(
 
 
 def _absolute(text: str | None) -> str | None:
-    """A path that is there, made absolute: others are looked for beside the recipe."""
+    """Make an existing path absolute; other paths are searched next to the recipe."""
     return str(Path(text).resolve()) if text and Path(text).exists() else text

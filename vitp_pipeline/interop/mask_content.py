@@ -49,7 +49,7 @@ def masks_of_detections(
     Args:
         classes: class indices by what `label` may be.
     Raises:
-        InputError: what is wrong with the first odd one.
+        InputError: the first invalid one, with the reason.
     """
     _check_count(len(found), str(path))
     labels, scores, rles = [], [], []
@@ -76,7 +76,7 @@ def masks_of_npz(path: Path, classes: int, no_object_share: float) -> ForeignMas
     (Q, K + 1), `class_probs` (Q, K) or (Q, K + 1), or `labels` (Q,) with `scores` (Q,).
 
     Raises:
-        InputError: it does not, or in a number, form or amount that cannot be.
+        InputError: an array is missing, or its values, shape or size are invalid.
     """
     with ArrayFile(path) as arrays:
         try:

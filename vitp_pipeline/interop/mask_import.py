@@ -1,4 +1,4 @@
-"""Locate masks that other tools made. Each format is a module; what those share that list detections is here."""
+"""Locate masks of other tools. Each format is a module; the code shared by formats that list detections is here."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class MaskSource(Protocol):
     """Masks by image.
 
     Attributes:
-        unusable: why records of which nobody knows the image are left out.
+        unusable: why records of unknown images are left out.
     """
 
     unusable: list[str]
 
     def open(self) -> None:
-        """Read what belongs to all images. Raises InputError when that cannot be read."""
+        """Read the data shared by all images. Raises InputError when that cannot be read."""
         ...
 
     def digest(self, sample: Sample) -> str:
-        """Return a digest of what `read` decodes of an image; "" where there is nothing."""
+        """Return a digest of what `read` decodes for an image; "" if there is nothing."""
         ...
 
     def read(self, sample: Sample, size: Size) -> ForeignMasks:
-        """The masks of an image of (H, W). Raises InputError when there are none, or they do not fit it."""
+        """Read the masks of an image of (H, W). Raises InputError when there are none, or they do not fit it."""
         ...
 
 
@@ -63,7 +63,7 @@ MASK_FORMATS: Registry[Importer] = Registry(
 
 
 def open_source(format: str, path: Path, dataset: Dataset, no_object_share: float = NO_OBJECT_SHARE) -> MaskSource:
-    """Masks of a format, one of `MASK_FORMATS`.
+    """Open masks of a format, one of `MASK_FORMATS`.
 
     Raises:
         UsageError: unknown format, or no share. InputError: nothing lies there.
@@ -78,8 +78,8 @@ class Detections:
 
     Args:
         path: the file, for messages and identity.
-        hint: what to do where it speaks of no image at all.
-        classes: class indices by what the file calls them.
+        hint: advice if the file names no image at all.
+        classes: class indices by their names in the file.
         read: gives its detections by image id of the data set, or why those of an image cannot be used; what the file
             says of which image goes into the `Claims`.
     """
@@ -152,7 +152,7 @@ def say_strangers(claims: Claims, dataset: Dataset) -> None:
 
 
 def image_id_in(record: Any, name: str, where: str, claims: Claims) -> str | None:
-    """The image id in a record. Where it has none, None: the claims then have the reason."""
+    """Read the image id of a record; None if it has none, with the reason in the claims."""
     reason = f"{where} is {shown(record)}, not an object"
     if isinstance(record, dict):
         if name in record:

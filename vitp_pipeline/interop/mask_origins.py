@@ -1,7 +1,7 @@
-"""Record which masks the images of an import were made from: those of images that failed may be corrected, no others.
+"""Record the masks that an import was made from: only those of failed images may be corrected later.
 
-A run's identity holds one digest of all masks, as they were when it was begun (`masks.json` beside `run.json` has them
-image by image), and the row of every image the digest of its own. So results that were made never change, and a
+A run's identity holds one digest of all masks, as they were when it was started (`masks.json` next to `run.json` has
+them image by image), and the row of every image holds the digest of its own. So finished results never change, and a
 corrected file does not need another run.
 """
 
@@ -36,10 +36,10 @@ def digest_of(digests: Digests) -> str:
 def agreed_digest(
     store: RunStore, folder: Path, format: str, digests: Digests, shard: int | None, retry_failed: bool
 ) -> str:
-    """Return the digest for the identity of a run: of the masks that it was begun with, if only what may differ does.
+    """Return the digest for the identity of a run: that of its first masks, if only permitted changes were made.
 
     Args:
-        folder: of the stage, where a run may have been begun.
+        folder: of the stage, where a run may have been started.
         format, digests: of the masks as they are now.
         shard: the only one that is worked on; the others are looked at where the masks are not those of the beginning.
         retry_failed: whether the user says that masks were corrected: then those of images that were never made may
@@ -73,14 +73,14 @@ def agreed_digest(
 
 
 def keep_digests(run: StageRun, digests: Digests) -> None:
-    """Keep the digests of a run that is begun with these masks, once."""
+    """Store the digests of the masks that a run is started with, once."""
     path = run.folder / "masks.json"
     if run.identity["generator"]["masks"] == digest_of(digests) and not run.store.exists(path):
         run.store.write(path, sealed(path, {"images": dict(digests)}))
 
 
 def _begun_with(run: StageRun) -> Digests | None:
-    """The digests of the run's first masks, None where they cannot be read."""
+    """Read the digests of the run's first masks; None if they cannot be read."""
     path = run.folder / "masks.json"
     try:
         return dict(read_sealed(run.store.fetch(path))["images"]) if run.store.exists(path) else None
@@ -89,7 +89,7 @@ def _begun_with(run: StageRun) -> Digests | None:
 
 
 def _made(run: StageRun, shards: Sequence[int]) -> dict[str, str | None]:
-    """The digests of the images that have a row, committed or in a partial part; None of one that failed."""
+    """List the digests of the images that have a row, committed or in a partial part; None for a failed one."""
     found: dict[str, str | None] = {}
     for shard in shards:
         folder = run.shard_folder(shard)

@@ -65,7 +65,7 @@ def read_mmdet(path: Path, claims: Claims) -> dict[str, Found]:
 
 
 def _image_of(key: str, file: str, where: str, claims: Claims) -> str | None:
-    """The image of the split that an entry's img_id means, or else its img_path."""
+    """Find the image of the split that an entry's img_id means, or else its img_path."""
     index = claims.index
     place, named = index.by_id(key), index.by_path(file)
     if place is not None and named is not None and place != named:

@@ -16,7 +16,7 @@ from vitp_pipeline.storage.fingerprint import file_digest
 
 @MASK_FORMATS.register("npz")
 class NpzFolder:
-    """A folder with an .npz for every image, called by its id, file name or path (`ImageIndex.agreed`); see
+    """A folder with an .npz for every image, named by its id, file name or path (`ImageIndex.agreed`); see
     `masks_of_npz` for what they hold.
     """
 

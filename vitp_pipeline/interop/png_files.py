@@ -22,7 +22,7 @@ def write_labels(path: Path, spec: DatasetSpec, classes: np.ndarray, colored: bo
 
 
 def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
-    """256 colors by label value."""
+    """Make a palette of 256 colors by label value."""
     colors = [(0, 0, 0)] * 256
     for info in spec.classes:
         if info.label < 256:
@@ -31,12 +31,12 @@ def palette(spec: DatasetSpec) -> list[tuple[int, int, int]]:
 
 
 def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
-    """(H, W) segment ids → (H, W, 3) uint8, R + 256·G + 65536·B."""
+    """Encode (H, W) segment ids as (H, W, 3) uint8, R + 256·G + 65536·B."""
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
 
 
 def write_png(path: Path, pixels: np.ndarray, palette: list[tuple[int, int, int]] | None = None) -> None:
-    """(H, W) or (H, W, 3) pixels as a PNG. Raises StorageError."""
+    """Write (H, W) or (H, W, 3) pixels as a PNG. Raises StorageError."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

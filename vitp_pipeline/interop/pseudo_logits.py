@@ -1,6 +1,6 @@
-"""Logits as a generator would give them, from a tool's masks and scores.
+"""Make logits as a generator would give them, from another tool's masks and scores.
 
-Results know less than a generator does (docs/import-proposals.md). What is not known is chosen so that the tool's own
+Results hold less than a generator's output (docs/import-proposals.md). Missing values are chosen so that the tool's own
 answer stays as it is when nothing is fused: a mask covers what it covered, its best class and that class's score are
 the tool's.
 """
@@ -40,12 +40,12 @@ class ForeignMasks:
 
 
 def logits_of_binary(masks: np.ndarray) -> np.ndarray:
-    """(Q, h, w) bool → float32 logits of ±BINARY_LOGIT."""
+    """Convert (Q, h, w) bool masks to float32 logits of ±BINARY_LOGIT."""
     return np.where(masks, np.float32(BINARY_LOGIT), np.float32(-BINARY_LOGIT))
 
 
 def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
-    """(Q, h, w) probabilities → float32 logits, finite. Raises InputError outside [0, 1]."""
+    """Convert (Q, h, w) probabilities to finite float32 logits. Raises InputError outside [0, 1]."""
     masks = np.asarray(masks, np.float64)
     if masks.size and not (masks.min() >= 0 and masks.max() <= 1):
         raise InputError("mask probabilities lie outside [0, 1]", "Give logits as mask_logits")
@@ -54,7 +54,7 @@ def logits_of_probabilities(masks: np.ndarray) -> np.ndarray:
 
 
 def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, no_object_share: float) -> np.ndarray:
-    """Class logits of masks of which a label and its score are known.
+    """Make class logits of masks from one label and its score each.
 
     The label has probability s (at most `HIGHEST`). Of the rest, 1 − s, "no object" gets `no_object_share`, the other
     classes the remainder, evenly; but no class more than s/2, so that the label stays the likeliest class, and "no
@@ -85,7 +85,7 @@ def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, no_ob
 
 
 def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray:
-    """(Q, K) probabilities, the rest to 1 being "no object", or (Q, K + 1) → (Q, K + 1) float32 logits.
+    """Convert (Q, K) probabilities, the rest to 1 being "no object", or (Q, K + 1) to (Q, K + 1) float32 logits.
 
     Raises:
         InputError: another number of classes, or no probabilities.

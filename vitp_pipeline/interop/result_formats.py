@@ -1,4 +1,4 @@
-"""Formats of results that other tools read: which maps they hold, how an image is written, and what ids mean there.
+"""Result formats that other tools read: which maps they hold, how an image is written, and what its ids mean.
 
 | format | files | ids | read by |
 |---|---|---|---|
@@ -88,7 +88,7 @@ RESULT_FORMATS: Registry[ResultFormat] = Registry(
 
 
 def find_format(name: str, spec: DatasetSpec) -> ResultFormat:
-    """A format by its name. Raises UsageError when there is none, or the manifest lacks what it needs."""
+    """Find a format by name. Raises UsageError if it is unknown, or the manifest lacks what it needs."""
     found = RESULT_FORMATS[name]
     found.check(spec)
     if "instance" in found.tasks and not any(spec.things):
