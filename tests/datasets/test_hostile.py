@@ -355,6 +355,8 @@ def test_endings_in_another_case_are_told(tmp_path: Path, pattern: str, file: st
             archive.write(tmp_path / "data" / file, file)
         (tmp_path / "data" / file).unlink()
     spec = making.semantic_spec(splits={"train": SplitSpec(pattern, "labels/{stem}.png")})
-    with pytest.raises(InputError, match=r"no images there\. Patterns are case-sensitive: this one would match: ") as info:
+    with pytest.raises(
+        InputError, match=r"no images there\. Patterns are case-sensitive: this one would match: "
+    ) as info:
         Dataset(spec, tmp_path / "data", "train")
-    assert f"would be {other} (1 files, like " in str(info.value) and file in str(info.value)
+    assert f"would match: {other} (1 files, like " in str(info.value) and file in str(info.value)

@@ -1,1 +1,1 @@
-"""Run what is left of a run as jobs: on Slurm, or on this machine. Start with `plan`."""
+"""Run the remaining work of a run as jobs: on Slurm, or on this machine. Start with `plan`."""

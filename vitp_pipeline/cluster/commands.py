@@ -1,4 +1,4 @@
-"""The shell lines of a task: modules, environment, vitp, and what its exit code means for the chain."""
+"""Shell lines of a task: modules, environment, vitp, and the meaning of its exit code for the chain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAIT = 60
 
 
 def vitp_words(job: Job, resources: Resources) -> list[str]:
-    """The words of a task's command in a container; torchrun starts the processes of a training."""
+    """Return the words of a task's command in a container; torchrun starts the processes of a training."""
     words = ["vitp", *job.command]
     if _processes(job, resources) == 1:
         return words
@@ -28,7 +28,7 @@ def vitp_words(job: Job, resources: Resources) -> list[str]:
 
 
 def task_script(job: Job, resources: Resources, shards: int) -> str:
-    """Bash lines for a Slurm task, without its header. One that its time limit stops queues itself again."""
+    """Make the Bash lines of a Slurm task, without its header. A task stopped by its time limit requeues itself."""
     program = ["vitp"] if resources.image or resources.venv else [sys.executable, "-m", MAIN]
     words = [*program, *job.command]
     if job.shards is not None:
@@ -69,11 +69,11 @@ def _requeue(resources: Resources) -> list[str]:
 def guarded(job: Job, words: list[str], when_stopped: Sequence[str] = (), signal: str = "TERM") -> list[str]:
     """Run the words and pass on signals, which a scheduler may send to the shell alone.
 
-    Images that failed are on record: they do not end a chain, its last job names them. Nor does a log that is full.
+    Failed images are recorded: they do not end a chain, its last job lists them. Neither does a full log disk.
 
     Args:
-        when_stopped: lines for when USR1 has come and the words have ended in order because of it.
-        signal: what TERM and USR1 are handed on as.
+        when_stopped: lines to run after USR1 came and the command stopped in order.
+        signal: sent to the command on TERM and USR1.
     """
     lines = [
         "warned=",

@@ -1,4 +1,4 @@
-"""Engines that run a chain: a scheduler, this machine, or a service whose files a person submits. Their registry."""
+"""Registry of engines that run a chain: a scheduler, this machine, or a service whose files the user submits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitp_pipeline.validation.registry import Registry
 
 @dataclass(frozen=True)
 class Work:
-    """A chain that is to be run.
+    """A chain to run.
 
     Attributes:
         workers: processes on this machine; None = as many as fit.
@@ -48,12 +48,12 @@ class Engine:
     """A way to run chains.
 
     Attributes:
-        submit: runs the chain, or hands it on. Raises UserError where that is refused.
-        plan: says what `submit` would do, and writes nothing.
-        here: whether tasks start in this file system, so that paths are made absolute, and the run is begun. Else files
-            are printed, which a person submits.
-        shards: of a new run where nobody says how many; None: that must be said.
-        takes_workers: whether it starts processes on this machine, of which `--workers` says how many, and reads no
+        submit: runs or submits the chain. Raises UserError if that is refused.
+        plan: describes what `submit` would do; writes nothing.
+        here: whether tasks run in this file system: paths are then made absolute, and the run is created. Else files are
+            printed for the user to submit.
+        shards: default number of a new run; None: the user must give it.
+        takes_workers: whether it starts processes on this machine, as many as `--workers` says, and reads no
             profile.
     """
 

@@ -1,7 +1,7 @@
-"""A chain on this machine: a process per GPU, or per group of cores.
+"""Run a chain on this machine: one process per GPU, or per group of cores.
 
-A task starts when what it waits for has ended well; when one fails, those that need it are left out and the others go
-on. Nothing is kept but the run itself: the same command makes what is missing.
+A task starts when its dependencies succeeded; when one fails, its dependents are skipped and the others
+continue. Nothing is kept but the run itself: the same command runs what is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vitp_pipeline.storage.atomic_files import refusals
 from vitp_pipeline.storage.fs_ops import make_folder
 
 GOOD_ENDS = (0, PartialError.exit_code, OutputError.exit_code)
-"""Exit codes after which the chain goes on: images that failed are on record, and work of which a log is not whole is
+"""Exit codes after which the chain continues: failed images are recorded, and work with an incomplete log is
 done.
 """
 POLL = 0.05
@@ -47,7 +47,7 @@ class Slot:
     cores: tuple[int, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with the slot's devices, and without any scheduler's index."""
+        """Return this process's environment with the slot's devices, and without any scheduler's index."""
         indices = {scheduler.index for scheduler in SCHEDULERS} | {SHARDS}
         environment = {name: value for name, value in os.environ.items() if name not in indices}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(self.cores))))
@@ -57,7 +57,7 @@ class Slot:
 
 
 def make_slots(workers: int | None, gpus: Sequence[str], cores: Sequence[int]) -> list[Slot]:
-    """`workers` slots (None: one per GPU, or one), each with its share of the cores and a GPU of its own or shared.
+    """Make `workers` slots (None: one per GPU, or one), each with its share of the cores and its own or a shared GPU.
 
     More workers than cores share them.
     """
@@ -75,7 +75,7 @@ def make_slots(workers: int | None, gpus: Sequence[str], cores: Sequence[int]) -
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process started here could use, as CUDA_VISIBLE_DEVICES names them; torch is not imported."""
+    """List the GPUs that a child process could use, as CUDA_VISIBLE_DEVICES names them; torch is not imported."""
     if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in said.split(",") if name.strip() not in ("", "-1")]
     try:
@@ -91,8 +91,8 @@ class Task:
 
     Attributes:
         shard: None = of a job without shards.
-        before: the tasks that must have ended well.
-        code: exit code, once it has ended; LEFT_OUT where one of `before` has not ended well.
+        before: the tasks that must succeed first.
+        code: exit code, once it has ended; LEFT_OUT if one of `before` failed.
         started: whether it has a process, or had one.
     """
 
@@ -128,7 +128,7 @@ LEFT_OUT = 1000
 
 
 def make_tasks(chain: Chain) -> list[Task]:
-    """The tasks of a chain, each after those that it waits for."""
+    """Make the tasks of a chain, each after those that it waits for."""
     tasks: list[Task] = []
     of_stage: dict[str, dict[int | None, Task]] = defaultdict(dict)
     for job in chain.jobs:
@@ -142,7 +142,7 @@ def make_tasks(chain: Chain) -> list[Task]:
 
 
 def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: bool = True) -> list[Task]:
-    """Run what is left of a chain, a process a slot; returns its tasks, which have ended, for `report`.
+    """Run the remaining tasks of a chain, one process per slot; return the ended tasks for `report`.
 
     Args:
         show_figures: those of its last job go to standard output, else to its log.
@@ -176,7 +176,7 @@ def run_chain(chain: Chain, logs: Path, slots: Sequence[Slot], show_figures: boo
 
 
 def _ready(tasks: Sequence[Task], advance: Callable[[], None]) -> list[Task]:
-    """The tasks that can start, in the order in which they should; those that never can are ended."""
+    """List the tasks that can start, by priority; end those that never can."""
     ready = []
     for task in tasks:
         if task.code is not None or task.started:
@@ -251,7 +251,7 @@ def _ask_to_stop(running: Sequence[_Running]) -> None:
 
 
 def _kill(running: Sequence[_Running]) -> None:
-    """End what still runs, at once; nothing committed is lost by that."""
+    """Kill running tasks; nothing committed is lost."""
     for work in running:
         work.process.kill()
         work.process.wait()
@@ -266,8 +266,8 @@ def ended(task: Task, logs: Path) -> dict[str, Any]:
 
 
 def report(tasks: Sequence[Task], logs: Path) -> None:
-    """Raise UserError when tasks failed, with their exit code where they agree; PartialError when images did;
-    OutputError when all is done, but a task could not print what it had to say.
+    """Raise UserError when tasks failed, with their exit code if they agree; PartialError when images failed;
+    OutputError when all is done, but a task could not print its output.
     """
     failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]
     if failed:
@@ -306,7 +306,7 @@ def _submit(work: Work) -> Handed:
 
 
 def _plan(work: Work) -> Handed:
-    """A line for each job, for people."""
+    """Describe each job in one line, for people."""
     lines = []
     for job in work.chain.jobs:
         tasks = f", shards {array_expression(job.shards)}" if job.shards else ""

@@ -50,7 +50,7 @@ class Request:
         return open_store(self.out)
 
     def command(self, stage: str) -> list[str]:
-        """Arguments of vitp for a stage; those for its shard are not among them."""
+        """Return the arguments of vitp for a stage, without those for its shard."""
         words = ["evaluate" if stage == "merge" else stage, self.recipe]
         words += ["--data-root", str(self.data_root), "--out", self.store.url]
         if stage in ("train-classifier", "classify", "evaluate", "merge") and self.name:
@@ -99,14 +99,14 @@ def jobs_folder(out: Path) -> Path:
 
 
 def plan_chain(request: Request, begin: bool) -> Chain:
-    """Find out what is left to do.
+    """Plan the remaining jobs of a run.
 
     Args:
-        begin: makes RUN/proposals/run.json, which fixes the number of shards, or checks that recipe, data and run
+        begin: make RUN/proposals/run.json, which fixes the number of shards, or check that recipe, data and run
             agree. False writes nothing: what a run on this machine has finished is left out, the rest is not checked.
     Raises:
         UsageError: a new run without a number of shards, or another number than the run has.
-        UserError: any of its kinds that the stages raise before they begin.
+        UserError: as the stages raise before they start.
     """
     recipe = load_recipe(request.recipe)
     settings = recipe.stage(ProposalSettings)
@@ -176,7 +176,7 @@ def _trained(recipe: Recipe, request: Request, name: str, begin: bool) -> bool:
 
 
 def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> StageRun | None:
-    """The scores of the classifier that is there, if it has begun to score these proposals."""
+    """Open the class scores of the existing classifier, if it has started to score these proposals."""
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.stages.classify import class_scores_run, classifier_file
 
@@ -188,7 +188,7 @@ def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> Sta
 
 
 def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) -> tuple[tuple[int, ...], bool]:
-    """(shards of evaluate, whether the figures are there)."""
+    """Return (shards left to evaluate, whether the final metrics exist)."""
     from vitp_pipeline.config.flags import parse_alphas
     from vitp_pipeline.stages.evaluate import prepare
 

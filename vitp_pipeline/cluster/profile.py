@@ -1,4 +1,4 @@
-"""A profile: what a cluster must be told besides the recipe, as one TOML file.
+"""A cluster profile: resources and setup of tasks, as one TOML file.
 
 Keys at the top hold for every stage, a table named after a stage (or `merge`) overrides them for it. An
 example lies in stages/cluster/.
@@ -65,14 +65,14 @@ Profile = dict[str, Resources]
 
 
 def profile_schema() -> dict[str, Any]:
-    """JSON Schema of a profile."""
+    """Make the JSON Schema of profiles."""
     own = schema_of(Resources)
     tables = {stage: {**own, "title": stage} for stage in STAGES}
     return {"$schema": DRAFT, **own, "title": "vitp profile", "properties": own["properties"] | tables}
 
 
 def load_profile(name_or_path: str | None) -> Profile:
-    """Read a profile; None is one of defaults alone.
+    """Read a profile; None gives the defaults.
 
     Raises:
         InputError: not found, or not TOML.

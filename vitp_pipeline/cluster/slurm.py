@@ -1,6 +1,6 @@
-"""A chain as Slurm jobs.
+"""Submit a chain as Slurm jobs.
 
-What this answers to: MaxArraySize limits the highest index, not the count, so later shards go into further arrays whose
+Slurm's constraints: MaxArraySize limits the highest index, not the count, so later shards go into further arrays whose
 tasks start at 0 again and are told by VITP_SHARDS which shards they stand for. `aftercorr` pairs tasks of equal index,
 so the arrays of two stages are cut at the same shards. A dependency that can no longer be met removes a job
 (`--kill-on-invalid-dep`), so nothing waits for ever. Variables of a job that submits from within another one
@@ -55,7 +55,7 @@ class Submission:
     after: After = ()
 
     def arguments(self, script: Path, throttle: int, ids: Sequence[str]) -> list[str]:
-        """The words of sbatch; `ids` are the job ids of the submissions before it."""
+        """Return the words of the sbatch call; `ids` are the job ids of earlier submissions."""
         words = ["sbatch", "--parsable"]
         if self.shards is not None:
             indices = array_expression(shard - self.first for shard in self.shards)
@@ -71,7 +71,7 @@ class Submission:
 
 
 def submissions(chain: Chain, max_array_size: int) -> list[Submission]:
-    """The chain as calls of sbatch: the tasks of a stage by array, and by what they wait for."""
+    """Split the chain into sbatch calls: one per array and dependency of a stage."""
     made: list[Submission] = []
     of_stage: dict[str, list[Submission]] = defaultdict(list)
     for job in chain.jobs:
@@ -93,10 +93,10 @@ def submissions(chain: Chain, max_array_size: int) -> list[Submission]:
 
 
 def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
-    """The batch script of a stage; without --array on the command line it makes the tasks that were missing.
+    """Make the batch script of a stage; without --array on the command line it runs the missing tasks.
 
     Raises:
-        UsageError: something cannot be said in a line for sbatch.
+        UsageError: a value cannot be written in a line for sbatch.
     """
     options = [
         f"--job-name=vitp-{job.stage}",
@@ -123,7 +123,7 @@ def script(job: Job, resources: Resources, shards: int, out: Path) -> str:
 
 
 def _logs(job: Job, out: Path) -> str:
-    """The pattern of the names of a job's logs."""
+    """Return the file name pattern of a job's logs."""
     if "\\" in str(out):  # a pattern that holds one is not a pattern
         raise UsageError(f"{out}: Slurm cannot write logs to a path with a backslash", "Choose another --out")
     pattern = "%A_%a" if job.shards is not None else "%j"
@@ -131,21 +131,21 @@ def _logs(job: Job, out: Path) -> str:
 
 
 def _word(text: str) -> str:
-    """Text as sbatch reads it in a line of a script: a backslash takes the next character as it is, quotes group."""
+    """Quote text for an #SBATCH line: a backslash escapes the next character, quotes group."""
     if re.fullmatch(r"[\w%+,./:=@-]+", text):
         return text
     return '"' + re.sub(r'(["\\])', r"\\\1", _line(text)) + '"'
 
 
 def _line(text: str) -> str:
-    """Raise UsageError where sbatch would read another line, or a person another text."""
+    """Raise UsageError if sbatch or a reader would see another line."""
     if any(acts(character) for character in text if character != "\t"):
         raise UsageError(f"{text}: sbatch lines cannot contain control characters", "Choose another folder or option")
     return text
 
 
 def max_array_size(profile: Profile) -> int:
-    """The profile's, or what scontrol says; Slurm's default where there is none to ask."""
+    """Return the profile's limit, else scontrol's; Slurm's default without scontrol."""
     if profile["generate-proposals"].max_array_size:
         return profile["generate-proposals"].max_array_size
     try:
@@ -169,14 +169,14 @@ class Planned:
     calls: list[list[str]]
 
     def text(self) -> str:
-        """The same for people, the calls as a shell takes them."""
+        """Format the plan for people, with calls as shell lines."""
         scripts = "".join(f"# ---- {path}\n{text}\n" for path, text in self.scripts)
         calls = "".join(f"JOB{number}=$({_in_shell(words)})\n" for number, words in enumerate(self.calls))
         return f"{scripts}# ---- submitted with\n{calls}"
 
 
 def _in_shell(words: Sequence[str]) -> str:
-    """A call as a line of a shell. Only what it waits for holds $JOB0 to be replaced, and nothing to be quoted."""
+    """Format a call as a shell line. Only the dependency contains $JOB0, which must stay unquoted."""
     return " ".join(word if word.startswith("--dependency=") else shell_word(word) for word in words)
 
 
@@ -254,7 +254,7 @@ def _waits(submission: Submission, ids: Sequence[str]) -> str:
 
 
 def _require_no_jobs(out: Path, call: Callable[[list[str]], str]) -> None:
-    """Two chains on one run would meet at its locks: jobs of the last one must have left the queue."""
+    """Require that no job of the last submission is queued: two chains would compete for the run's locks."""
     record = jobs_folder(out) / "submitted.json"
     if not LocalStore(out).exists(record):
         return
@@ -268,7 +268,7 @@ def _require_no_jobs(out: Path, call: Callable[[list[str]], str]) -> None:
 
 
 def _call(words: list[str]) -> str:
-    """The standard output of one of Slurm's programs."""
+    """Return the standard output of one of Slurm's programs."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, env=_environment())
     except OSError as error:
@@ -280,7 +280,7 @@ def _call(words: list[str]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without what a surrounding job has put there; SLURM_CONF says where the cluster is."""
+    """Return the environment without a surrounding job's variables; SLURM_CONF stays, it locates the cluster."""
     indices = {scheduler.index for scheduler in SCHEDULERS} | {SHARDS}
     return {
         name: value

@@ -1,4 +1,4 @@
-"""A chain as files for Kubernetes and AWS Batch: printed, not submitted.
+"""Print a chain as files for Kubernetes and AWS Batch; nothing is submitted.
 
 Both count the tasks of an array from 0 without gaps, so VITP_SHARDS tells which shards they stand for.
 """
@@ -33,7 +33,7 @@ AWS_ARRAY = (2, 10_000)
 
 
 def kubernetes(chain: Chain, profile: Profile, out: Path) -> str:
-    """YAML of Jobs, labeled vitp-step 1, 2 … in the order in which they may start.
+    """Make the YAML of Jobs, labeled vitp-step 1, 2 … in the order in which they may start.
 
     Raises:
         UsageError: the profile names no image.
@@ -96,7 +96,7 @@ def _kubernetes_job(job: Job, resources: Resources, shards: int, name: str, step
 
 
 def aws_batch(chain: Chain, profile: Profile, out: Path) -> list[dict[str, Any]]:
-    """A list of inputs of `aws batch submit-job`; `${stage}` stands for the job id of that stage.
+    """Make the inputs of `aws batch submit-job`; `${stage}` stands for the job id of that stage.
 
     Raises:
         UsageError: the profile names no queue or job definition, or there are more tasks than an array can have.
@@ -139,7 +139,7 @@ def _aws_job(job: Job, resources: Resources, shards: int, name: str, submitted: 
 
 
 def _aws_dependency(job: Job, before: Job) -> dict[str, str]:
-    """Task by task where both arrays stand for the same shards, else on the whole job."""
+    """Depend task by task if both arrays cover the same shards, else on the whole job."""
     paired = before.stage == job.same_shard and before.shards == job.shards and len(job.shards or ()) >= AWS_ARRAY[0]
     return {"jobId": f"${{{before.stage}}}", **({"type": "N_TO_N"} if paired else {})}
 

@@ -1,4 +1,4 @@
-"""`vitp generators`: which families of generators can run in this installation, and what the others lack."""
+"""`vitp generators`: list the generator families that can run in this installation, and what the others lack."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Availability:
 
 
 def availability() -> list[Availability]:
-    """Every family, without importing any."""
+    """Check every family, without importing any."""
     return [_of(family) for family in reversed(FAMILIES)]
 
 
@@ -49,7 +49,7 @@ def _version(module: str, distributions: tuple[str, ...]) -> str | None:
 
 
 def print_availability(found: list[Availability], as_json: bool) -> None:
-    """A table, or JSON, on standard output."""
+    """Print a table, or JSON, on standard output."""
     if as_json:
         show_json([asdict(entry) for entry in found], indent=2)
         return

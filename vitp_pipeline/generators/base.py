@@ -1,4 +1,4 @@
-"""Interface of a mask generator, whatever library stands behind it."""
+"""Interface of a mask generator of any library."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proposals:
-    """The queries of one image: what each covers and what it is called.
+    """Proposals of one view of an image: masks and class logits of all queries.
 
     Attributes:
         mask_logits: (Q, h, w) float32 on any device, before the sigmoid, at the generator's own mask
             resolution; they span the padded frame of `view`.
         class_logits: (Q, K + 1) float32 on the same device, before the softmax, "no object" last.
-        view: how the image became the tensor that the network saw; `view.mask` is (h, w).
+        view: geometry from the original image to the network's input; `view.mask` is (h, w).
     """
 
     mask_logits: torch.Tensor
@@ -47,14 +47,14 @@ class Output:
 
 @runtime_checkable
 class Generator(Protocol):
-    """A frozen network that proposes masks. `propose` (generators/views.py) asks it for the views of an image.
+    """A frozen network that proposes masks. `propose` (generators/views.py) runs it on the views of an image.
 
     Attributes:
-        classes: the K class names in the order of the class logits, or None when nothing names them.
+        classes: the K class names in the order of the class logits, or None if unknown.
         protocol: the order of upsampling, sigmoid, crop and resize for its masks: one of `config.choices.PROTOCOLS`.
         describe: one line for people: which network, which weights, which device.
 
-    An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, where the model's own
+    An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, if the model's own
     settings want sliding windows; None or no such attribute means that it sees images whole.
     """
 
@@ -63,20 +63,20 @@ class Generator(Protocol):
     describe: str
 
     def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        """The image at the size at which the network wants to see it, times `scale`.
+        """Resize an image to the network's test size times `scale`.
 
-        It is called in other threads than `forward`, while that runs, and in several at once.
+        Must be thread-safe: it is called from several threads while `forward` runs.
 
         Args:
             image: RGB uint8 (H, W, 3) of any size.
-            scale: > 0, a factor on the family's own test sizes, shorter and longer edge alike, not on the image's.
+            scale: > 0, a factor on the network's test size (shorter and longer edge), not on the image size.
         Returns:
-            A frame (Hr, Wr, 3), in the channel order and type that `forward` takes: flip or cut it, nothing else.
+            A frame (Hr, Wr, 3), in the channel order and dtype that `forward` takes; callers may only flip or crop it.
         Raises:
             InputError: the image is of another shape or type.
         """
         ...
 
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """Normalizes, pads and runs frames of any sizes; one output each, in order."""
+        """Normalize, pad and run frames of any sizes; return one output each, in order."""
         ...

@@ -1,4 +1,4 @@
-"""Read generator checkpoints without running what a pickle asks for, and load them without silence.
+"""Read generator checkpoints without executing pickles, and load them strictly.
 
 A `.pth` file is a pickle: `decoding.torch_file` and `decoding.safe_pickle` say what it may ask for.
 """
@@ -19,13 +19,13 @@ from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.generators.safe_pickle import read_numpy_pickle
 
 SHOWN = 5
-AGAIN = "Copy or fetch it again: it may be cut off, or no such file at all"
+AGAIN = "Copy or download it again: it may be truncated, or another kind of file"
 WANTED = "Give a file of weights: tensors by name, alone or as its state_dict or model"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by name, and the names of their classes where the file says them."""
+    """Weights by name, and class names if the file has them."""
 
     path: Path
     state_dict: Mapping[str, torch.Tensor]
@@ -81,7 +81,7 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def first_of(names: Sequence[str], separator: str = ", ") -> str:
-    """The first few names, and how many more there are."""
+    """Format the first few names, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return separator.join(names[:SHOWN]) + rest
 
@@ -116,7 +116,7 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], Any]
 
 
 def _class_names(meta: Any) -> tuple[str, ...] | None:
-    """`dataset_meta.classes` of mmengine, or `CLASSES` of what came before it."""
+    """Return `dataset_meta.classes` of mmengine, or `CLASSES` of its predecessors."""
     if not isinstance(meta, dict):
         return None
     for holder in (meta.get("dataset_meta"), meta):

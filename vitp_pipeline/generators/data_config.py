@@ -1,4 +1,4 @@
-"""Configs of OpenMMLab that are data (JSON, YAML): what they may say, since mmengine would run more than their text.
+"""Restrict OpenMMLab configs in JSON or YAML to plain data, since mmengine would run code for them.
 
 A `.py` config is a program, and its user's. A `.json` or `.yaml` looks like data and travels like data, but mmengine
 imports what `custom_imports` names, calls whatever `type` names on Python's path, and runs a `.py` that it inherits
@@ -83,7 +83,7 @@ def _allowed(key: str, name: str) -> bool:
 
 @contextmanager
 def registered_only(config: Path) -> Iterator[None]:
-    """While a config that is data is built, mmengine takes classes from its registries alone, not by their place on
+    """Restrict mmengine to classes in its registries while a data config is built: no lookup of names on
     Python's path, as it does of a name that no registry has.
     """
     from mmengine.registry import registry
@@ -102,7 +102,7 @@ def registered_only(config: Path) -> Iterator[None]:
 
 
 def read_yaml_safely() -> None:
-    """Have mmengine read YAML by `load_yaml`; its own reader builds what tags ask for."""
+    """Make mmengine read YAML with `load_yaml`; its own reader executes tags."""
     from mmengine.fileio import BaseFileHandler, register_handler
 
     class Plain(BaseFileHandler):

@@ -1,4 +1,4 @@
-"""At which size the families of mask generators look at an image."""
+"""Input sizes of the mask generator families."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitp_pipeline.geometry import Size
 
 
 def shortest_edge_size(size: Size, shortest: int, longest: int) -> Size:
-    """detectron2's rule: the shorter side becomes `shortest`, unless the longer one would exceed `longest`.
+    """Apply detectron2's rule: the shorter side becomes `shortest`, unless the longer one would exceed `longest`.
 
     Both sides are rounded half up, where transformers' own processors cut off: 512 × 683 becomes 640 × 854 there 853.
     """
@@ -23,12 +23,12 @@ def shortest_edge_size(size: Size, shortest: int, longest: int) -> Size:
 
 
 def size_inside(size: Size, side: int) -> Size:
-    """EoMT's rule for panoptic and instance models: as large as fits into a square of `side`."""
+    """Apply EoMT's rule for panoptic and instance models: as large as fits into a square of `side`."""
     return _scaled(size, min(side / length for length in size))
 
 
 def size_around(size: Size, side: int) -> Size:
-    """EoMT's rule for semantic models, which see squares of `side` in turn: as small as fills one."""
+    """Apply EoMT's rule for semantic models, which see one square of `side` after another: as small as fills one."""
     return _scaled(size, max(side / length for length in size))
 
 
@@ -37,7 +37,7 @@ def _scaled(size: Size, factor: float) -> Size:
 
 
 def resize_bilinear(image: np.ndarray, size: Size) -> np.ndarray:
-    """Pillow's bilinear resize, which averages over what it shrinks: uint8 (H, W, 3) → uint8 (*size, 3).
+    """Resize with Pillow's bilinear filter, which averages when it shrinks: uint8 (H, W, 3) → uint8 (*size, 3).
 
     Raises:
         InputError: the image is of another shape or type.

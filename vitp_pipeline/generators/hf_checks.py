@@ -26,7 +26,7 @@ _LAYERS = re.compile(r".*(layers|depth|blocks|stages|heads).*")
 
 
 def check_config(content: Mapping[str, Any]) -> None:
-    """Raise ValueError where a config.json asks for code, for other places, or for numbers without measure."""
+    """Raise ValueError where a config.json asks for code, for remote files, or for excessive sizes."""
     _check(content, (), 0)
     backbone = content.get("backbone_config")
     if backbone is not None and (not isinstance(backbone, Mapping) or backbone.get("model_type") not in BACKBONES):
@@ -36,7 +36,7 @@ def check_config(content: Mapping[str, Any]) -> None:
 
 
 def check_preprocessor(content: Mapping[str, Any]) -> None:
-    """Raise ValueError where a preprocessor_config.json has sizes, means or deviations that cannot be."""
+    """Raise ValueError where a preprocessor_config.json has invalid sizes, means or deviations."""
     size = content.get("size")
     edges = size if isinstance(size, Mapping) else {"size": size, "max_size": content.get("max_size")}
     for key, edge in edges.items():

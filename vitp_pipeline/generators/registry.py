@@ -1,4 +1,4 @@
-"""Families of mask generators, and which of them a recipe selects.
+"""Registry of mask generator families; finds the one that a recipe selects.
 
 To add a family, write its source and add a line to `FAMILIES`. A source is a generator that was found and can be told
 from others, but was not built: a run's identity is checked before anything heavy is imported, so nothing here imports
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HUB, OWN = "hf:", "python:"
 Locate = Callable[[str], Path]
-"""The file that a text of the recipe names; raises InputError where there is none."""
+"""Finds the file that a text of the recipe names; raises InputError if there is none."""
 
 
 class Source(Protocol):
@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
     def identity(self, digests: Digests) -> dict[str, Any]:
-        """Return all that changes its results besides the settings that have an identity of their own; JSON types."""
+        """Return all that changes its results besides settings with their own identity; JSON types."""
         ...
 
     def build(self, device: str | torch.device) -> Generator:
@@ -174,7 +174,7 @@ def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -
 
 
 def _located(text: str, locate: Locate) -> Path | None:
-    """The file that a text names, or None where there is none."""
+    """Find the file that a text names; None if there is none."""
     try:
         return locate(text)
     except CodeInDataError:
@@ -237,15 +237,15 @@ FAMILIES = (  # asked in this order; the last one takes what is left
 
 
 def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool = True) -> Source:
-    """The generator that [generate-proposals] means.
+    """Find the generator that [generate-proposals] selects.
 
     Args:
         settings: `config`, `checkpoint`, `seed`, `task` and `test_size` are read.
         locate: finds a file that the recipe names.
-        with_weights: False: with random weights in place of its own.
+        with_weights: False uses random weights.
     Raises:
-        InputError: nothing has that name.
-        UsageError: settings that this kind of generator does not have.
+        InputError: not found.
+        UsageError: settings that this kind of generator does not support.
     """
     found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
     if not isinstance(found, TransformersSource) and (settings.test_size or settings.task != ProposalSettings.task):

@@ -1,4 +1,4 @@
-"""The one reader of YAML: plain data, no tags, and no more of it than its text is worth.
+"""Read YAML safely (the only reader in vitp): plain data, no tags, bounded size.
 
 PyYAML's loaders build what tags ask for (`!!python/object/apply:os.system`); its safe one still follows aliases of
 aliases, nine lines of which make a billion nodes, and digits and depth without end.

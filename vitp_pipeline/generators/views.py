@@ -1,4 +1,4 @@
-"""Asks a generator for the proposals of images: seen whole, or by a plan of scales, flipping and sliding windows."""
+"""Run a generator on images: whole, or by a plan of scales, flipping and sliding windows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ViewPlan:
 
 
 def slide(size: Size, window: Size, stride: Size) -> list[Window]:
-    """The windows of an image of `size`, as mmsegmentation slides them: row by row, the last ones moved back inside."""
+    """List the windows of an image of `size`, as mmsegmentation slides them: row by row, the last ones moved inside."""
     places = []
     for length, extent, step in zip(size, window, stride, strict=True):
         extent = min(extent, length)
@@ -56,7 +56,7 @@ def slide(size: Size, window: Size, stride: Size) -> list[Window]:
 
 
 def propose(generator: Generator, images: Sequence[np.ndarray], scale: float = 1.0) -> list[Proposals]:
-    """Proposals of every image, seen whole, in order.
+    """Propose masks for every image, seen whole, in order.
 
     Args:
         images: RGB uint8 (H, W, 3), each of any size.
@@ -74,12 +74,12 @@ def frame_of(generator: Generator, image: np.ndarray, scale: float = 1.0) -> Fra
 
 
 def propose_frames(generator: Generator, frames: Sequence[Frame]) -> list[Proposals]:
-    """Proposals of frames, in order."""
+    """Propose masks for frames, in order."""
     return list(_forward(generator, frames))
 
 
 def propose_views(generator: Generator, image: np.ndarray, plan: ViewPlan, batch_size: int = 1) -> Iterator[Proposals]:
-    """Proposals of all views of an image, in the order of the plan.
+    """Propose masks for all views of an image, in the order of the plan.
 
     Args:
         image: RGB uint8 (H, W, 3).
