@@ -67,7 +67,7 @@ def test_everything_runs_once_after_what_it_needs(engine, monkeypatch: pytest.Mo
 
 
 def test_a_failure_ends_what_needs_it_and_nothing_else(engine, tmp_path: Path, capsys) -> None:
-    with pytest.raises(UserError, match="submit: generate-proposals 1 failed, 3 that need them were left out") as info:
+    with pytest.raises(UserError, match="submit: generate-proposals 1 failed, 3 dependent tasks were skipped") as info:
         engine(make_chain(2), make_slots(2, [], CORES), {"generate-proposals 1": 8})
     assert info.value.exit_code == 8 and str(tmp_path / "log") in str(info.value)
     found = traces(tmp_path)

@@ -120,15 +120,15 @@ READ: dict[str, tuple[tuple[int, ...], Callable[[np.ndarray], bytes]]] = {
 
 REFUSED: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
     "colors": (lambda x: write_png(COLORS[x], RGB), "this one has colors"),
-    "JPEG": (lambda x: by_pillow(x, "JPEG", quality=100), "other values than were drawn"),
-    "WebP": (lambda x: by_pillow(x, "WEBP", "RGB", lossless=True), "other values than were drawn"),
-    "TIFF, JPEG": (lambda x: by_pillow(x, "TIFF", compression="jpeg"), "other values than were drawn"),
+    "JPEG": (lambda x: by_pillow(x, "JPEG", quality=100), "may not store label values exactly"),
+    "WebP": (lambda x: by_pillow(x, "WEBP", "RGB", lossless=True), "may not store label values exactly"),
+    "TIFF, JPEG": (lambda x: by_pillow(x, "TIFF", compression="jpeg"), "may not store label values exactly"),
     "CMYK": (lambda x: by_pillow(x, "TIFF", "CMYK"), "stored as CMYK"),
     "real numbers": (lambda x: by_pillow(x, "TIFF", "F"), "stored as F"),
     "16-bit channels": (lambda x: write_png(equal(x, 3), RGB, 16), "stored as RGB;16B"),
     "16 bits with alpha": (lambda x: write_png(equal(x, 1, 65535), GRAY_ALPHA, 16), "stored as LA;16B"),
-    "labels in the alpha": (lambda x: write_png(np.stack([x * 0 + 9, x], -1), GRAY_ALPHA), "differ in their transp"),
-    "labels in the alpha of white": (lambda x: write_png(equal(x * 0 + 255, 3, x), RGBA), "differ in their transp"),
+    "labels in the alpha": (lambda x: write_png(np.stack([x * 0 + 9, x], -1), GRAY_ALPHA), "differ in transp"),
+    "labels in the alpha of white": (lambda x: write_png(equal(x * 0 + 255, 3, x), RGBA), "differ in transp"),
     "palettes of colors that differ": (lambda x: as_palette(x, COLORS), "palettes of the dataset differ"),
     "a ramp for display": (
         lambda x: write_png(x // 8, PALETTE, palette=GRAYS[[0, 255]]),

@@ -91,9 +91,9 @@ def test_labels_lie_on_what_they_were_drawn_on(
     data = semantic(tmp_path, image, label)
     (found,) = as_dict(check_split(data), data)["image_orientations"] or [{"read": "upright"}]
     if orientation > 1 and drawn != "stated" and (orientation < 5 or shape == "square"):
-        with pytest.raises(InputError, match=rf"orientation {orientation} turns it, and nothing says") as error:
+        with pytest.raises(InputError, match=rf"orientation {orientation} rotates it, but it is unknown") as error:
             data.read_image(data.samples[0])
-        assert 'say orientation = "upright"' in error.value.message and found["read"] == "refused"
+        assert 'set orientation = "upright"' in error.value.message and found["read"] == "refused"
         says = drawn
     else:
         assert agree(data) and data.image_size(data.samples[0]) == data.read_semantic(data.samples[0]).shape
@@ -134,7 +134,7 @@ def test_annotation_files(tmp_path: Path, orientation: int, drawn: str, kind: st
     making.write_annotations(tmp_path, content)
     data = Dataset(making.coco_spec(kind=kind), tmp_path, "val")
     if orientation == 3:
-        with pytest.raises(InputError, match="nothing says"):
+        with pytest.raises(InputError, match="it is unknown"):
             data.read_image(data.samples[0])
         data = Dataset(making.coco_spec(kind=kind, orientation=drawn), tmp_path, "val")
     assert agree(data)
@@ -142,7 +142,7 @@ def test_annotation_files(tmp_path: Path, orientation: int, drawn: str, kind: st
         del image["height"]
         making.write_annotations(tmp_path, json.loads(json.dumps(content)))
         data = Dataset(making.coco_spec(kind=kind), tmp_path, "val")
-        with pytest.raises(InputError, match="nothing says"):
+        with pytest.raises(InputError, match="it is unknown"):
             data.image_size(data.samples[0])
 
 

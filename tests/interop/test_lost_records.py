@@ -79,10 +79,10 @@ def test_a_record_without_an_image_costs_itself_alone(
         assert reason.format(key=key) in outcome.unusable[0], (name, outcome.unusable)
         assert world.stored(tmp_path / str(number)) == expected and not outcome.failed, name
         said = capsys.readouterr().err
-        assert "no mask for 1 of 5 images" in said and "left out may be theirs" in said, name
+        assert "no mask for 1 of 5 images" in said and "skipped records may be theirs" in said, name
         with pytest.raises(PartialError, match="1 record of unknown images skipped, the rest is done"):
             outcome.report("proposals")
-        assert f"left out: {outcome.unusable[0]}" in capsys.readouterr().err
+        assert f"skipped: {outcome.unusable[0]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["coco", "mmdet"])

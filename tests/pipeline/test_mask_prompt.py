@@ -132,7 +132,7 @@ def test_generated_masks_are_labeled_by_the_majority_inside_them(project: Projec
 
 def test_what_does_not_go_together_is_refused(project: Project, lossless: Path, tmp_path: Path) -> None:
     train = {"mask_proposals": str(lossless / "train")}
-    with pytest.raises(UsageError, match="point prompts need no proposals"):
+    with pytest.raises(UsageError, match="point prompts use no proposals"):
         project.run("train-classifier", tmp_path, **train)
     with pytest.raises(UsageError, match="crop_scale"):
         project.run("train-classifier", tmp_path, **{**MASK, **train, "crop_scale": (0.5, 1.0)})

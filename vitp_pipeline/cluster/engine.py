@@ -50,7 +50,7 @@ class Engine:
     Attributes:
         submit: runs or submits the chain. Raises UserError if that is refused.
         plan: describes what `submit` would do; writes nothing.
-        here: whether tasks run in this file system: paths are then made absolute, and the run is created. Else files are
+        here: whether tasks run in this file system: paths are then made absolute and the run created. Else files are
             printed for the user to submit.
         shards: default number of a new run; None: the user must give it.
         takes_workers: whether it starts processes on this machine, as many as `--workers` says, and reads no

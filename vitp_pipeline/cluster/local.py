@@ -272,7 +272,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
     failed = [t for t in tasks if t.code not in (*GOOD_ENDS, LEFT_OUT)]
     if failed:
         left_out = sum(t.code == LEFT_OUT for t in tasks)
-        after = f", {left_out} that need them were left out" if left_out else ""
+        after = f", {left_out} dependent tasks were skipped" if left_out else ""
         error = UserError(
             f"submit: {_names(failed)} failed{after}",
             f"The logs are in {logs}; after fixing, the same command runs what is missing",
@@ -284,7 +284,7 @@ def report(tasks: Sequence[Task], logs: Path) -> None:
     if partial := [t for t in tasks if t.code == PartialError.exit_code]:
         raise PartialError(
             f"submit: all tasks ran, but images failed in {_names(partial)}",
-            f"The logs in {logs} name them; correct them, then run again with --retry-failed",
+            f"The logs in {logs} list them; fix them, then run again with --retry-failed",
         )
     if unsaid := [t for t in tasks if t.code == OutputError.exit_code]:
         raise OutputError(f"submit: all tasks are done, but the logs of {_names(unsaid)} are incomplete", f"See {logs}")

@@ -174,9 +174,11 @@ class TrainSettings:
                 'Use "linear", "patch" or "rotary"',
             )
         if self.mask_proposals and self.prompt != "mask":
-            raise UsageError('mask_proposals goes with prompt = "mask"; point prompts need no proposals')
+            raise UsageError('mask_proposals needs prompt = "mask"; point prompts use no proposals')
         if self.mask_proposals and (self.crop_scale != (1.0, 1.0) or self.rotation):
-            raise UsageError("mask_proposals goes with neither crop_scale nor rotation: its masks are of whole images")
+            raise UsageError(
+                "mask_proposals cannot be combined with crop_scale or rotation: its masks cover whole images"
+            )
         if self.weights and self.init_from:
             raise UsageError("weights and init_from are both set", "Keep one: a classifier brings its backbone along")
         if self.init_from == self.name:

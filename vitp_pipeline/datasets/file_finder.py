@@ -67,7 +67,7 @@ class Places:
         if near := next(filter(None, map(self._but_for_case, patterns)), None):
             hint = f"Patterns are case-sensitive: this one would match: {near}"
         elif compressed := [path for folder in self.folders for path in compressed_in(folder)]:
-            hint = f"{compressed[0].name} is compressed, which cannot be read at random places: unpack it, or make a "
+            hint = f"{compressed[0].name} is compressed, which does not allow random access: unpack it, or make a "
             hint += "plain .tar or .zip of it"
         return MissingDataError(f"{self.expected(patterns[0])}: no images there", hint)
 

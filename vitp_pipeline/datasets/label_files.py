@@ -141,13 +141,13 @@ def open_exactly(path: Path, what: str) -> ImageFile:
     kind, _, compression = image.format.partition(" ")
     if not (kind in LOSSLESS or (kind == "TIFF" and compression in LOSSLESS_TIFF)):
         raise InputError(
-            f"{path}: this {what} is {image.format}, which may store other values than were drawn",
-            "Save it as PNG again, from where it was drawn",
+            f"{path}: this {what} is {image.format}, which may not store label values exactly",
+            "Export it again from its source, as PNG",
         )
     if (count := getattr(image.pixels, "n_frames", 1)) > 1:
         raise InputError(
-            f"{path}: this {what} holds {count} pictures, and nothing says which one has the labels",
-            "Save that one alone",
+            f"{path}: this {what} holds {count} images, and it is unknown which one has the labels",
+            "Save only that one",
         )
     if image.raw_mode in ("LA", "RGBA", "BGRA"):
         _require_needless_alpha(np.asarray(image.pixels), path, what)
@@ -162,6 +162,6 @@ def _require_needless_alpha(pixels: np.ndarray, path: Path, what: str) -> None:
     keys = values @ (256 ** np.arange(1, values.shape[-1] + 1))
     if len(np.unique(keys + alpha)) > len(np.unique(keys)):
         raise InputError(
-            f"{path}: in this {what} pixels of the same value differ in their transparency, so that it says something",
+            f"{path}: pixels of one value differ in transparency in this {what}, so transparency carries information",
             "Save it without transparency",
         )

@@ -23,7 +23,7 @@ from vitp_pipeline.errors import InputError
 SURVEYED = 64
 """Label images that are looked at, evenly spread, to know how a dataset stores its labels."""
 
-SAY = 'say values = "stored" (indices, samples as they are) or "shown" (gray levels) under [labels] in the manifest'
+SAY = 'set values = "stored" (indices, samples as they are) or "shown" (gray levels) under [labels] in the manifest'
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bo
     if labels is not None and not any(fits):
         return True  # the later comparison of sizes reports the difference
     raise InputError(  # the fix is part of the message: reasons of failed images have no other
-        f"{image.path}: its EXIF orientation {image.orientation} turns it, and nothing says whether its labels are of "
-        'the turned image: say orientation = "upright" (they are) or "stored" (they are not) under [labels] in the '
-        "manifest"
+        f"{image.path}: its EXIF orientation {image.orientation} rotates it, but it is unknown whether its labels "
+        'match the rotated image: set orientation = "upright" (they do) or "stored" (they do not) under [labels] in '
+        "the manifest"
     )

@@ -266,13 +266,13 @@ def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int, p
     if member.flag_bits & 1:
         raise InputError(f"{name}: is encrypted", REPACK)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InputError(f"{name}: is packed by a method ({member.compress_type}) that is not read", REPACK)
+        raise InputError(f"{name}: uses an unsupported compression method ({member.compress_type})", REPACK)
     return archive.open(member)
 
 
 def _check_size(path: Path, size: int, limit: int) -> None:
     if size > limit:
-        raise InputError(f"{path}: has {size / 1e9:.1f} GB, more than {limit / 1e9:.1f} GB", "A smaller copy would do")
+        raise InputError(f"{path}: has {size / 1e9:.1f} GB, more than {limit / 1e9:.1f} GB", "Use a smaller copy")
 
 
 def _plain(name: str) -> str:

@@ -246,7 +246,7 @@ def pickle_errors(path: Path, kind: str, hint: str) -> Iterator[None]:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(
             f"{path}: not a readable {kind} ({type(error).__name__}: {reason})",
-            "Copy or fetch it again: it may be cut off, or no such file at all",
+            "Copy or download it again: it may be truncated, or another kind of file",
         ) from error
 
 

@@ -47,7 +47,7 @@ def backbone_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
     """
     weights = unwrapped({_CHUNK.sub(r"blocks.\1.", name): tensor for name, tensor in _flat(content).items()})
     if not weights:
-        raise InputError(f"{path}: contains no state dict", "Give the weights alone, not a training state")
+        raise InputError(f"{path}: contains no state dict", "Give the model weights, not a training checkpoint")
     nests = {name.removesuffix(end) for name in weights for end in _OF_EVERY_VIT if f".{name}".endswith(f".{end}")}
     if not nests:
         first, second = _OF_A_TOWER

@@ -86,7 +86,7 @@ def check_dataset(
 def print_report(report: dict[str, Any]) -> None:
     """For people, on standard output."""
 
-    some = "" if report["checked"] == report["images"] else f", {report['checked']} of them looked at"
+    some = "" if report["checked"] == report["images"] else f", {report['checked']} of them checked"
     show(f"{report['split']}: {report['images']} images{some}")
     sizes = list(report["sizes"].items())
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:6])
@@ -100,7 +100,7 @@ def print_report(report: dict[str, Any]) -> None:
     reasons = [entry["reason"] for entry in report["broken"]]
     if report["unknown"]:  # of which one file is enough
         first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
-        show(f"  such a value needs a class in the manifest, or a place in the `ignore` of its [labels]; {first}")
+        show(f"  add such a value to `classes` in the manifest, or to `ignore` under [labels]; {first}")
         reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
     _list("BROKEN", reasons)
     _list("odd", [entry["reason"] for entry in report["odd"]])

@@ -89,9 +89,9 @@ class Outcome:
             kept = f", {self.cached} {_was(self.cached)} {before} before" if self.cached else ""
             say(f"{stage}: {counted(self.made, 'image')} in {self.seconds:.0f} s{kept}")
         for reason in self.unusable[:10]:
-            say(f"  left out: {reason}")
+            say(f"  skipped: {reason}")
         if (more := len(self.unusable) - 10) > 0:
-            say(f"  left out: {more} more")
+            say(f"  skipped: {more} more")
         if self.failed:
             for image_id, reason in self.failed[:10]:
                 say(f"  failed: {image_id}: {reason}")

@@ -200,7 +200,7 @@ class Predictor:
         points = tuple(dict.fromkeys(("max", classify.points)))
         self.proposals = replace(proposals or ProposalSettings(""), points=points)
         if classifier is None and evaluate.alpha:
-            raise UsageError("which classifier?", "Give one, or alpha = 0: the generator alone")
+            raise UsageError("no classifier given", "Give one, or alpha = 0: the generator alone")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
         self.generator, self.settings = generator, evaluate
         self.spec = spec or _classes_of(generator, model)

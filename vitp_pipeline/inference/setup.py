@@ -63,7 +63,7 @@ def prepare(
     source = find_source(proposals, lambda text: given.find_file(text, root))
     named = bool(classify.classifier) or run is not None
     if not named and (flags["name"] or evaluate.alpha):
-        raise UsageError("which classifier?", WHICH_CLASSIFIER)
+        raise UsageError("no classifier given", WHICH_CLASSIFIER)
     classifier = classifier_file(given, classify, root, run or LocalStore(out)) if named else None
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
@@ -123,7 +123,7 @@ def _settings(
     values = {**flags, **paths, **changes}
     table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})
     if values.get("config") is None and "config" not in table:
-        raise UsageError("which generator?", "Give --generator CONFIG, or a recipe that names one, --recipe R")
+        raise UsageError("no generator given", "Give --generator CONFIG, or a recipe that names one, --recipe R")
     if values.get("config") is not None:  # the recipe's weights are not of another generator
         values["checkpoint"] = values.get("checkpoint") or ""
     if values.get("name") is not None:  # by name, in the run

@@ -109,7 +109,7 @@ class Detections:
             raise InputError(claims.odd[0], self.hint)
         say_strangers(claims, self.dataset)
         if empty := sum(not self._by_image.get(image_id) for image_id in self.dataset.image_ids):
-            lost = "; masks that are left out may be theirs" if claims.odd else ""
+            lost = "; skipped records may be theirs" if claims.odd else ""
             say(f"{self.path}: has no mask for {empty} of {len(self.dataset)} images; they have no proposals{lost}")
 
     def digest(self, sample: Sample) -> str:

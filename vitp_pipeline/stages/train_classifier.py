@@ -63,7 +63,7 @@ class Training:
     def report(self) -> None:
         """Report the images that were left out. Raises PartialError when images could not be read."""
         for image_id, reason in [*self.failed, *((i, NO_LABEL) for i in self.unlabeled)][:10]:
-            say(f"  left out: {image_id}: {reason}")
+            say(f"  skipped: {image_id}: {reason}")
         if self.failed:
             raise PartialError(
                 f"train-classifier: trained without {counted(len(self.failed), 'image')} that cannot be read",
