@@ -139,7 +139,7 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["gc", "nowhere"], 3, ["nowhere"]),
         (["submit", "camvid", *IN], 2, ["--engine", "vitp submit --help"]),
         (["submit", "camvid", *IN, "--engine", "moab"], 2, ["moab", "slurm"]),
-        (["submit", "camvid", *IN, "--engine", "slurm"], 2, ["how many shards", "--shards N"]),
+        (["submit", "camvid", *IN, "--engine", "slurm"], 2, ["number of shards", "--shards N"]),
         (["submit", "camvid", *IN, "--engine", "slurm", "--shards", "0"], 2, ["--shards"]),
         (["submit", "camvid", *IN, "--engine", "slurm", "--shards", "4"], 3, ["nowhere", "--data-root"]),
         (["submit", "camvid", *IN, "--engine", "slurm", "-j", "4"], 2, ["--engine local"]),

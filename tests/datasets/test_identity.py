@@ -50,7 +50,7 @@ def test_ids_as_text(value: object, text: str) -> None:
 
 @pytest.mark.parametrize("value", [None, True, False, 1.5, 1e300, float("nan"), float("inf"), [], {}, [1], "\ud800"])
 def test_what_is_no_id(value: object) -> None:
-    with pytest.raises(ValueError, match=r"no image id|UTF-8"):
+    with pytest.raises(ValueError, match=r"not an image id|UTF-8"):
         image_key(value)
 
 

@@ -135,9 +135,9 @@ REFUSED: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
         "read as 0, 255 .* or as 0, 1",
     ),
     "PGM up to 15": (lambda x: b"P5 11 9 15\n" + x.astype(np.uint8).tobytes(), "stored as samples up to 15"),
-    "PNG of two pictures": (lambda x: two_pictures(x, "PNG"), "holds 2 pictures"),
-    "GIF of two pictures": (lambda x: two_pictures(x, "GIF"), "holds 2 pictures"),
-    "TIFF of two pictures": (lambda x: two_pictures(x, "TIFF"), "holds 2 pictures"),
+    "PNG of two pictures": (lambda x: two_pictures(x, "PNG"), "holds 2 images"),
+    "GIF of two pictures": (lambda x: two_pictures(x, "GIF"), "holds 2 images"),
+    "TIFF of two pictures": (lambda x: two_pictures(x, "TIFF"), "holds 2 images"),
     "PBM": (lambda x: b"P4 11 9\n" + np.packbits(x > 5, axis=1).tobytes(), "stored as 1;I"),
 }
 
@@ -290,7 +290,7 @@ def test_check_dataset_compares_splits(tmp_path: Path, capsys: pytest.CaptureFix
     check_dataset(str(tmp_path / "m.toml"), tmp_path)
     told = capsys.readouterr().out
     assert all(
-        f"labels of other splits are stored differently: {form}; one rule" in told
+        f"labels of other splits differ in storage: {form}; one rule" in told
         for form in ("color palette", "8-bit gray")
     )
 

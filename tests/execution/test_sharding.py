@@ -115,7 +115,7 @@ def test_an_array_that_stands_for_other_shards(variable: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "3-1", "1--2", "-1", "1.5", "²"])
 def test_no_list_of_shards(text: str) -> None:
-    with pytest.raises(UsageError, match="no list"):
+    with pytest.raises(UsageError, match="not a list"):
         parse_shards(text)
 
 
