@@ -116,7 +116,7 @@ def writes_of_the_package() -> dict[str, list[ast.Call]]:
 def test_every_write_of_the_package_is_a_step() -> None:
     found = {place: calls for place, calls in writes_of_the_package().items() if not place.startswith(f"{MODULE}:")}
     strays = [f"{place}: {ast.unparse(call)}" for place in found.keys() - OTHERS.keys() for call in found[place]]
-    assert not strays, "use artifacts.writes, or say in OTHERS why not:\n" + "\n".join(strays)
+    assert not strays, "use storage.fs_ops, or say in OTHERS why not:\n" + "\n".join(strays)
     assert not (gone := OTHERS.keys() - found.keys()), f"no longer there: {gone}"
 
 

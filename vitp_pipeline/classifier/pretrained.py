@@ -59,10 +59,10 @@ def load_backbone_weights(model: PointViT, state: dict[str, Tensor], name: str) 
 
 
 def _by_timms_names(state: dict[str, Tensor], vit: Vit, name: str) -> dict[str, Tensor]:
-    rename = (eva if isinstance(vit, eva.Eva) else vision_transformer).checkpoint_filter_fn
+    to_timm = (eva if isinstance(vit, eva.Eva) else vision_transformer).checkpoint_filter_fn
     try:
         with results_apart():  # timm prints
-            renamed = rename({key: value.float() for key, value in state.items()}, vit)
+            renamed = to_timm({key: value.float() for key, value in state.items()}, vit)
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise IncompatibleError(f"{name}: not weights of a ViT ({error})") from error
     return {key: value for key, value in renamed.items() if not key.startswith(_NOT_BACKBONE)}
