@@ -1,7 +1,7 @@
 """mmsegmentation 1.x config of the demonstration's generator: a Mask2Former of about a million parameters.
 
-The test pipeline halves the scenes of 192 x 256. That is what makes the generator small and fast, and blind to
-most of the fine textures that tell the classes of one group apart: good masks, doubtful names.
+The test pipeline halves the scenes of 192 x 256. That makes the generator small and fast, and hides most of the fine
+textures that distinguish the classes of one group: its masks are good, its classes uncertain.
 """
 
 dataset_meta = dict(

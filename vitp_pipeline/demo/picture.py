@@ -1,4 +1,4 @@
-"""A picture of results, side by side: image, ground truth, the generator's names, the fused ones; and their colors."""
+"""Draw results side by side: image, ground truth, the generator's classes, the fused classes, and a color legend."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
 
 
 def _legend_places(names: list[str], breadth: int) -> list[tuple[int, int]]:
-    """Left and top of every entry, in lines no wider than `breadth`."""
+    """Return left and top of every legend entry, in lines no wider than `breadth`."""
     places, left, top = [], 0, 0
     for name in names:
         wide = round(ImageFont.load_default().getlength(name)) + SWATCH + 20
@@ -66,7 +66,7 @@ def _legend_places(names: list[str], breadth: int) -> list[tuple[int, int]]:
 def _panels(
     evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray
 ) -> tuple[float, list[np.ndarray], set[int]]:
-    """(pixels that fusion put right, the four pictures, the classes in them)."""
+    """Return (pixels that fusion corrected, the four pictures, the classes in them)."""
     dataset = evaluation.dataset
     sample = dataset.sample(record.image_id)
     image, truth = dataset.read_image(sample), dataset.read_semantic(sample)
@@ -80,7 +80,7 @@ def _panels(
 
 
 def colored(image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, strength: float = 0.7) -> np.ndarray:
-    """Class colors over an image.
+    """Blend class colors over an image.
 
     Args:
         image: (H, W, 3) uint8. labels: (H, W) class indices; IGNORE stays gray.

@@ -1,4 +1,4 @@
-"""`vitp demo`: draws scenes, then runs the four stages on them as a user would."""
+"""`vitp demo`: draw scenes, then run the four stages on them as a user would."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run_demo(out: Path) -> Demo:
 
 
 def print_demo(demo: Demo) -> None:
-    """Figures, and where to look, on standard output."""
+    """Print the metrics, and where to look next, on standard output."""
     from vitp_pipeline.evaluation.summary import print_result
 
     print_result(demo.result)

@@ -2,8 +2,8 @@
 
 Twelve classes in five groups. The classes of a group have the same shape and overlapping colors; what tells them
 apart for certain is a fine texture of four pixels' period, made to cancel when the scene is halved. So a network that
-sees a scene at half its size finds every region by shape and color, and must guess names from shades. That is the
-situation of the paper, drawn: a mask generator whose masks are good and whose names are not.
+sees a scene at half its size finds every region by shape and color, and must guess classes from shades. This mimics
+the paper's setting: a mask generator with good masks and poor classification.
 
 A scene is a function of (seed, split, index) alone.
 """
@@ -26,7 +26,7 @@ from vitp_pipeline.storage.fs_ops import make_folder
 SIZE = (192, 256)
 VOID_ID = 0
 MIN_AREA = 100
-"""A thing of which fewer pixels remain visible is unlabeled: nobody could name it."""
+"""A thing with fewer visible pixels is unlabeled: it could not be classified."""
 
 Array = np.ndarray
 
@@ -36,7 +36,7 @@ class Category:
     """One class: `group` fixes shape and range of colors, `texture` tells it from the others of its group.
 
     `tones` are the parameters of the beta distribution of where in the group's range its colors lie. Those of a
-    group overlap: who goes by the shade alone names 84 % of two classes and 64 % of three rightly.
+    group overlap: a classifier that uses only the shade is right for 84 % of two classes and 64 % of three.
     """
 
     id: int
@@ -148,7 +148,7 @@ TEXTURES: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 
 def texture(name: str, y: Array, x: Array, rng: np.random.Generator) -> Array:
-    """The texture at pixels (y, x) of the scene, float32, its phase drawn."""
+    """Evaluate the texture at pixels (y, x) of the scene, float32, with a random phase."""
     phases: Array = -np.pi / 4 + rng.uniform(-JITTER, JITTER, 2)
     return TEXTURES[name](y, x, phases)
 
@@ -210,7 +210,7 @@ def _curve(y: Array, x: Array, level: float, angle: float, rng: np.random.Genera
 
 
 def _background(y: Array, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Two or three bands of stuff divided by wavy lines: (canvas float32 (H, W, 3), category id (H, W))."""
+    """Draw two or three bands of stuff divided by wavy lines: (canvas float32 (H, W, 3), category id (H, W))."""
     bands = int(rng.integers(2, 4))
     # Neighbors are of different groups: edges are plain to see whatever the names.
     groups = [[c for c in STUFF if c.group == group] for group in ("water", "sand")]
@@ -255,7 +255,7 @@ def _paste(canvas: Array, distance: Array, paint: Array, lift: float = 3.0) -> N
 def _place(
     rng: np.random.Generator, size: tuple[int, int], radius: float, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float] | None:
-    """A center at which a shape overlaps those already there by a part only; None after twenty tries."""
+    """Find a center at which a shape overlaps existing ones only in part; None after twenty tries."""
     for _ in range(20):
         cy, cx = rng.uniform(8, size[0] - 8), rng.uniform(8, size[1] - 8)
         if all(np.hypot(cy - y, cx - x) > 0.72 * (radius + r) for y, x, r in taken):
@@ -264,7 +264,7 @@ def _place(
 
 
 def _pebble(canvas: Array, y: Array, x: Array, radius: float, rng: np.random.Generator) -> Array:
-    """A plain pale pebble, of no class at all. Returns where it is, bool."""
+    """Draw a plain pale pebble, which has no class. Returns its mask, bool."""
     distance = _ball(y * 1.15, x * 0.9, radius, rng)
     light = 1 - 0.14 * (y + x) / radius
     _paste(canvas, distance, np.array([214, 210, 204], np.float32) * light[..., None])
@@ -345,7 +345,7 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int] = SIZE) 
 
 
 def id_to_rgb(ids: Array) -> Array:
-    """Segment ids int (H, W) as the uint8 (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B."""
+    """Encode segment ids, int (H, W), as uint8 (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B."""
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 

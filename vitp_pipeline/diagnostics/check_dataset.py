@@ -1,4 +1,4 @@
-"""`vitp check-dataset`: hold a dataset against its manifest."""
+"""`vitp check-dataset`: check a dataset against its manifest."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def check_dataset(
     Args:
         name: a recipe or a manifest.
         split: only this one; default: every split that has files of its own.
-        out: where the sheet goes; with several splits the split's name is put before its ending.
-        limit: images that are looked at, evenly spread; 0 = all.
+        out: path of the sheet; with several splits the split's name is put before its suffix.
+        limit: number of images to check, evenly spread; 0 = all.
     Raises:
-        InputError: a split is not there, or some of its files are broken or have unknown labels.
-        UsageError: no such split, or `out` is no PNG.
+        InputError: a split is missing, or some of its files are broken or have unknown labels.
+        UsageError: no such split, or `out` is not a PNG.
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
@@ -84,7 +84,7 @@ def check_dataset(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """For people, on standard output."""
+    """Print a report for people, on standard output."""
 
     some = "" if report["checked"] == report["images"] else f", {report['checked']} of them checked"
     show(f"{report['split']}: {report['images']} images{some}")
@@ -113,7 +113,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _print_classes(report: dict[str, Any]) -> None:
-    """Print the classes, and label values that belong to none."""
+    """Print the classes, and label values without a class."""
     from vitp_pipeline.runtime.tables import Table
 
     if report["ignored_share"] is not None:
@@ -137,7 +137,7 @@ def _print_classes(report: dict[str, Any]) -> None:
 
 
 def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Say how label files are read, and what is done about orientations."""
+    """Describe how label files are read, and how EXIF orientations are handled."""
     ways = {"stored": "as stored", "shown": "as the gray levels that they show", "refused": "REFUSED"}
     if readings := [f"{r['stored']} {ways[r['read']]} ({r['files']})" for r in report["label_readings"]]:
         palettes = f"; {report['label_palettes']} different palettes" if report["label_palettes"] > 1 else ""

@@ -1,4 +1,4 @@
-"""Looks at every file of a split: what can be read, which label values occur, which classes are covered."""
+"""Check every file of a split: readability, label values that occur, classes covered."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class SplitCheck:
     """Properties of a split. Values are label values or category ids, as `Finding` has them.
 
     Attributes:
-        label_readings: label files by (how they are stored, how they are read).
+        label_readings: label files by (storage form, reading).
         palettes: the different palettes of label images.
-        orientations: images by (EXIF orientation, what is done about it). label_orientations: label images by theirs.
+        orientations: images by (EXIF orientation, handling). label_orientations: label images by orientation.
         listed: images of the split.
         checked: those looked at.
         unlabeled: why the split has no ground truth, or "".
-        unknown: images by label value that is neither a class nor ignored.
+        unknown: images by unknown label value (neither a class nor ignored).
         value_images: images by label value.
         unlabeled_images: ids of images in which nothing has a class.
         stray: label files without an image.
@@ -87,9 +87,9 @@ def check_split(
     """Examine the images of a split; memory does not grow with their number.
 
     Args:
-        limit: look at so many images only, evenly spread; 0 = all.
+        limit: number of images to check, evenly spread; 0 = all.
         workers: threads.
-        advance: is called after every image.
+        advance: called after every image.
     """
     chosen = spread(dataset.samples, limit)
     check = SplitCheck(dataset.split, len(dataset), unlabeled=dataset.samples.unlabeled)
@@ -105,14 +105,14 @@ def check_split(
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples at even distances, the first one included; all of them for 0."""
+    """Select `count` evenly spaced samples, including the first; all for 0."""
     if not count or count >= len(samples):
         return list(samples)
     return [samples[i * len(samples) // count] for i in range(count)]
 
 
 def examine(dataset: Dataset, sample: Sample) -> Finding:
-    """Read an image and its labels. What is wrong with them is in the finding; nothing is raised for it."""
+    """Read an image and its labels. Faults go into the finding; nothing is raised."""
     found = Finding(sample.image_id)
     try:
         image = open_image(sample.image)
@@ -132,7 +132,7 @@ def examine(dataset: Dataset, sample: Sample) -> Finding:
 
 
 def as_dict(check: SplitCheck, dataset: Dataset) -> dict[str, Any]:
-    """A split's check with JSON types only. `classes` are all of the manifest's; `missing` those that no image has."""
+    """Convert a split's check to JSON types. `classes` are all of the manifest's; `missing` those that no image has."""
     spec, listed = dataset.spec, dataset.kind.has_segments or dataset.kind.has_objects
     classes = [
         {

@@ -1,4 +1,4 @@
-"""A sheet of sample images with their labels laid over them, to see at a glance whether they belong together."""
+"""Draw a sheet of sample images overlaid with their labels, to see at a glance whether they match."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _tile(dataset: Dataset, sample: Sample) -> Image.Image:
 
 
 def _overlay(dataset: Dataset, sample: Sample, image: np.ndarray) -> tuple[Image.Image, dict[int, float]]:
-    """The overlay, and area (or number of boxes) by class; the image itself where there is no ground truth."""
+    """Make the overlay, and area (or number of boxes) by class; the image itself without ground truth."""
     if sample.truth is None:
         return Image.fromarray(image), {}
     colors = np.array([info.color for info in dataset.spec.classes], np.uint8)
@@ -92,7 +92,7 @@ def _failure(sample: Sample, error: InputError) -> Image.Image:
 
 
 def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
-    """PIL's own font lacks most signs beyond Latin-1."""
+    """Draw text; characters beyond Latin-1, which PIL's own font mostly lacks, are replaced."""
     pen.text(at, text.encode("latin-1", "replace").decode("latin-1"), fill="black")
 
 

@@ -1,4 +1,4 @@
-"""Capabilities of this installation."""
+"""Describe this installation: versions, devices, compiled operators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def findings() -> Iterator[tuple[str, str]]:
-    """(what, finding) pairs, in the order in which a person reads them."""
+    """List (item, finding) pairs, in reading order."""
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     for package in PACKAGES:

@@ -1,6 +1,6 @@
-"""Parameters and operations of generator and classifier, as the paper's Tables 1, 2, 3 and 4a list them.
+"""Count parameters and FLOPs of generator and classifier, as in the paper's Tables 1, 2, 3 and 4a.
 
-One multiply-add is one MAC and two FLOPs. What the paper calls "#FLOPs" are MACs (docs/cost.md). Counted are matrix
+One multiply-add is one MAC and two FLOPs. The paper's "#FLOPs" are MACs (docs/cost.md). The count covers matrix
 products, convolutions, attention (as if every token saw every other) and bilinear sampling; elementwise operations,
 norms, softmax and resizing are not, nor are compiled operators that torch knows nothing of.
 """
@@ -33,11 +33,11 @@ class Cost:
         part: "generator" or "classifier".
         network: its config's or its backbone's name.
         size: (height, width) of what enters it.
-        n: queries of the generator, points in one forward of the classifier.
+        n: queries of the generator, or points per forward pass of the classifier.
         classes: K.
-        forwards: how many an image takes.
-        parameters: of all its tensors that could learn, used or not.
-        flops: of all forwards, two a multiply-add.
+        forwards: forward passes per image.
+        parameters: all trainable numbers, used or not.
+        flops: of all forward passes, two per multiply-add.
     """
 
     part: str
@@ -55,10 +55,10 @@ class Cost:
 
 
 def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards: int = 1) -> Cost:
-    """ViT-P with N points, or masks where it is prompted with them, built without memory or weights.
+    """Count ViT-P with N points, or with N masks for a mask-prompted one, built on the meta device.
 
     Args:
-        settings: architecture and `image_size`; nothing else of them counts.
+        settings: only architecture and `image_size` matter.
         classes: K.
         points: N of one forward.
         forwards: forwards an image, e.g. 2 with the flipped image.
@@ -78,7 +78,7 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
 
 
 def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: Size) -> Cost:
-    """A built generator on a blank frame of (height, width), which it may pad; runs for real."""
+    """Count a built generator on a blank frame of (height, width), which it may pad; runs a real forward pass."""
     seen: list[Size] = []
     flops = count_flops(lambda: seen.append(generator.forward([np.zeros((*size, 3), np.uint8)])[0].padded))
     n, classes = generator.num_queries, generator.num_classes
@@ -86,7 +86,7 @@ def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: 
 
 
 def count_flops(forward: Callable[[], Any]) -> int:
-    """FLOPs of what `forward` does, two a multiply-add."""
+    """Count the FLOPs of `forward`, two per multiply-add."""
     bags = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
     sampling = {torch.ops.aten.grid_sampler_2d: _grid_sample_flops} | dict.fromkeys(bags, _embedding_bag_flops)
     counter = FlopCounterMode(display=False, custom_mapping=sampling)

@@ -1,4 +1,4 @@
-"""`vitp info`: what the networks of a recipe, or any by name, cost for one image."""
+"""`vitp info`: parameters and FLOPs per image of the networks of a recipe, or of any by name."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def costs_of(
     config: str | None = None,
     data_root: Path | None = None,
 ) -> list[Cost]:
-    """Costs of the generator, if there is one, and the classifier, if there is one, in this order.
+    """Compute the costs of the generator and the classifier, each if given, in this order.
 
     Args:
-        recipe_name: its networks are the defaults; without it `backbone` or `config` names what is looked at.
+        recipe_name: its networks are the defaults; without it `backbone` or `config` names the network.
         size: "HxW" of the classifier's input.
         points: N of the only forward; default: what `classify` would do, the points that its policy stores of each
             query, in chunks if the recipe says so; without a generator as many as in training.
         crop: "HxW" of the generator's input; default: the crop that its config trains on.
         classes: K of a classifier that no recipe describes.
     Raises:
-        UsageError: nothing to look at, a size that is none, or a size or number of classes that nothing says.
+        UsageError: no network given, an invalid size, or a size or number of classes that is unknown.
         InputError: recipe or config is not found.
     """
     recipe = load_recipe(recipe_name) if recipe_name is not None else None
@@ -115,7 +115,7 @@ def _classifier(
 
 
 def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
-    """A table, or JSON, on standard output; with more than one network also their sum."""
+    """Print a table, or JSON, on standard output; with more than one network also their sum."""
     rows = [{**dataclasses.asdict(cost), "macs": cost.macs} for cost in costs]
     if len(costs) > 1:
         rows.append({"part": "both", **{key: sum(r[key] for r in rows) for key in ("parameters", "flops", "macs")}})

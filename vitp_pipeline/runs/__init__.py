@@ -1,4 +1,4 @@
-"""Look after run directories: what is done (`status`), whether it is whole (`verify`), what may go (`gc`).
+"""Maintain run directories: progress (`status`), integrity (`verify`), stale files (`gc`).
 
 Enters: a run's folder. Leaves: reports; `repair` and `gc` also remove files. Start with `status`.
 """

@@ -1,4 +1,4 @@
-"""Stale files of killed tasks: `vitp gc`.
+"""Remove stale files of killed tasks: `vitp gc`.
 
 A task cleans its shard when it starts, so this is for shards that nobody will run again, and for an inode quota.
 """
@@ -18,13 +18,13 @@ from vitp_pipeline.storage.temporaries import TEMPORARY, is_abandoned
 
 
 def collect(run: Run, remove: bool = True) -> list[tuple[Path, int]]:
-    """(file, bytes) of every leaving: temporary files, arrays without the index that would commit them, free locks.
+    """List (file, bytes) of stale files: temporary files, arrays without the index that would commit them, free locks.
 
     Args:
-        remove: removes them; False only finds them.
+        remove: remove them; False only lists them.
     Raises:
         InputError: not a run directory.
-        StorageError: no permission and its kin.
+        StorageError: no permission or similar.
     """
     found: list[tuple[Path, int]] = []
     store = open_store(run)
@@ -42,7 +42,7 @@ def collect(run: Run, remove: bool = True) -> list[tuple[Path, int]]:
 
 
 def _locked_folder(store: RunStore, folder: Path, remove: bool) -> list[tuple[Path, int]]:
-    """Stale files of a folder that a task owns by its lock; none while one is at work."""
+    """List the stale files of a folder with a lock; none while a task works there."""
     lock = folder / "lock"
     files = store.list(folder)
     stale, there = _stale(store, folder, files), lock.name in files
@@ -63,7 +63,7 @@ def _stale(store: RunStore, folder: Path, files: dict[str, int]) -> list[tuple[P
 
 
 def _below(store: RunStore, folder: Path) -> Iterator[Path]:
-    """A folder and those in it; links are none."""
+    """List a folder and its subfolders; links are not followed."""
     yield folder
     for name in store.folders(folder):
         yield from _below(store, folder / name)

@@ -1,4 +1,4 @@
-"""run.json, by which the files of a stage are judged, and whether it may be believed."""
+"""Read run.json, the reference for checking a stage's files, and decide whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Plan:
     """Findings about a stage's run.json.
 
     Attributes:
-        run: the stage; None where nothing tells what belongs to it.
+        run: the stage; None if neither run.json nor its copy is usable.
         damages: of run.json and copies.json.
     """
 
@@ -28,7 +28,7 @@ class Plan:
 
 
 def read_plan(store: RunStore, folder: Path) -> Plan:
-    """The stage in a folder, by its run.json or, where that is damaged, by the copy; where both are whole and differ,
+    """Read the stage in a folder from its run.json or, if that is damaged, the copy; if both are intact and differ,
     by the one that the stage's files name.
     """
     path = folder / "run.json"
@@ -69,7 +69,7 @@ def read_plan(store: RunStore, folder: Path) -> Plan:
 
 
 def _stage(store: RunStore, folder: Path, text: str) -> tuple[StageRun | None, CorruptError | None]:
-    """The stage that a run.json of this text describes, or why there is none. Raises IncompatibleError."""
+    """Parse the text of a run.json; return the stage, or the reason why it is damaged. Raises IncompatibleError."""
     try:
         run = stage_of(store, folder, unseal(text, folder / "run.json"))
     except CorruptError as error:
@@ -78,7 +78,7 @@ def _stage(store: RunStore, folder: Path, text: str) -> tuple[StageRun | None, C
 
 
 def _witness(store: RunStore, folder: Path) -> str | None:
-    """The plan that the first intact file of a stage was made for; None where there is none."""
+    """Return the plan that the first intact file of a stage was made for; None without one."""
     from vitp_pipeline.artifacts.parts import RUN, read_index
 
     shards = [folder / "shards" / name for name in store.folders(folder / "shards")]

@@ -1,4 +1,4 @@
-"""Repair damage for `vitp verify --repair`: put a copy back, or remove what a rerun makes anew."""
+"""Repair damage for `vitp verify --repair`: restore a copy, or remove what a rerun makes again."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Fix = Callable[[], object]
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was written.
+    """A file that changed since it was written, or is missing.
 
     Attributes:
         path: the file.
         reason: what is wrong with it.
         stage: the folder of the stage that it belongs to.
-        shard: in which it lies.
-        fix: puts it right, or lets a rerun of the stage do so; None = nothing here can.
-        rerun: whether a rerun has to.
-        hint: what the user can do where nothing here can.
+        shard: the shard that it belongs to.
+        fix: repairs it, or lets a rerun of the stage do so; None = not repairable here.
+        rerun: whether a rerun is needed.
+        hint: advice to the user if it cannot be repaired here.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Damage:
 
 
 def repair(damages: list[Damage]) -> list[Damage]:
-    """Do what can be done, in order, while no task is at work there. Returns what could not be repaired."""
+    """Repair what can be repaired, in order, while no task works there. Returns what could not be repaired."""
     left = []
     for damage in damages:
         try:
@@ -70,12 +70,12 @@ def repair(damages: list[Damage]) -> list[Damage]:
 
 
 def removes(store: RunStore, path: Path) -> Fix:
-    """Remove a file that follows from others, or is only a memory."""
+    """Remove a file that is derived from others, or only a cache."""
     return lambda: store.remove(path)
 
 
 def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
-    """Remove a part, its index first, which uncommits it; before that what follows from it."""
+    """Remove a part, its index first, which uncommits it; before that, the files derived from it."""
     store, folder = run.store, run.shard_folder(shard)
 
     def fix() -> None:
@@ -90,7 +90,7 @@ def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
 
 
 def forgets_end(run: StageRun, shard: int) -> Fix:
-    """Remove what follows from the parts of a shard."""
+    """Remove the files derived from the parts of a shard."""
     folder = run.shard_folder(shard)
 
     def fix() -> None:
@@ -101,7 +101,7 @@ def forgets_end(run: StageRun, shard: int) -> Fix:
 
 
 def writes_end(run: StageRun, shard: int) -> Fix:
-    """Write the done.json of a shard anew, from its parts."""
+    """Rewrite the done.json of a shard from its parts."""
 
     def fix() -> None:
         with run.store.locked(run.shard_folder(shard) / "lock", wait=False):
@@ -111,12 +111,12 @@ def writes_end(run: StageRun, shard: int) -> Fix:
 
 
 def puts_back(store: RunStore, path: Path, copies: dict[str, str]) -> Fix | None:
-    """Put a file's copy in its place; None where there is no copy."""
+    """Restore a file from its copy; None without a copy."""
     return (lambda: restore(store, path, copies[path.name])) if path.name in copies else None
 
 
 def rebuilds_copies(run: StageRun) -> Fix:
-    """Copy the small files of a stage anew, those of a training that has ended as its done.json names them."""
+    """Rebuild the copies of a stage's small files; those of a finished training as its done.json names them."""
 
     def fix() -> None:
         small, store = {}, run.store

@@ -30,7 +30,7 @@ WATCH_EVERY = 5.0
 
 
 def stage_folders(store: RunStore) -> list[Path]:
-    """The folders of a run that hold a stage's results, in the order of the stages.
+    """List the folders of a run that hold a stage's results, in the order of the stages.
 
     Raises:
         InputError: not a run directory.
@@ -45,11 +45,11 @@ def stage_folders(store: RunStore) -> list[Path]:
 
 
 def run_status(run: Run) -> list[dict[str, Any]]:
-    """One entry per stage folder of a run.
+    """Report one entry per stage folder of a run.
 
-    `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (begun, and nobody is at work:
-    a task failed or was killed), or not begun. `missing` is the array expression of the latter two. `label` says which
-    class scores or evaluation it is.
+    `shards` are `shards_done`, or one of: `running` (a task holds its lock), `stopped` (started, but no task is
+    working: it failed or was killed), or not started. `missing` is the array expression of the latter two. `label` says
+    which class scores or evaluation it is.
 
     Raises:
         InputError: not a run directory.
@@ -156,7 +156,7 @@ def _training(run: StageRun) -> dict[str, Any]:
 
 
 def _last_line(run: StageRun, end: dict[str, Any] | None) -> dict[str, Any]:
-    """The last line of figures of a training; nothing before there is one."""
+    """Return the last line of metrics of a training; empty before the first."""
     path = run.folder / "metrics.jsonl"
     digest = end["files"].get(path.name) if end else None
     content = b""
@@ -174,7 +174,7 @@ def _last_line(run: StageRun, end: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _speed(run: StageRun) -> float | None:
-    """Images per second over the parts in the logs, of one task."""
+    """Compute images per second of one task, over the parts in the logs."""
     images, seconds = 0, 0.0
     logs = [run.folder / "log" / name for name in run.store.list(run.folder / "log") if name.endswith(".json")]
     run.store.fetch_all(logs)
@@ -185,7 +185,7 @@ def _speed(run: StageRun) -> float | None:
 
 
 def print_status(entries: list[dict[str, Any]], as_json: bool) -> None:
-    """A table and what to do, or JSON, on standard output."""
+    """Print a table and advice, or JSON, on standard output."""
     if as_json:
         show_json(entries, indent=2)
         return
@@ -242,7 +242,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def watch_status(run: Run, as_json: bool, wait: Callable[[float], None] = time.sleep) -> None:
-    """Print the status every few seconds until every stage that was begun is done; as JSON, one line each time.
+    """Print the status every few seconds until every started stage is done; as JSON, one line each time.
 
     Args:
         wait: sleeps.

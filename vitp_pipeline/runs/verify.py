@@ -1,6 +1,6 @@
 """`vitp verify`: check that committed files are still as they were written.
 
-What vouches for what:
+Which checksum covers which file:
 
     run.json, copies.json    their own SHA-256; the one for the other; every part and done.json names the plan's digest
     part-0000.parquet        its own SHA-256, inside it (artifacts/parts.py)
@@ -12,7 +12,7 @@ What vouches for what:
     result.json, files.json  their own SHA-256; copies.json holds them too, so one that is gone is missing
     masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
 
-What puts each right is in `runs.repair`; nothing is removed on the word of a file that is itself not proven.
+Repairs are in `runs.repair`; nothing is removed on the evidence of an unverified file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """Amount that was read, and findings."""
+    """Number of parts read, and the damage found."""
 
     parts: int
     damages: list[Damage]
@@ -59,8 +59,8 @@ class _Shard:
 
     Attributes:
         parts: how many were read.
-        good: files that were made for the plan that it was read by.
-        foreign: files that are whole, but were made for another one.
+        good: files that were made for the plan in use.
+        foreign: intact files that were made for another plan.
     """
 
     parts: int
@@ -115,7 +115,7 @@ def _folders(store: RunStore) -> list[Path]:
 
 
 def _of_the_run(store: RunStore) -> Iterator[Damage]:
-    """Files beside the stages: memories, which may go."""
+    """Check files next to the stages: caches, which may be removed."""
     run = store.folder
     yield from _sealed(store, run / "digests.json", run)
     yield from _sealed(store, run / "jobs" / "submitted.json", run)
@@ -142,7 +142,7 @@ def _of_the_stage(store: RunStore, plan: Plan) -> Iterator[Damage]:
 
 
 def _last(store: RunStore, path: Path, copies: dict[str, str]) -> Iterator[Damage]:
-    """A file that follows from all shards: where there is a copy, it was there."""
+    """Check a file derived from all shards: a copy proves that it existed."""
     fix = puts_back(store, path, copies)
     try:
         if store.exists(path) or fix is not None:
@@ -152,7 +152,7 @@ def _last(store: RunStore, path: Path, copies: dict[str, str]) -> Iterator[Damag
 
 
 def _sealed(store: RunStore, path: Path, folder: Path) -> Iterator[Damage]:
-    """A sealed file without which the results are the same."""
+    """Check a sealed file that does not affect results."""
     try:
         if store.exists(path):
             read_sealed(store.fetch(path))
@@ -191,7 +191,7 @@ OTHER_PLAN = "was made for another run.json"
 
 
 def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tuple[Path, str] | None:
-    """The bad file of a part, and why; None when both are good."""
+    """Return the damaged file of a part, and why; None when both are intact."""
     index = index_path(run.shard_folder(shard), part)
     try:
         rows = run.read_rows(shard, part)
@@ -213,7 +213,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
 
 
 def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """The bad files among those that an export wrote for other tools, and why."""
+    """List the damaged files among those that an export wrote for other tools, and why."""
     for name, digest in digests.items():
         path = folder / "results" / name
         if not store.exists(path):
@@ -223,7 +223,7 @@ def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterato
 
 
 def _end(run: StageRun, shard: int) -> Iterator[Damage]:
-    """done.json and the totals of a shard whose parts are all good."""
+    """Check done.json and the totals of a shard whose parts are all intact."""
     folder = run.shard_folder(shard)
     done, totals = folder / "done.json", totals_path(folder)
     try:
@@ -262,16 +262,16 @@ def _bad_end(run: StageRun, shard: int, reason: str) -> Damage:
 
 
 def print_damages(damages: list[Damage]) -> None:
-    """A line for each, on standard output; of what nothing here can repair also what the user can do."""
+    """Print one line per damage, on standard output, with advice for what cannot be repaired here."""
     for damage in damages:
         show(f"{damage.path}: {damage.reason}{'' if damage.fix else f'. {damage.hint}'}")
 
 
 def report(run: Run, checked: Checked, left: list[Damage] | None) -> None:
-    """Say how it ended.
+    """Print the outcome.
 
     Args:
-        left: what `repair` could not repair of what was found; None = it was not asked to.
+        left: what `repair` could not repair; None = repair was not requested.
     Raises:
         CorruptError: something is damaged.
     """

@@ -1,4 +1,4 @@
-"""Check that a training is as it was written: its done.json names the digest of every file that it leaves."""
+"""Check the files of a training against the digests in its done.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER_EPOCH = (
 
 
 def check_training(run: StageRun) -> Iterator[Damage]:
-    """Damage of a training; one that has not ended has a checkpoint alone."""
+    """List the damage of a training; an unfinished one only has a checkpoint."""
     store, folder = run.store, run.folder
     checkpoint = folder / "checkpoint.pt"
     if store.exists(checkpoint):
