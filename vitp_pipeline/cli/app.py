@@ -20,8 +20,8 @@ from vitp_pipeline.runtime.output import show
 
 
 class Commands(TyperGroup):
-    """The commands. An empty argument is refused: where the shell knows no RUN, `--out "$RUN"` would be the current
-    folder. So is one that is no text: paths go into JSON, tables and pages, which hold nothing else.
+    """Command group that refuses empty arguments: if the shell variable RUN is not set, `--out "$RUN"` would be the
+    current folder. It also refuses arguments that are not UTF-8, since paths go into JSON, tables and pages.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Typer would make a code of an interrupt that a library raises, without a word."""
+        """Report an interrupt that a library raises; Typer would exit silently with a code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -80,7 +80,7 @@ def before_any_command(
         bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Flags that stand before the command; `show_version` has seen to the one there is."""
+    """Accept flags before the command; `show_version` handles the only one."""
 
 
 COMMANDS = (

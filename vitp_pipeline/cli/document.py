@@ -1,4 +1,4 @@
-"""`--json`: a command's result as one document on standard output, and nothing else there."""
+"""`--json`: print a command's result as one document on standard output, and nothing else there."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Document:
         self.content: dict[str, Any] = {}
 
     def give(self, done: Any = None, **more: Any) -> None:
-        """Add the fields of a dataclass, and whatever else is named, with paths as people write them."""
+        """Add the fields of a dataclass and further named values, with paths as people write them."""
         fields = asdict(done) if is_dataclass(done) and not isinstance(done, type) else {}
         self.content |= fields | more
 
 
 @contextmanager
 def documented(wanted: bool) -> Iterator[Document]:
-    """A document that is printed, where `wanted`, when the block ends: well, or with a UserError after it was given.
+    """Print a document, if `wanted`, when the block ends, also when it ends with a UserError after results were given.
 
     A command that fails before it has done anything gives nothing, so nothing is printed. What the block, or a library
     that it calls, prints meanwhile goes to standard error.

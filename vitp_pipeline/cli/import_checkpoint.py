@@ -113,7 +113,7 @@ def import_generator(
     dilations: str | None,
     test_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Make the folder `out` of a detectron2 file; returns what it holds."""
+    """Make the folder `out` from a detectron2 file; return a description of it."""
     try:
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
@@ -137,7 +137,7 @@ def import_generator(
 
 
 def described(generator: dict[str, Any]) -> str:
-    """A line on an imported generator, for people."""
+    """Describe an imported generator in one line, for people."""
     edges, dilations = generator["test_size"], generator["dilations"]
     told = [
         f"{generator['model']} with a {generator['backbone']} backbone, {generator['queries']} queries",

@@ -1,6 +1,6 @@
-"""The entry point: streams that do not fail, signals that are noticed, and the exit code.
+"""Entry point: set up robust streams and signal handling, run the command, return the exit code.
 
-Nothing is imported before these are in place: the commands are in `app`, which takes a moment to build.
+Nothing else is imported before: the commands are in `app`, which takes a moment to build.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _other(error: Exception) -> int:
 
 def _show_usage_error(error: Any) -> None:
     if not error.format_message():
-        error.show()  # no arguments at all: the help
+        error.show()  # no arguments: the help
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
     message = " ".join(error.format_message().split())
@@ -74,7 +74,7 @@ def _code_of(end: SystemExit) -> int:
 
 
 def _with_output(code: int) -> int:
-    """The exit code, which also says when something could not be printed; what the command has done stays done."""
+    """Return the exit code, which also tells if output was lost; the command's work is kept in any case."""
     output.flush()
     if not output.lost:
         return code

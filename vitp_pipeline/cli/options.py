@@ -1,4 +1,4 @@
-"""Arguments and flags that several commands share, and those that all have."""
+"""Arguments and flags shared by several or by all commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_run(text: str) -> RunStore:
 
 
 def shipped_recipes(begun: str) -> list[str]:
-    """List the shipped recipes whose names begin so, for a shell's completion."""
+    """List the shipped recipes whose names start with this text, for shell completion."""
     from vitp_pipeline.shipped import shipped
 
     return sorted(path.stem for path in shipped("stages").glob("*.toml") if path.stem.startswith(begun))
@@ -100,14 +100,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 
 
 def point_policies() -> Iterable[str]:
-    """Names for `Points`."""
+    """List the point policies, for `Points`."""
     from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 
     return POINT_POLICIES
 
 
 def checked_as(kind: str) -> Callable[[typer.CallbackParam, Any], Any]:
-    """A callback that checks the value of a flag against a type of `validation.constraints`."""
+    """Make a callback that checks the value of a flag against a type of `validation.constraints`."""
 
     def check(flag: typer.CallbackParam, value: Any) -> Any:
         if value is None:
@@ -132,7 +132,7 @@ def member_of(registry: Callable[[], Any]) -> Callable[[str | None], str | None]
 
 
 def with_keys(*tables: str, **names: Callable[[], Iterable[str]]) -> type[TyperCommand]:
-    """A command whose help also shows the keys of some tables of a recipe, and the names that an option may have."""
+    """Make a command class whose help also shows the keys of some recipe tables, and the choices of an option."""
 
     class WithKeys(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -149,7 +149,7 @@ def with_keys(*tables: str, **names: Callable[[], Iterable[str]]) -> type[TyperC
 
 
 def with_global_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a command, with the flags that every command has."""
+    """Add the flags that every command has to a command's function."""
 
     @functools.wraps(command)
     def with_options(quiet: bool = False, **arguments: Any) -> Any:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         vitp prepare ade20k --data-root data/ade/ADEChallengeData2016 --split val --workers 8
 
         Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; coco semantic,
-        instances; coco-stuff train-ids. Stop it and start it again as you like: a file that is there is left as it is.
+        instances; coco-stuff train-ids. It can be stopped and restarted: existing files are kept.
         """
         from dataclasses import asdict
 

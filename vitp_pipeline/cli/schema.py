@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
             vitp schema > vitp.schema.json
 
-        Then begin a recipe with the line `#:schema ./vitp.schema.json` (Taplo, Even Better TOML).
+        Then start a recipe with the line `#:schema ./vitp.schema.json` (Taplo, Even Better TOML).
         """
         from vitp_pipeline.runtime.output import show_json
 

@@ -1,7 +1,7 @@
-"""Arguments of a backbone that a recipe, or the file of a classifier, may give: those of its architecture.
+"""Backbone arguments that a recipe or a classifier file may give: only those of the architecture.
 
-timm's constructors take more: paths of files to load, places on the Hub, classes of Python. A classifier's file comes
-from anywhere, so what is not listed here is refused.
+timm's constructors take more: paths of files to load, names on the Hub, Python classes. A classifier file is
+untrusted, so arguments that are not listed here are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Patch = Annotated[int, within(1, 256)]
 
 @table
 class BackboneArgs:
-    """Arguments of timm's plain ViT, and of its Eva, which is said where it alone has them."""
+    """Arguments of timm's plain ViT and of its Eva; those of Eva alone say so."""
 
     embed_dim: Annotated[int, within(1, 8192), Key("Width of a token embedding.")] = 768
     depth: Annotated[int, within(1, 256), Key("Blocks.")] = 12
@@ -67,11 +67,11 @@ class BackboneArgs:
 
 
 def backbone_args(text: str, where: str) -> dict[str, Any]:
-    """The arguments that a JSON object gives, checked; `null` is no value.
+    """Parse and check the arguments in a JSON object; `null` is not a value.
 
     Args:
         text: empty = none.
-        where: what is said before a message.
+        where: prefix of messages.
     Raises:
         UsageError: not a JSON object, or an argument that is unknown, of another type or out of range.
     """

@@ -1,4 +1,4 @@
-"""Words that a key may be, where code elsewhere goes by them, too; of families that grow, their registries."""
+"""Choices of keys that other code also uses; for extensible families, their registries."""
 
 from __future__ import annotations
 

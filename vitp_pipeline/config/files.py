@@ -1,12 +1,12 @@
-"""Files that a recipe names, and which of them may hold code.
+"""Find the files that a recipe names, and decide which of them may hold code.
 
-    {data_root}   what --data-root says: images, labels, and weights as data; no code
-    {weights}     what the environment variable VITP_WEIGHTS says, else ./weights
+    {data_root}   the folder of --data-root: images, labels, and weights as data; no code
+    {weights}     the environment variable VITP_WEIGHTS, else ./weights
     {package}     the installed vitp_pipeline
 
-A relative path lies beside the recipe, or else in the current directory. Code (`.py`) is what a user names: beside the
-recipe, in the package, in {weights}, or by an absolute path. Data come from anywhere, so a file in the data root is not
-taken for code, by whatever links and dots a path gets there, unless the recipe itself lies in its folder.
+A relative path is looked up next to the recipe, then in the current directory. Code (`.py`) must be next to the recipe,
+in the package, in {weights}, or at an absolute path. Data are untrusted, so a file in the data root is never run as
+code, whatever links and dots lead there, unless the recipe itself is in the same folder.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ CODE = ".py"
 
 
 class CodeInDataError(InputError):
-    """A recipe names a file of the data root as code."""
+    """Raised when a recipe names a file of the data root as code."""
 
 
 def weights_folder() -> Path:
-    """The folder that {weights} stands for; it may be missing."""
+    """Return the folder that {weights} stands for; it may not exist."""
     return Path(os.environ.get(WEIGHTS) or "weights").expanduser().absolute()
 
 
 def find_file(text: str, recipe: Path, data_root: Path) -> Path:
-    """A path that a recipe, or a flag in its place, names; placeholders are filled in.
+    """Find a file that a recipe, or a flag in its place, names; placeholders are filled in.
 
     Raises:
         InputError: no such file, it lies below a data root that is not given, or it is code in the data.
@@ -58,7 +58,7 @@ def find_file(text: str, recipe: Path, data_root: Path) -> Path:
 
 
 def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
-    """Raise CodeInDataError of code that lies in the data, or is reached through the data root."""
+    """Raise CodeInDataError for code that lies in the data root, or is reached through it."""
     if CODE not in (file.suffix.lower(), file.resolve().suffix.lower()):
         return
     if "{data_root}" not in text:
@@ -79,5 +79,5 @@ def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
 
 
 def _plain(path: Path) -> Path:
-    """The path without dots, its links as they are."""
+    """Normalize the dots of a path, without resolving links."""
     return Path(os.path.abspath(path))  # noqa: PTH100

@@ -1,4 +1,4 @@
-"""Values of flags as people write them: `--set KEY=VALUE`, `--alpha 0:1:0.1`, `--size 518x518`."""
+"""Parse values of flags: `--set KEY=VALUE`, `--alpha 0:1:0.1`, `--size 518x518`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitp_pipeline.validation.tables import check_value
 
 
 def parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    """`KEY=VALUE` words of the command line as keys of a table; VALUE is TOML, or else plain text.
+    """Parse `KEY=VALUE` words of the command line into keys of a table; VALUE is TOML, or else plain text.
 
     Raises:
         UsageError: a word without `=`.
@@ -32,7 +32,7 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
 
 
 def divide(changes: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
-    """Give every change to the first of some tables that has its key; to the first of all where none has."""
+    """Assign every change to the first table that has its key; to the first table if none has."""
     parts: list[dict[str, Any]] = [{} for _ in kinds]
     for key, value in changes.items():
         at = next((number for number, kind in enumerate(kinds) if key in keys_of(kind)), 0)
@@ -41,7 +41,7 @@ def divide(changes: dict[str, Any], *kinds: type) -> list[dict[str, Any]]:
 
 
 def parse_alpha(text: str) -> float:
-    """A single number on the command line. Raises UsageError."""
+    """Parse a single number on the command line. Raises UsageError."""
     try:
         return float(text)
     except ValueError:
@@ -50,7 +50,7 @@ def parse_alpha(text: str) -> float:
 
 
 def check_decimal_sign(text: str) -> None:
-    """Raise UsageError where a comma is likely meant for a point: `0,4` and `0:1:0,1`, but not the list `0,0.4,1`."""
+    """Raise UsageError if a comma is probably a decimal point: `0,4` and `0:1:0,1`, but not the list `0,0.4,1`."""
     if "." in text or not re.search(r"\b0,\d", text):
         return
     if ":" in text or any(float(word) > 1 or len(word) > 1 for word in re.findall(r"\d+", text)):
@@ -61,7 +61,7 @@ def check_decimal_sign(text: str) -> None:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """`0.4`, `0,0.4,1`, or `first:last:step` with `last` when a step meets it.
+    """Parse `0.4`, `0,0.4,1`, or `first:last:step`, which includes `last` if a step meets it.
 
     Raises:
         UsageError: outside [0, 1], or another form.
@@ -85,7 +85,7 @@ def parse_alphas(text: str) -> tuple[float, ...]:
 
 
 def parse_size(text: str, flag: str) -> Size:
-    """(height, width) of "HxW", in pixels. Raises UsageError naming the flag."""
+    """Parse "HxW" as (height, width) in pixels. Raises UsageError naming the flag."""
     if match := re.fullmatch(r"(\d{1,9})[x×](\d{1,9})", text.strip().lower()):
         return cast("Size", check_value(flag, (int(match[1]), int(match[2])), PixelPair))
     raise UsageError(f"{flag} {text!r} is not of the form HxW", "Height x width in pixels, like 518x518")

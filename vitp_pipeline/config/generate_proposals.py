@@ -44,9 +44,9 @@ class MasksOfView:
         logits: (Q, h, w) float32 in the padded frame, of full precision, any device.
         view: how the generator saw the image.
         protocol: order of upsampling, sigmoid, crop and resize.
-        name: of the view, for what is drawn at random.
-        first: index of the first of these queries, likewise.
-        binary: whether all pixels inside a mask are alike, so that no logit is the highest.
+        name: of the view, seeds random draws.
+        first: index of the first of these queries, for the same purpose.
+        binary: whether all pixels inside a mask have the same logit, so that there is no maximum.
     """
 
     logits: Tensor
@@ -59,12 +59,12 @@ class MasksOfView:
 
 @dataclass(frozen=True)
 class PointPolicy:
-    """A way to choose the pixels that stand for a mask.
+    """A policy that chooses the points of a mask.
 
     Attributes:
         choose: masks and settings → (Q, n, 2) int32, (row, col) pixels of the original image inside the view; the
             masks do not decide n. Raises InputError where these masks have no such points.
-        per_mask: settings → n. The classifier scores so many points of every mask.
+        per_mask: settings → n, the number of points per mask that the classifier scores.
         average: of the scores of n points, where [classify] average is "auto".
     """
 
@@ -84,7 +84,7 @@ STEP = Check(
 
 @table
 class ProposalSettings:
-    """[generate-proposals]: which generator draws the masks, and what of them is kept."""
+    """[generate-proposals]: the generator, its views, and the points and masks to store."""
 
     config: Annotated[
         str,
@@ -202,5 +202,5 @@ class ProposalSettings:
 
 
 def with_mask_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Put the keys that `masks` stands for under the ones that are set."""
+    """Add the keys of the preset `masks`; keys that are set override them."""
     return {**PRESETS.get(str(values.get("masks")), {}), **values}

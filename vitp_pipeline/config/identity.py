@@ -1,4 +1,4 @@
-"""Part of a run's identity that its settings are."""
+"""Derive the settings' part of a run's identity."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vitp_pipeline.validation.keys import keys_of
 
 
 def identity_of(settings: Any) -> dict[str, Any]:
-    """Fields of a table that belong to its fingerprint and differ from their default, as JSON has them.
+    """Collect the fields of a table that enter its fingerprint and differ from their default, as JSON types.
 
-    Those that have their default stay out, so that an option added later, whose default is the old behavior, leaves old
-    caches valid. Hence a default never changes.
+    Defaults are left out, so that a new option whose default is the old behavior keeps old caches valid. Therefore a
+    default must never change.
     """
     keys = keys_of(type(settings))
     identity = {}

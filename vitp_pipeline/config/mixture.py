@@ -22,7 +22,7 @@ class Mixture:
         return "boxes" in self.kinds
 
     def order(self, rng: np.random.Generator) -> list[str]:
-        """All kinds, a drawn one first: the others stand in where an image has nothing of it."""
+        """Order all kinds, a random one first: the others are fallbacks for images that lack it."""
         if len(self.kinds) == 1:
             return list(self.kinds)
         first = self.kinds[int(rng.choice(len(self.kinds), p=self.shares))]
@@ -30,10 +30,10 @@ class Mixture:
 
 
 def parse_mixture(words: tuple[str, ...]) -> Mixture:
-    """`("fine=3", "coarse=1")`: three of four times fine masks. Without `=` all have the same share.
+    """Parse a mixture: `("fine=3", "coarse=1")` uses fine masks three of four times; without `=` all shares are equal.
 
     Raises:
-        UsageError: nothing, an unknown kind, one twice, or a share that is no positive number.
+        UsageError: an empty list, an unknown kind, a repeated kind, or a share that is not a positive number.
     """
     shares: dict[str, float] = {}
     for word in words:

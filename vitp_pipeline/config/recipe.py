@@ -1,7 +1,7 @@
-"""A recipe: what to run, as one TOML file with a table per stage.
+"""Read a recipe: one TOML file with a table of settings per stage.
 
 Every table is a class of `settings`; its fields are the keys of the TOML file. Flags of the command line override keys,
-keys override a preset's. What a path in it means is said in `files.py`.
+keys override a preset's. `files.py` resolves the paths in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StageTables:
     tables: dict[str, dict[str, Any]]
 
     def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
-        """The settings of a stage: flags that are not None put over the file's keys, these over a preset's.
+        """Build the settings of a stage: flags that are not None override the file's keys, these a preset's.
 
         Raises:
             InputError: no such preset.
@@ -52,7 +52,7 @@ class StageTables:
         return settings
 
     def _check_threshold(self, dropped: float) -> None:
-        """Raise UsageError when masks would be dropped that the panoptic maps of [evaluate] show."""
+        """Raise UsageError if drop_threshold would drop masks that the panoptic maps of [evaluate] show."""
         evaluate = self.stage(EvaluateSettings)
         asked = "panoptic" in self.tables.get("evaluate", {}).get("tasks", ())
         if asked and evaluate.object_threshold < dropped:
@@ -63,7 +63,7 @@ class StageTables:
             )
 
     def find_file(self, text: str, data_root: Path) -> Path:
-        """A path written in the recipe: see `config.files`.
+        """Find a file named in the recipe: see `config.files`.
 
         Raises:
             InputError: no such file, it lies below a data root that is not given, or it is code in the data.
@@ -80,9 +80,9 @@ class Recipe(StageTables):
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Keys of a table from a shipped preset or a user's own file (`./mine.toml`).
+    """Read the keys of a table from a shipped preset or a user's own file (`./mine.toml`).
 
-    Those called views-… are for [generate-proposals], the others for [train-classifier].
+    Presets named views-… are for [generate-proposals], the others for [train-classifier].
 
     Raises:
         InputError: not found, or not TOML.
@@ -118,10 +118,10 @@ def _entry(value: Any) -> str:
 
 
 def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
-    """The manifest that a recipe names, with the recipe; or a manifest itself.
+    """Load the manifest that a recipe names, with the recipe; or a manifest itself.
 
     Raises:
-        InputError: neither is found, or it cannot be read.
+        InputError: no recipe or manifest is found, or it cannot be read.
     """
     try:
         path = find_toml(name, "stages")
@@ -134,7 +134,7 @@ def manifest_of(name: str) -> tuple[DatasetSpec, Recipe | None]:
 
 
 def _manifest_file(name: str) -> Path:
-    """The manifest of a name that no recipe has. Raises InputError, which names both."""
+    """Find a manifest by a name that is not a recipe's. Raises InputError, which lists both."""
     try:
         return find_toml(name, "manifests")
     except InputError as error:

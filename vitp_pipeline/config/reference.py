@@ -1,4 +1,4 @@
-"""Reference of all keys, made from their declarations: JSON Schema, `--help`, and docs/settings.md.
+"""Generate the reference of all keys from their declarations: JSON Schema, `--help`, and docs/settings.md.
 
 python -m vitp_pipeline.config.reference > docs/settings.md
 """
@@ -17,7 +17,7 @@ from vitp_pipeline.validation.tables import takes_of, toml
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe."""
+    """Make the JSON Schema of recipes."""
     tables = {name: {**schema_of(kind), "title": name} for name, kind in TABLES.items()}
     for table in tables.values():
         table.pop("required", None)  # flags and presets may give it
@@ -38,7 +38,7 @@ def recipe_schema() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A key as people read it."""
+    """A row of the reference: one key."""
 
     key: str
     takes: str
@@ -49,7 +49,7 @@ class Row:
 
 
 def rows_of(kind: type) -> Iterator[Row]:
-    """Every key of a table."""
+    """List every key of a table."""
     found = schema_of(kind)["properties"]
     for field in dataclasses.fields(kind):
         key, schema = keys_of(kind)[field.name], found[field.name]
@@ -63,7 +63,7 @@ MARK = "<!-- made by `python -m vitp_pipeline.config.reference docs/settings.md`
 
 
 def with_tables(page: str) -> str:
-    """The Markdown of a page with tables of all keys behind its mark."""
+    """Render a Markdown page with the tables of all keys after its marker."""
     parts = [page[: page.index(MARK)] + MARK]
     for name, kind in TABLES.items():
         heads = ("key", "takes", "unit", "default", "what it does", "changes results")

@@ -1,1 +1,1 @@
-"""Declare and check the tables of TOML files: keys with type, range, unit and meaning. Start with `tables`."""
+"""Declare and validate the tables of TOML files: keys with type, range, unit and help. Start with `tables`."""

@@ -1,4 +1,4 @@
-"""Limits of values: ranges, choices and what a range cannot say, each with the words for a value outside."""
+"""Constraints on values: ranges, choices and other checks, each with its error message."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MANY = 10**9
 
 
 def within(low: float, high: float, ends: str = "[]") -> Interval:
-    """A range of numbers; `ends` as mathematics writes them: "[)" leaves `high` out."""
+    """Constrain a number to a range; `ends` in interval notation: "[)" excludes `high`."""
     return Interval(**{"ge" if ends[0] == "[" else "gt": low, "le" if ends[1] == "]" else "lt": high})
 
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on values of the right type.
+    """A condition on a value of the right type.
 
     Attributes:
-        holds: whether a value keeps it.
-        words: what is said behind `key = value` of one that does not.
-        schema: what JSON Schema can say of it.
+        holds: tells if a value satisfies it.
+        words: error message after `key = value`.
+        schema: the condition as JSON Schema, as far as possible.
     """
 
     holds: Callable[[Any], bool]
@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Names of a registry. They are read at every check, so that one that is added is known at once."""
+    """Choice among the names of a registry, read at every check, so that late additions count."""
 
     names: Iterable[str]
 
@@ -68,7 +68,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class OneOrMore:
-    """A list of texts that may be written as its only element."""
+    """A list of strings; a single one may be written without brackets."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(
@@ -81,7 +81,7 @@ class OneOrMore:
 
 
 def matching(pattern: str, words: str) -> Check:
-    """Text that a regular expression matches as a whole."""
+    """Constrain text to a full match of a regular expression."""
     return Check(lambda text: re.fullmatch(pattern, text) is not None, words, {"pattern": f"^(?:{pattern})$"})
 
 

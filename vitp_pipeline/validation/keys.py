@@ -1,4 +1,4 @@
-"""Declaration of a key: what it means, its unit, and whether it is part of a run's identity."""
+"""Declare a key: its help, its unit, and whether it is part of a run's identity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Key:
     """Documentation of a field, as in `Annotated[int, within(1, 64), Key("Images per forward.", "images")] = 4`.
 
     Attributes:
-        help: what it does, a sentence for people.
+        help: one sentence on its effect.
         unit: of its numbers: px, images, fraction … ; empty for text and switches.
-        enters: how it takes part in a run's identity: by its "value", by the "content" of what it names, by the "keys"
+        enters: how it enters a run's identity: by its "value", by the "content" of the file it names, by the "keys"
             that it stands for, or "not": it cannot change results.
     """
 
@@ -39,7 +39,7 @@ class Key:
 
 
 def keys_of(kind: Any) -> dict[str, Key]:
-    """Key of every field of a table, in the order of their declaration."""
+    """Return the key of every field of a table, in the order of declaration."""
     return _keys_of(kind)
 
 
@@ -51,12 +51,12 @@ def _keys_of(kind: Any) -> dict[str, Key]:
 
 
 def schema_of(annotation: Any) -> dict[str, Any]:
-    """JSON Schema (draft 7, without references) of a table or of the type of a value."""
+    """Make the JSON Schema (draft 7, without references) of a table or of a value's type."""
     return TypeAdapter(annotation).json_schema(schema_generator=_Draft7)
 
 
 class _Draft7(GenerateJsonSchema):
-    """pydantic writes draft 2020-12, where a pair has `prefixItems`; both items are alike here."""
+    """Generate draft 7: pydantic writes draft 2020-12, where a pair has `prefixItems`; here both items share a type."""
 
     def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
         found = super().tuple_schema(schema)

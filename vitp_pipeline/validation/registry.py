@@ -1,13 +1,13 @@
-"""Families whose members are told by name: those that come with vitp, and those of plugins.
+"""Registries of named members: those that come with vitp, and those of plugins.
 
-A registry names the modules that add vitp's own members. They are imported at the first look, and so are plugins: thus
-`--help` stays quick, and a lower room offers the choices that a higher one implements. A plugin is an installed package
+A registry names the modules that add vitp's own members. They and the plugins are imported at first access: so
+`--help` stays fast, and a lower layer can offer choices that a higher one implements. A plugin is an installed package
 with an entry point in the group `vitp.plugins`; its value is a module, whose import adds members:
 
     @FORMULAS.register("arithmetic")
     def arithmetic(generator, classifier, alpha): ...
 
-Installing a package is what makes its code trusted; neither data nor run directories can name any.
+Only installed packages are trusted as code; neither data nor run directories can name any.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _LOOKING = RLock()
 
 
 class Registry(Generic[Member]):
-    """Members of a family by name, in the order of their names.
+    """Members of a family by name, sorted by name.
 
     Args:
-        what: a member is called in messages, as in "label kind".
+        what: noun for a member in messages, as in "label kind".
         modules: names of the modules whose import adds vitp's own members.
     """
 
@@ -45,7 +45,7 @@ class Registry(Generic[Member]):
         self._looked = False
 
     def add(self, name: str, member: Member) -> Member:
-        """Add a member, and return it. Raises UsageError where the name is taken."""
+        """Add a member and return it. Raises UsageError if the name is taken."""
         if name in self._members:
             raise UsageError(f"two plugins add the {self.what} {name!r}", "Uninstall one plugin, or rename its own")
         self._members[name] = member
@@ -56,7 +56,7 @@ class Registry(Generic[Member]):
         return partial(self.add, name)
 
     def __getitem__(self, name: str) -> Member:
-        """Return the member of a name. Raises UsageError where there is none."""
+        """Return the member of this name. Raises UsageError if there is none."""
         if (member := self._found().get(name)) is None:
             raise UsageError(f"no {self.what} {name!r}", did_you_mean(name, self))
         return member
@@ -71,11 +71,11 @@ class Registry(Generic[Member]):
         return name in self._found()
 
     def __str__(self) -> str:
-        """The names as a sentence has them: "npz, coco, mmdet"."""
+        """Join the names for a message: "npz, coco, mmdet"."""
         return ", ".join(self)
 
     def _found(self) -> dict[str, Member]:
-        """The members, once all are added. What is imported meanwhile may look already."""
+        """Return the members after all are added. Modules imported meanwhile may already look."""
         with _LOOKING:
             if not self._looked:
                 self._looked = True
@@ -91,9 +91,9 @@ class Registry(Generic[Member]):
 
 @cache
 def load_plugins() -> None:
-    """Import the modules that the entry points of installed packages name, once.
+    """Import, once, the modules that the entry points of installed packages name.
 
-    A package in the current folder does not count, though `python -m` would find it there: it may be one of data.
+    Packages in the current folder are ignored, though `python -m` would find them: they may be untrusted data.
 
     Raises:
         UsageError: one cannot be imported.

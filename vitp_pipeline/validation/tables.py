@@ -1,4 +1,4 @@
-"""Values into settings, and one line for what cannot be: key, value and what it takes, all from the declarations."""
+"""Validate values into settings; errors are one line with key, value and allowed values, from the declarations."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Ma
     """Build the settings of a table from values of a file and of the command line.
 
     Args:
-        kind: made by `table`.
+        kind: class made by `table`.
         values: by key; arrays may be lists.
-        where: place of the values, for messages: "mine.toml: [evaluate]".
-        places: of single keys that were set elsewhere: "on the command line: [evaluate]".
+        where: origin of the values, for messages: "mine.toml: [evaluate]".
+        places: origin of single keys that were set elsewhere: "on the command line: [evaluate]".
     Raises:
         UsageError: a key is unknown or missing, a value has another type or is out of range, values exclude each other.
     """
@@ -72,7 +72,7 @@ def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Ma
 
 
 def check_value(name: str, value: Any, annotation: Any) -> Any:
-    """Check one value, as of a flag, against a type of `constraints`.
+    """Check one value, such as a flag's, against a type of `constraints`.
 
     Raises:
         UsageError: it is of the wrong type or out of range.
@@ -90,7 +90,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def frozen(value: Any) -> Any:
-    """The value with tuples in place of lists."""
+    """Replace lists by tuples."""
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -104,7 +104,7 @@ def _refused_by(kind: type, values: Mapping[str, Any], error: ErrorDetails) -> U
 
 
 def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageError:
-    """Error for `what`, a key and its value."""
+    """Make the error for `what`, a key and its value."""
     takes = takes_of(schema)
     if error["type"] == "check":
         return UsageError(f"{what} {error['ctx']['words']}", f"It takes {takes}" if _suffix(_of_items(schema)) else "")
@@ -124,7 +124,7 @@ def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageErr
 
 
 def _of_items(schema: dict[str, Any]) -> dict[str, Any]:
-    """Schema of a single value: of an array's items, or of the first of several forms."""
+    """Return the schema of a single value: of an array's items, or of the first of several forms."""
     if "anyOf" in schema:
         return _of_items(schema["anyOf"][0])
     return _of_items(schema["items"]) if schema.get("type") == "array" else schema
@@ -138,7 +138,7 @@ def _meant(word: str, known: list[str]) -> str:
 
 
 def takes_choice(schema: dict[str, Any]) -> str:
-    """The words that a value may be."""
+    """List the words that a value may be."""
     return ", ".join(str(word) if word != "" else '""' for word in _of_items(schema)["enum"])
 
 
@@ -171,7 +171,7 @@ _PLURALS["object"] = "tables"
 
 
 def interval_of(schema: dict[str, Any]) -> str:
-    """Range of a number as mathematics writes it: "[0, 1)"; empty where there is none."""
+    """Format the range of a number in interval notation: "[0, 1)"; empty without a range."""
     low, high = (schema.get(end, schema.get(f"exclusive{end.title()}")) for end in ("minimum", "maximum"))
     if low is None or high is None:
         return ""
@@ -180,12 +180,12 @@ def interval_of(schema: dict[str, Any]) -> str:
 
 
 def _end(value: float) -> str:
-    """An end of a range; 1e9 for a count that nothing bounds."""
+    """Format an end of a range; 1e9 for an unbounded count."""
     return "1e9" if value == MANY else toml(value)
 
 
 def toml(value: Any) -> str:
-    """A value as TOML writes it, cut where it is long."""
+    """Format a value as TOML, shortened if it is long."""
     if isinstance(value, (list, tuple)):
         text = f"[{', '.join(map(toml, value))}]"
     elif isinstance(value, float):
@@ -196,6 +196,6 @@ def toml(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice on a word that is none of the known ones: its new name, the nearest of them, or all."""
+    """Suggest a correction of an unknown word: its new name, the nearest known word, or all of them."""
     words = list(known)
     return _meant(word, words) or f"Known are: {', '.join(words)}"
