@@ -1,4 +1,4 @@
-"""Label maps drawn from the polygons of Cityscapes' annotation files."""
+"""Draw label maps from the polygons of Cityscapes' annotation files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UNLABELED = "unlabeled"
 
 
 def read_polygons(path: Path, spec: DatasetSpec) -> np.ndarray:
-    """A Cityscapes polygon file (`…_polygons.json`) as (H, W) int32 label values, drawn as cityscapesscripts does: one
+    """Read a Cityscapes polygon file (`…_polygons.json`) as (H, W) int32 label values, drawn as in cityscapesscripts: one
     over the other in the file's order, a group (`cargroup`) as what it is a group of.
 
     Raises:
-        InputError: missing, not such a file, or a name that is neither a class nor in `[labels.polygons]`.
+        InputError: missing, not such a file, or a name that is not a class or in `[labels.polygons]`.
     """
     values = {c.name: c.label for c in spec.classes} | spec.polygons
     try:

@@ -11,7 +11,7 @@ LEAST_REGION = 0.0005
 
 
 def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[np.ndarray, np.ndarray]:
-    """Take every connected piece (4 neighbors) of every class for an object, for labels that know no objects.
+    """Treat every connected piece (4 neighbors) of every class as an object, for labels without objects.
 
     Args:
         labels: (H, W) integer class indices, or IGNORE.
@@ -40,12 +40,12 @@ def connected_regions(labels: np.ndarray, least: float = LEAST_REGION) -> tuple[
 
 
 def number_type(count: int) -> np.dtype:
-    """int16 where it holds the numbers below `count`: sorting them is then linear (`sample_points`)."""
+    """Choose int16 if it holds the numbers below `count`: sorting them is then linear (`sample_points`)."""
     return np.dtype(np.int16 if count <= np.iinfo(np.int16).max else np.int32)
 
 
 def boxes_of_regions(numbers: np.ndarray, count: int) -> np.ndarray:
-    """(count, 4) float64 (top, left, bottom, right) edges of regions, all of which must occur."""
+    """Compute (count, 4) float64 (top, left, bottom, right) edges of regions, all of which must occur."""
     from scipy import ndimage
 
     found = ndimage.find_objects(numbers.astype(np.int32) + 1, count)
@@ -55,14 +55,14 @@ def boxes_of_regions(numbers: np.ndarray, count: int) -> np.ndarray:
 def coarse_regions(numbers: np.ndarray, erosion: float) -> np.ndarray:
     """Simulate coarse annotation: shrink every region away from its outline and drop its thin parts.
 
-    A pixel stays when it lies deeper in its region than `erosion` times the region's deepest pixel, depth being the
+    A pixel is kept if it lies deeper in its region than `erosion` times the region's deepest pixel, depth being the
     distance to the region's outline. The image's border is no outline. Deterministic.
 
     Args:
         numbers: (H, W) integer region numbers, or IGNORE.
-        erosion: 0 (all stays) to below 1 (hardly more than the deepest pixels stay).
+        erosion: from 0 (keep all) to below 1 (keep little more than the deepest pixels).
     Returns:
-        (H, W) of the same dtype, IGNORE in place of what was taken away. No region vanishes.
+        (H, W) of the same dtype, IGNORE where pixels were removed. No region vanishes.
     """
     from scipy import ndimage
 

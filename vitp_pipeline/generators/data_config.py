@@ -83,8 +83,8 @@ def _allowed(key: str, name: str) -> bool:
 
 @contextmanager
 def registered_only(config: Path) -> Iterator[None]:
-    """Restrict mmengine to classes in its registries while a data config is built: no lookup of names on
-    Python's path, as it does of a name that no registry has.
+    """Restrict mmengine to classes in its registries while a data config is built; by default it imports names that
+    no registry has.
     """
     from mmengine.registry import registry
 

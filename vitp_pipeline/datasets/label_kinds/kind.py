@@ -1,4 +1,4 @@
-"""Kinds of labels: their parts, and the registry of them."""
+"""Label kinds: their interface and their registry."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Finding:
         objects: objects by category id (COCO kinds).
         void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
         broken: (file, reason) for what stops the image from being used.
-        odd: what does not stop it.
+        odd: faults that do not prevent its use.
     """
 
     image_id: str
@@ -114,7 +114,7 @@ class Split(Protocol):
 
 
 def look_at_truth(dataset: Split, sample: Sample, found: Finding) -> None:
-    """Note what a map of the classes shows, whatever the kind. Raises InputError when the truth cannot be read."""
+    """Record the classes in a label map, for any kind. Raises InputError when the ground truth cannot be read."""
     labels = LABEL_KINDS[dataset.spec.kind].read(dataset, sample, False).semantic()
     found.require_size(sample.label, (labels.shape[0], labels.shape[1]))
     classes, counts = np.unique(labels[labels != IGNORE], return_counts=True)
@@ -124,7 +124,7 @@ def look_at_truth(dataset: Split, sample: Sample, found: Finding) -> None:
 
 
 def extent_of_truth(dataset: Split, sample: Sample) -> tuple[Size, str]:
-    """Read the truth for its size."""
+    """Read the ground truth to get its size."""
     return LABEL_KINDS[dataset.spec.kind].read(dataset, sample, False).size, ""
 
 

@@ -1,6 +1,6 @@
-"""Ground truth of an image in the forms that label kinds give: a map of classes, of segments, or a list of objects.
+"""Ground truth of an image in one of three forms: a class map, a segment map, or an object list.
 
-Each form answers the same questions.
+All forms have the same methods.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ADE20K: panoptic and instance annotations out of the instance PNGs, as Mask2Former's scripts make them.
+"""ADE20K: make panoptic and instance annotations from the instance PNGs, as Mask2Former's scripts do.
 
 A pixel of `annotations_instance/*.png` has the number of its class among the 100 things (1..100) in red and the number
 of its object in the image in green; 0 is none.

@@ -1,4 +1,4 @@
-"""Cityscapes: label images from polygons, train ids, and the panoptic annotation, as cityscapesscripts makes them."""
+"""Cityscapes: make label images from polygons, train ids, and the panoptic annotation, as cityscapesscripts does."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Mask proposals from transformers 5: OneFormer with its task token, Mask2Former, MaskFormer and EoMT.
 
-The network is the library's. Its input is made as in the authors' `oneformer/oneformer_model.py`, not by the library's
-image processors, whose sizes and padding differ. Its output are the raw logits of the last layer.
+The network is the library's. Inputs are made as in the authors' `oneformer/oneformer_model.py`, not by the library's
+image processors, whose sizes and padding differ. Outputs are the raw logits of the last layer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TransformersGenerator:
     """A frozen mask transformer of transformers, in float32.
 
     Attributes:
-        name: of its folder.
+        name: of the model's folder.
         classes: the names in config.json; None where they are transformers' placeholders.
         protocol: "d2"; "mmseg1" for EoMT's semantic models, which average the probabilities of windows.
         num_classes: K. num_queries: Q.
@@ -67,12 +67,12 @@ class TransformersGenerator:
 
         Args:
             model: a folder, or a config.json for random weights drawn from `seed`.
-            device: where it runs.
-            task: of OneFormer: semantic, instance or panoptic. The others have none: leave it as it is.
+            device: torch device.
+            task: OneFormer's task: semantic, instance or panoptic; other networks have none.
             test_size: shortest and longest edge of the resized image; empty: what the folder says. EoMT has one size.
         Raises:
-            InputError: the model cannot be found or read.
-            IncompatibleError: weights and configuration do not belong together, or the network draws random numbers.
+            InputError: the model is missing or unreadable.
+            IncompatibleError: weights and configuration do not match, or the network draws random numbers.
             UsageError: a task or a size for a network that takes none.
             UserError: transformers is not installed, or the network is no mask generator known here.
         """
@@ -101,7 +101,7 @@ class TransformersGenerator:
         )
 
     def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        """The image at test size times `scale`; see `Generator.resize`. Channels stay RGB, values uint8."""
+        """Resize an image to test size times `scale`; see `Generator.resize`. Channels stay RGB, values uint8."""
         if image.ndim != 3:
             raise InputError(f"an image must be RGB uint8 (H, W, 3), not {image.dtype} {image.shape}")
         size = size_of(image)
@@ -113,7 +113,7 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """Run the network on frames; those of one padded size share a forward. See `Generator.forward`."""
+        """Run the network on frames; those of one padded size share a forward pass. See `Generator.forward`."""
         padded = [self._padded(torch.from_numpy(np.array(frame)).to(self.device)) for frame in frames]
         groups: dict[Size, list[int]] = {}
         for index, tensor in enumerate(padded):
@@ -134,7 +134,7 @@ class TransformersGenerator:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _padded(self, frame: Tensor) -> Tensor:
-        """uint8 (H, W, 3) → float32 (3, Hp, Wp), normalized.
+        """Normalize and pad: uint8 (H, W, 3) → float32 (3, Hp, Wp).
 
         EoMT pads with black to its square; the others with zeros after the normalization, so with the mean color.
         """
@@ -151,7 +151,7 @@ class TransformersGenerator:
         return (pixels - self._mean) / self._std
 
     def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, Hp, Wp) → mask logits (B, Q, h, w) and class logits (B, Q, K + 1)."""
+        """Run the network: (B, 3, Hp, Wp) → mask logits (B, Q, h, w) and class logits (B, Q, K + 1)."""
         arguments: dict[str, Any] = {"pixel_values": pixels}
         if self._task is not None:
             arguments["task_inputs"] = self._task.to(self.device).expand(len(pixels), -1)
@@ -183,7 +183,7 @@ def _class_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
 
 
 def _task_ids(found: Pretrained, config: PreTrainedConfig, task: str) -> Tensor | None:
-    """(1, 77) float32: what OneFormer's task layer reads; None for networks without one."""
+    """Encode the task for OneFormer's task layer, (1, 77) float32; None for networks without one."""
     if found.model_type != "oneformer":
         if task != "panoptic":
             raise UsageError(
@@ -196,7 +196,7 @@ def _task_ids(found: Pretrained, config: PreTrainedConfig, task: str) -> Tensor 
 
 
 def _side(found: Pretrained, model: PreTrainedModel, test_size: tuple[int, ...]) -> int | None:
-    """The side of the only square that an EoMT can see; None for networks that see images of any size."""
+    """Return the side of the square input of an EoMT; None for networks that take images of any size."""
     if not found.model_type.startswith("eomt"):
         return None
     side: int = model.config.image_size

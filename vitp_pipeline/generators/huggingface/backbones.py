@@ -1,4 +1,4 @@
-"""Backbones for transformers' OneFormer and Mask2Former besides its own: DiNAT without natten, and InternImage."""
+"""Additional backbones for transformers' OneFormer and Mask2Former: DiNAT without natten, and InternImage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 @lru_cache(maxsize=1)
 def register_backbones() -> None:
-    """From now on transformers builds DiNAT with our attention, and knows `model_type` "vitp-internimage".
+    """Make transformers build DiNAT with our attention, and register `model_type` "vitp-internimage".
 
-    Its own DiNAT needs a natten of some years ago, and cannot be used with any later one.
+    Its own DiNAT needs an old natten and does not work with later versions.
     """
     AutoBackbone.register(DinatConfig, DinatBackbone, exist_ok=True)
     AutoConfig.register(InternImageConfig.model_type, InternImageConfig)

@@ -1,6 +1,6 @@
-"""Names in the detectron2 files of OneFormer and Mask2Former, and the same tensors' names in transformers.
+"""Map tensor names of detectron2 files of OneFormer and Mask2Former to those of transformers.
 
-A table has a line a family: the name there, and here. `#` stands for a number and `*` for weight or bias, in the same
+A table has a line per family: old and new name. `#` stands for a number and `*` for weight or bias, in the same
 order on both sides; `#+1` is the number plus one; `{q,k,v}` cuts a packed tensor into equal parts along its first
 dimension; `-` drops it. Nothing is transposed or reshaped.
 """
@@ -162,7 +162,7 @@ class Rule:
 
 @lru_cache
 def rules(layout: Layout, backbone: str) -> tuple[Rule, ...]:
-    """All that a file of `layout` with `backbone` (a key of BACKBONES) may hold."""
+    """List all names that a file of `layout` with `backbone` (a key of BACKBONES) may hold."""
     predictor = _ONEFORMER if layout is Layout.oneformer else _MASK2FORMER
     return (
         *_parsed(BACKBONES[backbone], "backbone.", "model.pixel_level_module.encoder."),
@@ -173,10 +173,10 @@ def rules(layout: Layout, backbone: str) -> tuple[Rule, ...]:
 
 
 def renamed(state: Mapping[str, Tensor], layout: Layout, backbone: str) -> dict[str, Tensor]:
-    """Every tensor under its name in transformers, packed ones cut; what serves training alone is gone.
+    """Rename every tensor to its name in transformers, split packed ones, and drop those used only in training.
 
     Raises:
-        IncompatibleError: a tensor that no line of the tables knows, or a packed one that cannot be cut.
+        IncompatibleError: a tensor is not in the tables, or a packed one cannot be split.
     """
     found: dict[str, Tensor] = {}
     unknown = []
@@ -201,7 +201,7 @@ def renamed(state: Mapping[str, Tensor], layout: Layout, backbone: str) -> dict[
 
 
 def modern(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Today's names for a file of the first Mask2Former, whose pixel decoder had no level of its own."""
+    """Update the names of a file of the first Mask2Former, whose pixel decoder had no level in its names."""
     head, decoder, predictor = "sem_seg_head.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
     old = not any(name.startswith(decoder) for name in state)
 

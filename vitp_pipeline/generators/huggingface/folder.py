@@ -1,6 +1,6 @@
-"""Models as transformers keeps them on disk, told apart without importing torch or transformers.
+"""Find and identify models in transformers' folder format without importing torch or transformers.
 
-A folder holds `config.json` (what the network is), `preprocessor_config.json` (how it wants to see an image; may be
+A folder holds `config.json` (the architecture), `preprocessor_config.json` (its image preprocessing; may be
 missing) and weights: `model*.safetensors`, or `pytorch_model*.bin`. A name on the Hugging Face Hub becomes such a
 folder by downloading it, once.
 """
@@ -40,8 +40,8 @@ class Pretrained:
     Attributes:
         config: its config.json.
         model_type: a key of `NETWORKS`.
-        weights: the files of its weights; empty: to be drawn at random.
-        preprocessor: what preprocessor_config.json says; empty without one.
+        weights: the files of its weights; empty = random weights.
+        preprocessor: content of preprocessor_config.json; empty without one.
     """
 
     config: Path
@@ -77,11 +77,11 @@ def is_config(path: Path) -> bool:
 
 
 def open_pretrained(path: Path) -> Pretrained:
-    """The model of a folder with its weights, or of a config.json alone, for random ones.
+    """Open a model folder with its weights, or a config.json alone, for random weights.
 
     Raises:
         InputError: no such model, no weights in the folder, or files that are not JSON.
-        UserError: a network that is no mask generator known here.
+        UserError: the network is not a supported mask generator.
     """
     config = path / "config.json" if path.is_dir() else path
     if not config.is_file():
@@ -109,11 +109,11 @@ def open_pretrained(path: Path) -> Pretrained:
 
 
 def download(name: str, with_weights: bool = True) -> Path:
-    """The folder of a model of the Hub; what is in the local cache already is not fetched again.
+    """Download a model of the Hub and return its folder; files in the local cache are reused.
 
     Args:
         name: "owner/name".
-        with_weights: False: the configuration alone.
+        with_weights: False downloads only the configuration.
     Raises:
         InputError: no such model, no network, or no permission.
         UserError: huggingface_hub is not installed.
@@ -135,10 +135,10 @@ def download(name: str, with_weights: bool = True) -> Path:
 
 
 def frame_edges(model: Pretrained, given: tuple[int, ...]) -> tuple[int, int]:
-    """Shortest and longest edge of the resized image: `given`, else what the model's folder says.
+    """Return shortest and longest edge of the resized image: `given`, else from the model's folder.
 
     Raises:
-        InputError: the folder asks for a fixed height and width, which would bend the image.
+        InputError: the folder asks for a fixed height and width, which would distort the image.
     """
     if given:
         return given[0], given[1]
@@ -154,18 +154,18 @@ def frame_edges(model: Pretrained, given: tuple[int, ...]) -> tuple[int, int]:
 
 
 def normalization(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, RGB, of images whose values are 0 … 1."""
+    """Return mean and standard deviation per RGB channel, for pixel values 0 … 1."""
     mean, std = (model.preprocessor.get(f"image_{what}") for what in ("mean", "std"))
     return tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
 
 
 def sees_windows(model: Pretrained) -> bool:
-    """True for a semantic EoMT, which sees an image in square windows side by side; the others see it whole."""
+    """Tell if the model sees an image in square windows, as a semantic EoMT does; the others see it whole."""
     return bool(model.preprocessor.get("do_split_image", False))
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files of weights in a folder, in the order of preference of transformers itself. An index of several must
+    """Find the weight files in a folder, in transformers' order of preference. An index of several must
     name them, and nothing else. Raises InputError where it does not.
     """
     files = tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")))

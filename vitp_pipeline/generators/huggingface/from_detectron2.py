@@ -1,4 +1,4 @@
-"""The authors' detectron2 files of OneFormer and Mask2Former, made into folders that transformers reads."""
+"""Convert the authors' detectron2 files of OneFormer and Mask2Former to folders that transformers reads."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def import_detectron2(
     dilations: Dilations | None = None,
     test_size: tuple[int, int] | None = None,
 ) -> PreTrainedConfig:
-    """Make of `file` (.pth, .pkl) the folder `out`, as `save_pretrained` would; return its configuration.
+    """Convert `file` (.pth, .pkl) to the folder `out`, as `save_pretrained` would; return its configuration.
 
     It holds config.json, model.safetensors and, where the test size is known, preprocessor_config.json.
 
     Args:
         classes: K names in the order of the class logits, for the configuration; None = transformers' "LABEL_0", …
         dilations: of DiNAT; None = those of the published file of this name.
-        test_size: shortest and longest edge of the images that it is to see; None = of the published file of this name.
+        test_size: shortest and longest edge of its input images; None = of the published file of this name.
     Raises:
-        InputError: missing, damaged, or a pickle that wants more than data.
-        IncompatibleError: not every tensor has a place, or not every place a tensor; the message names the file.
+        InputError: missing, damaged, or a pickle that asks for more than data.
+        IncompatibleError: tensors are missing or left over; the message names the file.
         StorageError: `out` exists, or cannot be written.
     """
     if out.exists():
@@ -65,9 +65,9 @@ def converted(
     dilations: Dilations | None = None,
     classes: Sequence[str] | None = None,
 ) -> PreTrainedModel:
-    """The model of transformers with the weights of a detectron2 state dict, every tensor used once.
+    """Build the transformers model with the weights of a detectron2 state dict, every tensor used once.
 
-    It is there to be saved, not to be run: buffers that are not saved have no values.
+    Only for saving, not for running: buffers that are not saved have no values.
 
     Raises:
         IncompatibleError: a tensor is missing, left over, or of another shape; the first few are named.
@@ -96,7 +96,7 @@ def converted(
 
 
 def _unused_at_inference(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values for tensors that transformers' models have and files may lack: no forward pass reads them."""
+    """Fill tensors that transformers' models have and files may lack: no forward pass reads them."""
     found = {}
     for name, tensor in expected.items():
         if name == "criterion.empty_weight":
@@ -127,7 +127,7 @@ def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def _write_folder(model: PreTrainedModel, out: Path, test_size: tuple[int, int] | None) -> None:
-    """The folder appears whole or not at all."""
+    """Write the folder atomically: it appears complete or not at all."""
     unfinished = temporary(out)
     with refusals(out):
         make_folder(out.parent)

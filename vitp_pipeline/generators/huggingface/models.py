@@ -1,4 +1,4 @@
-"""Models of transformers that propose masks, ready to be run frozen."""
+"""Build frozen transformers models that propose masks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from vitp_pipeline.generators.huggingface.backbones import register_backbones
 from vitp_pipeline.generators.huggingface.folder import weight_files
 
 _MAY_BE_MISSING = re.compile(r"criterion\..*|.*\.swin\.layernorm\.(weight|bias)")
-"""What no forward pass reads."""
+"""Tensors that no forward pass reads."""
 _MOST_RANDOM, _SLACK = 4 * 10**9, 10**6
 """Numbers of a network with random weights, and those that files may lack because no forward pass reads them."""
 _MAY_BE_LEFT_OVER = re.compile(r"model\.text_mapper\..*|.*\.relative_position_index")
-"""What only training reads, or what the model computes itself."""
+"""Tensors that only training reads, or that the model computes itself."""
 
 
 def build_model(source: str | Path) -> PreTrainedModel:
-    """A OneFormer, Mask2Former, MaskFormer or EoMT with its weights: float32, eval mode, no gradients, on the CPU.
+    """Build a OneFormer, Mask2Former, MaskFormer or EoMT with weights: float32, eval mode, no gradients, on the CPU.
 
     Args:
         source: a folder as `import_detectron2` or `save_pretrained` writes it, or a name on the Hugging Face Hub.
     Raises:
-        InputError: no such folder or name, or no model of a kind that proposes masks.
-        IncompatibleError: the weights do not fit the configuration; the first few names are given.
+        InputError: no such folder or name, or not a model that proposes masks.
+        IncompatibleError: the weights do not match the configuration; the first few names are given.
     """
     config, files = load_config(source), weight_files(Path(source))
     if files:
@@ -58,7 +58,7 @@ def build_model(source: str | Path) -> PreTrainedModel:
 
 
 def build_random_model(source: str | Path) -> PreTrainedModel:
-    """`build_model` without the weights: with random values, of which torch's seed decides."""
+    """Build the model as `build_model`, but with random weights from torch's seed."""
     config = load_config(source)
     _check_size(source, config, _MOST_RANDOM)
     with quietly(), _as_user_errors(source):
@@ -67,7 +67,7 @@ def build_random_model(source: str | Path) -> PreTrainedModel:
 
 
 def _check_size(source: str | Path, config: PreTrainedConfig, most: int) -> None:
-    """Raise IncompatibleError where a configuration asks for more numbers than there are, before memory is taken."""
+    """Raise IncompatibleError if a configuration asks for more numbers than its weights hold, before allocation."""
     with quietly(), _as_user_errors(source), torch.device("meta"):
         model = AutoModelForUniversalSegmentation.from_config(config)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -83,9 +83,9 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
-    """The configuration of `source` as inference wants it; InputError where there is none.
+    """Load the configuration of `source` for inference. Raises InputError without one.
 
-    Some published configurations ask for what costs memory, or for the dropout of training.
+    Some published configurations enable memory-hungry outputs or training dropout.
     """
     register_backbones()
     with quietly(), _as_user_errors(source):
@@ -107,7 +107,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' progress bars, and its warnings of what is checked here."""
+    """Silence transformers' progress bars, and its warnings about checks that are made here."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -129,7 +129,7 @@ def _as_user_errors(source: str | Path) -> Iterator[None]:
 
 
 def _check_loaded(source: str | Path, model: PreTrainedModel, found: dict[str, Any]) -> None:
-    """transformers only warns of tensors that are missing or left over, and of those of other shapes."""
+    """Raise if tensors are missing, left over or of other shapes, of which transformers only warns."""
     missing = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.fullmatch(name))
     left_over = sorted(name for name in found["unexpected_keys"] if not _MAY_BE_LEFT_OVER.fullmatch(name))
     shapes = sorted(str(name) for name, *_ in found["mismatched_keys"])

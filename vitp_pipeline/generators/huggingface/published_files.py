@@ -1,7 +1,7 @@
 """Settings that published OneFormer and Mask2Former files do not contain: dilations and test sizes.
 
-Neither has parameters: a model with wrong ones loads without a word and is merely worse. The names that the authors
-gave their files decide; for a file of another name a person must.
+Neither has parameters: a model with wrong values loads silently and is just worse. They are known by the authors' file
+names; for a renamed file the user must give them.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ _SIZE_OF_FILE = {name: size for size, names in _TEST_SIZES.items() for name in n
 
 
 def edges_of(file: PurePath) -> tuple[int, int] | None:
-    """Shortest and longest edge of the images that a published file was tested on; None for any other name."""
+    """Look up shortest and longest edge of a published file's test images; None for any other name."""
     zoo = re.fullmatch(r"model_final_([0-9a-f]{6})", file.stem)
     return _SIZE_OF_FILE.get(zoo[1] if zoo else file.stem)
 
 
 def dilations_of(file: PurePath) -> Dilations | None:
-    """Those of a published OneFormer with DiNAT-L; None for any other name."""
+    """Look up the dilations of a published OneFormer with DiNAT-L; None for any other name."""
     if "dinat_l" not in file.stem or file.stem not in _SIZE_OF_FILE:
         return None
     if "cityscapes" in file.stem:
@@ -88,7 +88,7 @@ def dilations_of(file: PurePath) -> Dilations | None:
 
 
 def parse_dilations(text: str) -> Dilations:
-    """A key of DILATIONS, or a list a level: "1,20,1/1,5,1,10/…". Raises UsageError for anything else."""
+    """Parse a key of DILATIONS, or a list per level: "1,20,1/1,5,1,10/…". Raises UsageError for anything else."""
     if text in DILATIONS:
         return DILATIONS[text]
     try:

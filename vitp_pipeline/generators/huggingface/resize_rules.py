@@ -28,7 +28,7 @@ _SAMPLES = 12
 
 
 def backbone_of(state: Mapping[str, Tensor]) -> str:
-    """A key of `detectron2_names.BACKBONES`. Raises IncompatibleError when it is none of them."""
+    """Identify the backbone, a key of `detectron2_names.BACKBONES`. Raises IncompatibleError for any other."""
     for backbone, sign in _SIGNS.items():
         if sign in state:
             return backbone
@@ -38,7 +38,7 @@ def backbone_of(state: Mapping[str, Tensor]) -> str:
 
 
 def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
-    """Raise IncompatibleError where the tensors are of the other of the two models, or of neither."""
+    """Raise IncompatibleError if the tensors belong to the other of the two models, or to neither."""
     has = {
         Layout.oneformer: "task_mlp.layers.0.weight" in state,
         Layout.mask2former: f"{_PREDICTOR}query_feat.weight" in state,
@@ -54,10 +54,10 @@ def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
 def config_of(
     state: Mapping[str, Tensor], layout: Layout, dilations: Sequence[Sequence[int]] | None = None
 ) -> PreTrainedConfig:
-    """The configuration of the model whose tensors `state` has under their detectron2 names.
+    """Infer the configuration of a model from its tensors, which `state` has under their detectron2 names.
 
     Args:
-        dilations: of DiNAT, a list a level; its tensors do not say them.
+        dilations: of DiNAT, a list per level; its tensors do not contain them.
     Raises:
         IncompatibleError: a tensor is missing that would tell, or the dilations do not fit.
     """
@@ -115,7 +115,7 @@ class _Sizes:
         return sum(name.fullmatch(given) is not None for given in self.state)
 
     def depths(self, pattern: str) -> list[int]:
-        """Blocks of each of the four levels; `pattern` has two `#`, level and block."""
+        """Count the blocks of each of the four levels; `pattern` has two `#`, level and block."""
         return [self.count(pattern.replace("#", str(level), 1)) for level in range(4)]
 
 

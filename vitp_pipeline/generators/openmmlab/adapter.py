@@ -1,7 +1,7 @@
 """Mask proposals from mmsegmentation 1.x and mmdetection 3.x: MaskFormer, Mask2Former, heads built on them.
 
-The network, its test-time resize, normalization and padding are the library's own; the result is taken from
-the last decoder layer, before the library upsamples it.
+Network, test-time resize, normalization and padding are the library's own; outputs are taken from the last decoder
+layer, before the library upsamples them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class OpenMMLabGenerator:
 
     Attributes:
         config: the config file that was read. name: its name without the suffix.
-        classes: from the checkpoint, else the config, else the config's dataset; None when none of them says.
+        classes: from the checkpoint, else the config, else the config's dataset; None if unknown.
         protocol: "mmseg1" or "mmdet".
         num_classes: K. num_queries: Q.
-        crop_size: (height, width) that the config's training pads its crops to; None when it does not say.
+        crop_size: (height, width) that the config's training pads its crops to; None if unknown.
         slide: ((height, width) of mmseg's windows, their stride) where its test_cfg has mode "slide", else None.
         describe: one line for people: which network, which weights, which device.
     """
@@ -53,11 +53,11 @@ class OpenMMLabGenerator:
         Args:
             config: a path, or the name of a config that comes with mmseg or mmdet.
             checkpoint: `.pth` or `.safetensors`; None draws random weights from `seed`.
-            device: where it runs.
+            device: torch device.
         Raises:
-            InputError: config or checkpoint cannot be found or read.
-            IncompatibleError: they do not belong together.
-            UserError: the model is of a kind that this adapter does not run, or a package is missing.
+            InputError: config or checkpoint is missing or unreadable.
+            IncompatibleError: they do not match.
+            UserError: the adapter does not support the model, or a package is missing.
         """
         self.config = resolve_config(config)
         self.name = self.config.stem
@@ -89,7 +89,7 @@ class OpenMMLabGenerator:
         )
 
     def resize(self, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        """The image through the config's test pipeline, its test sizes times `scale`; see `Generator.resize`.
+        """Resize an image by the config's test pipeline, its test sizes times `scale`; see `Generator.resize`.
 
         Channels stay in mmcv's order, BGR. Where the pipeline resizes to no fixed size, the image is scaled first.
         """
@@ -112,7 +112,7 @@ class OpenMMLabGenerator:
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
-        """Run the network on frames; equally large ones share one forward. See `Generator.forward`."""
+        """Run the network on frames; those of one size share a forward pass. See `Generator.forward`."""
         results: dict[int, Output] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
@@ -129,7 +129,7 @@ class OpenMMLabGenerator:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _forward_equal(self, frames: Sequence[np.ndarray]) -> Iterator[Output]:
-        """One forward of frames of one size."""
+        """Run frames of one size in one forward pass."""
         size = size_of(frames[0])
         tensors = [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames]
         samples = [self._sample_type(metainfo={"img_shape": size, "ori_shape": size}) for _ in frames]
@@ -158,7 +158,7 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
-    """The network of a config and its mask head, for the names and shapes of their tensors; the numbers mean nothing.
+    """Build the network of a config and its mask head for the names and shapes of their tensors, without values.
 
     They lie on the meta device and take no memory, unless the network asks for values while it is built.
 
@@ -179,7 +179,7 @@ def empty_model(config: str | Path) -> tuple[torch.nn.Module, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings and log lines of OpenMMLab about its own code: a user of ours cannot act on them."""
+    """Hide warnings and log lines of OpenMMLab about its own code, which users of vitp cannot act on."""
     from mmengine.logging import MMLogger
 
     with quiet(MMLogger.get_current_instance()):
@@ -202,13 +202,13 @@ def _read_config(path: Path) -> Any:
 
 
 def _type_name(settings: Any) -> str:
-    """`type` without its scope: "mmdet.Resize" and the class itself (newer configs) are both "Resize"."""
+    """Return `type` without its scope: "mmdet.Resize" and the class itself (newer configs) are both "Resize"."""
     kind = settings.get("type", "") if isinstance(settings, dict) else ""
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
 def _library(path: Path, settings: Any) -> str:
-    """The package that the model is of, by its outermost type."""
+    """Determine the package of the model by its outermost type."""
     kind = _type_name(settings.model)
     library = "mmseg" if kind.endswith("EncoderDecoder") else "mmdet"
     try:
@@ -253,7 +253,7 @@ def _construct(path: Path, settings: Any, library: str) -> Any:
 
 
 def _without_downloads(settings: Any) -> Any:
-    """A copy that names no pre-trained file: all weights come from the checkpoint, or from the seed."""
+    """Copy a config without pre-trained files: all weights come from the checkpoint, or from the seed."""
     if isinstance(settings, list | tuple):
         return type(settings)(_without_downloads(item) for item in settings)
     if not isinstance(settings, dict):
@@ -293,7 +293,7 @@ def _sample_type(library: str) -> type:
 
 
 def _test_steps(path: Path, settings: Any, library: str) -> list[Any]:
-    """The steps of the config's test pipeline without those that read files."""
+    """List the steps of the config's test pipeline without those that read files."""
     steps = _test_pipeline(settings, library)
     if not steps:
         raise InputError(f"{path}: the config has no test_pipeline")
@@ -322,7 +322,7 @@ def _build_pipeline(steps: list[Any], library: str, scale: float) -> Any:
 
 
 def _scaled(steps: list[Any], scale: float) -> list[Any]:
-    """Steps with every fixed size times `scale`; where none has one, the image itself is scaled before them.
+    """Multiply every fixed size of the steps by `scale`; without any, scale the image before them.
 
     mmseg 0.x scales so (`img_ratios`). mmseg 1's `tta_pipeline` scales the image in place of the test size, which is
     the same only where the config resizes to no fixed size.
@@ -354,7 +354,7 @@ def _test_pipeline(settings: Any, library: str) -> list[Any]:
 
 
 def _dataset(settings: Any) -> Any:
-    """The test dataset's settings, inside whatever wraps it."""
+    """Return the test dataset's settings, unwrapped."""
     dataset = (settings.get("test_dataloader") or {}).get("dataset") or {}
     while isinstance(dataset.get("dataset"), dict):
         dataset = dataset["dataset"]

@@ -24,7 +24,7 @@ LARGEST, MOST_FILES = 1 << 18, 100
 
 
 def resolve_config(name_or_path: str | Path) -> Path:
-    """The file that a path or the name of a packaged config means.
+    """Find the config file for a path or the name of a packaged config.
 
     Args:
         name_or_path: a path, or a name with or without `.py`, with or without leading folders, with or
@@ -32,14 +32,14 @@ def resolve_config(name_or_path: str | Path) -> Path:
     Returns:
         An absolute path.
     Raises:
-        InputError: nothing has that name (close names are listed), or several files have it.
+        InputError: not found (close names are listed), or several files have this name.
     """
     path = Path(name_or_path).expanduser()
     return _absolute(path) if path.is_file() else packaged_config(path.as_posix())
 
 
 def packaged_config(text: str) -> Path:
-    """The file of a packaged config. As `resolve_config`, but a file of this name in the current directory is none."""
+    """Find a packaged config as `resolve_config` does, ignoring files of this name in the current directory."""
     scope, separator, rest = text.rpartition("::")
     wanted = Path(rest if rest.endswith(".py") else rest + ".py").parts
     packages = (scope,) if separator else PACKAGES
@@ -60,17 +60,17 @@ def packaged_config(text: str) -> Path:
 
 
 def _absolute(path: str | Path) -> Path:
-    """The path as mmengine takes it: links stay what they are called, since the name decides how a config is read."""
+    """Make a path absolute without resolving links, since the file name decides how mmengine reads a config."""
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _is_path(text: str) -> bool:
-    """True if a text looks like a file rather than the name of a config."""
+    """Tell if a text looks like a file rather than the name of a config."""
     return "::" not in text and (text.endswith(".py") or text.startswith(("/", ".", "~")) or text.count("/") > 1)
 
 
 def config_sources(path: str | Path) -> list[Path]:
-    """A config file and, recursively, the files it inherits from: all whose text decides what it says.
+    """List a config file and, recursively, the files that it inherits from.
 
     Understands `_base_` (string or list, relative to the file, or `package::path`) and, in the newer style,
     `with read_base(): from .base import *`. Python modules named by `custom_imports` are not followed.

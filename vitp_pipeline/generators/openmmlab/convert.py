@@ -1,4 +1,4 @@
-"""Checkpoint files of mmsegmentation 0.x and mmdetection 2.x to files that OpenMMLabGenerator loads."""
+"""Convert checkpoints of mmsegmentation 0.x and mmdetection 2.x to files that OpenMMLabGenerator loads."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
     """Write `file` as `out` (.safetensors) with the names that the model of `config` has, and a .json beside it.
 
     Every tensor of the model must be in the file, once and in its shape, and every tensor of the file in the model.
-    The names of the classes go along. A file that has the new names already only changes its format.
+    Class names are kept. A file with the new names already only changes its format.
 
     Args:
         config: of mmsegmentation 1.x or mmdetection 3.x: a path, or the name of a shipped one.
     Raises:
-        InputError: file or config cannot be found or read, or the file is a pickle that wants more than data.
-        IncompatibleError: they do not belong together; the message names tensors.
-        UserError: the config's model proposes no masks by queries.
+        InputError: file or config is missing or unreadable, or the file is a pickle that asks for more than data.
+        IncompatibleError: they do not match; the message names tensors.
+        UserError: the config's model does not propose masks by queries.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

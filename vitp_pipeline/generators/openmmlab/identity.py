@@ -1,4 +1,4 @@
-"""Identity of a generator, told without building it (and without importing torch)."""
+"""Compute the identity of a generator without building it (and without importing torch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitp_pipeline.storage.digests import Digests
 
 
 def describe(config: Path, checkpoint: Path | None, digests: Digests) -> dict[str, Any]:
-    """The text of the config and of all its bases, and the content of the checkpoint, as digests."""
+    """Return digests of the config with all its bases, and of the checkpoint."""
     text = hashlib.sha256()
     for source in config_sources(config):
         text.update(source.read_bytes())

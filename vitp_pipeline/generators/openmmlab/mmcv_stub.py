@@ -25,7 +25,7 @@ EXTENSION = "mmcv._ext"
 
 
 class MissingOperators(ModuleType):
-    """Stands where mmcv's compiled extension would be; has every operator, and each refuses to run."""
+    """Stand-in for mmcv's compiled extension: it has every operator, and each refuses to run."""
 
     def __init__(self, why: str) -> None:
         super().__init__(EXTENSION, "A stand-in for the compiled operators of mmcv.")
@@ -46,7 +46,7 @@ class MissingOperators(ModuleType):
 
 
 class PlainDeformableAttention:
-    """Has the one method that mmcv calls on CUDA, and computes in plain torch."""
+    """Deformable attention in plain torch, with the one method that mmcv calls on CUDA."""
 
     @staticmethod
     def apply(
@@ -61,7 +61,7 @@ class PlainDeformableAttention:
 
 
 def prepare_mmcv() -> bool:
-    """Make `mmcv.ops`, and so mmseg and mmdet, importable. Call before importing them; may be repeated.
+    """Make `mmcv.ops`, and so mmseg and mmdet, importable. Call before importing them; repeated calls are harmless.
 
     Returns:
         True when mmcv's own compiled operators are in use, False when the stand-in is.

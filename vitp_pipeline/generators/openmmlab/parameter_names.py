@@ -1,4 +1,4 @@
-"""The names that mmsegmentation 0.x and mmdetection 2.x gave the layers of mask transformers, and their names since.
+"""Translate layer names of mask transformers from mmsegmentation 0.x and mmdetection 2.x to current names.
 
 Only the containers of the transformer layers were renamed; no tensor was reshaped, split or merged.
 The old names count the attentions in the order in which a layer runs them, which Mask2Former's decoder changed against
@@ -26,12 +26,12 @@ _UNUSED = re.compile(r"decode_head\.conv_seg\.(weight|bias)")
 
 
 def has_old_names(weights: Mapping[str, torch.Tensor]) -> bool:
-    """True if a mask head's layers have their names of mmsegmentation 0.x and mmdetection 2.x."""
+    """Tell if a mask head's layers have the names of mmsegmentation 0.x and mmdetection 2.x."""
     return any(_LAYER.fullmatch(name) for name in weights)
 
 
 def new_name(name: str, decoder_order: tuple[str, str]) -> str:
-    """The name of a tensor in mmsegmentation 1.x and mmdetection 3.x; names that did not change come back as they are.
+    """Return the name of a tensor in mmsegmentation 1.x and mmdetection 3.x; unchanged names are returned as they are.
 
     Args:
         decoder_order: what the attentions 0 and 1 of a decoder layer are: `MASK2FORMER_ORDER` or `MASKFORMER_ORDER`.
@@ -48,7 +48,7 @@ def new_name(name: str, decoder_order: tuple[str, str]) -> str:
 def with_new_names(
     weights: Mapping[str, torch.Tensor], decoder_order: tuple[str, str]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """All tensors under their new names, and the names of those that nothing ever used and that are left out.
+    """Rename all tensors; also return the names of unused ones, which are dropped.
 
     Raises:
         IncompatibleError: two tensors get one name.

@@ -1,7 +1,7 @@
-"""mmengine imports yapf, which at its first import after an installation puts a cache into the home directory.
+"""Import yapf safely: at its first import after an installation it writes a cache into the home directory.
 
-It renames the file into place before all bytes are in it, so that tasks of an array which start at once can read half
-of it and die of an EOFError.
+mmengine imports yapf, which renames the cache into place before it is complete, so that array tasks that start at the
+same time can read half of it and fail with EOFError.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Weighted sums of bilinear samples, in plain torch for any device.
 
-Deformable attention and deformable convolution both look at a few fractional positions of feature maps, per output
+Deformable attention and deformable convolution both sample a few fractional positions of feature maps, per output
 position and head (or group), and add up what they find by weight. A bilinear sample is itself a weighted sum of four
 pixels, so the whole is one weighted sum of rows of a table of pixels: what `embedding_bag` computes without ever
 holding the samples. It takes a fifth of `grid_sample`'s time on a CPU and no coordinate is rounded to [−1, 1] first.
@@ -21,9 +21,9 @@ SAMPLES_AT_ONCE = 1 << 18
 def weighted_samples(
     value: torch.Tensor, sizes: Sequence[tuple[int, int]], places: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of bilinear samples of every level, by weight; zero outside of the maps.
+    """Sum bilinear samples of every level by weight; samples outside the maps are zero.
 
-    Beyond a padded copy of `value` and twice the result, the memory taken is bounded, in the backward pass as well.
+    Besides a padded copy of `value` and twice the result, memory is bounded, also in the backward pass.
 
     Args:
         value: (B, S, M, D) features of M heads, the levels one after the other, each in row-major order.
@@ -57,7 +57,7 @@ def weighted_samples(
 
 
 def _with_borders(value: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every level with a border of one zero pixel, and where each level then starts."""
+    """Pad every level with a border of one zero pixel; also return where each level then starts."""
     levels = value.split([height * width for height, width in sizes], dim=1)
     padded = [
         F.pad(level.unflatten(1, size), (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2)
@@ -74,7 +74,7 @@ def _sum_of_chunk(
     places: torch.Tensor,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """(R, M, D) for R positions.
+    """Sum one chunk of R positions: (R, M, D).
 
     table: (pixels · M, D); first: (R, M, L, 1), the row of each level's first pixel; places and weights as above.
     """

@@ -1,10 +1,10 @@
 """DCNv3, the deformable convolution of InternImage (Wang et al. 2023, arXiv 2211.05778, eq. 2).
 
-Each output pixel and group of channels looks at K·K fractional positions around itself, moved by learned offsets, and
-adds up what it finds by learned weights that sum to one. Tensors are channels-last, (N, H, W, C).
+Each output pixel and channel group samples K·K fractional positions around itself, moved by learned offsets, and sums
+them with learned weights that sum to one. Tensors are channels-last, (N, H, W, C).
 
-The kernel's points run column by column: point p = i·K + j lies i columns and j rows into the kernel. Weights that were
-trained so load into an operator that runs row by row without any complaint, and give other results.
+The kernel's points run column by column: point p = i·K + j lies i columns and j rows into the kernel. Published weights
+also load into an operator that runs row by row, without an error, and give wrong results.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def dcnv3(
     dilation: int = 1,
     offset_scale: float = 1.0,
 ) -> torch.Tensor:
-    """The sampling of DCNv3 in plain torch: forward and backward, in bounded memory.
+    """Sample and sum as DCNv3 does, in plain torch: forward and backward, in bounded memory.
 
     Args:
         value: (N, H, W, C); channel c belongs to group c // (C / groups). Beyond the image it is zero.
         offset: (N, H', W', groups·K·K·2): per group and point (x, y) in pixels, before `offset_scale`.
         mask: (N, H', W', groups·K·K): the weight of each group's points.
         kernel: K.
-        offset_scale: multiplies the offsets and the kernel's own grid alike.
+        offset_scale: factor on the offsets and on the kernel's own grid.
     Returns:
         (N, H', W', C) in the dtype of `value`. Places and sums are float32, or float64 where `value` is.
     Raises:
-        ValueError: the arguments do not fit each other.
+        ValueError: the arguments do not match each other.
     """
     batch, height, width, channels = value.shape
     points = kernel * kernel
@@ -76,7 +76,7 @@ def _length(side: int, kernel: int, stride: int, padding: int, dilation: int) ->
 def _kernel_places(
     rows: int, columns: int, kernel: int, stride: int, padding: int, dilation: int, offset_scale: float
 ) -> torch.Tensor:
-    """(H', W', 1, K·K, 2): where the points lie without offsets, as (x, y) in pixels of the input."""
+    """Make the sampling grid without offsets, (H', W', 1, K·K, 2), as (x, y) in pixels of the input."""
     half = dilation * (kernel - 1) // 2
     step = (torch.arange(kernel) * dilation - half) * offset_scale
     grid = torch.stack(torch.meshgrid(step, step, indexing="ij"), dim=-1).reshape(1, 1, 1, -1, 2)  # x is the slow one
@@ -88,7 +88,7 @@ def _kernel_places(
 
 @cache
 def compiled_operator() -> Any:
-    """The module `DCNv3` that InternImage's authors publish, or None where it does not import."""
+    """Import the module `DCNv3` that InternImage's authors publish; None if that fails."""
     try:
         return importlib.import_module("DCNv3")
     except ImportError:  # absent, or built for another torch
@@ -107,7 +107,7 @@ def dcnv3_compiled(
     dilation: int = 1,
     offset_scale: float = 1.0,
 ) -> torch.Tensor:
-    """As `dcnv3`, by the compiled operator: CUDA only, forward only."""
+    """Compute `dcnv3` by the compiled operator: CUDA only, forward only."""
     exact = torch.promote_types(value.dtype, torch.float32)
     tensors = [tensor.to(exact).contiguous() for tensor in (value, offset, mask)]
     twice = [setting for setting in (kernel, stride, padding, dilation) for _ in "hw"]
@@ -142,7 +142,7 @@ def layer_norm(channels: int) -> nn.LayerNorm:
 
 
 class DCNv3(nn.Module):
-    """The operator with the layers that feed it; parameters are named as the published ones are.
+    """The operator with its input layers; parameters have the published names.
 
     Offsets, weights and the center's gate come from a depthwise convolution of the input; what is sampled is a
     projection of the input.
@@ -162,7 +162,7 @@ class DCNv3(nn.Module):
         Args:
             dw_kernel_size: of the depthwise convolution; None: `kernel`.
             center_feature_scale: blend the result with the pixel's own value, by a learned gate per group.
-            use_compiled: run the authors' operator on CUDA where it imports and nothing has to be learned.
+            use_compiled: run the authors' operator on CUDA if it can be imported and no gradients are needed.
         """
         super().__init__()
         if channels % groups:
@@ -186,7 +186,7 @@ class DCNv3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """At first the points lie on their grid and weigh the same."""
+        """Initialize to the regular grid with equal weights."""
         for layer in (self.offset, self.mask):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

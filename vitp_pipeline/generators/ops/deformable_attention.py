@@ -1,7 +1,7 @@
 """The sampling core of multi-scale deformable attention in plain torch, for any device.
 
-Deformable DETR (Zhu et al. 2021, arXiv 2010.04159, eq. 3): every query looks at a few fractional positions of
-every level of a feature pyramid, and its answer is the weighted sum of the bilinear samples found there.
+Deformable DETR (Zhu et al. 2021, arXiv 2010.04159, eq. 3): every query samples a few fractional positions of
+every level of a feature pyramid; its output is the weighted sum of the bilinear samples.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """DiNAT (Hassani and Shi 2022, arXiv 2209.15001) as a backbone of transformers' models, without natten.
 
-transformers has a DiNAT of its own, which cannot be built without the natten of some years ago. This one takes its
-place: same configuration (`DinatConfig`), same names of parameters, so the published files load; the attention is ours.
-It is for frozen use: no dropout, no drop path.
+transformers' own DiNAT needs an old natten. This one replaces it: same configuration (`DinatConfig`) and parameter
+names, so the published files load; the attention is ours. It is for frozen use: no dropout, no drop path.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class DinatBackbone(BackboneMixin, PreTrainedModel):
 
 
 def _dilations(config: DinatConfig) -> list[list[int]]:
-    """Per level and block; a wrong list loads without a word, so at least its lengths must be right."""
+    """Check the dilations per level and block; wrong values load silently, so at least the lengths must match."""
     lengths = [len(level) for level in config.dilations]
     if lengths != list(config.depths):
         raise ValueError(f"dilations for {lengths} blocks, the levels have {list(config.depths)}")
@@ -91,7 +90,7 @@ class _Level(nn.Module):
         self.downsample = None if last else _Downsample(width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The level's features, and what the next level sees of them."""
+        """Return the level's features, and the next level's input."""
         for layer in self.layers:
             x = layer(x)
         return x, x if self.downsample is None else self.downsample(x)
@@ -135,8 +134,8 @@ class _Block(nn.Module):
 class NeighborhoodAttention(nn.Module):
     """Projection, dilated neighborhood attention, projection: (B, H, W, C) → (B, H, W, C), of any H and W.
 
-    A map smaller than the window is padded with zeros before the first projection. What is padded takes part, with the
-    biases of the projection as its keys and values.
+    A map smaller than the window is padded with zeros before the first projection. Padded cells take part, with the
+    biases of the projection as their keys and values.
     """
 
     def __init__(self, width: int, heads: int, kernel_size: int, dilation: int, qkv_bias: bool = True) -> None:
@@ -155,7 +154,7 @@ class NeighborhoodAttention(nn.Module):
 
 
 class _Projections(nn.Module):
-    """Query, key and value of every cell, (B, H, W, heads, C / heads) each, and the bias by relative position."""
+    """Query, key and value projections, (B, H, W, heads, C / heads) each, and the relative position bias."""
 
     def __init__(self, width: int, heads: int, kernel_size: int, bias: bool) -> None:
         super().__init__()
@@ -168,7 +167,7 @@ class _Projections(nn.Module):
 
 
 class _Holder(nn.Module):
-    """A module under a name of its own, as the published files have it."""
+    """A wrapper that adds a level to parameter names, as in the published files."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()

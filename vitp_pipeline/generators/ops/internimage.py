@@ -88,13 +88,13 @@ class InternImage(nn.Module):
         Args:
             core_op: "DCNv3", or "DCNv3_pytorch" to leave the compiled operator aside.
             channels: C.
-            layer_scale: first value of a learned factor per channel before each residual sum; None: no factor.
+            layer_scale: initial value of a learned factor per channel before each residual sum; None: no factor.
             offset_scale: see `dcnv3`.
             post_norm: norm after the operators instead of before them.
-            with_cp: compute the blocks twice in training, to save memory.
+            with_cp: recompute activations in the backward pass, to save memory.
             res_post_norm: norm before and after; not together with `layer_scale` or `post_norm`.
-            level2_post_norm: a norm more behind the blocks `level2_post_norm_block_ids` of the third stage.
-            init_cfg: taken and not used: the published configs name a pre-trained file there.
+            level2_post_norm: an extra norm after the blocks `level2_post_norm_block_ids` of the third stage.
+            init_cfg: ignored: the published configs name a pre-trained file there.
         Raises:
             ValueError: an option that no published model has.
         """
@@ -174,7 +174,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks, then a norm, whose result is the stage's output and what the downsampling sees."""
+    """Blocks, then a norm, whose result is the stage's output and the input of the downsampling."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.Module):
-    """DCNv3 and an MLP, each added to its input; where the norms stand is a matter of the model's size."""
+    """DCNv3 and an MLP, each with a residual connection; the model's size decides where the norms are."""
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves the whole branch of an image out, in training, and scales up what remains."""
+    """Drop the whole branch of an image at random in training, and scale up the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -296,10 +296,10 @@ class DropPath(nn.Module):
 
 
 def register_backbone() -> None:
-    """Let mmseg's and mmdet's configs say `type="InternImage"`.
+    """Register the backbone, so that mmseg's and mmdet's configs can use `type="InternImage"`.
 
-    The name goes into mmengine's registry, in which both look after their own, so that a backbone of this name that a
-    user's `custom_imports` puts into mmseg's or mmdet's comes first.
+    The name goes into mmengine's registry, which both search after their own, so that a backbone of this name that a
+    user's `custom_imports` adds to mmseg or mmdet takes precedence.
     """
     from mmengine.registry import MODELS
 

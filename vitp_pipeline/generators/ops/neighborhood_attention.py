@@ -5,7 +5,7 @@ as in SHI-Labs/NATTEN. Every cell of a map attends to the K × K cells around it
 window shifts inward and keeps its K × K cells, so the cell is then not in its middle.
 
 An axis with dilation d is d undilated ones, interleaved. In each, a tile of neighboring queries needs few more keys
-than one query does, so tile by tile this is small dense attention with a bias, which torch has fused kernels for.
+than one query, so each tile is a small dense attention with a bias, for which torch has fused kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NUMBERS_AT_ONCE = 1 << 22
 def dilated_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int = 1
 ) -> Tensor:
-    """softmax(q·kᵀ / √c + bias) · v over the window of every cell.
+    """Compute softmax(q·kᵀ / √c + bias) · v over the window of every cell.
 
     Args:
         query, key, value: (B, H, W, heads, c), floating, on one device; H and W at least `kernel_size · dilation`
@@ -38,7 +38,7 @@ def dilated_attention(
         kernel_size: K, odd.
         dilation: d, in cells.
     Returns:
-        (B, H, W, heads, c). Beside it live the tiles' indices, and the keys of a bounded number of tiles.
+        (B, H, W, heads, c). Extra memory: the tiles' indices, and the keys of a bounded number of tiles.
     Raises:
         ValueError: an even kernel, another shape of bias, or a map smaller than the window.
     """
@@ -49,7 +49,7 @@ def dilated_attention(
 
 
 def pad_to_window(x: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """`x` (B, H, W, C) with zeros right and below up to one window, K·d, each way; nothing masks them."""
+    """Pad `x` (B, H, W, C) with zeros right and below to at least one window, K·d, each way; they are not masked."""
     window = kernel_size * dilation
     height, width = x.shape[1:3]
     return F.pad(x, (0, 0, 0, max(0, window - width), 0, max(0, window - height)))
@@ -58,7 +58,7 @@ def pad_to_window(x: Tensor, kernel_size: int, dilation: int) -> Tensor:
 def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int, tile: int = TILE
 ) -> Tensor:
-    """`dilated_attention` in plain torch, for tiles of at most `tile` × `tile` queries at once."""
+    """Compute `dilated_attention` in plain torch, for tiles of at most `tile` × `tile` queries at once."""
     batch, height, width, heads, channels = query.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     queries, keys, values = (x.reshape(batch * height * width, heads * channels) for x in (query, key, value))
@@ -68,7 +68,7 @@ def tiled_attention(
     images = torch.arange(batch, device=query.device)[:, None, None] * (height * width)
 
     def cells(rows: Tensor, columns: Tensor) -> Tensor:
-        """Flat indices (tiles, cells of a tile) of every tile of rows crossed with every tile of columns."""
+        """Return flat indices (tiles, cells of a tile) of every tile of rows crossed with every tile of columns."""
         rows, columns = rows.to(query.device), columns.to(query.device)
         grid = rows[:, None, :, None] * width + columns[None, :, None, :]
         return (images + grid.flatten(2).flatten(0, 1)).flatten(0, 1)
@@ -95,7 +95,7 @@ def tiled_attention(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Tiles of one axis whose windows lie alike.
+    """Tiles of one axis with the same window offsets.
 
     Attributes:
         queries: (tiles, t) cells of each tile.
@@ -110,7 +110,7 @@ class _Tiles:
 
 @lru_cache(maxsize=256)
 def _tiles(length: int, kernel_size: int, dilation: int, tile: int) -> tuple[_Tiles, ...]:
-    """An axis of `length` cells cut into tiles; together they hold every cell once."""
+    """Cut an axis of `length` cells into tiles; together they hold every cell once."""
     found = []
     # Of the d interleaved axes the first few may be one cell longer than the others.
     longer = length % dilation
@@ -128,7 +128,7 @@ def _tiles(length: int, kernel_size: int, dilation: int, tile: int) -> tuple[_Ti
 
 
 def _cut(length: int, kernel_size: int, tile: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """An undilated axis in tiles, an entry for all that are alike: first query of each, first key of each, offsets."""
+    """Cut an undilated axis into tiles, grouped by equal offsets: first query of each, first key of each, offsets."""
     if length < tile + kernel_size:  # a tile's keys would be all there are: one tile
         tile = length
     tile = -(-length // -(-length // tile))  # of equal length, so that the last is not a sliver
@@ -149,7 +149,7 @@ def _cut(length: int, kernel_size: int, tile: int) -> list[tuple[Tensor, Tensor,
 
 @lru_cache(maxsize=1)
 def natten_functions() -> tuple[Any, Any] | None:
-    """natten's scores-with-bias and weighted sum, which it had up to 0.17.4; None without them."""
+    """Import natten's scores-with-bias and weighted sum (up to 0.17.4); None without them."""
     try:
         from natten.functional import natten2dav, natten2dqkrpb
     except ImportError:
@@ -160,7 +160,7 @@ def natten_functions() -> tuple[Any, Any] | None:
 def natten_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kernel_size: int, dilation: int
 ) -> Tensor:
-    """`dilated_attention` by natten's kernels, which keep the (B, heads, H, W, K²) scores."""
+    """Compute `dilated_attention` by natten's kernels, which keep the (B, heads, H, W, K²) scores."""
     functions = natten_functions()
     if functions is None:
         raise ModuleNotFoundError("natten with relative position bias (up to 0.17.4) is not installed", name="natten")
