@@ -119,7 +119,7 @@ def keep_queries(objectness: np.ndarray, budget: float, threshold: float = 0.0) 
     Args:
         objectness: (Q,) 1 − v of every query.
         budget: largest Σ(1−v) of the dropped ones; 0 keeps all.
-        threshold: those whose 1 − v is at most this (less rounding) are dropped whatever they sum to; 0 = none.
+        threshold: masks whose 1 − v is at most this (less rounding) are dropped in any case; 0 = none.
     Returns:
         (ascending indices of the kept, Σ(1−v) of the dropped). Ties keep the lower index.
     """
@@ -178,7 +178,7 @@ def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, r
 _CACHED = 2**18
 """Cells that are worked on at a time: all that is made of them stays in a core's cache."""
 _ROUNDED_MEAN = 1e-4
-"""How far float32 may move a mean of logits that are alike in sign and no larger than 16."""
+"""Float32 rounding bound of a mean of logits of equal sign, no larger than 16."""
 
 
 def _deepest(step: float) -> int:

@@ -132,7 +132,7 @@ def partial_images(rows_path: Path) -> int:
     """Count the images of a partial part by its rows file's metadata; 0 when it cannot be read."""
     import pyarrow.parquet as pq
 
-    with contextlib.suppress(Exception):  # a damaged file fails in many ways, and whoever goes on will say so
+    with contextlib.suppress(Exception):  # a damaged file fails in many ways; the task that resumes reports it
         return int((pq.read_schema(rows_path).metadata or {})[_COUNT])
     return 0
 

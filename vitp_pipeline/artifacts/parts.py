@@ -5,7 +5,7 @@
 
 The index is sealed: it holds its own SHA-256, its place in the run, the digest of the arrays and that of the run's plan
 (`StageRun.digest`). Reading an index checks all of it; reading an array checks the CRC of every byte read and that the
-arrays are those of this part, for SHA-256 would have to read what nobody asked for; `vitp verify` computes it.
+arrays are those of this part; the SHA-256 needs the whole file, so only `vitp verify` computes it.
 Both are readable without vitp: `zarr.open(zarr.storage.ZipStore(path))` and `pyarrow.dataset`.
 The bytes depend only on the content and its place: entries have a fixed date and a fixed order.
 """
@@ -195,8 +195,8 @@ def _shaped(
     shape: Sequence[int],
     chunks: Sequence[int],
 ) -> bytes:
-    """The zarr.json of an array of this shape. Comes before any chunk is made: it imports zarr, which forbids blosc its
-    threads, that would make the order of its blocks depend on chance.
+    """Make the zarr.json of an array of this shape. Call before any chunk is made: it imports zarr, which turns off
+    blosc's threads; with them the order of blocks would be random.
     """
     metadata = json.loads(_metadata(dtype.str, tuple(dimensions), step, kind))
     metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"] = list(shape), list(chunks)

@@ -258,7 +258,7 @@ class ProposalStore:
 
     @cached_property
     def _opened(self) -> Callable[[int, int, int], _OpenPart]:
-        """Of a shard, a part and a process; a forked one must open files of its own, or both would move the same
+        """Open the arrays of a part in this process; a forked one must open its own files, or both would move the same
         position in them.
         """
         return lru_cache(PARTS_OPEN)(lambda shard, part, process: _open_part(self.run, shard, part))

@@ -16,7 +16,7 @@ MAIN = "vitp_pipeline.cli.main"
 
 
 WAIT = 60
-"""Seconds after the end of one process of a training, whatever its code, until srun ends the others."""
+"""Seconds after the exit of one process of a training, with any code, until srun kills the others."""
 
 
 def vitp_words(job: Job, resources: Resources) -> list[str]:

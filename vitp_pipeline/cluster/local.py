@@ -41,7 +41,7 @@ ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merg
 
 @dataclass(frozen=True)
 class Slot:
-    """Resources of one process: GPUs, or cores where there are none."""
+    """Resources of one process: GPUs, or cores without a GPU."""
 
     gpus: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
@@ -114,7 +114,7 @@ class Task:
 
 @dataclass(eq=False)
 class _Running:
-    """A task at work."""
+    """A running task."""
 
     task: Task
     slot: Slot

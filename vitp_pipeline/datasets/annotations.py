@@ -91,7 +91,7 @@ class Annotations:
                 one, other = (self.file_names[place] for place in twice)
                 raise InputError(
                     f"{path}: image id {self.image_ids[twice[0]]!r} occurs twice: {one} and {other}",
-                    "Give each an id of its own, and its annotations that one",
+                    "Give each image its own id, and update its annotations",
                 )
             self.named_by_url = any(image.get("file_name") is None for image in data["images"])
             self.sizes = self._image_sizes(data["images"])

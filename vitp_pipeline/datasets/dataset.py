@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def kind(self) -> LabelKind:
-        """Kind of its labels, found by name, so that a data set goes to other processes whatever a kind holds."""
+        """Kind of its labels, looked up by name, so that the dataset can be pickled for other processes."""
         return LABEL_KINDS[self.spec.kind]
 
     def __len__(self) -> int:

@@ -72,7 +72,7 @@ class Places:
         return MissingDataError(f"{self.expected(patterns[0])}: no images there", hint)
 
     def _but_for_case(self, pattern: str) -> str:
-        """A pattern with the case of a file's ending that differs in nothing else, and how many there are; or ""."""
+        """Suggest the pattern with other case that would match files, and how many; or ""."""
         above, ending = pattern.rpartition("/")[0], PurePosixPath(pattern).suffix
         fits = re.compile(compiled(pattern).pattern, re.IGNORECASE)
         for base in (*self.folders, *self.archives):
@@ -147,12 +147,12 @@ class Beside:
         return self.bases[0] / relative
 
     def all(self) -> Iterator[Path]:
-        """The files that are there, whether or not an image belongs to them."""
+        """List the existing files, whether or not they belong to an image."""
         return (base / relative for base in self.bases for relative in listing(base, _any_word(self.template)))
 
 
 def fixed_folder(pattern: str) -> str:
-    """The folder that a pattern names before its first wildcard or word, "" for none."""
+    """Return the folder of a pattern before its first wildcard or word, "" for none."""
     return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
 
 
@@ -175,7 +175,7 @@ def _by_folder(path: str) -> str:
 
 
 def _any_word(template: str) -> str:
-    """The pattern of all files that a template can name."""
+    """Make the pattern of all files that a template can name."""
     pattern = template.replace("{dir}", "**/") if "{dir}" in template else template
     for word in words_of(pattern):
         pattern = pattern.replace(f"{{{word}}}", "*")

@@ -178,7 +178,7 @@ class ImageIndex:
         return f"image {self.image_ids[place]!r} ({self.paths(place)[0]})"
 
     def near(self, key: str) -> str:
-        """Return a sentence on an id or file name that looks like this key and is not it; "" where there is none."""
+        """Return a hint on an id or file name similar to this key; "" without one."""
 
         def plain(text: str) -> str:
             return unicodedata.normalize("NFC", split_name(text.replace("\\", "/"))[0]).casefold().lstrip("0")

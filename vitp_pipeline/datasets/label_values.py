@@ -142,7 +142,7 @@ class LabelReader:
         return (self._known is None or len(self._known) > 257) and "16-bit gray" in self.survey.forms
 
     def _decide(self, file: LabelFile, used: np.ndarray) -> tuple[str, np.ndarray]:
-        """The way of reading, and the labels of the samples that occur."""
+        """Decide how to read a file; return that and the labels of the samples that occur."""
         ways = self._ways(file, used)
         usable = {way: labels for way, labels in ways.items() if self._are_known(labels)}
         if not usable:  # unknown values, in whichever way: the first is what is told
@@ -163,7 +163,7 @@ class LabelReader:
         return way, labels
 
     def _ways(self, file: LabelFile, used: np.ndarray) -> dict[str, np.ndarray]:
-        """The labels of the samples that occur, by the ways that come into question, the likelier one first."""
+        """Return the labels of the samples that occur by each possible reading, the likelier one first."""
         if file.form == "color palette":
             self._require_one_palette(file)
             return {"stored": used}
@@ -212,7 +212,7 @@ class LabelReader:
         return found
 
     def _index_of(self, color: np.ndarray, own: int, palette: np.ndarray) -> int | None:
-        """A known index of a color, another than its own if there is one."""
+        """Find a known index of a color, preferring one other than its own."""
         places = [n for n in np.flatnonzero((palette == color).all(1)).tolist() if self._are_known(np.array([n]))]
         return next((n for n in places if n != own), places[0] if places else None)
 
@@ -238,7 +238,7 @@ def _is_identity(grays: np.ndarray) -> bool:
 
 
 def _is_ramp(grays: np.ndarray) -> bool:
-    """Even steps between black and white, which somebody may have drawn to see indices; entries padded with black."""
+    """Tell if a palette is an even ramp from black to white, made to show indices; it may be padded with black."""
     end = int(np.flatnonzero(grays)[-1]) + 1 if grays.any() else 1
     for count in {end, min(end + 1, len(grays))}:
         even = np.linspace(0, 255, count) if count > 1 else np.array([255.0])

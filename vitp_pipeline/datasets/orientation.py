@@ -18,7 +18,7 @@ def is_read_upright(image: ImageFile, labels: Size | None, said: str = "") -> bo
         labels: (H, W) of its labels; None = they do not tell.
         said: `upright` or `stored`, by the manifest or the label file; "" = neither says.
     Raises:
-        InputError: nobody says, and labels of this size fit both.
+        InputError: it is not stated, and labels of this size fit both.
     """
     if image.orientation in (None, 1):
         return True

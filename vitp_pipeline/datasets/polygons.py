@@ -18,7 +18,7 @@ UNLABELED = "unlabeled"
 
 
 def read_polygons(path: Path, spec: DatasetSpec) -> np.ndarray:
-    """Read a Cityscapes polygon file (`…_polygons.json`) as (H, W) int32 label values, drawn as in cityscapesscripts: one
+    """Read a Cityscapes polygon file (`…_polygons.json`) as (H, W) int32 label values, drawn as cityscapesscripts: one
     over the other in the file's order, a group (`cargroup`) as what it is a group of.
 
     Raises:

@@ -74,7 +74,7 @@ class Samples(Sequence[Sample]):
         return (self[n] for n in range(len(self)))
 
     def paths(self, which: int, root: Path) -> tuple[str, str]:
-        """The paths by which an image may be meant: below the data root, and in the split's folder of images."""
+        """Return the paths that may identify an image: below the data root, and in the split's folder of images."""
         number = self._numbers[which]
         piece = bisect_right(self._starts, number) - 1
         return _paths(self._pieces[piece], number - self._starts[piece], root)

@@ -53,7 +53,9 @@ class ClassInfo:
     name: Annotated[str, Len(1), Key("Name of the class.")]
     label: Annotated[LabelValue, Key("Value in the annotation: a pixel value, or a COCO category id.", "label")]
     thing: Annotated[bool, Key("True for a thing, whose instances count; false for stuff.")]
-    color: Annotated[tuple[Byte, Byte, Byte], Key("Red, green, blue in pictures; default: one of its own.", "RGB")]
+    color: Annotated[
+        tuple[Byte, Byte, Byte], Key("Red, green, blue in pictures; default: chosen by class index.", "RGB")
+    ]
     aliases: Annotated[tuple[str, ...], Key("Other names that annotation files and generators have for it.")] = ()
 
     def is_called(self, name: str) -> bool:
@@ -156,7 +158,7 @@ def check_classes(classes: Sequence[str], whose: str, manifest: DatasetSpec, mod
     its name or one of its aliases.
 
     Args:
-        model: whose classes the manifest has, where nobody named one: "classifier".
+        model: "classifier" if the classes come from it because no manifest was given.
     """
     other, briefly = (f"the {model}",) * 2 if model else (f"manifest {manifest.name!r}", "the manifest")
     ours, theirs = manifest.classes, tuple(classes)

@@ -38,7 +38,7 @@ class NotNumbers(Exception):
 
 
 class Ignored:
-    """Takes the place of what no reader needs, whatever is asked of it."""
+    """Placeholder for objects that no reader needs; accepts any request."""
 
     def __call__(self, *arguments: Any) -> Ignored:
         return self
@@ -79,7 +79,7 @@ class Array:
 
 
 def _from_bytes(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """An array of its own memory, in the native byte order and C order."""
+    """Make an array with its own memory, in native byte order and C order."""
     content = content.encode("latin1") if isinstance(content, str) else content  # text of Python 2
     if not isinstance(dtype, Dtype) or not isinstance(content, bytes | bytearray):
         raise NotNumbers("object")
@@ -251,7 +251,7 @@ def pickle_errors(path: Path, kind: str, hint: str) -> Iterator[None]:
 
 
 def finished(content: Any) -> Any:
-    """The content with arrays in the place of what stood for them. Lists and dicts are changed in place."""
+    """Replace placeholders in the content by arrays. Lists and dicts are changed in place."""
     seen: dict[int, tuple[Any, Any]] = {}  # what stood there, kept alive, and what stands there now
 
     def walk(value: Any, depth: int) -> Any:

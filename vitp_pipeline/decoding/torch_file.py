@@ -4,7 +4,7 @@
     streams (before)             pickles of a number, a version, the machine, the content and the keys; then storages
 
 Tensors lie inside their storages, and storages inside the file: none can be larger. Those of an archive are mapped
-and read when they are used, so what is not used (an optimizer's state, say) is not even read.
+and read when they are used, so unused ones (such as an optimizer's state) are not even read.
 """
 
 from __future__ import annotations

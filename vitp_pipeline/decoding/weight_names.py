@@ -38,7 +38,7 @@ def unwrapped(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def backbone_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
     """Find the tensors of a ViT in what a training has saved.
 
-    Whatever its names begin with (`module.`, `model.backbone.`, `teacher.backbone.` …) and in whatever tables they lie
+    Any prefix of its names (`module.`, `model.backbone.`, `teacher.backbone.` …) and any table around them
     (`state_dict`, `model`, `teacher` …) is taken off; what lies elsewhere in the file is left out. Of a student and its
     teacher, or weights and their running mean, the latter is taken.
 

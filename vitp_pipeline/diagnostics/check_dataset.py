@@ -34,7 +34,7 @@ def check_dataset(
 
     Args:
         name: a recipe or a manifest.
-        split: only this one; default: every split that has files of its own.
+        split: only this one; default: every split with its own files.
         out: path of the sheet; with several splits the split's name is put before its suffix.
         limit: number of images to check, evenly spread; 0 = all.
     Raises:

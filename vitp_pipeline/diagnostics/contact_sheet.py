@@ -19,8 +19,8 @@ VEIL = 0.6
 
 
 def draw_sheet(dataset: Dataset, samples: list[Sample], title: str) -> bytes:
-    """A PNG: of every sample the image, the overlay and the names of its largest classes (or of its boxes); a pixel
-    without a label keeps the image's color. A sample that cannot be read shows why.
+    """Draw a PNG with, for every sample, the image, the overlay and the names of its largest classes (or boxes);
+    unlabeled pixels keep the image's color. An unreadable sample shows the reason.
     """
     tiles = [_tile(dataset, sample) for sample in samples]
     width = COLUMNS * (tiles[0].width + GAP) + GAP

@@ -107,5 +107,5 @@ def _grid_sample_flops(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
 
 
 def _embedding_bag_flops(table: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
-    """A weighted sum of rows of a table: how `generators/ops/bilinear.py` samples."""
+    """Count a weighted sum of rows of a table, with which `generators/ops/bilinear.py` samples."""
     return 2 * math.prod(indices) * table[1]

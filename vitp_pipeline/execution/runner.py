@@ -212,7 +212,7 @@ def _make_part(run: StageRun, shard: int, part: int, maker: PartMaker, bar: Prog
 def commit_part(run: StageRun, shard: int, part: int, rows: pa.Table, arrays: Path, lock: Lock | None = None) -> None:
     """Publish a part: its arrays under a name that no other content has, then its index, unless there is one.
 
-    So a task that was suspended and taken over, however late it wakes and whatever the file system's locks are worth,
+    So a task that was suspended and taken over, however late it wakes and however weak the file system's locks are,
     changes nothing that is committed.
 
     Args:

@@ -15,7 +15,7 @@ class Availability:
     """Availability of a family of generators.
 
     Attributes:
-        packages: version by module; "" where the module is there and nobody says which, None where it is not.
+        packages: version by module; "" if unknown, None if the module is not installed.
     """
 
     family: str

@@ -45,7 +45,7 @@ def _read(path: Path, known: dict[tuple[str, str], Any], hint: str) -> Any:
 
 
 def _with_tensors(content: Any) -> Any:
-    """A table of weights, with tensors for arrays and numpy's numbers."""
+    """Convert arrays and numpy numbers in a table of weights to tensors."""
     if isinstance(content, dict):
         return {name: _tensor(value) for name, value in content.items()}
     return _tensor(content)

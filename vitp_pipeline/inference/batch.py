@@ -138,7 +138,7 @@ def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob,
 
 
 def _finished(job: PredictJob, picture: Picture) -> bool:
-    """True if the image's results exist, made of this very file. Raises IncompatibleError for another job's, and for
+    """Tell if the image's results exist, made from this file. Raises IncompatibleError for another job's, and for
     those of another image of the same name.
     """
     path = job.result(picture)

@@ -1,6 +1,6 @@
 """Remove stale files of killed tasks: `vitp gc`.
 
-A task cleans its shard when it starts, so this is for shards that nobody will run again, and for an inode quota.
+A task cleans its shard when it starts, so this is for shards that will not run again, and for inode quotas.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _locked_folder(store: RunStore, folder: Path, remove: bool) -> list[tuple[Pa
         return [*stale, *([(lock, files[lock.name])] if there else [])]
     try:
         with store.locked(lock, wait=False):
-            found = _remove(store, _stale(store, folder, store.list(folder)))  # once more: now nobody else is here
+            found = _remove(store, _stale(store, folder, store.list(folder)))  # again, now under the lock
             return [*found, (lock, 0)] if there else found
     except LockedError:
         return []

@@ -245,8 +245,8 @@ def _end(run: StageRun, shard: int) -> Iterator[Damage]:
 
 
 def _lost_end(run: StageRun, shard: int, parts: int) -> Iterator[Damage]:
-    """The done.json of a shard that has all parts and was left by its task: one that is at work, or was killed before
-    it had written it, leaves its lock.
+    """Report a missing done.json of a shard that has all parts and no lock: a running or killed task would have left
+    its lock.
     """
     files = run.store.list(run.shard_folder(shard))
     if parts and parts == len(run.parts(shard)) and "lock" not in files and not run.finished(shard):
@@ -254,7 +254,7 @@ def _lost_end(run: StageRun, shard: int, parts: int) -> Iterator[Damage]:
 
 
 def _bad_end(run: StageRun, shard: int, reason: str) -> Damage:
-    """A done.json: it follows from the parts, where these have no sums that are to be made before it."""
+    """Check a done.json: it is derived from the parts, unless their totals have to be made first."""
     folder = run.shard_folder(shard)
     rerun = run.identity.get("stage") == "evaluation" and not run.store.exists(totals_path(folder))
     fix = forgets_end(run, shard) if rerun else writes_end(run, shard)

@@ -80,7 +80,7 @@ def _from_the_model(store: RunStore, path: Path) -> Fix:
 
 
 def _trains_anew(run: StageRun) -> Fix:
-    """Remove a model that is none any more, and that the training has ended."""
+    """Remove a damaged model and the done.json of its training, so that it is trained again."""
     store, folder = run.store, run.folder
 
     def fix() -> None:

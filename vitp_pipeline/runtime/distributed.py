@@ -38,7 +38,7 @@ def _collective(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Distributed, *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
-        except RuntimeError as error:  # a connection that closed, or nobody there for an hour
+        except RuntimeError as error:  # a closed connection, or a timeout of an hour
             raise UserError(
                 f"training: process {self.rank} lost the connection to another process",
                 "Run the same command again; training continues from the last checkpoint",

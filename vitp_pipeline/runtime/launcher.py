@@ -35,7 +35,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     """Read rank and peers from the environment; None for a lone process. torchrun started by srun is torchrun.
 
     srun's MASTER_ADDR and MASTER_PORT follow from the step's node list and the job's number unless they are set. What
-    counts is the step: SLURM_NTASKS alone is also set in a batch script, where nobody has started the others.
+    counts is the step: SLURM_NTASKS alone is also set in a batch script, which runs as a single process.
 
     Raises:
         UsageError: a value that is no number, or a rank outside of its group.

@@ -81,7 +81,7 @@ def results_apart() -> Iterator[None]:
 def guard_streams() -> None:
     """Give this process standard streams that never fail, and that write out what a terminal would act on.
 
-    Streams that somebody has replaced (a test, a notebook) are left alone.
+    Streams that were replaced (by a test, a notebook) are left alone.
     """
     for number in (0, 1, 2):  # a file that is opened later must not become a standard stream
         try:

@@ -49,7 +49,7 @@ class Progress:
         self.done, self._began, self._last = 0, time.monotonic(), time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Report `count` finished units; `note` is shown beside them (a loss, say)."""
+        """Report `count` finished units; `note` is shown next to them (such as a loss)."""
         self.done += count
         now = time.monotonic()
         if now - self._last >= LINE_EVERY or (count and self.done == self.total):

@@ -63,7 +63,7 @@ def removals(unfinished: Path, path: Path) -> Iterator[None]:
 
 
 def refusal(error: OSError) -> StorageError | None:
-    """What a file system refused where nobody watched for it, looking at or reading a file, say; None of other errors,
+    """Convert an unexpected file-system error, such as one of reading a file, to a StorageError; None for other errors,
     which are bugs.
     """
     if error.filename is None:
@@ -87,7 +87,7 @@ def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
         Whether the file is now this one.
     Raises:
         StorageError: disk full, read-only or no permission; `path` is then as it was before.
-        LockedError: the temporary file was removed by somebody else, as a task does that takes a folder over.
+        LockedError: the temporary file was removed by another task, as one does that takes a folder over.
     """
     unfinished = temporary(path)
     with refusals(path):
@@ -125,7 +125,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _link(source: Path, path: Path) -> None:
-    """Give `source` the name `path` unless that exists: by a hard link or, where there are none, by renaming it.
+    """Give `source` the name `path` unless that exists: by a hard link or, if unsupported, by renaming it.
 
     Then of tasks that do so at the same moment the last one wins: all see after `SETTLE` whose content is there.
 

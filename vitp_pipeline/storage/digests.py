@@ -1,6 +1,6 @@
 """SHA-256 of large files: a checkpoint of gigabytes is hashed when it is loaded, not at every start of every command.
 
-A classifier that a run has trained is vouched for by the .json beside it, which was written with it. Of other files,
+The SHA-256 of a classifier trained in a run is in the .json next to it, written with it. Of other files,
 anywhere on this machine, the run remembers what it has read (`digests.json`, by size and modification time). Neither is
 trusted: a file is read again before it is loaded (`Digests.prove`, `load_classifier`), so that no file changed
 under the same size and time gets into a result.
@@ -30,7 +30,7 @@ class Digests:
         """Return the SHA-256 of a local file, 64 hex digits. A recorded or remembered file is not read again.
 
         Raises:
-            CorruptError: what vouches for it is damaged.
+            CorruptError: the file that holds its digest is damaged.
         """
         if (known := recorded_digest(path)) is not None:
             return known
@@ -71,7 +71,7 @@ class Digests:
             return {}  # only a cache: a damaged one is rebuilt
 
     def _name(self, path: Path) -> str:
-        """The same in every process, on a store a URL; of a file inside the run the same wherever that lies."""
+        """Name a file the same in every process: by URL on a store, by its path in the run for files of the run."""
         path, run = path.resolve(), self._store.folder.resolve()
         return path.relative_to(run).as_posix() if path.is_relative_to(run) else with_aliases(path)
 

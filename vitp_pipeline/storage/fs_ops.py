@@ -152,7 +152,7 @@ def remove_tree(path: Path) -> None:
 
 
 def open_in_place(path: Path, flags: int = 0) -> int:
-    """The descriptor of a file that is changed where it lies, as lock files are; makes it where it is not."""
+    """Open a file for in-place changes, as lock files are, creating it if needed; return its descriptor."""
     _at(Step.OPEN, path)
     return open_own(path, os.O_RDWR | os.O_CREAT | flags)
 

@@ -1,4 +1,4 @@
-"""The layout of a run: the place of a file in it, whatever folder the run lies in, and what may lie there.
+"""The layout of a run: the paths of its files relative to the run, and the file types allowed there.
 
 A run may have been moved, or shared with others who write to it. So nothing in it is known by an absolute path, and
 below a run directory there are folders and regular files alone: no link leads out of it, no pipe makes a reader wait.
@@ -70,8 +70,8 @@ def part_of_arrays(name: str) -> int | None:
 
 
 def totals_path(shard_folder: Path) -> Path:
-    """What follows from all parts of a shard together (`evaluation.totals`). The underscore keeps it out of what
-    readers of the run directory (`pyarrow.dataset`) take for rows.
+    """Return the path of a shard's totals over all parts (`evaluation.totals`). The underscore hides the file from
+    readers of the run directory such as `pyarrow.dataset`.
     """
     return shard_folder / "_totals.parquet"
 
@@ -110,7 +110,7 @@ def open_plain(path: Path) -> io.BufferedReader:
 
     Raises:
         CorruptError: of a file of a run: a link, a pipe or a folder is in its place.
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
     if not _inside(path):
         return path.open("rb")
@@ -118,7 +118,7 @@ def open_plain(path: Path) -> io.BufferedReader:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """The descriptor of a file that is changed where it lies.
+    """Open a file for in-place changes; return its descriptor.
 
     Raises:
         CorruptError: as `open_plain`, or it has a second name, under which it may be somebody else's.

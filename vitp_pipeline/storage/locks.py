@@ -1,10 +1,10 @@
 """One task owns a folder: a file `lock`, held through the kernel and signed by its owner.
 
 The kernel's lock (flock) is free the moment its holder dies, but some network file systems keep it on one machine only,
-and some have none. So the owner also writes its name into the file and a sign of life every few seconds. A lock that
-another machine has signed counts as abandoned once it shows no sign of life for `STALE` seconds, watched with this
-machine's clock alone. Should that be wrong (a task that was suspended), the first owner notices before it commits
-anything: `Lock.check`.
+and some have none. So the owner also writes its name into the file, and a heartbeat every few seconds. A lock that
+another machine has signed counts as abandoned after `STALE` seconds without a heartbeat, measured with this machine's
+clock alone. If that is wrong (the task was only suspended), the first owner notices before it commits anything:
+`Lock.check`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from vitp_pipeline.storage.fs_ops import make_folder, open_in_place, overwrite, 
 from vitp_pipeline.storage.layout import open_plain
 
 BEAT = 15.0
-"""Seconds between signs of life."""
+"""Seconds between heartbeats."""
 STALE = 60.0
 """Seconds without one, after which another machine's lock is taken over."""
 LONG_AGO = 15 * 60.0
 """So old a file, by its date, needs no watching: clocks of one cluster do not differ by that."""
 _PROBES = 3
-"""How often a lock is asked for, 50 ms apart: somebody may have looked with `is_locked` at just that moment."""
+"""Attempts to take a lock, 50 ms apart: another process may just be probing it with `is_locked`."""
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The text of a lock, and when it was written, in ns; 0 = nobody says."""
+    """The text of a lock, and when it was written, in ns; 0 = unknown."""
 
     text: str
     date: int = 0
@@ -56,7 +56,7 @@ class Signature:
 
     @property
     def age(self) -> float:
-        """Seconds since then; 0 where nobody says."""
+        """Seconds since then; 0 if unknown."""
         return time.time() - self.date / 1e9 if self.date else 0.0
 
     @property
@@ -98,7 +98,7 @@ class Lock(ABC):
         self._write(self._signature(state))
 
     def check(self) -> None:
-        """Raise LockedError when another task has taken this lock over, or somebody has removed it."""
+        """Raise LockedError when another task has taken over or removed this lock."""
         try:
             owner = self.read()
         except FileNotFoundError:
@@ -168,7 +168,7 @@ class _FileLock(Lock):
 
 
 def _read(path: Path) -> Signature:
-    with open_plain(path) as file:  # opened anew: network file systems then ask anew
+    with open_plain(path) as file:  # reopened: network file systems then refresh the content
         return Signature(file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns)
 
 
@@ -215,7 +215,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquire(path: Path, wait: bool) -> int:
-    """The open file of a lock that nobody else holds."""
+    """Open and lock the file of a lock that nobody else holds."""
     refused = 0
     while True:
         with refusals(path):
@@ -238,7 +238,7 @@ def _acquire(path: Path, wait: bool) -> int:
                 raise
             flocked = False
         try:
-            # its last owner may have removed the file since it was opened: then this lock keeps nobody out
+            # its last owner may have removed the file since it was opened: then this lock excludes no one
             if path.stat().st_ino != os.fstat(file).st_ino:
                 raise FileNotFoundError
             owner = _read(path)
@@ -270,7 +270,7 @@ def see_dead(
     wait: bool,
     is_over: Callable[[Signature], bool] = lambda owner: owner.ended,
 ) -> None:
-    """Watch an owner that nothing vouches for; return when it shows no sign of life.
+    """Watch an owner on another machine; return when its heartbeat stops.
 
     Args:
         read: reads who holds the lock now. is_over: tells if an owner holds it no longer.
@@ -300,7 +300,7 @@ def at_work(path: Path, owner: Signature) -> LockedError:
 
 @cache
 def _machine() -> str:
-    """Name this machine, until it is started anew: containers on it share the name, and its flocks."""
+    """Identify this machine until it reboots: containers on it share the name, and its flocks."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()

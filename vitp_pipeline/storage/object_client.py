@@ -43,7 +43,7 @@ class ObjectClient:
             return bool(self._fs.isfile(self._key(name)))
 
     def get(self, name: str, target: Path) -> bool:
-        """Write an object to a file; False when there is none."""
+        """Download an object to a file; False if the object does not exist."""
         with self._answers(name):
             try:
                 self._fs.get_file(self._key(name), str(target))

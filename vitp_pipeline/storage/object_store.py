@@ -64,7 +64,7 @@ class ObjectStore(RunStore):
         if path.name.endswith(ARCHIVE):
             self._archives.append(path)
             while len(self._archives) > ARCHIVES_KEPT:
-                remove(self._archives.popleft())  # who is reading it goes on reading it
+                remove(self._archives.popleft())  # open readers keep their file
         return path
 
     def fetch_all(self, paths: Iterable[Path]) -> None:

@@ -19,7 +19,7 @@ from vitp_pipeline.storage.fs_ops import remove_tree
 TEMPORARY = ".tmp"
 """Ending of files and folders that are being written."""
 HOUR = 3600.0
-"""After so long without a change a file of another machine, whose processes nobody here can see, is left behind."""
+"""Age in seconds at which an unchanged file of another machine, whose processes are not visible here, is stale."""
 NAME_BYTES = 255
 """The longest name that file systems take."""
 _OURS = re.compile(rf".*\.(?P<machine>[0-9a-f]{{8}})-(?P<process>\d+)-(?P<began>\d+){re.escape(TEMPORARY)}", re.DOTALL)
@@ -52,7 +52,7 @@ def tidy(folder: Path) -> None:
     if folder in _tidied:
         return
     _tidied.add(folder)
-    with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+    with contextlib.suppress(OSError):  # a file that cannot be removed does no harm
         for path in folder.iterdir():
             if path.name.endswith(TEMPORARY) and is_abandoned(path):
                 remove_tree(path)

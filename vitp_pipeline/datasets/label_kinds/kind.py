@@ -38,14 +38,14 @@ class Sample:
 
     @property
     def label(self) -> Path:
-        """`truth`. Raises InputError where there is none."""
+        """Path of the ground truth, `truth`. Raises InputError if there is none."""
         if self.truth is None:
             raise InputError(f"{self.image}: its split has no ground truth")
         return self.truth
 
     @property
     def segments(self) -> tuple[GroundTruthSegment, ...] | None:
-        """The segments or objects that the annotation file lists, None where there is none."""
+        """Segments or objects in the annotation file; None without one."""
         return None if self.annotation is None else self.annotation.segments
 
 

@@ -59,7 +59,7 @@ class Truth(Protocol):
         ...
 
     def instances(self, things: Sequence[bool]) -> list[GroundTruthInstance]:
-        """The objects that can be counted."""
+        """List the countable objects."""
         ...
 
 
@@ -136,6 +136,6 @@ def _instance(number: int, category: int, iscrowd: bool, mask: np.ndarray) -> Gr
 
 
 def _replaced(ids: np.ndarray, table: dict[int, int], dtype: np.dtype) -> np.ndarray:
-    """The table's values in place of its keys, all ids being keys. A search in a short table beats sorting an image."""
+    """Replace ids by the table's values; all ids must be keys. Searching a short table beats sorting an image."""
     keys = np.array(sorted(table))
     return np.array([table[int(key)] for key in keys], dtype)[np.searchsorted(keys, ids)]

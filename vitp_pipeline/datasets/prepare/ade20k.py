@@ -111,8 +111,8 @@ def instances(work: Work) -> None:
 
 
 def read_instances(path: Path, spec: DatasetSpec) -> tuple[np.ndarray, list[int]]:
-    """An instance PNG as ((H, W) int32 object numbers 1..N with 0 = none, the class of each 0..149); a number without
-    pixels has class −1.
+    """Read an instance PNG as ((H, W) int32 object numbers 1..N with 0 = none, the class of each 0..149); a number
+    without pixels has class −1.
 
     Raises:
         InputError: unreadable, or an object with two classes, or with one that does not exist.

@@ -74,7 +74,7 @@ def stuff_train_ids(work: Work) -> None:
 
 
 def _panoptic(work: Work) -> tuple[Dataset, list[Source]]:
-    """The split, and a source for each of its images, called by its label PNG; an image without one is broken."""
+    """Return the split, and a source for each of its images, named by its label PNG; an image without one is broken."""
     annotations = work.file(f"annotations/panoptic_{work.split}2017.json")
     work.needs = work.needs or "annotations/panoptic_*2017.json"
     if not is_file(annotations):

@@ -66,7 +66,7 @@ class Work:
         self._source_of: dict[Path, Source] = {}
 
     def sources(self, *patterns: str) -> list[Source]:
-        """The files of the first pattern that any matches."""
+        """List the files of the first pattern that matches any."""
         files = self.places.images(patterns)
         found = [Source(files.base(n), files.relative[n], files.words(n)) for n in range(len(files))]
         self.found = self.found or bool(found)
@@ -171,7 +171,7 @@ class Work:
 
 
 def png(array: np.ndarray) -> bytes:
-    """An array as the content of a PNG file."""
+    """Encode an array as the content of a PNG file."""
     content = io.BytesIO()
     Image.fromarray(array).save(content, "PNG")
     return content.getvalue()
@@ -198,7 +198,7 @@ def measured(numbers: np.ndarray, count: int) -> list[tuple[int, list[int]] | No
 
 
 def class_numbers(values: np.ndarray, spec: DatasetSpec, path: Path) -> np.ndarray:
-    """(H, W) uint8 class numbers of label values, 255 where there is none. Raises InputError for an unknown value."""
+    """Map label values to (H, W) uint8 class numbers, 255 for none. Raises InputError for an unknown value."""
     lut = spec.label_lut
     if values.size and (values.max() >= len(lut) or (lut[values] < -1).any()):
         raise InputError(f"{path}: it has label values that manifest {spec.name!r} does not know")

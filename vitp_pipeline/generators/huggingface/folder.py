@@ -30,7 +30,7 @@ NETWORKS = {
 INSTALL = 'pip install "vitp-pipeline[hf]"'
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DETECTRON2_SIZE = (800, 1333)
-"""Shortest and longest edge where nothing says otherwise, as in detectron2 and transformers."""
+"""Default shortest and longest edge, as in detectron2 and transformers."""
 
 
 @dataclass(frozen=True)

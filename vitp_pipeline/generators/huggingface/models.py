@@ -139,5 +139,5 @@ def _check_loaded(source: str | Path, model: PreTrainedModel, found: dict[str, A
     if faults:
         raise IncompatibleError(f"{source}: tensors {', and '.join(faults)}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:  # it would run, with whatever is in memory
+        if tensor.is_meta:  # it would run on uninitialized memory
             raise IncompatibleError(f"{source}: {name} was left without values")

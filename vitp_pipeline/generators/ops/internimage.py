@@ -83,7 +83,7 @@ class InternImage(nn.Module):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         init_cfg: Any = None,
     ) -> None:
-        """The arguments are those of the published configs.
+        """Take the arguments of the published configs.
 
         Args:
             core_op: "DCNv3", or "DCNv3_pytorch" to leave the compiled operator aside.
