@@ -1,7 +1,7 @@
 """One task owns a folder of a run on an object store: the object `lock`, signed by its owner.
 
 There is no kernel lock. The task that creates the object owns the folder (`If-None-Match`, so only one does), signs
-it again every few seconds, and removes it. One that shows no sign of life for `locks.STALE` seconds, watched with this
+it again every few seconds, and removes it. One without a heartbeat for `locks.STALE` seconds, measured with this
 machine's clock alone, is taken over, at once when its owner was a process of this machine that is gone. Should two
 tasks take one over in the same moment, or one wake that was suspended, `check` notices before anything is committed.
 """
