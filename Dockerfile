@@ -45,7 +45,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 
 LABEL org.opencontainers.image.title="vitp" \
       org.opencontainers.image.version="0.2.0" \
-      org.opencontainers.image.description="Names the masks of a frozen segmentation model with a point-prompted ViT" \
+      org.opencontainers.image.description="Classify the masks of a frozen segmentation model with a point-prompted ViT" \
       org.opencontainers.image.licenses="MIT"
 # caches of matplotlib, mmengine and the hubs, whoever runs it (--user, also of a number that has no name)
 ENV HOME=/home/vitp PYTHONDONTWRITEBYTECODE=1

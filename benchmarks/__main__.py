@@ -1,11 +1,11 @@
-"""Runs the benchmarks, a process a row, and prints one table; a whole run also writes docs/performance.md.
+"""Run the benchmarks, one process per row, and print one table; a full run also writes docs/performance.md.
 
     python -m benchmarks --data ../shared/data
     python -m benchmarks --data ../shared/data --only semantic-camvid pq
     python -m benchmarks --data ../shared/data --quick
 
 --data holds the folder camvid. Ratios are of medians of 5 pairs, both sides in turn in one process; the range is that
-of single pairs. --quick tries the rows on little work, its figures mean nothing.
+of single pairs. --quick runs the rows on little data; its figures are meaningless.
 """
 
 from __future__ import annotations

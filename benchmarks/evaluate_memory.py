@@ -4,8 +4,8 @@
         --json docs/measured/evaluate-memory.json
 
 Drawn are labels of 48×64 pixels with 150 classes, eight an image; proposals, class scores. Each number of images is
-evaluated twice, in a process of its own: all of it (the images are measured, then the parts added up), and only the
-adding up of parts that are there. Beside it the adding up as it was: all rows at once, and the areas of every image and
+evaluated twice, each in its own process: completely (the images are measured, then the parts summed), and only the
+summation of existing parts. For comparison the earlier summation: all rows at once, and the areas of every image and
 class as one array for the bootstrap. Peaks are those of the process (VmHWM), libraries included; `start` is what
 they and the list of the images take before anything is measured.
 """

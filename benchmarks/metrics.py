@@ -3,7 +3,7 @@
     python -m benchmarks.metrics
 
 `pq`: ids and segments of drawn maps (480×640, regions around 12 points; the prediction is made of the points moved,
-some of them named otherwise). Beside it the algorithm of panopticapi as mmdetection carries it, in one process, handed
+some of them with other classes). Beside it the algorithm of panopticapi in mmdetection's copy, in one process, given
 the maps where it would decode PNG files. Counts must be equal.
 
 `ap`: 5,000 drawn images of 480×640 with boxes of 80 classes, eight true and sixteen found an image, as run lengths.
@@ -130,7 +130,7 @@ class Boxes:
 
 
 def drawn_boxes(images: int, true: int = 8, found: int = 16) -> list[Boxes]:
-    """Boxes and, of the first half of what is found, the same boxes moved; names mostly right."""
+    """Boxes and, of the first half of what is found, the same boxes moved; classes mostly correct."""
     from pycocotools import mask as coco
 
     from vitp_pipeline.metrics.instances import Detections, TrueInstances

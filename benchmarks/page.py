@@ -14,7 +14,7 @@ TEXT = Path(__file__).with_name("page.md")
 
 
 def machine(threads: int) -> dict:
-    """What the figures hang on."""
+    """The environment of the measurements."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     versions = {name: metadata.version(name) for name in PACKAGES}

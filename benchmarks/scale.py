@@ -1,4 +1,4 @@
-"""A run of many images and shards without any model: what its commands cost when all that is left is bookkeeping.
+"""A run of many images and shards without any model: the cost of bookkeeping in its commands.
 
     python -m benchmarks.scale --json docs/measured/benchmark-scale.json --plot docs/images/scale.png
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.semantic --data-root ../shared/data/camvid
 
-`ours`: fuse, drop masks that cannot matter, label map by bounds, confusion. `bare`: softmax, upsample, sigmoid,
+`ours`: fuse, drop masks that cannot matter, label map by block bounds, confusion. `bare`: softmax, upsample, sigmoid,
 einsum, crop, resize, argmax as mmsegmentation's MaskFormer head and segmentor do them, then its IoUMetric. In one
 process, alternating, with the same threads, from logits in memory. Label maps must be identical but where a pixel's
 two best scores differ by less than 1e-6; such pixels are counted.

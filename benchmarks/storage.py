@@ -4,7 +4,8 @@
 
 Rows: logits of a real generator on CamVid and on the COCO sample (drawn afresh from the recipes' weights), and logits
 drawn as large as those of ADE20K (`benchmarks.semantic.drawn_case`). Bytes are those of the mask arrays, their metadata
-included, against float16 of all queries, uncompressed. Certain pixels and the changes of mIoU and PQ (in points,
+included, against float16 of all queries, uncompressed. Certain pixels (labels provably independent of compression) and
+the changes of mIoU and PQ (in points,
 against `lossless`) are the generator's own, α = 0; drawn logits have no ground truth worth a figure. Speeds are from
 full-precision logits on the host to an array in the part (encode) and back (decode), as multiples of those of
 `float16`, what was stored before there were presets; --json has them in MB/s of raw float16.

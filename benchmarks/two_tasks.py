@@ -23,7 +23,7 @@ WORKER = "--worker"
 
 
 class Tasks:
-    """Processes that do what they are told, together."""
+    """Processes that run the same work at the same time."""
 
     def __init__(self, count: int, words: list[str]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -122,15 +122,15 @@ def tables(found: dict[str, Any]) -> str:
     for row in found["accepted"]:
         groups[row["class"], row["kind"], row["positions"]].append(row)
     lines = [
-        f"Of timm {found['timm']}, {len(found['accepted'])} names can be a backbone:\n",
-        "| class | kind | positions | names | for example | largest difference |",
+        f"Of timm {found['timm']}, {len(found['accepted'])} models can be a backbone:\n",
+        "| class | kind | positions | models | example | largest difference |",
         "|---|---|---|---:|---|---:|",
     ]
     for (cls, kind, positions), rows in sorted(groups.items()):
         worst = max(rows, key=lambda row: row["difference"])
         cells = (cls, kind, positions, str(len(rows)), f"`{rows[0]['name']}`", f"{worst['difference']:.0e}")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["\nThese transformers are refused:\n", "| class | names | for example | reason |", "|---|---:|---|---|"]
+    lines += ["\nThese transformers are refused:\n", "| class | models | example | reason |", "|---|---:|---|---|"]
     for cls, row in sorted(found["refused"].items()):
         if row["attention"]:
             lines.append(f"| {cls} | {row['names']} | `{row['example']}` | {row['reason']} |")

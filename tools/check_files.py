@@ -1,4 +1,4 @@
-"""Exits with 1 when a file given is larger than 3 MB, or is text that does not end with one line break."""
+"""Exit with 1 when a given file is larger than 3 MB, or is text that does not end with one line break."""
 
 from __future__ import annotations
 

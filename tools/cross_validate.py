@@ -1,10 +1,10 @@
-"""Chooses settings by the training images alone: cross-validated mIoU with the generator's own masks.
+"""Choose settings on training images only: cross-validated mIoU with the generator's own masks.
 
     python tools/cross_validate.py coco-sample --data-root ../shared/data/coco --out runs/choosing --set class_prior=1.0
 
-Every fold trains a classifier without a fifth of the training images, and names the generator's masks of those. Printed
-are figures over all folds together, by point policy, average and temperature. The generator has seen these images, the
-classifier has not: compare the rows of a column, and read α = 1, where the generator's names do not count.
+Every fold trains a classifier without a fifth of the training images, and classifies the generator's masks of those.
+Prints figures over all folds together, by point policy, average and temperature. The generator was trained on these
+images, the classifier was not: compare rows of a column, and use α = 1, where the generator's classes do not count.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Tally:
 
 @dataclass
 class HeldOut:
-    """A training image that the classifier of its fold has not seen. logits: (Q·n, K) of its points, by policy."""
+    """A training image held out in its fold. logits: (Q·n, K) of its points, by policy."""
 
     fold: int
     record: ProposalRecord
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every tool needs that works on held-out training images."""
+    """Arguments of every tool that works on held-out training images."""
     parser.add_argument("recipe")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -147,7 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def averages(policy: str, asked: Sequence[str], settings: ProposalSettings) -> list[str]:
-    """The ways to try for a policy, each once; one point is its own average."""
+    """Averages to try for a policy, each once; a single point needs none."""
     if POINT_POLICIES[policy].per_mask(settings) == 1:
         return ["–"]
     return list(dict.fromkeys(average_of(policy, average) for average in asked))

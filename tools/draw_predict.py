@@ -1,4 +1,4 @@
-"""The README's picture of `vitp predict`: drawn scenes that no stage has seen, and what is found in them.
+"""The README's picture of `vitp predict`: drawn scenes that no stage has seen, and their predicted segments.
 
 python tools/draw_predict.py runs/demo/run --out docs/images/predict.png     # after `vitp demo`
 """
@@ -54,12 +54,12 @@ def overlay(found: Path, stem: str) -> Path:
 
 
 def renamed(file: Path) -> int:
-    """How many segments fusion calls otherwise than the generator did."""
+    """Count segments whose class fusion changed."""
     return sum(s["class"] != s["generator"]["class"] for s in json.loads(file.read_text())["panoptic"])
 
 
 def sheet(columns: list[list[Image.Image]]) -> Image.Image:
-    """A column an image, what was found in it below; few colors, so that the file is small."""
+    """One column per image with its overlay below; few colors keep the file small."""
     first = columns[0][0]
     height = round(WIDTH * first.height / first.width)
     page = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, 2 * height + GAP), "white")

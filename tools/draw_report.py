@@ -23,7 +23,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, help="what `vitp report` or `vitp compare` wrote")
+    parser.add_argument("page", type=Path, help="output of `vitp report` or `vitp compare`")
     parser.add_argument("--section", default="summary", help="id of the section at the top: summary, classes, gallery")
     parser.add_argument("--point", action="store_true", help="at the fused map of the first image, for its details")
     parser.add_argument("--dark", action="store_true")

@@ -1,15 +1,15 @@
-"""Builds the Dockerfile's image without a Docker daemon, looks at what is in it, and runs its entry point as its user.
+"""Build the Dockerfile's image without a Docker daemon, check its content, and run its entry point as its user.
 
     python tools/image_check.py                        # torch from PyTorch's index, the base from a registry
     python tools/image_check.py --debootstrap          # the base is Debian 12 with Debian's Python
     python tools/image_check.py --debootstrap --stand-in 2.13.0 0.28.0
 
-Wants root and Debian's buildah, for --debootstrap that too, and a network to PyPI. What is built are the tracked files,
-as they stand. All that it makes lies in a folder that it removes (--keep leaves it, with the images).
+Needs root and Debian's buildah, for --debootstrap also debootstrap, and access to PyPI. Builds the tracked files of the
+working tree. All output lies in a folder that is removed at the end (--keep leaves it, with the images).
 
---stand-in is for a machine that does not reach PyTorch's index of CPU wheels: these versions of torch and torchvision
+--stand-in is for a machine without access to PyTorch's index of CPU wheels: these versions of torch and torchvision
 take the place of the locked ones. `torch==VERSION+cpu` must be a wheel that pip finds by its settings. torchvision is
-PyPI's without its compiled operators, which want CUDA's libraries; timm needs it to be imported, and the
+PyPI's without its compiled operators, which need CUDA's libraries; timm needs it to be imported, and the
 demo none of them.
 """
 
@@ -44,7 +44,7 @@ _stand_in.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tenso
 
 
 def missing(debootstrap: bool) -> str:
-    """Why it cannot run here, or nothing."""
+    """Return the reason why it cannot run here, or an empty string."""
     if os.geteuid() != 0:
         return "needs root"
     lacking = [name for name in ("buildah", *(["debootstrap"] if debootstrap else [])) if not shutil.which(name)]
@@ -171,7 +171,7 @@ def without_operators(wheel: Path, out: Path) -> None:
 
 
 def faults(tree: Path, about: dict, lock: str, variant: str) -> list[str]:
-    """What should not be so, of an image's files and settings."""
+    """Problems of an image's files and settings."""
     found = [f"left over: /{name}" for name in LEFT_OVER if _holds_bytes(tree / name)]
     if (user := about.get("User", "")) != "1000:1000":
         found.append(f"the user is {user!r}")
@@ -189,7 +189,7 @@ def faults(tree: Path, about: dict, lock: str, variant: str) -> list[str]:
 
 
 def pinned(context: Path) -> str:
-    """What the image's packages are held to."""
+    """Expected packages of the image."""
     return "".join(
         (context / name).read_text(encoding="utf-8") for name in ("requirements.lock", "container/cuda.lock")
     )

@@ -1,4 +1,4 @@
-"""The figures of README and docs/numbers.md: runs a recipe's four stages with several seeds and writes what came of it.
+"""The figures of README and docs/numbers.md: run a recipe's four stages with several seeds and write the figures.
 
     python tools/measure.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --seeds 0 1 2
 

@@ -3,8 +3,8 @@
     python tools/point_token_curves.py
 
 Two small ViTs, one with a position table and one with rotary positions, each with every point token and with the same
-steps, points and rate whatever the images are. Every cell is saved as soon as it is trained, so the command can be
-stopped and given again. Writes docs/measured/point-tokens.json, docs/images/point-tokens.png and the table of
+steps, points and learning rate for any number of images. Every cell is saved once trained, so the command can be
+stopped and resumed. Writes docs/measured/point-tokens.json, docs/images/point-tokens.png and the table of
 docs/backbones.md; with --page only the last two. About 50 s a cell on one core, 2 h for all 120.
 """
 

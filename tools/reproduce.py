@@ -1,4 +1,4 @@
-"""Writes docs/reproduce.md: what to get and to run for every row of the paper that has ViT-P.
+"""Write docs/reproduce.md: downloads and commands for every row of the paper that has ViT-P.
 
     python tools/reproduce.py
 
@@ -96,7 +96,7 @@ def _imports(row: dict[str, Any], stem: str, manifest: str) -> list[str]:
 
 
 def _classifier(row: dict[str, Any]) -> str:
-    """The file that the commands name, imported or trained."""
+    """The classifier file of the commands, imported or trained."""
     if row["classifier"]:
         return f"weights/{Path(row['classifier']).stem}.safetensors"
     return f"runs/{row['name']}/classifier/default/model.safetensors"

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Train the generator of `vitp demo` on drawn scenes, on a CPU, and print how good its masks and its names are.
+"""Train the generator of `vitp demo` on drawn scenes, on a CPU, and print how good its masks and its classes are.
 
     python tools/train_demo_generator.py --out vitp_pipeline/demo/generator.safetensors
 
-The paper starts from generators that draw good masks and name them badly. The scenes are drawn to be such a case: the
-textures that tell the classes of a group apart cancel when a scene is halved, as the config's test pipeline does, while
-shapes remain and shades give a hint. Nothing is done to the masks or the names of the generator: it is small and sees
-less than the classifier does, which is the trade that real generators make, too, only with a gap this wide by design.
+The paper starts from generators with good masks and poor classification. The scenes are designed as such a case: the
+textures that distinguish the classes of a group vanish when a scene is halved, as in the config's test pipeline, while
+shapes remain and shades give a hint. Masks and classes of the generator are not altered: it is small and its input has
+a lower resolution than the classifier's, as with real generators, but here the gap is wide by design.
 
 mmsegmentation trains Mask2Former with one mask per class; the targets here are one mask per segment, so that
 touching things of one class become masks of their own and the panoptic stages have something to do.
 
 About 13 minutes of one core. The weights in the repository came out of it with the defaults; on 40 held-out scenes:
-mIoU 53.8 (89.2 were every mask named rightly), PQ 57.5 (75.3), 56.8 % of the names right.
+mIoU 53.8 (89.2 if every mask were classified correctly), PQ 57.5 (75.3), 56.8 % of the masks classified correctly.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def evaluate(generator: OpenMMLabGenerator, held_out: list[scenes.Scene]) -> Non
             f"{title:10s} mIoU {100 * semantic[which].miou():6.2f}   PQ {100 * scores.pq:6.2f}   "
             f"SQ {100 * scores.sq:6.2f}   RQ {100 * scores.rq:6.2f}"
         )
-    print(f"right names, weighted by 1 - p(no object): {100 * right / weighed:.1f} %")
+    print(f"masks classified correctly, weighted by 1 - p(no object): {100 * right / weighed:.1f} %")
 
 
 def save(model: nn.Module, classes: list[str], path: Path) -> None:
