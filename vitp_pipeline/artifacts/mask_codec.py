@@ -62,8 +62,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compact": {"drop_below": 0.003, "floor": -6.0, **_SMALLER},
     }.items()
 }
-"""Keys of [generate-proposals] that `masks = "…"` stands for, "bounded" where nothing is said; one that is said beside
-it counts.
+"""Keys of [generate-proposals] that `masks = "…"` sets, by default those of "bounded"; keys set explicitly override
+them.
 """
 
 
@@ -176,7 +176,7 @@ def store_masks(mask_logits: Tensor, objectness: np.ndarray, codec: MaskCodec, r
 
 
 _CACHED = 2**18
-"""Cells that are worked on at a time: all that is made of them stays in a core's cache."""
+"""Cells processed at a time: their intermediate results fit in a core's cache."""
 _ROUNDED_MEAN = 1e-4
 """Float32 rounding bound of a mean of logits of equal sign, no larger than 16."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 POINTS = "points_"
-"""Beginning of the columns of points; the name of the policy follows."""
+"""Prefix of the columns of points; the name of the policy follows."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,9 @@ def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
 
 
 ROWS_TOGETHER = 32
-"""Rows of an index that are read out in one go."""
+"""Rows of an index that are read at a time."""
 PARTS_OPEN = 8
-"""Parts that a store keeps open for `read`: opening one takes longer than reading an image of it."""
+"""Parts that a store keeps open for `read`: opening a part takes longer than reading an image."""
 
 
 @dataclass(frozen=True)

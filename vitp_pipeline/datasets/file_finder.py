@@ -133,7 +133,7 @@ class Found:
 
 
 class Beside:
-    """Files that lie beside images, under names made from theirs: `template` in each of `bases`."""
+    """Per-image files with names derived from those of images: `template` in each of `bases`."""
 
     def __init__(self, bases: list[Path], template: str) -> None:
         self.bases, self.template = bases, template

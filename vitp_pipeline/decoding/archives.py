@@ -26,9 +26,9 @@ REPACK = "Unpack it, or make a plain .tar or .zip of what it holds"
 MAX_BYTES = 2**30
 """Of a file, also after unpacking it from an archive."""
 AT_ONCE = 2**20
-"""Bytes that are unpacked at a time."""
+"""Bytes unpacked at a time."""
 LEAST_BOMB, MOST_UNPACKED = 2**28, 200
-"""A member larger than the one that unpacks to more than the other times its size is a bomb, not data."""
+"""A member above this size and this compression ratio counts as a zip bomb."""
 
 _ORDINARY = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,99}/){0,16}[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 """Names without a fault, for the many that are so: `check_inside` looks at the others closely."""
@@ -342,7 +342,7 @@ def _names(folder: Path, folders: bool) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                # what macOS leaves beside a file when it copies to other disks bears that file's ending
+                # macOS leaves companion files with the same suffix when it copies to other disks
                 if entry.is_dir() == folders and not entry.name.startswith("._"):
                     yield entry.name
     except (FileNotFoundError, NotADirectoryError):

@@ -121,7 +121,7 @@ class SafeUnpickler(pickle._Unpickler):
     Args:
         file: opened for reading, in binary.
         size: bytes that the file has. What is made of them may take a few times as many.
-        known: functions of this program by the (module, name) that a file asks for, beside those of data.
+        known: further functions of this program by the (module, name) that a file asks for.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]]

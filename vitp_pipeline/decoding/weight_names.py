@@ -21,7 +21,7 @@ _OF_A_TOWER = ("conv1.weight", "positional_embedding")
 """The names that CLIP's ViT has where it stands alone, as in Perception Encoder's files."""
 
 _AVERAGED = {"teacher", "target_encoder", "model_ema", "state_dict_ema", "ema"}
-"""Parts of the names of networks that a file holds beside the one they are the better copy of."""
+"""Name parts of the better copy of a network in a file, such as a teacher or a running mean."""
 
 _CHUNK = re.compile(r"\bblocks\.\d+\.(\d+)\.")
 """DINOv2 trains its blocks in chunks; a block's own number is that in all of them."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 KEEP_EVERY = 300.0
-"""Seconds after which what is finished of a part is kept in its partial part."""
+"""Seconds after which the finished images of a part are kept in its partial part."""
 KEEP_SHARE = 20.0
-"""How often as long as keeping takes a maker works at least before it is asked to again: large arrays take a while."""
+"""Least ratio of working time to the time of keeping a partial part: large arrays take a while to write."""
 
 
 @dataclass(frozen=True)

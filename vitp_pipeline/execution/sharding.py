@@ -37,7 +37,7 @@ SCHEDULERS = (
     Scheduler("HyperQueue", "HQ_TASK_ID"),
 )
 SHARDS = "VITP_SHARDS"
-"""Environment variable: the shards that an array stands for, like 1000-1999 or 3,17-19; task i works on the i-th. For
+"""Environment variable: the shards of an array, like 1000-1999 or 3,17-19; task i works on the i-th. For
 schedulers whose indices end too early (Slurm's MaxArraySize) or cannot be chosen (Kubernetes, AWS Batch)."""
 FLAG = "--shard"
 

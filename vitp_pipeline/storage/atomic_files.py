@@ -76,7 +76,7 @@ def refusal(error: OSError) -> StorageError | None:
 
 
 def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
-    """Fill a temporary file beside `path`, force it to disk, and rename it into place. What is to be a file of a run is
+    """Fill a temporary file next to `path`, force it to disk, and rename it into place. Files of a run are
     written by `RunStore.write`.
 
     Several tasks may write the same file at once; the last one wins, and it is whole.

@@ -1,4 +1,4 @@
-"""Every change of the package to a disk, one function a kind: what must survive a kill at any moment goes through here.
+"""All disk writes of the package, one function per kind: whatever must survive a kill at any moment goes through here.
 
 Before each such step the function of `watched` is called, if there is one. The tests have it kill the process, refuse
 (the disk is full), or let a part of the bytes through, at every step that the stages come by

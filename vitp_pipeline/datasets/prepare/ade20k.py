@@ -21,7 +21,7 @@ LABELS = "annotations/*/{id}.png"
 
 
 def semantic(work: Work) -> None:
-    """`annotations_detectron2/`: class numbers 0..149, 255 where there is no label."""
+    """Make `annotations_detectron2/`: class numbers 0..149, 255 without a label."""
     sources = work.sources(f"annotations/{FOLDERS[work.split]}/{{id}}.png")
     reader = work.reader(sources, LABELS)
 
@@ -33,7 +33,7 @@ def semantic(work: Work) -> None:
 
 
 def panoptic(work: Work) -> None:
-    """`ade20k_panoptic_SPLIT/*.png` and `.json`: stuff from the semantic labels, things from the instances, over it.
+    """Make `ade20k_panoptic_SPLIT/*.png` and `.json`: stuff from the semantic labels, things from the instances on top.
 
     As in Mask2Former's script, areas and boxes of stuff are those before things were laid over it.
     """
@@ -74,7 +74,7 @@ def panoptic(work: Work) -> None:
 
 
 def instances(work: Work) -> None:
-    """`ade20k_instance_SPLIT.json`: the things as run lengths."""
+    """Make `ade20k_instance_SPLIT.json`: the things as run lengths."""
     sources = _sources(work)
     if not sources:
         return

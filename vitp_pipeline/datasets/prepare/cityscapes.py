@@ -16,7 +16,7 @@ KINDS = ("gtFine", "gtCoarse")
 
 
 def label_ids(work: Work) -> None:
-    """`*_labelIds.png` from `*_polygons.json`."""
+    """Make `*_labelIds.png` from `*_polygons.json`."""
     for kind in KINDS:
         sources = work.sources(f"{kind}/{work.split}/{{city}}/{{id}}_{kind}_polygons.json")
 
@@ -31,7 +31,7 @@ def label_ids(work: Work) -> None:
 
 
 def train_ids(work: Work) -> None:
-    """`*_labelTrainIds.png` from `*_labelIds.png`, or from polygons: class numbers, 255 for what does not count."""
+    """Make `*_labelTrainIds.png` from `*_labelIds.png`, or from polygons: class numbers, 255 for ignored labels."""
     for kind in KINDS:
         stem = f"{kind}/{work.split}/{{city}}/{{id}}_{kind}"
         sources = work.sources(f"{stem}_labelIds.png", f"{stem}_polygons.json")

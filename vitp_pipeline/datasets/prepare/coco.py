@@ -15,7 +15,7 @@ from vitp_pipeline.decoding.archives import is_file
 
 
 def semantic(work: Work) -> None:
-    """`panoptic_semseg_SPLIT2017/*.png`: class numbers 0..132, 255 where there is no label."""
+    """Make `panoptic_semseg_SPLIT2017/*.png`: class numbers 0..132, 255 without a label."""
     dataset, sources = _panoptic(work)
 
     def make(source: Source) -> None:
@@ -31,7 +31,7 @@ def semantic(work: Work) -> None:
 
 
 def instances(work: Work) -> None:
-    """`annotations/panoptic2instances_SPLIT2017.json`: the thing segments as run lengths, crowds included."""
+    """Make `annotations/panoptic2instances_SPLIT2017.json`: the thing segments as run lengths, crowds included."""
     dataset, sources = _panoptic(work)
     if not sources:
         return
@@ -58,7 +58,7 @@ def instances(work: Work) -> None:
 
 
 def stuff_train_ids(work: Work) -> None:
-    """`*_labelTrainIds.png` beside the stuffthingmaps: class numbers 0..170, 255 where there is no label."""
+    """Make `*_labelTrainIds.png` next to the stuffthingmaps: class numbers 0..170, 255 without a label."""
     above = ("stuffthingmaps/", "annotations/", "")
     sources = work.sources(*(f"{folder}{work.split}2017/{{id}}.png" for folder in above))
     made_here = "_labelTrainIds"

@@ -27,7 +27,7 @@ from vitp_pipeline.storage.fs_ops import remove
 
 PIECE = ".piece-"
 PART = 500
-"""Images whose entries of an annotation file are kept together until it is whole."""
+"""Images per temporary piece of an annotation file."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Work:
         return LabelReader.of(self.spec, some) if classes else LabelReader(some)
 
     def target(self, source: Source, relative: str) -> Path:
-        """Return a product's path: beside its source, or where that would lie if its archive were unpacked."""
+        """Return a product's path: next to its source, or where that would be if its archive were unpacked."""
         return source.base / relative if source.base.is_dir() else self.places.expected(relative)
 
     def file(self, relative: str) -> Path:

@@ -27,7 +27,7 @@ class Imported:
 
 
 def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
-    """Write `file` as `out` (.safetensors) with the names that the model of `config` has, and a .json beside it.
+    """Write `file` as `out` (.safetensors) with the tensor names of the model of `config`, and a .json next to it.
 
     Every tensor of the model must be in the file, once and in its shape, and every tensor of the file in the model.
     Class names are kept. A file with the new names already only changes its format.
