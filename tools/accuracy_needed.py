@@ -43,17 +43,17 @@ def main() -> None:
             with evaluation.class_scores.open_arrays(shard, part) as scores:
                 for record in evaluation.proposals.read_part(shard, part):
                     truth = evaluation.dataset.read_semantic(evaluation.dataset.sample(record.image_id))
-                    true_name = label_at_points(truth, record.points["max"])
+                    true_class = label_at_points(truth, record.points["max"])
                     given = scores.read(f"point_logits/{record.key}").argmax(1)
                     draw = np.random.default_rng([0, matched]).random(len(given))
-                    names = np.where((draw < shares[:, None]) & (true_name != IGNORE), true_name, given)
-                    view = evaluation.segmenter.score(record, None, (), labels=list(names))
+                    classes = np.where((draw < shares[:, None]) & (true_class != IGNORE), true_class, given)
+                    view = evaluation.segmenter.score(record, None, (), labels=list(classes))
                     for state, labels in zip(states, evaluation.segmenter.semantic([view]), strict=True):
                         state.update(labels, truth)
                     majority = np.full(len(given), IGNORE)
                     majority[record.kept] = majority_label(view.masks, record.view, truth)
                     likely = (1 - view.no_object[0].numpy() > 0.5) & (majority != IGNORE)
-                    right += (names == majority)[:, likely].sum(1)
+                    right += (classes == majority)[:, likely].sum(1)
                     matched += int(likely.sum())
     print("| ground-truth classes mixed in | mask classification accuracy | mIoU |\n|---:|---:|---:|")
     for share, count, state in zip(shares, right, states, strict=True):

@@ -40,7 +40,7 @@ def main() -> None:
             changes=None,
         )
         predict(find_pictures([scenes / "images" / "val"], found), build, job).report()
-        best = sorted((found / "results").glob("*.json"), key=lambda file: -renamed(file))[:SHOWN]
+        best = sorted((found / "results").glob("*.json"), key=lambda file: -reclassified(file))[:SHOWN]
         columns = [
             [Image.fromarray(read_rgb(p)) for p in (scenes / f"images/val/{f.stem}.png", overlay(found, f.stem))]
             for f in best
@@ -53,7 +53,7 @@ def overlay(found: Path, stem: str) -> Path:
     return found / "overlays" / "panoptic" / f"{stem}.png"
 
 
-def renamed(file: Path) -> int:
+def reclassified(file: Path) -> int:
     """Count segments whose class fusion changed."""
     return sum(s["class"] != s["generator"]["class"] for s in json.loads(file.read_text())["panoptic"])
 

@@ -57,10 +57,10 @@ def batch_of(split: str, indices: Any, points: int, rng: np.random.Generator) ->
     images, places, classes = [], [], []
     for index in indices:
         image, labels = scene(split, int(index))
-        where, named = sample_points(labels, points, rng) or (np.zeros((points, 2), int), np.full(points, IGNORE))
+        where, labeled = sample_points(labels, points, rng) or (np.zeros((points, 2), int), np.full(points, IGNORE))
         images.append(image)
         places.append(normalize_points(where, SIZE))
-        classes.append(named)
+        classes.append(labeled)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(places)), torch.from_numpy(np.stack(classes))
 
 
@@ -97,7 +97,7 @@ def accuracy(model: PointViT, held_out: int) -> float:
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, int, int]]:
-    for seed in range(options.seeds):  # so that what is there early is a whole comparison
+    for seed in range(options.seeds):  # so that complete comparisons are available early
         for images in options.images:
             for backbone in BACKBONES:
                 for token in TOKENS:
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("docs/measured/point-tokens.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/point-tokens.png"))
     parser.add_argument("--docs", type=Path, default=Path("docs/backbones.md"))
-    parser.add_argument("--page", action="store_true", help="draw and write what is there already")
+    parser.add_argument("--page", action="store_true", help="only draw and write existing results")
     options = parser.parse_args()
     budget = {key: getattr(options, key) for key in ("steps", "batch_size", "points", "held_out")}
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
