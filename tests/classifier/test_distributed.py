@@ -194,7 +194,7 @@ def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch, address: st
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed_module, "START", timedelta(seconds=1))
     with (
-        pytest.raises(UserError, match=f"cannot connect to the other processes at {address}:.*{reason}"),
+        pytest.raises(UserError, match=f"cannot reach the others at {address}:.*{reason}"),
         launched_processes(),
     ):
         pass
