@@ -116,7 +116,7 @@ def _training(row: dict[str, Any], root: str) -> list[str]:
     if not row["classifier"]:
         return lines
     return [
-        "# to train one in place of the released classifier, and name it below:",
+        "# to train a classifier in place of the released one, and pass it below:",
         *(f"#   {line}" for line in lines),
     ]
 
