@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "shape of 10^30": (lambda p: zipped(p, {"x.npy": npy("'<f8'", f"({10**30},)", b"")}), "holds 0 bytes"),
     "unpacks to more": (lambda p: lying_zip(p, "x.npy", npy("'|u1'", "(9,)", bytes(MUCH)), 137), "CRC|no header|says"),
     "twice": (lambda p: twice(p), "two arrays of one name"),
-    "bzip2": (lambda p: zipped(p, {"x.npy": npy("'<f4'", "(1,)", bytes(4))}, zipfile.ZIP_BZIP2), "unsupported compression"),
+    "bzip2": (lambda p: zipped(p, {"x.npy": npy("'<f4'", "(1,)", bytes(4))}, zipfile.ZIP_BZIP2), "compression method"),
     "encrypted": (lambda p: (np.savez(p, x=np.zeros(3)), patch(p, b"PK\x01\x02", 8, "<H", 1)), "encrypted"),
     "checksum": (lambda p: (np.savez(p, x=np.zeros(3)), patch(p, b"PK\x01\x02", 16, "<I", 1)), "CRC"),
     "too large": (lambda p: np.savez_compressed(p, x=np.zeros(MUCH, bool)), "more than"),
