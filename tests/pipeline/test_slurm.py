@@ -180,7 +180,7 @@ def test_faults_on_a_cluster_change_no_byte(images: Project, folder: Path, tmp_p
         status = {e["stage"].split("/")[0]: e for e in json.loads(vitp(cluster, "status", str(out), "--json"))}
         assert {stage: entry["missing"] for stage, entry in status.items() if stage != "classifier"} == {
             "proposals": "1",
-            "classes": "1",
+            "class_scores": "1",
             "evaluation": "1",
         }
         assert status["proposals"]["stopped"] == [1] and status["classifier"]["shards_done"] == 1
