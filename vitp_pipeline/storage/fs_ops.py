@@ -22,7 +22,7 @@ from vitp_pipeline.storage.layout import open_own, refuse_links
 
 
 class Step(StrEnum):
-    """What is about to be done to a path."""
+    """Change that is about to be made to a path."""
 
     MAKE_FOLDER = "make-folder"
     OPEN = "open"
