@@ -17,7 +17,7 @@ Table = dict[str, Scalar | list[Scalar]]
 
 
 class _Open(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, defer_build=True)
 
 
 class Manifest(_Open):
