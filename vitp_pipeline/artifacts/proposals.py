@@ -174,6 +174,11 @@ def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
     return {"image_id": image_id, "file_name": file_name, "status": "failed", "error": reason}
 
 
+def agnostic_identity(class_agnostic: bool) -> dict[str, bool]:
+    """Return the entry of a run's identity that says that its masks have no class scores; none where they have."""
+    return {"class_agnostic": True} if class_agnostic else {}
+
+
 ROWS_TOGETHER = 32
 """Rows of an index that are read at a time."""
 PARTS_OPEN = 8
@@ -294,6 +299,11 @@ class ProposalStore:
                 f"{self.run.folder}: holds several views per image, but {what} need a single full view",
                 "Generate proposals without scales, flip and window under another --out",
             )
+
+    @property
+    def class_agnostic(self) -> bool:
+        """True if the masks have no class scores: every class is equally likely, and the classifier alone names them."""
+        return self.run.identity.get("class_agnostic", False) is True
 
     @property
     def codec(self) -> MaskCodec:

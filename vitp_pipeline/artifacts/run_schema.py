@@ -35,6 +35,7 @@ class Streamed(_Open):
 
     classifier: str = ""
     classify: Table = {}
+    class_agnostic: bool = False
 
 
 class Identity(_Open):
@@ -43,6 +44,7 @@ class Identity(_Open):
     stage: str = ""
     manifest: Manifest | None = None
     settings: Table = {}
+    class_agnostic: bool = False
     proposals: str = ""
     class_scores: str = ""
     classifier: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -55,7 +56,9 @@ class Generator(Protocol):
         describe: one line for people: which network, which weights, which device.
 
     An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, if the model's own
-    settings want sliding windows; None or no such attribute means that it sees images whole.
+    settings want sliding windows; None or no such attribute means that it sees images whole. It may have
+    `class_agnostic`: True if its masks have no class scores (`is_class_agnostic`); `classes` is None then, and class
+    logits are (Q, 2), object and no object, as `objectness_logits` makes them.
     """
 
     classes: tuple[str, ...] | None
@@ -80,3 +83,40 @@ class Generator(Protocol):
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
         """Normalize, pad and run frames of any sizes; return one output each, in order."""
         ...
+
+
+def is_class_agnostic(generator: object) -> bool:
+    """Tell if a generator, or the source of one, gives masks without class scores."""
+    return getattr(generator, "class_agnostic", False) is True
+
+
+_LEAST = 1e-9  # probability in place of 0, whose logarithm is not finite
+
+
+def objectness_logits(objectness: torch.Tensor) -> torch.Tensor:
+    """Make the class logits of masks without class scores: (Q, 2) float32, of object and no object.
+
+    Args:
+        objectness: (Q,) in [0, 1].
+    """
+    own = objectness.double()
+    none = (1 - own).clamp(_LEAST).log() - own.clamp(_LEAST).log()
+    return _after_zeros(none, 1)
+
+
+def spread_objectness(logits: torch.Tensor, classes: int) -> torch.Tensor:
+    """Divide the probability of "object" evenly among the classes.
+
+    Args:
+        logits: (Q, 2), object and no object.
+    Returns:
+        (Q, classes + 1) float32: 0 for every class, "no object" last.
+    """
+    none = logits[:, 1].double() - logits[:, 0].double() + math.log(classes)
+    return _after_zeros(none, classes)
+
+
+def _after_zeros(last: torch.Tensor, zeros: int) -> torch.Tensor:
+    from torch.nn import functional as F
+
+    return F.pad(last[:, None], (zeros, 0)).float()

@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -35,7 +36,10 @@ Locate = Callable[[str], Path]
 
 
 class Source(Protocol):
-    """A generator that was found but not built."""
+    """A generator that was found but not built.
+
+    One of masks without class scores has the attribute `class_agnostic`, True (`base.is_class_agnostic`).
+    """
 
     @property
     def name(self) -> str:
@@ -107,6 +111,11 @@ class OwnSource:
     def name(self) -> str:
         return f"{self.file.name}:{self.kind}"
 
+    @property
+    def class_agnostic(self) -> bool:
+        """True if the body of the class says so, `class_agnostic = True`; the file is not run for it."""
+        return _says_class_agnostic(self.file, self.kind)
+
     def identity(self, digests: Digests) -> dict[str, Any]:
         return {
             "library": "own",
@@ -131,6 +140,21 @@ class OwnSource:
                 f"{self.name} is not a generator", "It needs classes, protocol, describe, resize() and forward()"
             )
         return generator
+
+
+def _says_class_agnostic(file: Path, kind: str) -> bool:
+    try:
+        statements = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError, RecursionError):  # `build` reports it
+        return False
+    bodies = [node.body for node in statements if isinstance(node, ast.ClassDef) and node.name == kind]
+    said = [node for body in bodies for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    named = [node for node in said if "class_agnostic" in (ast.unparse(target) for target in _targets(node))]
+    return any(isinstance(node.value, ast.Constant) and node.value.value is True for node in named)
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
 
 
 def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:

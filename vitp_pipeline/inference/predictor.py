@@ -243,6 +243,7 @@ class Predictor:
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
     def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
+        from vitp_pipeline.generators.base import is_class_agnostic
         from vitp_pipeline.generators.views import propose_views
         from vitp_pipeline.stages.generate_proposals import generator_failure, make_record
 
@@ -253,8 +254,10 @@ class Predictor:
                 raise
             raise InputError(f"{name}: {generator_failure(error)}") from error
         self._managed = True
-        protocol = self.generator.protocol
-        return [make_record(p, protocol, self.proposals, self.spec, name, name, n) for n, p in enumerate(found)]
+        protocol, agnostic = self.generator.protocol, is_class_agnostic(self.generator)
+        return [
+            make_record(p, protocol, self.proposals, self.spec, name, name, n, agnostic) for n, p in enumerate(found)
+        ]
 
     def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
         """Score a view by the generator, by fusion, and by the classifier if there is one."""

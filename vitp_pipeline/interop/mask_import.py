@@ -32,9 +32,14 @@ class MaskSource(Protocol):
 
     Attributes:
         unusable: why records of unknown images are left out.
+        class_agnostic: whether the masks have no class scores, see `logits_of_objectness`; known after `open`. A source
+            without it has scores.
     """
 
     unusable: list[str]
+
+    @property
+    def class_agnostic(self) -> bool: ...
 
     def open(self) -> None:
         """Read the data shared by all images. Raises InputError when that cannot be read."""
@@ -99,6 +104,7 @@ class Detections:
         self._classes, self._read = classes, read
         self._by_image: dict[str, Found] = {}
         self.unusable: list[str] = []
+        self.class_agnostic = False
 
     def open(self) -> None:
         """Raise InputError when the file cannot be read, speaks of none of the images, or twice of one."""

@@ -29,6 +29,7 @@ class NpzFolder:
         self.folder, self.dataset, self.no_object_share = folder, dataset, no_object_share
         self._by_image: dict[str, Path] = {}
         self.unusable: list[str] = []
+        self.class_agnostic = False
 
     def open(self) -> None:
         """Raise InputError when a file could be of two images, two are of one, or none is of any."""

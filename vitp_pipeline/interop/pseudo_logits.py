@@ -84,6 +84,29 @@ def logits_of_scores(labels: np.ndarray, scores: np.ndarray, classes: int, no_ob
     return np.asarray(np.log(probs.clip(_LEAST, 1)), np.float32)
 
 
+def logits_of_objectness(objectness: np.ndarray, classes: int) -> np.ndarray:
+    """Make class logits of masks without class scores: every class is equally likely, P(no object) = 1 − objectness.
+
+    With α = 1 fusion then gives objectness · softmax(classifier).
+
+    Args:
+        objectness: (Q,) in [0, 1].
+    Returns:
+        (Q, classes + 1) float32, finite: 0 for every class.
+    Raises:
+        InputError: an objectness outside [0, 1].
+    """
+    objectness = np.asarray(objectness, np.float64)
+    if objectness.ndim != 1:
+        raise InputError(f"objectness is {objectness.shape}, not (Q,)")
+    if (odd := ~((objectness >= 0) & (objectness <= 1))).any():
+        raise InputError(f"the score {objectness[odd][0]} (mask {odd.argmax()}) lies outside [0, 1]")
+    logits = np.zeros((len(objectness), classes + 1), np.float32)
+    own, none = objectness.clip(_LEAST), (1 - objectness).clip(_LEAST)
+    logits[:, -1] = np.log(none) - np.log(own) + np.log(classes)
+    return logits
+
+
 def logits_of_class_probabilities(probs: np.ndarray, classes: int) -> np.ndarray:
     """Convert (Q, K) probabilities, the rest to 1 being "no object", or (Q, K + 1) to (Q, K + 1) float32 logits.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.mask_codec import store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, failed_row, schema, write_record
+from vitp_pipeline.artifacts.proposals import ProposalRecord, agnostic_identity, failed_row, schema, write_record
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
@@ -25,6 +25,7 @@ from vitp_pipeline.errors import IncompatibleError, InputError, UsageError, User
 from vitp_pipeline.execution.prefetch import Prefetcher, WriteQueue
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.generators.base import is_class_agnostic, spread_objectness
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.postprocess.point_policies import choose_points
 from vitp_pipeline.storage.digests import Digests
@@ -63,6 +64,7 @@ def generate_proposals(
         "manifest": recipe.manifest.identity(),
         "generator": source.identity(digests),
         "settings": identity_of(settings),
+        **agnostic_identity(is_class_agnostic(source)),
     }
     if not begun:
         shard.for_new_run()
@@ -80,11 +82,17 @@ def load_generator(source: Source, settings: ProposalSettings, manifest: Dataset
     """Build the generator and compare its class list with the manifest's.
 
     Raises:
-        IncompatibleError: names, order or number of classes differ.
+        IncompatibleError: names, order or number of classes differ; its masks have class scores, or have none, other
+            than the source said.
     """
     from vitp_pipeline.runtime.devices import choose_device
 
     generator = source.build(choose_device(settings.device))
+    if is_class_agnostic(generator) != is_class_agnostic(source):
+        raise IncompatibleError(
+            f"generator {source.name}: its class_agnostic is not that of its class",
+            "Set it in the body of the class: class_agnostic = True",
+        )
     if generator.classes is not None:
         check_classes(generator.classes, f"generator {source.name}", manifest)
     return generator
@@ -303,7 +311,14 @@ class ProposalMaker:
 
     def _record(self, image_id: str, file_name: str, found: Proposals, number: int = 0) -> ProposalRecord:
         return make_record(
-            found, self.generator.protocol, self.settings, self.dataset.spec, image_id, file_name, number
+            found,
+            self.generator.protocol,
+            self.settings,
+            self.dataset.spec,
+            image_id,
+            file_name,
+            number,
+            is_class_agnostic(self.generator),
         )
 
 
@@ -315,12 +330,14 @@ def make_record(
     image_id: str,
     file_name: str,
     number: int = 0,
+    class_agnostic: bool = False,
 ) -> ProposalRecord:
     """Make the record of a view's proposals: points chosen from all masks, and the masks to
     store.
 
     Args:
         number: which of the image's views it is.
+        class_agnostic: whether class logits are (Q, 2), object and no object, rather than (Q, K + 1).
     Raises:
         IncompatibleError: the generator scores another number of classes.
         InputError: its output is not finite.
@@ -330,6 +347,8 @@ def make_record(
     from vitp_pipeline.postprocess.upsample import source_reach
 
     masks, logits = found.mask_logits.float(), found.class_logits.float()
+    if class_agnostic and logits.shape[1] == 2:
+        logits = spread_objectness(logits, len(spec.classes))
     if logits.shape[1] != len(spec.classes) + 1:
         raise IncompatibleError(
             f"the generator scores {logits.shape[1] - 1} classes, {spec.name!r} has {len(spec.classes)}",

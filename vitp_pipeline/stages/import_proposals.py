@@ -11,7 +11,14 @@ import numpy as np
 
 from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
-from vitp_pipeline.artifacts.proposals import ProposalEntry, failed_row, schema, write_entry, write_record
+from vitp_pipeline.artifacts.proposals import (
+    ProposalEntry,
+    agnostic_identity,
+    failed_row,
+    schema,
+    write_entry,
+    write_record,
+)
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
@@ -70,6 +77,7 @@ def import_proposals(
         "manifest": recipe.manifest.identity(),
         "generator": {"library": "imported", "format": format, "masks": digest, "no_object_share": no_object_share},
         "settings": identity_of(settings),
+        **agnostic_identity(getattr(source, "class_agnostic", False)),
     }
     if not begun:
         shard.for_new_run()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.proposals import ProposalRecord
+from vitp_pipeline.artifacts.proposals import ProposalRecord, agnostic_identity
 from vitp_pipeline.artifacts.run import create_or_check, is_begun
 from vitp_pipeline.classifier.mask_classifier import NOT_FINITE, MaskClassifier
 from vitp_pipeline.config.identity import identity_of
@@ -28,6 +28,7 @@ from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, 
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.generators.base import is_class_agnostic
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
 from vitp_pipeline.stages.classify import classifier_file
@@ -77,6 +78,7 @@ class Stream:
             GENERATE: identity_of(generate),
             "classifier": self.digests.of(self.classifier),
             "classify": identity_of(classify),
+            **agnostic_identity(is_class_agnostic(self.source)),
         }
         identity = {"stage": "evaluation", "stream": stream, **measured.identity}
         folder = store.folder / "evaluation" / fingerprint(identity)[:12]
