@@ -302,7 +302,7 @@ class ProposalStore:
 
     @property
     def class_agnostic(self) -> bool:
-        """True if the masks have no class scores: every class is equally likely, and the classifier alone names them."""
+        """True if the masks have no class scores: every class is equally likely, the classifier names them."""
         return self.run.identity.get("class_agnostic", False) is True
 
     @property
