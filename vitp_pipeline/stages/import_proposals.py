@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
-from vitp_pipeline.artifacts.parts import ArrayWriter, Planes
-from vitp_pipeline.artifacts.proposals import (
-    ProposalEntry,
-    agnostic_identity,
-    failed_row,
-    schema,
-    write_entry,
-    write_record,
-)
+from vitp_pipeline.artifacts.parts import ArrayWriter
+from vitp_pipeline.artifacts.proposals import agnostic_identity, failed_row, schema, write_entry
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
-from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
-from vitp_pipeline.decoding.rle import Rle, decode_mask
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
-from vitp_pipeline.geometry import View
 from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_source
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
-from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, logits_of_binary
-from vitp_pipeline.postprocess.point_policies import choose_points
+from vitp_pipeline.stages.convert_masks import convert_masks
 from vitp_pipeline.storage.open_store import Run, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-PROTOCOL = "d2"
-"""Masks are enlarged as logits."""
 
 
 def import_proposals(
@@ -126,47 +108,7 @@ class ImportMaker:
 
     def _row(self, writer: ArrayWriter, sample: Sample, file_name: str) -> dict[str, Any]:
         """Store the proposals of an image, and return its index row."""
-        import torch
-
-        from vitp_pipeline.generators.base import Proposals
-        from vitp_pipeline.stages.generate_proposals import make_record
-
         size = self.dataset.image_size(sample)
         found = self.source.read(sample, size)
-        view = View(size, size, size, found.size)
-        if isinstance(found.masks, list):
-            entry, planes = self._binary(sample.image_id, file_name, view, found.masks, found.class_logits)
-            return write_entry(writer, entry, found.class_logits, planes)
-        proposals = Proposals(torch.from_numpy(found.masks), torch.from_numpy(found.class_logits), view)
-        record = make_record(proposals, PROTOCOL, self.settings, self.dataset.spec, sample.image_id, file_name)
-        return write_record(writer, record)
-
-    def _binary(
-        self, image_id: str, file_name: str, view: View, rles: list[Rle], class_logits: np.ndarray
-    ) -> tuple[ProposalEntry, Planes]:
-        """Choose the points of binary masks, mask by mask; their planes are made when they are written."""
-        import torch
-
-        from vitp_pipeline.postprocess.upsample import source_reach
-
-        each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in self.settings.points}
-        for query, rle in enumerate(rles):
-            logits = torch.from_numpy(logits_of_binary(decode_mask(rle)[None]))
-            masks = MasksOfView(logits, view, PROTOCOL, image_id, first=query, binary=True)
-            for policy, points in choose_points(masks, self.settings).items():
-                each[policy].append(points)
-
-        codec, ring = self.settings.codec, source_reach(view)
-        objectness = 1 - torch.softmax(torch.from_numpy(class_logits).double(), dim=1)[:, -1].numpy()
-        kept, dropped = keep_queries(objectness, codec.drop_below, codec.drop_threshold)
-        codec = replace(codec, drop_below=0.0, drop_threshold=0.0)
-
-        def stored(mask: np.ndarray) -> StoredMasks:
-            return store_masks(torch.from_numpy(logits_of_binary(mask[None])), np.ones(1), codec, ring)
-
-        loss = stored(np.array([[True, False]])).loss  # the same for all: the two logits are multiples of every step
-        joined = {policy: np.concatenate(points) for policy, points in each.items()}
-        entry = ProposalEntry(image_id, file_name, view, PROTOCOL, kept, dropped, joined, loss=loss)
-        planes = (stored(decode_mask(rles[query])).masks[0] for query in kept)
-        largest = max(BINARY_LOGIT, -codec.floor)
-        return entry, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)
+        made = convert_masks(found, size, self.settings, self.dataset.spec, sample.image_id, file_name)
+        return write_entry(writer, *made)
