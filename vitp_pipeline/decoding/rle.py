@@ -30,3 +30,11 @@ def mask_area(rle: Rle) -> int:
     from pycocotools import mask as coco
 
     return int(coco.area(rle))
+
+
+def mask_box(rle: Rle) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of the smallest rectangle around a mask; without a pixel it is (0, 0, 0, 0)."""
+    from pycocotools import mask as coco
+
+    left, top, width, height = (int(value) for value in coco.toBbox(rle))
+    return top, left, height, width

@@ -1,24 +1,27 @@
 """Convert another tool's masks of an image into proposals, for `import-proposals` and `predict`.
 
-Binary masks stay run lengths. Their points are chosen, and their planes of logits made, one mask at a time.
+Binary masks stay run lengths. Their points are chosen, and their logits made, one mask at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from vitp_pipeline.artifacts.mask_codec import StoredMasks, keep_queries, store_masks
+from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import Planes
 from vitp_pipeline.artifacts.proposals import ProposalEntry
 from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import DatasetSpec
-from vitp_pipeline.decoding.rle import Rle, decode_mask
+from vitp_pipeline.decoding.rle import Rle, decode_mask, mask_box
 from vitp_pipeline.geometry import Size, View
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, ForeignMasks, logits_of_binary
+from vitp_pipeline.postprocess.pixel_groups import MaskPart
 from vitp_pipeline.postprocess.point_policies import choose_points
 
 PROTOCOL = "d2"
@@ -31,12 +34,75 @@ class ConvertedMasks(NamedTuple):
     Attributes:
         entry: geometry, kept queries and points.
         class_logits: (Q, K + 1) float32.
-        masks: (M, h, w) logits of the kept queries; of binary masks planes that are made while they are read, once.
+        masks: (M, h, w) logits of the kept queries, or binary masks.
     """
 
     entry: ProposalEntry
     class_logits: np.ndarray
-    masks: np.ndarray | Planes
+    masks: np.ndarray | BinaryMasks
+
+    @property
+    def stored(self) -> np.ndarray | Planes:
+        """The masks as `write_entry` takes them; planes of binary masks are made while they are written."""
+        return self.masks.planes if isinstance(self.masks, BinaryMasks) else self.masks
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """Logits of binary masks, made one mask at a time as `store_masks` makes them.
+
+    Attributes:
+        rles: of the M kept queries.
+        size: (h, w).
+        codec: which logits stand for inside and outside.
+        ring: of `store_masks`.
+    """
+
+    rles: list[Rle]
+    size: Size
+    codec: MaskCodec
+    ring: int
+
+    def parts(self) -> Iterator[MaskPart]:
+        """Yield the masks by their bounding boxes."""
+        outside, inside = self.levels[0], self.levels[2]
+        for rle in self.rles:
+            top, left, height, width = mask_box(rle)
+            first = max(0, top - self.ring - 1), max(0, left - self.ring - 1)
+            last = top + height + self.ring + 1, left + width + self.ring + 1
+            mask = np.ascontiguousarray(decode_mask(rle)[first[0] : last[0], first[1] : last[1]])
+            codes = 2 * mask.view(np.uint8)
+            if self.levels[1] != outside:
+                logits = self._logits(mask)
+                codes[(logits != outside) & (logits != inside)] = 1
+            yield MaskPart(*first, codes, self.levels)
+
+    @property
+    def planes(self) -> Planes:
+        """The masks as arrays (h, w) to be written."""
+        largest = max(BINARY_LOGIT, -self.codec.floor)
+        each: Iterable[np.ndarray] = (part.plane(self.size) for part in self.parts())
+        return Planes((len(self.rles), *self.size), np.dtype(self.codec.mask_dtype), largest, each)
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """(3,) logits: far from a mask, beside it, inside. The first two differ where the background is floored."""
+        far, near = self._logits(np.zeros((1, 1), bool)), self._logits(np.array([[True, False]]))
+        return np.array([far[0, 0], near[0, 1], near[0, 0]])
+
+    @cached_property
+    def loss(self) -> MaskLoss:
+        """Error bound of every mask: both logits are multiples of every step."""
+        return self._store(np.array([[True, False]]))[1]
+
+    def _logits(self, mask: np.ndarray) -> np.ndarray:
+        return self._store(mask)[0]
+
+    def _store(self, mask: np.ndarray) -> tuple[np.ndarray, MaskLoss]:
+        import torch
+
+        stored = store_masks(torch.from_numpy(logits_of_binary(mask[None])), np.ones(1), self.codec, self.ring)
+        return stored.masks[0], stored.loss
 
 
 def convert_masks(
@@ -77,19 +143,11 @@ def _convert_binary(
         for policy, points in choose_points(masks, settings).items():
             each[policy].append(points)
 
-    codec, ring = settings.codec, source_reach(view)
+    codec = settings.codec
     objectness = 1 - torch.softmax(torch.from_numpy(class_logits).double(), dim=1)[:, -1].numpy()
     kept, dropped = keep_queries(objectness, codec.drop_below, codec.drop_threshold)
     codec = replace(codec, drop_below=0.0, drop_threshold=0.0)
-
-    def stored(mask: np.ndarray) -> StoredMasks:
-        return store_masks(torch.from_numpy(logits_of_binary(mask[None])), np.ones(1), codec, ring)
-
-    loss = stored(np.array([[True, False]])).loss  # the same for all: the two logits are multiples of every step
+    stored = BinaryMasks([rles[query] for query in kept], view.mask, codec, source_reach(view))
     joined = {policy: np.concatenate(points) for policy, points in each.items()}
-    entry = ProposalEntry(image_id, file_name, view, PROTOCOL, kept, dropped, joined, loss=loss)
-    planes = (stored(decode_mask(rles[query])).masks[0] for query in kept)
-    largest = max(BINARY_LOGIT, -codec.floor)
-    return ConvertedMasks(
-        entry, class_logits, Planes((len(kept), *view.mask), np.dtype(codec.mask_dtype), largest, planes)
-    )
+    entry = ProposalEntry(image_id, file_name, view, PROTOCOL, kept, dropped, joined, loss=stored.loss)
+    return ConvertedMasks(entry, class_logits, stored)

@@ -111,4 +111,4 @@ class ImportMaker:
         size = self.dataset.image_size(sample)
         found = self.source.read(sample, size)
         made = convert_masks(found, size, self.settings, self.dataset.spec, sample.image_id, file_name)
-        return write_entry(writer, *made)
+        return write_entry(writer, made.entry, made.class_logits, made.stored)
