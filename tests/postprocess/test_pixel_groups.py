@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitp_pipeline.postprocess.pixel_groups import MaskPart, group_pixels
+from vitp_pipeline.postprocess.groups.pixel_groups import MaskPart, group_pixels
 
 LEVELS = np.array([-8.0, -10.0, 10.0], np.float32)
 

@@ -21,7 +21,7 @@ from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.decoding.rle import Rle, decode_mask, mask_box
 from vitp_pipeline.geometry import Size, View
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, ForeignMasks, logits_of_binary
-from vitp_pipeline.postprocess.pixel_groups import MaskPart
+from vitp_pipeline.postprocess.groups.pixel_groups import MaskPart
 from vitp_pipeline.postprocess.point_policies import choose_points
 
 PROTOCOL = "d2"
