@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.datasets import making
 from vitp_pipeline.datasets import IGNORE, Dataset, load_manifest
+from vitp_pipeline.datasets.samples import stray_labels
 from vitp_pipeline.errors import InputError, UsageError, UserError
 from vitp_pipeline.shipped import shipped
 
@@ -225,6 +226,28 @@ def test_a_list_chooses_the_images_of_a_split(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(InputError, match=r"train\.txt: the list of images cannot be read"):
         Dataset(listed, tmp_path, "train")
+
+
+def test_a_list_excludes_images_of_a_split(tmp_path: Path) -> None:
+    """What a list chooses and what it excludes are the split; together both keys give their difference."""
+    spec = making.write_semantic(tmp_path, 5)
+    (tmp_path / "few.txt").write_text("a3\na1\n")
+    (tmp_path / "most.txt").write_text("a0\na1\na2\na3\n")
+    keys = {
+        "rest": {"exclude": "few.txt"},
+        "few": {"list": "few.txt"},
+        "both": {"list": "most.txt", "exclude": "few.txt"},
+    }
+    train = spec.splits["train"]
+    spec = replace(spec, splits={"train": train} | {name: replace(train, **lists) for name, lists in keys.items()})
+    ids = {name: Dataset(spec, tmp_path, name).image_ids for name in spec.splits}
+    assert ids["rest"] == ("a0", "a2", "a4") and ids["both"] == ("a0", "a2")
+    assert sorted(ids["few"] + ids["rest"]) == sorted(ids["train"])
+    assert stray_labels(spec, tmp_path, "rest", Dataset(spec, tmp_path, "rest").samples) == []
+    for content, words in (("a9\n", "'a9' is not an image"), ("a0\na1\na2\na3\na4\n", "excludes every image")):
+        (tmp_path / "few.txt").write_text(content)
+        with pytest.raises(InputError, match=words):
+            Dataset(spec, tmp_path, "rest")
 
 
 def test_same_stem_twice(tmp_path: Path) -> None:

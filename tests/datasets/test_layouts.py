@@ -157,6 +157,7 @@ LAYOUTS = [
     ("coco-stuff", "val", "", "coco/val2017/1.jpg", "coco/stuffthingmaps/val2017/1.png", "truck"),
     ("coco-stuff", "val", "", "val2017/1.jpg", "val2017/1.png", "truck"),
     ("camvid", "val", "", "images/val/1.jpg", "annotations/val/1.png", "fence"),
+    ("clothing-co-parsing", "held_out", "", "ccp/images/held_out/7.jpg", "ccp/annotations/held_out/7.png", "boots"),
 ]  # fmt: skip
 
 
@@ -276,7 +277,7 @@ def test_objects365_boxes(tmp_path: Path, layout: str) -> None:
 
 
 def test_real_samples(shared: Path) -> None:
-    """The five samples, each from its own folder and from the one that they all lie in."""
+    """The six samples, each from its own folder and from the one that they all lie in."""
     data = shared / "data"
     expected = {
         ("ade20k", "ADEChallengeData2016"): (6, 3),
@@ -284,6 +285,7 @@ def test_real_samples(shared: Path) -> None:
         ("coco-stuff", "coco_stuff164k"): (13, 4),
         ("coco-panoptic", "coco"): (100, 50),
         ("camvid", "camvid"): (367, 101),
+        ("clothing-co-parsing", "ccp"): (700, 150),
     }
     for (manifest, folder), counts in expected.items():
         spec = load_manifest(manifest)
@@ -293,6 +295,20 @@ def test_real_samples(shared: Path) -> None:
         for split in splits:
             labels = split.read_semantic(split.samples[0])
             assert labels.shape == split.read_image(split.samples[0]).shape[:2] and (labels != IGNORE).mean() > 0.8
+
+
+def test_real_clothes(shared: Path) -> None:
+    """Two parts of the training images, and the generator's classes; class 0 is the background, most of an image."""
+    spec, root = load_manifest("clothing-co-parsing"), shared / "data/ccp"
+    ids = {split: Dataset(spec, root, split).image_ids for split in ("train", "fine", "coarse_rest")}
+    assert [len(ids[split]) for split in ids] == [700, 250, 450]
+    assert sorted(ids["fine"] + ids["coarse_rest"]) == list(ids["train"])
+    text = (shared / "weights/mask2former-efficientnet_lite0-ccp.py").read_text(encoding="utf-8")
+    classes = next(ast.literal_eval(k.value) for k in ast.walk(ast.parse(text)) if getattr(k, "arg", "") == "classes")
+    assert tuple(classes) == spec.class_names
+    data = Dataset(spec, root, "val")
+    labels = np.concatenate([data.read_semantic(sample).ravel() for sample in data.samples[:5]])
+    assert labels.min() == 0 and 0.6 < (labels == 0).mean() < 0.9
 
 
 def test_real_coco_stuff_and_coco_panoptic_agree_on_things(shared: Path) -> None:

@@ -136,13 +136,19 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     listed.unlabeled = listed.unlabeled or _without_labels(kind, split)
     if not listed.image_ids:
         raise places.nothing_there(split.images, "Check --data-root and the manifest's split")
-    return _Chosen(listed, places.file(split.list), places.root) if split.list else listed
+    if split.list:
+        listed = _Chosen(listed, places.file(split.list), places.root)
+    return _Chosen(listed, places.file(split.exclude), places.root, exclude=True) if split.exclude else listed
 
 
 class _Chosen:
-    """Those images that a text file names, one a line (`ImageIndex.find`), in the order that they have without it."""
+    """Those images that a text file names, one a line (`ImageIndex.find`), in the order that they have without it.
 
-    def __init__(self, listed: Listed, path: Path, root: Path) -> None:
+    Args:
+        exclude: the others instead.
+    """
+
+    def __init__(self, listed: Listed, path: Path, root: Path, exclude: bool = False) -> None:
         try:
             lines = read_bytes(path).decode("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
@@ -161,7 +167,10 @@ class _Chosen:
         if not claims.known:
             raise InputError(f"{path}: names no image", ONE_A_LINE)
         self._listed = listed
-        self._numbers = [number for number, image_id in enumerate(listed.image_ids) if image_id in claims.known]
+        ids = enumerate(listed.image_ids)
+        self._numbers = [number for number, image_id in ids if (image_id in claims.known) != exclude]
+        if not self._numbers:
+            raise InputError(f"{path}: excludes every image of the split", "Exclude fewer")
         self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
         self.unlabeled = listed.unlabeled
 
@@ -255,7 +264,7 @@ def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sam
     if LABEL_KINDS[spec.kind].annotations:
         return []
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
-    if any(split.list for split in parts):  # the others' may belong to other splits
+    if any(split.list or split.exclude for split in parts):  # the others' may belong to other splits
         return []
     places, used = Places(root, spec.roots), {sample.truth for sample in samples}
     labels = (split.labels for split in parts if split.labels)

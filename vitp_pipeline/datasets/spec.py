@@ -73,6 +73,7 @@ class SplitSpec:
     labels_coarse: Annotated[Paths, Key("Coarse label files, named and valued as `labels` (semantic-png).")] = ()
     of: Annotated[tuple[str, ...], Key("Other splits, whose images together are this one's.")] = ()
     list: Annotated[Paths, Key("Text file with an image id or file name a line: only these images belong.")] = ()
+    exclude: Annotated[Paths, Key("Text file written as `list`: all images but these belong.")] = ()
 
 
 @dataclass(frozen=True)
