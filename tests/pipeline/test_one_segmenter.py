@@ -46,6 +46,7 @@ EVALUATE: dict[str, tuple[Any, dict[str, Any]]] = {  # a value that changes a ma
     "panoptic_rule": ("mmdet", {}),
     "object_threshold": (0.6, {}),
     "overlap_threshold": (0.97, {}),
+    "overlap": ("smallest-on-top", {}),
     "mask_quality": (True, {}),
     "detections": (3, {}),
 }

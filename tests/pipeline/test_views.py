@@ -185,3 +185,9 @@ def test_an_image_has_one_row_and_its_masks_are_numbered_through_all_views(proje
     assert table["image_id"].to_pylist() == list(many.run.images[: table.num_rows])
     queries = [m["query"] for m in table["masks"].to_pylist()[0]]
     assert len(set(queries)) == len(queries) and max(queries) > 100
+
+
+def test_opaque_masks_need_one_view(project, viewed: Path) -> None:
+    """Masks of several views have no common order, so only the sum is averaged."""
+    with pytest.raises(UsageError, match="overlap = 'smallest-on-top' needs one view of an image"):
+        project.run("evaluate", viewed, tasks=("semantic",), overlap="smallest-on-top")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Task = Literal["semantic", "panoptic", "instance"]
 PanopticRule = Literal["d2", "mmdet"]
+Overlap = Literal["sum", "smallest-on-top", "highest-score"]
 Protocol = Literal["mmseg0", "mmseg1", "mmdet", "d2"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Average = Literal["auto", "probabilities", "log-probabilities"]

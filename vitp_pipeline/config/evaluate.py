@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from vitp_pipeline.config.choices import FormulaName, MeasureName, PanopticRule, Protocol, Task
+from vitp_pipeline.config.choices import FormulaName, MeasureName, Overlap, PanopticRule, Protocol, Task
 from vitp_pipeline.validation.constraints import DISTINCT, SOME, Device, Fraction, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
@@ -53,3 +53,7 @@ class EvaluateSettings:
         Literal["", Protocol],
         Key("Order of upsampling, sigmoid, crop and resize of masks; empty = the generator's own."),
     ] = ""
+    overlap: Annotated[
+        Overlap,
+        Key("Where masks overlap: sum of class probability × mask probability, or the mask on top has the pixel."),
+    ] = "sum"

@@ -30,7 +30,7 @@ GENERATE = "generate-proposals"
 UPPER_BOUNDS = ("upper_bound_point", "upper_bound_mask")
 HEADLINE = ("generator", "classifier", "fused", *UPPER_BOUNDS)
 MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
-MAP_KEYS |= {"mask_quality", "detections"}
+MAP_KEYS |= {"overlap", "mask_quality", "detections"}
 """Keys of [evaluate] that change a map; `postprocess.segmenter` applies them. The others choose what is measured."""
 
 
@@ -157,6 +157,7 @@ def check_views(evaluation: Evaluation) -> None:
     """Raise UsageError when a requested figure is undefined for several views of an image."""
     if evaluation.settings.certain:
         raise UsageError("certain = true needs one view of an image", "Leave it out of [evaluate]")
+    evaluation.segmenter.check_views(one_whole=False)
     if others := [task for task in evaluation.tasks if task != "semantic"]:
         raise UsageError(
             f"{' and '.join(others)} figures need one view of an image: only semantic scores are averaged",
@@ -165,8 +166,13 @@ def check_views(evaluation: Evaluation) -> None:
 
 
 def check_tasks(settings: EvaluateSettings, dataset: Dataset) -> None:
-    """Raise UsageError when the dataset has no ground truth, or none for a requested task."""
+    """Raise UsageError when the dataset has no ground truth, or none for a requested task, or a figure is undefined."""
     dataset.require_truth("evaluate")
+    if settings.certain and settings.overlap != "sum":
+        raise UsageError(
+            f"certain = true needs overlap = 'sum', not {settings.overlap!r}: its bounds are of sums over masks",
+            "Leave certain out of [evaluate]",
+        )
     if dataset.has_segments or settings.components:
         return
     measured = {"semantic", "instance"} if dataset.has_instances else {"semantic"}

@@ -234,6 +234,7 @@ class Predictor:
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Raise UsageError when a task is unknown or unsupported."""
+        self.segmenter.check_views(self.plan.one_whole)
         for task in tasks:
             if task not in TASKS:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")

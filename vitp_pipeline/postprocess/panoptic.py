@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp_pipeline.config.choices import PANOPTIC_RULES
+from vitp_pipeline.config.choices import PANOPTIC_RULES, Overlap
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
 from vitp_pipeline.postprocess.blocks import (
@@ -25,6 +25,7 @@ from vitp_pipeline.postprocess.blocks import (
     pooled,
     sole,
 )
+from vitp_pipeline.postprocess.overlaps.maps import opaque_owners
 from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, iter_mask_probabilities
 
 _VALUES = 1 << 19  # floats of a stack that is worked on at once
@@ -86,6 +87,7 @@ def panoptic_map(
     rule: PanopticRule,
     things: np.ndarray | Tensor,
     quality: Tensor | None = None,
+    overlap: Overlap = "sum",
 ) -> tuple[np.ndarray, list[Segment]]:
     """Assign every pixel to a segment or to none.
 
@@ -105,6 +107,8 @@ def panoptic_map(
         quality: (Q,) factors in [0, 1] of the scores by which masks compete and segments are reported (see
             `mask_quality`); None = 1. Queries take part by class score alone: the threshold was chosen for it, and
             a dropped mask that could not take part cannot with a factor either (docs/storage.md).
+        overlap: "sum": as above. Otherwise a pixel that masks claim belongs to the topmost of them
+            (`overlaps.stack`); which masks take part, and which of them are kept, is decided as above.
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:
@@ -128,7 +132,10 @@ def panoptic_map(
         return ids, []
     if quality is not None:
         scores = scores * quality.to(scores)
-    owner, claimed, areas = _compete(mask_logits[kept.to(mask_logits.device)], scores[kept], view, protocol, rule)
+    masks, scores_kept = mask_logits[kept.to(mask_logits.device)], scores[kept]
+    owner, claimed, areas = _compete(masks, scores_kept, view, protocol, rule)
+    if overlap != "sum":
+        owner, claimed, areas = opaque_owners(masks, scores_kept, view, protocol, rule.pixel_threshold, overlap, owner)
 
     segments: list[Segment] = []
     stuff: dict[int, int] = {}

@@ -1,8 +1,8 @@
 """Turn one image's proposals and class scores into fused scores and maps, by the settings of a run.
 
 This is the one place where the keys of [evaluate] that change a map act: `protocol`, `formula`, α, the panoptic rule
-and its thresholds, `mask_quality`, `detections`. `evaluate`, `export-results`, `predict`, the report and the demo all
-call it:
+and its thresholds, `overlap`, `mask_quality`, `detections`. `evaluate`, `export-results`, `predict`, the report and the
+demo all call it:
 
     segmenter = Segmenter(settings, things)
     view = segmenter.score(record, point_logits, alphas=(0.0, 0.4))
@@ -27,6 +27,7 @@ from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.postprocess.fusion import fuse, probs_of_labels
 from vitp_pipeline.postprocess.instance import InstanceMask, Pairs, best_pairs, instance_masks
 from vitp_pipeline.postprocess.mask_quality import mask_quality
+from vitp_pipeline.postprocess.overlaps.maps import opaque_label_maps
 from vitp_pipeline.postprocess.panoptic import PanopticRule, Segment, panoptic_map
 from vitp_pipeline.postprocess.upsample import source_reach
 from vitp_pipeline.postprocess.view_average import ScoreAverage, ScoredView, averaged_label_maps
@@ -106,6 +107,16 @@ class Segmenter:
         self.device = choose_device(settings.device)
         self.rule = PanopticRule(settings.panoptic_rule, settings.object_threshold, settings.overlap_threshold)
 
+    def check_views(self, one_whole: bool) -> None:
+        """Raise UsageError for other views of an image than a single whole one where `overlap` is not the sum: masks of
+        several views have no common order.
+        """
+        if self.settings.overlap != "sum" and not one_whole:
+            raise UsageError(
+                f"overlap = {self.settings.overlap!r} needs one view of an image",
+                'Set overlap = "sum" in [evaluate], or generate proposals without scales, flip and window',
+            )
+
     def score(
         self,
         record: ProposalRecord,
@@ -140,15 +151,23 @@ class Segmenter:
         return FusedView(record, masks, torch.from_numpy(record.kept).long().to(self.device), probs, none)
 
     def semantic(self, views: Sequence[FusedView]) -> np.ndarray:
-        """Label every pixel with the class of the largest score, averaged over all views of the image.
+        """Label every pixel with the class of the largest score, averaged over all views of the image; under another
+        rule of `overlap` than the sum, with that of the topmost mask.
 
         Returns:
             (V, H, W) int16 class indices; IGNORE all over where no view has a mask.
+        Raises:
+            UsageError: several views and another rule than the sum.
         """
+        if self.settings.overlap != "sum":
+            self.check_views(len(views) == 1 and views[0].record.view.whole)
+            view = views[0]
+            return opaque_label_maps(*view.scored, view.record.protocol, self.settings.overlap)
         return averaged_label_maps([view.scored for view in views], views[0].record.protocol)
 
     def running_average(self, view: FusedView) -> ScoreAverage:
         """The same for views that come one by one and are not kept: `add(*view.scored)`, then `labels()`."""
+        self.check_views(one_whole=False)
         return ScoreAverage(view.record.protocol, view.record.view.original)
 
     def panoptic(self, view: FusedView) -> list[tuple[np.ndarray, list[Segment]]]:
@@ -160,7 +179,7 @@ class Segmenter:
         frame = (view.record.view, view.record.protocol)
         quality = mask_quality(view.masks, *frame) if self.settings.mask_quality else None
         return [
-            panoptic_map(view.masks, probs, none, *frame, self.rule, self.things, quality)
+            panoptic_map(view.masks, probs, none, *frame, self.rule, self.things, quality, self.settings.overlap)
             for probs, none in zip(view.probs[:, view.kept], view.no_object[:, view.kept], strict=True)
         ]
 

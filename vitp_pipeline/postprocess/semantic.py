@@ -47,7 +47,7 @@ def semantic_scores(mask_logits: Tensor, probs: Tensor, view: View, protocol: st
         UsageError: unknown protocol.
         IncompatibleError: shapes disagree.
     """
-    _check(mask_logits, probs, view, protocol)
+    check_whole(mask_logits, probs, view, protocol)
     if protocol == "mmseg0":
         masks = mask_logits.float().sigmoid()
     else:  # sigmoid is pointwise, so cropping may come before it
@@ -78,7 +78,7 @@ def semantic_label_maps(
     Raises:
         UsageError, IncompatibleError: as `semantic_scores`.
     """
-    _check(mask_logits, probs, view, protocol)
+    check_whole(mask_logits, probs, view, protocol)
     some = has_class(probs)
     if not some.any():
         return np.full((len(probs), *view.original), IGNORE, np.int16)
@@ -168,7 +168,8 @@ def band_rows(mask_logits: Tensor, probs: Tensor, view: View, budget_bytes: int)
     return max(1, rows)
 
 
-def _check(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
+def check_whole(mask_logits: Tensor, probs: Tensor, view: View, protocol: str) -> None:
+    """Raise as `check_scored`, and IncompatibleError for a window or a flipped view."""
     check_scored(mask_logits, probs, view, protocol)
     if not view.whole:
         raise IncompatibleError("a window or a flipped view is not an image", "Use postprocess.view_average for views")
