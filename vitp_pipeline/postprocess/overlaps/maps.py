@@ -37,16 +37,16 @@ def opaque_label_maps(mask_logits: Tensor, probs: Tensor, view: View, protocol: 
     areas = np.array([sheet.area for sheet in sheets])
     classes, scores = probs.argmax(2).cpu().numpy(), probs.amax(2).cpu().numpy()
     takes_part = (probs.sum(2) > 0.5).cpu().numpy()
-    open_maps = []
+    uncovered = []
     for variant in np.flatnonzero(some):
         order = bottom_to_top(rule, areas, scores[variant])
         top = topmost(sheets, order[takes_part[variant, order]], view.original)
         labels[variant] = np.append(classes[variant], IGNORE)[top]
         if (top < 0).any():
-            open_maps.append(variant)
-    if open_maps:
-        summed = semantic_label_maps(mask_logits, probs[open_maps], view, protocol)
-        labels[open_maps] = np.where(labels[open_maps] == IGNORE, summed, labels[open_maps])
+            uncovered.append(int(variant))
+    if uncovered:
+        summed = semantic_label_maps(mask_logits, probs[uncovered], view, protocol)
+        labels[uncovered] = np.where(labels[uncovered] == IGNORE, summed, labels[uncovered])
     return labels
 
 
