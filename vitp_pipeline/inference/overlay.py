@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,9 @@ SMALLEST = 480
 TAGGED = 0.004
 """Regions of a smaller share of the image have no name drawn."""
 
+_PIXELS = 1 << 20
+"""Pixels that are blended at once: as floats they take 24 bytes a channel."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -29,8 +32,8 @@ class Region:
     name: str
 
 
-def draw_regions(image: np.ndarray, regions: Sequence[Region]) -> Image.Image:
-    """Draw regions over an image, later ones over earlier ones.
+def draw_regions(image: np.ndarray, regions: Iterable[Region]) -> Image.Image:
+    """Draw regions over an image, later ones over earlier ones; they are read once, one at a time.
 
     Args:
         image: (H, W, 3) uint8.
@@ -38,23 +41,36 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region]) -> Image.Image:
         RGB, of the image's size or a multiple of it.
     """
     height, width = image.shape[:2]
-    owner = np.full((height, width), -1)
+    owner = np.full((height, width), -1, np.int32)
+    colors, names = [], []
     for number, region in enumerate(regions):
         owner[region.mask] = number
-    colors = np.array([*(r.color for r in regions), (0, 0, 0)], np.float32)
-    shown = np.where((owner >= 0)[..., None], (1 - STRENGTH) * image + STRENGTH * colors[owner], image)
+        colors.append(region.color)
+        names.append(region.name)
+    shown = _blended(image, owner, np.array([*colors, (0, 0, 0)], np.float32))
     factor = max(1, -(-SMALLEST // min(height, width)))
     owner = owner.repeat(factor, 0).repeat(factor, 1)
-    picture = np.asarray(Image.fromarray(shown.astype(np.uint8)).resize((width * factor, height * factor))).copy()
+    picture = np.asarray(Image.fromarray(shown).resize((width * factor, height * factor))).copy()
     picture[_borders(owner)] = 255
     sheet = Image.fromarray(picture)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(max(12, min(sheet.size) // 36))
-    for number, region in enumerate(regions):
+    for number, name in enumerate(names):
         inside = owner == number
         if inside.sum() >= TAGGED * owner.size:
-            _tag(pen, font, region.name, _deepest(inside), sheet.size)
+            _tag(pen, font, name, _deepest(inside), sheet.size)
     return sheet
+
+
+def _blended(image: np.ndarray, owner: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Blend the colors of owners with an image (H, W, 3) uint8, some rows at a time."""
+    shown = np.empty_like(image)
+    rows = max(1, _PIXELS // image.shape[1])
+    for start in range(0, len(image), rows):
+        band = slice(start, start + rows)
+        part, own = image[band], owner[band]
+        shown[band] = np.where((own >= 0)[..., None], (1 - STRENGTH) * part + STRENGTH * colors[own], part)
+    return shown
 
 
 def _borders(owner: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vitp_pipeline.decoding.rle import Rle, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
+from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
 from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, mask_logits_at_resized, resize_planes
 
 _EPSILON = 1e-6  # in the mean mask probability's denominator, as in both code bases
@@ -73,7 +74,9 @@ class InstanceMask:
     quality: float
 
 
-def instance_masks(mask_logits: Tensor, view: View, protocol: str) -> list[InstanceMask]:
+def instance_masks(
+    mask_logits: Tensor, view: View, protocol: str, groups: PixelGroups | None = None
+) -> list[InstanceMask]:
     """The masks as instances have them, made one plane at a time.
 
     `mmseg1`, which defines no instances, takes {probability > 0.5} after its own order of operations.
@@ -82,14 +85,18 @@ def instance_masks(mask_logits: Tensor, view: View, protocol: str) -> list[Insta
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
         protocol: where sigmoid stands: see `postprocess.upsample`.
+        groups: of the image's pixels, where the masks and the view are of one row of them.
     Raises:
         UsageError: unknown protocol.
         IncompatibleError: shape and view disagree.
     """
-    return [
-        InstanceMask(encode_mask(inside), float((plane * inside).sum(dtype=np.float64) / (inside.sum() + _EPSILON)))
-        for inside, plane in _planes(mask_logits, view, protocol)
-    ]
+    found = []
+    for inside, plane in _planes(mask_logits, view, protocol):
+        pixels = inside if groups is None else inside * groups.sizes
+        whole = inside if groups is None else groups.spread(inside)
+        quality = float((plane * pixels).sum(dtype=np.float64) / (pixels.sum() + _EPSILON))
+        found.append(InstanceMask(encode_mask(whole), quality))
+    return found
 
 
 def _planes(mask_logits: Tensor, view: View, protocol: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

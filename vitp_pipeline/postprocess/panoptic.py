@@ -88,6 +88,7 @@ def panoptic_map(
     things: np.ndarray | Tensor,
     quality: Tensor | None = None,
     overlap: Overlap = "sum",
+    pixels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Segment]]:
     """Assign every pixel to a segment or to none.
 
@@ -109,6 +110,7 @@ def panoptic_map(
             a dropped mask that could not take part cannot with a factor either (docs/storage.md).
         overlap: "sum": as above. Otherwise a pixel that masks claim belongs to the topmost of them
             (`overlaps.stack`); which masks take part, and which of them are kept, is decided as above.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:
@@ -133,13 +135,21 @@ def panoptic_map(
     if quality is not None:
         scores = scores * quality.to(scores)
     masks, scores_kept = mask_logits[kept.to(mask_logits.device)], scores[kept]
-    owner, claimed, areas = _compete(masks, scores_kept, view, protocol, rule)
+    if pixels is None:
+        owner, claimed, areas = _compete(masks, scores_kept, view, protocol, rule)
+    else:
+        owner, claimed, areas = _compete_by_planes(masks, scores_kept, view, protocol, rule, pixels)
     if overlap != "sum":
-        owner, claimed, areas = opaque_owners(masks, scores_kept, view, protocol, rule.pixel_threshold, overlap, owner)
+        threshold = rule.pixel_threshold
+        owner, claimed, areas = opaque_owners(masks, scores_kept, view, protocol, threshold, overlap, owner, pixels)
 
     segments: list[Segment] = []
     stuff: dict[int, int] = {}
-    owned_areas, both_areas = (np.bincount(o.ravel(), minlength=len(kept)) for o in (owner, owner[claimed]))
+    weights = (None, None) if pixels is None else (pixels, pixels[claimed.ravel()])
+    owned_areas, both_areas = (
+        np.bincount(own.ravel(), weight, len(kept))
+        for own, weight in zip((owner, owner[claimed]), weights, strict=True)
+    )
     id_of = np.zeros(len(kept), np.int32)
     for index, query in enumerate(kept.tolist()):
         if not owned_areas[index] or not areas[index] or owned_areas[index] / areas[index] < rule.overlap_threshold:
@@ -243,13 +253,19 @@ def _claimed_pixels(
 
 
 def _compete_by_planes(
-    mask_logits: Tensor, scores: Tensor, view: View, protocol: str, rule: PanopticRule
+    mask_logits: Tensor,
+    scores: Tensor,
+    view: View,
+    protocol: str,
+    rule: PanopticRule,
+    pixels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One plane at a time: memory does not grow with the number of masks."""
     areas = []
+    weights = None if pixels is None else torch.from_numpy(pixels).to(mask_logits.device)
     for index, mask in enumerate(iter_mask_probabilities(mask_logits, view, protocol)):
         claims = mask >= rule.pixel_threshold
-        areas.append(int(claims.sum()))
+        areas.append(int(claims.sum() if weights is None else weights[claims.flatten()].sum()))
         weighted = mask * scores[index].to(mask)
         if index == 0:
             best, claimed, owner = weighted, claims, torch.zeros_like(mask, dtype=torch.int32)

@@ -25,6 +25,7 @@ from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.postprocess.fusion import fuse, probs_of_labels
+from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
 from vitp_pipeline.postprocess.instance import InstanceMask, Pairs, best_pairs, instance_masks
 from vitp_pipeline.postprocess.mask_quality import mask_quality
 from vitp_pipeline.postprocess.overlaps.maps import opaque_label_maps
@@ -44,6 +45,7 @@ class FusedView:
         kept: (M,) int64, which queries these are.
         probs: (V, Q, K) float32 class probabilities of all queries.
         no_object: (V, Q) float32 probabilities of no object.
+        groups: of the image's pixels, where record and masks are of one row of them; None: they are the image's.
     """
 
     record: ProposalRecord
@@ -51,6 +53,7 @@ class FusedView:
     kept: Tensor
     probs: Tensor
     no_object: Tensor
+    groups: PixelGroups | None = None
 
     def only(self, variant: int) -> FusedView:
         """The view with one of its variants."""
@@ -61,6 +64,15 @@ class FusedView:
     def scored(self) -> ScoredView:
         """The kept queries as `ScoreAverage` takes them."""
         return ScoredView(self.masks, self.probs[:, self.kept], self.record.view)
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """Sizes of the groups, if there are any."""
+        return None if self.groups is None else self.groups.sizes
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Values of the pixels of the image (…, H, W) from a map of the record's view."""
+        return values if self.groups is None else self.groups.spread(values)
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ class Segmenter:
         point_logits: np.ndarray | None,
         alphas: Sequence[float] | None = None,
         labels: Sequence[np.ndarray] = (),
+        groups: PixelGroups | None = None,
     ) -> FusedView:
         """Fuse both class scores of a view.
 
@@ -131,6 +144,7 @@ class Segmenter:
             point_logits: (Q, K) logits of the classifier; None without one, where all α must be 0.
             alphas: one variant for each weight of the classifier in [0, 1]; None = the settings' own.
             labels: (Q,) class indices or IGNORE, one further variant for each: the upper bounds.
+            groups: of the image's pixels, where the record is of `groups.view`. Maps are of the image all the same.
         Raises:
             UsageError: an α outside [0, 1], or one above 0 without a classifier.
             IncompatibleError: shapes disagree, or the stored background is too coarse for this view.
@@ -148,7 +162,7 @@ class Segmenter:
         fused += [(probs_of_labels(logits, label), no_object) for label in labels]
         probs, none = (torch.stack(values) for values in zip(*fused, strict=True))
         masks = torch.from_numpy(record.masks).to(self.device)
-        return FusedView(record, masks, torch.from_numpy(record.kept).long().to(self.device), probs, none)
+        return FusedView(record, masks, torch.from_numpy(record.kept).long().to(self.device), probs, none, groups)
 
     def semantic(self, views: Sequence[FusedView]) -> np.ndarray:
         """Label every pixel with the class of the largest score, averaged over all views of the image; under another
@@ -162,8 +176,10 @@ class Segmenter:
         if self.settings.overlap != "sum":
             self.check_views(len(views) == 1 and views[0].record.view.whole)
             view = views[0]
-            return opaque_label_maps(*view.scored, view.record.protocol, self.settings.overlap)
-        return averaged_label_maps([view.scored for view in views], views[0].record.protocol)
+            labels = opaque_label_maps(*view.scored, view.record.protocol, self.settings.overlap, view.pixels)
+        else:
+            labels = averaged_label_maps([view.scored for view in views], views[0].record.protocol)
+        return views[0].spread(labels)
 
     def running_average(self, view: FusedView) -> ScoreAverage:
         """The same for views that come one by one and are not kept: `add(*view.scored)`, then `labels()`."""
@@ -177,11 +193,13 @@ class Segmenter:
             per variant (H, W) int32 ids, 0 = none, and the segments; their `masks` are places among the kept queries.
         """
         frame = (view.record.view, view.record.protocol)
-        quality = mask_quality(view.masks, *frame) if self.settings.mask_quality else None
-        return [
-            panoptic_map(view.masks, probs, none, *frame, self.rule, self.things, quality, self.settings.overlap)
+        rules = (self.rule, self.things)
+        quality = mask_quality(view.masks, *frame, pixels=view.pixels) if self.settings.mask_quality else None
+        found = [
+            panoptic_map(view.masks, probs, none, *frame, *rules, quality, self.settings.overlap, view.pixels)
             for probs, none in zip(view.probs[:, view.kept], view.no_object[:, view.kept], strict=True)
         ]
+        return [(view.spread(ids), segments) for ids, segments in found]
 
     def instances(self, view: FusedView) -> InstancesOfView:
         """Detect objects: the best pairs of a mask and a class, and the masks at image resolution."""
@@ -190,7 +208,7 @@ class Segmenter:
         pairs = [best_pairs(probs, self.things, self.settings.detections) for probs in view.probs]
         stored = [p.of(place[p.queries] >= 0) for p in pairs]
         used = np.unique(np.concatenate([place[p.queries] for p in stored]))
-        masks = instance_masks(view.masks[used], view.record.view, view.record.protocol)
+        masks = instance_masks(view.masks[used], view.record.view, view.record.protocol, view.groups)
         quality = np.array([m.quality for m in masks], np.float32)
 
         def detected(every: Pairs, kept: Pairs) -> DetectedInstances:

@@ -19,6 +19,7 @@ from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.decoding.rle import Rle, decode_mask, mask_box
+from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size, View
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, ForeignMasks, logits_of_binary
 from vitp_pipeline.postprocess.groups.pixel_groups import MaskPart
@@ -78,6 +79,12 @@ class BinaryMasks:
             yield MaskPart(*first, codes, self.levels)
 
     @property
+    def dense(self) -> np.ndarray:
+        """The masks, (M, h, w)."""
+        each = [part.plane(self.size) for part in self.parts()]
+        return np.stack(each) if each else np.zeros((0, *self.size), np.float32)
+
+    @property
     def planes(self) -> Planes:
         """The masks as arrays (h, w) to be written."""
         largest = max(BINARY_LOGIT, -self.codec.floor)
@@ -103,6 +110,12 @@ class BinaryMasks:
 
         stored = store_masks(torch.from_numpy(logits_of_binary(mask[None])), np.ones(1), self.codec, self.ring)
         return stored.masks[0], stored.loss
+
+
+def refuse_views(settings: ProposalSettings) -> None:
+    """Raise UsageError when the settings ask for several views of an image."""
+    if settings.flip or len(settings.scales) > 1 or any(settings.window):
+        raise UsageError("imported masks have one view of an image", "Leave out scales, flip and window")
 
 
 def convert_masks(

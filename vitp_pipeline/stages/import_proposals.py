@@ -13,12 +13,12 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import Dataset, Sample
-from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.errors import InputError
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_source
 from vitp_pipeline.interop.mask_origins import COLUMN, Digests, agreed_digest, keep_digests
-from vitp_pipeline.stages.convert_masks import convert_masks
+from vitp_pipeline.stages.convert_masks import convert_masks, refuse_views
 from vitp_pipeline.storage.open_store import Run, open_store
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def import_proposals(
     Raises:
         UserError: any of its kinds.
     """
-    if settings.flip or len(settings.scales) > 1 or any(settings.window):
-        raise UsageError("imported masks have one view of an image", "Leave out scales, flip and window")
+    refuse_views(settings)
     store = open_store(out)
     folder = store.folder / "proposals"
     begun = is_begun(store, folder)

@@ -11,7 +11,7 @@ The order is a strict one, so that a map does not depend on the order of paintin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -38,12 +38,13 @@ class Sheet:
     bits: np.ndarray
 
     @classmethod
-    def of(cls, outline: Outline | None) -> Sheet:
-        """Pack an outline; None has no pixel."""
+    def of(cls, outline: Outline | None, pixels: np.ndarray | None = None) -> Sheet:
+        """Pack an outline; None has no pixel. With (H, W) `pixels` each counts as so many."""
         if outline is None or not outline.inside.size:
             return cls(0, 0, (0, 0), 0, np.zeros(0, np.uint8))
         inside = outline.inside
-        return cls(outline.top, outline.left, inside.shape, int(inside.sum()), np.packbits(inside))
+        sheet = cls(outline.top, outline.left, inside.shape, int(inside.sum()), np.packbits(inside))
+        return sheet if pixels is None else replace(sheet, area=int(pixels[sheet.box][inside].sum()))
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -55,30 +56,35 @@ class Sheet:
         return np.unpackbits(self.bits, count=self.shape[0] * self.shape[1]).astype(bool).reshape(self.shape)
 
 
-def outline_sheets(mask_logits: Tensor, view: View) -> list[Sheet]:
+def outline_sheets(mask_logits: Tensor, view: View, pixels: np.ndarray | None = None) -> list[Sheet]:
     """Pack {logit > 0} of every mask at image resolution, as the upper bounds have it.
 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
     Raises:
         IncompatibleError: shape and view disagree.
     """
-    return [Sheet.of(outline) for outline in iter_outlines(mask_logits, view)]
+    weights = None if pixels is None else pixels.reshape(view.original)
+    return [Sheet.of(outline, weights) for outline in iter_outlines(mask_logits, view)]
 
 
-def claimed_sheets(mask_logits: Tensor, view: View, protocol: str, threshold: float) -> list[Sheet]:
+def claimed_sheets(
+    mask_logits: Tensor, view: View, protocol: str, threshold: float, pixels: np.ndarray | None = None
+) -> list[Sheet]:
     """Pack {mask probability ≥ threshold} of every mask at image resolution, as panoptic maps have it.
 
     Args:
-        mask_logits, view: as `outline_sheets`.
+        mask_logits, view, pixels: as `outline_sheets`.
         protocol: where sigmoid stands: see `postprocess.upsample`.
     Raises:
         UsageError: unknown protocol.
         IncompatibleError: shape and view disagree.
     """
     planes = iter_mask_probabilities(mask_logits, view, protocol)
-    return [Sheet.of(_bounded((plane >= threshold).cpu().numpy())) for plane in planes]
+    weights = None if pixels is None else pixels.reshape(view.original)
+    return [Sheet.of(_bounded((plane >= threshold).cpu().numpy()), weights) for plane in planes]
 
 
 def _bounded(inside: np.ndarray) -> Outline | None:
