@@ -13,6 +13,7 @@ from vitp_pipeline.artifacts.proposals import ProposalEntry, ProposalRecord, poi
 from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.spec import check_classes
+from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import normalize_points
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class MaskClassifier:
 
     Args:
         classifier: its file, or a loaded one.
+    Raises:
+        IncompatibleError: its classes are not those of `spec`, or its head was never trained.
     """
 
     def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
@@ -50,6 +53,11 @@ class MaskClassifier:
         self.device = choose_device(settings.device)
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
         name = f"classifier {classifier.name}" if isinstance(classifier, Path) else "the classifier"
+        if not any(parameter.any() for parameter in model.head.parameters()):
+            raise IncompatibleError(
+                f"{name}: was localized only, it names no class yet",
+                'Train it further: fit = "lda" or "gradient", init_from = its name, and another --name',
+            )
         self.model: PointViT = model.to(self.device)
         self.reads_masks = self.model.config.prompt == "mask"
         self.average = average_of(settings.points, settings.average)

@@ -70,8 +70,8 @@ class TrainSettings:
         int, within(1, 10**6), Key("Ground-truth points drawn per image and step.", "points")
     ] = 250
     fit: Annotated[
-        Literal["gradient", "lda"],
-        Key("Training: gradient, or lda = a linear head on frozen features in closed form (LDA)."),
+        Literal["gradient", "lda", "localize"],
+        Key("Training: gradient; lda = head in closed form; localize = places without labels, see `init_from`."),
     ] = "gradient"
     shrinkage: Annotated[
         float, within(0, 10**6), Key("Shrinkage of the LDA covariance toward the variances of the features.", "factor")
@@ -155,6 +155,13 @@ class TrainSettings:
             raise UsageError(f"hold_out_fold = {self.hold_out_fold} needs hold_out images")
         if lda and (self.head != "linear" or self.norm != "none"):
             raise UsageError('fit = "lda" needs head = "linear" and norm = "none": it brings its own scaling')
+        if self.fit == "localize" and (self.prompt == "mask" or self.point_token == "sampled" or self.backbone_lr == 0):
+            raise UsageError(
+                'fit = "localize" trains the tokens of points through the backbone',
+                'Set prompt = "point", a point_token other than "sampled", and a backbone_lr other than 0',
+            )
+        if self.fit == "localize" and (self.keep == "best" or self.class_prior or mixture.has_boxes):
+            raise UsageError('fit = "localize" uses no labels: leave out keep = "best", class_prior and boxes')
         if lda and self.prompt == "mask" and self.mask_form == "maft":
             raise UsageError('fit = "lda" trains the head alone, and the blocks of mask_form = "maft" are new')
         if self.prompt == "mask" and self.mask_form == "maft" and (self.feature_layers or not self.maft_layers):

@@ -209,7 +209,9 @@ def _train(
         files = TrainingFolder(store, folder, about, lock)
         held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
         validate = (
-            held_out_kind(dataset, held_out, settings.image_size, settings.precision, distributed) if held_out else None
+            held_out_kind(dataset, held_out, settings.image_size, settings.precision, distributed)
+            if held_out and settings.fit != "localize"
+            else None
         )
         evaluate = (lambda model: validate(model).figures()) if validate else None
     if distributed.is_main_process:
@@ -288,6 +290,7 @@ def _batches(
     """Yield the model's inputs: points or boxes, the masks of the ground truth, or generated ones."""
     from vitp_pipeline.classifier.training.augmentation import Augmentation
     from vitp_pipeline.classifier.training.data import PointBatches
+    from vitp_pipeline.classifier.training.localize import PlaceBatches
     from vitp_pipeline.classifier.training.mask_data import GeneratedMaskBatches, MaskBatches
 
     source = (
@@ -305,6 +308,8 @@ def _batches(
     )
     if masks is not None:
         return GeneratedMaskBatches(*source, grid=grid, masks=masks, distributed=distributed)
+    if settings.fit == "localize":
+        return PlaceBatches(*source, distributed=distributed)
     if settings.prompt == "mask":
         return MaskBatches(*source, grid=grid, distributed=distributed)
     return PointBatches(*source, distributed=distributed)
@@ -319,13 +324,17 @@ def _fit(
     evaluate: Callable[[PointViT], dict[str, float]] | None,
     distributed: Distributed,
 ) -> None:
-    """Train `model` by gradients, or fit its head in closed form."""
+    """Train `model` by gradients, with labels or without, or fit its head in closed form."""
     import torch
 
     from vitp_pipeline.classifier.training.lda import LdaTrainer
+    from vitp_pipeline.classifier.training.localize import Localizer
     from vitp_pipeline.classifier.training.loop import Trainer
     from vitp_pipeline.classifier.training.prior import log_prior
 
+    if settings.fit == "localize":
+        Localizer(model, batches, settings, files, device, None, evaluate, distributed).run()
+        return
     if settings.fit == "lda":
         LdaTrainer(model, batches, settings, files, device, evaluate, distributed).run()
         return
