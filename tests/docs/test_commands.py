@@ -41,6 +41,7 @@ READ_ALONE = {
     r"python (-m pytest|-m sphinx|tools/|benchmarks/)": "real photographs, or minutes",
     r"torchrun|srun": "several processes; tests/classifier/test_distributed.py",
     r"(pip install|make|pytest|ruff|mkdir|source|dot) ": "makes or checks the project itself, which CI does",
+    r"git clone": "a download",
     r"sbatch|kubectl": "a cluster",
     r"docker|apptainer": "a daemon and an image: tools/image_check.py",
     r"(trap|code=|if|exit|for|done)\b": "a job script: tests/pipeline/test_slurm.py runs what vitp writes",

@@ -12,7 +12,10 @@ from vitp_pipeline.cli.options import DataRoot, Json
 def register(app: typer.Typer) -> None:
     @app.command("prepare", rich_help_panel="Datasets")
     def prepare(
-        dataset: Annotated[str, typer.Argument(help="ade20k, cityscapes, coco or coco-stuff.", metavar="DATASET")],
+        dataset: Annotated[
+            str,
+            typer.Argument(help="ade20k, cityscapes, clothing-co-parsing, coco or coco-stuff.", metavar="DATASET"),
+        ],
         data_root: DataRoot,
         only: Annotated[
             list[str] | None, typer.Option("--only", help="Make only these products (default: all).", metavar="WHAT")
@@ -21,14 +24,15 @@ def register(app: typer.Typer) -> None:
         workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of threads.")] = 1,
         json: Json = False,
     ) -> None:
-        """Make the files that other tools' scripts derive from a download, where they are missing.
+        """Make the files that are derived from a download, mostly by other tools' scripts, where they are missing.
 
         vitp prepare cityscapes --data-root data/cityscapes --only panoptic
 
         vitp prepare ade20k --data-root data/ade/ADEChallengeData2016 --split val --workers 8
 
-        Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; coco semantic,
-        instances; coco-stuff train-ids. It can be stopped and restarted: existing files are kept.
+        Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; clothing-co-parsing
+        images, labels, lists; coco semantic, instances; coco-stuff train-ids. It can be stopped and restarted: existing
+        files are kept.
         """
         from dataclasses import asdict
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp_pipeline.datasets.prepare import ade20k, cityscapes, coco
+from vitp_pipeline.datasets.prepare import ade20k, cityscapes, clothing_co_parsing, coco
 from vitp_pipeline.datasets.prepare.work import Work
 from vitp_pipeline.errors import InputError, PartialError, UsageError
 from vitp_pipeline.runtime.progress import say
@@ -21,10 +21,18 @@ PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
         "train-ids": cityscapes.train_ids,
         "panoptic": cityscapes.panoptic,
     },
+    "clothing-co-parsing": {
+        "images": clothing_co_parsing.images,
+        "labels": clothing_co_parsing.labels,
+        "lists": clothing_co_parsing.lists,
+    },
     "coco": {"semantic": coco.semantic, "instances": coco.instances},
     "coco-stuff": {"train-ids": coco.stuff_train_ids},
 }
-SPLITS = {"cityscapes": ("train", "val", "test", "train_extra")}
+SPLITS = {
+    "cityscapes": ("train", "val", "test", "train_extra"),
+    "clothing-co-parsing": tuple(clothing_co_parsing.SIZES),
+}
 
 
 @dataclass(frozen=True)
