@@ -95,7 +95,7 @@ class _Variable:
         dtype = np.dtype(TYPES[kind])
         if min(self.shape) < 0 or math.prod(self.shape) * dtype.itemsize != len(stored):
             raise _DamagedError(f"{len(stored)} bytes of numbers do not fill its shape")
-        numbers = np.frombuffer(stored, dtype.newbyteorder(order)).astype(dtype)
+        numbers = np.frombuffer(stored, f"{order}{TYPES[kind]}").astype(dtype)
         return numbers.reshape(self.shape, order="F")
 
 
