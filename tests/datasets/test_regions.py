@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from vitp_pipeline.datasets import IGNORE
-from vitp_pipeline.datasets.regions import boxes_of_regions, coarse_regions, connected_regions
+from vitp_pipeline.datasets import IGNORE, regions
+from vitp_pipeline.datasets.regions import boxes_of_regions, coarse_regions, connected_regions, deepest_pixel
 
 
 def blobs(seed: int, size: tuple[int, int] = (40, 56)) -> np.ndarray:
@@ -76,3 +79,49 @@ def test_the_border_of_the_image_is_no_outline() -> None:
     numbers[:, 20:] = 1
     coarse = coarse_regions(numbers, 0.5)
     assert (coarse[:, 0] == 0).all() and (coarse[:, -1] == 1).all() and (coarse[:, 16:23] == IGNORE).all()
+
+
+def shapes(kind: str, size: tuple[int, int], seed: int) -> np.ndarray:
+    """(h, w) bool."""
+    random = np.random.default_rng(seed)
+    rows, cols = np.mgrid[: size[0], : size[1]]
+    away = np.hypot(rows - random.integers(size[0]), cols - random.integers(size[1]))
+    made = {
+        "noise": random.random(size) < random.random(),
+        "disk": away < random.integers(1, 60),
+        "rings": away % 12 < random.integers(2, 11),
+        "all but one": away > 0,
+        "all": away >= 0,
+        "stripes": (rows + 2 * cols) % 17 < random.integers(1, 17),
+        "blobs": ndimage.gaussian_filter(random.normal(size=size), 3) > 0,
+    }
+    return made[kind]
+
+
+KINDS = ("noise", "disk", "rings", "all but one", "all", "stripes", "blobs")
+
+
+def deepest_of_all(inside: np.ndarray) -> tuple[int, int]:
+    """By a transform of the whole."""
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    row, col = np.unravel_index(depth.argmax(), depth.shape)
+    return int(row), int(col)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(KINDS), st.tuples(st.integers(1, 90), st.integers(1, 90)), st.integers(0, 2**32 - 1))
+def test_the_deepest_pixel_by_blocks_is_that_of_a_transform(kind: str, size: tuple[int, int], seed: int) -> None:
+    """The first of equal ones, too."""
+    inside = shapes(kind, size, seed)
+    if not inside.any():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regions, "_LARGE", 0)
+        assert deepest_pixel(inside) == deepest_of_all(inside)
+    assert deepest_pixel(inside) == deepest_of_all(inside)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_deepest_pixel_of_a_large_region(kind: str) -> None:
+    inside = shapes(kind, (430, 610), 7)
+    assert inside.size > regions._LARGE and deepest_pixel(inside) == deepest_of_all(inside)

@@ -131,6 +131,41 @@ def test_arrays_are_those_of_numpy(tmp_path: Path, array: np.ndarray, fortran: b
             assert len(planes) == len(array) and np.stack(planes).astype(array.dtype).tobytes() == array.tobytes()
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(any_array, st.booleans())
+def test_an_npy_file_is_one_array(tmp_path: Path, array: np.ndarray, fortran: bool) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.asfortranarray(array) if fortran else array)
+    expected = np.load(path)
+    with ArrayFile(path) as file:
+        (name,) = file.names
+        found = file.read(name)
+        assert found.dtype == expected.dtype and found.shape == expected.shape == file.header(name).shape
+        assert found.tobytes() == expected.tobytes()
+        if array.ndim and array.size:
+            assert np.stack(list(file.planes(name))).astype(array.dtype).tobytes() == array.tobytes()
+
+
+ODD_NPY: dict[str, tuple[bytes, str]] = {
+    "text": (b"no", "no header of numpy's"),
+    "empty": (b"", "no header of numpy's"),
+    "pickle": (pickle.dumps(Evil()), "no header of numpy's"),
+    "objects": (npy("'|O'", "(1,)", pickle.dumps(Evil())), "not of numbers"),
+    "too short": (npy("'<f4'", "(8,)", bytes(28)), "holds 28 bytes"),
+    "petabytes": (npy("'<f8'", "(1000000000, 1000000)"), "holds 0"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_NPY)
+def test_an_odd_npy_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    content, words = ODD_NPY[name]
+    (tmp_path / "x.npy").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words) as found, ArrayFile(tmp_path / "x.npy") as file:
+        file.read("")
+    assert str(found.value).startswith(f"{tmp_path / 'x.npy'}: ") and not (tmp_path / "ran").exists()
+
+
 def test_any_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
     rng, buffer = np.random.default_rng(0), io.BytesIO()
     np.savez_compressed(buffer, x=rng.integers(0, 2, (4, 5, 6)).astype(bool))

@@ -75,7 +75,9 @@ def test_mask_importer(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         where = tmp_path / "masks.json", project.root, out, ShardChoice()
         return len(import_proposals(project.recipe, settings, "rectangles", *where).failed)
 
-    with pytest.raises(UsageError, match=r"no format of masks 'rectangles'. Known are: coco, mmdet, npz"):
+    with pytest.raises(
+        UsageError, match=r"no format of masks 'rectangles'. Known are: coco, ground-truth, mmdet, npz, sam"
+    ):
         imported()
     request.getfixturevalue("plugin")
     assert imported() == 0

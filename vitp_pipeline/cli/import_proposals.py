@@ -34,14 +34,18 @@ def register(app: typer.Typer) -> None:
         recipe: RecipeName,
         data_root: DataRoot,
         out: Out,
-        masks: Annotated[
-            Path,
-            typer.Option("--masks", help="Masks that the other tool wrote: a folder (npz) or a file.", metavar="PATH"),
-        ],
         format: Annotated[
             str,
             typer.Option("--from", help="Format of the masks.", metavar="FORMAT", callback=member_of(_formats)),
         ],
+        masks: Annotated[
+            Path | None,
+            typer.Option(
+                "--masks",
+                help="Masks that the other tool wrote: a folder (npz, sam) or a file; not with ground-truth.",
+                metavar="PATH",
+            ),
+        ] = None,
         split: Annotated[str | None, typer.Option(help="Split of the manifest (default: the recipe's).")] = None,
         shard: Shard = None,
         no_object_share: Annotated[
@@ -58,11 +62,14 @@ def register(app: typer.Typer) -> None:
         """Import masks of another tool in place of stage one, to classify and evaluate them.
 
         npz: a folder with ID.npz (masks and scores, or logits). coco: results as pycocotools reads them, RLE or
-        polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is executed.
+        polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is executed. sam: masks
+        without classes, as Segment Anything writes them. ground-truth: the masks of the labels, without their classes.
 
             vitp import-proposals camvid --data-root data/camvid --out runs/theirs --from npz --masks masks/val
 
             vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
+
+            vitp import-proposals mine --data-root data/mine --out runs/sam --from sam --masks sam/val
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.flags import parse_changes

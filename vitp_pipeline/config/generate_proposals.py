@@ -66,11 +66,13 @@ class PointPolicy:
             masks do not decide n. Raises InputError where these masks have no such points.
         per_mask: settings → n, the number of points per mask that the classifier scores.
         average: of the scores of n points, where [classify] average is "auto".
+        local: whether the points of a binary mask depend only on a part of the image that holds it, and lie in it.
     """
 
     choose: Callable[[MasksOfView, ProposalSettings], np.ndarray]
     per_mask: Callable[[ProposalSettings], int] = lambda settings: 1
     average: Literal["probabilities", "log-probabilities"] = "probabilities"
+    local: bool = False
 
 
 POINT_POLICIES: Registry[PointPolicy] = Registry("point policy", "vitp_pipeline.postprocess.point_policies")

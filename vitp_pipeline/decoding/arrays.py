@@ -1,4 +1,4 @@
-"""Read arrays of untrusted .npz files: header and size are checked before anything is allocated.
+"""Read arrays of untrusted .npz and .npy files: header and size are checked before anything is allocated.
 
 Only plain numbers are let through (booleans, integers, reals of at most 64 bits), nothing is unpickled, and no more is
 unpacked than a header says and a limit allows.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -41,10 +43,10 @@ class ArrayHeader:
 
 
 class ArrayFile:
-    """The arrays of an .npz file, to be used in a `with`.
+    """The arrays of an .npz file, or the one of an .npy file, to be used in a `with`.
 
     Attributes:
-        names: of its arrays.
+        names: of its arrays; "" of that of an .npy file.
     Raises:
         InputError: not such a file, damaged, or with an array of something else than numbers; from any method.
     """
@@ -55,6 +57,11 @@ class ArrayFile:
             self._file = open_file(path)
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file") from error
+        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        if path.suffix == ".npy":
+            self.names: tuple[str, ...] = ("",)
+            return
         try:
             with self._damage():
                 self._zip = zipfile.ZipFile(self._file)
@@ -80,12 +87,26 @@ class ArrayFile:
         except InputError:
             raise
         except Exception as error:  # damaged archives fail in many ways
-            raise InputError(f"{self.path}: cannot be read ({error!r})", "Write it with numpy.savez") from error
+            how = "numpy.save" if self._zip is None and self.path.suffix == ".npy" else "numpy.savez"
+            raise InputError(f"{self.path}: cannot be read ({error!r})", f"Write it with {how}") from error
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open an array's file from its beginning."""
+        if self._zip is None:
+            self._file.seek(0)
+            yield self._file
+            return
+        with open_member(self._zip, self._members[name], LARGEST_IN_PIECES, self.path) as file:
+            yield file
+
+    def _size(self, name: str) -> int:
+        return os.fstat(self._file.fileno()).st_size if self._zip is None else self._members[name].file_size
 
     def header(self, name: str) -> ArrayHeader:
         """Read shape and dtype of an array, and check them against its bytes in the file."""
-        member, where = self._members[name], f"{self.path}: array {name!r}"
-        with self._damage(), open_member(self._zip, member, LARGEST_IN_PIECES, self.path) as file:
+        where = f"{self.path}: array {name!r}" if name else f"{self.path}: it"
+        with self._damage(), self._open(name) as file:
             head = io.BytesIO(file.read(_HEADER))
         try:
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -94,7 +115,7 @@ class ArrayFile:
             raise InputError(f"{where} has no header of numpy's ({shown(str(error))})") from error
         if dtype.kind not in "biuf" or dtype.itemsize > 8:
             raise InputError(f"{where} is of {shown(str(dtype))}, not of numbers", "Write it as numbers")
-        size, holds = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
+        size, holds = math.prod(shape) * dtype.itemsize, self._size(name) - head.tell()
         if any(type(n) is not int or n < 0 for n in shape) or size != holds:
             raise InputError(f"{where} says it is {shown(shape)} of {dtype}, and holds {holds} bytes")
         return ArrayHeader(shape, dtype, fortran and len(shape) > 1, head.tell())
@@ -122,8 +143,7 @@ class ArrayFile:
             yield plane.reshape(header.shape[1:])
 
     def _pieces(self, name: str, header: ArrayHeader, length: int, count: int) -> Iterator[np.ndarray]:
-        member = self._members[name]
-        with self._damage(), open_member(self._zip, member, LARGEST_IN_PIECES, self.path) as file:
+        with self._damage(), self._open(name) as file:
             file.read(header.start)
             for _ in range(count):
                 piece = np.empty(length, header.dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.decoding.limits import check_pixels
-from vitp_pipeline.decoding.rle import Rle, decode_mask
+from vitp_pipeline.decoding.rle import Rle, counts_of_text, decode_mask
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
@@ -146,7 +146,11 @@ def _from_runs(runs: dict[Any, Any], size: Size, where: str) -> Rle:
     if isinstance(counts, str | bytes):
         if len(counts) > 2 * height * width + 64:  # one character a pixel is the most that a mask needs
             raise InputError(f"{what} are longer than those of any mask of {width}×{height} pixels")
-        _check_sum(_counts_of_text(counts, what), size, what)
+        try:
+            runs_of_text = counts_of_text(counts)
+        except ValueError as error:
+            raise InputError(f"{what} {error}") from error
+        _check_sum(runs_of_text, size, what)
         return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
     if not isinstance(counts, list | tuple):
         raise InputError(f"{what} are {shown(counts)}, neither a list nor text")
@@ -172,32 +176,3 @@ def _check_sum(counts: np.ndarray, size: Size, what: str) -> None:
             raise InputError(f"{what} hold {end}, which is not a run length in an image of {pixels} pixels")
     if (total := int(counts.sum())) != pixels:
         raise InputError(f"{what} add up to {total} pixels, not to the image's {pixels}")
-
-
-def _counts_of_text(text: str | bytes, what: str) -> np.ndarray:
-    """Decode COCO's compressed run lengths to (R,) int64.
-
-    A number is written in groups of five bits, the lowest first, a character each, with 32 added while more follow and
-    the last one's highest bit as the sign. From the fourth run on it is the difference to the run before the last.
-
-    Raises:
-        InputError: other characters, a number of more than 32 bits, or an end in the middle of one.
-    """
-    try:
-        groups = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8) - np.uint8(48)
-    except UnicodeEncodeError:
-        groups = np.array([255], np.uint8)
-    last = groups < 32
-    if not (len(groups) and groups.max() < 64 and last[-1]):
-        raise InputError(f"{what} are {shown(text)}, no compressed run lengths")
-    ends = np.flatnonzero(last)
-    starts = np.append(0, ends + 1)[:-1]
-    lengths = ends + 1 - starts
-    if lengths.max() > 7:
-        raise InputError(f"{what} hold a number of more than 32 bits")
-    place = np.arange(len(groups)) - np.repeat(starts, lengths)
-    values = np.add.reduceat((groups & 31).astype(np.int64) << (5 * place), starts)
-    values -= np.where(groups[ends] & 16, np.left_shift(1, 5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values

@@ -32,9 +32,55 @@ def mask_area(rle: Rle) -> int:
     return int(coco.area(rle))
 
 
-def mask_box(rle: Rle) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of the smallest rectangle around a mask; without a pixel it is (0, 0, 0, 0)."""
-    from pycocotools import mask as coco
+def decode_box(rle: Rle) -> tuple[int, int, np.ndarray]:
+    """Decode a mask inside its bounding box; for run lengths as `decode_mask` takes them.
 
-    left, top, width, height = (int(value) for value in coco.toBbox(rle))
-    return top, left, height, width
+    Returns:
+        (top, left) of the box, and (h, w) bool; (0, 0) and 0×0 for a mask without a pixel.
+    """
+    height = int(rle["size"][0])
+    counts = counts_of_text(rle["counts"])
+    stops = np.cumsum(counts)[1::2]
+    starts = stops - counts[1::2]
+    some = stops > starts
+    starts, stops = starts[some], stops[some]
+    if not len(starts):
+        return 0, 0, np.zeros((0, 0), bool)
+    left, right = int(starts[0]) // height, -(-int(stops[-1]) // height)
+    top, bottom = 0, height
+    if (starts // height == (stops - 1) // height).all():  # no run goes on in the next column
+        top, bottom = int((starts % height).min()), int(((stops - 1) % height).max()) + 1
+    edges = np.stack([starts, stops], 1).ravel() - left * height
+    lengths = np.diff(edges, prepend=0, append=(right - left) * height)
+    columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return top, left, columns.reshape(right - left, height).T[top:bottom]
+
+
+def counts_of_text(text: str | bytes) -> np.ndarray:
+    """Decode COCO's compressed run lengths to (R,) int64.
+
+    A number is written in groups of five bits, the lowest first, a character each, with 32 added while more follow and
+    the last one's highest bit as the sign. From the fourth run on it is the difference to the run before the last.
+
+    Raises:
+        ValueError: other characters, a number of more than 32 bits, or an end in the middle of one; the text continues
+            "the counts …".
+    """
+    try:
+        groups = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8) - np.uint8(48)
+    except UnicodeEncodeError:
+        groups = np.array([255], np.uint8)
+    last = groups < 32
+    if not (len(groups) and groups.max() < 64 and last[-1]):
+        raise ValueError(f"are {text[:40]!a}, no compressed run lengths")
+    ends = np.flatnonzero(last)
+    starts = np.append(0, ends + 1)[:-1]
+    lengths = ends + 1 - starts
+    if lengths.max() > 7:
+        raise ValueError("hold a number of more than 32 bits")
+    place = np.arange(len(groups)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((groups & 31).astype(np.int64) << (5 * place), starts)
+    values -= np.where(groups[ends] & 16, np.left_shift(1, 5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values

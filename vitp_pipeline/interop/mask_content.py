@@ -51,7 +51,7 @@ def masks_of_detections(
     Raises:
         InputError: the first invalid one, with the reason.
     """
-    _check_count(len(found), str(path))
+    check_count(len(found), str(path))
     labels, scores, rles = [], [], []
     for where, label, score, segmentation in found:
         where = f"{path}: {where}"
@@ -93,7 +93,7 @@ def _masks_of_arrays(arrays: ArrayFile, classes: int, no_object_share: float) ->
     if len(shape) != 3 or (shape[0] and not math.prod(shape)):
         raise InputError(f"{kind} are {shown(shape)}, not (Q, h, w)")
     count, size = shape[0], (shape[1], shape[2])
-    _check_count(count, kind)
+    check_count(count, kind)
     scores = _class_logits(arrays, count, classes, no_object_share)
     if count:
         check_pixels(size[1], size[0], f"a mask of {kind}")
@@ -145,7 +145,8 @@ def _binary(plane: np.ndarray) -> np.ndarray:
     return plane.astype(bool)
 
 
-def _check_count(count: int, where: str) -> None:
+def check_count(count: int, where: str) -> None:
+    """Raise InputError where an image has more masks than `MOST_MASKS`."""
     if count > MOST_MASKS:
         raise InputError(f"{where}: {count} masks of one image, more than {MOST_MASKS}", "Keep those of high scores")
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.datasets.identity import Claims, image_key
 from vitp_pipeline.decoding.records import shown
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.interop.mask_content import Detection, masks_of_detections
 from vitp_pipeline.interop.pseudo_logits import ForeignMasks
@@ -54,9 +54,10 @@ class MaskSource(Protocol):
         ...
 
 
-Importer = Callable[[Path, Dataset, float], MaskSource]
+Importer = Callable[[Any, Dataset, float], MaskSource]
 """Finds masks of a format: from a path, for a dataset, with `no_object_share` (see `logits_of_scores`). Nothing is read
-yet. Raises InputError where nothing lies there.
+yet. Raises InputError where nothing lies there. One with the attribute `needs_path = False` gets None instead of a path
+where none is given.
 """
 
 MASK_FORMATS: Registry[Importer] = Registry(
@@ -64,16 +65,22 @@ MASK_FORMATS: Registry[Importer] = Registry(
     "vitp_pipeline.interop.masks_npz",
     "vitp_pipeline.interop.masks_coco",
     "vitp_pipeline.interop.masks_mmdet",
+    "vitp_pipeline.interop.masks_sam",
+    "vitp_pipeline.interop.masks_ground_truth",
 )
 
 
-def open_source(format: str, path: Path, dataset: Dataset, no_object_share: float = NO_OBJECT_SHARE) -> MaskSource:
+def open_source(
+    format: str, path: Path | None, dataset: Dataset, no_object_share: float = NO_OBJECT_SHARE
+) -> MaskSource:
     """Open masks of a format, one of `MASK_FORMATS`.
 
     Raises:
-        UsageError: unknown format, or no share. InputError: nothing lies there.
+        UsageError: unknown format, no share, or no path where one is needed. InputError: nothing lies there.
     """
     find = MASK_FORMATS[format]
+    if path is None and getattr(find, "needs_path", True):
+        raise UsageError(f"--from {format} needs --masks", "Name the folder or file that holds them")
     check_value("--no-object-share", no_object_share, Fraction)
     return find(path, dataset, no_object_share)
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vitp_pipeline.config.generate_proposals import POINT_POLICIES, MasksOfView, PointPolicy, ProposalSettings
 from vitp_pipeline.errors import InputError
 
 
-def choose_points(masks: MasksOfView, settings: ProposalSettings) -> dict[str, np.ndarray]:
-    """Choose points by each policy in the settings, as in a `ProposalRecord`: (Q·n, 2) int32 each."""
-    return {name: POINT_POLICIES[name].choose(masks, settings).reshape(-1, 2) for name in settings.points}
+def choose_points(
+    masks: MasksOfView, settings: ProposalSettings, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Choose points by each policy in the settings, as in a `ProposalRecord`: (Q·n, 2) int32 each.
+
+    Args:
+        names: of some of these policies; None = all.
+    """
+    chosen = settings.points if names is None else names
+    return {name: POINT_POLICIES[name].choose(masks, settings).reshape(-1, 2) for name in chosen}
 
 
 def _max(masks: MasksOfView, settings: ProposalSettings) -> np.ndarray:
@@ -46,10 +55,10 @@ def _local_maxima(masks: MasksOfView, settings: ProposalSettings) -> np.ndarray:
     return local_maxima_points(masks.logits, masks.view, masks.protocol, settings.local_maxima, settings.max_at)
 
 
-POINT_POLICIES.add("max", PointPolicy(_max))
-POINT_POLICIES.add("center", PointPolicy(_center))
-POINT_POLICIES.add("random", PointPolicy(_random))
-POINT_POLICIES.add("multi", PointPolicy(_several_random, lambda settings: settings.multi))
+POINT_POLICIES.add("max", PointPolicy(_max, local=True))
+POINT_POLICIES.add("center", PointPolicy(_center, local=True))
+POINT_POLICIES.add("random", PointPolicy(_random, local=True))
+POINT_POLICIES.add("multi", PointPolicy(_several_random, lambda settings: settings.multi, local=True))
 # few chosen points: one that disagrees is more informative than a random pixel
 POINT_POLICIES.add(
     "local_maxima", PointPolicy(_local_maxima, lambda settings: settings.local_maxima, "log-probabilities")

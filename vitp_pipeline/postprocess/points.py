@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vitp_pipeline.datasets.regions import deepest_pixel
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import View
 from vitp_pipeline.postprocess.resize import Lerp, LerpRows, lerp, resize_patches
@@ -76,14 +77,11 @@ def center_points(mask_logits: Tensor, view: View, protocol: str) -> np.ndarray:
 
     Args, Returns, Raises: as `max_points` at "image".
     """
-    from scipy.ndimage import distance_transform_edt
 
     def deepest(positive: np.ndarray, query: int) -> tuple[int, int]:
         top, left, inside = _bounding_box(positive)
-        # One ring of outside pixels: beyond the bounding box nothing is positive, or there is no image.
-        depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-        row, col = np.unravel_index(int(depth.argmax()), depth.shape)
-        return top + int(row), left + int(col)
+        row, col = deepest_pixel(inside)
+        return top + row, left + col
 
     return _points_inside(mask_logits, view, protocol, deepest)[:, 0]
 

@@ -5,7 +5,7 @@ Binary masks stay run lengths. Their points are chosen, and their logits made, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -15,10 +15,10 @@ import numpy as np
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss, keep_queries, store_masks
 from vitp_pipeline.artifacts.parts import Planes
 from vitp_pipeline.artifacts.proposals import ProposalEntry
-from vitp_pipeline.config.generate_proposals import MasksOfView
+from vitp_pipeline.config.generate_proposals import POINT_POLICIES, MasksOfView
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import DatasetSpec
-from vitp_pipeline.decoding.rle import Rle, decode_mask, mask_box
+from vitp_pipeline.decoding.rle import Rle, decode_box, decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size, View
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, ForeignMasks, logits_of_binary
@@ -66,12 +66,14 @@ class BinaryMasks:
 
     def parts(self) -> Iterator[MaskPart]:
         """Yield the masks by their bounding boxes."""
-        outside, inside = self.levels[0], self.levels[2]
+        outside, inside, reach = self.levels[0], self.levels[2], self.ring + 1
         for rle in self.rles:
-            top, left, height, width = mask_box(rle)
-            first = max(0, top - self.ring - 1), max(0, left - self.ring - 1)
-            last = top + height + self.ring + 1, left + width + self.ring + 1
-            mask = np.ascontiguousarray(decode_mask(rle)[first[0] : last[0], first[1] : last[1]])
+            top, left, inside_box = decode_box(rle)
+            first = max(0, top - reach), max(0, left - reach)
+            stop = top + inside_box.shape[0], left + inside_box.shape[1]
+            last = min(self.size[0], stop[0] + reach), min(self.size[1], stop[1] + reach)
+            mask = np.zeros((last[0] - first[0], last[1] - first[1]), bool)
+            mask[top - first[0] : stop[0] - first[0], left - first[1] : stop[1] - first[1]] = inside_box
             codes = 2 * mask.view(np.uint8)
             if self.levels[1] != outside:
                 logits = self._logits(mask)
@@ -88,8 +90,15 @@ class BinaryMasks:
     def planes(self) -> Planes:
         """The masks as arrays (h, w) to be written."""
         largest = max(BINARY_LOGIT, -self.codec.floor)
-        each: Iterable[np.ndarray] = (part.plane(self.size) for part in self.parts())
-        return Planes((len(self.rles), *self.size), np.dtype(self.codec.mask_dtype), largest, each)
+        return Planes((len(self.rles), *self.size), np.dtype(self.codec.mask_dtype), largest, self._planes())
+
+    def _planes(self) -> Iterator[np.ndarray]:
+        """Make the masks one after another in the same memory."""
+        plane = np.full(self.size, self.levels[0])
+        for part in self.parts():
+            plane[part.box] = self.levels[part.codes]
+            yield plane
+            plane[part.box] = self.levels[0]
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -151,9 +160,7 @@ def _convert_binary(
 
     each: dict[str, list[np.ndarray]] = {policy: [np.zeros((0, 2), np.int32)] for policy in settings.points}
     for query, rle in enumerate(rles):
-        logits = torch.from_numpy(logits_of_binary(decode_mask(rle)[None]))
-        masks = MasksOfView(logits, view, PROTOCOL, image_id, first=query, binary=True)
-        for policy, points in choose_points(masks, settings).items():
+        for policy, points in _points(rle, view, settings, image_id, query).items():
             each[policy].append(points)
 
     codec = settings.codec
@@ -164,3 +171,23 @@ def _convert_binary(
     joined = {policy: np.concatenate(points) for policy, points in each.items()}
     entry = ProposalEntry(image_id, file_name, view, PROTOCOL, kept, dropped, joined, loss=stored.loss)
     return ConvertedMasks(entry, class_logits, stored)
+
+
+def _points(rle: Rle, view: View, settings: ProposalSettings, image_id: str, query: int) -> dict[str, np.ndarray]:
+    """Choose the points of a binary mask: inside its bounding box by those policies that need no more."""
+    import torch
+
+    def chosen(mask: np.ndarray, view: View, names: Sequence[str]) -> dict[str, np.ndarray]:
+        logits = torch.from_numpy(logits_of_binary(mask[None]))
+        masks = MasksOfView(logits, view, PROTOCOL, image_id, first=query, binary=True)
+        return choose_points(masks, settings, names)
+
+    found: dict[str, np.ndarray] = {}
+    top, left, inside = decode_box(rle)
+    if inside.size and view.mask == view.original:
+        size = inside.shape[0], inside.shape[1]
+        local = [name for name in settings.points if POINT_POLICIES[name].local]
+        in_box = chosen(inside, View(size, size, size, size), local)
+        found = {name: points + np.array([top, left], points.dtype) for name, points in in_box.items()}
+    others = [name for name in settings.points if name not in found]
+    return {**found, **chosen(decode_mask(rle), view, others)} if others else found

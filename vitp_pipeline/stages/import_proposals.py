@@ -29,7 +29,7 @@ def import_proposals(
     recipe: Recipe,
     settings: ProposalSettings,
     format: str,
-    masks: Path,
+    masks: Path | None,
     data_root: Path,
     out: Run,
     shard: ShardChoice,
