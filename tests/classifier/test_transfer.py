@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def test_the_same_classes_keep_everything(extra: dict) -> None:
     source, model = tiny_model(1, **changes), tiny_model(2, **changes)
     assert (source.point_slot is not None) == bool(extra)
     before = [model(*inputs()), source(*inputs())]
-    assert start_from(model, source, "x") and not torch.allclose(before[0], before[1])
+    start_from(model, source, "x")
+    assert not torch.allclose(before[0], before[1])
     assert torch.equal(model(*inputs()), before[1])
 
 
@@ -40,17 +42,29 @@ def test_layers_for_masks_come_along() -> None:
     changes = {"prompt": "mask", "mask_form": "maft", "maft_layers": 2}
     config = replace(tiny_model().config, **changes)
     source, model, longer = (make_classifier(c) for c in (config, config, replace(config, maft_layers=3)))
-    assert start_from(model, source, "x")
+    start_from(model, source, "x")
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
     with pytest.raises(IncompatibleError, match="mask layers"):
         start_from(longer, source, "x")
 
 
-@pytest.mark.parametrize("changes", [{"classes": OTHER}, {"classes": ("road", "sky", "car")}, {"head": "mlp"}])
-def test_other_classes_redraw_the_head_alone(changes: dict) -> None:
+OTHER_HEADS = [
+    ({"classes": OTHER}, "has 3 classes, the manifest 4"),
+    ({"classes": ("road", "sky", "car")}, "other classes ('sky' where the manifest has 'road')"),
+    ({"head": "mlp"}, "another form"),
+    ({}, ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), OTHER_HEADS)
+def test_a_head_is_kept_or_drawn_as_asked(changes: dict, reason: str) -> None:
     source, model = tiny_model(1), tiny_model(2, **changes)
     fresh = {k: v.clone() for k, v in model.head.state_dict().items()}
-    assert not start_from(model, source, "x")
+    if reason:
+        with pytest.raises(IncompatibleError, match=re.escape(reason)) as info:
+            start_from(model, source, "x")
+        assert 'init_head = "new"' in info.value.hint
+    start_from(model, source, "x", new_head=True)
     assert torch.equal(model.features(*inputs()), source.features(*inputs()))
     assert torch.equal(model.point_layer.weight, source.point_layer.weight)
     assert all(torch.equal(v, fresh[k]) for k, v in model.head.state_dict().items())
@@ -59,7 +73,7 @@ def test_other_classes_redraw_the_head_alone(changes: dict) -> None:
 def test_points_of_two_numbers_become_boxes_of_no_size() -> None:
     source, model = tiny_model(1, point_dim=2), tiny_model(2)
     images, points = inputs()
-    assert start_from(model, source, "x")
+    start_from(model, source, "x")
     assert torch.equal(model.point_layer.weight[:, 2:], torch.zeros(32, 2))
     assert torch.allclose(model(images, points[..., :2]), source(images, points[..., :2]), atol=1e-6)
 
@@ -162,6 +176,16 @@ def test_a_trained_point_layer_may_be_frozen(train) -> None:
     frozen = load_classifier(train("frozen", init_from="boxes", backbone_lr=0.0)).state_dict()
     changed = {key for key, value in frozen.items() if not torch.equal(value, source[key])}
     assert changed == {"head.weight", "head.bias"}
+
+
+def test_a_head_of_another_form_is_drawn_on_request_only(train, tmp_path: Path) -> None:
+    train("boxes", data=("boxes",))
+    with pytest.raises(IncompatibleError, match="another form"):
+        train("points", init_from="boxes", head="mlp")
+    assert not (tmp_path / "run/classifier/points/run.json").exists()  # so that the corrected recipe may take the name
+    drawn = load_classifier(train("points", init_from="boxes", head="mlp", init_head="new", lr=1e-9)).state_dict()
+    source = load_classifier(tmp_path / "run/classifier/boxes/model.safetensors").state_dict()
+    assert torch.allclose(drawn["point_layer.weight"], source["point_layer.weight"], atol=1e-7)
 
 
 def test_starts_that_cannot_be(train, tmp_path: Path) -> None:

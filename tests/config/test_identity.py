@@ -34,6 +34,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "graded": {"step": 0.5},
     "hold_out_fold": {"hold_out": 1},
     "keep": {"hold_out": 1},
+    "steps": {"epochs": 0},
+    "init_head": {"init_from": "x"},
     "fit": {"norm": "none", "point_token": "patch"},
     "mask_proposals": {"prompt": "mask"},
 }

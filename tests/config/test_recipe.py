@@ -54,7 +54,7 @@ def test_presets_give_what_a_recipe_does_not_say(write) -> None:
     found = {n: load_recipe(write(MINIMAL)).stage(TrainSettings, preset=n) for n in names}
     for settings in found.values():  # what the paper says of all (§4.2)
         assert (settings.optimizer, settings.lr, settings.clip, settings.weight_decay) == ("sgd", 0.01, 1.0, 0.0)
-        assert (settings.warmup_steps, settings.batch_size, settings.head) == (1000, 4 * 20, "mlp")
+        assert (settings.warmup_steps, settings.batch_size, settings.head) == (1000, 4 * 20, "linear")
     assert {n: s.epochs for n, s in found.items() if n != "objects365"} == {
         "ade20k": 60,
         "cityscapes": 60,
@@ -68,11 +68,34 @@ def test_presets_give_what_a_recipe_does_not_say(write) -> None:
     assert (settings.points_per_image, settings.epochs, settings.lr) == (150, 3, 0.2)
     same = dataclasses.replace(settings, preset="")
     assert identity_of(settings) == identity_of(same)  # the name does not count, the keys do
+    for own, expected in (("steps = 7", (0, 7, 1000, 0.05)), ("warmup = 0.1", (30, 0, -1, 0.1))):
+        settings = load_recipe(write(MINIMAL + f'[train-classifier]\npreset = "coco"\n{own}\n')).stage(TrainSettings)
+        assert (settings.epochs, settings.steps, settings.warmup_steps, settings.warmup) == expected
     with pytest.raises(InputError, match=r"imagenet.*ade20k"):
         recipe.stage(TrainSettings, preset="imagenet")
     own = write("epoch = 3").rename(recipe.path.with_name("own.toml"))
     with pytest.raises(UsageError, match=r"epoch.*Did you mean 'epochs'"):
         recipe.stage(TrainSettings, preset=str(own))
+
+
+@pytest.mark.parametrize(
+    ("keys", "flags", "epochs", "steps"),
+    [
+        ("", {}, 30, 0),
+        ("epochs = 4", {}, 4, 0),
+        ("steps = 40", {}, 0, 40),
+        ("epochs = 4", {"steps": 40}, 0, 40),
+        ("steps = 40", {"epochs": 4}, 4, 0),
+        ("epochs = 4", {"steps": 0}, 4, 0),
+        ("steps = 40", {"steps": 0}, 30, 0),
+    ],
+)
+def test_length_is_given_in_epochs_or_in_steps(write, keys: str, flags: dict, epochs: int, steps: int) -> None:
+    settings = load_recipe(write(MINIMAL + f"[train-classifier]\n{keys}\n")).stage(TrainSettings, **flags)
+    assert (settings.epochs, settings.steps) == (epochs, steps)
+    assert dataclasses.replace(settings, seed=1).total_steps(6) == (steps or 6 * epochs)
+    identity = {"epochs": epochs} if epochs != 30 else {}
+    assert identity_of(settings) == identity | ({"steps": steps} if steps else {})
 
 
 def test_presets_of_views_give_the_official_frames(write) -> None:
@@ -133,7 +156,11 @@ def test_unknown_tables_and_keys(write, text: str, words: list[str]) -> None:
         (EvaluateSettings, "formula = 'geometric'", ['"geometric"', "raw, renormalized"]),
         (TrainSettings, "epochs = 3.5", ["epochs", "wrong type"]),
         (TrainSettings, "epochs = true", ["epochs", "wrong type"]),
-        (TrainSettings, "epochs = 0", ["epochs", "outside [1, "]),
+        (TrainSettings, "epochs = -1", ["epochs", "outside [0, "]),
+        (TrainSettings, "epochs = 0", ["epochs = 0 needs steps", "exactly one"]),
+        (TrainSettings, "epochs = 30\nsteps = 7", ["steps and epochs are both set", "exactly one"]),
+        (TrainSettings, "warmup = 0.1\nwarmup_steps = 0", ["warmup_steps and warmup are both set"]),
+        (TrainSettings, "warmup_steps = -2", ["warmup_steps = -2"]),
         (TrainSettings, "flip = 1", ["flip", "wrong type"]),
         (TrainSettings, "image_size = 448", ["image_size", "wrong type"]),
         (TrainSettings, "image_size = [448]", ["image_size", "wrong length"]),

@@ -206,7 +206,7 @@ def test_defaults_and_ends_are_taken(table: str, key: str) -> None:
     default = getattr(kind(**needed), key)
     assert getattr(kind(**needed, **({} if key in needed else {key: default})), key) == default
     found = schema(table, key)
-    if found.get("type") in ("integer", "number") and key not in ("step", "floor", "hold_out_fold"):
+    if found.get("type") in ("integer", "number") and key not in ("step", "floor", "hold_out_fold", "epochs"):
         for end in ("minimum", "maximum"):
             if end in found:
                 assert getattr(kind(**needed, **{key: found[end], **TOGETHER.get(key, {})}), key) == found[end]
@@ -251,6 +251,11 @@ def test_settings_are_frozen_hashable_and_checked_when_changed(kind: type) -> No
         ("train-classifier", {"mask_proposals": "runs/x", "prompt": "mask", "rotation": 3.0}, "rotation"),
         ("train-classifier", {"weights": "a.pth", "init_from": "b"}, "both set"),
         ("train-classifier", {"init_from": "b", "name": "b"}, "to be trained"),
+        ("train-classifier", {"init_head": "new"}, "needs init_from"),
+        ("train-classifier", {"point_lr": 0.0}, "a frozen point layer"),
+        ("train-classifier", {"point_lr": 0.1, "point_token": "sampled"}, "no point layer that learns"),
+        ("train-classifier", {"point_lr": 0.1, "prompt": "mask"}, "no point layer that learns"),
+        ("train-classifier", {"point_lr": 0.1, "backbone_lr": 0.0, "point_token": "patch"}, "no point layer"),
         ("train-classifier", {"crop_scale": (0.8, 0.5)}, "ascending"),
     ],
 )
@@ -296,6 +301,9 @@ def test_masks_that_panoptic_maps_need_are_not_dropped(
         (80, {"warmup_steps": 299, "accumulate": 2}, True),
         (1, {"epochs": 1}, False),
         (1, {"epochs": 1, "warmup_steps": 1}, True),
+        (1, {"epochs": 1, "warmup_steps": 0}, False),
+        (1, {"steps": 9, "warmup_steps": 9}, True),
+        (80, {"steps": 9, "warmup_steps": 8}, False),
     ],
 )
 def test_warmup_ends_before_training_does(images: int, keys: dict[str, int], refused: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from pycocotools import mask as coco_mask
 from tests.datasets import making
 from tests.datasets.test_dataset import fails
 from tests.datasets.test_objects import random_polygons
+from vitp_pipeline.config.recipe import load_recipe
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset, load_manifest
-from vitp_pipeline.datasets.prepare import prepare, work
+from vitp_pipeline.datasets.prepare import PRODUCTS, prepare, work
 from vitp_pipeline.errors import InputError, PartialError, UsageError
+from vitp_pipeline.stages.train_classifier import train_classifier
 from vitp_pipeline.storage import atomic_files
 
 
@@ -256,6 +260,42 @@ def test_a_kill_at_any_file_leaves_whole_files_and_the_rerun_the_same_bytes(
             found = bytes_below(tmp_path / "killed")
             assert all(expected[name] == content for name, content in found.items() if "piece" not in name)
     assert kills >= 3 and bytes_below(tmp_path / "killed") == expected
+
+
+def test_ade20k_without_instances_says_what_is_missing_and_for_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ade20k(tmp_path, 2)
+    shutil.rmtree(tmp_path / "annotations_instance")
+    prepared = prepare("ade20k", tmp_path, [])
+    said = capsys.readouterr().err
+    assert [(p.product, p.split, len(p.written)) for p in prepared.products] == [("semantic", "val", 2)]
+    assert [(one.product, one.split) for one in prepared.lacking] == [("panoptic", "val"), ("instances", "val")]
+    for words in (
+        "annotations_instance/validation",
+        "annotations_instance.tar",
+        "without it no panoptic maps, PQ and AP",
+    ):
+        assert words in said
+    assert "train" not in said  # a split that is not there at all is not wanted
+    with fails(InputError, "annotations_instance/training", "annotations_instance.tar"):
+        prepare("ade20k", tmp_path, ["panoptic"])
+
+
+@pytest.mark.parametrize("name", ["ade20k-panoptic", "ade20k-instance", "cityscapes-panoptic"])
+def test_missing_derived_files_name_the_command_that_makes_them(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "my data"
+    (root / "images/validation").mkdir(parents=True)
+    spec = load_manifest(name)
+    assert spec.prepare in PRODUCTS and spec.prepare == name.split("-")[0]
+    with fails(InputError, f"vitp prepare {spec.prepare} --data-root '{root}'"):
+        Dataset(spec, root, "val")
+
+
+def test_the_panoptic_recipe_names_the_command_too(tmp_path: Path) -> None:
+    recipe = load_recipe("paper/ade20k-oneformer-dinat-l-panoptic")
+    with fails(InputError, "vitp prepare ade20k"):
+        train_classifier(recipe, recipe.stage(TrainSettings), tmp_path, tmp_path / "run")
 
 
 # ---- COCO -----------------------------------------------------------------------------------------------------------

@@ -38,8 +38,9 @@ def starting_model(
         if isinstance(weights, Path):
             return model, f"from {weights.name}"
         return model, "from timm's weights" if weights == "hub" else "from scratch"
-    kept = start_from(model, parent, str(start))
-    return model, f"from {start}, {'its head included' if kept else 'with a new head'}"
+    new_head = settings.init_head == "new"
+    start_from(model, parent, str(start), new_head)
+    return model, f"from {start}, {'with a new head' if new_head else 'its head included'}"
 
 
 def build_model(

@@ -131,6 +131,12 @@ class PointViT(nn.Module):
         for module in (self.backbone, self.point_layer):
             module.requires_grad_(False)
 
+    def freeze_points(self) -> None:
+        """Only the initial tokens of points stay as they are."""
+        self.point_layer.requires_grad_(False)
+        if self.point_slot is not None:
+            self.point_slot.requires_grad_(False)
+
     def train(self, mode: bool = True) -> PointViT:
         """Set the mode as in torch, but keep a frozen backbone in eval mode (no drop-path)."""
         super().train(mode)

@@ -11,19 +11,19 @@ from vitp_pipeline.classifier.pretrained import load_backbone_weights
 from vitp_pipeline.errors import IncompatibleError
 
 
-def start_from(model: PointViT, source: PointViT, name: str) -> bool:
-    """Copy a classifier's backbone, point and mask layers and, for the same class names, head into a new model.
+def start_from(model: PointViT, source: PointViT, name: str, new_head: bool = False) -> None:
+    """Copy a classifier's backbone, point and mask layers, and head into a new model.
 
     Another image size resamples the position table. A point layer of 2 numbers (released weights) enters one of 4 with
-    zeros for height and width, which leaves the scores of points as they were. A head of other classes, or of another
-    form, stays as `model` has it: newly drawn.
+    zeros for height and width, which leaves the scores of points as they were.
 
     Args:
         name: of the source, for messages.
-    Returns:
-        Whether the head was kept.
+        new_head: leave the head as `model` has it: newly drawn. The authors' code always does
+            (`dinov2/utils/utils.py`).
     Raises:
-        IncompatibleError: another backbone, kind of point token, or shape.
+        IncompatibleError: another backbone, kind of point token, or shape; or a head, to be kept, of other classes or
+            another form. The model may then have changed.
     """
     for key in ("backbone", "point_token", "pos_embed"):
         ours, theirs = getattr(model.config, key), getattr(source.config, key)
@@ -54,10 +54,30 @@ def start_from(model: PointViT, source: PointViT, name: str) -> bool:
     if ours != theirs:
         raise IncompatibleError(f"{name}: lacks the mask layers of the recipe", "Make maft_layers the same")
     model.load_state_dict({key: given[key] for key in ours}, strict=False)
-    last = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_norm."))}
-    fits = source.classes == model.classes and all(
-        key in given and given[key].shape == value.shape for key, value in last.items()
+    if not new_head:
+        _copy_head(model, source, name)
+
+
+def _copy_head(model: PointViT, source: PointViT, name: str) -> None:
+    last, given = (
+        {key: value for key, value in m.state_dict().items() if key.startswith(("head.", "head_norm."))}
+        for m in (model, source)
     )
-    if fits:
-        model.load_state_dict({key: given[key] for key in last}, strict=False)
-    return fits
+    wrong = ""
+    if source.classes != model.classes:
+        wrong = _difference(source.classes, model.classes)
+    elif {k: v.shape for k, v in last.items()} != {k: v.shape for k, v in given.items()}:
+        wrong = "has another form"
+    if wrong:
+        raise IncompatibleError(
+            f"{name}: its head {wrong}, so it cannot be kept", 'Set init_head = "new" to draw a head at random'
+        )
+    model.load_state_dict(given, strict=False)
+
+
+def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    """Say in a few words how the classes of a head differ."""
+    if len(theirs) != len(ours):
+        return f"has {len(theirs)} classes, the manifest {len(ours)}"
+    at = next(number for number, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    return f"has other classes ({theirs[at]!r} where the manifest has {ours[at]!r})"

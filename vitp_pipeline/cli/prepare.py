@@ -41,5 +41,6 @@ def register(app: typer.Typer) -> None:
 
         with documented(json) as document:
             prepared = prepare(dataset, data_root, only or [], split, workers)
-            document.give(products=[asdict(product) for product in prepared.products])
+            made, lacking = (list(map(asdict, some)) for some in (prepared.products, prepared.lacking))
+            document.give(products=made, lacking=lacking)
             prepared.report()

@@ -13,6 +13,7 @@ from typing import Any
 from vitp_pipeline.config.files import NO_DATA_ROOT, find_file
 from vitp_pipeline.config.generate_proposals import with_mask_preset
 from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
+from vitp_pipeline.config.train_classifier import ALTERNATIVES
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
@@ -38,12 +39,12 @@ class StageTables:
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         given = {k: v for k, v in overrides.items() if v is not None}
-        values = {**self.tables.get(name, {}), **given}
+        values = _over(given, self.tables.get(name, {}))
         places = dict.fromkeys(given, f"on the command line: [{name}]")
         if kind in (ProposalSettings, TrainSettings) and isinstance(preset := values.get("preset"), str) and preset:
             behind = load_preset(preset)
             places = {key: f"preset {preset}: [{name}]" for key in behind.keys() - values.keys()} | places
-            values = {**behind, **values}
+            values = _over(values, behind)
         if kind is ProposalSettings:
             values = with_mask_preset(values)
         settings = checked(kind, values, f"{self.path}: [{name}]", places)
@@ -77,6 +78,12 @@ class Recipe(StageTables):
 
     title: str
     manifest: DatasetSpec
+
+
+def _over(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """Put keys over others, and hide those that are set in another way now (`ALTERNATIVES`)."""
+    hidden = {other for key, (other, left) in ALTERNATIVES.items() if key in above and above[key] != left}
+    return {key: value for key, value in below.items() if key not in hidden} | above
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from annotated_types import Len
 from pydantic import model_validator
+from pydantic_core import ArgsKwargs
 
 from vitp_pipeline.config.backbone_args import backbone_args
 from vitp_pipeline.config.choices import Precision
@@ -27,8 +28,19 @@ from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
 
 Rate = Annotated[float, within(0, 100)]
+Epochs = Annotated[int, within(0, 10**6)]
 BelowOne = Annotated[float, within(0, 1, "[)")]
 Share = Annotated[float, within(0, 1, "(]")]
+
+ALTERNATIVES: dict[str, tuple[str, float | None]] = {
+    "epochs": ("steps", 0),
+    "steps": ("epochs", 0),
+    "warmup": ("warmup_steps", None),
+    "warmup_steps": ("warmup", -1),
+}
+"""Keys that set the same in two ways: the other key, and the value that leaves it to the other. A key that is given
+hides the other one where it comes from a preset, and a flag hides the other one of the recipe.
+"""
 
 
 @table
@@ -80,16 +92,18 @@ class TrainSettings:
         Literal["class-balanced", "instance-balanced", "uniform"],
         Key("Draw points evenly over the classes of an image, over its objects, or over its pixels."),
     ] = "class-balanced"
-    epochs: Annotated[int, within(1, 10**6), Key("Passes over the training images.", "epochs")] = 30
+    epochs: Annotated[Epochs, Key("Passes over the training images; 0 where `steps` is given.", "epochs")] = 30
     batch_size: Annotated[int, within(1, 65536), Key("Images per step.", "images")] = 8
     optimizer: Annotated[Literal["sgd", "adamw"], Key("Optimizer: sgd with momentum 0.9, or adamw.")] = "sgd"
-    lr: Annotated[Rate, Key("Peak learning rate of the head and the point layer.", "rate")] = 0.01
+    lr: Annotated[Rate, Key("Peak learning rate.", "rate")] = 0.01
     backbone_lr: Annotated[
         Rate | Literal[-1],
         Key("Peak learning rate of the backbone; -1 = lr, 0 = frozen, the head alone learns.", "rate"),
     ] = -1.0
     weight_decay: Annotated[Rate, Key("Weight decay of matrices; biases, norms and scales have none.", "rate")] = 0.0
-    warmup: Annotated[Fraction, Key("Fraction of the steps with a linearly rising rate.", "fraction")] = 0.05
+    warmup: Annotated[
+        Fraction, Key("Fraction of the steps with a linearly rising rate, where warmup_steps = -1.", "fraction")
+    ] = 0.05
     clip: Annotated[float, within(0, 10**6), Key("Largest norm of the gradient; 0 = no clipping.", "norm")] = 1.0
     class_prior: Annotated[
         float, within(0, 10), Key("Logit adjustment: factor on log(class frequency) in the loss.", "factor")
@@ -125,7 +139,9 @@ class TrainSettings:
     workers: Annotated[int, within(0, 1024), Key("Threads that read images ahead.", "threads", "not")] = 1
     device: Annotated[Device, Key("Device: auto, cpu, cuda, cuda:1.", enters="not")] = "auto"
     preset: Annotated[str, Key("Table of stages/presets/ that gives the keys not set here.", enters="keys")] = ""
-    warmup_steps: Annotated[Count, Key("Steps with a linearly rising rate; 0 = by `warmup`.", "steps")] = 0
+    warmup_steps: Annotated[
+        Count | Literal[-1], Key("Steps with a linearly rising rate; 0 = none, -1 = by `warmup`.", "steps")
+    ] = -1
     accumulate: Annotated[int, within(1, 65536), Key("Batches whose gradients are summed to one step.", "batches")] = 1
     keep: Annotated[
         Literal["last", "best"], Key("Weights to keep: of the last epoch, or of the best held_out_class_accuracy.")
@@ -145,10 +161,32 @@ class TrainSettings:
     init_from: Annotated[
         str, Key("Classifier to start from in place of `weights`: its name in this run, or a file.", enters="content")
     ] = ""
+    init_head: Annotated[
+        Literal["keep", "new"],
+        Key("Head of init_from: keep, which needs the same classes and form, or new = drawn at random."),
+    ] = "keep"
+    steps: Annotated[Count, Key("Length of the training in steps, in place of `epochs`; 0 = by `epochs`.", "steps")] = 0
+    point_lr: Annotated[
+        Rate | Literal[-1], Key("Peak learning rate of the point layer; -1 = lr, 0 = frozen.", "rate")
+    ] = -1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_steps(cls, given: ArgsKwargs) -> ArgsKwargs:
+        """Take the default of `epochs` away where `steps` is given."""
+        values = given.kwargs or {}
+        return ArgsKwargs(given.args, {"epochs": 0, **values}) if values.get("steps") else given
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         mixture, lda = self.mixture, self.fit == "lda"
+        if bool(self.epochs) == bool(self.steps):
+            given = "steps and epochs are both set" if self.steps else "epochs = 0 needs steps"
+            raise UsageError(given, "Give the length of the training by exactly one of them")
+        if self.warmup_steps >= 0 and self.warmup != TrainSettings.warmup:
+            raise UsageError(
+                "warmup_steps and warmup are both set", "Keep one; warmup_steps = -1 means by `warmup`, 0 no warm-up"
+            )
         if self.keep == "best" and (lda or not self.hold_out):
             raise UsageError('keep = "best" needs hold_out images to choose by, and fit = "gradient"')
         if self.hold_out_fold and not self.hold_out:
@@ -171,9 +209,16 @@ class TrainSettings:
         if self.prompt == "mask" and (self.data != ("fine",) or self.sampling == "instance-balanced"):
             raise UsageError('prompt = "mask" goes with data = ["fine"] and sampling "class-balanced" or "uniform"')
         frozen = self.backbone_lr == 0 or lda
-        if frozen and self.prompt == "point" and self.point_token in ("linear", "rotary") and not self.init_from:
+        still = frozen or self.point_lr == 0
+        if still and self.prompt == "point" and self.point_token in ("linear", "rotary") and not self.init_from:
+            what = "backbone" if frozen else "point layer"
             raise UsageError(
-                f'a frozen backbone needs point_token = "patch" or "sampled": "{self.point_token}" has to learn'
+                f'a frozen {what} needs point_token = "patch" or "sampled": "{self.point_token}" has to learn'
+            )
+        if self.point_lr > 0 and (frozen or self.prompt == "mask" or self.point_token == "sampled"):
+            raise UsageError(
+                f"point_lr = {self.point_lr:g}: this training has no point layer that learns",
+                "A frozen backbone freezes it too, mask prompts and sampled points have none; leave point_lr out",
             )
         if mixture.has_boxes and self.point_token == "sampled":
             raise UsageError(
@@ -188,6 +233,8 @@ class TrainSettings:
             )
         if self.weights and self.init_from:
             raise UsageError("weights and init_from are both set", "Keep one: a classifier brings its backbone along")
+        if self.init_head == "new" and not self.init_from:
+            raise UsageError('init_head = "new" needs init_from', "Without it every head is new")
         if self.init_from == self.name:
             raise UsageError(f"init_from = {self.init_from!r} is the classifier to be trained", "Give it another name")
         if self.depth and any(layer > self.depth for layer in self.feature_layers):
@@ -207,3 +254,7 @@ class TrainSettings:
     def mixture(self) -> Mixture:
         """Kinds of annotation in `data` and their shares."""
         return parse_mixture(self.data)
+
+    def total_steps(self, per_epoch: int) -> int:
+        """Count the steps of the training, with so many in an epoch."""
+        return self.steps or self.epochs * per_epoch

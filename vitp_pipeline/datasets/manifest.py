@@ -58,6 +58,10 @@ class Manifest:
     labels: Annotated[Table, Key("How label files are read.")]
     splits: Annotated[dict[str, Table], Len(1), Key("Where images and labels of every split lie, below the data root.")]
     roots: Annotated[tuple[InRoot, ...], Key("Folders below the data root in which the dataset may lie.")] = ("",)
+    prepare: Annotated[
+        Literal["", "ade20k", "cityscapes", "clothing-co-parsing", "coco", "coco-stuff"],
+        Key("Dataset of `vitp prepare` that makes its annotation files; empty = the download has them."),
+    ] = ""
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -118,6 +122,7 @@ def _parse(content: Table, where: str) -> DatasetSpec:
         labels.polygons,
         labels.values,
         labels.orientation,
+        manifest.prepare,
     )
 
 

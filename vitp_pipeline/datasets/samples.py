@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from shlex import quote
 from typing import Protocol, overload
 
 from vitp_pipeline.datasets.annotations import Annotation, Annotations
@@ -15,7 +16,7 @@ from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, spl
 from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind, Sample
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, words_of
 from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import InputError, MissingDataError
 
 ONE_A_LINE = "List one image per line, by its id, file name or path"
 
@@ -110,7 +111,7 @@ def unlabeled(spec: DatasetSpec, root: Path, name: str) -> str:
     """`Samples.unlabeled` of a split, without a list of its images. Raises InputError for a broken annotation file."""
     kind, places = LABEL_KINDS[spec.kind], Places(root, spec.roots)
     for split in (spec.splits[part] for part in spec.splits[name].of or (name,)):
-        said = kind.annotations(places.file(split.annotations), spec).unlabeled if kind.annotations else ""
+        said = _annotations(kind.annotations, spec, places, split).unlabeled if kind.annotations else ""
         if reason := said or _without_labels(kind, split):
             return reason
     return ""
@@ -129,7 +130,7 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     """Args: above: see `_ByPattern`."""
     kind = LABEL_KINDS[spec.kind]
     listed: Listed = (
-        _ByAnnotations(kind.annotations(places.file(split.annotations), spec), places, split)
+        _ByAnnotations(_annotations(kind.annotations, spec, places, split), places, split)
         if kind.annotations
         else _ByPattern(places, split, above)
     )
@@ -139,6 +140,19 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     if split.list:
         listed = _Chosen(listed, places.file(split.list), places.root)
     return _Chosen(listed, places.file(split.exclude), places.root, exclude=True) if split.exclude else listed
+
+
+def _annotations(
+    read: Callable[[Path, DatasetSpec], Annotations], spec: DatasetSpec, places: Places, split: SplitSpec
+) -> Annotations:
+    """Read a split's annotation file. Raises InputError; the hint says what makes a missing one."""
+    try:
+        return read(places.file(split.annotations), spec)
+    except MissingDataError as error:
+        if not spec.prepare:
+            raise
+        command = f"vitp prepare {spec.prepare} --data-root {quote(str(places.root))}"
+        raise MissingDataError(error.message, f"The download does not have it; make it by `{command}`") from error
 
 
 class _Chosen:

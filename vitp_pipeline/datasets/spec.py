@@ -85,6 +85,7 @@ class DatasetSpec:
         roots: folders below the data root in which the dataset may lie; "" is the data root itself.
         polygons: for label files of polygons, the label value of every name that is no class; LEFT_OUT = not drawn.
         values, orientation: see `manifest.LabelSpec`.
+        prepare: dataset of `vitp prepare` that makes its annotation files; "" = none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class DatasetSpec:
     polygons: dict[str, int] = field(default_factory=dict)
     values: str = ""
     orientation: str = ""
+    prepare: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -149,6 +149,8 @@ def _training(run: StageRun) -> dict[str, Any]:
         "missing": "" if finished or running else "0",
         "epoch": last.get("epoch"),
         "epochs": run.identity.get("settings", {}).get("epochs", TrainSettings.epochs),
+        "step": last.get("step"),
+        "steps": run.identity.get("settings", {}).get("steps", TrainSettings.steps),
         "loss": last.get("loss"),
         "images_per_second": None,
         "seconds_left": None,
@@ -220,7 +222,8 @@ def _table(entries: list[dict[str, Any]]) -> Table:
     for e in entries:
         images = f"{e['images']}/{e['of']}"
         if e["stage"].startswith("classifier"):
-            images = "trained" if e["shards_done"] else f"epoch {e.get('epoch') or 0}/{e['epochs']}"
+            unit = "step" if e["steps"] else "epoch"
+            images = "trained" if e["shards_done"] else f"{unit} {e.get(unit) or 0}/{e[f'{unit}s']}"
         table.row(
             [e["stage"], f"  {e['label']}"] if e["label"] else e["stage"],
             images,

@@ -239,7 +239,8 @@ def _train(
         lock.check()
         _end(run, settings, {"images": usable, "left_out": batches.skipped})
         _tidy(run, settings)
-        seen = f"{counted(usable, 'image')}, {counted(settings.epochs, 'epoch')}"
+        length = counted(settings.steps, "step") if settings.steps else counted(settings.epochs, "epoch")
+        seen = f"{counted(usable, 'image')}, {length}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
     distributed.wait_for_main_process()
 
@@ -346,12 +347,12 @@ def _fit(
 
 def check_schedule(settings: TrainSettings, images: int) -> None:
     """Raise UsageError when training on so many images ends before the learning rate has reached its peak."""
-    steps = settings.epochs * -(-images // (settings.batch_size * settings.accumulate))
+    steps = settings.total_steps(-(-images // (settings.batch_size * settings.accumulate)))
     if settings.fit == "gradient" and settings.warmup_steps >= steps:
+        length = f"{images} images in {settings.epochs} epochs are" if settings.epochs else "the training has"
         raise UsageError(
-            f"warmup_steps = {settings.warmup_steps}: {images} images in {settings.epochs} epochs are {steps} steps, "
-            "so the learning rate would not reach lr",
-            f"Lower it, raise epochs, or set warmup_steps = 0 and warmup = {TrainSettings.warmup}",
+            f"warmup_steps = {settings.warmup_steps}: {length} {steps} steps, so the learning rate would not reach lr",
+            f"Lower it, train longer, or give warmup = {TrainSettings.warmup} in its place",
         )
 
 

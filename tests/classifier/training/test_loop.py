@@ -49,7 +49,7 @@ def rates(steps: int, at: list[int], **settings: float) -> list[float]:
 )
 def test_schedule_golden_values(steps: int, warmup: int, step: int, factor: float) -> None:
     """Factors that the official code's arithmetic gives for its configs."""
-    assert rates(steps, [step], warmup=0.0, warmup_steps=warmup) == [pytest.approx(factor, abs=5e-4)]
+    assert rates(steps, [step], warmup_steps=warmup) == [pytest.approx(factor, abs=5e-4)]
 
 
 def test_schedule_shape() -> None:
@@ -62,6 +62,7 @@ def test_schedule_shape() -> None:
 def test_warmup_in_steps_or_as_a_share() -> None:
     at = [7, 50]
     assert rates(1000, at)[1] == 1.0 and rates(1000, at, warmup_steps=7)[0] == 1.0 == rates(1000, [0], warmup=0.0)[0]
+    assert rates(1000, [0], warmup_steps=0)[0] == 1.0 > rates(1000, [0])[0]  # none; and by default a twentieth
 
 
 def test_parameter_groups_cover_every_parameter_once() -> None:
@@ -80,6 +81,12 @@ def test_parameter_groups_cover_every_parameter_once() -> None:
     assert found["backbone.blocks.0.mlp.fc1.weight"] == (0.001, 0.1)
     assert found["backbone.pos_embed"] == (0.001, 0.0) and found["backbone.norm.weight"] == (0.001, 0.0)
     assert len(found) == len(list(tiny_model().parameters())) - 1
+
+    own_point_rate, _ = of(lr=0.02, backbone_lr=0.003, point_lr=0.01)
+    assert {name for name, (lr, _) in own_point_rate.items() if lr == 0.01} == {"point_layer.weight"}
+    assert own_point_rate["head.bias"][0] == 0.02 and own_point_rate["backbone.pos_embed"][0] == 0.003
+    still, frozen = of("patch", point_lr=0.0)
+    assert "point_layer.weight" in frozen and "backbone.pos_embed" in still
 
     default, _ = of(lr=0.02)
     assert set(default.values()) == {(0.02, 0.0)}  # the paper's: one rate, no decay
@@ -313,6 +320,15 @@ def test_accumulated_batches_are_one_bigger_batch(train, dataset: Dataset, optim
     lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, pieces)]
     assert [x["loss"] for x in lines[0]] == pytest.approx([x["loss"] for x in lines[1]], abs=1e-5)
     assert [x["step"] for x in lines[1]] == [2, 4, 6]
+
+
+def test_length_in_steps(train) -> None:
+    """Six images in batches of 3: 5 steps are two epochs and a half, and the schedule ends with the last of them."""
+    epochs, steps = train("epochs", epochs=3), train("steps", steps=6)
+    assert weights(epochs).keys() == weights(steps).keys() and distance(weights(epochs), weights(steps)) == 0.0
+    lines = [json.loads(x) for x in (train("part", steps=5) / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["step"], x["epoch"]) for x in lines] == [(2, 1), (4, 2), (5, 3)]
+    assert lines[-1]["lr"] < 0.1 * lines[0]["lr"]
 
 
 def test_checkpointed_activations_change_nothing(train, monkeypatch: pytest.MonkeyPatch) -> None:

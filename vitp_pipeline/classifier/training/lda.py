@@ -123,7 +123,7 @@ class LdaTrainer:
         self.model.freeze()
         self.model.to(self.device).eval()
         statistics = LdaStatistics(self.head.out_features, self.head.in_features)
-        steps = settings.epochs * self.batches.steps_per_epoch
+        steps = settings.total_steps(self.batches.steps_per_epoch)
         first, saved = self._resume(statistics), time.monotonic()
         with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
             bar.advance(first)
@@ -145,7 +145,7 @@ class LdaTrainer:
             self.head.bias.copy_(torch.from_numpy(bias))
         figures = self.evaluate(self.model) if self.evaluate else {}
         if self.distributed.is_main_process:
-            self.folder.log({"step": steps, "epoch": settings.epochs, **figures})
+            self.folder.log({"step": steps, "epoch": -(-steps // self.batches.steps_per_epoch), **figures})
 
     @torch.inference_mode()
     def _features(self, batch: Batch) -> np.ndarray:

@@ -76,7 +76,7 @@ class Trainer:
             StorageError: disk full; the last checkpoint stays good.
         """
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
-        steps = settings.epochs * per_epoch
+        steps = settings.total_steps(per_epoch)
         self.model.to(self.device)
         optimizer = make_optimizer(parameter_groups(self.model, settings), settings)
         schedule = make_schedule(optimizer, settings, steps)
@@ -96,8 +96,8 @@ class Trainer:
                 if (loss := self._step(step, batch, optimizer, scaler)) is not None:
                     losses.append(loss)
                 bar.advance(1, f"loss {losses[-1]:.3f}" if losses else "")
-                if (step + 1) % per_epoch == 0:
-                    self._log(step + 1, (step + 1) // per_epoch, losses, optimizer)
+                if (step + 1) % per_epoch == 0 or step + 1 == steps:
+                    self._log(step + 1, -(-(step + 1) // per_epoch), losses, optimizer)
                     losses = []
                 due = self.distributed.is_main_process and time.monotonic() - saved > 60 * settings.checkpoint_minutes
                 due, stop = self.distributed.add(np.array([due, stop_wanted()], np.int64))

@@ -6,7 +6,7 @@ A module per dataset; `work` does what they share.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitp_pipeline.datasets.prepare import ade20k, cityscapes, clothing_co_parsing, coco
@@ -29,6 +29,16 @@ PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
     "coco": {"semantic": coco.semantic, "instances": coco.instances},
     "coco-stuff": {"train-ids": coco.stuff_train_ids},
 }
+OWN_DOWNLOADS = {
+    "annotations_instance": "https://sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
+}
+"""Folders of sources that the dataset's main download does not contain, and where they are."""
+NEEDED_FOR = {
+    ("ade20k", "panoptic"): "panoptic maps, PQ and AP (manifest ade20k-panoptic, the recipes named …-panoptic)",
+    ("ade20k", "instances"): "AP by the instance files (manifest ade20k-instance)",
+    ("cityscapes", "panoptic"): "PQ and AP (manifest cityscapes-panoptic, the recipes named …-panoptic)",
+}
+"""What vitp cannot do without a product; the others are for other tools."""
 SPLITS = {
     "cityscapes": ("train", "val", "test", "train_extra"),
     "clothing-co-parsing": tuple(clothing_co_parsing.SIZES),
@@ -52,11 +62,26 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Lacking:
+    """A product that could not be made for a split of which others were.
+
+    Attributes:
+        source: pattern of the missing files. needed_for: what does not work without the product; "" in vitp everything.
+    """
+
+    product: str
+    split: str
+    source: str
+    needed_for: str
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """The products for which there was something to make them from, and the errors that some ended with."""
+    """The products for which there was something to make them from, those without, and the errors of some."""
 
     products: list[Product]
     errors: list[PartialError]
+    lacking: list[Lacking] = field(default_factory=list)
 
     def report(self) -> None:
         """Raise PartialError when some source files are broken."""
@@ -97,7 +122,26 @@ def prepare(dataset: str, data_root: Path, only: list[str], split: str | None = 
                 products.append(Product(name, part, sorted(work.made), work.kept, work.broken))
                 say(f"prepare {dataset} {name} {part}: {len(work.made)} files made, {work.kept} were there")
             elif work.needs:
-                lacking.append(work.needs)
+                lacking.append(Lacking(name, part, work.needs, NEEDED_FOR.get((dataset, name), "")))
     if not products and not errors:
-        raise InputError(f"{data_root}: {dataset} has no {lacking[0]} to make anything from", "Check --data-root")
-    return Prepared(products, errors)
+        source = lacking[0].source
+        hint = f"Check --data-root{_download(source)}"
+        raise InputError(f"{data_root}: {dataset} has no {source} to make anything from", hint)
+    begun = {product.split for product in products}
+    lacking = [one for one in lacking if one.split in begun]
+    _say_lacking(dataset, lacking)
+    return Prepared(products, errors, lacking)
+
+
+def _say_lacking(dataset: str, lacking: list[Lacking]) -> None:
+    """Report products that were not made, what they lack, and what does not work without them."""
+    for one in lacking:
+        use = f"; without it no {one.needed_for}" if one.needed_for else ""
+        missing = f"{one.source} is missing{_download(one.source)}"
+        say(f"prepare {dataset} {one.product} {one.split}: not made, {missing}{use}")
+
+
+def _download(source: str) -> str:
+    """Say where a folder of sources is, if it is a download of its own; else ""."""
+    url = OWN_DOWNLOADS.get(source.split("/")[0])
+    return f" (a download of its own: {url})" if url else ""
