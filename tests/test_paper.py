@@ -91,7 +91,7 @@ def test_recipes_say_what_the_row_says(row: dict[str, Any]) -> None:
     train = recipes_of(row)[0].stage(TrainSettings)
     assert train.preset == row["dataset"] and train.backbone == row["backbone"]
     assert train.image_size == ((518, 1036) if row["dataset"] == "cityscapes" else (518, 518))
-    assert bool(row.get("pretrained")) == bool(train.init_from)
+    assert bool(row.get("pretrained")) == bool(train.init_from) == (train.init_head == "new")  # of other classes
     for change in row["many_views"]:
         key, _, value = change.partition("=")
         views = load_preset(value) if key == "preset" else {key: tomllib.loads(f"v = {value}")["v"]}

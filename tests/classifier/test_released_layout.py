@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from vitp_pipeline.classifier.backbones.tokens import offset_positions
+from vitp_pipeline.classifier.released_export import to_official
 from vitp_pipeline.classifier.released_files import export_official, import_official
-from vitp_pipeline.classifier.released_layout import from_official, to_official
+from vitp_pipeline.classifier.released_layout import from_official
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.errors import IncompatibleError, InputError
 
@@ -144,7 +145,7 @@ def test_round_trip_and_files(tmp_path: Path) -> None:
 def test_sizes_of_the_released_models(width: int, depth: int, tensors: int, parameters: int) -> None:
     state = {k: torch.zeros(v.shape) for k, v in official_state(width, depth, 150).items()}
     assert len(state) == tensors and sum(v.numel() for v in state.values()) == parameters
-    back = to_official(from_official(state))
+    back = to_official(from_official(state)).state
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
 
 

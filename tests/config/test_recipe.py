@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,36 @@ def test_presets_give_what_a_recipe_does_not_say(write) -> None:
     own = write("epoch = 3").rename(recipe.path.with_name("own.toml"))
     with pytest.raises(UsageError, match=r"epoch.*Did you mean 'epochs'"):
         recipe.stage(TrainSettings, preset=str(own))
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "steps", "warmup", "lr", "batch"),
+    [
+        ("ade20k", "base", 60 * 320, 0, 9e-3, 80),
+        ("ade20k", "large", 60 * 320, 1000, 3e-2, 80),  # that yaml's warm-up is longer than its training
+        ("cityscapes", "base", 60 * 345, 0, 1e-2, 80),
+        ("cityscapes", "large", 60 * 575, 0, 3e-3, 4 * 12),
+        ("coco", "base", 30 * 1250, 0, 6e-3, 80),
+        ("coco", "large", 30 * 1250, 0, 1e-2, 80),
+        ("coco-stuff", "large", 22 * 1250, 1250, 1e-2, 80),
+        ("objects365", "base", 3 * 6222, 0, 1e-2, 4 * 70),
+        ("objects365", "large", 5 * 2177, 2177, 1e-2, 80),
+    ],
+)
+def test_presets_say_in_keys_what_the_authors_configurations_run(
+    write, preset: str, size: str, steps: int, warmup: int, lr: float, batch: int
+) -> None:
+    """Their comments, over the preset, are `OFFICIAL_EPOCH_LENGTH` · epochs and the rates of `dinov2/configs`."""
+    text = (shipped("stages/presets") / f"{preset}.toml").read_text(encoding="utf-8")
+    own = re.search(rf"^#   {size} +(steps = .*(\n#    .*)*)", text, re.MULTILINE)[1]
+    own = re.sub(r"\(.*?\)", "", own.replace("\n#", " "))  # notes, and another generator's
+    keys = {
+        key: float(value) if "." in value else int(value) for key, value in re.findall(r"(\w+) = ([\d.]+\d|\d)", own)
+    }
+    settings = load_recipe(write(MINIMAL)).stage(TrainSettings, preset=preset, **keys)
+    assert (settings.epochs, settings.steps, settings.warmup_steps) == (0, steps, warmup)
+    assert (settings.lr, settings.batch_size, settings.warmup) == (lr, batch, 0.05)
+    assert settings.point_lr == 0.01 or settings.lr == 0.01  # fixed in their code
 
 
 @pytest.mark.parametrize(

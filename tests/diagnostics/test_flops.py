@@ -15,7 +15,7 @@ from torch import nn
 from tests.classifier.making import ARGS, tiny_model
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
-from vitp_pipeline.classifier.released_layout import to_official
+from vitp_pipeline.classifier.released_export import to_official
 from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.diagnostics.flops import classifier_cost, count_flops, generator_cost
@@ -73,7 +73,7 @@ def test_parameters_of_the_released_models(backbone: str, tensors: int, paramete
     classes = tuple(map(str, range(150)))
     with torch.device("meta"):
         model = PointViT(ModelConfig(backbone, classes, (518, 518), point_dim=2, pos_embed="offset"))
-    official = to_official(model)
+    official = to_official(model).state
     assert len(official) == tensors and sum(t.numel() for t in official.values()) == parameters
     width = model.backbone.embed_dim
     assert classifier_cost(TrainSettings(backbone=backbone), 150, points=1).parameters == parameters + 2 * width

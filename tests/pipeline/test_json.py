@@ -207,7 +207,7 @@ def test_prepare(tmp_path: Path, vitp) -> None:
     made = vitp("prepare", "coco-stuff", "--data-root", tmp_path, "--json")
     product = {"product": "train-ids", "split": "val"}
     wanted = product | {"written": [str(folder / "1_labelTrainIds.png")], "kept": 0, "failed": []}
-    assert made == {"products": [wanted]}
+    assert made == {"products": [wanted], "lacking": []}
     making.write_png(folder / "2.png", np.full((12, 20), 11, np.uint8))  # no class of the 171
     (again,) = vitp("prepare", "coco-stuff", "--data-root", tmp_path, "--json", code=7)["products"]
     assert (again["written"], again["kept"]) == ([], 1) and "2.png" in again["failed"][0] and len(again["failed"]) == 1
@@ -229,7 +229,7 @@ def test_imports_and_exports(project: Project, finished: Path, tmp_path: Path, v
     assert (ours["layout"], ours["classes"], ours["point_dim"]) == ("vitp", 3, 2)
     assert Path(ours["path"]).is_file() and ours["backbone"].startswith("vit_small")
     back = vitp("import-checkpoint", ours["path"], "--as", "official", "--out", tmp_path / "back.pth", "--json")
-    assert back == {"path": str(tmp_path / "back.pth"), "layout": "official"}
+    assert back == {"path": str(tmp_path / "back.pth"), "layout": "official", "position_error": 0.0, "notes": []}
 
     classifier = finished / "classifier/default/model.safetensors"
     program = vitp("export-classifier", classifier, "--out", tmp_path / "x.pt2", "--json")

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from vitp_pipeline.classifier.model import PointViT
-from vitp_pipeline.classifier.released_layout import from_official, to_official
+from vitp_pipeline.classifier.released_export import Released, to_official
+from vitp_pipeline.classifier.released_layout import from_official
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.storage.atomic_files import write_whole
@@ -34,13 +35,14 @@ def import_official(
     return model
 
 
-def export_official(file: Path, out: Path) -> None:
+def export_official(file: Path, out: Path) -> Released:
     """Write a classifier of vitp in the released layout. Raises IncompatibleError when it has no place there."""
     model = load_classifier(file)
     try:
-        state = to_official(model)
+        made = to_official(model)
     except IncompatibleError as error:
         raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save(made.state, content)
     write_whole(out, content.getbuffer())
+    return made

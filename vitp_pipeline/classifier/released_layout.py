@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' released classifier, and back (sajjad-sh33/ViT-P, `dinov2/train/train.py`).
+"""Checkpoints of the authors' released classifier (sajjad-sh33/ViT-P, `dinov2/train/train.py`).
 
 The released layout is flat: `pos_embed (1, 1370, D)`, `mask_token`, `patch_embed.proj.*`,
 `cls_embeddings.weight (D, 2)`, `blocks.i.*`, `norm.*`, `head.weight (K, D)`, `head.bias`. It has no `cls_token`: points
@@ -24,8 +24,11 @@ ARCHITECTURES = {
 }
 """timm names by (D, number of blocks)."""
 
-_POINT_LAYER = "cls_embeddings.weight"
-_READ = (("pos_embed", 3), ("head.bias", 1), (_POINT_LAYER, 2))
+HEAD_WIDTH, SIDE = 64, 37
+"""Width of an attention head, and side of the position table, of all of them."""
+
+POINT_LAYER = "cls_embeddings.weight"
+_READ = (("pos_embed", 3), ("head.bias", 1), (POINT_LAYER, 2))
 """Tensors that tell the architecture, and their numbers of axes."""
 _POINT_DIMS: dict[int, Literal[2, 4]] = {2: 2, 4: 4}
 _HINT = "Give a released ViT-P .pth; files of other makes need --as, see `vitp import-checkpoint --help`"
@@ -91,38 +94,7 @@ def _shape(state: dict[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
     return tuple(state[key].shape)
 
 
-def to_official(model: PointViT) -> dict[str, Tensor]:
-    """The flat layout of a classifier, float32, as the authors' code loads it.
-
-    Raises:
-        IncompatibleError: the released layout lacks a part of the model (feature_layers, MLP head, plain positions …).
-    """
-    config = model.config
-    fits = (
-        config.pos_embed == "offset"
-        and config.point_token == "linear"
-        and config.head == "linear"
-        and config.norm == "layer"
-        and config.point_dim == 2
-        and model.feature_layers == (len(model.backbone.blocks),)
-        and (model.backbone.embed_dim, model.depth) in ARCHITECTURES
-    )
-    if not fits:
-        raise IncompatibleError(
-            "this classifier has parts that the released layout has no place for",
-            "Train one with the paper's point_token, attention, head and norm",
-        )
-    state = {}
-    for key, value in model.state_dict().items():
-        if key == "point_layer.weight":
-            state[_POINT_LAYER] = value
-        elif key != "backbone.cls_token":
-            state[key.removeprefix("backbone.")] = value
-    state["mask_token"] = torch.zeros(1, model.backbone.embed_dim)  # never used, but loaded strictly
-    return {key: value.float().contiguous() for key, value in state.items()}
-
-
 def _renamed(key: str) -> str:
-    if key == _POINT_LAYER:
+    if key == POINT_LAYER:
         return "point_layer.weight"
     return key if key.startswith("head.") else f"backbone.{key}"

@@ -100,9 +100,12 @@ def register(app: typer.Typer) -> None:
                 document.give(path=out, layout=layout, **about)
                 say(f"{out}: {made.backbone}, {len(made.classes)} classes, {made.point_dim} numbers a point")
             else:
-                export_official(file, out)
-                document.give(path=out, layout=layout)
-                say(f"{out}: the released layout")
+                released = export_official(file, out)
+                about = {"position_error": released.position_error, "notes": released.notes}
+                document.give(path=out, layout=layout, **about)
+                say(f"{out}: the released layout, positions to {released.position_error:.0e}")
+                for note in released.notes:
+                    say(f"  {note}")
 
 
 def import_generator(

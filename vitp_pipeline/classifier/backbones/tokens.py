@@ -93,3 +93,29 @@ def offset_positions(table: Tensor, grid: Size) -> Tensor:
             f"a position table of {side}×{side} cannot be resampled to {grid[0]}×{grid[1]} with the offset"
         )
     return resampled.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def offset_table(positions: Tensor, grid: Size, side: int) -> Tensor:
+    """Make the square table that `offset_positions` reads as given positions.
+
+    Resampling is linear, by a matrix along rows and one along columns. The table is the plainly resampled one, changed
+    by as little as makes it exact; on a grid of more than side × side patches, by least squares.
+
+    Args:
+        positions: (1, h·w, D), row-major. grid: (h, w). side: of the table.
+    Returns:
+        (1, side², D) in the dtype of the positions, computed in float64.
+    """
+    planes = positions.double().transpose(1, 2).unflatten(2, grid)[0]  # (D, h, w)
+    table = F.interpolate(planes[None], size=(side, side), mode="bicubic", antialias=False)[0]
+    rows, cols = (_offset_matrix(size, side) for size in grid)
+    error = planes - rows @ table @ cols.T
+    table = table + torch.linalg.pinv(rows) @ error @ torch.linalg.pinv(cols).T
+    return table.flatten(1).T[None].to(positions.dtype)
+
+
+def _offset_matrix(size: int, side: int) -> Tensor:
+    """(size, side) float64: row i has the weights with which `offset_positions` mixes a line of the table."""
+    lines = torch.eye(side, dtype=torch.float64)[None, :, :, None]  # channel k is 1 at place k
+    mixed = F.interpolate(lines, scale_factor=[(size + 0.1) / side, 1.0], mode="bicubic", antialias=False)
+    return mixed[0, :, :, 0].T
