@@ -204,7 +204,7 @@ def score_rows(fingerprint: str, images: int = 64) -> pa.Table:
 
 def count_rows(evaluation: Any, images: int = 256) -> pa.Table:
     """Rows of an evaluation with drawn counts: `SEEN` classes an image, each taken for another in two of its places."""
-    from vitp_pipeline.evaluation.count_tables import MASK_FIELDS, counts_table
+    from vitp_pipeline.evaluation.count_tables import counts_table, mask_fields
     from vitp_pipeline.metrics.panoptic import PanopticCounts
 
     rng = np.random.default_rng(0)
@@ -221,7 +221,7 @@ def count_rows(evaluation: Any, images: int = 256) -> pa.Table:
             found[:, seen] = rng.integers(0, 4, (3, SEEN))
             iou = np.where(found[0] > 0, found[0] * rng.uniform(0.75, 1.0, CLASSES).astype(np.float32), 0.0)
             panoptic.append(PanopticCounts(*found, iou))
-        masks = {name: rng.integers(0, CLASSES, SEEN) for name in MASK_FIELDS}
+        masks = {name: rng.integers(0, CLASSES, SEEN) for name in mask_fields(evaluation.classified_by)}
         rows.append(("", {"semantic": semantic, "panoptic": panoptic, "masks": masks}))
     return counts_table(evaluation, rows)
 

@@ -78,6 +78,8 @@ def register(app: typer.Typer) -> None:
         kinds = (EvaluateSettings, ClassifySettings, *([ProposalSettings] if stream else []))
         own, of_classify, *of_proposals = divide(parse_changes(changes), *kinds)
         settings = loaded.stage(EvaluateSettings, **flags | own)
+        if "alpha" in own:  # counts as asked for even where it is the default
+            alphas = (*alphas, settings.alpha)
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         if stream:

@@ -60,10 +60,11 @@ def register(app: typer.Typer) -> None:
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         own, of_classify = divide(parse_changes(changes), EvaluateSettings, ClassifySettings)
         settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | own)
+        asked = (settings.alpha,) if alpha is not None or "alpha" in own else ()
         file = classifier and str(Path(classifier).resolve())
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         with documented(json) as document:
-            export = prepare(loaded, settings, classify, format, variant, data_root, out, choice)
+            export = prepare(loaded, settings, classify, format, variant, data_root, out, choice, asked)
             outcome = export_shards(export, choice.within(export.run.shards), retry_failed)
             document.give(outcome, format=format, results=export.results)
             say(f"{format} files are in {export.results}")

@@ -119,6 +119,8 @@ def plan_chain(request: Request, begin: bool) -> Chain:
         raise UsageError(
             f"{run.folder}: this run has {count} shards, not {request.shards}", "The number is fixed when a run starts"
         )
+    if run is not None:
+        _check_alpha(recipe, request, run.identity.get("class_agnostic") is True)
     every = tuple(range(count))
     proposals = every if run is None else _unfinished(run, request.retry_failed)
     training = not classify.classifier and not _trained(recipe, request, classify.name, begin)
@@ -189,14 +191,28 @@ def _scores(recipe: Recipe, settings: ClassifySettings, request: Request) -> Sta
 
 def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) -> tuple[tuple[int, ...], bool]:
     """Return (shards left to evaluate, whether the final metrics exist)."""
-    from vitp_pipeline.config.flags import parse_alphas
     from vitp_pipeline.stages.evaluate import prepare
 
-    alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()
-    settings = recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None)
+    settings, alphas = _asked(recipe, request)
     evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.store, ShardChoice())
     shards = _unfinished(evaluation.run, request.retry_failed)
     return shards, not shards and request.store.exists(evaluation.run.folder / "result.json")
+
+
+def _asked(recipe: Recipe, request: Request) -> tuple[EvaluateSettings, Sequence[float]]:
+    """Return the settings of `vitp evaluate`, and its values of α."""
+    from vitp_pipeline.config.flags import parse_alphas
+
+    alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()
+    return recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None), alphas
+
+
+def _check_alpha(recipe: Recipe, request: Request, class_agnostic: bool) -> None:
+    """Raise UsageError when another α than 1 is asked for, and the masks have no class scores."""
+    from vitp_pipeline.evaluation.definition import settle_alpha
+
+    settings, alphas = _asked(recipe, request)
+    settle_alpha(settings, class_agnostic, recipe, alphas)
 
 
 def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:

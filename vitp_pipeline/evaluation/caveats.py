@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from vitp_pipeline.evaluation.definition import Evaluation
     from vitp_pipeline.evaluation.totals import Totals
 
-SHOWN = ("generator", "fused")
-"""Variants whose zero is explained; a zero of the upper bounds has the same cause."""
 NO_PQ = "no PQ: "
 
 
@@ -36,7 +34,7 @@ def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> lis
     if _lacks_segments(evaluation):
         hint = "with components = true in [evaluate], connected pieces of things stand in (docs/metrics.md)"
         lines.append(f"{NO_PQ}labels of the kind {evaluation.dataset.spec.kind} have no segments; {hint}")
-    for name in SHOWN:
+    for name in evaluation.compared:  # a zero of the upper bounds has the same cause
         variant = headline_variants(evaluation)[name]
         if result["semantic"]:
             miou = result["semantic"][name]["mIoU"]

@@ -31,9 +31,11 @@ def sparse_confusion(labels: np.ndarray, truth: np.ndarray, classes: int) -> tup
 
 SEMANTIC_FIELDS = {"variant": "int32", "truth": "int32", "predicted": "int32", "pixels": "int64"}
 PANOPTIC_FIELDS = {"variant": "int32", "class": "int32", "tp": "int64", "fp": "int64", "fn": "int64", "iou": "float64"}
-MASK_FIELDS = {"query": "int32", "objectness": "float64"} | dict.fromkeys(
-    ("label", "generator", "classifier", "fused"), "int32"
-)
+
+
+def mask_fields(classified_by: Sequence[str]) -> dict[str, str]:
+    """Fields of a classified mask: the class by each of these scores beside the majority of the ground truth."""
+    return {"query": "int32", "objectness": "float64"} | dict.fromkeys(("label", *classified_by), "int32")
 
 
 class CountRows:
@@ -70,6 +72,7 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
     import pyarrow as pa
 
     semantic, panoptic, masks = [], [], []
+    of_masks = mask_fields(evaluation.classified_by)
     for _, row in rows:
         found = row.get("semantic", [])
         variants = [np.full(len(c[2]), v) for v, c in enumerate(found)]
@@ -86,14 +89,14 @@ def counts_table(evaluation: Evaluation, rows: Sequence[tuple[str, dict[str, Any
                 ),
             ]
         )
-        masks.append([[row["masks"][name]] if "masks" in row else [] for name in MASK_FIELDS])
+        masks.append([[row["masks"][name]] if "masks" in row else [] for name in of_masks])
     columns = {
         "image_id": pa.array([image_id for image_id, _ in rows], pa.string()),
         "status": pa.array(["failed" if "error" in row else "ok" for _, row in rows], pa.string()),
         "error": pa.array([row.get("error") for _, row in rows], pa.string()),
         "semantic": list_column(semantic, SEMANTIC_FIELDS),
         "panoptic": list_column(panoptic, PANOPTIC_FIELDS),
-        "masks": list_column(masks, MASK_FIELDS),
+        "masks": list_column(masks, of_masks),
     }
     if "instance" in evaluation.tasks:
         columns |= columns_of([row for _, row in rows])

@@ -5,12 +5,14 @@ A variant is one way to classify the masks:
     alpha:A        both scores fused with weight A; alpha:0 is the generator alone, alpha:1 the classifier alone
     upper_bound_point    class of the ground truth at the mask's point (paper Table 5)
     upper_bound_mask     majority class of the ground truth inside the mask
+
+Masks without class scores (`ProposalStore.class_agnostic`) have only alpha:1 and the upper bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from vitp_pipeline.artifacts.mask_codec import MaskCodec
 from vitp_pipeline.artifacts.proposals import ProposalStore
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.config.identity import identity_of
+from vitp_pipeline.config.recipe import StageTables
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, UsageError
@@ -39,6 +42,28 @@ def map_settings(settings: EvaluateSettings) -> dict[str, Any]:
     return {key: value for key, value in identity_of(settings).items() if key in MAP_KEYS}
 
 
+def settle_alpha(
+    settings: EvaluateSettings, class_agnostic: bool, tables: StageTables | None = None, asked: Sequence[float] = ()
+) -> EvaluateSettings:
+    """Return the settings with the α that counts: their own, or 1 for masks without class scores.
+
+    Args:
+        class_agnostic: whether the masks have no class scores.
+        tables: the recipe. An α equal to the default counts as asked for if it is in there.
+        asked: each α given elsewhere.
+    Raises:
+        UsageError: another α than 1 is asked for, and there is nothing to weigh.
+    """
+    if not class_agnostic:
+        return settings
+    given = settings.alpha != EvaluateSettings.alpha or "alpha" in (tables.tables if tables else {}).get("evaluate", {})
+    if odd := [alpha for alpha in (*asked, *([settings.alpha] if given else [])) if alpha != 1]:
+        raise UsageError(
+            f"α = {odd[0]:g}: masks without class scores: the classifier alone names them, α = 1", "Leave out alpha"
+        )
+    return replace(settings, alpha=1.0)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Inputs of an evaluation: the stored proposals and their class scores."""
@@ -49,7 +74,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α.
+    """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α; of masks
+    without class scores 1 alone.
 
     `inputs` are None for one that keeps neither masks nor scores (`stages.stream`); to ask it for `proposals` or
     `class_scores` raises IncompatibleError.
@@ -97,6 +123,23 @@ class Evaluation:
     def variants(self) -> tuple[str, ...]:
         return (*map(variant_of, self.alphas), *UPPER_BOUNDS)
 
+    @property
+    def class_agnostic(self) -> bool:
+        """True if the masks have no class scores."""
+        if self.inputs is None:
+            return self.run.identity["stream"].get("class_agnostic", False) is True
+        return self.inputs.proposals.class_agnostic
+
+    @property
+    def classified_by(self) -> tuple[str, ...]:
+        """Names of the class scores that are reported, the headline's last."""
+        return HEADLINE[1:2] if self.class_agnostic else HEADLINE[:3]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Of these before and after fusion; of masks without class scores the classifier's."""
+        return tuple(dict.fromkeys((self.classified_by[0], self.classified_by[-1])))
+
     @cached_property
     def segmenter(self) -> Segmenter:
         """Segmenter that makes the maps to measure or show."""
@@ -106,7 +149,7 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        """The variant that is reported as fused."""
+        """The variant that is reported as fused, or as the classifier's."""
         return variant_of(self.alpha)
 
 
@@ -126,7 +169,7 @@ def headline_variants(evaluation: Evaluation) -> dict[str, int]:
     """Headline name → number of the variant."""
     number = {variant: i for i, variant in enumerate(evaluation.variants)}
     chosen = {"generator": variant_of(0), "classifier": variant_of(1), "fused": evaluation.headline}
-    return {name: number[chosen.get(name, name)] for name in HEADLINE}
+    return {name: number[chosen.get(name, name)] for name in (*evaluation.classified_by, *UPPER_BOUNDS)}
 
 
 @dataclass(frozen=True)
@@ -138,8 +181,16 @@ class Measured:
     alphas: tuple[float, ...]
 
     @classmethod
-    def of(cls, settings: EvaluateSettings, classify: ClassifySettings, sweep: Sequence[float]) -> Measured:
-        return cls(settings, classify.points, tuple(sorted({0.0, 1.0, settings.alpha, *sweep})))
+    def of(
+        cls,
+        settings: EvaluateSettings,
+        classify: ClassifySettings,
+        sweep: Sequence[float],
+        class_agnostic: bool = False,
+    ) -> Measured:
+        """Args: settings of `settle_alpha`."""
+        alphas = {1.0} if class_agnostic else {0.0, 1.0, settings.alpha, *sweep}
+        return cls(settings, classify.points, tuple(sorted(alphas)))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.datasets.components import component_segments
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
-from vitp_pipeline.evaluation.definition import Evaluation, variant_of
+from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.map_metrics import MeasuredImage, asked_metrics
 from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.geometry import Size, size_of
@@ -174,15 +174,13 @@ class CountMaker:
         Args:
             by_mask: (Q,) majority ground-truth classes.
         """
-        objectness = 1 - view.no_object[0].double().cpu().numpy()
+        objectness = 1 - view.no_object[-1].double().cpu().numpy()  # the generator's own, as of every upper bound
         matched = np.flatnonzero((objectness > 0.5) & (by_mask != IGNORE))
         classes = view.probs.argmax(2).cpu().numpy()
-        at = {variant: i for i, variant in enumerate(self.evaluation.variants)}
+        at = headline_variants(self.evaluation)
         return {
             "query": matched + view.record.number * len(by_mask),  # numbered on from view to view
             "objectness": objectness[matched],
             "label": by_mask[matched],
-            "generator": classes[at[variant_of(0)]][matched],
-            "classifier": classes[at[variant_of(1)]][matched],
-            "fused": classes[at[self.evaluation.headline]][matched],
+            **{name: classes[at[name]][matched] for name in self.evaluation.classified_by},
         }

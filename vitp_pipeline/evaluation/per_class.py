@@ -8,8 +8,11 @@ from vitp_pipeline.figure import difference, percent, signed
 from vitp_pipeline.runtime.output import show
 
 COLUMNS = ("generator", "fused", "upper_bound_point", "upper_bound_mask")
+AGNOSTIC = ("classifier", *COLUMNS[2:])
+"""Of masks without class scores."""
 TITLES = {
     "generator": "generator",
+    "classifier": "classifier",
     "fused": "fused",
     "gain": "gain",
     "upper_bound_point": "upper bound: point",
@@ -18,7 +21,8 @@ TITLES = {
 
 
 def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Figure → class → {generator, fused, gain, upper_bound_…}, in [−1, 1]; None where one does not exist.
+    """Figure → class → {generator, fused, gain, upper_bound_…}, in [−1, 1]; None where one does not exist. Of masks
+    without class scores {classifier, upper_bound_…}.
 
     Args:
         result: of an evaluation. Classes that neither ground truth nor a prediction holds are left out.
@@ -26,25 +30,28 @@ def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | No
     found = {}
     for figure, per_class in _measured(result).items():
         rows = {}
-        for name in per_class["generator"]:
-            values = {column: per_class[column][name] for column in COLUMNS}
-            if any(value is not None for value in values.values()):
+        for name in next(iter(per_class.values())):
+            values = {column: of[name] for column, of in per_class.items()}
+            if all(value is None for value in values.values()):
+                continue
+            if "generator" in values:
                 before, after = values["generator"], values["fused"]
-                rows[name] = {"generator": before, "fused": after, "gain": difference(after, before)} | values
+                values = {"generator": before, "fused": after, "gain": difference(after, before)} | values
+            rows[name] = values
         found[figure] = rows
     return found
 
 
 def _measured(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return figure → variant → class → value, of the measured tasks."""
-    found = {}
+    found, columns = {}, AGNOSTIC if result.get("class_agnostic") else COLUMNS
     if semantic := result["semantic"]:
-        found["IoU"] = {name: semantic[name]["IoU"] for name in COLUMNS}
+        found["IoU"] = {name: semantic[name]["IoU"] for name in columns}
     if panoptic := result["panoptic"]:
-        found["PQ"] = {name: panoptic[name]["PQ"] for name in COLUMNS}
+        found["PQ"] = {name: panoptic[name]["PQ"] for name in columns}
     if instance := result.get("instance"):
-        measure = next(iter(instance["generator"]))
-        found["AP"] = {name: instance[name][measure]["per_class"] for name in COLUMNS}
+        measure = next(iter(instance[columns[0]]))
+        found["AP"] = {name: instance[name][measure]["per_class"] for name in columns}
     return found
 
 
@@ -58,8 +65,9 @@ def print_by_class(result: dict[str, Any]) -> None:
             continue
         table = Table(title=f"{figure} of every class")
         table.column("class")
-        for title in TITLES.values():
-            table.column(title, justify="right", no_wrap=True)
+        keys = [key for key in TITLES if key in next(iter(rows.values()))]
+        for key in keys:
+            table.column(TITLES[key], justify="right", no_wrap=True)
         for name, values in rows.items():
-            table.row(name, *(signed(values[key]) if key == "gain" else percent(values[key]) for key in TITLES))
+            table.row(name, *(signed(values[key]) if key == "gain" else percent(values[key]) for key in keys))
         table.show()

@@ -87,6 +87,8 @@ def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
 
 def alpha_of(identity: dict[str, Any]) -> str:
     """Weight of the classifier in the headline of an evaluation."""
+    if identity.get("alphas") == [1.0]:  # others hold 0, too
+        return "classifier alone"
     return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.artifacts.run import provenance
-from vitp_pipeline.config.choices import INSTANCE_MEASURES
+from vitp_pipeline.config.choices import INSTANCE_MEASURES, TASKS
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
 from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.map_metrics import asked_metrics
-from vitp_pipeline.evaluation.totals import CLASSIFIED_BY, Totals, keep_totals, read_totals
+from vitp_pipeline.evaluation.totals import Totals, keep_totals, read_totals
 from vitp_pipeline.figure import percent, plain, signed, span
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import counted, say
@@ -50,6 +50,7 @@ def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
     names, tasks = headline_variants(evaluation), evaluation.tasks
     figures = {
         "alpha": evaluation.alpha,
+        **({"class_agnostic": True} if evaluation.class_agnostic else {}),
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
         "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
         "panoptic": _panoptic(evaluation, totals, names) if "panoptic" in tasks else None,
@@ -70,14 +71,12 @@ def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
 
 def read_result_totals(evaluation: Evaluation) -> Totals:
     """The sums that `summarize` makes figures of."""
-    names = headline_variants(evaluation)
-    return read_totals(evaluation, names["generator"], names["fused"])
+    return read_totals(evaluation)
 
 
 def keep_shard_totals(evaluation: Evaluation, shard: int) -> None:
     """Write what `read_result_totals` would read of a shard, whose parts are all there."""
-    names = headline_variants(evaluation)
-    keep_totals(evaluation, shard, names["generator"], names["fused"])
+    keep_totals(evaluation, shard)
 
 
 def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
@@ -98,31 +97,34 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
     for metric, of in asked_metrics(evaluation):
         for name, found in of.figures(evaluation, totals.metrics[metric], names).items():
             figures[name] = {**figures[name], **found} if name in names else found
-    figures["classes_present"] = int((totals.areas[names["generator"], :, 1] > 0).sum())
+    figures["classes_present"] = int((totals.areas[0, :, 1] > 0).sum())
     figures["classes"] = len(class_names)
-    figures["bootstrap"] = _bootstrap(totals, names)
-    figures["sweep"] = [
-        {"alpha": a, "mIoU": float(mean_iou(areas)), "pixel_accuracy": float(pixel_accuracy(areas))}
-        for a, areas in zip(evaluation.alphas, totals.areas, strict=False)  # the other variants stand behind the sweep
-    ]
+    figures["bootstrap"] = _bootstrap(evaluation, totals, names)
+    if not evaluation.class_agnostic:
+        figures["sweep"] = [
+            {"alpha": a, "mIoU": float(mean_iou(areas)), "pixel_accuracy": float(pixel_accuracy(areas))}
+            for a, areas in zip(evaluation.alphas, totals.areas, strict=False)  # other variants stand behind the sweep
+        ]
     return figures
 
 
-def _bootstrap(totals: Totals, names: dict[str, int]) -> dict[str, Any]:
-    """Intervals of the fused mIoU and of its gain over the generator's, in one resampling of the images."""
+def _bootstrap(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
+    """Intervals of the headline's mIoU and of its gain over the generator's, in one resampling of the images."""
     from vitp_pipeline.metrics.bootstrap import BlockAreas, miou, percentile_interval
 
-    before, after = (float(miou(totals.areas[names[name]])) for name in ("generator", "fused"))
+    before, *others = (float(miou(totals.areas[names[name]])) for name in evaluation.compared)
     resampled = miou(totals.paired.resampled(RESAMPLES))
-    own = percentile_interval(after, resampled[:, 1])
-    gain = percentile_interval(after - before, resampled[:, 1] - resampled[:, 0])
-    return {
+    own = percentile_interval(others[0] if others else before, resampled[:, -1])
+    found = {
         "resamples": RESAMPLES,
         **({"blocks": totals.paired.images} if isinstance(totals.paired, BlockAreas) else {}),
-        "level": gain.level,
-        "fused_mIoU": [own.low, own.high],
-        "gain_mIoU": {"estimate": gain.estimate, "interval": [gain.low, gain.high]},
+        "level": own.level,
+        f"{evaluation.classified_by[-1]}_mIoU": [own.low, own.high],
     }
+    if others:
+        gain = percentile_interval(others[0] - before, resampled[:, 1] - resampled[:, 0])
+        found["gain_mIoU"] = {"estimate": gain.estimate, "interval": [gain.low, gain.high]}
+    return found
 
 
 def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> dict[str, Any]:
@@ -143,7 +145,8 @@ def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
     result: dict[str, Any] = {name: figures(variant) for name, variant in names.items()}
     result["alpha"] = evaluation.alpha
-    result["sweep"] = [{"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)]
+    if not evaluation.class_agnostic:
+        result["sweep"] = [{"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)]
     return result
 
 
@@ -153,7 +156,7 @@ def _masks(evaluation: Evaluation, totals: Totals) -> dict[str, Any]:
     """
     names, count = evaluation.dataset.spec.class_names, int(totals.classified[0].sum())
     share, confusion = {}, {}
-    for by, counts in zip(CLASSIFIED_BY, totals.classified, strict=True):
+    for by, counts in zip(evaluation.classified_by, totals.classified, strict=True):
         share[by] = float(np.trace(counts) / count) if count else None
         confusion[by] = [[names[t], names[p], int(counts[t, p])] for t, p in np.argwhere(counts)]
     return {"matched": count, "mask_accuracy": share, "confusion": confusion}
@@ -194,7 +197,7 @@ def print_result(result: dict[str, Any]) -> None:
     where = f"{result['provenance']['dataset']} {result['provenance']['split']}"
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
-    alpha = f"α = {result['alpha']:g}"
+    alpha = "masks without class scores" if result.get("class_agnostic") else f"α = {result['alpha']:g}"
     titles = {
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",
@@ -202,32 +205,37 @@ def print_result(result: dict[str, Any]) -> None:
         "upper_bound_point": "upper bound: point",
         "upper_bound_mask": "upper bound: mask",
     }
-    widths = [len(figures) for figures in figures_shown(result, "generator")]
+    of_tasks = result[next(task for task in TASKS if result.get(task))]
+    titles = {name: title for name, title in titles.items() if name in of_tasks}
+    headline = "fused" if "fused" in titles else "classifier"
+    widths = [len(figures) for figures in figures_shown(result, headline)]
     together = sum(widths) <= WIDEST  # in one table, else in one for each task
     tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
     for tasks in tables:
         table = Table(title=f"{where}, {count}, {alpha}")
         table.column("classified by", no_wrap=True)
-        for column in (c for task in tasks for c in figures_shown(result, "generator")[task]):
+        for column in (c for task in tasks for c in figures_shown(result, headline)[task]):
             table.column(column, justify="right", min_width=len("99.99"))
         for name, title in titles.items():
             cells = [value for task in tasks for value in figures_shown(result, name)[task].values()]
-            table.row(title, *map(percent, cells), bold=name == "fused")
-            if name == "fused":
+            table.row(title, *map(percent, cells), bold=name == headline)
+            if name == headline:
                 table.add_section()
         table.show()
     if semantic:
-        gain = semantic["bootstrap"]["gain_mIoU"]
-        show(
-            f"fused − generator: {signed(gain['estimate'])} mIoU (95 % of {RESAMPLES} resamples of the images: "
-            f"{span(*gain['interval'])}); mIoU over the {semantic['classes_present']} classes present"
-        )
+        resampled, over = semantic["bootstrap"], f"mIoU over the {semantic['classes_present']} classes present"
+        of = f"95 % of {RESAMPLES} resamples of the images"
+        if gain := resampled.get("gain_mIoU"):
+            show(f"fused − generator: {signed(gain['estimate'])} mIoU ({of}: {span(*gain['interval'])}); {over}")
+        else:
+            low, high = map(percent, resampled["classifier_mIoU"])
+            show(f"mIoU of the classifier, {of}: {low} to {high}; {over}")
     if semantic and (certain := semantic.get("certain")):
         share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
         show(f"pixels whose label provably does not depend on mask compression: {share}")
     accuracy = result["masks"]["mask_accuracy"]
     if result["masks"]["matched"]:
-        shares = ", ".join(f"{name} {percent(accuracy[name])} %" for name in CLASSIFIED_BY)
+        shares = ", ".join(f"{name} {percent(accuracy[name])} %" for name in titles if name in accuracy)
         of = f"{result['masks']['matched']} masks with 1 − v > 0.5 (v: the probability of “no object”)"
         show(f"mask classification accuracy: {shares} of {of}")
     for note in result["notes"]:
@@ -235,8 +243,9 @@ def print_result(result: dict[str, Any]) -> None:
             say(f"note: {note}")  # a remark: it is about no figure
         else:
             show(f"note: {note}")
-    swept = [(s["sweep"], keys) for s, keys in ((semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))) if s]
-    if len(swept[0][0]) > 3:
+    measured = (semantic, SEMANTIC), (panoptic, ("PQ",)), (instance, ("AP",))
+    swept = [(s["sweep"], keys) for s, keys in measured if s and "sweep" in s]
+    if swept and len(swept[0][0]) > 3:
         sweep = Table(title="α sweep, on this split: not for choosing α")
         for column in ("α", *(SHOWN.get(key, key) for _, keys in swept for key in keys)):
             sweep.column(column, justify="right")

@@ -31,7 +31,7 @@ from vitp_pipeline.evaluation.count_reader import (
     missing_shards,
     shard_parts,
 )
-from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.instances import COLUMNS
 from vitp_pipeline.evaluation.map_metrics import asked_metrics
 from vitp_pipeline.metrics.bootstrap import SINGLE, BlockAreas, SparseAreas, sparse_areas
@@ -41,8 +41,6 @@ from vitp_pipeline.storage.layout import totals_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-CLASSIFIED_BY = ("generator", "classifier", "fused")
 
 
 class Totals:
@@ -54,14 +52,14 @@ class Totals:
         missing: shards that are not finished.
         areas: (V, K, 3) int64 pixels: intersection, ground truth, predicted.
         metrics: sums of the enabled `MAP_METRICS`.
-        paired: areas of images, or of blocks of them, with generator and fused classes, for the bootstrap.
+        paired: areas of images, or of blocks of them, of the variants `compared`, for the bootstrap.
         matches: (V, 3, K) int64 true positives, false positives, false negatives of panoptic segments.
-        classified: (3, K, K) int64 masks by majority ground-truth class and predicted class, per `CLASSIFIED_BY`.
+        classified: (S, K, K) int64 masks by majority ground-truth class and predicted class, for each of the S class
+            scores `Evaluation.classified_by`.
         detections: entries of `instances.COLUMNS` of all images; empty without instances.
     """
 
-    def __init__(self, evaluation: Evaluation, generator: int, fused: int) -> None:
-        """Args: an evaluation, and the numbers of these variants."""
+    def __init__(self, evaluation: Evaluation) -> None:
         variants, classes = len(evaluation.variants), len(evaluation.dataset.spec.classes)
         self.images = 0
         self.failed: list[tuple[str, str]] = []
@@ -70,12 +68,15 @@ class Totals:
         self._asked = dict(asked_metrics(evaluation))
         self.metrics = {name: metric.zeros(variants, classes) for name, metric in self._asked.items()}
         count = len(evaluation.run.images)
-        self.paired = SparseAreas(classes, 2) if count <= SINGLE else BlockAreas(classes, 2, count)
+        numbers = headline_variants(evaluation)
+        self._pair = [numbers[name] for name in evaluation.compared]
+        results = len(self._pair)
+        self.paired = SparseAreas(classes, results) if count <= SINGLE else BlockAreas(classes, results, count)
         self.matches = np.zeros((variants, 3, classes), np.int64)
-        self.classified = np.zeros((len(CLASSIFIED_BY), classes, classes), np.int64)
+        self._classified_by = evaluation.classified_by
+        self.classified = np.zeros((len(self._classified_by), classes, classes), np.int64)
         self.detections = Rows()
         self._ious = IouSums((variants, classes))
-        self._pair = generator, fused
 
     def add(self, part: pa.Table, first: int) -> None:
         """Add the images of a part, `first` being the number of its first one."""
@@ -95,7 +96,7 @@ class Totals:
             np.add.at(self.matches[:, row], (e["variant"], e["class"]), e[name])
         self._ious.add((e["variant"], e["class"]), e["iou"])
         e = entries_of(part, "masks")
-        for counts, name in zip(self.classified, CLASSIFIED_BY, strict=True):
+        for counts, name in zip(self.classified, self._classified_by, strict=True):
             np.add.at(counts, (e["label"], e[name]), 1)
 
     def panoptic(self, variant: int) -> PanopticCounts:
@@ -133,9 +134,9 @@ class Totals:
         return own | self.metrics
 
 
-def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
-    """Add up all shards; those that are not finished are listed, not read. Arguments as `Totals`."""
-    totals, store = Totals(evaluation, generator, fused), evaluation.run.store
+def read_totals(evaluation: Evaluation) -> Totals:
+    """Add up all shards; those that are not finished are listed, not read."""
+    totals, store = Totals(evaluation), evaluation.run.store
     pieces: Pieces = {}
     totals.missing = missing_shards(evaluation)
     finished = sorted(set(range(evaluation.run.shards)).difference(totals.missing))
@@ -151,7 +152,7 @@ def read_totals(evaluation: Evaluation, generator: int, fused: int) -> Totals:
     return totals
 
 
-def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) -> None:
+def keep_totals(evaluation: Evaluation, shard: int) -> None:
     """Write the sums of a shard whose parts are all there. Detections cannot be summed: with them, nothing is written.
 
     Raises:
@@ -160,7 +161,7 @@ def keep_totals(evaluation: Evaluation, shard: int, generator: int, fused: int) 
     """
     if "instance" in evaluation.tasks:
         return
-    totals = Totals(evaluation, generator, fused)
+    totals = Totals(evaluation)
     _add_parts(totals, {}, evaluation, shard)
     table = totals.table()
     about = {**table.schema.metadata, RUN: evaluation.run.digest.encode()}

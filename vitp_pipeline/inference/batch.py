@@ -219,7 +219,7 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
     ids = np.zeros(0) if found.ids is None else found.ids
     for s in found.segments or ():
         info, best = classes[s.category], _most_confident(masks, s.masks)
-        before = best.generator.category
+        before = best.generator.category if best.generator else s.category
         name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
         listed.append(Region(np.equal(ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name))
     return listed
@@ -246,7 +246,9 @@ def as_dict(found: Segmentation, spec: DatasetSpec) -> dict[str, Any]:
     names, masks = spec.class_names, {m.query: m for m in found.masks}
 
     def classified(mask: ClassifiedMask) -> dict[str, Any]:
-        of = {"generator": mask.generator, "classifier": mask.classifier, "fused": mask.fused}
+        of = {"generator": mask.generator, "classifier": mask.classifier}
+        if mask.generator:  # else fused is the classifier's
+            of["fused"] = mask.fused
         said = {n: {"class": names[name.category], "score": _short(name.score)} for n, name in of.items() if name}
         return {"point": list(mask.point), **said}
 

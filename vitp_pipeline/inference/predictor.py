@@ -46,13 +46,14 @@ class ClassifiedMask:
 
     Attributes:
         objectness: 1 − v, the generator's probability that the mask is an object, in [0, 1].
+        generator: None of a mask without class scores.
         classifier: None without one.
     """
 
     query: int
     point: tuple[int, int]
     objectness: float
-    generator: Prediction
+    generator: Prediction | None
     classifier: Prediction | None
     fused: Prediction
 
@@ -193,14 +194,19 @@ class Predictor:
         from vitp_pipeline.classifier.mask_classifier import MaskClassifier
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.datasets.spec import check_classes
+        from vitp_pipeline.evaluation.definition import settle_alpha
+        from vitp_pipeline.generators.base import is_class_agnostic
         from vitp_pipeline.postprocess.segmenter import Segmenter
         from vitp_pipeline.stages.generate_proposals import view_plan
 
-        classify, evaluate = classify or ClassifySettings(), evaluate or EvaluateSettings()
+        self.class_agnostic = is_class_agnostic(generator)
+        classify = classify or ClassifySettings()
+        evaluate = settle_alpha(evaluate or EvaluateSettings(), self.class_agnostic)
         points = tuple(dict.fromkeys(("max", classify.points)))
         self.proposals = replace(proposals or ProposalSettings(""), points=points)
         if classifier is None and evaluate.alpha:
-            raise UsageError("no classifier given", "Give one, or alpha = 0: the generator alone")
+            alone = "" if self.class_agnostic else ", or alpha = 0: the generator alone"
+            raise UsageError("no classifier given", f"Give one{alone}")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
         self.generator, self.settings = generator, evaluate
         self.spec = spec or _classes_of(generator, model)
@@ -210,6 +216,11 @@ class Predictor:
         self.mask_classifier = None if model is None else MaskClassifier(model, classify, self.spec)
         if self.mask_classifier and self.mask_classifier.reads_masks:
             raise UsageError("predict does not support mask-prompted classifiers", 'Train one with prompt = "point"')
+        self.alphas = {"fused": evaluate.alpha}
+        if not self.class_agnostic:
+            self.alphas["generator"] = 0.0
+        if model is not None:
+            self.alphas["classifier"] = 1.0
         self.segmenter = Segmenter(evaluate, self.spec.things)
         self._managed = False  # whether the generator has worked on any image
 
@@ -244,7 +255,6 @@ class Predictor:
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
     def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
-        from vitp_pipeline.generators.base import is_class_agnostic
         from vitp_pipeline.generators.views import propose_views
         from vitp_pipeline.stages.generate_proposals import generator_failure, make_record
 
@@ -255,20 +265,19 @@ class Predictor:
                 raise
             raise InputError(f"{name}: {generator_failure(error)}") from error
         self._managed = True
-        protocol, agnostic = self.generator.protocol, is_class_agnostic(self.generator)
+        protocol, agnostic = self.generator.protocol, self.class_agnostic
         return [
             make_record(p, protocol, self.proposals, self.spec, name, name, n, agnostic) for n, p in enumerate(found)
         ]
 
     def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
-        """Score a view by the generator, by fusion, and by the classifier if there is one."""
+        """Score a view under each of `alphas`."""
         points = (
             None
             if self.mask_classifier is None or pixels is None
             else self._scores(self.mask_classifier, record, pixels)
         )
-        alphas = (0.0, self.settings.alpha) if points is None else (0.0, self.settings.alpha, 1.0)
-        return self.segmenter.score(record, points, alphas)
+        return self.segmenter.score(record, points, list(self.alphas.values()))
 
     def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """Return the classifier's (Q, K) logits."""
@@ -281,7 +290,7 @@ class Predictor:
 
     def _assemble(self, views: list[FusedView], tasks: Sequence[str]) -> Segmentation:
         labels = ids = segments = instances = None
-        fused = [view.only(1) for view in views]
+        fused = [view.only(0) for view in views]
         if "semantic" in tasks:
             labels = self.segmenter.semantic(fused)[0]
         if "panoptic" in tasks:
@@ -296,23 +305,31 @@ class Predictor:
                 for rle, k, score in zip(objects.rles(), best.categories, best.scores, strict=True)
             )
         used = {q for s in segments or () for q in s.masks}
-        masks = tuple(m for view in views if view.record.view.whole for m in _classified(view, used))
+        masks = tuple(
+            m for view in views if view.record.view.whole for m in _classified(view, tuple(self.alphas), used)
+        )
         return Segmentation(self.spec.class_names, masks, labels, ids, segments, instances)
 
 
-def _classified(view: FusedView, used: set[int]) -> list[ClassifiedMask]:
+def _classified(view: FusedView, classified_by: Sequence[str], used: set[int]) -> list[ClassifiedMask]:
     """List the masks that likely are objects, and those in `used`, with their classes under every variant."""
-    objectness = (1 - view.no_object[0].double()).cpu().numpy()
+    import torch
+
+    objectness = 1 - torch.from_numpy(view.record.class_logits).softmax(1)[:, -1].double().numpy()
     best = view.probs.max(2)
-    names = [
-        [Prediction(k, s) for s, k in zip(values, classes, strict=True)]
-        for values, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-    generator, fused, *alone = names
+    names: dict[str, list[Prediction]] = {
+        name: [Prediction(k, s) for s, k in zip(values, classes, strict=True)]
+        for name, values, classes in zip(classified_by, best.values.tolist(), best.indices.tolist(), strict=True)
+    }
     points = view.record.points["max"].tolist()
     return [
         ClassifiedMask(
-            q, tuple(points[q]), float(objectness[q]), generator[q], alone[0][q] if alone else None, fused[q]
+            query=q,
+            point=tuple(points[q]),
+            objectness=float(objectness[q]),
+            generator=names["generator"][q] if "generator" in names else None,
+            classifier=names["classifier"][q] if "classifier" in names else None,
+            fused=names["fused"][q],
         )
         for q in view.record.kept.tolist()
         if objectness[q] > LIKELY or q in used

@@ -12,7 +12,8 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, StageTables, manifest_of
 from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, Settings
 from vitp_pipeline.errors import UsageError
-from vitp_pipeline.evaluation.definition import map_settings
+from vitp_pipeline.evaluation.definition import map_settings, settle_alpha
+from vitp_pipeline.generators.base import is_class_agnostic
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.inference.batch import OVERLAYS, PredictJob
 from vitp_pipeline.stages.classify import classifier_file
@@ -61,9 +62,12 @@ def prepare(
     proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
     root = data_root or NO_DATA_ROOT
     source = find_source(proposals, lambda text: given.find_file(text, root))
+    agnostic = is_class_agnostic(source)
+    given_alpha = flags["alpha"] is not None or "alpha" in parse_changes(changes)
+    evaluate = settle_alpha(evaluate, agnostic, given, (evaluate.alpha,) if given_alpha else ())
     named = bool(classify.classifier) or run is not None
     if not named and (flags["name"] or evaluate.alpha):
-        raise UsageError("no classifier given", WHICH_CLASSIFIER)
+        raise UsageError("no classifier given", WHICH_CLASSIFIER + ("" if agnostic else NEEDS_NONE))
     classifier = classifier_file(given, classify, root, run or LocalStore(out)) if named else None
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
@@ -94,8 +98,9 @@ def prepare(
 
 WHICH_CLASSIFIER = (
     "Name its file, --classifier FILE, or a run that has one, --run RUN; docs/own-dataset.md says how to train one, "
-    "`vitp import-checkpoint` makes one of a released file. The generator alone needs none: --alpha 0"
+    "`vitp import-checkpoint` makes one of a released file."
 )
+NEEDS_NONE = " The generator alone needs none: --alpha 0"
 
 NOT_PREDICTED = {"split", "limit", "part_size", "points"}
 """Keys of [generate-proposals] that an image of one's own knows nothing of."""

@@ -17,7 +17,7 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import MissingStageError
 from vitp_pipeline.evaluation.certainty import check_codec
-from vitp_pipeline.evaluation.definition import Evaluation, Inputs, Measured, check_tasks, check_views
+from vitp_pipeline.evaluation.definition import Evaluation, Inputs, Measured, check_tasks, check_views, settle_alpha
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -53,10 +53,11 @@ def prepare(
     proposals = open_proposals(store)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
+    settings = settle_alpha(settings, proposals.class_agnostic, recipe, sweep)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
     class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
-    measured = Measured.of(settings, classify, sweep)
+    measured = Measured.of(settings, classify, sweep, proposals.class_agnostic)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,

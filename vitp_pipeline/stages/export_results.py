@@ -29,7 +29,7 @@ from vitp_pipeline.decoding.archives import check_inside
 from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
-from vitp_pipeline.evaluation.definition import map_settings
+from vitp_pipeline.evaluation.definition import map_settings, settle_alpha
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.interop.result_formats import ImageResult, ResultFormat, find_format
@@ -83,14 +83,17 @@ def prepare(
     data_root: Path,
     out: Run,
     shard: ShardChoice,
+    asked: Sequence[float] = (),
 ) -> Export:
     """Find the inputs and make the export's folder.
 
     Args:
         format: one of `interop.result_formats.RESULT_FORMATS`.
         variant: class scores: fused (as `evaluate` reports it), generator or classifier.
+        asked: α if the user gave one other than by the recipe, see `settle_alpha`.
     Raises:
-        UsageError: unknown format or variant, or the manifest lacks the ids that the format needs.
+        UsageError: unknown format or variant, or the manifest lacks the ids that the format needs; masks have no class
+            scores, and α or the generator's classes are asked for.
         MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.
         InputError: files of two images would have one name.
     """
@@ -101,6 +104,9 @@ def prepare(
     proposals = open_proposals(store)
     check_manifest(proposals, recipe)
     require_shards(proposals, shard)
+    settings = settle_alpha(settings, proposals.class_agnostic, recipe, asked)
+    if proposals.class_agnostic and variant == "generator":
+        raise UsageError("--variant generator: masks without class scores: the classifier alone names them")
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, files.tasks)
     class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)

@@ -24,7 +24,7 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.count_tables import CountRows
-from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, check_tasks, check_views
+from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, check_tasks, check_views, settle_alpha
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -62,15 +62,17 @@ class Stream:
             UserError: any of its other kinds.
         """
         store = open_store(out)
-        self.recipe, self.generate, self.classify, self.settings = recipe, generate, classify, settings
+        self.recipe, self.generate, self.classify = recipe, generate, classify
         self.digests = Digests(store)
         dataset = Dataset(recipe.manifest, data_root, generate.split, generate.limit or None)
         if generate.window:
             view_plan(generate, None)  # refused before the folder is made
         check_tasks(settings, dataset)
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
+        agnostic = is_class_agnostic(self.source)
+        self.settings = settings = settle_alpha(settings, agnostic, recipe, sweep)
         self.classifier = classifier_file(recipe, classify, data_root, store)
-        measured = Measured.of(settings, classify, sweep)
+        measured = Measured.of(settings, classify, sweep, agnostic)
 
         stream = {
             "manifest": recipe.manifest.identity(),
@@ -78,7 +80,7 @@ class Stream:
             GENERATE: identity_of(generate),
             "classifier": self.digests.of(self.classifier),
             "classify": identity_of(classify),
-            **agnostic_identity(is_class_agnostic(self.source)),
+            **agnostic_identity(agnostic),
         }
         identity = {"stage": "evaluation", "stream": stream, **measured.identity}
         folder = store.folder / "evaluation" / fingerprint(identity)[:12]
