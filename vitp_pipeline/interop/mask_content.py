@@ -18,6 +18,7 @@ from vitp_pipeline.geometry import Size
 from vitp_pipeline.interop.pseudo_logits import (
     ForeignMasks,
     logits_of_class_probabilities,
+    logits_of_objectness,
     logits_of_probabilities,
     logits_of_scores,
 )
@@ -69,11 +70,28 @@ def masks_of_detections(
     return ForeignMasks(logits, rles, size)
 
 
+MASKS = ("mask_logits", "mask_probs", "masks")
+CLASSES = ("class_logits", "class_probs", "labels")
+
+
+def names_classes(path: Path) -> bool | None:
+    """Tell if an .npz file of masks has class scores, too, by the names of its arrays; None where it has no masks or
+    cannot be read.
+    """
+    try:
+        with ArrayFile(path) as arrays:
+            names = set(arrays.names)
+    except InputError:
+        return None
+    return None if names.isdisjoint(MASKS) else not names.isdisjoint(CLASSES)
+
+
 def masks_of_npz(path: Path, classes: int, no_object_share: float) -> ForeignMasks:
     """Read the masks of an image from its .npz file.
 
     It holds one of `mask_logits` (Q, h, w), `mask_probs` and `masks` (bool or 0 and 1), and one of `class_logits`
-    (Q, K + 1), `class_probs` (Q, K) or (Q, K + 1), or `labels` (Q,) with `scores` (Q,).
+    (Q, K + 1), `class_probs` (Q, K) or (Q, K + 1), or `labels` (Q,) with `scores` (Q,). Of masks without class scores
+    `scores` (Q,) alone are their objectness; without them that is 1.
 
     Raises:
         InputError: an array is missing, or its values, shape or size are invalid.
@@ -88,7 +106,7 @@ def masks_of_npz(path: Path, classes: int, no_object_share: float) -> ForeignMas
 
 
 def _masks_of_arrays(arrays: ArrayFile, classes: int, no_object_share: float) -> ForeignMasks:
-    kind = _one_of(arrays.names, ("mask_logits", "mask_probs", "masks"))
+    kind = _one_of(arrays.names, MASKS)
     shape = arrays.header(kind).shape
     if len(shape) != 3 or (shape[0] and not math.prod(shape)):
         raise InputError(f"{kind} are {shown(shape)}, not (Q, h, w)")
@@ -116,7 +134,10 @@ def _masks_of_arrays(arrays: ArrayFile, classes: int, no_object_share: float) ->
 
 
 def _class_logits(arrays: ArrayFile, count: int, classes: int, no_object_share: float) -> np.ndarray:
-    kind = _one_of(arrays.names, ("class_logits", "class_probs", "labels"))
+    if set(CLASSES).isdisjoint(arrays.names):
+        scores = _read(arrays, "scores", [(count,)], count, classes) if "scores" in arrays.names else np.ones(count)
+        return logits_of_objectness(scores, classes)
+    kind = _one_of(arrays.names, CLASSES)
     if kind == "labels":
         if "scores" not in arrays.names:
             raise InputError("has labels, but no scores")
