@@ -83,10 +83,27 @@ def alpha_curve(
 
 
 def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
-    """A row per class: gray up to the generator, colored from there to the fused figure, pale up to the upper bound."""
-    generator, fused = (percents(values[k]) for k in ("generator", "fused"))
+    """A row per class: gray up to the generator, colored from there to the fused figure, pale up to the upper bound.
+
+    Where nothing was fused, the classifier's figure, pale up to the upper bound.
+    """
     of_masks = values.get("upper_bound_mask", [None] * len(classes))
     upper_bound = percents(of_masks)
+    if "fused" not in values:
+        classifier = percents(values["classifier"])
+        text = [
+            f"<b>{c}</b><br>classifier {in_percent(f)}<br>upper bound {in_percent(b)}"
+            for c, f, b in zip(classes, values["classifier"], of_masks, strict=True)
+        ]
+        return _class_rows(
+            classes,
+            [
+                ("upper_bound", [b or 0.0 for b in upper_bound], INK["upper_bound"], 0.0),
+                ("classifier", [f or 0.0 for f in classifier], INK["classifier"], 0.0),
+            ],
+            text,
+        )
+    generator, fused = (percents(values[k]) for k in ("generator", "fused"))
     both = [(g or 0.0, f or 0.0) for g, f in zip(generator, fused, strict=True)]
     text = [
         f"<b>{c}</b><br>generator {in_percent(g)}<br>fused {in_percent(f)} ({signed(difference(f, g))})"
@@ -94,21 +111,29 @@ def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name
         for c, g, f, b in zip(classes, values["generator"], values["fused"], of_masks, strict=True)
     ]
 
-    def bars(
-        title: str, x: list[float], color: str, width: float, base: list[float] | float = 0.0, hover: bool = False
-    ) -> dict[str, Any]:
-        shown: dict[str, Any] = {"hovertext": text, "hoverinfo": "text"} if hover else {"hoverinfo": "skip"}
-        bar = {"type": "bar", "orientation": "h", "name": title, "y": list(classes), "x": x, "base": base}
-        return bar | {"width": width, "marker": {"color": color}} | shown
-
     gain = [max(0.0, f - g) for g, f in both]
     harm = [max(0.0, g - f) for g, f in both]
-    data = [
-        bars("upper_bound", [b or 0.0 for b in upper_bound], INK["upper_bound"], 0.8, hover=True),
-        bars("generator", [min(g, f) for g, f in both], INK["generator"], 0.8),
-        bars("gained by fusion", gain, INK["gain"], 0.8, [g for g, _ in both]),
-        bars("lost by fusion", harm, INK["harm"], 0.8, [f for _, f in both]),
-    ]
+    return _class_rows(
+        classes,
+        [
+            ("upper_bound", [b or 0.0 for b in upper_bound], INK["upper_bound"], 0.0),
+            ("generator", [min(g, f) for g, f in both], INK["generator"], 0.0),
+            ("gained by fusion", gain, INK["gain"], [g for g, _ in both]),
+            ("lost by fusion", harm, INK["harm"], [f for _, f in both]),
+        ],
+        text,
+    )
+
+
+def _class_rows(
+    classes: Sequence[str], bars: Sequence[tuple[str, list[float], str, list[float] | float]], text: Sequence[str]
+) -> Chart:
+    """Draw bars over each other: (title, lengths, color, base), the first with the text of every class."""
+    data = []
+    for number, (title, x, color, base) in enumerate(bars):
+        shown: dict[str, Any] = {"hoverinfo": "skip"} if number else {"hovertext": text, "hoverinfo": "text"}
+        bar = {"type": "bar", "orientation": "h", "name": title, "y": list(classes), "x": x, "base": base}
+        data.append(bar | {"width": 0.8, "marker": {"color": color}} | shown)
     layout = _layout("", "", height=50 + 19 * len(classes))
     layout |= {"barmode": "overlay", "hovermode": "y", "bargap": 0.15, "showlegend": False}
     layout["margin"] = {"l": 56, "r": 12, "t": 34, "b": 8}

@@ -19,7 +19,7 @@ from vitp_pipeline.figure import falling, plain, signed, span
 from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
-from vitp_pipeline.report.loaded_evaluation import COLUMNS, COMPARED, StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.report.loaded_evaluation import COLUMNS, StoredEvaluation, classifier_name, provenance_of
 from vitp_pipeline.report.page import require_libraries, write_page
 from vitp_pipeline.runtime.output import show, with_aliases
 from vitp_pipeline.storage.fingerprint import difference
@@ -46,7 +46,9 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     Returns:
         labels: of the evaluations, in order; images: how many are compared; resamples, level.
         differences: [{label, variant, metric, estimate, low, high}], figures in [−1, 1], None where one does not exist.
-        classes: per label [{name, first, other, estimate, low, high}] of the IoU of fused maps.
+        classified_by: per label which maps of both are compared below: fused, or the classifier's where masks of one
+            have no class scores.
+        classes: per label [{name, first, other, estimate, low, high}] of the IoU of these maps.
         image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
         settings: per label what differs, as lines.
         differs: per label the same in words: classifier, points and α first.
@@ -76,6 +78,7 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "level": 0.95,
         "differences": [],
+        "classified_by": {},
         "classes": {},
         "image_changes": {},
         "settings": {},
@@ -85,15 +88,17 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
         same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
         same_scores = other.evaluation.class_scores.fingerprint == first.evaluation.class_scores.fingerprint
-        same = {"fused": False, "classifier": same_scores, "generator": same_masks}
-        for variant in [name for name in NAMES if not same[name]]:
+        shared = [n for n in NAMES if all(n in run.evaluation.classified_by for run in (first, other))]
+        same = {"classifier": same_scores, "generator": same_masks} | {shared[0]: False}
+        for variant in [name for name in shared if not same[name]]:
             ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
             for metric in [m for m in ours if m in theirs and (same_masks or m != "mask accuracy")]:
                 gain = paired_difference(ours[metric][0], theirs[metric][0], ours[metric][1], RESAMPLES)
                 entry = {"label": label, "variant": variant, "metric": metric}
                 result["differences"].append(entry | {"estimate": gain.estimate, "low": gain.low, "high": gain.high})
-        result["classes"][label] = _class_changes(first, other, places[0], place)
-        result["image_changes"][label] = _image_changes(first, other, places[0], place)
+        result["classified_by"][label] = shared[0]
+        result["classes"][label] = _class_changes(first, other, shared[0], places[0], place)
+        result["image_changes"][label] = _image_changes(first, other, shared[0], places[0], place)
         result["settings"][label] = _settings_changes(first, other)
         result["differs"][label] = in_words(first, other, result["settings"][label])
     found: dict[str, Any] = plain(result)
@@ -159,12 +164,18 @@ def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
     return [np.array([own[image] for image in shared]) for own in measured]
 
 
+def _with_rows(stored: StoredEvaluation, variant: str) -> StoredEvaluation:
+    """Return the evaluation with the rows of a variant, read on demand: most comparisons need only those loaded."""
+    if variant in stored.evaluation.compared:
+        return stored
+    number = headline_variants(stored.evaluation)[variant]
+    return replace(stored, rows=read_rows(stored.evaluation, COLUMNS, [number]))
+
+
 def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[str, Sums]:
     found: dict[str, Sums] = {}
     tasks = figures.tasks_of(stored)
-    if variant not in COMPARED:  # read on demand: most comparisons do not need them
-        number = headline_variants(stored.evaluation)[variant]
-        stored = replace(stored, rows=read_rows(stored.evaluation, COLUMNS, [number]))
+    stored = _with_rows(stored, variant)
     if "semantic" in tasks:
         areas = image_areas(stored.evaluation, stored.rows, headline_variants(stored.evaluation)[variant])[images]
         found |= {"mIoU": (areas, miou), "pixel accuracy": (areas, pixel_accuracy)}
@@ -180,13 +191,13 @@ def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[st
 
 
 def _class_changes(
-    first: StoredEvaluation, other: StoredEvaluation, ours: np.ndarray, theirs: np.ndarray
+    first: StoredEvaluation, other: StoredEvaluation, variant: str, ours: np.ndarray, theirs: np.ndarray
 ) -> list[dict[str, Any]]:
     if not all("semantic" in figures.tasks_of(run) for run in (first, other)):
         return []
     a, b = (
-        image_areas(run.evaluation, run.rows, headline_variants(run.evaluation)["fused"])[places]
-        for run, places in ((first, ours), (other, theirs))
+        image_areas(run.evaluation, run.rows, headline_variants(run.evaluation)[variant])[places]
+        for run, places in ((_with_rows(first, variant), ours), (_with_rows(other, variant), theirs))
     )
     estimate, low, high = paired_intervals(a, b, ious, RESAMPLES)
     before, after, present = ious(a.sum(0)), ious(b.sum(0)), a[..., 1].sum(0) > 0
@@ -199,9 +210,12 @@ def _class_changes(
 
 
 def _image_changes(
-    first: StoredEvaluation, other: StoredEvaluation, ours: np.ndarray, theirs: np.ndarray
+    first: StoredEvaluation, other: StoredEvaluation, variant: str, ours: np.ndarray, theirs: np.ndarray
 ) -> list[dict[str, Any]]:
-    a, b = figures.image_accuracies(first)["fused"][ours], figures.image_accuracies(other)["fused"][theirs]
+    a, b = (
+        figures.image_accuracies(_with_rows(run, variant), [variant])[variant][places]
+        for run, places in ((first, ours), (other, theirs))
+    )
     order = [i for i in np.argsort(a - b, kind="stable").tolist() if np.isfinite(a[i] - b[i])]
     return [
         {
@@ -233,12 +247,13 @@ def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[s
     names = classifier_name(first), classifier_name(other)
     weights = f"classifier {' → '.join(names)}" if names[0] != names[1] else f"classifier {names[0]}: other weights"
     points = " → ".join(run.evaluation.run.identity["points"] for run in (first, other))
-    alphas = figures.alpha_text(first), figures.alpha_text(other)
+    scores = ["none" if run.evaluation.class_agnostic else "the generator's" for run in (first, other)]
     known = {
+        "proposals.class_agnostic": f"class scores of the masks {scores[0]} → {scores[1]}",
         "class_scores.classifier": weights,
         "class_scores.settings.points": f"points {points}",
         "evaluation.points": f"points {points}",
-        "evaluation.settings.alpha": f"{alphas[0]} → {alphas[1].removeprefix('α = ')}",
+        "evaluation.settings.alpha": f"α = {first.evaluation.alpha:g} → {other.evaluation.alpha:g}",
     }
     found, others, masks = [], [], []
     for key, line in ((line.partition(": ")[0], line) for line in lines):
@@ -261,7 +276,8 @@ def print_comparison(result: dict[str, Any]) -> None:
     for label in result["labels"]:
         show(label)
     for label, words in result["differs"].items():
-        together = " (a fused difference is of all of these together)" if len(words) > 1 else ""
+        fused = "fused " if result["classified_by"][label] == "fused" else ""
+        together = f" (a {fused}difference is of all of these together)" if len(words) > 1 else ""
         text = "; ".join(words) or "nothing that decides results"
         show(f"{label.split(':')[0]} differs in {text}{together}")
     base = result["labels"][0].split(":")[0]
@@ -324,6 +340,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
         resamples=result["resamples"],
         names=NAMES,
         differs=result["differs"],
+        maps={label: "fused" if of == "fused" else "classifier's" for label, of in result["classified_by"].items()},
         tables=tables,
         explained=figures.explained(tables.values()),
         curves=curves,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ GROUPS = ("", "coco", "things", "stuff")
 
 def alpha_text(stored: StoredEvaluation) -> str:
     """Weight of the classifier in the headline."""
+    if stored.evaluation.class_agnostic:
+        return "masks without class scores"
     return f"α = {stored.evaluation.alpha:g}"
 
 
@@ -146,14 +148,14 @@ NO_MASK = "(no mask)"
 
 
 def confusions(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(K + 1, K + 1) int64 pixels [truth, predicted] before and after, the last class being `NO_MASK`; empty where no
-    semantic maps were measured.
+    """(K + 1, K + 1) int64 pixels [truth, predicted] of each of `compared`, the last class being `NO_MASK`; empty where
+    no semantic maps were measured.
     """
     entries, size = stored.rows.columns.get("semantic", {}), len(stored.classes) + 1
     if not len(entries.get("pixels", ())):
         return {}
     numbers, found = headline_variants(stored.evaluation), {}
-    for name in ("generator", "fused"):
+    for name in stored.evaluation.compared:
         chosen = entries["variant"] == numbers[name]
         found[name] = np.zeros((size, size), np.int64)
         # IGNORE = −1 is the last one
@@ -179,11 +181,14 @@ def folded(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def changed_confusions(found: dict[str, np.ndarray], classes: tuple[str, ...], most: int = 12) -> list[dict[str, Any]]:
-    """The pairs of classes whose confusion changed by most pixels, as shares of the true class's pixels.
+    """The pairs of classes whose confusion changed by most pixels, as shares of the true class's pixels; none where
+    nothing was fused.
 
     Args:
         found: of `confusions`. classes: K names.
     """
+    if len(found) < 2:
+        return []
     classes = (*classes, NO_MASK)
     before, after = found["generator"], found["fused"]
     change = after - before
@@ -212,13 +217,16 @@ def class_pixels(rows: Rows, classes: int) -> np.ndarray:
     return np.bincount(rows.columns["masks"]["label"], minlength=classes)
 
 
-def image_accuracies(stored: StoredEvaluation) -> dict[str, np.ndarray]:
-    """(images,) share of labeled pixels that generator and fused classify correctly, nan without any; without semantic
-    maps the share of the masks.
+def image_accuracies(stored: StoredEvaluation, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """(images,) share of labeled pixels that are classified correctly, nan without any; without semantic maps the
+    share of the masks.
+
+    Args:
+        names: of variants whose rows are there; empty = `compared`.
     """
     numbers, found = headline_variants(stored.evaluation), {}
     count = len(stored.rows.images)
-    for name in ("generator", "fused"):
+    for name in names or stored.evaluation.compared:
         if len(stored.rows.columns.get("semantic", {}).get("pixels", ())):
             areas = image_areas(stored.evaluation, stored.rows, numbers[name])
             right, of = areas[..., 0].sum(1), areas[..., 1].sum(1)

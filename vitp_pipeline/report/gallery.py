@@ -36,3 +36,15 @@ def choose(gains: np.ndarray, uncertainty: np.ndarray, each: int = EACH) -> list
     uncertain = [i for i in uncertain if i not in taken][:each]
     kinds = {"improved": improved, "harmed": harmed, "uncertain": uncertain}
     return [Choice(i, kind) for kind, images in kinds.items() for i in images]
+
+
+def choose_worst(accuracy: np.ndarray, uncertainty: np.ndarray, each: int = EACH) -> list[Choice]:
+    """Where nothing was fused: the images of lowest accuracy, and of the others the most uncertain.
+
+    Args:
+        accuracy: (images,) in [0, 1], nan = not measured. uncertainty, each: as `choose`.
+    """
+    worst = [i for i in np.argsort(accuracy, kind="stable").tolist() if np.isfinite(accuracy[i])][:each]
+    uncertain = [i for i in np.argsort(-uncertainty, kind="stable").tolist() if np.isfinite(uncertainty[i])]
+    uncertain = [i for i in uncertain if i not in {*worst}][:each]
+    return [Choice(i, kind) for kind, images in (("worst", worst), ("uncertain", uncertain)) for i in images]

@@ -26,8 +26,8 @@ from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged
 from vitp_pipeline.validation.tables import checked
 
-COLUMNS, COMPARED = ("semantic", "panoptic", "masks"), ("generator", "fused")
-"""Columns and variants of the rows that pages look at image by image; all other figures are of the sums."""
+COLUMNS = ("semantic", "panoptic", "masks")
+"""Columns of the rows that pages look at image by image; all other figures are of the sums."""
 READ = ("proposals", "class_scores", "points", "alphas", "settings")
 """Keys that the identity of an evaluation must have."""
 LISTED = 20
@@ -54,7 +54,7 @@ class StoredEvaluation:
         store: of the run.
         named: True if the evaluation itself was given, not only its run.
         evaluation: as `stages.evaluate.prepare` makes it; its dataset is a `NoData` where no data root was given.
-        rows: of the images, `COLUMNS` of the variants `COMPARED`.
+        rows: of the images, `COLUMNS` of the variants `Evaluation.compared`.
         result: the figures, as in result.json.
         has_data: whether images and ground truth can be read.
     """
@@ -98,7 +98,8 @@ def open_evaluation(run: Run, data_root: Path | None = None, recipe: str | None 
         if stage.fingerprint != rebuilt.identity[name]:
             raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
     settings = _settings(rebuilt)
-    if absent := {0, 1, settings.alpha}.difference(rebuilt.identity["alphas"]):
+    needed = {1} if proposals.class_agnostic else {0, 1, settings.alpha}
+    if absent := needed.difference(rebuilt.identity["alphas"]):
         raise damaged(folder / "run.json", f"damaged (its `alphas` lack {min(absent):g})")
     spec = _spec(proposals, recipe, data_root is not None)
     split = proposals.run.identity["settings"].get("split", "val")
@@ -112,7 +113,7 @@ def open_evaluation(run: Run, data_root: Path | None = None, recipe: str | None 
         settings,
     )
     numbers = headline_variants(evaluation)
-    rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in COMPARED])
+    rows = read_rows(evaluation, COLUMNS, [numbers[name] for name in evaluation.compared])
     result = summarize(evaluation, read_result_totals(evaluation), allow_missing=True)
     return StoredEvaluation(store, named, evaluation, rows, result, data_root is not None)
 

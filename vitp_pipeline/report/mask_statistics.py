@@ -18,7 +18,6 @@ from vitp_pipeline.runtime.progress import progress
 if TYPE_CHECKING:
     from vitp_pipeline.postprocess.segmenter import FusedView
 
-SCORE_SOURCES = ("generator", "classifier", "fused")
 AREA_EDGES = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0)
 CONFIDENCE_EDGES = tuple(i / 10 for i in range(11))
 
@@ -32,9 +31,9 @@ class MaskFacts:
         query: which query of the generator.
         label: the majority ground-truth class, or IGNORE.
         area: share of the image inside {logit > 0}, in [0, 1].
-        predicted: per source, class indices.
+        predicted: per source of class scores (`Evaluation.classified_by`), class indices.
         confidence: per source, the probability of that class given that the mask is an object, in [0, 1].
-        uncertainty: (images,) mean entropy of the fused prediction, in [0, 1] where 1 is "any class"; weighted by
+        uncertainty: (images,) mean entropy of the headline's prediction, in [0, 1] where 1 is "any class"; weighted by
             area · (1 − v); nan where there is no mask.
     """
 
@@ -56,21 +55,27 @@ class MaskFacts:
         return np.asarray(self.label != IGNORE)
 
 
-def alphas_of(stored: StoredEvaluation) -> tuple[float, float, float]:
-    """The weights of the classifier by which `SCORE_SOURCES` classify."""
-    return 0.0, 1.0, stored.evaluation.alpha
+def alphas_of(stored: StoredEvaluation) -> dict[str, float]:
+    """The weight of the classifier in each source of class scores."""
+    alphas = {"generator": 0.0, "classifier": 1.0, "fused": stored.evaluation.alpha}
+    return {name: alphas[name] for name in stored.evaluation.classified_by}
 
 
-def class_scores(view: FusedView) -> dict[str, np.ndarray]:
-    """Per variant (Q, K) float64 class probabilities given that the mask is an object: rows sum to 1, or to 0 where
+def scored(stored: StoredEvaluation, record: ProposalRecord, point_logits: np.ndarray) -> FusedView:
+    """Score a view by every source; `point_logits` are (Q, K)."""
+    return stored.evaluation.segmenter.score(record, point_logits, list(alphas_of(stored).values()))
+
+
+def class_scores(stored: StoredEvaluation, view: FusedView) -> dict[str, np.ndarray]:
+    """Per source (Q, K) float64 class probabilities given that the mask is an object: rows sum to 1, or to 0 where
     no class has any.
 
     Args:
-        view: scored with `alphas_of`.
+        view: of `scored`.
     """
     probs = view.probs.double().cpu()
     total = probs.sum(2, keepdim=True)
-    return dict(zip(SCORE_SOURCES, (probs / total).nan_to_num(0.0).numpy(), strict=True))
+    return dict(zip(alphas_of(stored), (probs / total).nan_to_num(0.0).numpy(), strict=True))
 
 
 def objectness_of(class_logits: np.ndarray) -> np.ndarray:
@@ -92,7 +97,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     failed = {image for image, _ in stored.rows.failed}
     labels = _labels(stored)
     proposals, stored_scores = stored.evaluation.proposals, stored.evaluation.class_scores
-    segmenter = stored.evaluation.segmenter
+    sources = stored.evaluation.classified_by
     uncertainty = np.full(len(number), np.nan)
     pieces: list[tuple[np.ndarray, ...]] = []
     with progress("reading masks", len(number) - len(failed)) as shown:
@@ -105,17 +110,18 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                         if record.image_id in failed:
                             continue
                         image = number[record.image_id]
-                        view = segmenter.score(record, scores.read(f"point_logits/{record.key}"), alphas_of(stored))
-                        piece, uncertainty[image] = _facts(record, class_scores(view))
+                        view = scored(stored, record, scores.read(f"point_logits/{record.key}"))
+                        piece, uncertainty[image] = _facts(record, class_scores(stored, view))
                         query = piece[0]
                         label = [labels.get((image, q), IGNORE) for q in query.tolist()]
                         pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
                         shown.advance()
-    empty = (np.zeros(0, int),) * 10
-    images, queries, areas, *scored, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
+    count = len(sources)
+    empty = (np.zeros(0, int),) * (4 + 2 * count)
+    images, queries, areas, *found, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
     predicted, confidence = (
-        dict(zip(SCORE_SOURCES, scored[:3], strict=True)),
-        dict(zip(SCORE_SOURCES, scored[3:], strict=True)),
+        dict(zip(sources, found[:count], strict=True)),
+        dict(zip(sources, found[count:], strict=True)),
     )
     return MaskFacts(images, queries, majority, areas, predicted, confidence, uncertainty)
 
@@ -125,9 +131,9 @@ def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple
     likely = objectness > 0.5
     query = record.kept[likely]
     area = mask_areas(record.masks[likely], record.view)
-    of = [scores[name][query] for name in SCORE_SOURCES]
-    fused, weight = of[2], area * objectness[likely]
-    entropy = -np.sum(fused * np.log(np.where(fused > 0, fused, 1.0)), 1) / np.log(max(2, fused.shape[1]))
+    of = [values[query] for values in scores.values()]
+    headline, weight = of[-1], area * objectness[likely]
+    entropy = -np.sum(headline * np.log(np.where(headline > 0, headline, 1.0)), 1) / np.log(max(2, headline.shape[1]))
     uncertain = float((entropy * weight).sum() / weight.sum()) if weight.sum() else float("nan")
     return (query.astype(np.int64), area, *(p.argmax(1) for p in of), *(p.max(1) for p in of)), uncertain
 
@@ -146,7 +152,7 @@ def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
         or None without masks}
     """
     found = {}
-    for name in SCORE_SOURCES:
+    for name in facts.confidence:
         confidence, right = facts.confidence[name][facts.known], facts.right(name)[facts.known]
         place = np.minimum((confidence * bins).astype(int), bins - 1)
         count = np.bincount(place, minlength=bins)
@@ -169,8 +175,10 @@ def help_and_harm(facts: MaskFacts, pixels: np.ndarray) -> dict[str, list[dict[s
         pixels: (K,) ground-truth pixels of every class.
     Returns:
         per question ("area", "confidence", "frequency") its bins: {bin, masks, righted, wronged, before, after}; counts
-        of masks, before and after being those classified correctly.
+        of masks, before and after being those classified correctly. Nothing where nothing was fused.
     """
+    if "fused" not in facts.predicted:
+        return {}
     known = facts.known
     area, confidence = facts.area[known], facts.confidence["generator"][known]
     rank, groups = frequency_groups(pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from vitp_pipeline.evaluation.definition import HEADLINE
 from vitp_pipeline.figure import difference, percent, plain
 from vitp_pipeline.report import charts, figures, mask_statistics
-from vitp_pipeline.report.gallery import choose
+from vitp_pipeline.report.gallery import choose, choose_worst
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, provenance_of
 from vitp_pipeline.report.page import points, require_libraries, write_page
 from vitp_pipeline.report.report_charts import HELP_TITLES, ReportFigures, drawn_charts
@@ -26,6 +27,8 @@ SECTIONS = {
     "gallery": "Images",
     "provenance": "Provenance",
 }
+KINDS = {True: ("worst", "uncertain"), False: ("improved", "harmed", "uncertain")}
+"""Kinds of images in the gallery, by whether the masks have no class scores."""
 
 
 def write_report(stored: StoredEvaluation, path: Path) -> None:
@@ -40,6 +43,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
     require_libraries()
     facts = mask_statistics.read_masks(stored)
     pixels = figures.class_pixels(stored.rows, len(stored.classes))
+    agnostic, compared = stored.evaluation.class_agnostic, stored.evaluation.compared
     measures, confusion = figures.class_measures(stored), figures.confusions(stored)
     curves = figures.sweep(stored)
     cards = _cards(stored, facts)
@@ -53,10 +57,13 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
             "pixels": pixels.tolist(),
             "measures": measures,
         },
+        "compared": compared,
+        "sources": stored.evaluation.classified_by,
         "gallery": cards,
         "has_data": stored.has_data,
         "accuracy_word": _accuracy_word(stored),
     }
+    sections = SECTIONS | {"masks": "Masks"} if agnostic else SECTIONS
     there = {"alpha": bool(curves), "classes": bool(measures), "confusion": bool(confusion)}
     provenance = stored.result["provenance"]
     images = stored.result["images"]
@@ -67,10 +74,13 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         "report.html",
         data,
         ("page.js", "gallery.js"),
-        title=f"{provenance['dataset']} {provenance['split']}: effect of fusion",
-        about=f"{_count(images)} · {figures.alpha_text(stored)} · {stored.evaluation.settings.formula} · "
-        f"evaluation {stored.evaluation.run.fingerprint[:12]}",
-        sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
+        title=f"{provenance['dataset']} {provenance['split']}: "
+        + ("the classifier's names for masks" if agnostic else "effect of fusion"),
+        about=f"{_count(images)} · {figures.alpha_text(stored)} · "
+        + ("" if agnostic else f"{stored.evaluation.settings.formula} · ")
+        + f"evaluation {stored.evaluation.run.fingerprint[:12]}",
+        sections=[(key, name) for key, name in sections.items() if there.get(key, True)],
+        compared=compared,
         notes=_notes(stored),
         tiles=_tiles(stored),
         tables=tables,
@@ -79,6 +89,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         alphas=alphas,
         joined=charts.is_curve(alphas),
         measures={name: _class_rows(values) for name, values in measures.items()},
+        class_columns=_class_columns(compared),
         first_measure=next(iter(measures), ""),
         class_names=stored.classes,
         shares=(pixels / max(1, pixels.sum())).tolist(),
@@ -91,8 +102,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         images=images["measured"],
         has_data=stored.has_data,
         accuracy_word=_accuracy_word(stored),
-        kinds={"all": len(cards)}
-        | {kind: sum(c["kind"] == kind for c in cards) for kind in ("improved", "harmed", "uncertain")},
+        kinds={"all": len(cards)} | {kind: sum(c["kind"] == kind for c in cards) for kind in KINDS[agnostic]},
         gallery_classes=sorted(
             ((k, stored.classes[k]) for k in {k for card in cards for k in card["classes"]}), key=lambda pair: pair[1]
         ),
@@ -102,22 +112,22 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
 
 
 def _cards(stored: StoredEvaluation, facts: mask_statistics.MaskFacts) -> list[dict[str, Any]]:
-    accuracy = figures.image_accuracies(stored)
-    gains = accuracy["fused"] - accuracy["generator"]
-    chosen, cards = choose(gains, facts.uncertainty), []
+    accuracy, compared = figures.image_accuracies(stored), stored.evaluation.compared
+    of, cards = [accuracy[name] for name in compared], []
+    chosen = choose(of[1] - of[0], facts.uncertainty) if len(of) > 1 else choose_worst(of[0], facts.uncertainty)
     with progress("drawing the gallery", len(chosen)) as shown:
         for choice in chosen:
             image_id = stored.rows.images[choice.image]
             content = card_content(stored, image_id)
-            changed = [m for m in content["masks"] if m["generator"][0][0] != m["fused"][0][0]]
-            involved = {m[by][0][0] for m in changed for by in ("generator", "fused")}
-            involved |= {m["label"] for m in changed if m["label"] is not None}
+            listed = [m for m in content["masks"] if len(of) < 2 or m["generator"][0][0] != m["fused"][0][0]]
+            involved = {m[by][0][0] for m in listed for by in compared}
+            involved |= {m["label"] for m in listed if m["label"] is not None}
             cards.append(
                 {
                     "name": image_id,
                     "kind": choice.kind,
-                    "before": plain(accuracy["generator"][choice.image]),
-                    "after": plain(accuracy["fused"][choice.image]),
+                    "before": plain(of[0][choice.image]) if len(of) > 1 else None,
+                    "after": plain(of[-1][choice.image]),
                     "uncertainty": plain(facts.uncertainty[choice.image]),
                     "changed": sorted(involved),
                     **content,
@@ -133,13 +143,13 @@ def _confusion_text(
 ) -> dict[str, Any]:
     if not confusion:
         return {}
-    shown = len(figures.most_confused(confusion))
+    shown, first = len(figures.most_confused(confusion)), drawn[f"confusion:{next(iter(confusion))}"]
     seen = sum(m.sum(0) + m.sum(1) for m in confusion.values()) > 0
     return {
         "shown": shown,
         "folded": int(seen.sum()) - shown,
-        "columns": len(drawn["confusion:generator"]["data"][0]["x"]),
-        "height": drawn["confusion:generator"]["layout"]["height"],
+        "columns": len(first["data"][0]["x"]),
+        "height": first["layout"]["height"],
         "changes": figures.changed_confusions(confusion, stored.classes),
     }
 
@@ -152,23 +162,39 @@ def _class_rows(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return columns
 
 
+def _class_columns(compared: Sequence[str]) -> dict[str, str]:
+    """Titles of the columns of the table of classes."""
+    classified = ("generator", "classifier", "fused", "change") if len(compared) > 1 else compared
+    bounds = {"upper_bound_point": "upper bound (point labels)", "upper_bound_mask": "upper bound (mask labels)"}
+    return dict(zip(classified, classified, strict=True)) | bounds
+
+
 def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
     """Return the headline tiles: the first figure of every task, and the mask classification accuracy."""
-    tiles = []
+    tiles, headline = [], stored.evaluation.classified_by[-1]
     for task in figures.tasks_of(stored):
         table = figures.headline_table(stored, task)
         rows = {row["variant"]: row for row in table["rows"]}
-        value, gain = rows["fused"]["values"][0], rows["fused"]["gains"][0]
+        row, resampled = rows[headline], stored.result[task].get("bootstrap", {})
+        value, gain = row["values"][0], row["gains"][0]
         more = "" if gain is None else f"{points(gain)} to the generator"
-        low, high = stored.result[task].get("bootstrap", {}).get("gain_mIoU", {}).get("interval", (None, None))
+        low, high = resampled.get("gain_mIoU", {}).get("interval", (None, None))
         if low is not None:
             more += f" (95 %: {points(low)} to {points(high)})"
-        tiles.append({"name": f"{table['columns'][0]}, fused", "value": percent(value), "more": more})
+        if "gain_mIoU" not in resampled and f"{headline}_mIoU" in resampled:
+            more = "95 %: {} to {}".format(*map(percent, resampled[f"{headline}_mIoU"]))
+        tiles.append({"name": f"{table['columns'][0]}, {headline}", "value": percent(value), "more": more})
     masks = stored.result["masks"]
     if masks["matched"]:
-        share, before = masks["mask_accuracy"]["fused"], masks["mask_accuracy"]["generator"]
-        more = f"{points(share - before)} to the generator, of {masks['matched']:,}"
-        tiles.append({"name": "mask accuracy, fused", "value": percent(share), "more": more})
+        share, before = masks["mask_accuracy"][headline], masks["mask_accuracy"].get("generator")
+        gained = "" if before is None else f"{points(share - before)} to the generator, "
+        tiles.append(
+            {
+                "name": f"mask accuracy, {headline}",
+                "value": percent(share),
+                "more": f"{gained}of {masks['matched']:,}{'' if gained else ' masks'}",
+            }
+        )
     return tiles
 
 

@@ -65,9 +65,9 @@ def _alpha(shown: ReportFigures) -> dict[str, Chart]:
 
 
 def _classes(shown: ReportFigures) -> dict[str, Chart]:
-    names, drawn = shown.stored.classes, {}
+    names, compared, drawn = shown.stored.classes, shown.stored.evaluation.compared, {}
     for measure, values in shown.measures.items():
-        chosen = [k for k in range(len(names)) if any(values[v][k] is not None for v in ("generator", "fused"))]
+        chosen = [k for k in range(len(names)) if any(values[v][k] is not None for v in compared)]
         own = {variant: [column[k] for k in chosen] for variant, column in values.items()}
         drawn[f"classes:{measure}"] = charts.class_bars([names[k] for k in chosen], own, measure)
     return drawn

@@ -14,7 +14,7 @@ from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
-from vitp_pipeline.report.mask_statistics import SCORE_SOURCES, alphas_of, class_scores, mask_areas, objectness_of
+from vitp_pipeline.report.mask_statistics import class_scores, mask_areas, objectness_of, scored
 
 LONG_SIDE = 384
 NOTHING = 65535
@@ -29,8 +29,8 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
         size: [height, width] of the pictures.
         photo: base64 of a JPEG; None without a data root.
         maps: base64 of zlib over uint16 little-endian planes of that size: class indices of the ground truth (without a
-            data root all `NOTHING`), of the generator's and of the fused map, and the index in `masks` of the mask that
-            lies on top, `NOTHING` being none.
+            data root all `NOTHING`), of the map of each of `Evaluation.compared`, and the index in `masks` of the mask
+            that lies on top, `NOTHING` being none.
         classes: the class indices that occur in the maps.
         masks: of those with 1 − v > 0.5: query, objectness, area, label (or None), points [[row, col] as shares of the
             image], and per source the likeliest [class, probability given that it is an object].
@@ -39,9 +39,10 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
     """
     record, scores = _read(stored, image_id)
     size = thumbnail_size(record.view.original)
-    view = stored.evaluation.segmenter.score(record, scores, alphas_of(stored))
-    record, found = view.record, class_scores(view)
-    generator, fused = (shrunk(m, size) for m in stored.evaluation.segmenter.semantic([view])[[0, 2]])
+    view = scored(stored, record, scores)
+    record, found = view.record, class_scores(stored, view)
+    every = stored.evaluation.segmenter.semantic([view])
+    maps = [shrunk(every[list(found).index(name)], size) for name in stored.evaluation.compared]
     objectness = objectness_of(record.class_logits)
     shown = np.flatnonzero(objectness[record.kept] > 0.5)
     truth, photo = np.full(size, IGNORE, np.int16), None
@@ -50,9 +51,9 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
         sample = dataset.sample(image_id)
         truth, photo = shrunk(dataset.read_semantic(sample), size), _jpeg(dataset.read_image(sample), size)
     top = top_masks(record, shown, objectness, size)
-    planes = np.stack([truth, generator, fused, top]).astype(np.int64)
+    planes = np.stack([truth, *maps, top]).astype(np.int64)
     planes = np.where(planes < 0, NOTHING, planes).astype("<u2")
-    classes = np.setdiff1d(planes[:3], [NOTHING])
+    classes = np.setdiff1d(planes[:-1], [NOTHING])
     return {
         "size": list(size),
         "photo": photo,
@@ -123,7 +124,7 @@ def _masks(
     areas = mask_areas(record.masks[shown], record.view)
     entries = []
     for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
-        classes = {source: _likeliest(found[source][query]) for source in SCORE_SOURCES}
+        classes = {source: _likeliest(probs[query]) for source, probs in found.items()}
         entries.append(
             {
                 "query": query,

@@ -3,10 +3,16 @@ const NOTHING = 65535, COLORS = (DATA.classes?.colors ?? []), NAMES = DATA.class
 const tip = document.getElementById("tip");
 let touched = null; // the card whose picture a finger touched last
 addEventListener("pointerdown", (event) => { if (touched && !event.target.closest(".view")) touched.unmark(); });
-const OUTCOMES = { righted: "corrected", wronged: "newly wrong", other: "changed, wrong before and after", unknown: "changed, no ground truth" };
-const PANES = DATA.has_data
-  ? { photo: "image", truth: "ground truth", generator: "generator", fused: "fused", changed: "changed masks and their points" }
-  : { generator: "generator", fused: "fused", changed: "changed masks and their points" };
+const COMPARED = DATA.compared ?? [], SOURCES = DATA.sources ?? [], AFTER = COMPARED.at(-1);
+const FUSES = COMPARED.length > 1; // else the masks have no class scores, and there is no before
+const OUTCOMES = FUSES
+  ? { righted: "corrected", wronged: "newly wrong", other: "changed, wrong before and after", unknown: "changed, no ground truth" }
+  : { righted: "correct", wronged: "wrong", unknown: "no ground truth" };
+const PANES = {
+  ...(DATA.has_data ? { photo: "image", truth: "ground truth" } : {}),
+  ...Object.fromEntries(COMPARED.map((name) => [name, name])),
+  changed: FUSES ? "changed masks and their points" : "masks and their points",
+};
 
 const node = (tag, attributes = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), attributes);
@@ -15,11 +21,11 @@ const node = (tag, attributes = {}, ...children) => {
 };
 const share = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 const classes = (list) => list.filter(([, p], i) => i === 0 || p >= 0.005).map(([k, p]) => `${NAMES[k]} ${p.toFixed(2)}`).join(", ");
-const changedMask = (mask) => mask.generator[0][0] !== mask.fused[0][0];
+const changedMask = (mask) => !FUSES || mask.generator[0][0] !== mask.fused[0][0];
 function outcome(mask) {
   if (mask.label === null) return "unknown";
-  if (mask.fused[0][0] === mask.label) return "righted";
-  return mask.generator[0][0] === mask.label ? "wronged" : "other";
+  if (mask[AFTER][0][0] === mask.label) return "righted";
+  return !FUSES || mask.generator[0][0] === mask.label ? "wronged" : "other";
 }
 
 class Card {
@@ -38,7 +44,8 @@ class Card {
   heading() {
     const { kind, name, before, after, uncertainty } = this.content;
     const measured = before !== null && after !== null, gain = 100 * (after - before);
-    const figures = [measured ? `${DATA.accuracy_word} ${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})` : `${DATA.accuracy_word} –`];
+    const alone = after === null ? "–" : `${(100 * after).toFixed(1)} %`;
+    const figures = [!FUSES ? `${DATA.accuracy_word} ${alone}` : measured ? `${DATA.accuracy_word} ${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(1)})` : `${DATA.accuracy_word} –`];
     if (uncertainty !== null) figures.push(`uncertainty ${uncertainty.toFixed(2)}`);
     return node("h3", {}, node("span", { className: `badge ${kind}` }, kind), node("span", {}, name), node("small", {}, figures.join(" · ")));
   }
@@ -56,7 +63,7 @@ class Card {
         this.images.push(image);
         view.append(image);
       }
-      const map = ["truth", "generator", "fused"].includes(pane);
+      const map = ["truth", ...COMPARED].includes(pane);
       const canvas = node("canvas", { className: map ? "map" : "" });
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `${title} of ${this.content.name}; the table below says the same in words`);
@@ -74,14 +81,16 @@ class Card {
   maskTable() {
     const changed = this.content.masks.map((mask, i) => [mask, i]).filter(([mask]) => changedMask(mask));
     const count = (kind) => changed.filter(([mask]) => outcome(mask) === kind).length;
-    const words = `${changed.length} of ${this.content.masks.length} masks changed their class: ${count("righted")} corrected, ${count("wronged")} newly wrong`;
+    const words = FUSES
+      ? `${changed.length} of ${this.content.masks.length} masks changed their class: ${count("righted")} corrected, ${count("wronged")} newly wrong`
+      : `${changed.length} masks: ${count("righted")} correct, ${count("wronged")} wrong`;
     const details = node("details", {}, node("summary", {}, words));
     const body = node("tbody");
     for (const [mask, i] of changed) {
       const truth = mask.label === null ? "–" : NAMES[mask.label];
       const kind = outcome(mask);
       const style = { righted: "up", wronged: "down" }[kind] ?? "alike";
-      const cells = [`${mask.query}`, share(mask.area), truth, classes(mask.generator), classes(mask.classifier), classes(mask.fused)];
+      const cells = [`${mask.query}`, share(mask.area), truth, ...SOURCES.map((name) => classes(mask[name]))];
       const row = node("tr", { tabIndex: 0 }, ...cells.map((text, c) => node("td", { className: c > 1 ? "text" : "" }, text)), node("td", { className: `text ${style}` }, OUTCOMES[kind]));
       row.addEventListener("focus", () => this.mark(i));
       row.addEventListener("blur", () => this.unmark());
@@ -89,12 +98,12 @@ class Card {
       row.addEventListener("pointerleave", () => this.unmark());
       body.append(row);
     }
-    const titles = ["mask", "area", "majority ground truth", "generator", "classifier", "fused", ""];
+    const titles = ["mask", "area", "majority ground truth", ...SOURCES, ""];
     const head = node("thead", {}, node("tr", {}, ...titles.map((t, c) => node("th", { className: c > 1 ? "text" : "", scope: "col" }, t))));
     const wide = node("div", { className: "wide" }, node("table", {}, head, body));
     wide.tabIndex = 0;
     wide.setAttribute("role", "region");
-    wide.setAttribute("aria-label", `changed masks of ${this.content.name}`);
+    wide.setAttribute("aria-label", `${FUSES ? "changed " : ""}masks of ${this.content.name}`);
     details.append(wide);
     return details;
   }
@@ -106,7 +115,7 @@ class Card {
     const all = new Uint16Array(await new Response(stream).arrayBuffer());
     const size = this.width * this.height;
     this.planes = {};
-    ["truth", "generator", "fused", "top"].forEach((name, i) => { this.planes[name] = all.subarray(i * size, (i + 1) * size); });
+    ["truth", ...COMPARED, "top"].forEach((name, i) => { this.planes[name] = all.subarray(i * size, (i + 1) * size); });
     for (const image of this.images) image.src = `data:image/jpeg;base64,${this.content.photo}`;
     this.paint();
     this.showChips();
@@ -184,7 +193,7 @@ class Card {
 
   showChips() {
     const counts = new Map();
-    for (const name of ["truth", "fused"]) for (const k of this.planes[name]) if (k !== NOTHING) counts.set(k, (counts.get(k) ?? 0) + 1);
+    for (const name of ["truth", AFTER]) for (const k of this.planes[name]) if (k !== NOTHING) counts.set(k, (counts.get(k) ?? 0) + 1);
     const largest = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 10);
     this.chips.replaceChildren(...largest.map(([k]) => {
       const chip = node("span", { className: "chip" });
@@ -213,15 +222,14 @@ class Card {
     if (marked !== null) {
       const mask = this.content.masks[marked];
       const truth = mask.label === null ? "–" : NAMES[mask.label];
-      lines.push(node("b", {}, `mask ${mask.query}: ${NAMES[mask.generator[0][0]]} → ${NAMES[mask.fused[0][0]]}`));
+      lines.push(node("b", {}, `mask ${mask.query}: ${COMPARED.map((name) => NAMES[mask[name][0][0]]).join(" → ")}`));
       lines.push(node("div", {}, `majority ground truth: ${truth}`));
-      lines.push(node("div", {}, `before (generator): ${classes(mask.generator)}`));
-      lines.push(node("div", {}, `classifier: ${classes(mask.classifier)}`));
-      lines.push(node("div", {}, `after (fused): ${classes(mask.fused)}`));
+      const said = { generator: "before (generator)", fused: "after (fused)" };
+      for (const name of SOURCES) lines.push(node("div", {}, `${said[name] ?? name}: ${classes(mask[name])}`));
       lines.push(node("div", {}, `${share(mask.area)} of the image, 1 − v = ${mask.objectness.toFixed(2)}`));
     }
     const here = DATA.has_data ? [`ground truth ${word("truth")}`] : [];
-    lines.push(node("div", { className: "hint" }, `this pixel: ${[...here, `generator ${word("generator")}`, `fused ${word("fused")}`].join(" · ")}`));
+    lines.push(node("div", { className: "hint" }, `this pixel: ${[...here, ...COMPARED.map((name) => `${name} ${word(name)}`)].join(" · ")}`));
     tip.replaceChildren(...lines);
     tip.hidden = false;
     const { width, height } = tip.getBoundingClientRect();

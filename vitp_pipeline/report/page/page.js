@@ -103,7 +103,8 @@ function orderClasses() {
     gain: (i) => difference(of("fused", i), of("generator", i)),
     generator: (i) => of("generator", i),
     fused: (i) => of("fused", i),
-    upper_bound: (i) => difference(of("upper_bound_mask", i), of("fused", i)),
+    classifier: (i) => of("classifier", i),
+    upper_bound: (i) => difference(of("upper_bound_mask", i), of(DATA.compared.at(-1), i)),
     pixels: (i) => DATA.classes.pixels[i],
     manifest: (i) => -i,
   };
