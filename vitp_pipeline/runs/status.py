@@ -67,10 +67,11 @@ def run_status(run: Run) -> list[dict[str, Any]]:
 
 
 def _labels(store: RunStore, stages: list[StageRun]) -> dict[str, str]:
-    """Label class scores and evaluations in a few words, by `stage`."""
+    """Label class scores and evaluations, and proposals that are odd, in a few words, by `stage`."""
     own = [stage for stage in stages if stage.folder.parent.name in ("class_scores", "evaluation")]
     names, facts = [stage.folder.relative_to(store.folder).as_posix() for stage in own], facts_of(store, own)
-    found: dict[str, str] = {}
+    agnostic = any(stage.identity.get("class_agnostic") is True for stage in stages)
+    found = {"proposals": "masks without class scores"} if agnostic else {}
     for kind in ("class_scores", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
         texts = labels([facts[i] for i in chosen], ALWAYS)
