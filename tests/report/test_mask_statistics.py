@@ -10,6 +10,8 @@ from vitp_pipeline.report.gallery import choose
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 from vitp_pipeline.report.mask_statistics import MaskFacts
 
+SOURCES = ("generator", "classifier", "fused")
+
 
 @pytest.fixture(scope="module")
 def facts(stored: StoredEvaluation) -> MaskFacts:
@@ -22,7 +24,7 @@ def test_names_and_labels_are_those_of_the_rows(stored: StoredEvaluation, facts:
     np.testing.assert_array_equal(facts.image[known], rows["image"])
     np.testing.assert_array_equal(facts.query[known], rows["query"])
     np.testing.assert_array_equal(facts.label[known], rows["label"])
-    for name in mask_statistics.SCORE_SOURCES:
+    for name in SOURCES:
         np.testing.assert_array_equal(facts.predicted[name][known], rows[name])
 
 
@@ -63,7 +65,7 @@ def made(
     label: list[int], generator: list[int], fused: list[int], confidence: list[float], area: list[float]
 ) -> MaskFacts:
     predicted = {"generator": np.array(generator), "classifier": np.array(fused), "fused": np.array(fused)}
-    confidence = dict.fromkeys(mask_statistics.SCORE_SOURCES, np.array(confidence))
+    confidence = dict.fromkeys(SOURCES, np.array(confidence))
     count = len(label)
     return MaskFacts(
         np.zeros(count, int), np.arange(count), np.array(label), np.array(area), predicted, confidence, np.zeros(1)
@@ -72,7 +74,7 @@ def made(
 
 def test_reliability_by_a_slow_loop(facts: MaskFacts) -> None:
     found = mask_statistics.reliability(facts)
-    for name in mask_statistics.SCORE_SOURCES:
+    for name in SOURCES:
         bins: list[list[tuple[float, bool]]] = [[] for _ in range(10)]
         for i in np.flatnonzero(facts.known):
             confidence = facts.confidence[name][i]
