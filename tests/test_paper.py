@@ -78,7 +78,7 @@ def test_recipes_say_what_the_row_says(row: dict[str, Any]) -> None:
         generate, evaluate = recipe.stage(ProposalSettings), recipe.stage(EvaluateSettings)
         chunk = recipe.stage(ClassifySettings).chunk
         assert evaluate.alpha == row["alpha"]
-        assert (chunk or row["queries"]) == row["points"]
+        assert chunk in (0, row["points"]) and (chunk or row["queries"] <= row["points"])
         if "panoptic" in evaluate.tasks:
             assert evaluate.object_threshold == (0.5 if row["dataset"] == "ade20k" else 0.8)
         oneformer = row["generator_from"] != "internimage"
@@ -90,6 +90,8 @@ def test_recipes_say_what_the_row_says(row: dict[str, Any]) -> None:
             assert [float(number) for number in re.findall(r"\d+\.\d+", line)] == list(figures.values())
     train = recipes_of(row)[0].stage(TrainSettings)
     assert train.preset == row["dataset"] and train.backbone == row["backbone"]
+    if "train-classifier" in recipes_of(row)[0].tables:
+        assert train.points_per_image == row["points"]
     assert train.image_size == ((518, 1036) if row["dataset"] == "cityscapes" else (518, 518))
     assert bool(row.get("pretrained")) == bool(train.init_from) == (train.init_head == "new")  # of other classes
     for change in row["many_views"]:
