@@ -7,8 +7,8 @@
 
 OUT.pth has the weights, OUT.py model and test pipeline: `checkpoint` and `config` of a recipe. Any manifest will do;
 these three have their own defaults (PRESETS). Backbones come with ImageNet's weights, which timm downloads, or
-everything comes from another generator's file, but tensors of another shape (the class layer): `--init camvid.pth`, so
-that the clothes' 250 images do not have to teach what a mask is.
+everything comes from another generator's file, but tensors of another shape (the class layer): the clothes'
+generator in use began with CamVid's.
 
 A training that was stopped continues with `--resume` from the last of its states, OUT.resume.pth, one every
 `--save-every` iterations. What an iteration draws depends on seed and iteration alone, so the result is that of a
