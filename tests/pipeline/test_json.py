@@ -230,6 +230,8 @@ def test_imports_and_exports(project: Project, finished: Path, tmp_path: Path, v
     assert Path(ours["path"]).is_file() and ours["backbone"].startswith("vit_small")
     back = vitp("import-checkpoint", ours["path"], "--as", "official", "--out", tmp_path / "back.pth", "--json")
     assert back == {"path": str(tmp_path / "back.pth"), "layout": "official", "position_error": 0.0, "notes": []}
+    same = vitp("export-classifier", ours["path"], "--out", tmp_path / "same.pth", "--json")
+    assert (tmp_path / "same.pth").read_bytes() == (tmp_path / "back.pth").read_bytes() and same["notes"] == []
 
     classifier = finished / "classifier/default/model.safetensors"
     program = vitp("export-classifier", classifier, "--out", tmp_path / "x.pt2", "--json")

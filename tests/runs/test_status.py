@@ -67,6 +67,14 @@ def test_training_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         run_status(tmp_path)
 
 
+def test_training_of_a_length_in_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "classifier/default"
+    create_or_check(folder, {"stage": "classifier", "settings": {"epochs": 0, "steps": 400}}, ("a", "b"))
+    (folder / "metrics.jsonl").write_text('{"step": 120, "epoch": 3, "loss": 2.5}\n')
+    print_status(run_status(tmp_path), as_json=False)
+    assert "step 120/400" in capsys.readouterr().out
+
+
 def test_done_running_stopped_and_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new_run(tmp_path, 12, 6, 1)
     work(run, [0, 4], bad=["i8"])

@@ -12,6 +12,7 @@ Their code has no settings for what vitp can vary, so the weights have to make t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -27,6 +28,7 @@ from vitp_pipeline.classifier.backbones.tokens import (
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.released_layout import ARCHITECTURES, HEAD_WIDTH, POINT_LAYER, SIDE
 from vitp_pipeline.errors import IncompatibleError
+from vitp_pipeline.runtime.progress import say
 
 _BLOCK = ("norm1", "attn.qkv", "attn.proj", "ls1", "norm2", "mlp.fc1", "mlp.fc2", "ls2")
 
@@ -44,6 +46,12 @@ class Released:
     state: dict[str, Tensor]
     position_error: float
     notes: tuple[str, ...]
+
+    def report(self, out: Path) -> None:
+        """Report a written file."""
+        say(f"{out}: the released layout, positions to {self.position_error:.0e}")
+        for note in self.notes:
+            say(f"  {note}")
 
 
 def to_official(model: PointViT) -> Released:

@@ -14,22 +14,35 @@ def register(app: typer.Typer) -> None:
     @app.command("export-classifier", rich_help_panel="Also")
     def export_classifier(
         file: Annotated[Path, typer.Argument(help="Classifier (.safetensors).", metavar="FILE")],
-        out: Annotated[Path, typer.Option("--out", help="File to write: .onnx or .pt2.", metavar="FILE")],
+        out: Annotated[
+            Path, typer.Option("--out", help="File to write: .onnx, .pt2, or .pth (authors' layout).", metavar="FILE")
+        ],
         json: Json = False,
     ) -> None:
-        """Export a classifier to ONNX or torch.export, for any number of images and points.
+        """Export a classifier to ONNX or torch.export, for any number of images and points, or for the authors' code.
 
-        The file contains class names, image size, mean and standard deviation. ONNX needs the packages of
-        vitp-pipeline\\[export].
+        ONNX and torch.export files contain class names, image size, mean and standard deviation. ONNX needs the
+        packages of vitp-pipeline\\[export]. A .pth is what `import-checkpoint --as official` writes.
 
             vitp export-classifier runs/camvid/classifier/default/model.safetensors --out camvid.onnx
         """
         from vitp_pipeline.classifier.export import export_classifier
+        from vitp_pipeline.classifier.released_files import export_official
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
+            if out.suffix == ".pth":
+                released = export_official(file, out)
+                document.give(
+                    path=out,
+                    bytes=out.stat().st_size,
+                    position_error=released.position_error,
+                    notes=released.notes,
+                )
+                released.report(out)
+                return
             difference = export_classifier(load_classifier(file), out)
             size = out.stat().st_size
             document.give(path=out, bytes=size, difference=difference)

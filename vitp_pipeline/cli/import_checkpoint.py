@@ -103,9 +103,7 @@ def register(app: typer.Typer) -> None:
                 released = export_official(file, out)
                 about = {"position_error": released.position_error, "notes": released.notes}
                 document.give(path=out, layout=layout, **about)
-                say(f"{out}: the released layout, positions to {released.position_error:.0e}")
-                for note in released.notes:
-                    say(f"  {note}")
+                released.report(out)
 
 
 def import_generator(
