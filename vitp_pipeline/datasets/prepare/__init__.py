@@ -30,7 +30,7 @@ PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
     "coco-stuff": {"train-ids": coco.stuff_train_ids},
 }
 OWN_DOWNLOADS = {
-    "annotations_instance": "https://sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
+    "annotations_instance": "http://sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar",
 }
 """Folders of sources that the dataset's main download does not contain, and where they are."""
 NEEDED_FOR = {
