@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-fast test-long coverage lint docs image-check clean
+.PHONY: help install demo test test-fast test-long coverage lint docs image-check gpu-wheels gpu-check clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -55,6 +55,14 @@ docs: install
 # The Dockerfile's image, built and run without a daemon; docs/container.md
 image-check: install
 	$(BIN)/python tools/image_check.py --debootstrap $(IMAGE_CHECK)
+
+# What vitp needs and a machine with a GPU lacks, for its Python: make gpu-wheels GPU_PYTHON=3.12
+gpu-wheels: install
+	$(BIN)/python tools/gpu_wheels.py --out build/gpu-wheels $(if $(GPU_PYTHON),--python $(GPU_PYTHON))
+
+# On that machine, which needs torch 2.11 or newer and no network; five minutes
+gpu-check:
+	$(PYTHON) tools/gpu_check.py --wheels build/gpu-wheels --out build/gpu.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
