@@ -112,6 +112,16 @@ def test_the_benchmark_of_memory_measures_and_plots(tmp_path: Path) -> None:
     assert evaluate_memory.table([{"images": 3000, **figures}]).splitlines()[-1].startswith("| 3,000 | ")
 
 
+def test_the_benchmark_of_imported_masks_runs(tmp_path: Path) -> None:
+    from benchmarks import import_masks
+
+    import_masks.draw(tmp_path, 2, 5, (60, 80))
+    found = import_masks.measure(tmp_path)
+    assert found["images"] == 2 and 0 < found["start"] <= found["peak"] and found["stored_kib"] > 0
+    assert found["cpu"] == pytest.approx(found["read"] + found["points"] + found["store"])
+    assert import_masks.table(found).splitlines()[-1].startswith("| 2 | ")
+
+
 def test_the_benchmark_of_sampling_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

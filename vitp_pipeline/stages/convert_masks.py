@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss, keep_queries, store_masks
+from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss, keep_queries, store_masks, within
 from vitp_pipeline.artifacts.parts import Planes
 from vitp_pipeline.artifacts.proposals import ProposalEntry
 from vitp_pipeline.config.generate_proposals import POINT_POLICIES, MasksOfView
@@ -66,7 +66,9 @@ class BinaryMasks:
 
     def parts(self) -> Iterator[MaskPart]:
         """Yield the masks by their bounding boxes."""
-        outside, inside, reach = self.levels[0], self.levels[2], self.ring + 1
+        import torch
+
+        reach = self.ring + 1
         for rle in self.rles:
             top, left, inside_box = decode_box(rle)
             first = max(0, top - reach), max(0, left - reach)
@@ -75,9 +77,9 @@ class BinaryMasks:
             mask = np.zeros((last[0] - first[0], last[1] - first[1]), bool)
             mask[top - first[0] : stop[0] - first[0], left - first[1] : stop[1] - first[1]] = inside_box
             codes = 2 * mask.view(np.uint8)
-            if self.levels[1] != outside:
-                logits = self._logits(mask)
-                codes[(logits != outside) & (logits != inside)] = 1
+            if self.levels[1] != self.levels[0]:
+                near = within(torch.from_numpy(mask)[None], self.ring, torch.logical_or)[0].numpy()
+                np.maximum(codes, near.view(np.uint8), out=codes)
             yield MaskPart(*first, codes, self.levels)
 
     @property
@@ -96,7 +98,7 @@ class BinaryMasks:
         """Make the masks one after another in the same memory."""
         plane = np.full(self.size, self.levels[0])
         for part in self.parts():
-            plane[part.box] = self.levels[part.codes]
+            plane[part.box] = self.levels.take(part.codes)
             yield plane
             plane[part.box] = self.levels[0]
 
