@@ -54,6 +54,6 @@ def test_the_box_in_the_box_has_a_mask_of_its_own_inside_another() -> None:
 
 
 def test_so_many_masks_are_kept() -> None:
-    every, scores = nested_masks(scene(1), least=0.002)
-    few, best = nested_masks(scene(1), least=0.002, most=3)
+    every, scores = nested_masks(scene(1), (20.0, 200.0, 800.0), least=0.002)
+    few, best = nested_masks(scene(1), (20.0, 200.0, 800.0), least=0.002, most=3)
     assert len(every) > 3 and (best == scores[:3]).all() and (few == every[:3]).all()

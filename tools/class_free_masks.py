@@ -22,8 +22,8 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.stages.train_classifier import split_samples
 
-SCALES = (50.0, 200.0, 800.0, 3200.0)
-LEAST, MOST = 0.001, 1000
+SCALES = (200.0, 800.0, 3200.0)
+LEAST, MOST = 0.002, 1000
 SAME = 0.9
 """IoU from which two regions are one mask."""
 

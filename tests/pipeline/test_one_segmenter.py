@@ -158,6 +158,7 @@ def assert_measured(project, evaluation, maps: Maps) -> None:
         ids, segments = maps.panoptic[image]
         quality.update(ids, [Segment(i, k, 1.0) for i, k in segments], *dataset.read_panoptic(sample))
     result = result_of(evaluation)
+    assert result.get("overlap", "sum") == evaluation.settings.overlap
     assert result["semantic"]["fused"]["mIoU"] == pytest.approx(confusion.miou(), abs=1e-12)
     assert result["panoptic"]["fused"]["all"]["PQ"] == pytest.approx(quality.summary()["all"].pq, abs=1e-12)
     number = evaluation.variants.index(evaluation.headline)

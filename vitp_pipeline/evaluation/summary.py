@@ -51,6 +51,7 @@ def summarize(evaluation: Evaluation, totals: Totals, allow_missing: bool) -> di
     figures = {
         "alpha": evaluation.alpha,
         **({"class_agnostic": True} if evaluation.class_agnostic else {}),
+        **({"overlap": evaluation.settings.overlap} if evaluation.settings.overlap != "sum" else {}),
         "images": {"measured": measured, "of": total, "failed": [list(pair) for pair in totals.failed]},
         "semantic": _semantic(evaluation, totals, names) if "semantic" in tasks else None,
         "panoptic": _panoptic(evaluation, totals, names) if "panoptic" in tasks else None,
