@@ -300,3 +300,13 @@ def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     report.main()
     assert "| 3 |" in capsys.readouterr().out
     assert "3 images" in (tmp_path / "pages/3.html").read_text(encoding="utf-8")
+
+
+def test_the_benchmark_of_predict_with_masks_runs(tmp_path: Path) -> None:
+    from benchmarks import predict_masks
+
+    predict_masks.draw(tmp_path, 0.02, 3, 1)
+    found = predict_masks.measure(tmp_path)
+    assert found["seconds"] > 0 and found["peak"] > 50
+    result = json.loads((tmp_path / "found/results/0.json").read_text())
+    assert {m["query"] for m in result["masks"]} == {0, 1, 2} and result["masks_from"]["format"] == "coco"

@@ -28,6 +28,7 @@ READ_ALONE = {
     r"vitp generate-proposals .*internimage": "half a minute; its own tests run smaller ones",
     r"vitp (train-classifier|generate-proposals) (coco|camvid)": "real photographs and the settings for them",
     r"vitp check-dataset .*\[--": "a list of what may be left out",
+    r"vitp predict .*--masks": "files of other tools: tests/pipeline/test_predict_masks.py",
     r"vitp import-proposals": "files of other tools: tests/pipeline/test_import_proposals.py",
     r"vitp (check-dataset ade20k|prepare)": "the downloaded data set; tests/datasets prepare small ones",
     r"vitp info (camvid|--config)": "builds large networks; tests/diagnostics/test_flops.py counts small ones",

@@ -87,6 +87,17 @@ def load_classifier(path: str | Path) -> PointViT:
         ) from error
 
 
+def classes_of(path: Path) -> tuple[str, ...]:
+    """Read the names of a classifier's classes without its weights. Raises as `load_classifier`."""
+    if not path.exists():
+        raise InputError(f"{path}: no such classifier", "Give the model.safetensors of a run, below RUN/classifier")
+    try:
+        with safe_open(path, "pt") as file:
+            return ModelConfig.from_json((file.metadata() or {})["vitp"]).classes
+    except (UserError, SafetensorError, OSError, TypeError, ValueError, AttributeError, LookupError):
+        return load_classifier(path).classes  # says what is wrong with it
+
+
 def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:
     """Build the model that a file describes on the meta device, then assign the tensors of the file: a configuration
     that asks for larger ones allocates nothing and is refused.

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Changes, ClassifierFile, ClassifierName, Device, Json, OptionalRun
+from vitp_pipeline.cli.options import (
+    Changes,
+    ClassifierFile,
+    ClassifierName,
+    Device,
+    Json,
+    OptionalRun,
+    checked_as,
+    member_of,
+    with_keys,
+)
+from vitp_pipeline.errors import UsageError
+
+
+def _formats() -> Iterable[str]:
+    from vitp_pipeline.interop.mask_import import MASK_FORMATS
+
+    return MASK_FORMATS
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("predict", rich_help_panel="Also")
+    @app.command("predict", rich_help_panel="Also", cls=with_keys(format=_formats))
     def predict(
         images: Annotated[
             list[Path], typer.Argument(help="Image files, or folders of them.", metavar="IMAGE...", show_default=False)
@@ -33,6 +51,25 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(help="Weights of the generator; a folder of transformers has its own.", metavar="FILE"),
         ] = None,
+        masks: Annotated[
+            Path | None,
+            typer.Option(
+                "--masks", help="Masks of another tool for these images, in place of a generator.", metavar="PATH"
+            ),
+        ] = None,
+        format: Annotated[
+            str | None,
+            typer.Option(
+                "--from",
+                help="Format of --masks. Default: npz or sam, by the files in the folder.",
+                metavar="FORMAT",
+                callback=member_of(_formats),
+            ),
+        ] = None,
+        no_object_share: Annotated[
+            float,
+            typer.Option(callback=checked_as("Fraction"), help="As of import-proposals, of --masks with class scores."),
+        ] = 0.5,
         classifier: ClassifierFile = None,
         task: Annotated[
             list[str] | None,
@@ -70,13 +107,20 @@ def register(app: typer.Typer) -> None:
         With --alpha 0 no classifier is needed, and masks keep the generator's classes:
 
             vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
+
+        With --masks no generator is needed, and the classifier names the masks of another tool:
+
+            vitp predict photos --masks sam/photos --from sam --classifier b.safetensors --out found
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.flags import parse_alpha
         from vitp_pipeline.inference.batch import predict
         from vitp_pipeline.inference.image_files import find_pictures
-        from vitp_pipeline.inference.setup import prepare
+        from vitp_pipeline.inference.setup import MaskFiles, prepare
 
+        if format and not masks:
+            raise UsageError("--from names the format of --masks, which is missing", "Give --masks PATH")
+        pictures = find_pictures(images, out)
         build, job = prepare(
             out,
             recipe=recipe,
@@ -93,8 +137,9 @@ def register(app: typer.Typer) -> None:
                 "device": device,
             },
             changes=changes,
+            masks=MaskFiles(masks, format, pictures, no_object_share) if masks else None,
         )
         with documented(json) as document:
-            predicted = predict(find_pictures(images, out), build, job, overwrite)
+            predicted = predict(pictures, build, job, overwrite)
             document.give(predicted)
             predicted.report()

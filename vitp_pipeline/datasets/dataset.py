@@ -56,6 +56,11 @@ class Dataset:
     def image_ids(self) -> tuple[str, ...]:
         return self.samples.image_ids
 
+    @property
+    def where(self) -> str:
+        """Say where its images are, for messages on others."""
+        return f"in the split {self.split!r}"
+
     def index(self, where: object) -> ImageIndex:
         """Build an index to find images by keys of a foreign file, among all of the split, whatever `limit`."""
         return ImageIndex(self._all.image_ids, lambda place: self._all.paths(place, self.root), str(where))

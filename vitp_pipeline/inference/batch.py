@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
-from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, partly_failed
+from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError, partly_failed
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.progress import counted, progress, say
@@ -30,10 +30,13 @@ from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 from vitp_pipeline.storage.temporaries import NAME_BYTES
 
 if TYPE_CHECKING:
+    from vitp_pipeline.inference.foreign_masks import ForeignMasks
     from vitp_pipeline.inference.overlay import Region
     from vitp_pipeline.inference.predictor import ClassifiedMask, Predictor, Segmentation
 
 OVERLAYS = ("jpg", "png", "none")
+SHOWN = 10
+"""Records that are named; of more, the number."""
 DRAWN_FROM = 0.3
 """Instances of a lower score are listed, not drawn."""
 
@@ -46,6 +49,7 @@ class PredictJob:
         identity: of the networks and settings; with the same one, an image's results are the same.
         shown: what people want to know of them, for the JSON files.
         overlay: one of `OVERLAYS`.
+        masks: of another tool, if there is no generator. Those of an image determine its results.
     """
 
     out: Path
@@ -53,10 +57,16 @@ class PredictJob:
     tasks: tuple[str, ...]
     shown: dict[str, Any] = field(default_factory=dict)
     overlay: str = "jpg"
+    masks: ForeignMasks | None = None
 
     @property
     def fingerprint(self) -> str:
         return fingerprint({**self.identity, "tasks": list(self.tasks), "overlay": self.overlay})
+
+    def origin(self, picture: Picture) -> dict[str, str]:
+        """Return digests of what an image's results are made from. Raises InputError when it has no masks."""
+        known = {"sha256": file_digest(picture.path)}
+        return known if self.masks is None else {**known, "masks_sha256": self.masks.digest(picture)}
 
     def result(self, picture: Picture) -> Path:
         return self.out / "results" / f"{picture.name}.json"
@@ -77,6 +87,7 @@ class Predicted:
         made, cached: images whose results were written, now or before.
         failed: (image file, reason) of those that could not be used.
         images: the image file of each result, and the files that were written of it.
+        unusable: why records in a file of masks were left out.
     """
 
     folder: Path
@@ -86,9 +97,20 @@ class Predicted:
     failed: list[tuple[Path, str]] = field(default_factory=list)
     seconds: float = 0.0
     images: list[dict[str, Any]] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
 
     def report(self) -> None:
-        """Print the outcome. Raises PartialError when images could not be used."""
+        """Print the outcome. Raises PartialError when images, or records of masks, could not be used."""
+        for reason in self.unusable[:SHOWN]:
+            say(f"  skipped: {reason}")
+        if (more := len(self.unusable) - SHOWN) > 0:
+            say(f"  skipped: {more} more")
+        self._report_images()
+        if self.unusable:
+            records = counted(len(self.unusable), "record")
+            raise PartialError(f"predict: {records} of unknown images skipped, the rest is done", "Correct the file")
+
+    def _report_images(self) -> None:
         if not self.made and not self.failed:
             say(f"predict: nothing to do, {counted(self.cached, 'image')} {'is' if self.cached == 1 else 'are'} done")
             return
@@ -114,6 +136,7 @@ def predict(
     began = time.monotonic()
     waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(job, p)]
     done = Predicted(job.out, job.fingerprint, cached=len(pictures) - len(waiting))
+    done.unusable = job.masks.source.unusable if job.masks else []
     if waiting:
         _make_all(waiting, build(), job, done)
         done.seconds = time.monotonic() - began
@@ -154,7 +177,10 @@ def _finished(job: PredictJob, picture: Picture) -> bool:
             f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
         )
     if known.get("sha256") == file_digest(picture.path):
-        return True
+        try:
+            return all(known.get(name) == digest for name, digest in job.origin(picture).items())
+        except InputError:  # it fails when it is made again
+            return False
     if (other := Path(str(known.get("image")))).resolve() != picture.path.resolve():
         raise IncompatibleError(
             f"{path}: holds the results of {other}, which {picture.path} would replace",
@@ -175,7 +201,7 @@ def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
     if _is_too_long(job, picture):
         raise InputError(f"{picture.path}: its name is too long for its result files", "Rename it")
-    digest = file_digest(picture.path)
+    origin = job.origin(picture)
     image = read_picture(picture.path)
     found = predictor.segment(image, job.tasks, picture.name)
     spec = predictor.spec
@@ -186,11 +212,11 @@ def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
     if job.overlay != "none":
         for task in job.tasks:
             _write_overlay(image, regions(found, spec, task), job.out / "overlays" / task / picture.name, job.overlay)
-    about = {"image": str(picture.path), "sha256": digest, "fingerprint": job.fingerprint, **job.shown}
+    about = {"image": str(picture.path), **origin, "fingerprint": job.fingerprint, **job.shown}
     write_sealed(job.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
 
 
-def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind: str) -> None:
+def _write_overlay(image: np.ndarray, shown: Iterable[Region], path: Path, kind: str) -> None:
     from vitp_pipeline.inference.overlay import draw_regions
 
     sheet = draw_regions(image, shown)
@@ -200,29 +226,27 @@ def _write_overlay(image: np.ndarray, shown: Sequence[Region], path: Path, kind:
     write_whole(path.with_name(f"{path.name}.{kind}"), content.getbuffer())
 
 
-def regions(found: Segmentation, spec: DatasetSpec, task: str) -> list[Region]:
-    """List the regions of a task's results to draw; a class that fusion changed is followed by the generator's."""
+def regions(found: Segmentation, spec: DatasetSpec, task: str) -> Iterator[Region]:
+    """Yield the regions of a task's results to draw; a class that fusion changed is followed by the generator's."""
     from vitp_pipeline.decoding.rle import decode_mask
     from vitp_pipeline.inference.overlay import Region
 
     classes = spec.classes
     if task == "semantic" and found.labels is not None:
-        shown = np.setdiff1d(found.labels, [IGNORE]).tolist()
-        return [Region(np.equal(found.labels, k), classes[k].color, classes[k].name) for k in shown]
-    if task == "instance" and found.instances is not None:
-        drawn = [(i, classes[i.category]) for i in reversed(found.instances) if i.score >= DRAWN_FROM]
-        return [
-            Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
-            for n, (i, info) in enumerate(drawn)
-        ]
-    masks, listed = {m.query: m for m in found.masks}, []
-    ids = np.zeros(0) if found.ids is None else found.ids
-    for s in found.segments or ():
-        info, best = classes[s.category], _most_confident(masks, s.masks)
-        before = best.generator.category if best.generator else s.category
-        name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
-        listed.append(Region(np.equal(ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name))
-    return listed
+        for k in np.setdiff1d(found.labels, [IGNORE]).tolist():
+            yield Region(np.equal(found.labels, k), classes[k].color, classes[k].name)
+    elif task == "instance" and found.instances is not None:
+        drawn = [i for i in reversed(found.instances) if i.score >= DRAWN_FROM]
+        for n, i in enumerate(drawn):
+            info = classes[i.category]
+            yield Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
+    elif found.ids is not None:
+        masks = {m.query: m for m in found.masks}
+        for s in found.segments or ():
+            info, best = classes[s.category], _most_confident(masks, s.masks)
+            before = best.generator.category if best.generator else s.category
+            name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
+            yield Region(np.equal(found.ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name)
 
 
 def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:

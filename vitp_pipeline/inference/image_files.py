@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitp_pipeline.datasets.identity import ENDINGS, result_names, split_name
@@ -19,10 +19,16 @@ NOT_READ = (".heic", ".heif", *RAW)
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, and the name of its results: a relative path, to which an ending is appended."""
+    """An image file.
+
+    Attributes:
+        name: of its results: a relative path, to which an ending is appended.
+        below: its path in the folder that was given, or its file name; "" is not known.
+    """
 
     path: Path
     name: str
+    below: str = ""
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
@@ -59,9 +65,19 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Picture]:
         first = next(iter(pictures.values())).path
         raise InputError(f"{first}: {unread_format(first)} is not a supported format", "Convert it to JPEG or PNG")
     chosen = list(pictures.values())
-    paths = [(picture.path.parent.resolve() / picture.path.name).as_posix() for picture in chosen]
-    names = result_names(paths, [picture.name for picture in chosen])
-    return [Picture(picture.path, name) for picture, name in zip(chosen, names, strict=True)]
+    names = result_names(_absolute(chosen), [picture.name for picture in chosen])
+    return [replace(picture, name=name) for picture, name in zip(chosen, names, strict=True)]
+
+
+def paths_below(pictures: Sequence[Picture]) -> list[str]:
+    """Return the paths of images below their common folder; all of them different."""
+    paths = _absolute(pictures)
+    common = os.path.commonpath([Path(path).parent for path in paths]) if paths else ""
+    return [Path(path).relative_to(common).as_posix() for path in paths]
+
+
+def _absolute(pictures: Sequence[Picture]) -> list[str]:
+    return [(picture.path.parent.resolve() / picture.path.name).as_posix() for picture in pictures]
 
 
 def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
@@ -89,7 +105,7 @@ def _in_folder(folder: Path, out: Path, others: Counter[str]) -> list[Picture]:
 
 def _picture(file: Path, relative: str) -> Picture:
     stem, above = split_name(relative)
-    return Picture(file, f"{above}/{stem}" if above else stem)
+    return Picture(file, f"{above}/{stem}" if above else stem, relative)
 
 
 def _holds_results(folder: Path, out: Path) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vitp_pipeline.classifier.mask_classifier import MaskClassifier
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
+    from vitp_pipeline.inference.foreign_masks import ForeignMasks
+    from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
     from vitp_pipeline.postprocess.panoptic import Segment
     from vitp_pipeline.postprocess.segmenter import FusedView
 
@@ -172,19 +174,20 @@ class Predictor:
     """A generator and a classifier, ready for any number of images.
 
     Args:
-        generator: of the classes of `spec`, in its order.
+        generator: of the classes of `spec`, in its order; or masks of another tool in its place, of certain images.
         classifier: loaded, or its file; None where α is 0.
         spec: names the classes, and which are things; None = as the classifier, or without one the generator, names
             them, and no things.
         proposals, classify, evaluate: as in a recipe; of `proposals` what is about views, points and what is kept.
     Raises:
         IncompatibleError: they have different classes.
-        UsageError: invalid settings; the class names are unknown; no classifier, and α is not 0.
+        UsageError: invalid settings; the class names are unknown; no classifier, and α is not 0; several views of an
+            image with masks of another tool.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Generator | ForeignMasks,
         classifier: PointViT | Path | None,
         spec: DatasetSpec | None,
         proposals: ProposalSettings | None = None,
@@ -193,11 +196,11 @@ class Predictor:
     ) -> None:
         from vitp_pipeline.classifier.mask_classifier import MaskClassifier
         from vitp_pipeline.classifier.weights import load_classifier
-        from vitp_pipeline.datasets.spec import check_classes
         from vitp_pipeline.evaluation.definition import settle_alpha
         from vitp_pipeline.generators.base import is_class_agnostic
+        from vitp_pipeline.inference.foreign_masks import ForeignMasks
+        from vitp_pipeline.inference.proposers import GeneratedProposals, ImportedProposals
         from vitp_pipeline.postprocess.segmenter import Segmenter
-        from vitp_pipeline.stages.generate_proposals import view_plan
 
         self.class_agnostic = is_class_agnostic(generator)
         classify = classify or ClassifySettings()
@@ -208,11 +211,13 @@ class Predictor:
             alone = "" if self.class_agnostic else ", or alpha = 0: the generator alone"
             raise UsageError("no classifier given", f"Give one{alone}")
         model = load_classifier(classifier) if isinstance(classifier, Path) else classifier
-        self.generator, self.settings = generator, evaluate
-        self.spec = spec or _classes_of(generator, model)
-        if generator.classes is not None:
-            check_classes(generator.classes, "the generator", self.spec, "" if spec else "classifier")
-        self.plan = view_plan(self.proposals, generator)
+        self.proposer: GeneratedProposals | ImportedProposals
+        if isinstance(generator, ForeignMasks):
+            self.spec = generator.spec
+            self.proposer = ImportedProposals(generator, self.proposals)
+        else:
+            self.spec = spec or _classes_of(generator, model)
+            self.proposer = GeneratedProposals(generator, self.proposals, self.spec, "" if spec else "classifier")
         self.mask_classifier = None if model is None else MaskClassifier(model, classify, self.spec)
         if self.mask_classifier and self.mask_classifier.reads_masks:
             raise UsageError("predict does not support mask-prompted classifiers", 'Train one with prompt = "point"')
@@ -222,7 +227,6 @@ class Predictor:
         if model is not None:
             self.alphas["classifier"] = 1.0
         self.segmenter = Segmenter(evaluate, self.spec.things)
-        self._managed = False  # whether the generator has worked on any image
 
     def segment(
         self, image: np.ndarray, tasks: Sequence[str] = ("semantic", "panoptic"), name: str = "image"
@@ -240,44 +244,28 @@ class Predictor:
         """
         self.check_tasks(tasks)
         pixels = self.mask_classifier.pixels(image) if self.mask_classifier else None
-        views = [self._view(record, pixels) for record in self._records(image, name)]
+        views = [self._view(record, pixels, groups) for record, groups in self.proposer.propose(image, name)]
         return self._assemble(views, tasks)
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Raise UsageError when a task is unknown or unsupported."""
-        self.segmenter.check_views(self.plan.one_whole)
+        self.segmenter.check_views(self.proposer.one_whole)
         for task in tasks:
             if task not in TASKS:
                 raise UsageError(f"task {task!r}", f"Choose among: {', '.join(TASKS)}")
-            if task != "semantic" and not self.plan.one_whole:
+            if task != "semantic" and not self.proposer.one_whole:
                 raise UsageError(f"{task} maps need one view of an image", "Leave out scales, flip and window")
         if "instance" in tasks and not self.segmenter.things.any():
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
-    def _records(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
-        from vitp_pipeline.generators.views import propose_views
-        from vitp_pipeline.stages.generate_proposals import generator_failure, make_record
-
-        try:
-            found = list(propose_views(self.generator, image, self.plan, self.proposals.batch_size))
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if not self._managed:
-                raise
-            raise InputError(f"{name}: {generator_failure(error)}") from error
-        self._managed = True
-        protocol, agnostic = self.generator.protocol, self.class_agnostic
-        return [
-            make_record(p, protocol, self.proposals, self.spec, name, name, n, agnostic) for n, p in enumerate(found)
-        ]
-
-    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
+    def _view(self, record: ProposalRecord, pixels: np.ndarray | None, groups: PixelGroups | None) -> FusedView:
         """Score a view under each of `alphas`."""
         points = (
             None
             if self.mask_classifier is None or pixels is None
             else self._scores(self.mask_classifier, record, pixels)
         )
-        return self.segmenter.score(record, points, list(self.alphas.values()))
+        return self.segmenter.score(record, points, list(self.alphas.values()), groups=groups)
 
     def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """Return the classifier's (Q, K) logits."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,13 @@ from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSett
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.evaluation.definition import map_settings, settle_alpha
 from vitp_pipeline.generators.base import is_class_agnostic
-from vitp_pipeline.generators.registry import find_source
+from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.inference.batch import OVERLAYS, PredictJob
+from vitp_pipeline.inference.foreign_masks import ForeignMasks, guess_format
+from vitp_pipeline.inference.image_files import Picture
+from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE
 from vitp_pipeline.stages.classify import classifier_file
+from vitp_pipeline.stages.convert_masks import refuse_views
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.run_store import LocalStore, RunStore
 from vitp_pipeline.validation.keys import keys_of
@@ -38,6 +43,7 @@ def prepare(
     overlay: str,
     flags: dict[str, Any],
     changes: list[str] | None,
+    masks: MaskFiles | None = None,
 ) -> tuple[Callable[[], Predictor], PredictJob]:
     """Prepare the construction of the predictor, and the outputs to write.
 
@@ -45,6 +51,7 @@ def prepare(
         recipe: a recipe or a manifest. run: the store of a run, for its classifier.
         tasks: empty = what fits: semantic, and panoptic where a manifest says which classes are things.
         flags: keys of the three tables, None = not given. changes: as --set has them.
+        masks: of another tool, in the place of a generator.
     Raises:
         UsageError: a setting is missing, unknown or invalid. InputError: a file is missing.
     """
@@ -59,29 +66,38 @@ def prepare(
         given = loaded or given
     if spec is None and {"panoptic", "instance"} & set(tasks):
         raise UsageError("which classes are things is unknown", "Give a manifest that says so, or a recipe: --recipe R")
-    proposals, classify, evaluate = _settings(given, flags, parse_changes(changes))
+    proposals, classify, evaluate = _settings(given, _in_place(masks, flags), parse_changes(changes))
     root = data_root or NO_DATA_ROOT
-    source = find_source(proposals, lambda text: given.find_file(text, root))
+    named = bool(classify.classifier) or run is not None
+
+    def find_classifier() -> Path | None:
+        return classifier_file(given, classify, root, run or LocalStore(out)) if named else None
+
+    source: Source | ForeignMasks
+    if masks is None:
+        source = find_source(proposals, lambda text: given.find_file(text, root))
+    else:
+        refuse_views(proposals)
+        source = masks.open(spec or _spec_of(find_classifier()))
     agnostic = is_class_agnostic(source)
     given_alpha = flags["alpha"] is not None or "alpha" in parse_changes(changes)
     evaluate = settle_alpha(evaluate, agnostic, given, (evaluate.alpha,) if given_alpha else ())
-    named = bool(classify.classifier) or run is not None
     if not named and (flags["name"] or evaluate.alpha):
         raise UsageError("no classifier given", WHICH_CLASSIFIER + ("" if agnostic else NEEDS_NONE))
-    classifier = classifier_file(given, classify, root, run or LocalStore(out)) if named else None
+    classifier = find_classifier()
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
 
     digests = Digests(LocalStore(out))
     identity = {
-        "generator": source.identity(digests),
+        "generator": source.identity if isinstance(source, ForeignMasks) else source.identity(digests),
         "classifier": classifier and digests.of(classifier),
         "manifest": spec and {**spec.identity(), "colors": [list(c.color) for c in spec.classes]},
         "generate-proposals": {k: v for k, v in identity_of(proposals).items() if k not in NOT_PREDICTED},
         "classify": identity_of(classify),
         "evaluate": map_settings(evaluate),
     }
-    shown = {"generator": source.name, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
+    shown = {**_shown(source), "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
 
     def build() -> Predictor:
         from vitp_pipeline.classifier.weights import load_classifier
@@ -90,10 +106,54 @@ def prepare(
 
         digests.prove()
         model = load_classifier(classifier) if classifier else None
-        network = source.build(choose_device(proposals.device))
+        network = source if isinstance(source, ForeignMasks) else source.build(choose_device(proposals.device))
         return Predictor(network, model, spec, proposals, classify, evaluate)
 
-    return build, PredictJob(out, identity, tasks, shown, overlay)
+    own = source if isinstance(source, ForeignMasks) else None
+    return build, PredictJob(out, identity, tasks, shown, overlay, own)
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Masks of another tool for some pictures; `format` None = by the files in the folder."""
+
+    path: Path
+    format: str | None
+    pictures: Sequence[Picture]
+    no_object_share: float = NO_OBJECT_SHARE
+
+    def open(self, spec: DatasetSpec) -> ForeignMasks:
+        """Raises UserError: as `ForeignMasks`."""
+        return ForeignMasks(
+            self.format or guess_format(self.path), self.path, self.pictures, spec, self.no_object_share
+        )
+
+
+def _in_place(masks: MaskFiles | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Name masks in the place of a generator. Raises UsageError when flags name one."""
+    if masks is None:
+        return flags
+    if named := [flag for flag, key in (("generator", "config"), ("checkpoint", "checkpoint")) if flags.get(key)]:
+        raise UsageError(
+            f"--{named[0]} and --masks exclude each other", "Masks of another tool take the place of a generator"
+        )
+    return {**flags, "config": "(imported)", "checkpoint": ""}
+
+
+def _spec_of(classifier: Path | None) -> DatasetSpec:
+    """Return the classes if no manifest is given: the classifier's. Raises UsageError without one."""
+    from vitp_pipeline.classifier.weights import classes_of
+    from vitp_pipeline.inference.predictor import plain_spec
+
+    if classifier is None:
+        raise UsageError("no classifier given", WHICH_CLASSIFIER)
+    return plain_spec(classes_of(classifier), "the classifier's classes")
+
+
+def _shown(source: Source | ForeignMasks) -> dict[str, Any]:
+    if isinstance(source, ForeignMasks):
+        return {"masks_from": {"format": source.format, "path": str(source.path)}}
+    return {"generator": source.name}
 
 
 WHICH_CLASSIFIER = (
@@ -128,7 +188,10 @@ def _settings(
     values = {**flags, **paths, **changes}
     table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})
     if values.get("config") is None and "config" not in table:
-        raise UsageError("no generator given", "Give --generator CONFIG, or a recipe that names one, --recipe R")
+        raise UsageError(
+            "no generator given",
+            "Give --generator CONFIG, a recipe that names one, --recipe R, or --masks of another tool",
+        )
     if values.get("config") is not None:  # the recipe's weights are not of another generator
         values["checkpoint"] = values.get("checkpoint") or ""
     if values.get("name") is not None:  # by name, in the run

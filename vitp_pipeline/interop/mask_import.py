@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitp_pipeline.datasets import Dataset, Sample
-from vitp_pipeline.datasets.identity import Claims, image_key
+from vitp_pipeline.datasets import DatasetSpec, Sample
+from vitp_pipeline.datasets.identity import Claims, ImageIndex, image_key
 from vitp_pipeline.decoding.records import shown
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
@@ -25,6 +25,25 @@ NO_OBJECT_SHARE = 0.5
 
 Found = list[Detection] | InputError
 """The detections of an image, or why they cannot be used."""
+
+
+class ImageSet(Protocol):
+    """The images that masks are sought for: a split of a dataset, or photographs.
+
+    Attributes:
+        where: "in the split 'val'" or the like, for messages.
+    """
+
+    @property
+    def spec(self) -> DatasetSpec: ...
+    @property
+    def image_ids(self) -> tuple[str, ...]: ...
+    @property
+    def where(self) -> str: ...
+    def __len__(self) -> int: ...
+    def index(self, where: object) -> ImageIndex:
+        """Build an index to find the images by keys of a foreign file, which messages name."""
+        ...
 
 
 class MaskSource(Protocol):
@@ -54,8 +73,8 @@ class MaskSource(Protocol):
         ...
 
 
-Importer = Callable[[Any, Dataset, float], MaskSource]
-"""Finds masks of a format: from a path, for a dataset, with `no_object_share` (see `logits_of_scores`). Nothing is read
+Importer = Callable[[Any, Any, float], MaskSource]
+"""Finds masks of a format: from a path, for an `ImageSet`, with `no_object_share` (see `logits_of_scores`). Nothing is read
 yet. Raises InputError where nothing lies there. One with the attribute `needs_path = False` gets None instead of a path
 where none is given.
 """
@@ -71,7 +90,7 @@ MASK_FORMATS: Registry[Importer] = Registry(
 
 
 def open_source(
-    format: str, path: Path | None, dataset: Dataset, no_object_share: float = NO_OBJECT_SHARE
+    format: str, path: Path | None, dataset: ImageSet, no_object_share: float = NO_OBJECT_SHARE
 ) -> MaskSource:
     """Open masks of a format, one of `MASK_FORMATS`.
 
@@ -102,7 +121,7 @@ class Detections:
         hint: str,
         classes: Mapping[int, int],
         read: Callable[[Claims], dict[str, Found]],
-        dataset: Dataset,
+        dataset: ImageSet,
         no_object_share: float,
     ) -> None:
         if not path.is_file():
@@ -143,25 +162,25 @@ class Detections:
         return masks_of_detections(self.path, found, size, self._classes, self.no_object_share)
 
 
-def say_strangers(claims: Claims, dataset: Dataset) -> None:
-    """Say how many images of a file are not in the split.
+def say_strangers(claims: Claims, dataset: ImageSet) -> None:
+    """Say how many images of a file are none of the images.
 
     Raises:
         InputError: none of them is.
     """
     strangers, index = list(dict.fromkeys(claims.strangers)), claims.index
-    total, split = len(strangers) + len(claims.known), f"the split {dataset.split!r}"
+    total, where = len(strangers) + len(claims.known), dataset.where
     near = index.near(strangers[0]) if strangers else ""
     if not claims.known:
         like = f", like {strangers[0]!r}," if strangers else ""
         raise InputError(
-            f"{index.where}: none of its {total} images{like} is in {split}, where one is {index.describe(0)}"
+            f"{index.where}: none of its {total} images{like} is {where}, where one is {index.describe(0)}"
             + (f"; {near}" if near else ""),
-            "Images are matched by their id, by their path below the data root, or by their file name alone",
+            "Images are matched by their id, by their path, or by their file name alone",
         )
     if strangers:
         like = f" ({near})" if near else f", like {strangers[0]!r}"
-        say(f"{index.where}: {len(strangers)} of its {total} images are not in {split}{like}")
+        say(f"{index.where}: {len(strangers)} of its {total} images are not {where}{like}")
 
 
 def image_id_in(record: Any, name: str, where: str, claims: Claims) -> str | None:

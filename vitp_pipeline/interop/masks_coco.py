@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import Claims, first_twice
 from vitp_pipeline.decoding.json_files import read_foreign_json
 from vitp_pipeline.decoding.records import shown
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.interop.mask_content import Detection
-from vitp_pipeline.interop.mask_import import MASK_FORMATS, Detections, Found, image_id_in
+from vitp_pipeline.interop.mask_import import MASK_FORMATS, Detections, Found, ImageSet, image_id_in
 
 
 @MASK_FORMATS.register("coco")
-def open_coco(path: Path, dataset: Dataset, no_object_share: float) -> Detections:
+def open_coco(path: Path, dataset: ImageSet, no_object_share: float) -> Detections:
     """Categories are the labels of the manifest's classes."""
     labels = {c.label: k for k, c in enumerate(dataset.spec.classes)}
     return Detections(path, RESULTS, labels, lambda claims: read_coco(path, labels, claims), dataset, no_object_share)

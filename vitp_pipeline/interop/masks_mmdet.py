@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import Claims
 from vitp_pipeline.decoding.records import shown
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.interop.mask_content import Detection
-from vitp_pipeline.interop.mask_import import MASK_FORMATS, Detections, Found, image_id_in
+from vitp_pipeline.interop.mask_import import MASK_FORMATS, Detections, Found, ImageSet, image_id_in
 
 
 @MASK_FORMATS.register("mmdet")
-def open_mmdet(path: Path, dataset: Dataset, no_object_share: float) -> Detections:
+def open_mmdet(path: Path, dataset: ImageSet, no_object_share: float) -> Detections:
     """Categories are class indices."""
     indices, hint = {k: k for k in range(len(dataset.spec.classes))}, "Test the model with mmdetection 3.x"
     return Detections(path, hint, indices, lambda claims: read_mmdet(path, claims), dataset, no_object_share)

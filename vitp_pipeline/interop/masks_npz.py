@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.datasets import Sample
 from vitp_pipeline.datasets.identity import Claims
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.interop.mask_content import masks_of_npz, names_classes
-from vitp_pipeline.interop.mask_import import MASK_FORMATS, say_strangers
+from vitp_pipeline.interop.mask_import import MASK_FORMATS, ImageSet, say_strangers
 from vitp_pipeline.interop.pseudo_logits import ForeignMasks
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.fingerprint import file_digest
@@ -21,7 +21,7 @@ class NpzFolder:
     `masks_of_npz` for what they hold.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, no_object_share: float) -> None:
+    def __init__(self, folder: Path, dataset: ImageSet, no_object_share: float) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder", "Give the folder that holds an .npz for every image")
         self.files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.npz"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp_pipeline.datasets import Dataset, Sample
+from vitp_pipeline.datasets import Sample
 from vitp_pipeline.datasets.identity import Claims, ImageIndex
 from vitp_pipeline.decoding.archives import is_archive, listing, read_bytes
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
-from vitp_pipeline.interop.mask_import import MASK_FORMATS, say_strangers
+from vitp_pipeline.interop.mask_import import MASK_FORMATS, ImageSet, say_strangers
 from vitp_pipeline.interop.pseudo_logits import ForeignMasks, logits_of_objectness
 from vitp_pipeline.interop.sam_files import METADATA, masks_of_json, masks_of_pngs, named_image, parts_of
 
@@ -31,7 +31,7 @@ class SamMasks:
 
     class_agnostic = True
 
-    def __init__(self, path: Path, dataset: Dataset, no_object_share: float) -> None:
+    def __init__(self, path: Path, dataset: ImageSet, no_object_share: float) -> None:
         if path.is_dir() or is_archive(path):
             self.folder = path
             self.files = sorted(name for pattern in ("*.json", METADATA) for name in listing(path, f"**/{pattern}"))
