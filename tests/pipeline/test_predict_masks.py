@@ -62,7 +62,8 @@ def write_masks(format: str, place: Path, drawn: Masks, project) -> Path:
         labels, scores, masks = (np.array(column) for column in zip(*own, strict=True))
         if format == "quarter":
             masks = masks[:, ::4, ::4]
-        np.savez(place / f"{name}.npz", masks=masks, labels=labels, scores=scores)
+        classes = {} if format == "agnostic" else {"labels": labels}
+        np.savez(place / f"{name}.npz", masks=masks, scores=scores, **classes)
     return place
 
 
@@ -96,7 +97,7 @@ def import_and_classify(project, finished, format: str, masks: Path, out: Path) 
     shutil.copytree(finished / "classifier", out / "classifier")
 
 
-@pytest.mark.parametrize("format", ["npz", "coco", "quarter"])
+@pytest.mark.parametrize("format", ["npz", "coco", "quarter", "agnostic"])
 def test_it_gives_what_import_and_export_give(project, finished, images, drawn, tmp_path: Path, format: str) -> None:
     masks = write_masks(format, tmp_path / "masks", drawn, project)
     out, format = tmp_path / "out", "coco" if format == "coco" else "npz"
@@ -104,6 +105,20 @@ def test_it_gives_what_import_and_export_give(project, finished, images, drawn, 
     assert (done.made, done.failed) == (9, [])
     import_and_classify(project, finished, format, masks, tmp_path / "run")
     assert compared(project, tmp_path / "run", out) > 20
+
+
+def test_masks_without_class_scores(project, finished, images, drawn, tmp_path: Path) -> None:
+    """The classifier alone classifies them; its score is objectness · softmax."""
+    masks, out = write_masks("agnostic", tmp_path / "masks", drawn, project), tmp_path / "out"
+    assert run(project, finished, images, masks, out, changes=["object_threshold=0.3", "drop_below=0"]).made == 9
+    for name, own in drawn.items():
+        result = json.loads((out / f"results/{name}.json").read_text())
+        assert result["alpha"] == 1 and len(result["masks"]) == len(own)
+        for mask in (*result["masks"], *result["panoptic"]):
+            assert "classifier" in mask and not {"generator", "fused"} & set(mask)
+        for mask in result["masks"]:
+            assert mask["objectness"] == pytest.approx(own[mask["query"]][1], abs=1e-4)
+            assert mask["classifier"]["score"] <= mask["objectness"] + 1e-4
 
 
 def compared(project, run: Path, predicted: Path) -> int:
@@ -181,6 +196,18 @@ def test_images_and_masks_without_the_other(project, finished, images, drawn, tm
         file.unlink()
     shutil.copy(next(masks.glob("*.npz")), masks / "b.npz")
     assert run(project, finished, photos, masks, tmp_path / "out2", tasks=("semantic",)).made == 1
+
+
+def test_without_class_scores_there_is_nothing_to_weigh(project, finished, images, drawn, tmp_path: Path) -> None:
+    masks = write_masks("agnostic", tmp_path / "masks", drawn, project)
+    for options in (dict(flags={"alpha": 0.4}), dict(changes=["alpha=0"])):
+        with pytest.raises(UsageError, match="masks without class scores: the classifier alone"):
+            run(project, finished, images, masks, tmp_path / "out", **options)
+    with pytest.raises(UsageError, match="no classifier given") as refused:
+        run(project, None, images, masks, tmp_path / "out")
+    assert "--alpha 0" not in refused.value.hint
+    one = run(project, finished, images, masks, tmp_path / "one", flags={"alpha": 1.0}, tasks=("semantic",))
+    assert one.fingerprint == run(project, finished, images, masks, tmp_path / "one", tasks=("semantic",)).fingerprint
 
 
 REFUSED = {
