@@ -213,6 +213,7 @@ def test_without_class_scores_there_is_nothing_to_weigh(project, finished, image
 REFUSED = {
     "generator": (dict(flags={"config": "x.py"}), "--generator and --masks exclude each other"),
     "checkpoint": (dict(flags={"checkpoint": "x.pth"}), "--checkpoint and --masks exclude each other"),
+    "set": (dict(changes=["config=x.py"]), "--set config and --masks exclude each other"),
     "views": (dict(changes=["flip=true"]), "imported masks have one view of an image"),
     "no classifier": (dict(run=None), "no classifier given"),
     "no classes": (dict(run=None, recipe=None, tasks=("semantic",), flags={"alpha": 0.0}), "no classifier given"),

@@ -66,7 +66,8 @@ def prepare(
         given = loaded or given
     if spec is None and {"panoptic", "instance"} & set(tasks):
         raise UsageError("which classes are things is unknown", "Give a manifest that says so, or a recipe: --recipe R")
-    proposals, classify, evaluate = _settings(given, _in_place(masks, flags), parse_changes(changes))
+    changed = parse_changes(changes)
+    proposals, classify, evaluate = _settings(given, _in_place(masks, flags, changed), changed)
     root = data_root or NO_DATA_ROOT
     named = bool(classify.classifier) or run is not None
 
@@ -80,7 +81,7 @@ def prepare(
         refuse_views(proposals)
         source = masks.open(spec or _spec_of(find_classifier()))
     agnostic = is_class_agnostic(source)
-    given_alpha = flags["alpha"] is not None or "alpha" in parse_changes(changes)
+    given_alpha = flags["alpha"] is not None or "alpha" in changed
     evaluate = settle_alpha(evaluate, agnostic, given, (evaluate.alpha,) if given_alpha else ())
     if not named and (flags["name"] or evaluate.alpha):
         raise UsageError("no classifier given", WHICH_CLASSIFIER + ("" if agnostic else NEEDS_NONE))
@@ -129,13 +130,15 @@ class MaskFiles:
         )
 
 
-def _in_place(masks: MaskFiles | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Name masks in the place of a generator. Raises UsageError when flags name one."""
+def _in_place(masks: MaskFiles | None, flags: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Name masks in the place of a generator. Raises UsageError when a flag or --set names one."""
     if masks is None:
         return flags
-    if named := [flag for flag, key in (("generator", "config"), ("checkpoint", "checkpoint")) if flags.get(key)]:
+    given = {"--generator": flags.get("config"), "--checkpoint": flags.get("checkpoint")}
+    given |= {f"--set {key}": changes.get(key) for key in ("config", "checkpoint")}
+    if named := [flag for flag, value in given.items() if value]:
         raise UsageError(
-            f"--{named[0]} and --masks exclude each other", "Masks of another tool take the place of a generator"
+            f"{named[0]} and --masks exclude each other", "Masks of another tool take the place of a generator"
         )
     return {**flags, "config": "(imported)", "checkpoint": ""}
 
