@@ -60,6 +60,13 @@ def write_masks(format: str, place: Path, drawn: Masks, project) -> Path:
     place.mkdir()
     for name, own in drawn.items():
         labels, scores, masks = (np.array(column) for column in zip(*own, strict=True))
+        if format == "sam":
+            records = [
+                {"segmentation": as_text(mask), "predicted_iou": score, "stability_score": 0.9}
+                for mask, score in zip(masks, scores.tolist(), strict=True)
+            ]
+            (place / f"{name}.json").write_text(json.dumps(records))
+            continue
         if format == "quarter":
             masks = masks[:, ::4, ::4]
         classes = {} if format == "agnostic" else {"labels": labels}
@@ -97,10 +104,10 @@ def import_and_classify(project, finished, format: str, masks: Path, out: Path) 
     shutil.copytree(finished / "classifier", out / "classifier")
 
 
-@pytest.mark.parametrize("format", ["npz", "coco", "quarter", "agnostic"])
+@pytest.mark.parametrize("format", ["npz", "coco", "quarter", "agnostic", "sam"])
 def test_it_gives_what_import_and_export_give(project, finished, images, drawn, tmp_path: Path, format: str) -> None:
     masks = write_masks(format, tmp_path / "masks", drawn, project)
-    out, format = tmp_path / "out", "coco" if format == "coco" else "npz"
+    out, format = tmp_path / "out", format if format in ("coco", "sam") else "npz"
     done = run(project, finished, images, masks, out, format, changes=["object_threshold=0.3"])
     assert (done.made, done.failed) == (9, [])
     import_and_classify(project, finished, format, masks, tmp_path / "run")
@@ -218,7 +225,7 @@ REFUSED = {
     "no classifier": (dict(run=None), "no classifier given"),
     "no classes": (dict(run=None, recipe=None, tasks=("semantic",), flags={"alpha": 0.0}), "no classifier given"),
     "format": (dict(format="voc"), "no format of masks 'voc'"),
-    "ground truth": (dict(format="ground-truth"), "."),
+    "ground truth": (dict(format="ground-truth"), "takes its masks from the data set"),
 }
 
 

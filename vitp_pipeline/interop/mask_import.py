@@ -74,9 +74,9 @@ class MaskSource(Protocol):
 
 
 Importer = Callable[[Any, Any, float], MaskSource]
-"""Finds masks of a format: from a path, for an `ImageSet`, with `no_object_share` (see `logits_of_scores`). Nothing is read
-yet. Raises InputError where nothing lies there. One with the attribute `needs_path = False` gets None instead of a path
-where none is given.
+"""Finds masks of a format: from a path, for an `ImageSet`, with `no_object_share` (see `logits_of_scores`). Nothing is
+read yet. Raises InputError where nothing lies there. One with the attribute `needs_path = False` gets None instead of a
+path where none is given.
 """
 
 MASK_FORMATS: Registry[Importer] = Registry(
