@@ -118,6 +118,14 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.inference.image_files import find_pictures
         from vitp_pipeline.inference.setup import MaskFiles, prepare
 
+        flags = {
+            "name": name,
+            "config": generator,
+            "checkpoint": checkpoint,
+            "classifier": classifier,
+            "alpha": None if alpha is None else parse_alpha(alpha),
+            "device": device,
+        }
         if format and not masks:
             raise UsageError("--from names the format of --masks, which is missing", "Give --masks PATH")
         pictures = find_pictures(images, out)
@@ -128,14 +136,7 @@ def register(app: typer.Typer) -> None:
             data_root=data_root,
             tasks=tuple(dict.fromkeys(task or ())),
             overlay=overlays,
-            flags={
-                "name": name,
-                "config": generator,
-                "checkpoint": checkpoint,
-                "classifier": classifier,
-                "alpha": None if alpha is None else parse_alpha(alpha),
-                "device": device,
-            },
+            flags=flags,
             changes=changes,
             masks=MaskFiles(masks, format, pictures, no_object_share) if masks else None,
         )
