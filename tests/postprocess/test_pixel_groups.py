@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -77,7 +75,7 @@ def test_maps_are_those_of_dense_masks(codec: str, overlap: str, rule: str) -> N
             entry, class_logits, binary = convert_masks(foreign, size, proposals, spec, "a", "a")
             groups, values = group_pixels(binary.parts(), size)
             points = rng.normal(0, 2, (7, classes)).astype(np.float32)
-            grouped = ProposalRecord(**vars(replace(entry, view=groups.view)), class_logits=class_logits, masks=values)
+            grouped = ProposalRecord(**vars(entry), class_logits=class_logits, masks=values)
             dense = ProposalRecord(**vars(entry), class_logits=class_logits, masks=binary.dense)
             one = segmenter.score(grouped, points, (0.0, 0.4, 1.0), groups=groups)
             other = segmenter.score(dense, points, (0.0, 0.4, 1.0))

@@ -108,7 +108,7 @@ def register(app: typer.Typer) -> None:
 
             vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
 
-        With --masks no generator is needed, and the classifier names the masks of another tool:
+        With --masks no generator is needed: the masks are those of another tool, and the classifier classifies them:
 
             vitp predict photos --masks sam/photos --from sam --classifier b.safetensors --out found
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,20 +103,20 @@ class ForeignMasks:
             image: (H, W, 3). name: the picture's.
             settings: of [generate-proposals], for points and for what is kept.
         Returns:
-            the record; of binary masks at the image's resolution one of groups of pixels, and these groups.
+            the record; of binary masks at the image's resolution its masks are of groups of pixels (M, 1, N), and these
+            groups follow.
         Raises:
             InputError: its masks cannot be read, or do not fit the image.
         """
         size = size_of(image)
         found = convert_masks(self.source.read(_sample(name), size), size, settings, self.spec, name, name)
-        entry, groups, masks = found.entry, None, found.masks
+        groups, masks = None, found.masks
         if isinstance(masks, BinaryMasks):
             if masks.size == size:
                 groups, masks = group_pixels(masks.parts(), size)
-                entry = replace(entry, view=groups.view)
             else:
                 masks = masks.dense
-        return ProposalRecord(**vars(entry), class_logits=found.class_logits, masks=masks), groups
+        return ProposalRecord(**vars(found.entry), class_logits=found.class_logits, masks=masks), groups
 
 
 def _sample(name: str) -> Sample:

@@ -144,12 +144,13 @@ class Segmenter:
             point_logits: (Q, K) logits of the classifier; None without one, where all α must be 0.
             alphas: one variant for each weight of the classifier in [0, 1]; None = the settings' own.
             labels: (Q,) class indices or IGNORE, one further variant for each: the upper bounds.
-            groups: of the image's pixels, where the record is of `groups.view`. Maps are of the image all the same.
+            groups: of the image's pixels, where the record's masks are those of `group_pixels`.
         Raises:
             UsageError: an α outside [0, 1], or one above 0 without a classifier.
             IncompatibleError: shapes disagree, or the stored background is too coarse for this view.
         """
-        record = replace(record, protocol=self.settings.protocol or record.protocol)
+        view = record.view if groups is None else groups.view
+        record = replace(record, protocol=self.settings.protocol or record.protocol, view=view)
         _check_ring(record)
         alphas = (self.settings.alpha,) if alphas is None else alphas
         logits = torch.from_numpy(record.class_logits).to(self.device)
