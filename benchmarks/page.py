@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,6 +12,8 @@ from benchmarks.suite import Line
 
 PACKAGES = ("torch", "numpy", "timm", "mmsegmentation", "mmdet", "pycocotools", "zarr", "pillow")
 TEXT = Path(__file__).with_name("page.md")
+ON_GPU = Path(__file__).parents[1] / "docs/measured/gpu.json"
+"""Written by tools/gpu_check.py."""
 
 
 def machine(threads: int) -> dict:
@@ -48,5 +51,14 @@ def page(results: dict, lines: Sequence[Line]) -> str:
     where = f"{about.pop('processor')}, {about.pop('threads')} threads, no GPU ("
     where += ", ".join(f"{name} {version}" for name, version in about.items()) + ")"
     return TEXT.read_text(encoding="utf-8").format(
-        machine=where, minutes=results["minutes"], repeats=5, table=table(lines)
+        machine=where, minutes=results["minutes"], repeats=5, table=table(lines), gpu=on_gpu(ON_GPU)
     )
+
+
+def on_gpu(file: Path) -> str:
+    """The table of `tools/gpu_check.py`, or that there is none."""
+    from tools.gpu_check import table as table_of_checks
+
+    if not file.exists():
+        return "Not measured yet: no machine with a GPU was available."
+    return table_of_checks(json.loads(file.read_text(encoding="utf-8")))

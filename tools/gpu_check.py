@@ -1,11 +1,11 @@
 """Check vitp on a GPU, in at most five minutes and without a network, and write what was found as one JSON.
 
     make gpu-wheels GPU_PYTHON=3.12                                       # here: what that machine lacks
-    python3 tools/gpu_check.py --wheels build/gpu-wheels --out gpu.json   # there, which has torch 2.11 or newer
+    python tools/gpu_check.py --wheels build/gpu-wheels --out gpu.json   # there, which has torch 2.11 or newer
 
 Every check (`tools/gpu_checks.py`) runs in a process of its own: one that fails, hangs or breaks the GPU's context is
 written with its error, and the others go on. Exit code 0: all passed; 1: some failed or there was no time for them.
-`python3 tools/gpu_check.py --table docs/measured/gpu.json` prints the table of docs/performance.md.
+`python tools/gpu_check.py --table docs/measured/gpu.json` prints the table of docs/performance.md.
 """
 
 from __future__ import annotations

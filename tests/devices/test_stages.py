@@ -60,7 +60,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_training(name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, backward, clip, step, validation, and the model's file. Autograd takes the device under the name "meta"."""
+    """Forward, backward, clip, step, validation, the model's file. Autograd takes the device by the name "meta"."""
     settings = {"precision": "float32", **SETTINGS[name]}
     expected = train(bench, "cpu", tmp_path / "cpu", "default", **settings)
     places: set[str] = set()
