@@ -138,6 +138,31 @@ class ProposalSettings:
         ASCENDING,
         Key("Shortest and longest edge of the resized image in transformers' models; empty = the folder's own.", "px"),
     ] = ()
+    # the grid of points of Segment Anything's models (docs/generators/segment-anything.md), names and defaults as there
+    points_per_side: Annotated[
+        int, within(1, 256), Key("SAM: points along a side of the image and of every crop.", "points")
+    ] = 32
+    points_per_batch: Annotated[int, within(1, 65536), Key("SAM: points per pass of the decoder.", "points", "not")] = (
+        64
+    )
+    pred_iou_thresh: Annotated[
+        Fraction, Key("SAM: keep masks whose predicted IoU is above it; 0 = keep all.", "IoU")
+    ] = 0.88
+    stability_score_thresh: Annotated[
+        Fraction, Key("SAM: keep masks whose stability is above it; 0 = keep all.", "IoU")
+    ] = 0.95
+    stability_score_offset: Annotated[
+        float, within(0, 100), Key("SAM: stability is the IoU of a mask at this logit and at its negative.", "logit")
+    ] = 1.0
+    box_nms_thresh: Annotated[
+        Fraction, Key("SAM: of two masks whose boxes overlap by more, keep the one of higher predicted IoU.", "IoU")
+    ] = 0.7
+    crop_n_layers: Annotated[
+        int, within(0, 2), Key("SAM: see crops of the image, too: 4 in the first layer, 16 in the second.", "layers")
+    ] = 0
+    crop_n_points_downscale_factor: Annotated[
+        int, within(1, 16), Key("SAM: divide points_per_side by it from layer to layer of crops.", "factor")
+    ] = 1
     # the views of every image (docs/views.md)
     preset: Annotated[str, Key("Table of stages/presets/ that gives the keys not set here.", enters="keys")] = ""
     scales: Annotated[

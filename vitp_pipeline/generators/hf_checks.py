@@ -13,9 +13,19 @@ from typing import Any
 
 BACKBONES = {
     *("convnext", "convnextv2", "dinat", "focalnet", "maskformer-swin", "resnet", "swin", "swinv2"),
+    "rf_detr_dinov2",
     "vitp-internimage",
 }
 """`model_type` of backbones that are built; none of them asks timm or the Hub for one."""
+
+PARTS = {
+    "vision_config": {
+        *("sam_vision_model", "sam_hq_vision_model", "sam2_vision_model", "sam3_vision_model", "edgetam_vision_model"),
+    },
+    "backbone_config": {"sam2_hiera_det_model", "sam3_vit_model", "timm_wrapper"},
+}
+"""`model_type` of the image encoders of Segment Anything's models. A timm one is built without weights, by name."""
+TIMM_ARGUMENTS = {"in_chans", "features_only", "out_indices"}
 
 LARGEST, MOST_LAYERS, LONGEST, DEEPEST = 10**6, 1000, 10**5, 20
 LARGEST_EDGE = 2**16
@@ -63,6 +73,8 @@ def _check(value: Any, path: tuple[str, ...], depth: int) -> None:
         for key, item in entries:
             if isinstance(value, Mapping):
                 _check_key(key, item)
+                if key == "vision_config" or (key == "backbone_config" and path and path[-1] == "vision_config"):
+                    _check_part(key, item)
             _check(item, (*path, key) if isinstance(value, Mapping) else path, depth + 1)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         layers = bool(path) and _LAYERS.fullmatch(path[-1]) is not None
@@ -75,5 +87,15 @@ def _check_key(key: str, value: Any) -> None:
         raise ValueError(f"{key} asks for code, which a folder cannot bring")
     if _IMPLEMENTATION.fullmatch(key) and value not in (None, "eager", "sdpa"):
         raise ValueError(f"{key} = {str(value)[:60]} names an implementation of another place")
+    if key == "architecture" and value is not None and not (isinstance(value, str) and re.fullmatch(r"[\w.]+", value)):
+        raise ValueError(f"architecture = {str(value)[:60]} is not the name of one of timm's")
+    if key == "model_args" and value and not (isinstance(value, Mapping) and value.keys() <= TIMM_ARGUMENTS):
+        raise ValueError(f"model_args = {str(value)[:60]} are not only {', '.join(sorted(TIMM_ARGUMENTS))}")
     if key == "backbone" and value is not None and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
         raise ValueError(f"backbone = {str(value)[:60]} is not a plain name")
+
+
+def _check_part(key: str, value: Any) -> None:
+    kind = value.get("model_type") if isinstance(value, Mapping) else None
+    if value is not None and (not isinstance(value, Mapping) or (kind is not None and kind not in PARTS[key])):
+        raise ValueError(f"{key} is none of {', '.join(sorted(PARTS[key]))}")

@@ -11,7 +11,7 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.generators.data_config import SUFFIXES as DATA_SUFFIXES
 from vitp_pipeline.generators.huggingface import folder
 from vitp_pipeline.generators.huggingface.folder import Pretrained
+from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid, changed_keys
 from vitp_pipeline.generators.openmmlab.configs import packaged_config
 from vitp_pipeline.generators.openmmlab.identity import describe
 from vitp_pipeline.storage.digests import Digests
@@ -78,21 +79,31 @@ class OpenMMLabSource:
 
 @dataclass(frozen=True)
 class TransformersSource:
-    """A model of transformers, OneFormer's task, and the size of the resized image."""
+    """A model of transformers, OneFormer's task, the size of the resized image, and the points for Segment Anything."""
 
     model: Pretrained
     seed: int
     task: str
     test_size: tuple[int, ...]
+    grid: PromptGrid = field(default_factory=PromptGrid)
 
     @property
     def name(self) -> str:
         return self.model.folder.name
 
+    @property
+    def class_agnostic(self) -> bool:
+        """True of Segment Anything's models."""
+        return self.model.model_type in folder.SEGMENT_ANYTHING
+
     def identity(self, digests: Digests) -> dict[str, Any]:
         return self.model.identity(digests)
 
     def build(self, device: str | torch.device) -> Generator:
+        if self.class_agnostic:
+            from vitp_pipeline.generators.huggingface.segment_anything import SegmentAnythingGenerator
+
+            return SegmentAnythingGenerator(self.model, device, self.seed, self.grid)
         from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
 
         return TransformersGenerator(self.model, device, self.seed, self.task, self.test_size)
@@ -184,7 +195,8 @@ def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool
         )
     if path.is_dir() and not with_weights:
         path = path / "config.json"
-    return TransformersSource(folder.open_pretrained(path), settings.seed, settings.task, settings.test_size)
+    model, grid = folder.open_pretrained(path), PromptGrid.of(settings)
+    return TransformersSource(model, settings.seed, settings.task, settings.test_size, grid)
 
 
 def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source:
@@ -238,7 +250,7 @@ FAMILIES = (  # asked in this order; the last one takes what is left
     ),
     Family(
         "transformers",
-        ", ".join(folder.NETWORKS.values()),
+        ", ".join(dict.fromkeys(folder.NETWORKS.values())),
         f"{HUB}OWNER/NAME, a folder, or a config.json",
         {"transformers": ("transformers",)},
         folder.INSTALL,
@@ -264,7 +276,7 @@ def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool =
     """Find the generator that [generate-proposals] selects.
 
     Args:
-        settings: `config`, `checkpoint`, `seed`, `task` and `test_size` are read.
+        settings: `config`, `checkpoint`, `seed`, `task`, `test_size` and the keys of `PromptGrid` are read.
         locate: finds a file that the recipe names.
         with_weights: False uses random weights.
     Raises:
@@ -272,6 +284,12 @@ def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool =
         UsageError: settings that this kind of generator does not support.
     """
     found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
-    if not isinstance(found, TransformersSource) and (settings.test_size or settings.task != ProposalSettings.task):
+    prompted = isinstance(found, TransformersSource) and found.class_agnostic
+    sized = bool(settings.test_size) or settings.task != ProposalSettings.task
+    if sized and not isinstance(found, TransformersSource):
         raise UsageError(f"{found.name}: `task` and `test_size` are of transformers' models", "Leave them out")
+    if sized and prompted:
+        raise UsageError(f"{found.name}: Segment Anything's models have neither task nor test_size", "Leave them out")
+    if not prompted and (odd := changed_keys(PromptGrid.of(settings))):
+        raise UsageError(f"{found.name}: {', '.join(odd)} are of Segment Anything's models", "Leave them out")
     return found

@@ -79,7 +79,7 @@ class TransformersGenerator:
         found = open_pretrained(model) if isinstance(model, Path) else model
         self.device = torch.device(device)
         self.name = found.folder.name
-        self._model = _build(found, seed).to(self.device)
+        self._model = load_model(found, seed).to(self.device)
         config = self._model.config
         self.num_classes = config.num_labels
         self.num_queries = getattr(config, "decoder_config", config).num_queries  # MaskFormer's is DETR's
@@ -161,7 +161,8 @@ class TransformersGenerator:
         return found.masks_queries_logits, found.class_queries_logits
 
 
-def _build(found: Pretrained, seed: int) -> PreTrainedModel:
+def load_model(found: Pretrained, seed: int) -> PreTrainedModel:
+    """Build a network with its weights, or with random ones from `seed`; raises as `TransformersGenerator` does."""
     try:
         from vitp_pipeline.generators.huggingface.models import build_model, build_random_model
     except ModuleNotFoundError as error:

@@ -24,10 +24,24 @@ NETWORKS = {
     "maskformer": "MaskFormer",
     "eomt": "EoMT",
     "eomt_dinov3": "EoMT (DINOv3)",
+    "rf_detr": "RF-DETR-Seg",
+    "sam": "SAM",
+    "sam_hq": "SAM-HQ",
+    "sam2": "SAM 2",
+    "sam2_video": "SAM 2",
+    "sam3_tracker": "SAM 3 tracker",
+    "sam3_video": "SAM 3 tracker",
+    "edgetam": "EdgeTAM",
+    "edgetam_video": "EdgeTAM",
 }
-"""Names for people by `model_type` of config.json."""
+"""Names for people by `model_type` of config.json; of a video model the part for single images is used."""
+
+SEGMENT_ANYTHING = {"sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam", "edgetam_video"}
+"""Networks of which points ask for masks, without classes."""
 
 INSTALL = 'pip install "vitp-pipeline[hf]"'
+HALVES = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of SAM 3's images."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DETECTRON2_SIZE = (800, 1333)
 """Default shortest and longest edge, as in detectron2 and transformers."""
@@ -41,7 +55,8 @@ class Pretrained:
         config: its config.json.
         model_type: a key of `NETWORKS`.
         weights: the files of its weights; empty = random weights.
-        preprocessor: content of preprocessor_config.json; empty without one.
+        preprocessor: content of preprocessor_config.json; empty without one. Of Segment Anything's models and RF-DETR
+            also `image_processor` of processor_config.json, where transformers 5 writes it.
     """
 
     config: Path
@@ -93,8 +108,7 @@ def open_pretrained(path: Path) -> Pretrained:
             f"{config}: model_type {model_type!r} is not supported",
             f"Networks that can be used: {', '.join(f'{NETWORKS[kind]} ({kind})' for kind in NETWORKS)}",
         )
-    preprocessor = config.with_name("preprocessor_config.json")
-    sizes = _read_json(preprocessor) if preprocessor.is_file() else {}
+    preprocessor, sizes = _read_preprocessor(config, model_type)
     for file, said, check in ((config, content, check_config), (preprocessor, sizes, check_preprocessor)):
         try:
             check(said)
@@ -106,6 +120,15 @@ def open_pretrained(path: Path) -> Pretrained:
             f"{path}: holds no weights (model.safetensors)", f"For random weights, to try it out, name {config}"
         )
     return Pretrained(config, model_type, weights, sizes)
+
+
+def _read_preprocessor(config: Path, model_type: str) -> tuple[Path, dict[str, Any]]:
+    """Return the file of the image preprocessing beside a config.json, and its content; empty without one."""
+    file, others = config.with_name("preprocessor_config.json"), config.with_name("processor_config.json")
+    if file.is_file() or not others.is_file() or model_type not in {*SEGMENT_ANYTHING, "rf_detr"}:
+        return file, _read_json(file) if file.is_file() else {}
+    said = _read_json(others).get("image_processor")
+    return others, said if isinstance(said, dict) else {}
 
 
 def download(name: str, with_weights: bool = True) -> Path:
@@ -156,6 +179,8 @@ def frame_edges(model: Pretrained, given: tuple[int, ...]) -> tuple[int, int]:
 def normalization(model: Pretrained) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per RGB channel, for pixel values 0 … 1."""
     mean, std = (model.preprocessor.get(f"image_{what}") for what in ("mean", "std"))
+    if model.model_type.startswith("sam3"):
+        return tuple(mean or HALVES), tuple(std or HALVES)
     return tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
 
 

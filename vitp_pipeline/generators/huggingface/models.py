@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForInstanceSegmentation,
+    AutoModelForMaskGeneration,
+    AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.generators.checkpoint import first_of
 from vitp_pipeline.generators.huggingface.backbones import register_backbones
-from vitp_pipeline.generators.huggingface.folder import weight_files
+from vitp_pipeline.generators.huggingface.folder import SEGMENT_ANYTHING, weight_files
 
 _MAY_BE_MISSING = re.compile(r"criterion\..*|.*\.swin\.layernorm\.(weight|bias)")
 """Tensors that no forward pass reads."""
@@ -29,7 +36,7 @@ _MAY_BE_LEFT_OVER = re.compile(r"model\.text_mapper\..*|.*\.relative_position_in
 
 
 def build_model(source: str | Path) -> PreTrainedModel:
-    """Build a OneFormer, Mask2Former, MaskFormer or EoMT with weights: float32, eval mode, no gradients, on the CPU.
+    """Build a model of `folder.NETWORKS` with weights: float32, eval mode, no gradients, on the CPU.
 
     Args:
         source: a folder as `import_detectron2` or `save_pretrained` writes it, or a name on the Hugging Face Hub.
@@ -42,7 +49,7 @@ def build_model(source: str | Path) -> PreTrainedModel:
         _check_size(source, config, sum(file.stat().st_size for file in files))
     pickled = {name: tensor for file in files if file.suffix == ".bin" for name, tensor in _tensors(file).items()}
     given: dict[str, Any] = {"state_dict": pickled} if pickled else {}
-    kind = AutoModelForUniversalSegmentation._model_mapping[type(config)]
+    kind = _kind_of(config)._model_mapping[type(config)]
     with quietly(), _as_user_errors(source):
         model, found = kind.from_pretrained(
             None if pickled else source,
@@ -62,14 +69,21 @@ def build_random_model(source: str | Path) -> PreTrainedModel:
     config = load_config(source)
     _check_size(source, config, _MOST_RANDOM)
     with quietly(), _as_user_errors(source):
-        model = AutoModelForUniversalSegmentation.from_config(config, dtype=torch.float32)
+        model = _kind_of(config).from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
+
+
+def _kind_of(config: PreTrainedConfig) -> Any:
+    """Return transformers' class that chooses a model by its configuration."""
+    if config.model_type in SEGMENT_ANYTHING:
+        return AutoModelForMaskGeneration
+    return AutoModelForInstanceSegmentation if config.model_type == "rf_detr" else AutoModelForUniversalSegmentation
 
 
 def _check_size(source: str | Path, config: PreTrainedConfig, most: int) -> None:
     """Raise IncompatibleError if a configuration asks for more numbers than its weights hold, before allocation."""
     with quietly(), _as_user_errors(source), torch.device("meta"):
-        model = AutoModelForUniversalSegmentation.from_config(config)
+        model = _kind_of(config).from_config(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > most + _SLACK:
         raise IncompatibleError(f"{source}: config.json asks for {count:,} numbers, more than its weights can be")
@@ -90,7 +104,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     register_backbones()
     with quietly(), _as_user_errors(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if type(config) not in AutoModelForUniversalSegmentation._model_mapping:
+    if type(config) not in _kind_of(config)._model_mapping:
         raise InputError(f"{source}: a {config.model_type} does not propose masks")
     backbone = getattr(config, "backbone_config", None)
     for part in (config, backbone):
@@ -123,7 +137,7 @@ def quietly() -> Iterator[None]:
 def _as_user_errors(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{source}: cannot be read as a model of transformers ({why})") from error
 
