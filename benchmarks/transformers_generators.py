@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid
+
 SWIN_T = {
     "model_type": "swin",
     "embed_dim": 96,
@@ -30,7 +32,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "Mask2Former, Swin-T": {"model_type": "mask2former", "num_queries": 100, "backbone_config": SWIN_T},
     "MaskFormer, Swin-T": {"model_type": "maskformer", "backbone_config": SWIN_T},
     "EoMT, ViT-B": {"model_type": "eomt", "num_queries": 100, **VIT_B},
+    "SAM, ViT-B": {"model_type": "sam"},
 }
+EVERY_MASK = PromptGrid(pred_iou_thresh=0.0, stability_score_thresh=0.0)
+"""Of SAM: every mask is measured and held until boxes are compared, the most work and memory that there can be."""
 CLASSES = 150
 
 
@@ -58,18 +63,20 @@ def measure(options: argparse.Namespace) -> None:
 
     from benchmarks.paired import peak_memory
     from vitp_pipeline.datasets.images import read_rgb
-    from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
+    from vitp_pipeline.generators.huggingface.folder import open_pretrained
+    from vitp_pipeline.generators.registry import TransformersSource
     from vitp_pipeline.generators.views import propose
 
     torch.set_num_threads(options.threads)
     files = sorted(options.images.glob("*.jpg"))[: options.count]
     names = {str(k): f"LABEL_{k}" for k in range(CLASSES)}
     content = {**NETWORKS[options.only], "id2label": names}
-    size = () if content["model_type"] == "eomt" else tuple(options.test_size)
+    size = () if content["model_type"] in ("eomt", "sam") else tuple(options.test_size)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(content))
-        generator = TransformersGenerator(config, test_size=size)
+        source = TransformersSource(open_pretrained(config), 0, "panoptic", size, EVERY_MASK)
+        generator: Any = source.build("cpu")
     images = [read_rgb(file) for file in files]
     propose(generator, images[:1])
     wall, processor = time.perf_counter(), time.process_time()

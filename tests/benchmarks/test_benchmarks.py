@@ -265,14 +265,17 @@ def test_a_finished_run_is_taken_up_without_its_images(tmp_path: Path) -> None:
     assert "nothing to do, 40 images were done before" in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("kind", ["eomt", "sam"])
 def test_a_row_of_the_transformers_generators(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     pytest.importorskip("transformers")
     from benchmarks import transformers_generators as benchmark
+    from tests.generators.huggingface.sam_making import PLAIN
 
     vit = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_blocks": 1, "image_size": 64}
-    monkeypatch.setitem(benchmark.NETWORKS, "tiny", {"model_type": "eomt", "num_queries": 4, **vit})
+    network = {"num_queries": 4, **vit} if kind == "eomt" else PLAIN
+    monkeypatch.setitem(benchmark.NETWORKS, "tiny", {"model_type": kind, **network})
     Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
     monkeypatch.setattr(sys, "argv", ["benchmark", "--images", str(tmp_path), "--count", "1", "--only", "tiny"])
     benchmark.main()

@@ -104,6 +104,10 @@ class TransformersSource:
             from vitp_pipeline.generators.huggingface.segment_anything import SegmentAnythingGenerator
 
             return SegmentAnythingGenerator(self.model, device, self.seed, self.grid)
+        if self.model.model_type == "rf_detr":
+            from vitp_pipeline.generators.huggingface.rf_detr import RfDetrGenerator
+
+            return RfDetrGenerator(self.model, device, self.seed)
         from vitp_pipeline.generators.huggingface.adapter import TransformersGenerator
 
         return TransformersGenerator(self.model, device, self.seed, self.task, self.test_size)
@@ -284,12 +288,13 @@ def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool =
         UsageError: settings that this kind of generator does not support.
     """
     found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
-    prompted = isinstance(found, TransformersSource) and found.class_agnostic
+    kind = found.model.model_type if isinstance(found, TransformersSource) else ""
+    prompted = kind in folder.SEGMENT_ANYTHING
     sized = bool(settings.test_size) or settings.task != ProposalSettings.task
-    if sized and not isinstance(found, TransformersSource):
+    if sized and not kind:
         raise UsageError(f"{found.name}: `task` and `test_size` are of transformers' models", "Leave them out")
-    if sized and prompted:
-        raise UsageError(f"{found.name}: Segment Anything's models have neither task nor test_size", "Leave them out")
+    if sized and (prompted or kind == "rf_detr"):
+        raise UsageError(f"{found.name}: {folder.NETWORKS[kind]} has neither task nor test_size", "Leave them out")
     if not prompted and (odd := changed_keys(PromptGrid.of(settings))):
         raise UsageError(f"{found.name}: {', '.join(odd)} are of Segment Anything's models", "Leave them out")
     return found

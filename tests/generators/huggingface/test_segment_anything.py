@@ -136,7 +136,9 @@ def test_masks_are_those_of_the_librarys_automatic_mode(tmp_path: Path, kind: st
     # random weights give nearly flat masks: a small offset; and one mask everywhere: no suppression
     grid = {"stability_score_offset": 0.3} if blobs else {"stability_score_offset": 0.02, "box_nms_thresh": 1.0}
     thresholds = {"stability_score_thresh": 0.6, "pred_iou_thresh": 0.7 if blobs else 0.001}
-    generator = make(tmp_path, kind, 3, points_per_side=7, crop_n_layers=crops, **grid, **thresholds)
+    generator = make(
+        tmp_path, kind, 3, points_per_side=7, points_per_batch=16, crop_n_layers=crops, **grid, **thresholds
+    )
     if blobs:
         answer_with_blobs(generator)
     side = SIDE * 2**crops

@@ -83,7 +83,7 @@ class TransformersGenerator:
         config = self._model.config
         self.num_classes = config.num_labels
         self.num_queries = getattr(config, "decoder_config", config).num_queries  # MaskFormer's is DETR's
-        self.classes = _class_names(config)
+        self.classes = class_names(config)
         self._mean, self._std = (
             255 * torch.tensor(values, device=self.device)[:, None, None] for values in normalization(found)
         )
@@ -178,7 +178,8 @@ def load_model(found: Pretrained, seed: int) -> PreTrainedModel:
     return model
 
 
-def _class_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
+def class_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """Return the names in `id2label`; None where they are transformers' placeholders."""
     names = tuple(config.id2label[k] for k in range(config.num_labels))
     return None if names == tuple(f"LABEL_{k}" for k in range(len(names))) else names
 

@@ -81,7 +81,7 @@ class SegmentAnythingGenerator:
         self._mean, self._std = (
             255 * torch.tensor(values, device=self.device)[:, None, None] for values in normalization(model)
         )
-        self.classes = None
+        self.classes: tuple[str, ...] | None = None
         self.protocol = "d2"
         self.num_queries, self.num_classes = self.grid.masks_of_whole, 0
         self.crop_size: Size = (side, side)
