@@ -23,7 +23,7 @@ STAGES = {
 }
 # what may never invalidate a cache (issue: "changing the batch size re-runs nothing"), but for training
 OUTSIDE = {
-    ProposalSettings: {"config", "checkpoint", "batch_size", "device", "preset", "masks"},
+    ProposalSettings: {"config", "checkpoint", "batch_size", "points_per_batch", "device", "preset", "masks"},
     # mask_proposals and init_from enter a training's identity by the content of what they name
     TrainSettings: {"name", "weights", "checkpoint_minutes", "workers", "device"}
     | {"mask_proposals", "init_from", "preset", "checkpointing", "compile"},

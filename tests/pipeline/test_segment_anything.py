@@ -38,7 +38,7 @@ def test_all_stages_on_masks_without_classes(project: Project, finished: Path, s
     shutil.copytree(finished / "classifier", run / "classifier")
     project.run("classify", run)
     evaluation, outcome = project.run("evaluate", run, alpha="1")
-    assert outcome.failed == 0 and evaluation.run.holds(0, 0)
+    assert not outcome.failed and evaluation.run.holds(0, 0)
 
 
 def test_a_point_more_is_another_run_and_a_batch_is_not(project: Project, saved: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_images_without_masks_pass_through(project: Project, finished: Path, sav
     shutil.copytree(finished / "classifier", run / "classifier")
     project.run("classify", run)
     _, outcome = project.run("evaluate", run, alpha="1")
-    assert outcome.failed == 0
+    assert not outcome.failed
 
 
 def test_keys_of_the_grid_are_refused_elsewhere(project: Project, saved: Path, tmp_path: Path) -> None:

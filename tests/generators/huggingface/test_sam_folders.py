@@ -26,7 +26,6 @@ from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid
 from vitp_pipeline.generators.huggingface.segment_anything import SegmentAnythingGenerator
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.generators.views import propose
-from vitp_pipeline.storage.digests import Digests
 
 MEMORY = {
     "memory_attention_hidden_size": 32,
@@ -89,7 +88,7 @@ def test_weights_of_a_folder_are_those_that_were_saved(tmp_path: Path, kind: str
     drawn = make(tmp_path / "drawn", kind, 5, points_per_side=2, **ALL)
     drawn._model.save_pretrained(tmp_path / "saved")
     source = find_source(ProposalSettings(str(tmp_path / "saved"), points_per_side=2, **ALL), lambda text: Path(text))
-    assert is_class_agnostic(source) and source.identity(Digests())["library"] == "transformers"
+    assert is_class_agnostic(source)
     loaded = source.build("cpu")
     one, other = (propose(generator, [picture(50, 75)])[0] for generator in (drawn, loaded))
     torch.testing.assert_close(one.mask_logits, other.mask_logits, atol=1e-5, rtol=0)

@@ -7,6 +7,7 @@ then non-maximum suppression of boxes by predicted IoU over all crops.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +51,14 @@ class CropGeometry:
         crop: the window of the frame that the network saw.
         resized: (height, width) of the crop as it entered the network.
         padded: (height, width) of the network's input, which the masks span.
+        at_once: whether masks are enlarged to the crop in one step, as in networks that pad nothing.
     """
 
     frame: Size
     crop: Window
     resized: Size
     padded: Size
+    at_once: bool = False
 
 
 def select(logits: Tensor, scores: Tensor, geometry: CropGeometry, grid: PromptGrid) -> CropMasks:
@@ -69,8 +72,7 @@ def select(logits: Tensor, scores: Tensor, geometry: CropGeometry, grid: PromptG
     if grid.pred_iou_thresh > 0:
         kept = scores > grid.pred_iou_thresh
         logits, scores = logits[kept], scores[kept]
-    height, width = geometry.padded
-    size = max(1, _BUDGET // (4 * height * width))
+    size = max(1, _BUDGET // (4 * max(math.prod(geometry.padded), math.prod(geometry.crop[2:]))))
     parts = [_measure(part, geometry, grid.stability_score_offset) for part in logits.split(size)]
     stability = torch.cat([part[0] for part in parts]) if parts else logits.new_zeros(0)
     boxes = torch.cat([part[1] for part in parts]) if parts else logits.new_zeros(0, 4)
@@ -84,7 +86,9 @@ def _measure(logits: Tensor, geometry: CropGeometry, offset: float) -> tuple[Ten
     """Stability (n,) and boxes (n, 4) in the frame, of masks (n, h, w); those without pixels have 0 and a zero box."""
     if not len(logits):
         return logits.new_zeros(0), logits.new_zeros(0, 4)
-    planes = _resized(logits, geometry.padded)[:, : geometry.resized[0], : geometry.resized[1]]
+    planes = logits
+    if not geometry.at_once:
+        planes = _resized(logits, geometry.padded)[:, : geometry.resized[0], : geometry.resized[1]]
     planes = _resized(planes, geometry.crop[2:])
     inner, outer = ((planes > level).sum((1, 2)) for level in (offset, -offset))
     inside = planes > 0

@@ -150,9 +150,10 @@ class SegmentAnythingGenerator:
         side = self._side
         size = size_of(pixels)
         resized = _longest_edge(size, side) if self._pads else (side, side)
-        geometry = CropGeometry(frame, window, resized, (side, side))
+        geometry = CropGeometry(frame, window, resized, (side, side), not self._pads)
         embeddings = self._embed(self._padded(resize_bilinear(pixels, resized)))
-        places = torch.from_numpy(points * np.array(resized[::-1], np.float32)).to(self.device)
+        factors = [np.float32(to / length) for to, length in zip(resized, size, strict=True)]
+        places = torch.from_numpy(points * np.array(size[::-1], np.float32) * np.array(factors[::-1])).to(self.device)
         kept: list[CropMasks] = []
         for batch in places.split(self.grid.points_per_batch):
             found = self._model(
