@@ -38,7 +38,7 @@ class SegmentAnythingGenerator:
     """A frozen model of the Segment Anything family, asked for masks at every point of a grid, in float32.
 
     The number Q of masks differs from image to image, and may be 0. Class logits are (Q, 2): object, with the
-    probability predicted IoU × stability, and no object. Masks come by descending predicted IoU.
+    probability predicted IoU (cut to [0, 1]) × stability, and no object. Masks come by descending predicted IoU.
 
     Attributes:
         name: of the model's folder.
@@ -140,7 +140,7 @@ class SegmentAnythingGenerator:
             for part in own.split(16):
                 planes[part] = on_canvas(masks.logits[kept[part] - first], geometry, canvas, span)
             first += len(masks.scores)
-        objectness = (scores[kept] * stability[kept]).clamp(0, 1)
+        objectness = scores[kept].clamp(0, 1) * stability[kept]
         return Output(planes, objectness_logits(objectness), span)
 
     def _crop(
