@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -127,7 +128,7 @@ def _without_place(model: PointViT) -> list[str]:
 def _is_dinov2(model: PointViT) -> bool:
     """Tell if the backbone has the widths, depth and layers of DINOv2 S, B or L, with registers or without."""
     vit, width = model.backbone, model.backbone.embed_dim
-    block = vit.blocks[0]
+    block: Any = vit.blocks[0]
     names = {
         f"{part}.gamma" if part.startswith("ls") else f"{part}.{kind}" for part in _BLOCK for kind in ("weight", "bias")
     }

@@ -111,7 +111,8 @@ def offset_table(positions: Tensor, grid: Size, side: int) -> Tensor:
     rows, cols = (_offset_matrix(size, side) for size in grid)
     error = planes - rows @ table @ cols.T
     table = table + torch.linalg.pinv(rows) @ error @ torch.linalg.pinv(cols).T
-    return table.flatten(1).T[None].to(positions.dtype)
+    found: Tensor = table.flatten(1).T[None].to(positions.dtype)
+    return found
 
 
 def _offset_matrix(size: int, side: int) -> Tensor:
