@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--hold-out", type=int, required=True, help="training images to hold out")
     parser.add_argument("--split", default="", help="measure the images of this split; empty = the held-out ones")
     parser.add_argument("--limit", type=int, default=0, help="of held-out images")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--scores", choices=["own", "equal"], default="own")
     parser.add_argument("--every", type=int, default=1, help="rows and columns of the maps")
     parser.add_argument("--object-threshold", type=float, default=0.3, help="of panoptic maps")
@@ -146,7 +147,7 @@ def main() -> None:
     samples = dataset.samples if a.split else split_samples(dataset.samples, a.hold_out)[1]
     thresholds = {"object_threshold": a.object_threshold, "overlap_threshold": a.overlap_threshold}
     base = replace(recipe.stage(EvaluateSettings, device="cpu"), **thresholds)
-    tallies = {rule: Tally(Segmenter(replace(base, overlap=rule), things), dataset.has_segments) for rule in RULES}
+    tallies = {rule: Tally(Segmenter(replace(base, overlap=rule), things), dataset.has_segments) for rule in a.rules}
     images = masks = 0
     for image in classified(dataset, samples, a.masks, model, a.scores == "equal", a.every):
         images, masks = images + 1, masks + len(image.logits)
