@@ -259,6 +259,16 @@ def test_generators_of_transformers(kind: str, tmp_path: Path) -> None:
     same_proposals(lambda device: TransformersGenerator(config, device, seed=1))
 
 
+def test_rf_detr(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.generators.huggingface.test_rf_detr import make
+    from vitp_pipeline.generators.huggingface.folder import open_pretrained
+    from vitp_pipeline.generators.huggingface.rf_detr import RfDetrGenerator
+
+    make(tmp_path)
+    same_proposals(lambda device: RfDetrGenerator(open_pretrained(tmp_path / "config.json"), device, 0))
+
+
 @pytest.mark.parametrize("library", ["mmseg", "mmdet"])
 def test_generators_of_openmmlab(library: str, tmp_path: Path) -> None:
     from tests.generators.openmmlab.test_adapter import tiny_config
