@@ -269,6 +269,19 @@ def test_rf_detr(tmp_path: Path) -> None:
     same_proposals(lambda device: RfDetrGenerator(open_pretrained(tmp_path / "config.json"), device, 0))
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_segment_anything(kind: str, tmp_path: Path) -> None:
+    """Prompts, crops, filters and non-maximum suppression with it."""
+    pytest.importorskip("transformers")
+    from tests.generators.huggingface.sam_making import ALL, write_config
+    from vitp_pipeline.generators.huggingface.folder import open_pretrained
+    from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid
+    from vitp_pipeline.generators.huggingface.segment_anything import SegmentAnythingGenerator
+
+    model, grid = open_pretrained(write_config(tmp_path, kind)), PromptGrid(points_per_side=2, **ALL)
+    same_proposals(lambda device: SegmentAnythingGenerator(model, device, 1, grid))
+
+
 @pytest.mark.parametrize("library", ["mmseg", "mmdet"])
 def test_generators_of_openmmlab(library: str, tmp_path: Path) -> None:
     from tests.generators.openmmlab.test_adapter import tiny_config
