@@ -50,7 +50,7 @@ class Undeclared(Agnostic):
         self.class_agnostic = True
 '''
 TASKS = '--set=tasks=["semantic", "panoptic", "instance"]'
-LOW = "--set=object_threshold=0.3"
+LOW = "--set=object_threshold=0.05"
 REFUSED = "masks without class scores: the classifier alone names them, α = 1"
 SHOWN = ("classifier", "upper_bound_point", "upper_bound_mask")
 
@@ -143,6 +143,16 @@ def keys_of(value: Any) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*map(keys_of, value.values()))
     return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+def test_figures_are_those_of_alpha_1(runs: Runs) -> None:
+    with_scores, without = runs.results["ordinary"], runs.results["agnostic"]
+    assert_alike(shown_figures(without), shown_figures(with_scores))
+    assert without["masks"]["mask_accuracy"] == {"classifier": with_scores["masks"]["mask_accuracy"]["classifier"]}
+    assert without["masks"]["matched"] == with_scores["masks"]["matched"] > 0
+    assert with_scores["semantic"]["classifier"]["mIoU"] > 0.1
+    assert with_scores["instance"]["classifier"]["coco"]["AP"] > 0.1
+    assert with_scores["panoptic"]["upper_bound_mask"]["all"]["PQ"] > 0.1
 
 
 def test_points_and_stored_masks_are_those_of_the_ordinary_run(runs: Runs) -> None:
@@ -259,6 +269,44 @@ def read_page(path: Path) -> Texts:
     page = Texts()
     page.feed(path.read_text(encoding="utf-8"))
     return page
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_the_report_has_no_generator(
+    runs: Runs, project: Project, without: Path, vitp, tmp_path: Path, with_data
+) -> None:
+    data = ("--data-root", project.data, "--recipe", without) if with_data else ()
+    vitp("report", runs.agnostic, "--out", tmp_path / "page.html", *data)
+    page = read_page(tmp_path / "page.html")
+    shown = {name: text for name, text in page.texts.items() if name != "provenance"}
+    assert {"summary", "classes", "confusion", "masks", "gallery"} <= shown.keys() and "alpha" not in shown
+    for text in shown.values():
+        assert not re.search(r"generator|\bfus(ed|ion)|improved|harmed|α = 0", text), text
+    assert "classifier alone (α = 1)" in shown["summary"] and "upper bound (mask labels)" in shown["summary"]
+    data = json.loads(page.data)
+    assert not keys_of(data) & {"generator", "fused"} and not re.search(
+        "generator|fused", json.dumps(data["charts"]).replace("--generator", "")
+    )
+    assert data["compared"] == data["sources"] == ["classifier"]
+    assert {card["kind"] for card in data["gallery"]} <= {"worst", "uncertain"} and len(data["gallery"]) == 9
+    assert f"{100 * runs.results['agnostic']['semantic']['classifier']['mIoU']:.2f}" in shown["summary"]
+
+
+def test_comparison_with_an_ordinary_run_is_by_the_classifier(runs: Runs, vitp, tmp_path: Path) -> None:
+    page, file = tmp_path / "page.html", tmp_path / "numbers.json"
+    out, _ = vitp("compare", runs.ordinary, runs.agnostic, "--out", page, "--json", file)
+    numbers = json.loads(file.read_text())
+    assert {row["variant"] for row in numbers["differences"]} == {"classifier"}
+    for row in numbers["differences"]:  # the newest of both was measured alike
+        assert abs(row["estimate"]) < 1e-6 and abs(row["low"]) < 1e-6 and abs(row["high"]) < 1e-6
+    assert {row["metric"] for row in numbers["differences"]} >= {"mIoU", "PQ"}
+    assert set(numbers["classified_by"].values()) == {"classifier"}
+    (classes,), (images,) = numbers["classes"].values(), numbers["image_changes"].values()
+    assert classes and all(abs(row["estimate"]) < 1e-6 for row in classes)
+    assert len(images) == 9 and all(abs(row["change"]) < 1e-6 for row in images)
+    assert "class scores of the masks the generator's → none" in out and "fused" not in out
+    assert "α = 0.4 → 1" in out
+    assert "IoU of the classifier's maps" in read_page(page).texts["classes"]
 
 
 def test_comparison_of_two_without_class_scores(runs: Runs, vitp, tmp_path: Path) -> None:
