@@ -59,7 +59,8 @@ def settle_alpha(
     given = settings.alpha != EvaluateSettings.alpha or "alpha" in (tables.tables if tables else {}).get("evaluate", {})
     if odd := [alpha for alpha in (*asked, *([settings.alpha] if given else [])) if alpha != 1]:
         raise UsageError(
-            f"α = {odd[0]:g}: masks without class scores: the classifier alone names them, α = 1", "Leave out alpha, or set it to 1"
+            f"α = {odd[0]:g}: masks without class scores: the classifier alone names them, α = 1",
+            "Leave out alpha, or set it to 1",
         )
     return replace(settings, alpha=1.0)
 
