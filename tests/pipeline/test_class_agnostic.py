@@ -404,3 +404,98 @@ def test_prediction_is_the_classifiers(runs: Runs, project: Project, without: Pa
     assert maps[0] == maps[1]
     _, err = vitp("predict", photo, "--recipe", without, "--out", tmp_path / "none", code=2)
     assert "no classifier given" in err and "--alpha 0" not in err
+
+
+def test_a_generator_must_say_it_in_its_class(project: Project, without: Path, vitp, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(without.read_text().replace(":Agnostic", ":Undeclared"))
+    _, err = vitp("generate-proposals", recipe, "--data-root", project.data, "--out", tmp_path / "run", code=4)
+    assert "class_agnostic = True" in err
+
+
+def masks(count: int = 2) -> np.ndarray:
+    return np.arange(count)[:, None, None] == np.tile(np.arange(4) // 2, (4, 1))[None]
+
+
+FILES = {
+    "masks-alone": ({"masks": masks()}, [1.0, 1.0], ""),
+    "scores": ({"masks": masks(), "scores": [0.25, 1.0]}, [0.25, 1.0], ""),
+    "zero": ({"masks": masks(), "scores": [0.0, 0.5]}, [0.0, 0.5], ""),
+    "probabilities": ({"mask_probs": masks() * 0.9, "scores": [0.5, 0.75]}, [0.5, 0.75], ""),
+    "logits": ({"mask_logits": masks() * 4.0 - 2, "scores": [0.5, 0.75]}, [0.5, 0.75], ""),
+    "no-mask": ({"masks": masks(0), "scores": np.zeros(0)}, [], ""),
+    "above-1": ({"masks": masks(), "scores": [0.5, 1.5]}, None, r"the score 1.5 \(mask 1\) lies outside \[0, 1\]"),
+    "nan": ({"masks": masks(), "scores": [0.5, np.nan]}, None, r"the score nan \(mask 1\) lies outside"),
+    "one-score": ({"masks": masks(), "scores": [0.5]}, None, r"scores are .*1.*, not \(2,\)"),
+    "of-classes": ({"masks": masks(), "scores": np.ones((2, 3))}, None, r"scores are .*2, 3.*, not \(2,\)"),
+    "labels": (
+        {"masks": masks(), "labels": [0, 1], "scores": [1, 1]},
+        None,
+        "has class scores, and most files here have no",
+    ),
+    "two-kinds": ({"masks": masks(), "mask_probs": masks() * 1.0}, None, "has mask_probs and masks of"),
+    "none": ({"scores": [0.5]}, None, "has none of mask_logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def imported(project: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By kind of file the class logits of its image, or the reason why it has none."""
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.config.settings import ProposalSettings
+    from vitp_pipeline.execution.sharding import choose_shard
+    from vitp_pipeline.stages.import_proposals import import_proposals
+
+    found: dict[str, Any] = {}
+    ids = sorted(path.stem for path in (project.data / "images/val").iterdir())
+    recipe = load_recipe(project.recipe)
+    settings = recipe.stage(ProposalSettings, config="(imported)", masks="lossless")
+    for start in range(0, len(FILES), 6):
+        folder = tmp_path_factory.mktemp("files")
+        chosen = dict(zip(list(FILES)[start : start + 6], ids, strict=False))
+        for name in ids:
+            kind = {image: kind for kind, image in chosen.items()}.get(name, "masks-alone")
+            np.savez(folder / f"{name}.npz", **{key: np.asarray(value) for key, value in FILES[kind][0].items()})
+        out = tmp_path_factory.mktemp("run") / "run"
+        outcome = import_proposals(recipe, settings, "npz", folder, project.data, out, choose_shard(None, {}))
+        store = open_proposals(out)
+        assert store.class_agnostic
+        reasons = {int(image): reason for image, reason in outcome.failed}
+        logits = {int(record.image_id): record.class_logits for record in store}
+        found |= {kind: reasons.get(int(image), logits.get(int(image))) for kind, image in chosen.items()}
+    return found
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_npz_files_without_classes(imported: dict[str, Any], kind: str) -> None:
+    _, objectness, reason = FILES[kind]
+    found = imported[kind]
+    if objectness is None:
+        assert isinstance(found, str) and re.search(reason, found) and "\n" not in found
+        return
+    assert not isinstance(found, str), found
+    assert found.shape[0] == len(objectness) and np.isfinite(found).all()
+    probs = torch.from_numpy(found).double().softmax(1).numpy()
+    assert np.allclose(1 - probs[:, -1], objectness, atol=1e-6)
+    assert np.allclose(probs[:, :-1], probs[:, :-1].mean(1, keepdims=True), atol=1e-9)
+
+
+def test_files_of_both_sorts(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fewer fail alone; of equal numbers those without class scores."""
+    from vitp_pipeline.config.recipe import load_recipe
+    from vitp_pipeline.datasets import Dataset
+    from vitp_pipeline.interop.masks_npz import NpzFolder
+
+    dataset = Dataset(load_recipe(project.recipe).manifest, project.data, "val", 4)
+    ids = [sample.image_id for sample in dataset.samples]
+    for with_classes, agnostic in ((0, True), (1, True), (2, False), (3, False), (4, False)):
+        folder = tmp_path / str(with_classes)
+        folder.mkdir()
+        for number, name in enumerate(ids):
+            classes = {"labels": [0, 1], "scores": [1, 1]} if number < with_classes else {}
+            np.savez(folder / f"{name}.npz", masks=masks(), **classes)
+        source = NpzFolder(folder, dataset, 0.5)
+        source.open()
+        assert source.class_agnostic is agnostic
+        said = capsys.readouterr().err
+        assert ("class scores, unlike the others" in said) == (0 < with_classes < 4)
