@@ -127,8 +127,9 @@ def automatic(generator: SegmentAnythingGenerator, kind: str, image: np.ndarray)
     )
 
 
-@pytest.mark.parametrize("blobs", [False, True], ids=["network", "blobs"])
-@pytest.mark.parametrize("crops", [0, 1])
+@pytest.mark.parametrize(
+    ("crops", "blobs"), [(0, False), (0, True), (1, True)], ids=["network", "blobs", "blobs in crops"]
+)
 @pytest.mark.parametrize("kind", TINY)
 def test_masks_are_those_of_the_librarys_automatic_mode(tmp_path: Path, kind: str, crops: int, blobs: bool) -> None:
     """On images that need no resize: then both see the same pixels, and without crops the masks are equal in every one.
@@ -158,7 +159,7 @@ def test_masks_are_those_of_the_librarys_automatic_mode(tmp_path: Path, kind: st
         masks = mask_logits_at_image(ours.mask_logits, ours.view) > 0
         if not crops:
             assert torch.equal(masks, torch.stack(theirs["masks"]))
-        elif blobs:  # resampled once more, which nearly flat masks do not bear; near scores may change places
+        else:  # resampled once more; scores that are near each other may change places
             differ = [
                 min(int((mine ^ other).sum()) for mine in masks[(scores - score).abs() < 5e-3])
                 for other, score in zip(theirs["masks"], theirs["scores"], strict=True)
@@ -225,10 +226,10 @@ def test_the_maximum_of_a_mask_lands_on_its_pixel(tmp_path: Path, kind: str, siz
 
 
 def answer_with_brightness(generator: SegmentAnythingGenerator) -> None:
-    """Make the mask the brightness of what the network was given, cell by cell."""
+    """Make the mask the brightness of what the network was given, cell by cell; 0 where it is dark, or padding."""
 
     def forward(input_points: torch.Tensor, image_embeddings: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
-        masks = F.adaptive_avg_pool2d(image_embeddings.mean(1, keepdim=True), CELLS)
+        masks = F.adaptive_avg_pool2d((image_embeddings.mean(1, keepdim=True) - 0.2).clamp(0), CELLS)
         count = input_points.shape[1]
         return Answer(pred_masks=masks.expand(1, count, 1, CELLS, CELLS), iou_scores=torch.ones(1, count, 1))
 
@@ -250,9 +251,7 @@ def test_what_is_bright_is_in_the_mask(tmp_path: Path, kind: str, crops: int, si
         image = np.zeros((*size, 3), np.uint8)
         image[top : top + side, left : left + side] = 255
         found = propose(generator, [image])[0]
-        light = (mask_logits_at_image(found.mask_logits, found.view) + 2.2).clamp(0)  # black is −2.1 … −1.8
-        light = light - light[:, :1, :1].clamp(max=0.5)
-        light = light.clamp(0).numpy().astype(np.float64)
+        light = mask_logits_at_image(found.mask_logits, found.view).clamp(0).numpy().astype(np.float64)
         good = 0
         cell = max(size) / CELLS
         for plane in light[light.sum((1, 2)) > 0.9 * light.sum((1, 2)).max()]:
