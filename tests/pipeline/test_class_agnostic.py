@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -203,6 +204,34 @@ def test_imported_masks_without_classes_are_those_with_them_at_alpha_1(runs: Run
     assert (
         open_proposals(tmp_path / "runFalse").class_agnostic and not open_proposals(tmp_path / "runTrue").class_agnostic
     )
+
+
+@pytest.mark.slow
+def test_coco_sample_without_its_class_scores(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained Mask2Former on photographs, `VITP_PARITY_IMAGES` of them (0 = all 50); a classifier of 20 images."""
+    monkeypatch.setenv("VITP_WEIGHTS", str(shared / "weights"))
+    model = shared / "weights" / "mask2former-efficientnet_lite0-coco-sample"
+    config = 'Path(vitp_pipeline.demo.__file__).with_name("generator_config.py")'
+    assert config in GENERATOR
+    (tmp_path / "masks_only.py").write_text(GENERATOR.replace(config, f'Path("{model}.py")'))
+    settings = ["--set", f"limit={os.environ.get('VITP_PARITY_IMAGES', '3')}"]
+    common = ["coco-sample", "--data-root", str(shared / "data/coco")]
+    fast = ["--set", "image_size=[224,224]", "--set", "epochs=1", "--set", "hold_out=80"]
+    run("train-classifier", *common, "--out", tmp_path / "ordinary", *fast)
+    scored = [*common, "--classifier", tmp_path / "ordinary/classifier/default/model.safetensors"]
+    results = []
+    for name, changes in (("ordinary", []), ("agnostic", [f"--set=config=python:{tmp_path}/masks_only.py:Agnostic"])):
+        run("generate-proposals", *common, "--out", tmp_path / name, *settings, *changes)
+        run("classify", *scored, "--out", tmp_path / name)
+        file = tmp_path / f"{name}.json"
+        words = [*scored, "--out", tmp_path / name, TASKS, "--set=object_threshold=0.3", "--json", file]
+        run("evaluate", *words, "--alpha", "1")
+        results.append(json.loads(file.read_text()))
+    ordinary, agnostic = results
+    assert_alike(shown_figures(agnostic), shown_figures(ordinary), 1e-6)
+    assert ordinary["semantic"]["upper_bound_mask"]["mIoU"] > 0.1
+    for name, figures in shown_figures(agnostic)["semantic"].items():
+        print(f"{name}: {100 * figures['mIoU']:.4f} and {100 * ordinary['semantic'][name]['mIoU']:.4f} mIoU")
 
 
 def test_streamed_figures_are_those_of_the_stages(runs: Runs, without: Path, project: Project, tmp_path: Path) -> None:
