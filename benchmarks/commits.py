@@ -82,8 +82,8 @@ def sample(data: Path, folder: Path, train: int, val: int) -> Path:
     return folder
 
 
-def rows(before: Path, data: Path, folder: Path, pairs: int, threads: int) -> list[Row]:
-    """Run every command `pairs` times from both checkouts."""
+def rows(before: Path, data: Path, folder: Path, pairs: int, threads: int, only: str = "") -> list[Row]:
+    """Run every command `pairs` times from both checkouts; those whose name lacks `only` once, untimed."""
     checkouts = {"before": before, "after": HERE}
     outs = {name: folder / name for name in checkouts}
 
@@ -117,6 +117,8 @@ def rows(before: Path, data: Path, folder: Path, pairs: int, threads: int) -> li
     def compare(name: str, command: Callable[[str], tuple[float, float]]) -> None:
         row = Row(name)
         once(command)  # files in the cache, compiled modules
+        if only not in name:
+            return
         for pair in range(pairs):
             for which in ("before", "after") if pair % 2 else ("after", "before"):
                 getattr(row, which).append(command(which))
@@ -145,6 +147,9 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--images", type=int, nargs=2, default=(24, 48), metavar=("TRAIN", "VAL"))
+    parser.add_argument(
+        "--only", default="", help="time only commands with this in their name: evaluate", metavar="TEXT"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -153,7 +158,7 @@ def main() -> None:
         (Path(folder) / "weights").symlink_to(
             Path(os.environ["VITP_WEIGHTS"]).resolve()
         )  # recipes of before 0.2 look here
-        found = rows(options.before.resolve(), data, Path(folder), options.pairs, options.threads)
+        found = rows(options.before.resolve(), data, Path(folder), options.pairs, options.threads, options.only)
     if options.json:
         options.json.write_text(json.dumps([vars(row) for row in found], indent=1) + "\n", encoding="utf-8")
 
