@@ -153,13 +153,69 @@ def test_sheet_lays_the_class_colors_over_what_is_labeled(tmp_path: Path) -> Non
     data = Dataset(manifest_of(str(tmp_path / "m.toml"))[0], tmp_path, "train")
     sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy train"))).convert("RGB")).astype(int)
     color = 200 + 0.6 * (np.array([240, 2, 3]) - 200)
-    laid = np.abs(sheet - color).max(2) <= 1
-    plain = np.abs(sheet - 200).max(2) <= 1
+    laid, plain = (np.abs(sheet[:, : 8 + 2 * 324] - shade).max(2) <= 1 for shade in (color, 200))  # image and fine
     area = 320 * round(320 * 28 / 36)
     assert abs(laid.sum() - area / 2) < 0.05 * area and abs(plain.sum() - 1.5 * area) < 0.05 * area
     (tmp_path / "labels/a0.png").unlink()
     failed = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy train"))))
     assert (failed == (255, 225, 225)).all(2).sum() > 10_000
+
+
+@pytest.mark.parametrize("erosion", [0.2, 0.6])
+def test_sheet_shows_fine_coarse_and_boxes_side_by_side(tmp_path: Path, erosion: float) -> None:
+    """One car of 160×160 pixels in an image of the panels' size, so that their pixels are the image's."""
+    (tmp_path / "m.toml").write_text(SEMANTIC)
+    making.write_png(tmp_path / "images/a0.png", np.full((240, 320, 3), 200, np.uint8))
+    labels = np.full((240, 320), 255, np.uint8)
+    labels[40:200, 80:240] = 3
+    making.write_png(tmp_path / "labels/a0.png", labels)
+    data = Dataset(manifest_of(str(tmp_path / "m.toml"))[0], tmp_path, "train")
+    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy", erosion))).convert("RGB")).astype(
+        int
+    )
+    assert sheet.shape[1] == 4 * 324 - 4 + 2 * 8
+    image, fine, coarse, boxes = (sheet[39:279, 8 + 324 * n : 328 + 324 * n] for n in range(4))
+    color = np.array([240, 2, 3])
+    assert (image == 200).all()
+    laid, eroded = (np.abs(panel - (200 + 0.6 * (color - 200))).max(2) <= 1 for panel in (fine, coarse))
+    assert (laid == (labels == 3)).all()
+    assert eroded.any() and not (eroded & ~laid).any()
+    away = 80 - erosion * 80  # the half side that remains
+    assert eroded.sum() == pytest.approx((2 * away) ** 2, rel=0.05)
+    rows, cols = np.nonzero((boxes == color).all(2))
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (40, 199, 80, 239)
+    assert (boxes[60:180, 100:220] == 200).all()
+
+
+def test_sheet_shows_coarse_files_and_why_one_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text(
+        SEMANTIC.replace(
+            'labels = "labels/{stem}.png"', 'labels = "labels/{stem}.png"\nlabels_coarse = "coarse/{stem}.png"'
+        )
+    )
+    labels, coarse = np.full((240, 320), 3, np.uint8), np.full((240, 320), 255, np.uint8)
+    coarse[:, :100] = 2
+    for name in ("a0", "a1"):
+        making.write_png(tmp_path / f"images/{name}.png", np.full((240, 320, 3), 200, np.uint8))
+        making.write_png(tmp_path / f"labels/{name}.png", labels)
+    making.write_png(tmp_path / "coarse/a0.png", coarse)
+    data = Dataset(manifest_of(str(tmp_path / "m.toml"))[0], tmp_path, "train")
+    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(data, data.samples, "toy"))).convert("RGB")).astype(int)
+    tile = 240 + 4 * 13 + 8
+    first, second = (sheet[39 + n * tile : 279 + n * tile, 8 + 2 * 324 : 328 + 2 * 324] for n in range(2))
+    road = 200 + 0.6 * (np.array([1, 250, 3]) - 200)
+    assert ((np.abs(first - road).max(2) <= 1) == (coarse == 2)).all()
+    assert (second == (255, 225, 225)).all(2).mean() > 0.7
+
+
+def test_sheet_takes_the_erosion_of_the_recipe(tmp_path: Path) -> None:
+    making.write_semantic(tmp_path, 1)
+    (tmp_path / "m.toml").write_text(SEMANTIC)
+    for name, erosion in (("little", 0.1), ("much", 0.7)):
+        (tmp_path / f"{name}.toml").write_text(f'manifest = "m.toml"\n[train-classifier]\ncoarse_erosion = {erosion}\n')
+        check_dataset(str(tmp_path / f"{name}.toml"), tmp_path, "train", tmp_path / f"{name}.png")
+        data = Dataset(manifest_of(str(tmp_path / "m.toml"))[0], tmp_path, "train")
+        assert (tmp_path / f"{name}.png").read_bytes() == draw_sheet(data, data.samples, "toy train", erosion)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

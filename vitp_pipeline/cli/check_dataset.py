@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
         data_root: DataRoot,
         split: Annotated[str | None, typer.Option(help="Check only this split (default: all).", metavar="S")] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Draw a contact sheet of images overlaid with their labels.", metavar="PNG")
+            Path | None,
+            typer.Option(help="Draw a sheet of images beside their fine and coarse labels and boxes.", metavar="PNG"),
         ] = None,
         limit: Annotated[
             int, typer.Option(min=0, max=10**9, help="Check at most this many images, evenly spread; 0 = all.")

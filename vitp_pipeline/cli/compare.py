@@ -21,6 +21,14 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")] = Path("compare.html"),
+        figure: Annotated[
+            Path | None,
+            typer.Option(
+                "--figure",
+                help="Also draw generator, fused and upper bound of every task as bars: .svg, .png or .pdf.",
+                metavar="FILE",
+            ),
+        ] = None,
         json: JsonFile = None,
     ) -> None:
         """Compare evaluations of the same images on one HTML page, with confidence intervals.
@@ -31,9 +39,12 @@ def register(app: typer.Typer) -> None:
             vitp compare runs/camvid runs/camvid-large --out compare.html
 
             vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
+
+            vitp compare runs/camvid runs/camvid-large --figure figure1.svg
         """
 
         from vitp_pipeline.errors import UsageError
+        from vitp_pipeline.report.bar_figure import require_figure, write_figure
         from vitp_pipeline.report.compare import ONE, compare, print_comparison, write_comparison
         from vitp_pipeline.report.loaded_evaluation import evaluations_in, listed, open_evaluation
         from vitp_pipeline.report.page import require_libraries
@@ -41,6 +52,8 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.storage.atomic_files import write_json
 
         require_libraries()
+        if figure is not None:
+            require_figure(figure)
         evaluations = [open_evaluation(run) for run in runs]
         first = evaluations[0]
         if len(runs) == 1 and not first.named and len(found := evaluations_in(first.store)) > 1:
@@ -61,3 +74,6 @@ def register(app: typer.Typer) -> None:
         if json not in (None, Path("-")):
             write_json(json, result)
         say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        if figure is not None:
+            write_figure(evaluations, result["labels"], figure)
+            say(f"{figure}: {figure.stat().st_size / 1e3:.0f} kB")

@@ -29,6 +29,14 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(help="Recipe of the run, needed if its manifest is not a shipped one.", metavar="RECIPE"),
         ] = None,
+        figure: Annotated[
+            Path | None,
+            typer.Option(
+                "--figure",
+                help="Also draw generator, fused and upper bound of every task as bars: .svg, .png or .pdf.",
+                metavar="FILE",
+            ),
+        ] = None,
         json: Json = False,
     ) -> None:
         """Write an evaluation as one HTML page that opens from disk: metrics, charts and a gallery.
@@ -38,14 +46,19 @@ def register(app: typer.Typer) -> None:
             vitp report runs/camvid --data-root data/camvid
 
             vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
+
+            vitp report runs/camvid --figure figure1.svg
         """
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.report.bar_figure import require_figure, write_figure
         from vitp_pipeline.report.loaded_evaluation import evaluations_in, listed, open_evaluation
         from vitp_pipeline.report.page import require_libraries
         from vitp_pipeline.report.report import write_report
         from vitp_pipeline.runtime.progress import say
 
         require_libraries()
+        if figure is not None:
+            require_figure(figure)
         with documented(json) as document:
             stored = open_evaluation(run, data_root, recipe)
             store, folder = stored.store, stored.evaluation.run.folder
@@ -63,3 +76,7 @@ def register(app: typer.Typer) -> None:
             size = path.stat().st_size
             document.give(path=path, bytes=size, evaluation=folder)
             say(f"{path}: {size / 1e6:.1f} MB")
+            if figure is not None:
+                write_figure([stored], [""], figure)
+                document.give(figure=figure)
+                say(f"{figure}: {figure.stat().st_size / 1e3:.0f} kB")

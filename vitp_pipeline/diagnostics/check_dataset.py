@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vitp_pipeline.config.recipe import manifest_of
+from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.label_kinds.semantic_png import UNKNOWN_VALUES
 from vitp_pipeline.diagnostics.check_files import as_dict, check_split, spread
-from vitp_pipeline.diagnostics.contact_sheet import draw_sheet, save_sheet
+from vitp_pipeline.diagnostics.contact_sheet import COARSE_EROSION, draw_sheet, save_sheet
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.runtime.output import show, show_json
 from vitp_pipeline.runtime.progress import progress, say
@@ -35,7 +36,8 @@ def check_dataset(
     Args:
         name: a recipe or a manifest.
         split: only this one; default: every split with its own files.
-        out: path of the sheet; with several splits the split's name is put before its suffix.
+        out: path of the sheet, whose coarse labels are eroded as the recipe says; with several splits the split's name
+            is put before its suffix.
         limit: number of images to check, evenly spread; 0 = all.
     Raises:
         InputError: a split is missing, or some of its files are broken or have unknown labels.
@@ -43,7 +45,8 @@ def check_dataset(
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a PNG", "Give a path that ends in .png")
-    spec, _ = manifest_of(name)
+    spec, recipe = manifest_of(name)
+    erosion = COARSE_EROSION if recipe is None else recipe.stage(TrainSettings).coarse_erosion
     splits = [split] if split else [key for key, entry in spec.splits.items() if not entry.of]
     reports: list[dict[str, Any]] = []
     absent: dict[str, InputError] = {}
@@ -59,7 +62,8 @@ def check_dataset(
             report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
-            save_sheet(path, draw_sheet(dataset, spread(dataset.samples, SHEET_SAMPLES), f"{spec.name} {key}"))
+            shown = spread(dataset.samples, SHEET_SAMPLES)
+            save_sheet(path, draw_sheet(dataset, shown, f"{spec.name} {key}", erosion))
             report["sheet"] = str(path)
         reports.append(report)
         if not as_json:

@@ -9,6 +9,8 @@ import numpy as np
 
 from vitp_pipeline.figure import Figure, difference, plain, signed
 from vitp_pipeline.figure import percent as in_percent
+from vitp_pipeline.report.task_bars import BARS, TaskBars, value_of, variants_of
+from vitp_pipeline.report.task_bars import by_metric as bars_by_metric
 
 Chart = dict[str, Any]
 
@@ -79,6 +81,32 @@ def alpha_curve(
             data.append({"type": "scatter", "mode": "markers", "name": "headline", "marker": mark} | at)
     layout = _layout("α, weight of the classifier", f"{name} [%]", height=360)
     layout["xaxis"] |= {"range": [-0.03, 1.03], "zeroline": False}
+    return {"data": data, "layout": layout}
+
+
+def task_bars(evaluations: Sequence[Sequence[TaskBars]], labels: Sequence[str]) -> Chart:
+    """Draw generator, fused and upper bound of every task, as the paper's Figure 1; a cluster for every evaluation.
+
+    Args:
+        labels: of the evaluations, their letters first; not shown where there is only one.
+    """
+    places = [(metric, i) for metric, numbers in bars_by_metric(evaluations) for i in numbers]
+    letters = [labels[i].partition(":")[0] for _, i in places]
+    metrics = [metric for metric, _ in places]
+    data: list[dict[str, Any]] = []
+    for variant in variants_of(evaluations):
+        values = [value_of(evaluations[i], metric, variant) for metric, i in places]
+        bar: dict[str, Any] = {"type": "bar", "name": BARS[variant]}
+        bar |= {"x": [metrics, letters] if len(evaluations) > 1 else metrics}
+        bar |= {"y": percents(values), "text": [in_percent(v, 1) for v in values], "textposition": "outside"}
+        color = INK["upper_bound"] if variant == "upper_bound_point" else INK[variant]
+        told = {"customdata": [labels[i] for _, i in places]} if len(evaluations) > 1 else {}
+        hover = f"{BARS[variant]}: %{{y:.2f}}{'<br>%{customdata}' if told else ''}<extra></extra>"
+        data.append(bar | told | {"marker": {"color": color}, "cliponaxis": False, "hovertemplate": hover})
+    layout = _layout("", "%", height=340)
+    layout |= {"barmode": "group", "bargap": 0.3, "bargroupgap": 0.05}
+    layout["yaxis"] |= {"rangemode": "tozero"}
+    layout["xaxis"] |= {"type": "multicategory" if len(evaluations) > 1 else "category", "showgrid": False}
     return {"data": data, "layout": layout}
 
 

@@ -21,6 +21,7 @@ from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.loaded_evaluation import COLUMNS, StoredEvaluation, classifier_name, provenance_of
 from vitp_pipeline.report.page import require_libraries, write_page
+from vitp_pipeline.report.task_bars import task_bars
 from vitp_pipeline.runtime.output import show, with_aliases
 from vitp_pipeline.storage.fingerprint import difference
 
@@ -305,7 +306,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
     labels, base = result["labels"], result["labels"][0]
     sweeps = [figures.sweep(run) for run in runs]
     curves = [name for name in sweeps[0] if any(len(s.get(name, {}).get("alpha", ())) > 1 for s in sweeps)]
-    drawn: dict[str, charts.Chart] = {}
+    drawn = {"tasks": charts.task_bars([task_bars(run) for run in runs], labels)}
     variants = list(dict.fromkeys(row["variant"] for row in result["differences"]))
     for variant in variants:
         rows = [row for row in result["differences"] if row["variant"] == variant]
@@ -369,11 +370,11 @@ def _joined(sweep: dict[str, dict[str, Any]]) -> bool:
 
 
 def _side_by_side(runs: Sequence[StoredEvaluation], labels: Sequence[str], task: str) -> dict[str, Any]:
-    """{columns, rows: [{label, title, values}]} of generator, fused and upper bound of every evaluation."""
+    """{columns, rows: [{label, title, values}]} of every variant of every evaluation."""
     tables = [figures.headline_table(run, task) if task in figures.tasks_of(run) else None for run in runs]
     columns = list(dict.fromkeys(c for table in tables if table for c in table["columns"]))
     rows = []
-    for variant in ("generator", "classifier", "fused", "upper_bound_mask"):
+    for variant in ("generator", "classifier", "fused", "upper_bound_point", "upper_bound_mask"):
         for label, table in zip(labels, tables, strict=True):
             if table is None:
                 continue

@@ -11,6 +11,7 @@ import numpy as np
 from vitp_pipeline.report import charts, figures
 from vitp_pipeline.report.charts import Chart
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
+from vitp_pipeline.report.task_bars import task_bars
 from vitp_pipeline.validation.registry import Registry
 
 HELP_TITLES = {
@@ -59,6 +60,10 @@ def drawn_charts(shown: ReportFigures) -> tuple[dict[str, Chart], dict[str, str]
     return drawn, captions
 
 
+def _tasks(shown: ReportFigures) -> dict[str, Chart]:
+    return {"tasks": charts.task_bars([task_bars(shown.stored)], [""])}
+
+
 def _alpha(shown: ReportFigures) -> dict[str, Chart]:
     curves = charts.alpha_curves(shown.curves, shown.stored.evaluation.alpha)
     return {f"alpha:{name}": chart for name, chart in curves.items()}
@@ -96,5 +101,5 @@ def _reliability(shown: ReportFigures) -> dict[str, Chart]:
     return {"reliability": charts.reliability(shown.reliability)}
 
 
-for _draw in (_alpha, _classes, _confusion, _help, _reliability):
+for _draw in (_tasks, _alpha, _classes, _confusion, _help, _reliability):
     CHARTS.add(_draw.__name__.removeprefix("_"), ReportChart(_draw))
