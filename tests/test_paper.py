@@ -14,6 +14,7 @@ import pytest
 
 from tests.generators.detectron2_making import Head, on_meta, shapes_of
 from vitp_pipeline.cluster.plan import Request, plan_chain
+from vitp_pipeline.config.flags import divide, parse_changes
 from vitp_pipeline.config.recipe import Recipe, load_preset, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import load_manifest
@@ -26,13 +27,21 @@ from vitp_pipeline.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
 FOLDER = shipped("stages/paper")
-ROWS: list[dict[str, Any]] = tomllib.loads((FOLDER / "rows.toml").read_text(encoding="utf-8"))["rows"]
+FACTS: dict[str, list[dict[str, Any]]] = tomllib.loads((FOLDER / "rows.toml").read_text(encoding="utf-8"))
+ROWS, ABLATIONS = FACTS["rows"], FACTS["ablations"]
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "rows")
 NETWORKS = {  # of OneFormer's file names: a key of detectron2_making.BACKBONES
     "250_16_dinat_l": "dinat-l-11",
     "150_16_dinat_l": "dinat-l-11",
     "convnext_l": "convnext-l",
     "intern_image_h": "internimage-h",
+}
+ABLATION_IDS = [f"{row['table']}-{row['title'].partition(';')[0]}" for row in ABLATIONS]
+STAGES = {  # whose keys --set takes
+    "generate-proposals": (ProposalSettings,),
+    "train-classifier": (TrainSettings,),
+    "classify": (ClassifySettings,),
+    "evaluate": (EvaluateSettings, ClassifySettings),
 }
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 
@@ -61,7 +70,8 @@ def test_the_rows_are_those_of_the_tables() -> None:
     assert all(row["alone"].keys() == row["paper"].keys() for row in ROWS)
     assert all(row["alone"][key] <= row["paper"][key] for row in ROWS for key in row["paper"])
     own = {recipe.path.stem for row in ROWS for recipe in recipes_of(row)}
-    assert own | {"objects365-boxes"} == set(NAMES)
+    others = {recipe.path.stem for row in ABLATIONS for recipe in recipes_of({"name": row["recipe"]})}
+    assert own | others | {"objects365-boxes"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +178,7 @@ def tool() -> Any:
 
 def test_the_page_is_made_of_the_rows() -> None:
     written = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
-    assert written == tool().page(ROWS), "run python tools/reproduce.py"
+    assert written == tool().page(FACTS), "run python tools/reproduce.py"
 
 
 def test_the_commands_of_the_page_are_real() -> None:
@@ -176,7 +186,6 @@ def test_the_commands_of_the_page_are_real() -> None:
     from typer.main import get_command
 
     from vitp_pipeline.cli.app import app
-    from vitp_pipeline.config.flags import parse_changes
 
     group, seen = get_command(app), 0
     page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
@@ -187,9 +196,10 @@ def test_the_commands_of_the_page_are_real() -> None:
         if "recipe" in context.params:
             recipe = load_recipe(context.params["recipe"])
             changes = parse_changes(context.params.get("changes"))
-            of_proposals = words[0] == "generate-proposals" or "--stream" in words
-            recipe.stage(ProposalSettings if of_proposals else EvaluateSettings, **changes)
-    assert seen > 80
+            kinds = STAGES[words[0]] if "--stream" not in words else (ProposalSettings,)
+            for kind, own in zip(kinds, divide(changes, *kinds), strict=True):
+                recipe.stage(kind, **own)
+    assert seen > 160
 
 
 def test_a_recipe_in_a_folder_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Write docs/reproduce.md: downloads and commands for every row of the paper that has ViT-P.
+"""Write docs/reproduce.md: downloads and commands for every row of the paper that has ViT-P, and for its ablations.
 
     python tools/reproduce.py
 
@@ -8,6 +8,7 @@ Facts come from stages/paper/rows.toml, settings from the recipes beside it, the
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "stages/paper/rows.toml", ROOT / "docs/reproduce.md"
 TEXT = Path(__file__).with_suffix(".md")
 FIGURES = {"PQ": "PQ", "AP": "AP", "mIoU": "mIoU", "mIoU_ms": "mIoU (m.s.)"}
+BOUNDS = {"point": "upper bound (point labels)", "mask": "upper bound (mask labels)"}
 DATASETS = {
     "ade20k": ("ADE20K", "ade20k", "data/ade20k", 2000),
     "cityscapes": ("Cityscapes", "cityscapes", "data/cityscapes", 500),
@@ -32,14 +34,16 @@ SOURCES = {
 CLASSIFIERS = "Hugging Face, [Sajjad-Sh33/ViT-P](https://huggingface.co/Sajjad-Sh33/ViT-P)"
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """The whole page."""
-    sections, table = [], None
+def page(facts: dict[str, Any]) -> str:
+    """The whole page, of the content of rows.toml."""
+    rows, sections, table = facts["rows"], [], None
     for row in rows:
         if row["table"] != table:
             table = row["table"]
             sections.append(f"\n## Table {table}\n")
         sections.append(_section(row))
+    for run in facts["runs"]:
+        sections.append(_ablations(run, [row for row in facts["ablations"] if row["run"] == run["run"]], rows))
     text = TEXT.read_text(encoding="utf-8").replace("{summary}", "".join(_line(row) for row in rows))
     return text.replace("{sections}", "".join(sections))
 
@@ -121,28 +125,52 @@ def _training(row: dict[str, Any], root: str) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """The stages that give some figures: a recipe and a folder below runs/, and what --set takes to get them."""
+
+    figures: tuple[str, ...]
+    recipe: str
+    folder: str
+    told: str
+    measured: str
+
+    def where(self, root: str) -> str:
+        return f"paper/{self.recipe} --data-root {root} --out runs/{self.folder}"
+
+
+def _passes(name: str, run: str, figures: dict[str, float]) -> list[Pass]:
+    """One pass per task, as OneFormer needs; one for PQ and AP where the recipe measures both at once."""
+    found: list[Pass] = []
+    for figure, task in (("mIoU", "semantic"), ("PQ", "panoptic"), ("AP", "instance")):
+        if figure not in figures:
+            continue
+        split = (ROWS.parent / f"{name}-panoptic.toml").is_file()
+        recipe = f"{name}-panoptic" if split and figure != "mIoU" else name
+        own = tomllib.loads((ROWS.parent / f"{recipe}.toml").read_text(encoding="utf-8"))
+        generate, tasks = own["generate-proposals"], own["evaluate"]["tasks"]
+        if task in tasks[1:]:
+            found[-1] = replace(found[-1], figures=(*found[-1].figures, figure))
+            continue
+        told = f" --set task={task}" if generate.get("task", task) != task else ""
+        measured = f" --set 'tasks=[\"{task}\"]'" if task not in tasks else ""
+        found.append(Pass((figure,), recipe, run if figure == "mIoU" else f"{run}-{task}", told, measured))
+    return found
+
+
 def _runs(row: dict[str, Any], root: str) -> list[str]:
     name, classifier = row["name"], f"--classifier {_classifier(row)}"
-    split = row["dataset"] in ("ade20k", "cityscapes")
     lines = []
-    for figure, task in (("mIoU", "semantic"), ("PQ", "panoptic"), ("AP", "instance")):
-        if figure not in row["paper"]:
-            continue
-        recipe = f"paper/{name}-panoptic" if split and figure != "mIoU" else f"paper/{name}"
-        run = f"runs/{name}" if figure == "mIoU" else f"runs/{name}-{task}"
-        where = f"{recipe} --data-root {root} --out {run}"
-        own = tomllib.loads((ROWS.parent / f"{Path(recipe).name}.toml").read_text(encoding="utf-8"))
-        generate, evaluate = own["generate-proposals"], own["evaluate"]
-        told = f" --set task={task}" if generate.get("task", task) != task else ""
-        measured = f" --set 'tasks=[\"{task}\"]'" if evaluate["tasks"] != [task] else ""
+    for own in _passes(name, name, row["paper"]):
+        where = own.where(root)
         lines += [
-            f"# {FIGURES[figure]} {row['paper'][figure]}",
-            f"vitp generate-proposals {where}{told}",
+            f"# {_figures(row, own)}",
+            f"vitp generate-proposals {where}{own.told}",
             f"vitp classify {where} {classifier}",
-            f"vitp evaluate {where} {classifier}{measured} --json {run}.json",
+            f"vitp evaluate {where} {classifier}{own.measured} --json runs/{own.folder}.json",
         ]
     if "mIoU_ms" in row["paper"]:
-        views = " ".join(f"--set '{change}'" if "[" in change else f"--set {change}" for change in row["many_views"])
+        views = " ".join(_set(change) for change in row["many_views"])
         where = f"paper/{name} --data-root {root} --out runs/{name}-views"
         lines += [
             f"# {FIGURES['mIoU_ms']} {row['paper']['mIoU_ms']}",
@@ -151,9 +179,82 @@ def _runs(row: dict[str, Any], root: str) -> list[str]:
     return lines
 
 
+def _figures(row: dict[str, Any], own: Pass) -> str:
+    return ", ".join(f"{FIGURES[figure]} {row['paper'][figure]}" for figure in own.figures)
+
+
+def _set(change: str) -> str:
+    return f"--set '{change}'" if "[" in change else f"--set {change}"
+
+
+def _ablations(run: dict[str, Any], ablations: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """A section: figures of the paper, and the commands of all rows that share proposals."""
+    columns = [key for key in (*FIGURES, *BOUNDS, "gmacs") if any(key in _of(row) for row in ablations)]
+    titles = {**FIGURES, **BOUNDS, "gmacs": "#FLOPs"}
+    table = [
+        "| table | row | " + " | ".join(titles[key] for key in columns) + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    for row in ablations:
+        cells = [row["table"], row["title"], *(_of(row).get(key, "") for key in columns)]
+        table.append("| " + " | ".join(map(str, cells)) + " |")
+    lines = [f"\n## {run['title']}\n", "\n".join(table) + "\n"]
+    if run["like"]:
+        links = ", ".join(f"[{name}](#{name})" for name in run["like"])
+        lines.append(f"Downloads and imports as for {links}.\n")
+    blocks, made = list(run.get("setup", [])), set()
+    for row in ablations:
+        blocks += _of_ablation(row, rows, made)
+    lines.append("```sh\n" + "\n".join(blocks) + "\n```\n")
+    lines.append("\n".join(f"* {text}" for text in run["differs"]) + "\n")
+    return "\n".join(lines)
+
+
+def _of(row: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a row, with what it costs."""
+    return {**row["paper"], **({"gmacs": f"{row['gmacs']}G"} if "gmacs" in row else {})}
+
+
+def _of_ablation(row: dict[str, Any], rows: list[dict[str, Any]], made: set[str]) -> list[str]:
+    """Commands of a row; `made` are the runs whose proposals other rows have, it is added to."""
+    name, manifest = row["recipe"], tomllib.loads((ROWS.parent / f"{row['recipe']}.toml").read_text())["manifest"]
+    root = next(place for _, own, place, _ in DATASETS.values() if own == manifest)
+    bounds = "point" in row["paper"]
+    run = f"{row['run']}-{row['title'].lower()}" if bounds else row["run"]
+    passes = _passes(name, run, {"mIoU": 0.0} if bounds else row["paper"])
+    lines = []
+    for own in passes:
+        if own.folder not in made:
+            made.add(own.folder)
+            sets = "".join(f" {_set(change)}" for change in row["generate"])
+            lines.append(f"vitp generate-proposals {own.where(root)}{own.told}{sets}")
+    classifier = row.get("classifier") and f"weights/{row['classifier']}"
+    if "train" in row:
+        sets = "".join(f" {_set(change)}" for change in row["train"])
+        recipe = row.get("train_recipe", name)
+        lines += [
+            f"# Table {row['table']}: {row['title']}",
+            f"vitp train-classifier paper/{recipe} --data-root {root} --out runs/{run} --name {row['name']}{sets}",
+        ]
+        classifier = f"runs/{run}/classifier/{row['name']}/model.safetensors"
+    elif "name" in row:
+        lines.append(f"# Table {row['table']}: {row['title']}")
+        classifier = _classifier(next(own for own in rows if own["name"] == name))
+    if not classifier:
+        return lines
+    sets = "".join(f" {_set(change)}" for change in row["classify"])
+    for own in passes:
+        figures = ", ".join(f"{BOUNDS[k]} {v}" for k, v in row["paper"].items()) if bounds else _figures(row, own)
+        where = f"{own.where(root)} --classifier {classifier}"
+        lines += [
+            f"vitp classify {where}{sets}",
+            f"vitp evaluate {where}{sets}{own.measured}  # {figures}",
+        ]
+    return lines
+
+
 def main() -> None:
-    rows = tomllib.loads(ROWS.read_text(encoding="utf-8"))["rows"]
-    PAGE.write_text(page(rows), encoding="utf-8")
+    PAGE.write_text(page(tomllib.loads(ROWS.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 if __name__ == "__main__":
