@@ -33,6 +33,7 @@ PLACEHOLDERS = {
 
 NETWORKS = ("generate-proposals", "classify", "evaluate")
 OTHER_TABLES = {"predict": NETWORKS, "import-proposals": NETWORKS[:1], "export-results": NETWORKS[1:]}
+OTHER_TABLES |= {"evaluate": NETWORKS[1:]}
 """Tables whose keys --set of a command takes, where it is not the table of its own name."""
 
 GROUP = typer.main.get_command(app)
