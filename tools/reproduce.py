@@ -8,9 +8,8 @@ Facts come from stages/paper/rows.toml, settings from the recipes beside it, the
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "stages/paper/rows.toml", ROOT / "docs/reproduce.md"
@@ -125,8 +124,7 @@ def _training(row: dict[str, Any], root: str) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """The stages that give some figures: a recipe and a folder below runs/, and what --set takes to get them."""
 
     figures: tuple[str, ...]
@@ -150,7 +148,7 @@ def _passes(name: str, run: str, figures: dict[str, float]) -> list[Pass]:
         own = tomllib.loads((ROWS.parent / f"{recipe}.toml").read_text(encoding="utf-8"))
         generate, tasks = own["generate-proposals"], own["evaluate"]["tasks"]
         if task in tasks[1:]:
-            found[-1] = replace(found[-1], figures=(*found[-1].figures, figure))
+            found[-1] = found[-1]._replace(figures=(*found[-1].figures, figure))
             continue
         told = f" --set task={task}" if generate.get("task", task) != task else ""
         measured = f" --set 'tasks=[\"{task}\"]'" if task not in tasks else ""
