@@ -36,6 +36,7 @@ UNITS = {
         "steps",
         "batches",
         "blocks",
+        "layers",
         "folds",
         "pairs",
         "threads",
