@@ -155,7 +155,7 @@ class ProposalSettings:
         float, within(0, 100), Key("SAM: stability is the IoU of a mask at this logit and at its negative.", "logit")
     ] = 1.0
     box_nms_thresh: Annotated[
-        Fraction, Key("SAM: of two masks whose boxes overlap by more, keep the one of higher predicted IoU.", "fraction")
+        Fraction, Key("SAM: of two masks whose boxes overlap more, keep the one of higher predicted IoU.", "fraction")
     ] = 0.7
     crop_n_layers: Annotated[
         int, within(0, 2), Key("SAM: see crops of the image, too: 4 in the first layer, 16 in the second.", "layers")
