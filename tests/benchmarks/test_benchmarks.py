@@ -313,3 +313,15 @@ def test_the_benchmark_of_predict_with_masks_runs(tmp_path: Path) -> None:
     assert found["seconds"] > 0 and found["peak"] > 50
     result = json.loads((tmp_path / "found/results/0.json").read_text())
     assert {m["query"] for m in result["masks"]} == {0, 1, 2} and result["masks_from"]["format"] == "coco"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_stored_masks_runs(tmp_path: Path) -> None:
+    from benchmarks import stored_masks
+
+    stored_masks.prepare(tmp_path, 0.02, 3, 1)
+    for command in ("import-proposals", "classify", "export-results, panoptic"):
+        found = stored_masks.measure(tmp_path, command)
+        assert found["seconds"] > 0 and found["peak"] > 50
+    (panoptic,) = tmp_path.glob("run/exports/coco-panoptic-*/results/panoptic/0.png")
+    assert panoptic.stat().st_size

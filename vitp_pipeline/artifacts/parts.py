@@ -19,7 +19,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.array_metadata import check_metadata, decode_plain, decode_plane, has_planes, is_plain
 from vitp_pipeline.artifacts.quantized_array import codecs, decode, encode, kind_of, wrote
-from vitp_pipeline.errors import CorruptError, UserError
+from vitp_pipeline.errors import CorruptError, InputError, UserError
 from vitp_pipeline.storage.atomic_files import refusals, write_whole
 from vitp_pipeline.storage.fs_ops import make_folder, new_file, remove
 from vitp_pipeline.storage.layout import open_plain, place
@@ -235,42 +236,6 @@ def _by_zarr(
     return {key: buffer.to_bytes() for key, buffer in store.items()}
 
 
-_CODECS = {"bytes", "blosc", "numcodecs.fixedscaleoffset"}
-_LARGEST = 1 << 32
-"""Bytes of an array; the masks of an image at the image's own size are a tenth of it."""
-
-
-def _check_metadata(metadata: dict[str, Any]) -> None:
-    """Raise ValueError for an array that was not written here: its metadata could name any codec and any size."""
-    odd = {str(codec.get("name")) for codec in metadata["codecs"]} - _CODECS
-    if metadata["zarr_format"] != 3 or odd:
-        raise ValueError(f"codecs {', '.join(sorted(odd))[:80]}")
-    sides = [*metadata["shape"], *metadata["chunk_grid"]["configuration"]["chunk_shape"]]
-    size = math.prod(metadata["shape"]) * np.dtype(metadata["data_type"]).itemsize
-    if not all(type(side) is int and 0 <= side < 1 << 31 for side in sides) or size > _LARGEST:
-        raise ValueError(f"the shape {str(metadata['shape'])[:80]}")
-    if np.dtype(metadata["data_type"]).kind not in "biuf":
-        raise ValueError("no numbers")
-
-
-def _is_plain(metadata: dict[str, Any]) -> bool:
-    """Tell if an array is one chunk of little-endian numbers that blosc compressed."""
-    codecs = metadata.get("codecs", [])
-    return (
-        [codec.get("name") for codec in codecs] == ["bytes", "blosc"]
-        and codecs[0].get("configuration", {}).get("endian", "little") == "little"
-        and metadata["chunk_grid"]["configuration"]["chunk_shape"] == metadata["shape"]
-        and isinstance(metadata["data_type"], str)
-    )
-
-
-def _decode_plain(metadata: dict[str, Any], chunk: bytes) -> np.ndarray:
-    from numcodecs import Blosc
-
-    kind = np.dtype(metadata["data_type"]).newbyteorder("<")
-    return np.frombuffer(Blosc().decode(chunk), kind).reshape(metadata["shape"]).copy()
-
-
 class ArrayReader:
     """Reads arrays of a part's zip. Every byte is checked against its CRC.
 
@@ -278,6 +243,7 @@ class ArrayReader:
         about: attributes that the root group must have: which part of which run the arrays are of.
     Raises:
         CorruptError: the zip, an entry or a chunk is damaged or missing, or the arrays are another part's.
+        InputError: an array of planes is too large to be read at once.
     """
 
     def __init__(self, path: Path, about: dict[str, Any] | None = None) -> None:
@@ -316,20 +282,40 @@ class ArrayReader:
             prefix = f"{name}/"
             keys = self._keys.get(name, [])
             metadata = json.loads(self._zip.read(f"{prefix}zarr.json"))
-            _check_metadata(metadata)
+            check_metadata(metadata)
             if len(keys) == 2:  # one chunk: what zarr would do, without what that costs for every small array
                 (chunk,) = (key for key in keys if not key.endswith("/zarr.json"))
                 if wrote(metadata):
                     return decode(metadata, self._zip.read(chunk))
-                if _is_plain(metadata):
-                    return _decode_plain(metadata, self._zip.read(chunk))
+                if is_plain(metadata):
+                    return decode_plain(metadata, self._zip.read(chunk))
             to_buffer = default_buffer_prototype().buffer.from_bytes
             store = MemoryStore({key[len(prefix) :]: to_buffer(self._zip.read(key)) for key in keys})
             array = zarr.open_array(store, mode="r", zarr_format=3)
             if array.nchunks_initialized < array.nchunks:
                 raise ValueError("a chunk is missing")
             return np.asarray(array[...])
+        except InputError as error:
+            raise InputError(f"{self.path}: array {name}: {error.message}", error.hint) from error
         except Exception as error:  # so do damaged entries
+            raise self._corrupt(error, name) from error
+
+    def shape_of_planes(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape (P, h, w) of an array that can be read plane by plane; None of others."""
+        try:
+            metadata = json.loads(self._zip.read(f"{name}/zarr.json"))
+            return tuple(metadata["shape"]) if has_planes(metadata) else None
+        except Exception as error:
+            raise self._corrupt(error, name) from error
+
+    def planes(self, name: str) -> Iterator[np.ndarray]:
+        """Read an array that has planes plane by plane, each (h, w)."""
+        try:
+            metadata = json.loads(self._zip.read(f"{name}/zarr.json"))
+            check_metadata(metadata, by_plane=True)
+            for number in range(metadata["shape"][0]):
+                yield decode_plane(metadata, self._zip.read(f"{name}/c/{number}/0/0"))
+        except Exception as error:
             raise self._corrupt(error, name) from error
 
     def _corrupt(self, error: Exception, name: str = "") -> CorruptError:

@@ -26,6 +26,7 @@ import numpy as np
 from vitp_pipeline.artifacts.array_names import array_name
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss
 from vitp_pipeline.artifacts.parts import ArrayReader, ArrayWriter, Planes
+from vitp_pipeline.artifacts.pixel_groups import ManyLevels, PixelGroups, group_pixels, part_of
 from vitp_pipeline.artifacts.run import FORMAT_VERSION, StageRun, open_run
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.geometry import View
@@ -78,11 +79,18 @@ class ProposalRecord(ProposalEntry):
 
     Attributes:
         class_logits: (Q, K + 1) float32.
-        masks: (M, h, w) mask logits.
+        masks: (M, h, w) mask logits; with groups (M, 1, N).
+        groups: of the image's pixels, N of them, where the masks were binary ones too large to be held.
     """
 
     class_logits: np.ndarray = field(repr=False)
     masks: np.ndarray = field(repr=False)
+    groups: PixelGroups | None = field(default=None, kw_only=True, repr=False)
+
+    def each_mask(self, chosen: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Yield the masks, or those of some places among them, one by one as (h, w)."""
+        masks = self.masks if chosen is None else (self.masks[place] for place in chosen)
+        return iter(masks) if self.groups is None else map(self.groups.spread, masks)
 
     @property
     def entry(self) -> ProposalEntry:
@@ -236,30 +244,39 @@ class ProposalStore:
         """Read the index rows of a part, failed images included; None = all columns."""
         return list(self.run.read_rows(shard, part, columns).to_pylist())
 
-    def read_part(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalRecord]:
+    def read_part(
+        self, shard: int, part: int, images: Collection[str] | None = None, grouped: bool = False
+    ) -> Iterator[ProposalRecord]:
         """Read the proposals of a part's images, view by view.
 
         Args:
             images: only these; None = all.
+            grouped: large binary masks may come as groups of pixels, see `ProposalRecord.groups`.
+        Raises:
+            InputError: an image's masks are too many to be read at once.
         """
         table = self.run.read_rows(shard, part)
         with self.run.open_arrays(shard, part, table) as arrays:
             for row in _proposed(table, images):
-                yield _record(row, arrays)
+                yield _record(row, arrays, grouped)
 
     def read_index(self, shard: int, part: int, images: Collection[str] | None = None) -> Iterator[ProposalEntry]:
         """Read the same from the index alone, without any array."""
         return map(_entry, _proposed(self.run.read_rows(shard, part), images))
 
-    def read(self, image_id: str) -> ProposalRecord:
-        """Read the proposals of one image with its arrays, the first view's. Raises InputError when it has none."""
+    def read(self, image_id: str, grouped: bool = False) -> ProposalRecord:
+        """Read the proposals of one image with its arrays, the first view's. Raises InputError when it has none.
+
+        Args:
+            grouped: as of `read_part`.
+        """
         if image_id not in self._places:
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r}")
         part = self._opened(*self._places[image_id], os.getpid())
         (row,) = part.table.slice(part.rows[image_id], 1).to_pylist()
         if row["status"] != "ok":
             raise InputError(f"{self.run.folder}: no proposals of image {image_id!r} ({row['error']})")
-        return _record(row, part.arrays)
+        return _record(row, part.arrays, grouped)
 
     @cached_property
     def _opened(self) -> Callable[[int, int, int], _OpenPart]:
@@ -355,10 +372,25 @@ def _entry(row: dict[str, Any]) -> ProposalEntry:
     )
 
 
-def _record(row: dict[str, Any], arrays: ArrayReader) -> ProposalRecord:
+def _record(row: dict[str, Any], arrays: ArrayReader, grouped: bool) -> ProposalRecord:
     entry = _entry(row)
-    class_logits, masks = (arrays.read(f"{name}/{entry.key}") for name in ("class_logits", "masks"))
-    return ProposalRecord(**vars(entry), class_logits=class_logits, masks=masks)
+    class_logits = arrays.read(f"class_logits/{entry.key}")
+    if grouped and (found := _groups(entry, arrays)):
+        groups, masks = found
+        return ProposalRecord(**vars(entry), class_logits=class_logits, masks=masks, groups=groups)
+    return ProposalRecord(**vars(entry), class_logits=class_logits, masks=arrays.read(f"masks/{entry.key}"))
+
+
+def _groups(entry: ProposalEntry, arrays: ArrayReader) -> tuple[PixelGroups, np.ndarray] | None:
+    """Divide an image by its masks, read one at a time; None where they are not large binary masks of its own size."""
+    view, name = entry.view, f"masks/{entry.key}"
+    same = view.whole and view.original == view.resized == view.padded == view.mask
+    if not same or arrays.shape_of_planes(name) != (len(entry.kept), *view.original):
+        return None
+    try:
+        return group_pixels(map(part_of, arrays.planes(name)), view.original)
+    except ManyLevels:
+        return None
 
 
 def _loss(row: dict[str, Any]) -> MaskLoss | None:

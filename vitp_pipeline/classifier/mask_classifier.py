@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,12 @@ class MaskClassifier:
             per_mask = max(1, len(points) // max(1, len(record.points["max"])))
             return PromptedImage(record, normalize_points(points, record.view.original), per_mask)
         assert isinstance(record, ProposalRecord), "its masks are not read"
-        return PromptedImage(record.entry, mask_coverage(record.masks, record.view, self.model.grid))
+        if record.groups is None:
+            coverage = mask_coverage(record.masks, record.view, self.model.grid)
+        else:
+            each = [mask_coverage(mask[None], record.view, self.model.grid) for mask in record.each_mask()]
+            coverage = np.concatenate([np.zeros((0, math.prod(self.model.grid)), np.float32), *each])
+        return PromptedImage(record.entry, coverage)
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) RGB uint8 as the model takes it."""

@@ -32,7 +32,10 @@ def check_codec(codec: MaskCodec, settings: EvaluateSettings, tasks: tuple[str, 
 
 
 def certain_pixels(record: ProposalRecord, masks: torch.Tensor, probs: torch.Tensor, kept: torch.Tensor) -> np.ndarray:
-    """(H0, W0) bool: pixels whose label provably does not depend on mask compression. probs: (Q, K), of all queries."""
+    """(H0, W0) bool: pixels whose label provably does not depend on mask compression. probs: (Q, K), of all queries.
+
+    (1, N) where the record's view is of groups of pixels.
+    """
     from vitp_pipeline.postprocess.certainty import certain_map
 
     loss = loss_of(record.masks, record.loss)
@@ -45,6 +48,8 @@ def _count(image: MeasuredImage) -> list[np.ndarray]:
     found = certain_pixels(
         view.record, view.masks, view.probs[evaluation.variants.index(evaluation.headline)], view.kept
     )
+    if view.pixels is not None:
+        return [np.array([view.pixels[found[0]].sum()]), np.array([view.pixels.sum()])]
     return [np.array([found.sum()]), np.array([found.size])]
 
 

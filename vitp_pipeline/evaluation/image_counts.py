@@ -58,7 +58,7 @@ class CountMaker:
         left = deque(images)
         with class_scores.open_arrays(shard, part, scored) as scores:
             worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
-            for views in by_image(self.evaluation.proposals.read_part(shard, part, images=worked)):
+            for views in by_image(self.evaluation.proposals.read_part(shard, part, worked, grouped=True)):
                 image_id = views[0].image_id
                 while (other := left.popleft()) != image_id:
                     yield other, {"error": states[other]["error"]}
@@ -157,15 +157,18 @@ class CountMaker:
         """Score a view under every variant; also return (Q,) the majority ground-truth class of each mask."""
         import torch
 
-        from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label
+        from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label, majority_label_of_groups
 
         points = points_of(record, self.policy)
         if len(points) != point_logits.shape[0]:  # several points per mask; the upper bound needs one
             points = points_of(record, "max")
         by_point = label_at_points(truth, points)
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)
-        masks = torch.from_numpy(record.masks).to(self.segmenter.device)
-        by_mask[record.kept] = majority_label(masks, record.view, truth)
+        if record.groups:
+            by_mask[record.kept] = majority_label_of_groups(record.masks, record.groups, truth)
+        else:
+            masks = torch.from_numpy(record.masks).to(self.segmenter.device)
+            by_mask[record.kept] = majority_label(masks, record.view, truth)
         return self.segmenter.score(record, point_logits, self.evaluation.alphas, (by_point, by_mask)), by_mask
 
     def _classified(self, view: FusedView, by_mask: np.ndarray) -> dict[str, np.ndarray]:

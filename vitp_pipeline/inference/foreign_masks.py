@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp_pipeline.artifacts.pixel_groups import group_pixels
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.datasets import DatasetSpec, Sample
@@ -15,7 +16,6 @@ from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import size_of
 from vitp_pipeline.inference.image_files import Picture, paths_below
 from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE, MaskSource, open_source
-from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups, group_pixels
 from vitp_pipeline.stages.convert_masks import BinaryMasks, convert_masks
 
 BY_ENDING = {".npz": "npz", ".json": "sam", ".csv": "sam"}
@@ -94,17 +94,14 @@ class ForeignMasks:
             return digest
         raise InputError(f"{picture.path}: {self.path} holds no masks of this image")
 
-    def record(
-        self, image: np.ndarray, name: str, settings: ProposalSettings
-    ) -> tuple[ProposalRecord, PixelGroups | None]:
+    def record(self, image: np.ndarray, name: str, settings: ProposalSettings) -> ProposalRecord:
         """Make the proposals of a picture.
 
         Args:
             image: (H, W, 3). name: the picture's.
             settings: of [generate-proposals], for points and for what is kept.
         Returns:
-            the record; of binary masks at the image's resolution its masks are of groups of pixels (M, 1, N), and these
-            groups follow.
+            the record; with groups of pixels where its masks are binary ones of the image's resolution.
         Raises:
             InputError: its masks cannot be read, or do not fit the image.
         """
@@ -116,7 +113,7 @@ class ForeignMasks:
                 groups, masks = group_pixels(masks.parts(), size)
             else:
                 masks = masks.dense
-        return ProposalRecord(**vars(found.entry), class_logits=found.class_logits, masks=masks), groups
+        return ProposalRecord(**vars(found.entry), class_logits=found.class_logits, masks=masks, groups=groups)
 
 
 def _sample(name: str) -> Sample:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.inference.foreign_masks import ForeignMasks
-    from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
     from vitp_pipeline.postprocess.panoptic import Segment
     from vitp_pipeline.postprocess.segmenter import FusedView
 
@@ -244,7 +243,7 @@ class Predictor:
         """
         self.check_tasks(tasks)
         pixels = self.mask_classifier.pixels(image) if self.mask_classifier else None
-        views = [self._view(record, pixels, groups) for record, groups in self.proposer.propose(image, name)]
+        views = [self._view(record, pixels) for record in self.proposer.propose(image, name)]
         return self._assemble(views, tasks)
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
@@ -258,14 +257,14 @@ class Predictor:
         if "instance" in tasks and not self.segmenter.things.any():
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
-    def _view(self, record: ProposalRecord, pixels: np.ndarray | None, groups: PixelGroups | None) -> FusedView:
+    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
         """Score a view under each of `alphas`."""
         points = (
             None
             if self.mask_classifier is None or pixels is None
             else self._scores(self.mask_classifier, record, pixels)
         )
-        return self.segmenter.score(record, points, list(self.alphas.values()), groups=groups)
+        return self.segmenter.score(record, points, list(self.alphas.values()))
 
     def _scores(self, mask_classifier: MaskClassifier, record: ProposalRecord, pixels: np.ndarray) -> np.ndarray:
         """Return the classifier's (Q, K) logits."""

@@ -19,7 +19,6 @@ from vitp_pipeline.stages.generate_proposals import generator_failure, make_reco
 if TYPE_CHECKING:
     from vitp_pipeline.generators.base import Generator
     from vitp_pipeline.inference.foreign_masks import ForeignMasks
-    from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
 
 
 class GeneratedProposals:
@@ -39,7 +38,7 @@ class GeneratedProposals:
         self.one_whole = self._plan.one_whole
         self._managed = False  # whether the generator has worked on any image
 
-    def propose(self, image: np.ndarray, name: str) -> list[tuple[ProposalRecord, None]]:
+    def propose(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
         """Run the generator on (H, W, 3) uint8; a record for each view.
 
         Raises:
@@ -55,8 +54,7 @@ class GeneratedProposals:
         self._managed = True
         protocol, agnostic = self.generator.protocol, is_class_agnostic(self.generator)
         return [
-            (make_record(p, protocol, self.settings, self.spec, name, name, n, agnostic), None)
-            for n, p in enumerate(found)
+            make_record(p, protocol, self.settings, self.spec, name, name, n, agnostic) for n, p in enumerate(found)
         ]
 
 
@@ -73,6 +71,6 @@ class ImportedProposals:
         refuse_views(settings)
         self.masks, self.settings = masks, settings
 
-    def propose(self, image: np.ndarray, name: str) -> list[tuple[ProposalRecord, PixelGroups | None]]:
+    def propose(self, image: np.ndarray, name: str) -> list[ProposalRecord]:
         """Read the masks of an image (H, W, 3). Raises InputError as `ForeignMasks.record`."""
         return [self.masks.record(image, name, self.settings)]

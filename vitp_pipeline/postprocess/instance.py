@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.decoding.rle import Rle, encode_mask
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
 from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, mask_logits_at_resized, resize_planes
 
 _EPSILON = 1e-6  # in the mean mask probability's denominator, as in both code bases

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
@@ -65,6 +66,27 @@ def majority_label(mask_logits: Tensor, view: View, gt: np.ndarray) -> np.ndarra
     else:
         counts = _counts_by_planes(mask_logits, view, gt, classes)
     return np.where(counts.any(1), counts.argmax(1), IGNORE)
+
+
+def majority_label_of_groups(masks: np.ndarray, groups: PixelGroups, gt: np.ndarray) -> np.ndarray:
+    """Return the same of masks whose values are known by groups of pixels.
+
+    Args:
+        masks: (Q, 1, N) floats.
+        gt: as `majority_label`.
+    Raises:
+        IncompatibleError: shapes disagree.
+    """
+    if gt.shape != groups.index.shape:
+        raise IncompatibleError(f"the ground truth is {gt.shape}, the image was {groups.index.shape} (height, width)")
+    present = np.setdiff1d(gt, [IGNORE])
+    inside, counts = masks[:, 0] > 0, np.zeros((len(masks), len(present)), np.int64)
+    for place, label in enumerate(present):
+        pixels = np.bincount(groups.index[gt == label], minlength=len(groups.sizes))
+        counts[:, place] = [pixels[own].sum() for own in inside]
+    if not len(present):
+        return np.full(len(masks), IGNORE, np.int64)
+    return np.where(counts.any(1), present[counts.argmax(1)], IGNORE).astype(np.int64)
 
 
 def _counts_by_planes(mask_logits: Tensor, view: View, gt: np.ndarray, classes: int) -> np.ndarray:

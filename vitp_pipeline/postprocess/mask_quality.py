@@ -22,7 +22,7 @@ def mask_quality(
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
         protocol: where sigmoid stands: see `postprocess.upsample`.
-        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`artifacts.pixel_groups`); None = of itself.
     Returns:
         (Q,) float32 in {0} ∪ (threshold, 1], on the device of the masks.
     Raises:

@@ -110,7 +110,7 @@ def panoptic_map(
             a dropped mask that could not take part cannot with a factor either (docs/storage.md).
         overlap: "sum": as above. Otherwise a pixel that masks claim belongs to the topmost of them
             (`overlaps.stack`); which masks take part, and which of them are kept, is decided as above.
-        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`artifacts.pixel_groups`); None = of itself.
     Returns:
         ids (H0, W0) int32, 0 = unassigned; and the segments in order of id, each with at least one pixel.
     Raises:

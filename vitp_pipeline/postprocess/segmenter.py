@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.settings import EvaluateSettings
 from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.postprocess.fusion import fuse, probs_of_labels
-from vitp_pipeline.postprocess.groups.pixel_groups import PixelGroups
 from vitp_pipeline.postprocess.instance import InstanceMask, Pairs, best_pairs, instance_masks
 from vitp_pipeline.postprocess.mask_quality import mask_quality
 from vitp_pipeline.postprocess.overlaps.maps import opaque_label_maps
@@ -135,20 +135,19 @@ class Segmenter:
         point_logits: np.ndarray | None,
         alphas: Sequence[float] | None = None,
         labels: Sequence[np.ndarray] = (),
-        groups: PixelGroups | None = None,
     ) -> FusedView:
         """Fuse both class scores of a view.
 
         Args:
-            record: proposals with masks and class logits.
+            record: proposals with masks and class logits; maps are made by groups of pixels where it has such.
             point_logits: (Q, K) logits of the classifier; None without one, where all α must be 0.
             alphas: one variant for each weight of the classifier in [0, 1]; None = the settings' own.
             labels: (Q,) class indices or IGNORE, one further variant for each: the upper bounds.
-            groups: of the image's pixels, where the record's masks are those of `group_pixels`.
         Raises:
             UsageError: an α outside [0, 1], or one above 0 without a classifier.
             IncompatibleError: shapes disagree, or the stored background is too coarse for this view.
         """
+        groups = record.groups
         view = record.view if groups is None else groups.view
         record = replace(record, protocol=self.settings.protocol or record.protocol, view=view)
         _check_ring(record)

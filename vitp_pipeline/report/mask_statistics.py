@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.figure import DASH, plain
@@ -85,8 +86,13 @@ def objectness_of(class_logits: np.ndarray) -> np.ndarray:
     return np.asarray(weights[:, :-1].sum(1) / weights.sum(1))
 
 
-def mask_areas(masks: np.ndarray, view: View) -> np.ndarray:
-    """(M,) share of the image inside {logit > 0}, counted at the resolution of the stored masks."""
+def mask_areas(masks: np.ndarray, view: View, groups: PixelGroups | None = None) -> np.ndarray:
+    """(M,) share of the image inside {logit > 0}, counted at the resolution of the stored masks, or by groups of the
+    image's pixels.
+    """
+    if groups is not None:
+        inside = (groups.sizes[own].sum() for own in masks[:, 0] > 0)
+        return np.asarray(np.fromiter(inside, np.float64, len(masks)) / groups.sizes.sum())
     height, width = (max(1, round(m * r / p)) for m, r, p in zip(view.mask, view.resized, view.padded, strict=True))
     return np.asarray((masks[:, :height, :width] > 0).mean((1, 2), dtype=np.float64))
 
@@ -106,7 +112,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
                 continue
             for part in range(len(proposals.run.parts(shard))):
                 with stored_scores.open_arrays(shard, part) as scores:
-                    for record in proposals.read_part(shard, part):
+                    for record in proposals.read_part(shard, part, grouped=True):
                         if record.image_id in failed:
                             continue
                         image = number[record.image_id]
@@ -130,7 +136,7 @@ def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple
     objectness = objectness_of(record.class_logits)[record.kept]
     likely = objectness > 0.5
     query = record.kept[likely]
-    area = mask_areas(record.masks[likely], record.view)
+    area = mask_areas(record.masks[likely], record.view, record.groups)
     of = [values[query] for values in scores.values()]
     headline, weight = of[-1], area * objectness[likely]
     entropy = -np.sum(headline * np.log(np.where(headline > 0, headline, 1.0)), 1) / np.log(max(2, headline.shape[1]))

@@ -40,7 +40,7 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
     record, scores = _read(stored, image_id)
     size = thumbnail_size(record.view.original)
     view = scored(stored, record, scores)
-    record, found = view.record, class_scores(stored, view)
+    record, found = replace(record, protocol=view.record.protocol), class_scores(stored, view)
     every = stored.evaluation.segmenter.semantic([view])
     maps = [shrunk(every[list(found).index(name)], size) for name in stored.evaluation.compared]
     objectness = objectness_of(record.class_logits)
@@ -85,8 +85,9 @@ def top_masks(record: ProposalRecord, shown: np.ndarray, objectness: np.ndarray,
     from vitp_pipeline.postprocess.upsample import iter_mask_probabilities
 
     best, top = np.zeros(size), np.full(size, -1)
-    masks = torch.from_numpy(record.masks[shown]).float()
-    for place, plane in enumerate(iter_mask_probabilities(masks, replace(record.view, original=size), record.protocol)):
+    view = replace(record.view, original=size)
+    for place, mask in enumerate(record.each_mask(shown)):
+        (plane,) = iter_mask_probabilities(torch.from_numpy(mask)[None].float(), view, record.protocol)
         probability = plane.numpy()
         score = np.where(probability >= 0.5, probability * objectness[record.kept[shown[place]]], 0.0)
         top[score > best] = place
@@ -104,7 +105,7 @@ def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.n
         if image_id in images
     )
     with evaluation.class_scores.open_arrays(shard, part) as scores:
-        record = evaluation.proposals.read(image_id)
+        record = evaluation.proposals.read(image_id, grouped=True)
         return record, scores.read(f"point_logits/{record.key}")
 
 
@@ -121,7 +122,7 @@ def _masks(
     policy = stored.evaluation.run.identity["points"]
     policy = policy if policy in record.points else "max"
     points = record.points[policy].reshape(len(objectness), -1, 2) / np.array(record.view.original)
-    areas = mask_areas(record.masks[shown], record.view)
+    areas = mask_areas(record.masks[shown], record.view, record.groups)
     entries = []
     for area, query in zip(areas.tolist(), record.kept[shown].tolist(), strict=True):
         classes = {source: _likeliest(probs[query]) for source, probs in found.items()}

@@ -235,8 +235,11 @@ class ClassMaker:
         shown = {image for start in starts for image in views[start : start + size]}
         places = (place for place, image in enumerate(views) if image in shown)
         last = {image: place for place, image in enumerate(views)}
-        read = self.proposals.read_part if self.mask_classifier.reads_masks else self.proposals.read_index
-        records: Iterator[ProposalEntry] = read(shard, part, shown)
+        records: Iterator[ProposalEntry] = (
+            self.proposals.read_part(shard, part, shown, grouped=True)
+            if self.mask_classifier.reads_masks
+            else self.proposals.read_index(shard, part, shown)
+        )
         placed = zip(places, records, strict=True)
         for start, own in groupby(placed, lambda pair: pair[0] - pair[0] % size):
             if start in starts:

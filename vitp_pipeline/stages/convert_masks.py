@@ -14,6 +14,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.mask_codec import MaskCodec, MaskLoss, keep_queries, store_masks, within
 from vitp_pipeline.artifacts.parts import Planes
+from vitp_pipeline.artifacts.pixel_groups import MaskPart
 from vitp_pipeline.artifacts.proposals import ProposalEntry
 from vitp_pipeline.config.generate_proposals import POINT_POLICIES, MasksOfView
 from vitp_pipeline.config.settings import ProposalSettings
@@ -22,7 +23,6 @@ from vitp_pipeline.decoding.rle import Rle, decode_box, decode_mask
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size, View
 from vitp_pipeline.interop.pseudo_logits import BINARY_LOGIT, ForeignMasks, logits_of_binary
-from vitp_pipeline.postprocess.groups.pixel_groups import MaskPart
 from vitp_pipeline.postprocess.point_policies import choose_points
 
 PROTOCOL = "d2"

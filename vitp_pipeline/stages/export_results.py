@@ -195,7 +195,7 @@ class ResultMaker:
         states = {r["image_id"]: r for r in scored.to_pylist()}
         rows: dict[str, dict[str, Any]] = {}
         with class_scores.open_arrays(shard, part, scored) as scores:
-            for record in self.export.proposals.read_part(shard, part, images=images):
+            for record in self.export.proposals.read_part(shard, part, images, grouped=True):
                 if rows and budget.over():
                     images = images[: images.index(record.image_id)]
                     break

@@ -24,7 +24,7 @@ def opaque_label_maps(
     Args:
         mask_logits, probs, view, protocol: as `semantic.semantic_label_maps`.
         rule: "smallest-on-top" or "highest-score".
-        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`artifacts.pixel_groups`); None = of itself.
     Returns:
         (A, H0, W0) int16 class indices; IGNORE all over where there is no mask, or none has a class.
     Raises:

@@ -62,7 +62,7 @@ def outline_sheets(mask_logits: Tensor, view: View, pixels: np.ndarray | None = 
     Args:
         mask_logits: (Q, h, w) floats in the padded frame.
         view: how the generator saw the image.
-        pixels: (H0·W0,) int64, of how many pixels each one's area is (`groups.pixel_groups`); None = of itself.
+        pixels: (H0·W0,) int64, of how many pixels each one's area is (`artifacts.pixel_groups`); None = of itself.
     Raises:
         IncompatibleError: shape and view disagree.
     """

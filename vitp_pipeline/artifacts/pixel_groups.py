@@ -42,6 +42,35 @@ class MaskPart(NamedTuple):
         return plane
 
 
+MOST_LEVELS = 8
+"""Distinct values of a mask that is divided into groups; binary masks have at most three."""
+
+
+class ManyLevels(Exception):
+    """A mask has more than `MOST_LEVELS` distinct values."""
+
+
+def part_of(plane: np.ndarray) -> MaskPart:
+    """Find the distinct values of a mask (H, W) and where they are. Raises ManyLevels."""
+    far = plane.min()
+    rest = plane != far
+    rows, columns = (np.flatnonzero(rest.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return MaskPart(0, 0, np.zeros((0, 0), np.uint8), np.array([far]))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    plane, rest, levels = plane[box], rest[box], [far]
+    codes = np.zeros(plane.shape, np.uint8)
+    while rest.any():
+        if len(levels) == MOST_LEVELS:
+            raise ManyLevels
+        level = plane.flat[rest.argmax()]
+        same = plane == level
+        codes[same] = len(levels)
+        rest &= ~same
+        levels.append(level)
+    return MaskPart(int(rows[0]), int(columns[0]), codes, np.array(levels))
+
+
 @dataclass(frozen=True)
 class PixelGroups:
     """N groups of the pixels of an image.
