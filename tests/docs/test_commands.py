@@ -164,7 +164,7 @@ def test_every_reason_is_needed() -> None:
         "vitp evaluate demoo --data-root data --out RUN",
         "vitp evaluate demo --data-root data --out RUN --set alhpa=0.4",
         "vitp evaluate demo --data-root data --out RUN --set formula=none",
-        "vitp evaluate demo --data-root data --out RUN --set flip=true",
+        "vitp evaluate demo --data-root data --out RUN --set depth=3",
         "vitp submit demo --data-root data --out RUN --engine slumr",
         "python -m benchmarks.storage --camvid x --imagse 3",
         "python tools/measure.py coco-sample --data-root x",

@@ -19,6 +19,7 @@ OTHERS = {
     "artifacts/parts.py:ArrayWriter.__init__": "a zip in a file of `writes.new_file`",
     "artifacts/partial_part.py:_join_archives": "a zip in a file of `writes.new_file`",
     "artifacts/parts.py:_by_zarr": "an array in a MemoryStore",
+    "report/bar_figure.py:write_figure": "a picture in memory, written by `write_whole`",
     "storage/object_store.py:_scratch_folder": "a scratch folder, made anew by every process",
     "storage/object_store.py:_drop": "as above",
     "storage/object_store.py:ObjectStore.look_again": "copies in a scratch folder",
