@@ -176,7 +176,6 @@ ODD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "logits beyond float32": ({**LOGITS, "mask_logits": np.full((2, 3, 3), 1e300)}, "larger than float32"),
     "probabilities of 2": ({"masks": None, "mask_probs": np.full((2, 3, 3), 2.0)}, "outside .0, 1"),
     "probabilities nan": ({"masks": None, "mask_probs": np.full((2, 3, 3), np.nan)}, "outside .0, 1"),
-    "no classes": ({"labels": None}, "has none of class_logits"),
     "no scores": ({"scores": None}, "no scores"),
     "three labels": ({"labels": np.zeros(3, int)}, r"labels are \(3,\), not \(2,\)"),
     "labels in rows": ({"labels": np.zeros((2, 1), int)}, "labels are"),
