@@ -208,7 +208,7 @@ def test_imported_masks_without_classes_are_those_with_them_at_alpha_1(runs: Run
 
 @pytest.mark.slow
 def test_coco_sample_without_its_class_scores(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trained Mask2Former on photographs, `VITP_PARITY_IMAGES` of them (0 = all 50); a classifier of 20 images."""
+    """A trained Mask2Former on photographs, `VITP_PARITY_IMAGES` of them (0 = all 50)."""
     monkeypatch.setenv("VITP_WEIGHTS", str(shared / "weights"))
     model = shared / "weights" / "mask2former-efficientnet_lite0-coco-sample"
     config = 'Path(vitp_pipeline.demo.__file__).with_name("generator_config.py")'
@@ -216,7 +216,7 @@ def test_coco_sample_without_its_class_scores(shared: Path, tmp_path: Path, monk
     (tmp_path / "masks_only.py").write_text(GENERATOR.replace(config, f'Path("{model}.py")'))
     settings = ["--set", f"limit={os.environ.get('VITP_PARITY_IMAGES', '3')}"]
     common = ["coco-sample", "--data-root", str(shared / "data/coco")]
-    fast = ["--set", "image_size=[224,224]", "--set", "epochs=1", "--set", "hold_out=80"]
+    fast = ["--set", "image_size=[112,112]", "--set", "epochs=1", "--set", "precision=float32"]
     run("train-classifier", *common, "--out", tmp_path / "ordinary", *fast)
     scored = [*common, "--classifier", tmp_path / "ordinary/classifier/default/model.safetensors"]
     results = []
