@@ -228,7 +228,8 @@ def test_coco_sample_without_its_class_scores(shared: Path, tmp_path: Path, monk
         run("evaluate", *words, "--alpha", "1")
         results.append(json.loads(file.read_text()))
     ordinary, agnostic = results
-    assert_alike(shown_figures(agnostic), shown_figures(ordinary), 1e-6)
+    # objectness passes through float32 logarithms: of 50 photographs a few pixels at ties change their class
+    assert_alike(shown_figures(agnostic), shown_figures(ordinary), 1e-5)
     assert ordinary["semantic"]["upper_bound_mask"]["mIoU"] > 0.1
     for name, figures in shown_figures(agnostic)["semantic"].items():
         print(f"{name}: {100 * figures['mIoU']:.4f} and {100 * ordinary['semantic'][name]['mIoU']:.4f} mIoU")
