@@ -1,4 +1,4 @@
-"""What a part's arrays say of themselves (zarr.json), checked before any of their bytes becomes numbers."""
+"""Metadata of a part's arrays (zarr.json), checked before any of their bytes becomes numbers."""
 
 from __future__ import annotations
 

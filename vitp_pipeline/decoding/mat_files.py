@@ -29,7 +29,7 @@ _COMPLEX, _OPAQUE = 0x0800, 17
 
 
 class _DamagedError(Exception):
-    """What the bytes are not."""
+    """The bytes are no valid file; the message says why."""
 
 
 def read_mat_array(path: Path, name: str) -> np.ndarray:

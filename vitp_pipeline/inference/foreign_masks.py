@@ -84,7 +84,7 @@ class ForeignMasks:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What results depend on, beside the masks of the image itself."""
+        """Return all that results depend on, beside the masks of the image itself."""
         known = {"library": "imported", "format": self.format, "no_object_share": self.no_object_share}
         return {**known, "class_agnostic": True} if self.class_agnostic else known
 

@@ -1,4 +1,4 @@
-"""Where a predictor has the masks of an image from: a generator, or another tool's files."""
+"""Sources of a predictor's masks: a generator, or another tool's files."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def choose(gains: np.ndarray, uncertainty: np.ndarray, each: int = EACH) -> list
 
 
 def choose_worst(accuracy: np.ndarray, uncertainty: np.ndarray, each: int = EACH) -> list[Choice]:
-    """Where nothing was fused: the images of lowest accuracy, and of the others the most uncertain.
+    """Choose the images of lowest accuracy, and of the others the most uncertain, if nothing was fused.
 
     Args:
         accuracy: (images,) in [0, 1], nan = not measured. uncertainty, each: as `choose`.

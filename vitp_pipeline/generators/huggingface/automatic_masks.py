@@ -1,4 +1,4 @@
-"""Which of the masks at a grid of points are kept, and where the masks of a crop lie in the frame.
+"""Selection of the masks at a grid of points, and the place of a crop's masks in the frame.
 
 The steps are those of transformers' mask-generation pipeline, which follows `SamAutomaticMaskGenerator` of
 facebookresearch/segment-anything: thresholds on predicted IoU and on stability, masks at a crop's inner edge left out,
@@ -44,7 +44,7 @@ class CropMasks:
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """Where the masks of a crop lie.
+    """Place of the masks of a crop.
 
     Attributes:
         frame: (height, width) of the frame.

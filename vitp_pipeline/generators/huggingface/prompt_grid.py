@@ -37,7 +37,7 @@ class PromptGrid:
 
     @property
     def enlargement(self) -> int:
-        """How many times as many mask cells an image has along a side as the whole image alone has."""
+        """Ratio of an image's mask cells along a side to those of the whole image without crops."""
         return int(2**self.crop_n_layers)
 
     @property
