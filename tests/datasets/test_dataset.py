@@ -191,7 +191,7 @@ def test_label_value_beyond_every_known_one(tmp_path: Path, semantic: Dataset) -
 
 def test_color_label(tmp_path: Path, semantic: Dataset) -> None:
     making.write_png(tmp_path / "labels/a0.png", np.full((28, 36, 3), (1, 2, 3), np.uint8))
-    with fails(InputError, "labels/a0.png", "RGB", "convert"):
+    with fails(InputError, "labels/a0.png", "RGB", "color-png"):
         semantic.read_semantic(semantic.samples[0])
 
 

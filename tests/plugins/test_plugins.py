@@ -152,7 +152,9 @@ def test_label_kind(tmp_path: Path, request: pytest.FixtureRequest, capsys: pyte
     for kind, ending in (("npy", "npy"), ("semantic-png", "png")):
         (tmp_path / f"{ending}.toml").write_text(MANIFEST.replace("KIND", kind).replace("ENDING", ending))
         (tmp_path / f"recipe-{ending}.toml").write_text(RECIPE.replace("toy.toml", f"{ending}.toml"))
-    with pytest.raises(InputError, match=r'kind = "npy".* Choose one of: coco-instances, coco-panoptic, semantic-png'):
+    with pytest.raises(
+        InputError, match=r'kind = "npy".* Choose one of: coco-instances, coco-panoptic, color-png, semantic-png'
+    ):
         load_recipe(tmp_path / "recipe-npy.toml")
     request.getfixturevalue("plugin")
     found = []

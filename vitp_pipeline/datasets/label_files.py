@@ -82,8 +82,8 @@ def read_label_file(path: Path, upright: bool = True) -> LabelFile:
     elif mode in COLOR:
         if (pixels[..., :1] != pixels[..., :3]).any():
             raise ColorsError(
-                f"{path}: a label image needs one channel of class ids, this one has colors ({image.pixels.mode})",
-                "If they stand for classes, convert them to ids first",
+                f"{path}: a label image needs one channel of class ids, this one has colors ({image.pixels.mode}); if "
+                'they stand for classes, set kind = "color-png" under [labels] in the manifest, and class colors'
             )
         pixels = pixels[..., 0]
     elif mode == "LA":

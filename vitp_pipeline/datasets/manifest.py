@@ -14,6 +14,7 @@ from vitp_pipeline.datasets.spec import (
     IMAGE_WORDS,
     LEFT_OUT,
     ClassInfo,
+    Color,
     DatasetSpec,
     InRoot,
     LabelValue,
@@ -36,6 +37,9 @@ class LabelSpec:
 
     kind: Annotated[str, OneOf(LABEL_KINDS), Key("Kind of the label files.")]
     ignore: Annotated[tuple[LabelValue, ...], DISTINCT, Key("Label values to ignore.", "label")] = ()
+    ignore_colors: Annotated[
+        tuple[Color, ...], DISTINCT, Key("Colors without a class, of labels that are colors.", "RGB")
+    ] = ()
     polygons: Annotated[
         dict[str, Annotated[int, within(-1, 2**31 - 1)]],
         Key("Label value of names that are no class, in files of polygons; -1 = not drawn.", "label"),
@@ -68,7 +72,8 @@ def manifest_schema() -> dict[str, Any]:
     """Make the JSON Schema of manifests."""
     made = schema_of(Manifest)
     known, parts = made["properties"], {kind: schema_of(kind) for kind in (ClassInfo, LabelSpec, SplitSpec)}
-    parts[ClassInfo]["required"].remove("color")
+    for key in ("color", "label"):  # of which one or the other has a default, by the label kind
+        parts[ClassInfo]["required"].remove(key)
     known["classes"]["items"] = parts[ClassInfo]
     known["labels"] |= parts[LabelSpec]
     known["splits"]["additionalProperties"] = parts[SplitSpec]
@@ -93,14 +98,19 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
 
 def _parse(content: Table, where: str) -> DatasetSpec:
     manifest = checked(Manifest, content, where)
+    labels = checked(LabelSpec, manifest.labels, f"{where} [labels]")
+    kind = LABEL_KINDS[labels.kind]
     classes = tuple(
-        checked(ClassInfo, {"color": default_color(k), **entry}, f"{where} class {k}")
+        checked(
+            ClassInfo, ({"label": k} if kind.by_color else {"color": default_color(k)}) | entry, f"{where} class {k}"
+        )
         for k, entry in enumerate(manifest.classes)
     )
-    labels = checked(LabelSpec, manifest.labels, f"{where} [labels]")
+    _check_keys(labels, kind, where)
     _distinct((c.name for c in classes), f"{where} the class name")
     _distinct((*(c.label for c in classes), *labels.ignore), f"{where} the label value")
-    kind = LABEL_KINDS[labels.kind]
+    if kind.by_color:
+        _distinct((*(c.color for c in classes), *labels.ignore_colors), f"{where} the color")
     if odd := [v for v in (*(c.label for c in classes), *labels.ignore) if v > kind.largest]:
         raise UsageError(f"{where} the label value {odd[0]} is outside [0, {kind.largest}]")
     for name, value in labels.polygons.items():
@@ -123,7 +133,17 @@ def _parse(content: Table, where: str) -> DatasetSpec:
         labels.values,
         labels.orientation,
         manifest.prepare,
+        kind.by_color,
+        labels.ignore_colors,
     )
+
+
+def _check_keys(labels: LabelSpec, kind: LabelKind, where: str) -> None:
+    """Raise UsageError for a key of [labels] that its kind does not read."""
+    unread = ("ignore", "polygons", "values") if kind.by_color else ("ignore_colors",)
+    if odd := next((key for key in unread if getattr(labels, key)), ""):
+        hint = "Name the colors without a class as `ignore_colors`" if odd == "ignore" else "Leave it out"
+        raise UsageError(f"{where} [labels] {odd} has no meaning with kind = {labels.kind!r}", hint)
 
 
 def _split(entry: Table, kind: LabelKind, where: str) -> SplitSpec:

@@ -34,6 +34,7 @@ LEFT_OUT = -1
 
 LabelValue = Annotated[int, within(0, 2**31 - 1)]
 Byte = Annotated[int, within(0, 255)]
+Color = tuple[Byte, Byte, Byte]
 InRoot = Annotated[
     str,
     Check(
@@ -51,10 +52,13 @@ class ClassInfo:
     """One class."""
 
     name: Annotated[str, Len(1), Key("Name of the class.")]
-    label: Annotated[LabelValue, Key("Value in the annotation: a pixel value, or a COCO category id.", "label")]
+    label: Annotated[
+        LabelValue,
+        Key("Value in the annotation: a pixel value, or a COCO category id; color-png needs none.", "label"),
+    ]
     thing: Annotated[bool, Key("True for a thing, whose instances count; false for stuff.")]
     color: Annotated[
-        tuple[Byte, Byte, Byte], Key("Red, green, blue in pictures; default: chosen by class index.", "RGB")
+        Color, Key("Red, green, blue in pictures, and in the labels of color-png; default: by class index.", "RGB")
     ]
     aliases: Annotated[tuple[str, ...], Key("Other names that annotation files and generators have for it.")] = ()
 
@@ -86,6 +90,7 @@ class DatasetSpec:
         polygons: for label files of polygons, the label value of every name that is no class; LEFT_OUT = not drawn.
         values, orientation: see `manifest.LabelSpec`.
         prepare: dataset of `vitp prepare` that makes its annotation files; "" = none.
+        by_color: the classes' colors say which pixels are theirs. ignore_colors: those of unlabeled pixels.
     """
 
     name: str
@@ -98,6 +103,8 @@ class DatasetSpec:
     values: str = ""
     orientation: str = ""
     prepare: str = ""
+    by_color: bool = False
+    ignore_colors: tuple[Color, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -129,7 +136,9 @@ class DatasetSpec:
         return np.asarray(np.array([*(c.label for c in self.classes), self.void_label])[labels])
 
     def identity(self) -> dict[str, Any]:
-        """Return the part of the manifest that can change results; colors, aliases and paths cannot."""
+        """Return the part of the manifest that can change results; aliases and paths cannot, colors only where labels
+        are colors.
+        """
         identity = {
             "name": self.name,
             "kind": self.kind,
@@ -137,7 +146,8 @@ class DatasetSpec:
             "ignore": list(self.ignore),
         }
         said = {"polygons": self.polygons, "values": self.values, "orientation": self.orientation}
-        return identity | {key: value for key, value in said.items() if value}
+        colors = {"colors": [list(c.color) for c in self.classes], "ignore_colors": list(map(list, self.ignore_colors))}
+        return identity | {key: value for key, value in said.items() if value} | (colors if self.by_color else {})
 
 
 IMAGE_WORDS = ("stem", "dir", "name")

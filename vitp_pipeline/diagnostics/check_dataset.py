@@ -101,12 +101,12 @@ def print_report(report: dict[str, Any]) -> None:
         show(f"  {line}")
     if report["ground_truth"]:
         _print_classes(report)
-    reasons = [entry["reason"] for entry in report["broken"]]
+    broken = report["broken"]
     if report["unknown"]:  # of which one file is enough
-        first = next((reason for reason in reasons if UNKNOWN_VALUES in reason), "")
+        first = next((entry["reason"] for entry in broken if UNKNOWN_VALUES in entry["reason"]), "")
         show(f"  add such a value to `classes` in the manifest, or to `ignore` under [labels]; {first}")
-        reasons = [reason for reason in reasons if UNKNOWN_VALUES not in reason]
-    _list("BROKEN", reasons)
+        broken = [entry for entry in broken if UNKNOWN_VALUES not in entry["reason"]]
+    _list("BROKEN", _grouped(broken))
     _list("odd", [entry["reason"] for entry in report["odd"]])
     if report["unlabeled"]:
         show(f"  images without any class: {_some(report['unlabeled'])}")
@@ -153,6 +153,19 @@ def _storage_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"EXIF orientations of images: {', '.join(turned)}"
     if report["label_orientations"]:
         yield f"EXIF orientations of labels: {_counts(report['label_orientations'])}"
+
+
+def _grouped(broken: list[dict[str, str]]) -> list[str]:
+    """List the reasons; those that differ in nothing but the file are one line, with the first file."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for entry in broken:
+        groups.setdefault(entry["reason"].replace(entry["file"], "\0"), []).append(entry)
+    lines = []
+    for reason, entries in groups.items():
+        first, *others = entries
+        rest = reason.removeprefix("\0: ").replace("\0", first["file"])
+        lines.append(f"{len(entries)} files: {rest}; first: {first['file']}" if others else first["reason"])
+    return lines
 
 
 def _list(kind: str, lines: list[str]) -> None:

@@ -63,7 +63,7 @@ class Finding:
         turned: what is done about `orientation`: `upright`, `stored` or `refused`.
         values: pixels by label value (semantic-png), or by category id.
         objects: objects by category id (COCO kinds).
-        void: pixels without a label (COCO kinds; semantic-png has its ignored values among `values`).
+        void: pixels without a label (semantic-png has its ignored values among `values` instead).
         broken: (file, reason) for what stops the image from being used.
         odd: faults that do not prevent its use.
     """
@@ -142,6 +142,7 @@ class LabelKind:
         has_segments: whether `read` gives a `SegmentMap`: what panoptic quality needs.
         has_objects: whether labels list objects that may overlap.
         largest: label value.
+        by_color: whether the manifest's colors say which pixels are a class: every class needs one of its own.
     """
 
     read: Callable[[Split, Sample, bool], Truth]
@@ -152,11 +153,13 @@ class LabelKind:
     has_segments: bool = False
     has_objects: bool = False
     largest: int = 2**31 - 1
+    by_color: bool = False
 
 
 LABEL_KINDS: Registry[LabelKind] = Registry(
     "label kind",
     "vitp_pipeline.datasets.label_kinds.semantic_png",
+    "vitp_pipeline.datasets.label_kinds.color_png",
     "vitp_pipeline.datasets.label_kinds.coco_panoptic",
     "vitp_pipeline.datasets.label_kinds.coco_instances",
 )
