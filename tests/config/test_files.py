@@ -151,7 +151,9 @@ def test_a_packaged_name_is_not_a_file_of_the_current_directory(place: Path, mon
     monkeypatch.chdir(place / "work/data")
     (place / "work/data" / SWIN).write_text(EVIL)
     (place / "work/data" / f"{SWIN}.py").write_text(EVIL)
-    source = find_source(ProposalSettings(SWIN), lambda named: find_file(named, place / "elsewhere/a.toml", Path()))
+    source = find_source(
+        ProposalSettings(SWIN, "random"), lambda named: find_file(named, place / "elsewhere/a.toml", Path())
+    )
     assert isinstance(source, OpenMMLabSource) and source.config.parent != place / "work/data"
     with pytest.raises(UserError):
         find_source(ProposalSettings(f"{SWIN}.py"), lambda named: find_file(named, place / "elsewhere/a.toml", Path()))

@@ -51,13 +51,13 @@ def test_each_way_to_name_a_generator(tmp_path: Path) -> None:
     found = find_source(ProposalSettings(str(folder)), locate)
     assert isinstance(found, TransformersSource) and found.name == "model"
     assert found.model.weights == (folder / "model.safetensors",)
-    found = find_source(ProposalSettings(str(folder / "config.json")), locate)
+    found = find_source(ProposalSettings(str(folder / "config.json"), "random"), locate)
     assert isinstance(found, TransformersSource) and found.model.weights == ()
     found = find_source(ProposalSettings(f"python:{tmp_path / 'mine.py'}:Mine", seed=3), locate)
     assert found == OwnSource(tmp_path / "mine.py", "Mine", None, 3)
-    found = find_source(ProposalSettings(SWIN), locate)
+    found = find_source(ProposalSettings(SWIN, "random"), locate)
     assert isinstance(found, OpenMMLabSource) and found.name == f"{SWIN}.py" and found.checkpoint is None
-    found = find_source(ProposalSettings(str(tmp_path / "lab.json")), locate)
+    found = find_source(ProposalSettings(str(tmp_path / "lab.json"), "random"), locate)
     assert isinstance(found, OpenMMLabSource)
 
 
@@ -70,8 +70,8 @@ def test_each_way_to_name_a_generator(tmp_path: Path) -> None:
             for end in ("so", "pyc", "txt", "PY")
         ),
         (ProposalSettings("python:absent.py:Mine"), InputError, r"absent\.py"),
-        (ProposalSettings(SWIN, task="semantic"), UsageError, "`task` and `test_size`"),
-        (ProposalSettings(SWIN, test_size=(640, 2560)), UsageError, "`task` and `test_size`"),
+        (ProposalSettings(SWIN, "random", task="semantic"), UsageError, "`task` and `test_size`"),
+        (ProposalSettings(SWIN, "random", test_size=(640, 2560)), UsageError, "`task` and `test_size`"),
         (ProposalSettings("nothing-of-that-name"), InputError, "nothing-of-that-name"),
         (ProposalSettings("/nowhere/config.py"), InputError, r"nowhere/config\.py"),
     ],
@@ -90,7 +90,8 @@ def test_what_changes_results_changes_the_identity_of_a_folder(tmp_path: Path) -
     """Config, preprocessor and weights, by content: not the folder's name or place."""
 
     def identity(folder: Path) -> dict:
-        return find_source(ProposalSettings(str(folder)), locate).identity(Digests(LocalStore(tmp_path / "run")))
+        settings = ProposalSettings(str(folder), "" if folder.is_dir() else "random")
+        return find_source(settings, locate).identity(Digests(LocalStore(tmp_path / "run")))
 
     (tmp_path / "run").mkdir()
     first = identity(hf_folder(tmp_path / "a"))

@@ -182,6 +182,16 @@ def failed_row(image_id: str, file_name: str, reason: str) -> dict[str, Any]:
     return {"image_id": image_id, "file_name": file_name, "status": "failed", "error": reason}
 
 
+RANDOM_WEIGHTS = "random weights"
+"""`checkpoint` in the identity of a generator whose weights were drawn at random."""
+
+
+def has_random_weights(identity: dict[str, Any]) -> bool:
+    """Tell if proposals of this identity come from a generator with random weights: figures of them mean nothing."""
+    generator = identity.get("generator")
+    return isinstance(generator, dict) and generator.get("checkpoint") == RANDOM_WEIGHTS
+
+
 def agnostic_identity(class_agnostic: bool) -> dict[str, bool]:
     """Return the entry of a run's identity that says that its masks have no class scores; none where they have."""
     return {"class_agnostic": True} if class_agnostic else {}

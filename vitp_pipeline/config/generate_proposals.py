@@ -96,7 +96,7 @@ class ProposalSettings:
         ),
     ]
     checkpoint: Annotated[
-        str, Key("Weights of the generator; empty = random, or those of the folder.", enters="content")
+        str, Key("Weights of the generator; empty = those of the folder or class, random = none.", enters="content")
     ] = ""
     split: Annotated[str, Len(1), Key("Split of the manifest.")] = "val"
     limit: Annotated[Count, Key("Process only the first images of the split; 0 = all.", "images")] = 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS
 from vitp_pipeline.config.files import CODE, CodeInDataError
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vitp_pipeline.generators.base import Generator
 
 HUB, OWN = "hf:", "python:"
+RANDOM = "random"
+"""`checkpoint` of a recipe that means random weights."""
 Locate = Callable[[str], Path]
 """Finds the file that a text of the recipe names; raises InputError if there is none."""
 
@@ -115,12 +118,17 @@ class TransformersSource:
 
 @dataclass(frozen=True)
 class OwnSource:
-    """A class of the user's; called with `checkpoint` (a path or None), `device` and `seed` it gives a generator."""
+    """A class of the user's; called with `checkpoint` (a path or None), `device` and `seed` it gives a generator.
+
+    Attributes:
+        random: the recipe says that the weights are. Without that and a checkpoint, the class has its own.
+    """
 
     file: Path
     kind: str
     checkpoint: Path | None
     seed: int
+    random: bool = False
 
     @property
     def name(self) -> str:
@@ -136,7 +144,7 @@ class OwnSource:
             "library": "own",
             "class": self.kind,
             "config": hashlib.sha256(self.file.read_bytes()).hexdigest(),
-            "checkpoint": digests.of(self.checkpoint) if self.checkpoint else "random weights",
+            "checkpoint": digests.of(self.checkpoint) if self.checkpoint else RANDOM_WEIGHTS if self.random else "own",
         }
 
     def build(self, device: str | torch.device) -> Generator:
@@ -178,8 +186,9 @@ def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Sour
     file, _, kind = settings.config.removeprefix(OWN).rpartition(":")
     if not file.endswith(CODE) or not kind.isidentifier():
         raise UsageError(f"config = {settings.config!r} names no class of a .py file", f"Write {OWN}FILE.py:CLASS")
-    checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
-    return OwnSource(locate(file), kind, checkpoint, settings.seed)
+    random = settings.checkpoint == RANDOM
+    checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights and not random else None
+    return OwnSource(locate(file), kind, checkpoint, settings.seed, random)
 
 
 def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:
@@ -192,12 +201,15 @@ def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool
         if found is None or (found.is_file() and not folder.is_config(found)):
             return None
         path = found
-    if settings.checkpoint:
+    random = settings.checkpoint == RANDOM
+    if settings.checkpoint and not random:
         raise UsageError(
             f"checkpoint = {settings.checkpoint!r}: a model of transformers has its weights in its folder",
             "Leave `checkpoint` empty",
         )
-    if path.is_dir() and not with_weights:
+    if with_weights and not random and path.is_file():
+        raise _no_weights(text, "Name the folder that holds its weights, too")
+    if path.is_dir() and (random or not with_weights):
         path = path / "config.json"
     model, grid = folder.open_pretrained(path), PromptGrid.of(settings)
     return TransformersSource(model, settings.seed, settings.task, settings.test_size, grid)
@@ -209,8 +221,17 @@ def _openmmlab(settings: ProposalSettings, locate: Locate, with_weights: bool) -
         config = locate(text)  # a path, not a name
     else:
         config = (_located(text, locate) if text.endswith((CODE, *DATA_SUFFIXES)) else None) or packaged_config(text)
-    checkpoint = locate(settings.checkpoint) if settings.checkpoint and with_weights else None
-    return OpenMMLabSource(config, checkpoint, settings.seed)
+    if settings.checkpoint == RANDOM or not with_weights:
+        return OpenMMLabSource(config, None, settings.seed)
+    if not settings.checkpoint:
+        raise _no_weights(text, "Set `checkpoint` in [generate-proposals] to their file")
+    return OpenMMLabSource(config, locate(settings.checkpoint), settings.seed)
+
+
+def _no_weights(config: str, remedy: str) -> UsageError:
+    return UsageError(
+        f"config = {config!r}: this generator has no weights", f'{remedy}, or set checkpoint = "{RANDOM}" to try it out'
+    )
 
 
 def _located(text: str, locate: Locate) -> Path | None:
@@ -285,7 +306,7 @@ def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool =
         with_weights: False uses random weights.
     Raises:
         InputError: not found.
-        UsageError: settings that this kind of generator does not support.
+        UsageError: it has no weights and `checkpoint` is not "random"; settings that this kind does not support.
     """
     found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
     kind = found.model.model_type if isinstance(found, TransformersSource) else ""

@@ -127,7 +127,7 @@ def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto
     python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
 
     Args:
-        checkpoint: its weights; empty = random ones, or those of the folder.
+        checkpoint: its weights; empty = those of the folder or class, "random" = drawn at random.
     Raises:
         InputError: not found. UsageError: such a generator takes no checkpoint.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS, has_random_weights
 from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.identity import identity_of
@@ -98,7 +99,8 @@ def prepare(
         "classify": identity_of(classify),
         "evaluate": map_settings(evaluate),
     }
-    shown = {**_shown(source), "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
+    random = {"weights": RANDOM_WEIGHTS} if has_random_weights(identity) else {}
+    shown = {**_shown(source), **random, "classifier": classifier and str(classifier), "alpha": evaluate.alpha}
 
     def build() -> Predictor:
         from vitp_pipeline.classifier.weights import load_classifier

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.partial_part import partial_images, partial_paths
+from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS, has_random_weights
 from vitp_pipeline.artifacts.run import StageRun, open_run
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
@@ -71,7 +72,9 @@ def _labels(store: RunStore, stages: list[StageRun]) -> dict[str, str]:
     own = [stage for stage in stages if stage.folder.parent.name in ("class_scores", "evaluation")]
     names, facts = [stage.folder.relative_to(store.folder).as_posix() for stage in own], facts_of(store, own)
     agnostic = any(stage.identity.get("class_agnostic") is True for stage in stages)
-    found = {"proposals": "masks without class scores"} if agnostic else {}
+    random = any(has_random_weights(stage.identity) for stage in stages)
+    odd = [text for text, said in (("masks without class scores", agnostic), (RANDOM_WEIGHTS, random)) if said]
+    found = {"proposals": ", ".join(odd)} if odd else {}
     for kind in ("class_scores", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
         texts = labels([facts[i] for i in chosen], ALWAYS)

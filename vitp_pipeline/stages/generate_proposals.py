@@ -13,7 +13,14 @@ import numpy as np
 
 from vitp_pipeline.artifacts.mask_codec import store_masks
 from vitp_pipeline.artifacts.parts import ArrayWriter
-from vitp_pipeline.artifacts.proposals import ProposalRecord, agnostic_identity, failed_row, schema, write_record
+from vitp_pipeline.artifacts.proposals import (
+    ProposalRecord,
+    agnostic_identity,
+    failed_row,
+    has_random_weights,
+    schema,
+    write_record,
+)
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.config.generate_proposals import MasksOfView
 from vitp_pipeline.config.identity import identity_of
@@ -28,6 +35,7 @@ from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.base import is_class_agnostic, spread_objectness
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.postprocess.point_policies import choose_points
+from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.open_store import Run, open_store
 
@@ -66,6 +74,8 @@ def generate_proposals(
         "settings": identity_of(settings),
         **agnostic_identity(is_class_agnostic(source)),
     }
+    if has_random_weights(identity):
+        say(f"generate-proposals: {source.name} has random weights, as the recipe asks")
     if not begun:
         shard.for_new_run()
     images = dataset.image_ids

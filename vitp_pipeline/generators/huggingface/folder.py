@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS
 from vitp_pipeline.decoding.json_files import read_foreign_json
 from vitp_pipeline.errors import InputError, UserError
 from vitp_pipeline.generators.hf_checks import check_config, check_preprocessor
@@ -76,7 +77,7 @@ class Pretrained:
             "library": "transformers",
             "config": hashlib.sha256(self.config.read_bytes()).hexdigest(),
             "preprocessor": hashlib.sha256(preprocessor.encode()).hexdigest(),
-            "checkpoint": hashlib.sha256(weights.encode()).hexdigest() if weights else "random weights",
+            "checkpoint": hashlib.sha256(weights.encode()).hexdigest() if weights else RANDOM_WEIGHTS,
         }
 
 
@@ -117,7 +118,7 @@ def open_pretrained(path: Path) -> Pretrained:
     weights = weight_files(path) if path.is_dir() else ()
     if path.is_dir() and not weights:
         raise InputError(
-            f"{path}: holds no weights (model.safetensors)", f"For random weights, to try it out, name {config}"
+            f"{path}: holds no weights (model.safetensors)", 'For random weights, to try it out: checkpoint = "random"'
         )
     return Pretrained(config, model_type, weights, sizes)
 

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS
 from vitp_pipeline.generators.openmmlab.configs import config_sources
 from vitp_pipeline.storage.digests import Digests
 
@@ -17,5 +18,5 @@ def describe(config: Path, checkpoint: Path | None, digests: Digests) -> dict[st
         text.update(source.read_bytes())
     return {
         "config": text.hexdigest(),
-        "checkpoint": digests.of(checkpoint) if checkpoint else "random weights",
+        "checkpoint": digests.of(checkpoint) if checkpoint else RANDOM_WEIGHTS,
     }
