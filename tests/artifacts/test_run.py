@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.local_runs import create_or_check, open_run
+from tests.local_runs import create_or_check, open_run, write_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.run_store import LocalStore
 from vitp_pipeline.storage.sealed import read_sealed, sealed, write_sealed
 
@@ -42,7 +44,8 @@ def test_created_once_then_the_same(tmp_path: Path) -> None:
 
 def test_other_settings_images_or_shards_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "p"
-    create_or_check(folder, IDENTITY, IMAGES, 2)
+    run = create_or_check(folder, IDENTITY, IMAGES, 2)
+    write_index(index_path(run.shard_folder(0), 0), pa.table({"status": ["ok"]}))
     before = (folder / "run.json").read_bytes()
     with pytest.raises(IncompatibleError, match=r"settings.seed: 1 → 2") as info:
         create_or_check(folder, {**IDENTITY, "settings": {"seed": 2}}, IMAGES)

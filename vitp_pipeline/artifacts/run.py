@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.run_schema import ShardEnd, TrainingEnd, check_end, check_identity, check_provenance
-from vitp_pipeline.errors import IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
+from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.copies import COPIES, keep_copies
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
 from vitp_pipeline.storage.layout import arrays_path, index_path
 from vitp_pipeline.storage.run_store import RunStore
-from vitp_pipeline.storage.sealed import damaged, of_older_version, read_sealed, sealed
-from vitp_pipeline.storage.temporaries import tidy
+from vitp_pipeline.storage.sealed import damaged, of_older_version, read_sealed, read_text, sealed
+from vitp_pipeline.storage.temporaries import TEMPORARY, tidy
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,7 +150,8 @@ def create_or_check(
     part_size: int = 1,
     instead: str = "Choose another --out",
 ) -> StageRun:
-    """Make a stage's run.json, or check that the one there says the same.
+    """Make a stage's run.json, or check that the one there says the same. One that says otherwise, but holds nothing
+    (`holds_nothing`), is replaced: its first attempt failed, and this is the corrected one.
 
     Args:
         shards: asked for by the user; None = as the run has it, or 1 for a new one.
@@ -173,6 +175,10 @@ def create_or_check(
     if not is_begun(store, folder):
         store.create(path, sealed(path, content))
     run = open_run(store, folder)
+    if (run.identity, run.images) != (identity, images) and clear(run):
+        say(f"{folder}: made with other settings, but it holds nothing: begun anew")
+        store.create(path, sealed(path, content))
+        run = open_run(store, folder)
     if store.list(folder).keys().isdisjoint((COPIES, "done.json")):  # of a finished training more is copied
         keep_copies(store, folder, ["run.json"])
     if run.identity != identity:
@@ -192,6 +198,68 @@ def create_or_check(
             f"Use --shard I/{run.shards}: the number is fixed by the first command on a run",
         )
     return run
+
+
+_BEGUN = {"run.json", COPIES, "masks.json", "lock"}
+"""Files of a stage that has made nothing yet."""
+
+
+def holds_nothing(run: StageRun) -> bool:
+    """Tell if no image of a stage was made and no task is at work on it: a first attempt that failed at once, or on
+    every image, and which the corrected one may replace.
+    """
+    from vitp_pipeline.artifacts.parts import read_index
+
+    store = run.store
+    store.look_again()
+    own = store.list(run.folder)
+    if any(name not in _BEGUN and not name.endswith(TEMPORARY) for name in own):
+        return False
+    folders = [run.folder / "shards" / name for name in store.folders(run.folder / "shards")]
+    files = {folder: store.list(folder) for folder in (run.folder, *folders)}
+    if any("lock" in names and store.is_locked(folder / "lock") for folder, names in files.items()):
+        return False
+    rows = (folder / name for folder, names in files.items() for name in names if name.endswith(".parquet"))
+    try:
+        return not any("ok" in read_index(store.fetch(path), ["status"])["status"].to_pylist() for path in rows)
+    except (CorruptError, KeyError):  # `vitp verify` has the say on it
+        return False
+
+
+def clear(run: StageRun) -> bool:
+    """Remove the files of a stage that holds nothing; False, and nothing is removed, where it holds something.
+
+    A task that begins at the same moment either holds its lock before run.json is gone, which is seen here, or finds
+    another run.json once it holds it, and ends (`require_same`).
+    """
+    if not holds_nothing(run):
+        return False
+    store, path = run.store, run.folder / "run.json"
+    text = read_text(store.fetch(path))
+    store.remove(run.folder / COPIES)
+    store.remove(path)
+    if not holds_nothing(run):
+        store.create(path, text)
+        return False
+    for folder in (
+        *(run.folder / "shards" / name for name in store.folders(run.folder / "shards")),
+        run.folder / "log",
+    ):
+        for name in store.list(folder):
+            if name != "lock":
+                store.remove(folder / name)
+    store.remove(run.folder / "masks.json")
+    return True
+
+
+def require_same(run: StageRun) -> None:
+    """Raise IncompatibleError where another command has replaced the stage meanwhile. The caller holds its lock."""
+    path = run.folder / "run.json"
+    run.store.look_again()
+    if not run.store.exists(path) or open_run(run.store, run.folder).digest != run.digest:
+        raise IncompatibleError(
+            f"{run.folder}: another command has begun it anew, with other settings", "Choose another --out"
+        )
 
 
 def is_begun(store: RunStore, folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vitp_pipeline.artifacts.partial_part import PartialPart, images_of, stale_files
 from vitp_pipeline.artifacts.parts import ARRAYS_DIGEST, RUN, arrays_digest, sealed_index
-from vitp_pipeline.artifacts.run import StageRun
+from vitp_pipeline.artifacts.run import StageRun, require_same
 from vitp_pipeline.errors import CorruptError, LockedError, PartialError, StorageError, partly_failed
 from vitp_pipeline.runtime.progress import Progress, counted, progress, say
 from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted, stopped
@@ -98,6 +98,8 @@ class Outcome:
             if (more := len(self.failed) - 10) > 0:
                 say(f"  failed: {more} more (`vitp status --json` lists them)")
             hint = "Fix the inputs, then re-run each failed stage with --retry-failed, the first one first"
+            if len(self.failed) == self.made + self.cached:
+                hint = "Fix the inputs or the settings, then run the command again, with --retry-failed"
             raise partly_failed(stage, len(self.failed), self.made + self.cached, hint)
         if self.unusable:
             records = counted(len(self.unusable), "record")
@@ -148,6 +150,8 @@ def run_parts(
         for shard in open_shards:
             folder = run.shard_folder(shard)
             with run.store.locked(folder / "lock") as lock:
+                if outcome.made + outcome.cached == len(outcome.failed):  # until then the run may be begun anew
+                    require_same(run)
                 if run.finished(shard):  # by another task, since it was looked at
                     outcome.failed += failed_images(run, shard)
                     outcome.cached += len(run.shard_images(shard))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.partial_part import partial_paths
 from vitp_pipeline.artifacts.parts import read_index
-from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
+from vitp_pipeline.artifacts.run import StageRun, holds_nothing, is_begun, open_run
 from vitp_pipeline.errors import CorruptError, IncompatibleError
 from vitp_pipeline.storage.layout import index_path
 from vitp_pipeline.storage.run_store import RunStore
@@ -65,6 +65,8 @@ def agreed_digest(
         )
     unmade = [image for image in run.images if image not in made and first.get(image) != digests.get(image)]
     if unmade and not retry_failed:
+        if holds_nothing(run):
+            return own
         raise IncompatibleError(
             f"{folder}: the masks of {_named(unmade)} changed since the run was started",
             "Add --retry-failed if they were corrected, or choose another --out",

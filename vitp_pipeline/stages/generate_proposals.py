@@ -36,6 +36,7 @@ from vitp_pipeline.generators.base import is_class_agnostic, spread_objectness
 from vitp_pipeline.generators.registry import Source, find_source
 from vitp_pipeline.postprocess.point_policies import choose_points
 from vitp_pipeline.runtime.progress import say
+from vitp_pipeline.runtime.signals import interruptible
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.open_store import Run, open_store
 
@@ -76,14 +77,18 @@ def generate_proposals(
     }
     if has_random_weights(identity):
         say(f"generate-proposals: {source.name} has random weights, as the recipe asks")
+    generator: Generator | None = None
     if not begun:
         shard.for_new_run()
+        with interruptible("nothing is made yet"):  # what does not fit is refused before the run is made
+            digests.prove()
+            generator = load_generator(source, settings, recipe.manifest)
     images = dataset.image_ids
     run = create_or_check(store, folder, identity, images, shard.count, settings.part_size)
 
     def build() -> ProposalMaker:
         digests.prove()
-        return ProposalMaker(run, dataset, load_generator(source, settings, recipe.manifest), settings)
+        return ProposalMaker(run, dataset, generator or load_generator(source, settings, recipe.manifest), settings)
 
     return run_parts(run, shard.within(run.shards), build, "proposals", retry_failed)
 

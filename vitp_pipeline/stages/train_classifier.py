@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.run import StageRun, create_or_check
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, require_same
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
@@ -138,6 +138,7 @@ def train(
         say(f"train-classifier: nothing to do, {folder} is trained")
     else:
         with finishing(), store.locked(folder / "lock") as lock:
+            require_same(run)
             for name in store.list(folder):
                 if name.endswith(TEMPORARY):
                     store.remove(folder / name)
