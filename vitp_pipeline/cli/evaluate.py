@@ -19,7 +19,11 @@ def register(app: typer.Typer) -> None:
         out: options.Out,
         alpha: Annotated[
             str | None,
-            typer.Option(help="Weight of the classifier, or first:last:step for a sweep in one pass.", metavar="A"),
+            typer.Option(
+                help="Weight of the classifier, or first:last:step for a sweep in one pass; 0 = the generator alone, "
+                "without any classifier.",
+                metavar="A",
+            ),
         ] = None,
         json: options.JsonFile = None,
         shard: options.Shard = None,
@@ -50,6 +54,10 @@ def register(app: typer.Typer) -> None:
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
 
             vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
+
+        With --alpha 0 only generate-proposals has to have run; the figures are the generator's own:
+
+            vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0
 
         Many views of an image (scales, flips, windows) can take a gigabyte of masks. --stream stores none, and needs
         only a classifier:
@@ -95,7 +103,8 @@ def register(app: typer.Typer) -> None:
             shards = choice.within(evaluation.run.shards)
             if choice.index is None and allow_missing:
                 # take what is there; what is not finished is reported below
-                shards = [s for s in shards if evaluation.class_scores and evaluation.class_scores.finished(s)]
+                worked = evaluation.class_scores or evaluation.proposals.run
+                shards = [s for s in shards if worked.finished(s)]
             outcome = evaluate_shards(evaluation, settings, classify, shards, retry_failed)
         if choice.index is not None:
             with documented(json == Path("-")) as document:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
 from vitp_pipeline.evaluation.definition import Evaluation
+from vitp_pipeline.evaluation.point_scores import open_scores
 
 GAP, TITLE, SWATCH = 6, 18, 10
 COLUMNS = ("image", "ground truth", "generator", "fused")
@@ -26,9 +27,9 @@ def draw_result(evaluation: Evaluation, path: Path, rows: int = 3) -> Path:
     """
     evaluation.proposals.require_one_view("pictures")
     panels = []
-    with evaluation.class_scores.open_arrays(0, 0) as scores:
+    with open_scores(evaluation.proposals, evaluation.class_scores, 0, 0) as scores:
         for record in evaluation.proposals.read_part(0, 0):
-            panels.append(_panels(evaluation, record, scores.read(f"point_logits/{record.key}")))
+            panels.append(_panels(evaluation, record, scores.of(record)))
     panels.sort(key=lambda panel: -panel[0])
     del panels[rows:]
     height, width = panels[0][1][0].shape[:2]
@@ -64,7 +65,7 @@ def _legend_places(names: list[str], breadth: int) -> list[tuple[int, int]]:
 
 
 def _panels(
-    evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray
+    evaluation: Evaluation, record: ProposalRecord, point_logits: np.ndarray | None
 ) -> tuple[float, list[np.ndarray], set[int]]:
     """Return (pixels that fusion corrected, the four pictures, the classes in them)."""
     dataset = evaluation.dataset

@@ -6,7 +6,8 @@ A variant is one way to classify the masks:
     upper_bound_point    class of the ground truth at the mask's point (paper Table 5)
     upper_bound_mask     majority class of the ground truth inside the mask
 
-Masks without class scores (`ProposalStore.class_agnostic`) have only alpha:1 and the upper bounds.
+Masks without class scores (`ProposalStore.class_agnostic`) have only alpha:1 and the upper bounds. With α = 0 alone no
+classifier is read, and there are only alpha:0 and the upper bounds.
 """
 
 from __future__ import annotations
@@ -65,18 +66,27 @@ def settle_alpha(
     return replace(settings, alpha=1.0)
 
 
+def needs_classifier(settings: EvaluateSettings, sweep: Sequence[float] = ()) -> bool:
+    """True if a classifier's scores are read: α = 0 is the generator alone.
+
+    Args:
+        settings: of `settle_alpha`. sweep: further values of α.
+    """
+    return any((settings.alpha, *sweep))
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of an evaluation: the stored proposals and their class scores."""
+    """Inputs of an evaluation: the stored proposals and their class scores, None for the generator alone."""
 
     proposals: ProposalStore
-    class_scores: StageRun
+    class_scores: StageRun | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation's folder and what its rows mean. `alphas` are sorted and hold 0, 1 and the headline α; of masks
-    without class scores 1 alone.
+    without class scores 1 alone, without a classifier 0 alone.
 
     `inputs` are None for one that keeps neither masks nor scores (`stages.stream`); to ask it for `proposals` or
     `class_scores` raises IncompatibleError.
@@ -94,7 +104,7 @@ class Evaluation:
         return self._stored.proposals
 
     @property
-    def class_scores(self) -> StageRun:
+    def class_scores(self) -> StageRun | None:
         return self._stored.class_scores
 
     @property
@@ -107,7 +117,7 @@ class Evaluation:
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the stages that exist, by stage."""
         kept = {"proposals": self.inputs.proposals.run, "class_scores": self.inputs.class_scores} if self.inputs else {}
-        return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items()}
+        return {name: run.fingerprint for name, run in {**kept, "evaluation": self.run}.items() if run}
 
     @property
     def codec(self) -> MaskCodec:
@@ -134,11 +144,20 @@ class Evaluation:
     @property
     def classified_by(self) -> tuple[str, ...]:
         """Names of the class scores that are reported, the headline's last."""
-        return HEADLINE[1:2] if self.class_agnostic else HEADLINE[:3]
+        if self.class_agnostic:
+            return HEADLINE[1:2]
+        return HEADLINE[:1] if self.alphas == (0.0,) else HEADLINE[:3]
+
+    @property
+    def fuses(self) -> bool:
+        """True if both class scores are there to be fused."""
+        return len(self.classified_by) > 1
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Of these before and after fusion; of masks without class scores the classifier's."""
+        """Of these before and after fusion; of masks without class scores the classifier's, without a classifier the
+        generator's.
+        """
         return tuple(dict.fromkeys((self.classified_by[0], self.classified_by[-1])))
 
     @cached_property
@@ -190,7 +209,8 @@ class Measured:
         class_agnostic: bool = False,
     ) -> Measured:
         """Args: settings of `settle_alpha`."""
-        alphas = {1.0} if class_agnostic else {0.0, 1.0, settings.alpha, *sweep}
+        own = {0.0, 1.0, settings.alpha, *sweep} if needs_classifier(settings, sweep) else {0.0}
+        alphas = {1.0} if class_agnostic else own
         return cls(settings, classify.points, tuple(sorted(alphas)))
 
     @property

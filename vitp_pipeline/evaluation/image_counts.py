@@ -21,6 +21,7 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.count_tables import CountRows, sparse_confusion
 from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.map_metrics import MeasuredImage, asked_metrics
+from vitp_pipeline.evaluation.point_scores import open_scores
 from vitp_pipeline.execution.runner import WorkBudget
 from vitp_pipeline.geometry import Size, size_of
 
@@ -52,28 +53,29 @@ class CountMaker:
 
     def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the images of a part with their counts, or with the error."""
-        class_scores = self.evaluation.class_scores
-        scored = class_scores.read_rows(shard, part)
-        states = {r["image_id"]: r for r in scored.to_pylist()}
-        left = deque(images)
-        with class_scores.open_arrays(shard, part, scored) as scores:
-            worked = [image_id for image_id in images if states[image_id]["status"] == "ok"]
-            for views in by_image(self.evaluation.proposals.read_part(shard, part, worked, grouped=True)):
+        proposals, left = self.evaluation.proposals, deque(images)
+        with open_scores(proposals, self.evaluation.class_scores, shard, part) as scores:
+            worked = [image_id for image_id in images if image_id not in scores.errors]
+            for views in by_image(proposals.read_part(shard, part, worked, grouped=True)):
                 image_id = views[0].image_id
                 while (other := left.popleft()) != image_id:
-                    yield other, {"error": states[other]["error"]}
-                scored_views = ((record, scores.read(f"point_logits/{record.key}")) for record in views)
+                    yield other, {"error": scores.errors[other]}
+                scored_views = ((record, scores.of(record)) for record in views)
                 yield image_id, self.row(image_id, views[0].view.original, scored_views)
-        yield from ((image_id, {"error": states[image_id]["error"]}) for image_id in left)
+        yield from ((image_id, {"error": scores.errors[image_id]}) for image_id in left)
 
     def row(
-        self, image_id: str, size: Size, views: Iterable[tuple[ProposalRecord, np.ndarray]], keep_views: bool = True
+        self,
+        image_id: str,
+        size: Size,
+        views: Iterable[tuple[ProposalRecord, np.ndarray | None]],
+        keep_views: bool = True,
     ) -> dict[str, Any]:
         """The counts of an image, or the error in its ground truth.
 
         Args:
             size: (H0, W0) of the image.
-            views: proposals and (Q, K) point logits of its views.
+            views: proposals and (Q, K) point logits of its views, None without a classifier.
             keep_views: False: keep only the running average of class scores, one view in memory at a time.
         """
         dataset = self.evaluation.dataset
@@ -106,7 +108,7 @@ class CountMaker:
 
     def _measure(
         self,
-        views: Iterable[tuple[ProposalRecord, np.ndarray]],
+        views: Iterable[tuple[ProposalRecord, np.ndarray | None]],
         truth: np.ndarray,
         segments: Segments | None,
         objects: TrueInstances | None,
@@ -152,7 +154,7 @@ class CountMaker:
         return row
 
     def _score(
-        self, record: ProposalRecord, point_logits: np.ndarray, truth: np.ndarray
+        self, record: ProposalRecord, point_logits: np.ndarray | None, truth: np.ndarray
     ) -> tuple[FusedView, np.ndarray]:
         """Score a view under every variant; also return (Q,) the majority ground-truth class of each mask."""
         import torch
@@ -160,7 +162,7 @@ class CountMaker:
         from vitp_pipeline.postprocess.mask_labels import label_at_points, majority_label, majority_label_of_groups
 
         points = points_of(record, self.policy)
-        if len(points) != point_logits.shape[0]:  # several points per mask; the upper bound needs one
+        if len(points) != len(record.class_logits):  # several points per mask; the upper bound needs one
             points = points_of(record, "max")
         by_point = label_at_points(truth, points)
         by_mask = np.full(len(by_point), IGNORE, by_point.dtype)

@@ -124,7 +124,7 @@ def figures(evaluation: Evaluation, rows: Rows, names: dict[str, int]) -> dict[s
 
     result: dict[str, Any] = {name: {m: of(v, m) for m in settings.instance_ap} for name, v in names.items()}
     first = settings.instance_ap[0]
-    if not evaluation.class_agnostic:
+    if evaluation.fuses:
         result["sweep"] = [{"alpha": a, "AP": of(i, first)["AP"]} for i, a in enumerate(evaluation.alphas)]
     headline = columns_where(found, variant=names[evaluation.classified_by[-1]])
     result["detections"] = {

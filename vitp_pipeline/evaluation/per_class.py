@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitp_pipeline.config.choices import TASKS
 from vitp_pipeline.figure import difference, percent, signed
 from vitp_pipeline.runtime.output import show
 
 COLUMNS = ("generator", "fused", "upper_bound_point", "upper_bound_mask")
-AGNOSTIC = ("classifier", *COLUMNS[2:])
-"""Of masks without class scores."""
+ALONE = ("generator", "classifier")
+"""Where nothing was fused the column of the one whose classes the masks have stands before the upper bounds."""
 TITLES = {
     "generator": "generator",
     "classifier": "classifier",
@@ -21,8 +22,8 @@ TITLES = {
 
 
 def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Figure → class → {generator, fused, gain, upper_bound_…}, in [−1, 1]; None where one does not exist. Of masks
-    without class scores {classifier, upper_bound_…}.
+    """Figure → class → {generator, fused, gain, upper_bound_…}, in [−1, 1]; None where one does not exist. Where
+    nothing was fused, {generator or classifier, upper_bound_…}.
 
     Args:
         result: of an evaluation. Classes that neither ground truth nor a prediction holds are left out.
@@ -34,7 +35,7 @@ def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | No
             values = {column: of[name] for column, of in per_class.items()}
             if all(value is None for value in values.values()):
                 continue
-            if "generator" in values:
+            if "fused" in values:
                 before, after = values["generator"], values["fused"]
                 values = {"generator": before, "fused": after, "gain": difference(after, before)} | values
             rows[name] = values
@@ -44,7 +45,8 @@ def by_class(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | No
 
 def _measured(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return figure → variant → class → value, of the measured tasks."""
-    found, columns = {}, AGNOSTIC if result.get("class_agnostic") else COLUMNS
+    found, measured = {}, next(result[task] for task in TASKS if result.get(task))
+    columns = COLUMNS if "fused" in measured else (*(name for name in ALONE if name in measured), *COLUMNS[2:])
     if semantic := result["semantic"]:
         found["IoU"] = {name: semantic[name]["IoU"] for name in columns}
     if panoptic := result["panoptic"]:

@@ -51,6 +51,8 @@ def _facts(store: RunStore, stage: StageRun, classifiers: dict[str, Path], known
         "classifier": classifier_named(store, scores.get("classifier", ""), classifiers),
         "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
     }
+    if identity.get("alphas") == [0.0]:  # no classifier has scored the points
+        facts = {}
     if kind == "evaluation":
         own = identity.get("settings", {})
         facts |= {"alpha": alpha_of(identity), "formula": own.get("formula", EvaluateSettings.formula)}
@@ -87,8 +89,9 @@ def labels(facts: Sequence[Facts], always: Collection[str] = ()) -> list[str]:
 
 def alpha_of(identity: dict[str, Any]) -> str:
     """Weight of the classifier in the headline of an evaluation."""
-    if identity.get("alphas") == [1.0]:  # others hold 0, too
-        return "classifier alone"
+    alone = {1.0: "classifier alone", 0.0: "generator alone"}
+    if len(alphas := identity.get("alphas", ())) == 1 and alphas[0] in alone:  # others hold both
+        return alone[alphas[0]]
     return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 

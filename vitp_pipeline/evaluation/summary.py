@@ -101,7 +101,7 @@ def _semantic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
     figures["classes_present"] = int((totals.areas[0, :, 1] > 0).sum())
     figures["classes"] = len(class_names)
     figures["bootstrap"] = _bootstrap(evaluation, totals, names)
-    if not evaluation.class_agnostic:
+    if evaluation.fuses:
         figures["sweep"] = [
             {"alpha": a, "mIoU": float(mean_iou(areas)), "pixel_accuracy": float(pixel_accuracy(areas))}
             for a, areas in zip(evaluation.alphas, totals.areas, strict=False)  # other variants stand behind the sweep
@@ -146,7 +146,7 @@ def _panoptic(evaluation: Evaluation, totals: Totals, names: dict[str, int]) -> 
 
     result: dict[str, Any] = {name: figures(variant) for name, variant in names.items()}
     result["alpha"] = evaluation.alpha
-    if not evaluation.class_agnostic:
+    if evaluation.fuses:
         result["sweep"] = [{"alpha": a, "PQ": quality(i).summary()["all"].pq} for i, a in enumerate(evaluation.alphas)]
     return result
 
@@ -208,7 +208,7 @@ def print_result(result: dict[str, Any]) -> None:
     }
     of_tasks = result[next(task for task in TASKS if result.get(task))]
     titles = {name: title for name, title in titles.items() if name in of_tasks}
-    headline = "fused" if "fused" in titles else "classifier"
+    headline = next(name for name in ("fused", "classifier", "generator") if name in titles)
     widths = [len(figures) for figures in figures_shown(result, headline)]
     together = sum(widths) <= WIDEST  # in one table, else in one for each task
     tables = [range(len(widths))] if together else [[task] for task in range(len(widths))]
@@ -229,8 +229,8 @@ def print_result(result: dict[str, Any]) -> None:
         if gain := resampled.get("gain_mIoU"):
             show(f"fused − generator: {signed(gain['estimate'])} mIoU ({of}: {span(*gain['interval'])}); {over}")
         else:
-            low, high = map(percent, resampled["classifier_mIoU"])
-            show(f"mIoU of the classifier, {of}: {low} to {high}; {over}")
+            low, high = map(percent, resampled[f"{headline}_mIoU"])
+            show(f"mIoU of the {headline}, {of}: {low} to {high}; {over}")
     if semantic and (certain := semantic.get("certain")):
         share = f"{percent(certain['share'], 3)} % of {certain['pixels']} pixels"
         show(f"pixels whose label provably does not depend on mask compression: {share}")

@@ -113,21 +113,22 @@ def task_bars(evaluations: Sequence[Sequence[TaskBars]], labels: Sequence[str]) 
 def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
     """A row per class: gray up to the generator, colored from there to the fused figure, pale up to the upper bound.
 
-    Where nothing was fused, the classifier's figure, pale up to the upper bound.
+    Where nothing was fused, the figure of the classifier or the generator alone, pale up to the upper bound.
     """
     of_masks = values.get("upper_bound_mask", [None] * len(classes))
     upper_bound = percents(of_masks)
     if "fused" not in values:
-        classifier = percents(values["classifier"])
+        alone = next(name for name in ("classifier", "generator") if name in values)
+        own = percents(values[alone])
         text = [
-            f"<b>{c}</b><br>classifier {in_percent(f)}<br>upper bound {in_percent(b)}"
-            for c, f, b in zip(classes, values["classifier"], of_masks, strict=True)
+            f"<b>{c}</b><br>{alone} {in_percent(f)}<br>upper bound {in_percent(b)}"
+            for c, f, b in zip(classes, values[alone], of_masks, strict=True)
         ]
         return _class_rows(
             classes,
             [
                 ("upper_bound", [b or 0.0 for b in upper_bound], INK["upper_bound"], 0.0),
-                ("classifier", [f or 0.0 for f in classifier], INK["classifier"], 0.0),
+                (alone, [f or 0.0 for f in own], INK[alone], 0.0),
             ],
             text,
         )

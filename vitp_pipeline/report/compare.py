@@ -48,7 +48,7 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
         labels: of the evaluations, in order; images: how many are compared; resamples, level.
         differences: [{label, variant, metric, estimate, low, high}], figures in [−1, 1], None where one does not exist.
         classified_by: per label which maps of both are compared below: fused, or the classifier's where masks of one
-            have no class scores.
+            have no class scores, or the generator's where one was measured without a classifier.
         classes: per label [{name, first, other, estimate, low, high}] of the IoU of these maps.
         image_changes: per label [{image, first, other, change}] of the pixel accuracy, falling; all images.
         settings: per label what differs, as lines.
@@ -88,8 +88,15 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
     }
     for label, other, place in zip(labels[1:], runs[1:], places[1:], strict=True):
         same_masks = other.evaluation.proposals.run.fingerprint == first.evaluation.proposals.run.fingerprint
-        same_scores = other.evaluation.class_scores.fingerprint == first.evaluation.class_scores.fingerprint
+        scores = [run.evaluation.fingerprints.get("class_scores") for run in (first, other)]
+        same_scores = scores[0] == scores[1]
         shared = [n for n in NAMES if all(n in run.evaluation.classified_by for run in (first, other))]
+        if not shared:
+            raise IncompatibleError(
+                f"{other.evaluation.run.folder}: measures the {other.evaluation.classified_by[-1]} alone, "
+                f"{first.evaluation.run.folder} the {first.evaluation.classified_by[-1]} alone",
+                "Compare evaluations of the same class scores",
+            )
         same = {"classifier": same_scores, "generator": same_masks} | {shared[0]: False}
         for variant in [name for name in shared if not same[name]]:
             ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
@@ -233,7 +240,8 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
     def identities(run: StoredEvaluation) -> dict[str, Any]:
         e = run.evaluation
         proposals = {k: v for k, v in e.proposals.run.identity.items() if k != "manifest"}
-        class_scores = {k: v for k, v in e.class_scores.identity.items() if k != "proposals"}
+        scored_by = e.class_scores.identity if e.class_scores else {}
+        class_scores = {k: v for k, v in scored_by.items() if k != "proposals"}
         own = {k: v for k, v in e.run.identity.items() if k not in ("proposals", "class_scores")}
         return {"proposals": proposals, "class_scores": class_scores, "evaluation": own}
 
@@ -341,7 +349,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
         resamples=result["resamples"],
         names=NAMES,
         differs=result["differs"],
-        maps={label: "fused" if of == "fused" else "classifier's" for label, of in result["classified_by"].items()},
+        maps={label: "fused" if of == "fused" else f"{of}'s" for label, of in result["classified_by"].items()},
         tables=tables,
         explained=figures.explained(tables.values()),
         curves=curves,

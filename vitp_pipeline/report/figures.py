@@ -44,6 +44,8 @@ def alpha_text(stored: StoredEvaluation) -> str:
     """Weight of the classifier in the headline."""
     if stored.evaluation.class_agnostic:
         return "masks without class scores"
+    if not stored.evaluation.fuses:
+        return "without a classifier"
     return f"α = {stored.evaluation.alpha:g}"
 
 

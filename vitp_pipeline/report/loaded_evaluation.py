@@ -28,7 +28,7 @@ from vitp_pipeline.validation.tables import checked
 
 COLUMNS = ("semantic", "panoptic", "masks")
 """Columns of the rows that pages look at image by image; all other figures are of the sums."""
-READ = ("proposals", "class_scores", "points", "alphas", "settings")
+READ = ("proposals", "points", "alphas", "settings")
 """Keys that the identity of an evaluation must have."""
 LISTED = 20
 """Evaluations of a run that a message lists at most."""
@@ -93,12 +93,17 @@ def open_evaluation(run: Run, data_root: Path | None = None, recipe: str | None 
     proposals.require_one_view("reports")
     if missing := [key for key in READ if key not in rebuilt.identity]:
         raise damaged(folder / "run.json", f"damaged (its identity has no {missing[0]!r})")
-    class_scores = open_run(store, store.folder / "class_scores" / rebuilt.identity["class_scores"][:12], "classify")
+    class_scores = None
+    if rebuilt.identity["alphas"] != [0.0]:
+        if "class_scores" not in rebuilt.identity:
+            raise damaged(folder / "run.json", "damaged (its identity has no 'class_scores')")
+        scored_by = rebuilt.identity["class_scores"]
+        class_scores = open_run(store, store.folder / "class_scores" / scored_by[:12], "classify")
     for name, stage in {"proposals": proposals.run, "class_scores": class_scores}.items():
-        if stage.fingerprint != rebuilt.identity[name]:
+        if stage and stage.fingerprint != rebuilt.identity[name]:
             raise IncompatibleError(f"{stage.folder}: not what {folder} was made from", "Run `vitp evaluate` again")
     settings = _settings(rebuilt)
-    needed = {1} if proposals.class_agnostic else {0, 1, settings.alpha}
+    needed = {1} if proposals.class_agnostic else {0, 1, settings.alpha} if class_scores else {0, settings.alpha}
     if absent := needed.difference(rebuilt.identity["alphas"]):
         raise damaged(folder / "run.json", f"damaged (its `alphas` lack {min(absent):g})")
     spec = _spec(proposals, recipe, data_root is not None)
@@ -204,9 +209,12 @@ def _spec(proposals: ProposalStore, recipe: str | None, needed: bool) -> Dataset
 
 def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
     """List per stage of the run, in order: folder, fingerprint, settings, command and versions."""
-    stages = [stored.evaluation.proposals.run, stored.evaluation.class_scores, stored.evaluation.run]
-    if (trained := classifier_folder(stored.store, stages[1].identity["classifier"])) is not None:
-        stages.insert(1, open_run(stored.store, trained))
+    stages, class_scores = [stored.evaluation.proposals.run], stored.evaluation.class_scores
+    if class_scores is not None:
+        if (trained := classifier_folder(stored.store, class_scores.identity["classifier"])) is not None:
+            stages.append(open_run(stored.store, trained))
+        stages.append(class_scores)
+    stages.append(stored.evaluation.run)
     entries = []
     for stage in stages:
         identity = {k: v for k, v in stage.identity.items() if k not in ("manifest", "stage")}
@@ -222,5 +230,6 @@ def provenance_of(stored: StoredEvaluation) -> list[dict[str, Any]]:
 
 
 def classifier_name(stored: StoredEvaluation) -> str:
-    """The name of the classifier in its run, or the beginning of its digest."""
-    return classifier_named(stored.store, stored.evaluation.class_scores.identity["classifier"])
+    """The name of the classifier in its run, or the beginning of its digest; "none" without one."""
+    class_scores = stored.evaluation.class_scores
+    return "none" if class_scores is None else classifier_named(stored.store, class_scores.identity["classifier"])

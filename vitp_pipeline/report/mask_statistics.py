@@ -11,6 +11,7 @@ import numpy as np
 from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.evaluation.point_scores import open_scores
 from vitp_pipeline.figure import DASH, plain
 from vitp_pipeline.geometry import View
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
@@ -62,8 +63,8 @@ def alphas_of(stored: StoredEvaluation) -> dict[str, float]:
     return {name: alphas[name] for name in stored.evaluation.classified_by}
 
 
-def scored(stored: StoredEvaluation, record: ProposalRecord, point_logits: np.ndarray) -> FusedView:
-    """Score a view by every source; `point_logits` are (Q, K)."""
+def scored(stored: StoredEvaluation, record: ProposalRecord, point_logits: np.ndarray | None) -> FusedView:
+    """Score a view by every source; `point_logits` are (Q, K), None without a classifier."""
     return stored.evaluation.segmenter.score(record, point_logits, list(alphas_of(stored).values()))
 
 
@@ -111,12 +112,12 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
             if shard in stored.rows.missing:
                 continue
             for part in range(len(proposals.run.parts(shard))):
-                with stored_scores.open_arrays(shard, part) as scores:
+                with open_scores(proposals, stored_scores, shard, part) as scores:
                     for record in proposals.read_part(shard, part, grouped=True):
                         if record.image_id in failed:
                             continue
                         image = number[record.image_id]
-                        view = scored(stored, record, scores.read(f"point_logits/{record.key}"))
+                        view = scored(stored, record, scores.of(record))
                         piece, uncertainty[image] = _facts(record, class_scores(stored, view))
                         query = piece[0]
                         label = [labels.get((image, q), IGNORE) for q in query.tolist()]

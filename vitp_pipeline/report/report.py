@@ -27,8 +27,13 @@ SECTIONS = {
     "gallery": "Images",
     "provenance": "Provenance",
 }
-KINDS = {True: ("worst", "uncertain"), False: ("improved", "harmed", "uncertain")}
-"""Kinds of images in the gallery, by whether the masks have no class scores."""
+KINDS = {False: ("worst", "uncertain"), True: ("improved", "harmed", "uncertain")}
+"""Kinds of images in the gallery, by whether class scores were fused."""
+TITLES = {
+    "fused": "effect of fusion",
+    "classifier": "the classifier's names for masks",
+    "generator": "the generator's masks and names",
+}
 
 
 def write_report(stored: StoredEvaluation, path: Path) -> None:
@@ -43,7 +48,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
     require_libraries()
     facts = mask_statistics.read_masks(stored)
     pixels = figures.class_pixels(stored.rows, len(stored.classes))
-    agnostic, compared = stored.evaluation.class_agnostic, stored.evaluation.compared
+    fuses, compared = stored.evaluation.fuses, stored.evaluation.compared
     measures, confusion = figures.class_measures(stored), figures.confusions(stored)
     curves = figures.sweep(stored)
     cards = _cards(stored, facts)
@@ -63,7 +68,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         "has_data": stored.has_data,
         "accuracy_word": _accuracy_word(stored),
     }
-    sections = SECTIONS | {"masks": "Masks"} if agnostic else SECTIONS
+    sections = SECTIONS if fuses else SECTIONS | {"masks": "Masks"}
     there = {"alpha": bool(curves), "classes": bool(measures), "confusion": bool(confusion)}
     provenance = stored.result["provenance"]
     images = stored.result["images"]
@@ -74,10 +79,9 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         "report.html",
         data,
         ("page.js", "gallery.js"),
-        title=f"{provenance['dataset']} {provenance['split']}: "
-        + ("the classifier's names for masks" if agnostic else "effect of fusion"),
+        title=f"{provenance['dataset']} {provenance['split']}: {TITLES[compared[-1]]}",
         about=f"{_count(images)} · {figures.alpha_text(stored)} · "
-        + ("" if agnostic else f"{stored.evaluation.settings.formula} · ")
+        + (f"{stored.evaluation.settings.formula} · " if fuses else "")
         + f"evaluation {stored.evaluation.run.fingerprint[:12]}",
         sections=[(key, name) for key, name in sections.items() if there.get(key, True)],
         compared=compared,
@@ -102,7 +106,7 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         images=images["measured"],
         has_data=stored.has_data,
         accuracy_word=_accuracy_word(stored),
-        kinds={"all": len(cards)} | {kind: sum(c["kind"] == kind for c in cards) for kind in KINDS[agnostic]},
+        kinds={"all": len(cards)} | {kind: sum(c["kind"] == kind for c in cards) for kind in KINDS[fuses]},
         gallery_classes=sorted(
             ((k, stored.classes[k]) for k in {k for card in cards for k in card["classes"]}), key=lambda pair: pair[1]
         ),
@@ -119,7 +123,7 @@ def _cards(stored: StoredEvaluation, facts: mask_statistics.MaskFacts) -> list[d
         for choice in chosen:
             image_id = stored.rows.images[choice.image]
             content = card_content(stored, image_id)
-            listed = [m for m in content["masks"] if len(of) < 2 or m["generator"][0][0] != m["fused"][0][0]]
+            listed = [m for m in content["masks"] if len({m[by][0][0] for by in compared}) == len(compared)]
             involved = {m[by][0][0] for m in listed for by in compared}
             involved |= {m["label"] for m in listed if m["label"] is not None}
             cards.append(
@@ -187,6 +191,7 @@ def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
     masks = stored.result["masks"]
     if masks["matched"]:
         share, before = masks["mask_accuracy"][headline], masks["mask_accuracy"].get("generator")
+        before = before if stored.evaluation.fuses else None
         gained = "" if before is None else f"{points(share - before)} to the generator, "
         tiles.append(
             {

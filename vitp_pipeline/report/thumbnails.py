@@ -12,6 +12,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
+from vitp_pipeline.evaluation.point_scores import open_scores
 from vitp_pipeline.geometry import Size
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 from vitp_pipeline.report.mask_statistics import class_scores, mask_areas, objectness_of, scored
@@ -95,18 +96,18 @@ def top_masks(record: ProposalRecord, shown: np.ndarray, objectness: np.ndarray,
     return top
 
 
-def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.ndarray]:
+def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.ndarray | None]:
     """The image's proposals and the scores of its points."""
-    evaluation = stored.evaluation
+    evaluation, proposals = stored.evaluation, stored.evaluation.proposals
     shard, part = next(
         (shard, part)
-        for shard in range(evaluation.class_scores.shards)
-        for part, images in enumerate(evaluation.class_scores.parts(shard))
+        for shard in range(proposals.run.shards)
+        for part, images in enumerate(proposals.run.parts(shard))
         if image_id in images
     )
-    with evaluation.class_scores.open_arrays(shard, part) as scores:
-        record = evaluation.proposals.read(image_id, grouped=True)
-        return record, scores.read(f"point_logits/{record.key}")
+    with open_scores(proposals, evaluation.class_scores, shard, part) as scores:
+        record = proposals.read(image_id, grouped=True)
+        return record, scores.of(record)
 
 
 def _masks(

@@ -79,7 +79,7 @@ def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: 
         return recipe.find_file(settings.classifier, data_root)
     path = store.folder / "classifier" / settings.name / "model.safetensors"
     if not store.exists(path):
-        hint = "Run `vitp train-classifier` first, or let it finish"
+        hint = "Run `vitp train-classifier` first, or let it finish; `vitp evaluate --alpha 0` needs none"
         if others := trained_classifiers(store):
             listed = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
             hint = f"Choose one that is there with --name: {listed}; or train this one first"

@@ -17,7 +17,15 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import MissingStageError
 from vitp_pipeline.evaluation.certainty import check_codec
-from vitp_pipeline.evaluation.definition import Evaluation, Inputs, Measured, check_tasks, check_views, settle_alpha
+from vitp_pipeline.evaluation.definition import (
+    Evaluation,
+    Inputs,
+    Measured,
+    check_tasks,
+    check_views,
+    needs_classifier,
+    settle_alpha,
+)
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -44,7 +52,7 @@ def prepare(
     """Find the inputs and make the evaluation's folder.
 
     Args:
-        sweep: further values of α, measured beside the headline's.
+        sweep: further values of α, measured beside the headline's. If all are 0, no classifier is read.
     Raises:
         MissingStageError: proposals or scores are not there.
         UserError: any of its other kinds.
@@ -56,12 +64,14 @@ def prepare(
     settings = settle_alpha(settings, proposals.class_agnostic, recipe, sweep)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
     check_tasks(settings, dataset)
-    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
+    class_scores = None
+    if needs_classifier(settings, sweep):
+        class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
     measured = Measured.of(settings, classify, sweep, proposals.class_agnostic)
     identity = {
         "stage": "evaluation",
         "proposals": proposals.run.fingerprint,
-        "class_scores": class_scores.fingerprint,
+        **({"class_scores": class_scores.fingerprint} if class_scores else {}),
         **measured.identity,
     }
     folder = store.folder / "evaluation" / fingerprint(identity)[:12]
@@ -88,9 +98,10 @@ def evaluate_shards(
     from vitp_pipeline.evaluation.summary import keep_shard_totals
 
     require_proposals(evaluation.proposals, shards)
-    if missing := [s for s in shards if not evaluation.class_scores.finished(s)]:
+    class_scores = evaluation.class_scores
+    if class_scores and (missing := [s for s in shards if not class_scores.finished(s)]):
         raise MissingStageError(
-            f"{evaluation.class_scores.folder}: shard {missing[0]} is not classified",
+            f"{class_scores.folder}: shard {missing[0]} is not classified",
             "Run `vitp classify` for it first",
         )
     return run_parts(

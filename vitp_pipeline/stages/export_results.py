@@ -30,6 +30,7 @@ from vitp_pipeline.decoding.rle import Rle
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.definition import map_settings, settle_alpha
+from vitp_pipeline.evaluation.point_scores import open_scores
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.interop.result_formats import ImageResult, ResultFormat, find_format
@@ -62,7 +63,7 @@ class Export:
 
     run: StageRun
     proposals: ProposalStore
-    class_scores: StageRun
+    class_scores: StageRun | None
     spec: DatasetSpec
     settings: EvaluateSettings
     format: ResultFormat
@@ -109,20 +110,22 @@ def prepare(
         raise UsageError("--variant generator: masks without class scores: the classifier alone names them")
     proposals.require_one_view("exported files")
     check_codec(proposals.codec, settings, files.tasks)
-    class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
+    alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
+    class_scores = None
+    if alpha:
+        class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
     names = _file_names(proposals, files) if files.file_per_image else {}
     identity = {
         "stage": "export",
         "format": format,
         "variant": variant,
         "proposals": proposals.run.fingerprint,
-        "class_scores": class_scores.fingerprint,
+        **({"class_scores": class_scores.fingerprint} if class_scores else {}),
         "settings": map_settings(settings),
         **files.identity(recipe.manifest),
     }
     folder = store.folder / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
     return Export(run, proposals, class_scores, recipe.manifest, settings, files, alpha, names)
 
 
@@ -149,9 +152,10 @@ def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = Fa
         MissingStageError: a shard's proposals or scores are not finished.
     """
     require_proposals(export.proposals, shards)
-    if missing := [s for s in shards if not export.class_scores.finished(s)]:
+    class_scores = export.class_scores
+    if class_scores and (missing := [s for s in shards if not class_scores.finished(s)]):
         raise MissingStageError(
-            f"{export.class_scores.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
+            f"{class_scores.folder}: shard {missing[0]} is not classified", "Run `vitp classify` for it first"
         )
     outcome = run_parts(export.run, shards, lambda: ResultMaker(export), "export-results", retry_failed)
     if all(export.run.finished(s) for s in range(export.run.shards)):
@@ -190,27 +194,24 @@ class ResultMaker:
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
 
-        class_scores = self.export.class_scores
-        scored = class_scores.read_rows(shard, part)
-        states = {r["image_id"]: r for r in scored.to_pylist()}
-        rows: dict[str, dict[str, Any]] = {}
-        with class_scores.open_arrays(shard, part, scored) as scores:
-            for record in self.export.proposals.read_part(shard, part, images, grouped=True):
+        proposals, rows = self.export.proposals, dict[str, dict[str, Any]]()
+        with open_scores(proposals, self.export.class_scores, shard, part) as scores:
+            for record in proposals.read_part(shard, part, images, grouped=True):
                 if rows and budget.over():
                     images = images[: images.index(record.image_id)]
                     break
-                if states[record.image_id]["status"] == "ok":
-                    rows[record.image_id] = self._row(record, scores.read(f"point_logits/{record.key}"))
+                if record.image_id not in scores.errors:
+                    rows[record.image_id] = self._row(record, scores.of(record))
                     budget.advance(1)
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("file_name", text)]
         schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text), ("files", text)])
         failed = {"status": "failed"}
-        table = [rows.get(i, {**failed, "error": states[i]["error"]}) | {"image_id": i} for i in images]
+        table = [(rows.get(i) or {**failed, "error": scores.errors[i]}) | {"image_id": i} for i in images]
         budget.advance(len(images) - len(rows))
         return pa.Table.from_pylist(table, schema=schema)
 
-    def _row(self, record: ProposalRecord, point_logits: np.ndarray) -> dict[str, Any]:
+    def _row(self, record: ProposalRecord, point_logits: np.ndarray | None) -> dict[str, Any]:
         image = self._result(record, point_logits)
         results = self.export.results
         entry, files = self.export.format.write(self.export.spec, image, results)
@@ -220,7 +221,7 @@ class ResultMaker:
         about = {"file_name": image.file_name, "size": list(image.size)}
         return {"status": "ok", "error": None, **about, "entry": json.dumps(entry), "files": json.dumps(digests)}
 
-    def _result(self, record: ProposalRecord, point_logits: np.ndarray) -> ImageResult:
+    def _result(self, record: ProposalRecord, point_logits: np.ndarray | None) -> ImageResult:
         view = self.segmenter.score(record, point_logits, (self.export.alpha,))
 
         def instances() -> tuple[list[Rle], np.ndarray, np.ndarray]:

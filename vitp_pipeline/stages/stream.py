@@ -24,7 +24,15 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.count_tables import CountRows
-from vitp_pipeline.evaluation.definition import GENERATE, Evaluation, Measured, check_tasks, check_views, settle_alpha
+from vitp_pipeline.evaluation.definition import (
+    GENERATE,
+    Evaluation,
+    Measured,
+    check_tasks,
+    check_views,
+    needs_classifier,
+    settle_alpha,
+)
 from vitp_pipeline.evaluation.image_counts import CountMaker
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -71,15 +79,16 @@ class Stream:
         self.source = find_source(generate, lambda text: recipe.find_file(text, data_root))
         agnostic = is_class_agnostic(self.source)
         self.settings = settings = settle_alpha(settings, agnostic, recipe, sweep)
-        self.classifier = classifier_file(recipe, classify, data_root, store)
+        self.classifier = None
+        if needs_classifier(settings, sweep):
+            self.classifier = classifier_file(recipe, classify, data_root, store)
         measured = Measured.of(settings, classify, sweep, agnostic)
 
         stream = {
             "manifest": recipe.manifest.identity(),
             "generator": self.source.identity(self.digests),
             GENERATE: identity_of(generate),
-            "classifier": self.digests.of(self.classifier),
-            "classify": identity_of(classify),
+            **self._classified(),
             **agnostic_identity(agnostic),
         }
         identity = {"stage": "evaluation", "stream": stream, **measured.identity}
@@ -90,6 +99,11 @@ class Stream:
         run = create_or_check(store, folder, identity, images, shard.count, generate.part_size)
         self.evaluation: Evaluation = measured.evaluation(run, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
+
+    def _classified(self) -> dict[str, Any]:
+        if self.classifier is None:
+            return {}
+        return {"classifier": self.digests.of(self.classifier), "classify": identity_of(self.classify)}
 
     def shards(self, shards: Sequence[int], retry_failed: bool = False) -> Outcome:
         """Measures the images of some shards."""
@@ -112,8 +126,10 @@ class StreamMaker:
         evaluation, manifest = stream.evaluation, stream.recipe.manifest
         stream.digests.prove()
         self.dataset = evaluation.dataset
-        self.mask_classifier = MaskClassifier(stream.classifier, stream.classify, manifest)
-        if self.mask_classifier.reads_masks:
+        self.mask_classifier: MaskClassifier | None = None
+        if stream.classifier is not None:
+            self.mask_classifier = MaskClassifier(stream.classifier, stream.classify, manifest)
+        if self.mask_classifier and self.mask_classifier.reads_masks:
             raise UsageError(
                 f"{stream.classifier}: is prompted with masks, but --stream classifies points",
                 "Run generate-proposals, classify and evaluate for it",
@@ -142,7 +158,10 @@ class StreamMaker:
         except InputError as error:
             return {"error": error.message}
 
-    def _views(self, image_id: str, picture: np.ndarray) -> Iterator[tuple[ProposalRecord, np.ndarray]]:
+    def _views(self, image_id: str, picture: np.ndarray) -> Iterator[tuple[ProposalRecord, np.ndarray | None]]:
+        if self.mask_classifier is None:
+            yield from ((record, None) for record in self.proposer.records(image_id, picture))
+            return
         pixels = self.mask_classifier.pixels(picture)
         for record in self.proposer.records(image_id, picture):
             (scores,) = self.mask_classifier.scores([self.mask_classifier.prompted(record)], [pixels])
