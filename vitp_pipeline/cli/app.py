@@ -84,7 +84,7 @@ def before_any_command(
 
 
 COMMANDS = (
-    "generate_proposals train_classifier classify evaluate submit status verify gc report compare predict demo "
+    "run generate_proposals train_classifier classify evaluate submit status verify gc report compare predict demo "
     "check_dataset prepare info schema generators backbones import_checkpoint import_proposals export_classifier "
     "export_results doctor"
 )

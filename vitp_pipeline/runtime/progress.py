@@ -7,15 +7,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.runtime.escaping import escape
 from vitp_pipeline.runtime.output import is_terminal, tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 LINE_EVERY = 15.0
 """Seconds between lines when the output is not a terminal."""
@@ -61,10 +62,10 @@ class Progress:
 
 
 class _Bar(Progress):
-    def __init__(self, title: str, total: int, unit: str, bar: RichProgress) -> None:
+    def __init__(self, title: str, total: int, unit: str, bar: RichProgress, task: TaskID | None = None) -> None:
         super().__init__(title, total, unit)
         self._bar = bar
-        self._task = bar.add_task(title, total=total, note="", rate="")
+        self._task = bar.add_task(escape(title), total=total, note="", rate="") if task is None else task
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
@@ -89,6 +90,66 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
     if not is_terminal(2):
         yield Progress(title, total, unit)
         return
+    if _view is not None and _view.bar is not None:
+        yield _view.row(title, total, unit)
+        return
+    with _rich_progress(transient=True) as bar:
+        yield _Bar(title, total, unit, bar)
+
+
+class StagesView:
+    """One display of several stages, a row each: while it is open, `progress` fills the row of the stage at work.
+
+    In a log, where lines cannot be rewritten, a line announces every stage.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.bar = names, None if _hushed or not is_terminal(2) else _rich_progress(transient=False)
+        self._rows: dict[str, Any] = {}
+        self._current = ""
+
+    def __enter__(self) -> StagesView:
+        global _view
+        _view = self
+        if self.bar is not None:
+            self.bar.start()
+            self._rows = {n: self.bar.add_task(n, start=False, total=None, note="", rate="") for n in self.names}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _view
+        _view = None
+        if self.bar is not None:
+            self.bar.stop()
+
+    def begin(self, name: str) -> None:
+        """Work on a stage from now on."""
+        self._current = name
+        if self.bar is None:
+            say(f"stage {self.names.index(name) + 1} of {len(self.names)}: {name}")
+        else:
+            self.bar.start_task(self._rows[name])
+
+    def end(self) -> None:
+        """Mark the row of the stage as done, also where there was nothing to do."""
+        if self.bar is not None:
+            (task,) = [task for task in self.bar.tasks if task.id == self._rows[self._current]]
+            total = task.total or 1
+            self.bar.update(task.id, total=total, completed=total, note="done")
+            self.bar.stop_task(task.id)
+
+    def row(self, title: str, total: int, unit: str) -> Progress:
+        """Count units in the row of the stage at work."""
+        assert self.bar is not None
+        task = self._rows[self._current]
+        self.bar.reset(task, total=total)
+        return _Bar(title, total, unit, self.bar, task)
+
+
+_view: StagesView | None = None
+
+
+def _rich_progress(transient: bool) -> RichProgress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -97,8 +158,7 @@ def progress(title: str, total: int, unit: str = "images", shown: bool = True) -
     rate, note = (TextColumn(f"{{task.fields[{field}]}}", markup=False) for field in ("rate", "note"))
     columns = (about, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), note)
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with RichProgress(*columns, console=console, transient=True) as bar:
-        yield _Bar(escape(title), total, unit, bar)
+    return RichProgress(*columns, console=console, transient=transient)
 
 
 def counted(count: int, thing: str) -> str:
