@@ -91,12 +91,19 @@ def load_manifest(name_or_path: str | Path, beside: Path | None = None) -> Datas
     """
     path = find_toml(name_or_path, "manifests", beside)
     try:
-        return _parse(read_toml(path), f"{path}:")
+        return parse_manifest(read_toml(path), f"{path}:")
     except UsageError as error:
         raise InputError(error.message, error.hint or "Compare with manifests/camvid.toml") from error
 
 
-def _parse(content: Table, where: str) -> DatasetSpec:
+def parse_manifest(content: Table, where: str) -> DatasetSpec:
+    """Check the content of a manifest.
+
+    Args:
+        where: begins messages.
+    Raises:
+        UsageError: a key is missing or unknown, a value of another type, a name or label twice.
+    """
     manifest = checked(Manifest, content, where)
     labels = checked(LabelSpec, manifest.labels, f"{where} [labels]")
     kind = LABEL_KINDS[labels.kind]

@@ -139,7 +139,11 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
         raise places.nothing_there(split.images, "Check --data-root and the manifest's split")
     if split.list:
         listed = _Chosen(listed, places.file(split.list), places.root)
-    return _Chosen(listed, places.file(split.exclude), places.root, exclude=True) if split.exclude else listed
+    if split.exclude:
+        listed = _Chosen(listed, places.file(split.exclude), places.root, exclude=True)
+    if split.every or split.exclude_every:
+        listed = _EveryNth(listed, split)
+    return listed
 
 
 def _annotations(
@@ -185,6 +189,30 @@ class _Chosen:
         self._numbers = [number for number, image_id in ids if (image_id in claims.known) != exclude]
         if not self._numbers:
             raise InputError(f"{path}: excludes every image of the split", "Exclude fewer")
+        self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
+        self.unlabeled = listed.unlabeled
+
+    def sample(self, number: int) -> Sample:
+        return self._listed.sample(self._numbers[number])
+
+    def below(self, number: int) -> str:
+        return self._listed.below(self._numbers[number])
+
+
+class _EveryNth:
+    """Every n-th of some images, in their order, or all others: a split that needs no list."""
+
+    def __init__(self, listed: Listed, split: SplitSpec) -> None:
+        """Raises InputError when no image is left."""
+        self._listed = listed
+        numbers = range(0, len(listed.image_ids), split.every or 1)
+        left_out = {*range(0, len(listed.image_ids), split.exclude_every)} if split.exclude_every else set()
+        self._numbers = [number for number in numbers if number not in left_out]
+        if not self._numbers:
+            raise InputError(
+                f"exclude_every = {split.exclude_every}: leaves none of {len(listed.image_ids)} images",
+                "Exclude fewer of them, or give the split images of its own",
+            )
         self.image_ids: Sequence[str] = [listed.image_ids[number] for number in self._numbers]
         self.unlabeled = listed.unlabeled
 
@@ -278,7 +306,9 @@ def stray_labels(spec: DatasetSpec, root: Path, name: str, samples: Sequence[Sam
     if LABEL_KINDS[spec.kind].annotations:
         return []
     parts = [spec.splits[part] for part in spec.splits[name].of or (name,)]
-    if any(split.list or split.exclude for split in parts):  # the others' may belong to other splits
+    if any(
+        split.list or split.exclude or split.every or split.exclude_every for split in parts
+    ):  # the others' may belong to other splits
         return []
     places, used = Places(root, spec.roots), {sample.truth for sample in samples}
     labels = (split.labels for split in parts if split.labels)

@@ -43,6 +43,7 @@ InRoot = Annotated[
     ),
 ]
 """A path below the data root. A manifest is handed on, a link in the data root is not."""
+Step = Annotated[int, within(0, 10**6)]
 Paths = Annotated[tuple[InRoot, ...], OneOrMore()]
 """Alternatives: the first that is there counts."""
 
@@ -78,6 +79,10 @@ class SplitSpec:
     of: Annotated[tuple[str, ...], Key("Other splits, whose images together are this one's.")] = ()
     list: Annotated[Paths, Key("Text file with an image id or file name a line: only these images belong.")] = ()
     exclude: Annotated[Paths, Key("Text file written as `list`: all images but these belong.")] = ()
+    every: Annotated[
+        Step, Key("Only every n-th of these images belongs, the first one included; 0 = all.", "images")
+    ] = 0
+    exclude_every: Annotated[Step, Key("All of these images but every n-th belong; 0 = all.", "images")] = 0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 HUB, OWN = "hf:", "python:"
 RANDOM = "random"
 """`checkpoint` of a recipe that means random weights."""
+TO_FILL_IN = "(to be filled in)"
+"""What `vitp init` writes into a recipe where a generator is to be named."""
 Locate = Callable[[str], Path]
 """Finds the file that a text of the recipe names; raises InputError if there is none."""
 
@@ -306,8 +308,15 @@ def find_source(settings: ProposalSettings, locate: Locate, with_weights: bool =
         with_weights: False uses random weights.
     Raises:
         InputError: not found.
-        UsageError: it has no weights and `checkpoint` is not "random"; settings that this kind does not support.
+        UsageError: it has no weights and `checkpoint` is not "random"; settings that this kind does not support; it is
+            yet to be named.
     """
+    if TO_FILL_IN in (settings.config, settings.checkpoint):
+        key = "config" if settings.config == TO_FILL_IN else "checkpoint"
+        raise UsageError(
+            f"[generate-proposals] {key} = {TO_FILL_IN!r}: the recipe names no generator yet",
+            "Write a config or folder and its checkpoint there; docs/generators.md lists what can be named",
+        )
     found = next(source for family in FAMILIES if (source := family.find(settings, locate, with_weights)))
     kind = found.model.model_type if isinstance(found, TransformersSource) else ""
     prompted = kind in folder.SEGMENT_ANYTHING
