@@ -35,6 +35,8 @@ COMMANDS = (
     "generators",
     "backbones",
     "doctor",
+    "init",
+    "run",
 )
 HEAVY = (
     "torch",

@@ -121,9 +121,9 @@ def test_images_without_ground_truth_are_exported(
     project: Project, copied: Path, without_training: Path, vitp: Vitp, tmp_path: Path
 ) -> None:
     manifest = (Path(__file__).parents[2] / "manifests/demo.toml").read_text()
-    head, _, _ = manifest.partition("[splits.train]")
-    pattern = next(line for line in manifest.splitlines() if line.startswith("images =") and "val" in line)
-    (tmp_path / "photos.toml").write_text(f"{head}[splits.val]\n{pattern}\n")
+    head = manifest.partition("[labels]")[0]
+    files = '[labels]\nkind = "semantic-png"\n[splits.val]\nimages = "images/val/*.*"\n'
+    (tmp_path / "photos.toml").write_text(head + files)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(without_training.read_text().replace('"demo"', '"photos.toml"'))
     shown = vitp(*words_of(recipe, project, tmp_path / "run"))

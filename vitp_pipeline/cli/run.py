@@ -84,14 +84,9 @@ def register(app: typer.Typer) -> None:
             require_libraries()
         loaded = load_recipe(recipe)
         check_decimal_sign(alpha or "")
-        flags = {
-            "alphas": parse_alphas(alpha) if alpha else (),
-            "name": name,
-            "classifier": classifier and str(Path(classifier).resolve()),
-            "points": points,
-            "device": device,
-        }
-        settings = pipeline_settings(loaded, parse_changes(changes), out, **flags)
+        file = classifier and str(Path(classifier).resolve())
+        alphas = parse_alphas(alpha) if alpha else ()
+        settings = pipeline_settings(loaded, parse_changes(changes), out, alphas, name, file, points, device)
         with documented(json) as document:
             finished = Pipeline(loaded, settings, data_root, out).run(until, retry_failed)
             page = write_run_report(finished, out, data_root, recipe) if report else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitp_pipeline.datasets import Dataset, DatasetSpec
-from vitp_pipeline.datasets.layouts.layout import Layout, SeenClass
+from vitp_pipeline.datasets.layouts.layout import Color, Layout, SeenClass
 from vitp_pipeline.datasets.layouts.manifest_text import manifest_text
 from vitp_pipeline.datasets.manifest import load_manifest, parse_manifest
 from vitp_pipeline.datasets.spec import default_color
@@ -186,12 +186,12 @@ def _by_assignment(counts: np.ndarray) -> dict[int, int]:
     return {int(n): int(k) for n, k in zip(rows, columns, strict=True) if counts[n, k]}
 
 
-def _distinct_colors(classes: Sequence[SeenClass], own: set[tuple[int, int, int] | None]) -> tuple[SeenClass, ...]:
+def _distinct_colors(classes: Sequence[SeenClass], own: set[Color | None]) -> tuple[SeenClass, ...]:
     """Give a class whose color another one has, or that has none, a color that nothing has."""
-    made, used = [], set[tuple[int, int, int] | None]()
+    made, used = [], set[Color]()
     others = iter(color for i in range(10**6) if (color := default_color(i)) not in own)
     for info in classes:
-        color = info.color
+        color: Color | None = info.color
         while color is None or color in used:
             color = next(others)
         used.add(color)

@@ -13,7 +13,7 @@ LABELS = ("annotations_detectron2", "stuffthingmaps_detectron2", "labels_detectr
 
 def detect(folder: Folder) -> Layout | None:
     """See label folders that its scripts make (`prepare_*_sem_seg.py`), and the images that they belong to."""
-    entries = {}
+    entries: dict[str, dict[str, str]] = {}
     for labels in folder.files:
         parts = labels.split("/")
         if not {*LABELS} & {*parts} or not folder.files[labels]:

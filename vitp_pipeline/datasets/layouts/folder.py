@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,10 +85,10 @@ def joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def pattern_of(names: list[str]) -> str:
-    """Return the pattern of these image files of a folder: `*.jpg`, or `*.*` where they end in several ways."""
-    endings = {name[name.rindex(".") :] for name in names}
-    return f"*{endings.pop()}" if len(endings) == 1 else "*.*"
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Return the patterns of image files by their endings, like `*.jpg`, the most frequent first."""
+    counts = Counter(name[name.rindex(".") :] for name in names)
+    return [f"*{ending}" for ending in sorted(counts, key=lambda ending: (-counts[ending], ending))]
 
 
 SPLIT_WORDS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitp_pipeline.datasets.file_finder import Places
 from vitp_pipeline.datasets.layouts.class_names import NamedClasses
-from vitp_pipeline.datasets.layouts.folder import Folder
+from vitp_pipeline.datasets.layouts.folder import Folder, joined
 from vitp_pipeline.datasets.layouts.layout import Layout
 from vitp_pipeline.datasets.layouts.pairing import splits_of
 from vitp_pipeline.datasets.layouts.sampled_labels import sample_labels, spread
@@ -31,6 +31,8 @@ def labeled_layout(
         files = places.images((entry["images"],))
         images += [files.path(n) for n in range(min(8, len(files)))]
         labels += spread(sorted(places.beside((entry["labels"],)).all()), 64)
+        if others := _otherwise(folder, entry["images"]):
+            remarks += (f"images like {others[0]} ({len(others)}) are left out: a split has one ending",)
     if not labels:
         return None
     seen = sample_labels(labels, named)
@@ -45,3 +47,11 @@ def labeled_layout(
         remarks=(*seen.remarks, *remarks),
         images=images,
     )
+
+
+def _otherwise(folder: Folder, pattern: str) -> list[str]:
+    """Images in the folder of a pattern like `images/*.jpg` that end in another way."""
+    above, _, name = pattern.rpartition("/")
+    if not name.startswith("*."):
+        return []
+    return [joined(above, image) for image in folder.images.get(above, []) if not image.endswith(name[1:])]

@@ -13,7 +13,7 @@ IMAGES, LABELS = "img_dir", "ann_dir"
 
 def detect(folder: Folder) -> Layout | None:
     """See both folders at the root, or one level below it."""
-    entries = {}
+    entries: dict[str, dict[str, str]] = {}
     for place, names in folder.images.items():
         parts = place.split("/")
         if IMAGES not in parts:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from vitp_pipeline.datasets.layouts.folder import joined, pattern_of
+from vitp_pipeline.datasets.layouts.folder import joined, patterns_of
 
 LABEL_ENDINGS = (".png", ".bmp", ".gif", ".tif", ".tiff")
 """Files that store labels without loss."""
@@ -54,7 +54,9 @@ def _alike(image_folder: str, images: Sequence[str], label_folder: str, own: set
         paired = [name for name in paired if not name.endswith(ending)]
     if not paired:
         return None
-    return Pair(joined(image_folder, pattern_of(paired)), joined(label_folder, "{stem}" + ending), len(paired))
+    pattern = patterns_of(paired)[0]
+    count = sum(name.endswith(pattern[1:]) for name in paired)
+    return Pair(joined(image_folder, pattern), joined(label_folder, "{stem}" + ending), count)
 
 
 def _affixed(image_folder: str, images: Sequence[str], label_folder: str, own: set[str], ending: str) -> Pair | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitp_pipeline.datasets.layouts.class_names import class_names
-from vitp_pipeline.datasets.layouts.folder import Folder, joined, pattern_of
+from vitp_pipeline.datasets.layouts.folder import Folder, joined, patterns_of
 from vitp_pipeline.datasets.layouts.layout import Layout, SeenClass
 
 
@@ -12,16 +12,14 @@ def detect(folder: Folder) -> Layout | None:
     if not folder.images:
         return None
     names = [name for own in folder.images.values() for name in own]
-    if len(folder.images) == 1:
-        (place,) = folder.images
-        pattern = joined(place, pattern_of(names))
-    else:
-        pattern = f"**/{pattern_of(names)}"
+    place = next(iter(folder.images)) if len(folder.images) == 1 else "**"
+    entries = {pattern[2:]: {"images": joined(place, pattern)} for pattern in patterns_of(names)}
+    splits = {"val": next(iter(entries.values()))} if len(entries) == 1 else {**entries, "val": {"of": list(entries)}}
     named = class_names(folder)
     images = [folder.root / place / name for place, own in folder.images.items() for name in own[:2]][:8]
     return Layout(
         "photographs without labels",
-        splits={"val": {"images": pattern}},
+        splits=splits,
         classes=tuple(SeenClass(name, k) for k, name in enumerate(named.names)) if named else (),
         remarks=("there are no labels: masks are classified and exported, nothing is trained or measured",),
         images=images,
