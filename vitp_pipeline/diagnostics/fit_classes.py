@@ -189,9 +189,9 @@ def _by_assignment(counts: np.ndarray) -> dict[int, int]:
 def _distinct_colors(classes: Sequence[SeenClass], own: set[Color | None]) -> tuple[SeenClass, ...]:
     """Give a class whose color another one has, or that has none, a color that nothing has."""
     made, used = [], set[Color]()
-    others = iter(color for i in range(10**6) if (color := default_color(i)) not in own)
+    others = filter(lambda color: color not in own, map(default_color, range(10**6)))
     for info in classes:
-        color: Color | None = info.color
+        color = info.color
         while color is None or color in used:
             color = next(others)
         used.add(color)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vitp_pipeline.datasets.layouts.class_names import class_names
 from vitp_pipeline.datasets.layouts.folder import Folder, joined, patterns_of
 from vitp_pipeline.datasets.layouts.layout import Layout, SeenClass
@@ -13,7 +15,9 @@ def detect(folder: Folder) -> Layout | None:
         return None
     names = [name for own in folder.images.values() for name in own]
     place = next(iter(folder.images)) if len(folder.images) == 1 else "**"
-    entries = {pattern[2:]: {"images": joined(place, pattern)} for pattern in patterns_of(names)}
+    entries: dict[str, dict[str, Any]] = {
+        pattern[2:]: {"images": joined(place, pattern)} for pattern in patterns_of(names)
+    }
     splits = {"val": next(iter(entries.values()))} if len(entries) == 1 else {**entries, "val": {"of": list(entries)}}
     named = class_names(folder)
     images = [folder.root / place / name for place, own in folder.images.items() for name in own[:2]][:8]
