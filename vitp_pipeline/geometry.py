@@ -29,6 +29,8 @@ class View:
         mask: (h, w) of the mask logits, which span the padded frame.
         window: the part of the resized, flipped image that was seen; None = all of it.
         flip: whether left and right were exchanged before the window was cut.
+        through: the size that the image had been resized to before it was resized to `resized`; None = that was made
+            from the original.
     """
 
     original: Size
@@ -37,6 +39,7 @@ class View:
     mask: Size
     window: Window | None = None
     flip: bool = False
+    through: Size | None = None
 
     @property
     def whole(self) -> bool:
@@ -85,6 +88,48 @@ def normalize_points(points: np.ndarray, size: Size) -> np.ndarray:
         `dinov2/models/vision_transformer.py` has it.
     """
     return (2.0 * np.asarray(points, np.float64) / np.asarray(size, np.float64) - 1.0).astype(np.float32)
+
+
+def normalize_in_view(points: np.ndarray, view: View) -> np.ndarray:
+    """Pixels to classifier coordinates in what a view shows, flipped and cut as it is, its padding apart.
+
+    So the authors' `oneformer/oneformer_model.py` has them: of the flipped image, where that is what its network saw.
+
+    Args:
+        points: (..., 2) integers, (row, col), pixels of the original, upright image.
+    Returns:
+        (..., 2) float32: 2·(row, col)/size − 1; of a view without a window `normalize_points`, flipped or not.
+    """
+    _, _, *length = view.seen
+    places = _seen(points, view) * np.divide(view.resized, view.original) - view.seen[:2]
+    normalized: np.ndarray = (2.0 * places / np.asarray(length, np.float64) - 1.0).astype(np.float32)
+    return normalized
+
+
+def normalize_cells(points: np.ndarray, view: View) -> np.ndarray:
+    """Pixels to classifier coordinates: the mask cell in which each one's center lies, in units of the masks' size.
+
+    The authors' `decode_heads/mask2former_head.py` divides the cell's index by the number of cells: the top left
+    corner of the cell, and the masks of a window or of a flipped image as if they were the whole upright image's.
+    Exact for points that were found in a cell (`max_at = "mask"`) as long as a cell is wider than a pixel of the
+    original; else the cell may be a neighbor, less than a pixel away.
+
+    Args:
+        points: (..., 2) integers, (row, col), pixels of the original, upright image inside the view.
+    Returns:
+        (..., 2) float32 in [−1, 1): 2·(row/h, col/w) − 1 of cells of masks of (h, w).
+    """
+    original, padded, mask = (np.array(size, np.int64) for size in (view.original, view.padded, view.mask))
+    # the center (2i + 1)·resized / (2·original), less the window's start, in integers
+    center = (2 * _seen(points, view) + 1) * view.resized - 2 * original * view.seen[:2]
+    cells = np.clip(center * mask // (2 * original * padded), 0, mask - 1)
+    return normalize_points(cells, view.mask)
+
+
+def _seen(points: np.ndarray, view: View) -> np.ndarray:
+    """(row, col) int64 pixels of the image as it was flipped, or not, from those of the original."""
+    points = np.asarray(points, np.int64)
+    return np.stack([points[..., 0], view.upright(points[..., 1])], -1)
 
 
 def normalize_boxes(edges: np.ndarray, size: Size) -> np.ndarray:

@@ -126,6 +126,22 @@ def test_the_stream_gives_the_figures_of_the_stored_views(project: Project, view
     assert not list((tmp_path / "run/evaluation").rglob("*.zarr.zip"))
 
 
+def test_the_stream_gives_the_figures_of_the_authors_frames(project: Project, finished: Path, tmp_path: Path) -> None:
+    """Frames made of frames, and every view classified in its own picture: stage by stage as in one process."""
+    text = project.recipe.read_text(encoding="utf-8")
+    (tmp_path / "r.toml").write_text(f'preset = "official-oneformer"\n{text}[classify]\nchunk = 9\n', encoding="utf-8")
+    own = replace(project, recipe=tmp_path / "r.toml")
+    for name in ("stored", "streamed"):
+        shutil.copytree(finished / "classifier", tmp_path / name / "classifier")
+    views = {"scales": (0.75, 1.0), "flip": True, "limit": 3, "masks": "bounded"}
+    own.run("generate-proposals", tmp_path / "stored", **views)
+    assert all(record.view.through for record in open_proposals(tmp_path / "stored"))
+    own.run("classify", tmp_path / "stored")
+    evaluation, _ = own.run("evaluate", tmp_path / "stored", **SEMANTIC)
+    streamed = stream(own, tmp_path / "streamed", evaluate=SEMANTIC, **views)
+    close(figures(result_of(streamed.evaluation)), figures(result_of(evaluation)))
+
+
 def test_the_stream_gives_the_figures_of_one_stored_view(project: Project, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "classifier", tmp_path / "run/classifier")
     evaluation, _ = project.run("evaluate", finished)

@@ -105,13 +105,18 @@ def by_image(records: Iterable[ProposalRecord]) -> Iterator[list[ProposalRecord]
 
 
 def schema(
-    fingerprint: str, classes: Sequence[str], views: dict[str, Any] | None = None, policies: Sequence[str] = ("max",)
+    fingerprint: str,
+    classes: Sequence[str],
+    views: dict[str, Any] | None = None,
+    policies: Sequence[str] = ("max",),
+    rescaled: bool = False,
 ) -> pa.Schema:
     """Define the columns of the index. Sizes are [height, width]; points are [row, col] per query.
 
     Args:
         views: the plan of views, for people; None when every image is seen once and whole.
         policies: whose points are stored.
+        rescaled: whether images were resized twice, so that there is a size between.
     """
     import pyarrow as pa
 
@@ -141,6 +146,7 @@ def schema(
             ("view", pa.int32()),
             ("window", integers),
             ("flip", pa.bool_()),
+            *([("through", integers)] if rescaled else []),
             ("logit_error", pa.float64()),
             ("floor", pa.float64()),
             ("ring", pa.int32()),
@@ -369,10 +375,11 @@ def _entry(row: dict[str, Any]) -> ProposalEntry:
         for column, values in row.items()
         if column.startswith(POINTS) and values is not None
     }
+    window, through = (tuple(row[name]) if row.get(name) else None for name in ("window", "through"))
     return ProposalEntry(
         image_id=row["image_id"],
         file_name=row["file_name"],
-        view=View(**sizes, window=tuple(row["window"]) if row["window"] else None, flip=row["flip"]),
+        view=View(**sizes, window=window, flip=row["flip"], through=through),
         protocol=row["protocol"],
         kept=np.asarray(row["kept"], np.int32),
         dropped_mass=row["dropped_mass"],

@@ -27,7 +27,7 @@ def point_logits(
     """Compute logits of points, equally many per image; `image_logits` takes images with different numbers of points.
 
     Args:
-        images: (B, 3, H, W) uint8 RGB at the model's size, on the model's device.
+        images: (B, 3, H, W) RGB at the model's size, uint8 or float in [0, 255], on the model's device.
         points: (B, N, 2) float in [−1, 1], (row, col).
         flip: average log-probabilities with those of the flipped image and points.
         precision: "auto", "float32", "bfloat16" or "float16".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.spec import check_classes
 from vitp_pipeline.errors import IncompatibleError
-from vitp_pipeline.geometry import normalize_points
+from vitp_pipeline.geometry import View, normalize_cells, normalize_in_view, normalize_points
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +37,14 @@ class PromptedImage:
 
 
 class MaskClassifier:
-    """A classifier of the masks of proposals, each view's by its points on the whole upright image.
+    """A classifier of the masks of proposals, each view's by its points on the whole upright image, or in the frame
+    that the settings say.
 
     Args:
         classifier: its file, or a loaded one.
     Raises:
-        IncompatibleError: its classes are not those of `spec`, or its head was never trained.
+        IncompatibleError: its classes are not those of `spec`, its head was never trained, or it is prompted with masks
+            and the settings want another frame than the image.
     """
 
     def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
@@ -61,6 +63,11 @@ class MaskClassifier:
             )
         self.model: PointViT = model.to(self.device)
         self.reads_masks = self.model.config.prompt == "mask"
+        if self.reads_masks and settings.frame != "image":
+            raise IncompatibleError(
+                f"{name}: is prompted with masks, which have no frame = {settings.frame!r}",
+                'Set frame = "image" in [classify]',
+            )
         self.average = average_of(settings.points, settings.average)
         check_classes(self.model.classes, name, spec)
 
@@ -70,7 +77,7 @@ class MaskClassifier:
         if not self.reads_masks:
             points = points_of(record, self.settings.points)
             per_mask = max(1, len(points) // max(1, len(record.points["max"])))
-            return PromptedImage(record, normalize_points(points, record.view.original), per_mask)
+            return PromptedImage(record, self._coordinates(points, record.view), per_mask)
         assert isinstance(record, ProposalRecord), "its masks are not read"
         if record.groups is None:
             coverage = mask_coverage(record.masks, record.view, self.model.grid)
@@ -79,11 +86,30 @@ class MaskClassifier:
             coverage = np.concatenate([np.zeros((0, math.prod(self.model.grid)), np.float32), *each])
         return PromptedImage(record.entry, coverage)
 
-    def pixels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) RGB uint8 as the model takes it."""
-        from vitp_pipeline.classifier.preprocess import prepare_image
+    def _coordinates(self, points: np.ndarray, view: View) -> np.ndarray:
+        """(..., 2) pixels of the original to the model's coordinates in the frame of the settings."""
+        if self.settings.frame == "view":
+            return normalize_in_view(points, view)
+        if self.settings.frame == "cells":
+            return normalize_cells(points, view)
+        return normalize_points(points, view.original)
 
-        return prepare_image(image, self.model.image_size)
+    def pictures(self, image: np.ndarray) -> Callable[[View], np.ndarray]:
+        """Prepare an image, (H, W, 3) RGB uint8, for the model: view → its (3, height, width).
+
+        uint8, the same for all views, or in the frame of the view float32 (`prepare_view`).
+        """
+        from vitp_pipeline.classifier.preprocess import prepare_image, prepare_view
+
+        size = self.model.image_size
+        if self.settings.frame == "view":
+            return lambda view: prepare_view(image, view, size)
+        pixels = prepare_image(image, size)
+        return lambda view: pixels
+
+    def picture_of(self, record: ProposalEntry) -> str:
+        """Name the picture of a view: views of the same name have the same."""
+        return record.key if self.settings.frame == "view" else record.image_id
 
     def scores(self, batch: Sequence[PromptedImage], pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Logits of the masks of each view, (Q, K) float32; they may be not finite."""

@@ -145,7 +145,7 @@ class PointViT(nn.Module):
         return self
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB to the floats that the backbone was trained with."""
+        """(B, 3, H, W) RGB, uint8 or float in [0, 255], to the floats that the backbone was trained with."""
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:

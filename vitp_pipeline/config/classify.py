@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from vitp_pipeline.config.choices import Average, Precision
 from vitp_pipeline.config.generate_proposals import PolicyName
@@ -20,6 +20,10 @@ class ClassifySettings:
         str, Key("File of a classifier from elsewhere (.safetensors), in place of `name`.", enters="content")
     ] = ""
     points: Annotated[PolicyName, Key("Policy whose points are classified; several of a mask are averaged.")] = "max"
+    frame: Annotated[
+        Literal["image", "view", "cells"],
+        Key("Classify points in the image, in the generator's padded input, or as mask cells of the image."),
+    ] = "image"
     flip: Annotated[bool, Key("Average log-probabilities with those of the horizontally flipped image.")] = False
     temperature: Annotated[
         float,

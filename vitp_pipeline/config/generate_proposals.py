@@ -110,7 +110,8 @@ class ProposalSettings:
         int, within(1, 4096), Key("Random pixels drawn inside a mask under the policy multi.", "points")
     ] = 16
     max_at: Annotated[
-        Literal["image", "mask"], Key("Resolution at which the highest logit is searched: of the image or of the mask.")
+        Literal["image", "view", "mask"],
+        Key("Search the highest logit at the image's resolution, first in the image or in the view, or in mask cells."),
     ] = "image"
     drop_below: Annotated[
         float,
@@ -168,6 +169,10 @@ class ProposalSettings:
     scales: Annotated[
         tuple[Scale, ...], Len(1, 64), Key("Factors on the generator's own test size: one frame for each.", "factor")
     ] = (1.0,)
+    scaled_from: Annotated[
+        Literal["image", "frame"],
+        Key("Frames are resized from the image, or from the frame of the generator's own test size."),
+    ] = "image"
     flip: Annotated[bool, Key("Add a horizontally flipped copy of every frame.")] = False
     window: Annotated[
         tuple[Annotated[int, within(0, 2**16)], ...],

@@ -6,7 +6,8 @@ keys override a preset's. `files.py` resolves the paths in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ __all__ = ["NO_DATA_ROOT", "Recipe", "StageTables", "load_preset", "load_recipe"
 
 @dataclass(frozen=True)
 class StageTables:
-    """The stages' tables of a recipe: `tables` as TOML has them, `stage()` as settings."""
+    """The stages' tables of a recipe: `tables` as TOML has them, `stage()` as settings.
+
+    `preset` holds tables of the preset of the whole recipe, whose keys come behind all others.
+    """
 
     path: Path
     tables: dict[str, dict[str, Any]]
+    preset: dict[str, dict[str, Any]] = field(default_factory=dict, kw_only=True)
 
     def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
         """Build the settings of a stage: flags that are not None override the file's keys, these a preset's.
@@ -44,6 +49,10 @@ class StageTables:
         if kind in (ProposalSettings, TrainSettings) and isinstance(preset := values.get("preset"), str) and preset:
             behind = load_preset(preset)
             places = {key: f"preset {preset}: [{name}]" for key in behind.keys() - values.keys()} | places
+            values = _over(values, behind)
+        if name in self.preset:
+            behind = self.preset[name]
+            places = {key: f"preset of {self.path}: [{name}]" for key in behind.keys() - values.keys()} | places
             values = _over(values, behind)
         if kind is ProposalSettings:
             values = with_mask_preset(values)
@@ -87,9 +96,10 @@ def _over(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Read the keys of a table from a shipped preset or a user's own file (`./mine.toml`).
+    """Read the keys of a table, or several tables, from a shipped preset or a user's own file (`./mine.toml`).
 
-    Presets named views-… are for [generate-proposals], the others for [train-classifier].
+    Presets named views-… are keys of [generate-proposals], official-… tables for a whole recipe, the others keys of
+    [train-classifier].
 
     Raises:
         InputError: not found, or not TOML.
@@ -106,18 +116,25 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = find_toml(name_or_path, "stages")
     content = read_toml(path)
-    title, manifest = content.pop("title", path.stem), content.pop("manifest", None)
+    title, manifest, preset = content.pop("title", path.stem), content.pop("manifest", None), content.pop("preset", "")
     if not isinstance(manifest, str):
         raise UsageError(f"{path}: the key `manifest` is missing", 'Add e.g. manifest = "camvid"')
-    for name, table in content.items():
+    _check_tables(content, f"{path}", ("title", "manifest", "preset"))
+    behind: dict[str, Any] = {}
+    if preset:
+        behind = load_preset(str(preset))
+        _check_tables(behind, f'{path}: preset = "{preset}", which is none of a whole recipe', ())
+    return Recipe(path, content, str(title), load_manifest(manifest, beside=path.parent), preset=behind)
+
+
+def _check_tables(tables: dict[str, Any], place: str, others: Sequence[str]) -> None:
+    """Raise UsageError for a table or key that does not exist; `others` are the keys beside the tables."""
+    for name, table in tables.items():
         if name not in TABLES or not isinstance(table, dict):
-            raise UsageError(
-                f"{path}: unknown {_entry(table)} {name!r}", did_you_mean(name, [*TABLES, "title", "manifest"])
-            )
+            raise UsageError(f"{place}: unknown {_entry(table)} {name!r}", did_you_mean(name, [*TABLES, *others]))
         for key in table:
             if key not in (known := keys_of(TABLES[name])):
-                raise UsageError(f"{path}: [{name}] has no key {key!r}", did_you_mean(key, known))
-    return Recipe(path, content, str(title), load_manifest(manifest, beside=path.parent))
+                raise UsageError(f"{place}: [{name}] has no key {key!r}", did_you_mean(key, known))
 
 
 def _entry(value: Any) -> str:

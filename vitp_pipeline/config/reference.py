@@ -29,6 +29,11 @@ def recipe_schema() -> dict[str, Any]:
         "properties": {
             "title": {**text, "description": "Title of reports."},
             "manifest": {**text, "description": "Dataset: the name of a shipped manifest, or the path of a TOML file."},
+            "preset": {
+                **text,
+                "description": "Preset of a whole recipe, in stages/presets/, which gives the keys not set here: "
+                "official-oneformer, official-internimage.",
+            },
             **tables,
         },
         "required": ["manifest"],

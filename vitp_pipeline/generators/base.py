@@ -57,6 +57,7 @@ class Generator(Protocol):
 
     An adapter may also have `slide`: (window, stride), each (height, width) in the resized image, if the model's own
     settings want sliding windows; None or no such attribute means that it sees images whole. It may have
+    `resize_again(frame, scale)`, which resizes what `resize` gave once more, for `scaled_from = "frame"`; and
     `class_agnostic`: True if its masks have no class scores (`is_class_agnostic`); `classes` is None then, and class
     logits are (Q, 2), object and no object, as `objectness_logits` makes them.
     """

@@ -21,12 +21,15 @@ class ViewPlan:
         flip: whether every frame is seen flipped, too.
         window, stride: (height, width) of the windows in the resized image and of the step from one to the next; the
             last one of a row or column ends at the image's edge. None = the frame is seen whole.
+        rescaled: whether frames are resized from the image at the generator's own test size, as detectron2's test-time
+            augmentation does; else from the image.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     window: Size | None = None
     stride: Size | None = None
+    rescaled: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales or not all(scale > 0 for scale in self.scales):
@@ -64,12 +67,12 @@ def propose(generator: Generator, images: Sequence[np.ndarray], scale: float = 1
     Raises:
         InputError: an image is of another shape or type.
     """
-    return propose_frames(generator, [frame_of(generator, image, scale) for image in images])
+    return propose_frames(generator, [frame_of(generator, image, ViewPlan((scale,))) for image in images])
 
 
-def frame_of(generator: Generator, image: np.ndarray, scale: float = 1.0) -> Frame:
-    """Prepare the generator's input for an image seen whole. Raises InputError as `propose` does."""
-    (frame,) = _frames(generator, image, ViewPlan((scale,)))
+def frame_of(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Frame:
+    """Prepare the generator's input for an image seen whole, by a plan of one view. Raises InputError as `propose`."""
+    (frame,) = _frames(generator, image, plan)
     return frame
 
 
@@ -105,26 +108,39 @@ class Frame:
     pixels: np.ndarray
     window: Window | None = None
     flip: bool = False
+    through: Size | None = None
 
 
 def _frames(generator: Generator, image: np.ndarray, plan: ViewPlan) -> Iterator[Frame]:
+    first = generator.resize(image) if plan.rescaled else None
+    through = None if first is None else size_of(first)
     for scale in plan.scales:
-        upright = generator.resize(image, scale)
+        upright = generator.resize(image, scale) if first is None else _resize_again(generator, first, scale)
         size = size_of(upright)
         windows = slide(size, plan.window, plan.stride) if plan.window and plan.stride else []
         for flip in (False, True) if plan.flip else (False,):
             pixels = np.ascontiguousarray(upright[:, ::-1]) if flip else upright
             if len(windows) < 2:
-                yield Frame(size_of(image), size, pixels, None, flip)
+                yield Frame(size_of(image), size, pixels, None, flip, through)
                 continue
             for top, left, height, width in windows:
                 part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-                yield Frame(size_of(image), size, part, (top, left, height, width), flip)
+                yield Frame(size_of(image), size, part, (top, left, height, width), flip, through)
+
+
+def _resize_again(generator: Generator, frame: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a frame of the test size. Raises UsageError where the generator cannot."""
+    if (again := getattr(generator, "resize_again", None)) is None:
+        raise UsageError("this generator resizes no frame again", 'Leave scaled_from = "frame" out')
+    resized: np.ndarray = again(frame, scale)
+    return resized
 
 
 def _forward(generator: Generator, frames: Sequence[Frame]) -> Iterator[Proposals]:
     found = generator.forward([frame.pixels for frame in frames]) if frames else []
     for frame, output in zip(frames, found, strict=True):
         _, height, width = output.mask_logits.shape
-        view = View(frame.original, frame.resized, output.padded, (height, width), frame.window, frame.flip)
+        view = View(
+            frame.original, frame.resized, output.padded, (height, width), frame.window, frame.flip, frame.through
+        )
         yield Proposals(output.mask_logits, output.class_logits, view)

@@ -6,7 +6,7 @@ be on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitp_pipeline.classifier.mask_classifier import MaskClassifier
     from vitp_pipeline.classifier.model import PointViT
     from vitp_pipeline.generators.base import Generator
+    from vitp_pipeline.geometry import View
     from vitp_pipeline.inference.foreign_masks import ForeignMasks
     from vitp_pipeline.postprocess.panoptic import Segment
     from vitp_pipeline.postprocess.segmenter import FusedView
@@ -242,8 +243,8 @@ class Predictor:
             UsageError: an unknown task, or one that these views or classes do not support.
         """
         self.check_tasks(tasks)
-        pixels = self.mask_classifier.pixels(image) if self.mask_classifier else None
-        views = [self._view(record, pixels) for record in self.proposer.propose(image, name)]
+        pictures = self.mask_classifier.pictures(image) if self.mask_classifier else None
+        views = [self._view(record, pictures) for record in self.proposer.propose(image, name)]
         return self._assemble(views, tasks)
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
@@ -257,12 +258,12 @@ class Predictor:
         if "instance" in tasks and not self.segmenter.things.any():
             raise UsageError(f"{self.spec.name} has no things, so there are no instances", "Name a manifest that has")
 
-    def _view(self, record: ProposalRecord, pixels: np.ndarray | None) -> FusedView:
+    def _view(self, record: ProposalRecord, pictures: Callable[[View], np.ndarray] | None) -> FusedView:
         """Score a view under each of `alphas`."""
         points = (
             None
-            if self.mask_classifier is None or pixels is None
-            else self._scores(self.mask_classifier, record, pixels)
+            if self.mask_classifier is None or pictures is None
+            else self._scores(self.mask_classifier, record, pictures(record.view))
         )
         return self.segmenter.score(record, points, list(self.alphas.values()))
 

@@ -41,13 +41,14 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
             output.
         view: how the generator saw the image.
         protocol: the generator's protocol. At image resolution all protocols move *logits* by the same chain.
-        at: "image" = argmax of the logits on the original pixel grid (the authors' `oneformer/oneformer_model.py`);
+        at: "image" = argmax of the logits on the original pixel grid; "view" = the same, but of equal pixels of a
+            flipped view the first in the flipped image (the authors' `oneformer/oneformer_model.py`);
             "mask" = argmax over the mask cells whose center lies inside the resized image (the authors'
             `decode_heads/mask2former_head.py`), given as the original pixel that contains the cell's center; ties go
             to the lowest cell of the mask as the network gave it.
     Returns:
-        (Q, 2) int32. "image" evaluates the bilinear surface in float64, so a plateau (every image border is
-        one) is an exact tie; float32 `interpolate` + argmax may pick another pixel only where the best two
+        (Q, 2) int32. "image" and "view" evaluate the bilinear surface in float64, so a plateau (every image border
+        is one) is an exact tie; float32 `interpolate` + argmax may pick another pixel only where the best two
         differ by rounding.
     Raises:
         UsageError: unknown `protocol` or `at`.
@@ -58,14 +59,14 @@ def max_points(mask_logits: Tensor, view: View, protocol: str, at: str = "image"
     cells = mask_logits.detach().float()
     if not len(cells):
         points = np.zeros((0, 2))
-    elif at == "image":
-        points = _max_at_image(cells, _Axis.of(view, 0), _Axis.of(view, 1), view.flip)
+    elif at in ("image", "view"):
+        points = _max_at_image(cells, _Axis.of(view, 0), _Axis.of(view, 1), view.flip and at == "image")
         points += view.pixels(0)[0], view.pixels(1)[0]
         points[:, 1] = view.upright(points[:, 1])
     elif at == "mask":
         points = _max_at_mask(cells, view)
     else:
-        raise UsageError(f"unknown resolution {at!r} of the max point", "Choose image or mask")
+        raise UsageError(f"unknown resolution {at!r} of the max point", "Choose image, view or mask")
     return np.array(points, np.int32).reshape(-1, 2)
 
 
@@ -251,7 +252,9 @@ def _reads(own: Lerp, index: np.ndarray, source: np.ndarray) -> LerpRows:
 
 
 def _max_at_image(cells: Tensor, rows: _Axis, cols: _Axis, flip: bool) -> np.ndarray:
-    """(Q, 2) of the pixels that are seen. Only lines and small patches of the logits leave the device."""
+    """(Q, 2) of the pixels that are seen; with `flip`, of equal ones in a row the last. Only lines and small patches of
+    the logits leave the device.
+    """
     (r0, r1), (c0, c1) = rows.cells, cols.cells
     inside, queries = cells[:, r0:r1, c0:c1], np.arange(len(cells))
     highest = inside.amax(2).cpu().numpy()
@@ -277,7 +280,7 @@ def _max_at_image(cells: Tensor, rows: _Axis, cols: _Axis, flip: bool) -> np.nda
     if few.any():
         found.append(_largest(cells, rows, cols, query[few], boxes[few], flip))
     query, value, points = (np.concatenate(each) for each in zip(*found, strict=True))
-    # of equal pixels the first in the upright image
+    # of equal pixels the first, in the upright image where columns run flipped
     order = np.lexsort((-points[:, 1] if flip else points[:, 1], points[:, 0], -value, query))
     return points[order[np.searchsorted(query[order], queries)]]
 

@@ -196,17 +196,16 @@ class ClassMaker:
         try:
             with ThreadPoolExecutor(2) as readers:
                 waiting: deque[tuple[_Batch, list[Future[np.ndarray]]]] = deque()
-                read: dict[
-                    str, Future[np.ndarray]
-                ] = {}  # of the previous batch: an image is read once for all its views
+                # of the previous batch: an image is read once for all its views that share a picture
+                read: dict[str, Future[np.ndarray]] = {}
                 for batch in chain(batches, [None] * READ_AHEAD):
                     if batch is not None:
                         before, read = read, {}
-                        for view in batch.views:
-                            image_id = view.record.image_id
-                            if image_id not in read:
-                                read[image_id] = before.get(image_id) or readers.submit(self._picture, view.record)
-                        waiting.append((batch, [read[view.record.image_id] for view in batch.views]))
+                        names = [self.mask_classifier.picture_of(view.record) for view in batch.views]
+                        for name, view in zip(names, batch.views, strict=True):
+                            if name not in read:
+                                read[name] = before.get(name) or readers.submit(self._picture, view.record)
+                        waiting.append((batch, [read[name] for name in names]))
                     if waiting and (batch is None or len(waiting) > READ_AHEAD):
                         ready, pictures = waiting.popleft()
                         reasons |= self._score(ready.views, pictures, writer, wanted)
@@ -254,7 +253,7 @@ class ClassMaker:
                 f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
                 f"{record.view.original[0]} when its proposals were made"
             )
-        return self.mask_classifier.pixels(image)
+        return self.mask_classifier.pictures(image)(record.view)
 
     def _score(
         self, batch: list[PromptedImage], pictures: list[Future[np.ndarray]], writer: ArrayWriter, wanted: set[str]

@@ -127,11 +127,12 @@ def view_plan(settings: ProposalSettings, generator: Generator | None) -> ViewPl
         window, stride = own[0], stride or own[1]
     if stride and not window:
         raise UsageError("a stride without a window", "Give window, too, in [generate-proposals]")
+    rescaled = settings.scaled_from == "frame"
     if not any(window):
-        return ViewPlan(settings.scales, settings.flip)
+        return ViewPlan(settings.scales, settings.flip, rescaled=rescaled)
     height, width = window
     down, right = stride or (max(1, height // 2), max(1, width // 2))
-    return ViewPlan(settings.scales, settings.flip, (height, width), (down, right))
+    return ViewPlan(settings.scales, settings.flip, (height, width), (down, right), rescaled)
 
 
 READERS = 2
@@ -153,7 +154,7 @@ class ProposalMaker:
         self.managed = False  # whether the generator has worked on any image
         self.plan = view_plan(settings, generator)
         plan = None if self.plan.one_whole else asdict(self.plan)
-        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan, settings.points)
+        self.schema = schema(run.fingerprint, dataset.spec.class_names, plan, settings.points, self.plan.rescaled)
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
@@ -194,7 +195,7 @@ class ProposalMaker:
         if not self.plan.one_whole:
             return picture
         try:
-            return frame_of(self.generator, picture, self.plan.scales[0])
+            return frame_of(self.generator, picture, self.plan)
         except UserError:
             raise
         except Exception as error:  # libraries raise various exceptions on an image that is too thin or too large

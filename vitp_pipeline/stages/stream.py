@@ -162,9 +162,9 @@ class StreamMaker:
         if self.mask_classifier is None:
             yield from ((record, None) for record in self.proposer.records(image_id, picture))
             return
-        pixels = self.mask_classifier.pixels(picture)
+        pictures = self.mask_classifier.pictures(picture)
         for record in self.proposer.records(image_id, picture):
-            (scores,) = self.mask_classifier.scores([self.mask_classifier.prompted(record)], [pixels])
+            (scores,) = self.mask_classifier.scores([self.mask_classifier.prompted(record)], [pictures(record.view)])
             if not np.isfinite(scores).all():
                 raise InputError(NOT_FINITE)
             yield record, scores

@@ -111,6 +111,8 @@ class TransformersGenerator:
         shortest, longest = (int(edge * scale + 0.5) for edge in self._edges)
         return resize_bilinear(image, shortest_edge_size(size, shortest, longest))
 
+    resize_again = resize  # a frame is an image
+
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
         """Run the network on frames; those of one padded size share a forward pass. See `Generator.forward`."""

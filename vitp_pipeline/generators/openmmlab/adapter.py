@@ -110,6 +110,10 @@ class OpenMMLabGenerator:
         inputs: torch.Tensor = sample["inputs"]
         return inputs.permute(1, 2, 0).numpy()
 
+    def resize_again(self, frame: np.ndarray, scale: float) -> np.ndarray:
+        """Resize a frame of `resize` once more. Raises InputError where the config makes floating point of images."""
+        return self.resize(np.ascontiguousarray(frame[..., ::-1]), scale)
+
     @torch.inference_mode()
     def forward(self, frames: Sequence[np.ndarray]) -> list[Output]:
         """Run the network on frames; those of one size share a forward pass. See `Generator.forward`."""
