@@ -34,6 +34,7 @@ READ_ALONE = {
     r"vitp info (camvid|--config)": "builds large networks; tests/diagnostics/test_flops.py counts small ones",
     r"vitp submit .*--engine (slurm|local)(?!.*--dry-run)": "jobs: tests/pipeline/test_slurm.py, tests/cluster",
     r"vitp status .*--watch": "does not end",
+    r"vitp (init|run) photos": "real photographs: tests/pipeline/test_first_walk.py",
     r"vitp demo|make demo": "a minute; its four stages are those that run here",
     r"vitp evaluate .*views-multiscale": "12 views; tests/stages run fewer",
     r"vitp backbones$": "builds all of them; tests/classifier/test_backbone_list.py",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
+from vitp_pipeline.runtime.escaping import shell_words
 from vitp_pipeline.runtime.output import show
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def show_end(finished: Finished, store: RunStore, data_root: Path, recipe: str, 
     """Print the figures, and where the results are."""
     from vitp_pipeline.evaluation.summary import print_result
 
-    where = f"--data-root {quote(str(data_root))} --recipe {quote(recipe)}"
     if finished.result is not None:
         print_result(finished.result)
     if page is not None:
         show(f"report: {page}")
     elif finished.result is not None:
-        show(f"next: vitp report {quote(store.url)} {where}")
+        words = ["vitp", "report", store.url, "--data-root", str(data_root), "--recipe", recipe]
+        show(f"next: {shell_words(words)}")
     if finished.unmeasured and finished.exports:
         show(f"no figures: {finished.unmeasured}")
     for folder in finished.exports:
         show(f"exported: {folder}")
     if finished.result is None and not finished.exports:
-        show(f"next: vitp status {quote(store.url)}")
+        show(f"next: {shell_words(['vitp', 'status', store.url])}")

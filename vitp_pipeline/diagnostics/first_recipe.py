@@ -9,7 +9,7 @@ from pathlib import Path
 from vitp_pipeline.config.files import weights_folder
 from vitp_pipeline.datasets.images import open_image
 from vitp_pipeline.datasets.layouts.layout import Layout
-from vitp_pipeline.datasets.layouts.manifest_text import toml
+from vitp_pipeline.datasets.layouts.manifest_text import comment, toml
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.generators.registry import TO_FILL_IN
 from vitp_pipeline.geometry import Size
@@ -68,7 +68,7 @@ def recipe_text(
         agnostic: whether the generator's masks have no class scores.
     """
     config = toml(generator.config or TO_FILL_IN)
-    lines = [f"# The first recipe for {name}, made by `vitp init`. All keys: docs/settings.md."]
+    lines = [comment(f"The first recipe for {name}, made by `vitp init`. All keys: docs/settings.md.")]
     lines += [f"title = {toml(name)}", f"manifest = {toml(manifest)}", "", "[generate-proposals]"]
     if not generator.config:
         lines.append(

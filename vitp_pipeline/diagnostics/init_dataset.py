@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.config.files import find_file
@@ -16,6 +15,7 @@ from vitp_pipeline.datasets.layouts.manifest_text import manifest_text
 from vitp_pipeline.diagnostics.first_recipe import NamedGenerator, named_generator, recipe_text
 from vitp_pipeline.diagnostics.fit_classes import fit_classes
 from vitp_pipeline.errors import InputError, UsageError, UserError
+from vitp_pipeline.runtime.escaping import shell_words
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.storage.atomic_files import write_whole
 
@@ -102,7 +102,7 @@ def init_dataset(
         None if layout.shipped else manifest,
         layout.remarks,
         tuple(missing),
-        " ".join(map(quote, words if not layout.labeled else [*words, "--report"])),
+        shell_words(words if not layout.labeled else [*words, "--report"]),
     )
 
 

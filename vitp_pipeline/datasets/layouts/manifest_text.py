@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitp_pipeline.datasets.layouts.layout import Layout, SeenClass
+from vitp_pipeline.runtime.escaping import escape
 
 
 def manifest_text(name: str, layout: Layout) -> str:
@@ -16,8 +17,8 @@ def manifest_text(name: str, layout: Layout) -> str:
         name: of the dataset.
     """
     by_color = layout.kind == "color-png"
-    lines = [f"# A dataset, as `vitp init` saw it: {layout.title}. All keys: docs/datasets.md."]
-    lines += [f"# * {remark}" for remark in layout.remarks]
+    lines = [comment(f"A dataset, as `vitp init` saw it: {layout.title}. All keys: docs/datasets.md.")]
+    lines += [comment(f"* {remark}") for remark in layout.remarks]
     lines += [f"name = {toml(name)}", ""]
     what = "`color` is that of its pixels" if by_color else "`label` is its value in the labels"
     lines.append(f"# In the order of the generator's classes. {what}; `thing` = its objects can be counted.")
@@ -50,4 +51,10 @@ def toml(value: str | bool | int | float | Sequence[Any]) -> str:
     """Write a value as TOML: text, numbers, truth values, and lists of these."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+
+
+def comment(text: str) -> str:
+    """Write a line of comment: names in it may come from the data, and must not end it."""
+    return f"# {escape(text)}"
