@@ -39,7 +39,7 @@ def guessed(kind: str, labels: range) -> Layout:
 
 
 def fitted(layout: Layout, names: tuple[str, ...], counts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(fitting, "_joint_counts", lambda *_: np.array(counts))
+    monkeypatch.setattr(fitting, "_joint_counts", lambda *_: (np.array(counts), 4))
     return fit_classes(layout, generator(*names), Path())
 
 
@@ -58,7 +58,7 @@ def test_values_are_read_from_0_or_from_1(
         zip(("sky", "tree", "road"), labels, strict=True)
     )
     assert found.layout.ignore == ignore and not found.layout.guessed
-    assert "agrees with 86 % of the labels" in found.layout.remarks[-1]
+    assert "agrees with 86 % of the labels of 4 images" in found.layout.remarks[-1]
 
 
 def test_colors_get_the_class_that_lies_on_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,6 +90,8 @@ def test_names_decide_where_there_are_some(tmp_path: Path) -> None:
         ("dog", 0, ()),
         ("Traffic_Light", 7, ("traffic light",)),
     ]
+    taken = Layout("label images", "semantic-png", SPLITS, (SeenClass("cat", 1),), (0, 255))
+    assert [c.label for c in fit_classes(taken, generator("dog", "cat"), tmp_path).layout.classes] == [2, 1]
     found = fit_classes(layout, generator("cat", "dog"), tmp_path)
     assert not found.fits and "the generator does not know Traffic_Light" in found.layout.remarks[-1]
 

@@ -54,7 +54,7 @@ def fit_classes(layout: Layout, generator: Generator, root: Path) -> Fitted:
         return _fit_by_pixels(layout, generator, root)
     own = {_plain(info.name): info for info in layout.classes}
     if set(own) <= set(map(_plain, names)):
-        classes = _in_order(names, own)
+        classes = _in_order(names, own, layout.ignore)
         lacking = [name for name in names if _plain(name) not in own]
         remark = f"classes of the generator that the data lack: {_some(lacking)}" if lacking else ""
         return Fitted(replace(layout, classes=classes, remarks=_with(layout, remark)), True)
@@ -63,11 +63,11 @@ def fit_classes(layout: Layout, generator: Generator, root: Path) -> Fitted:
     return Fitted(replace(layout, remarks=_with(layout, remark)), False)
 
 
-def _in_order(names: Sequence[str], own: dict[str, SeenClass]) -> tuple[SeenClass, ...]:
+def _in_order(names: Sequence[str], own: dict[str, SeenClass], ignore: Sequence[int]) -> tuple[SeenClass, ...]:
     """The dataset's classes in the generator's order; those that it lacks get values that no class has."""
-    taken, classes = {info.label for info in own.values()}, list[SeenClass]()
+    taken, classes = {255, *ignore, *(info.label for info in own.values())}, list[SeenClass]()
     known = {_plain(info.name): info for info in _known(names)}
-    free = iter(value for value in range(2**16) if value not in taken and value != 255)
+    free = iter(value for value in range(2**16) if value not in taken)
     for name in names:
         info = own.get(_plain(name)) or replace(known[_plain(name)], label=next(free))
         aliases = () if info.name.strip() == name.strip() else (name,)
@@ -93,7 +93,7 @@ def _fit_by_pixels(layout: Layout, generator: Generator, root: Path) -> Fitted:
     names = generator.classes
     assert names is not None
     try:
-        counts = _joint_counts(layout, generator, root)
+        counts, images = _joint_counts(layout, generator, root)
     except UserError as error:
         return _unfitted(layout, f"the generator could not be compared with the labels ({error.message})")
     total = counts.sum()
@@ -113,7 +113,7 @@ def _fit_by_pixels(layout: Layout, generator: Generator, root: Path) -> Fitted:
     if layout.kind == "color-png":  # every class needs a color of its own
         classes = _distinct_colors(classes, {info.color for info in layout.classes})
     left = [info for place, info in enumerate(layout.classes) if place not in found]
-    remark = f"the classes are the generator's; it agrees with {100 * agreed:.0f} % of the labels of {LOOKED_AT} images"
+    remark = f"the classes are the generator's; it agrees with {100 * agreed:.0f} % of the labels of {images} images"
     if left:
         words = [
             str(list(info.color)) if layout.kind == "color-png" and info.color else str(info.label) for info in left
@@ -139,8 +139,8 @@ def _unfitted(layout: Layout, why: str) -> Fitted:
     return Fitted(replace(layout, remarks=_with(layout, remark)), False)
 
 
-def _joint_counts(layout: Layout, generator: Generator, root: Path) -> np.ndarray:
-    """(classes of the layout, classes of the generator) int64 pixels of a few labeled images."""
+def _joint_counts(layout: Layout, generator: Generator, root: Path) -> tuple[np.ndarray, int]:
+    """(classes of the layout, classes of the generator) int64 pixels of some labeled images, and the images' number."""
     from vitp_pipeline.config.settings import EvaluateSettings
     from vitp_pipeline.inference.predictor import Predictor
 
@@ -159,7 +159,7 @@ def _joint_counts(layout: Layout, generator: Generator, root: Path) -> np.ndarra
                 seen = (truth >= 0) & (labels >= 0)
                 np.add.at(counts, (truth[seen].astype(int), labels[seen].astype(int)), 1)
             bar.advance()
-    return counts
+    return counts, len(numbers)
 
 
 def spec_of(layout: Layout) -> DatasetSpec:
