@@ -52,7 +52,8 @@ def measure(
     """Run what is missing; returns the figures of every seed.
 
     Args:
-        changes, training, measuring: keys of [classify], [train-classifier] and [evaluate] to put over the recipe's.
+        changes, training, measuring: keys of [classify], [train-classifier] and [evaluate] to put over the recipe's;
+            `{seed}` in a text of `training` stands for the seed.
         prefix: of the classifiers' names, which end with the seed.
     """
     recipe = load_recipe(recipe_name)
@@ -60,7 +61,8 @@ def measure(
     results, areas = {}, []
     for seed in seeds:
         name = f"{prefix}seed{seed}"
-        train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed, **training or {}), data_root, out)
+        of_seed = {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in (training or {}).items()}
+        train_classifier(recipe, recipe.stage(TrainSettings, name=name, seed=seed, **of_seed), data_root, out)
         points = recipe.stage(ClassifySettings, name=name, **changes)
         classify(recipe, points, data_root, out, EVERYTHING)
         settings = recipe.stage(EvaluateSettings, **measuring or {})
@@ -80,6 +82,7 @@ def measure(
     return {
         "recipe": recipe_name,
         "classify": identity_of(recipe.stage(ClassifySettings, **changes)),
+        **({"train": training} if training else {}),
         **({"evaluate": measuring} if measuring else {}),
         "seeds": seeds,
         "machine": machine,
@@ -153,12 +156,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", default="0:1:0.1")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="key of [classify]")
+    parser.add_argument("--train", action="append", metavar="KEY=VALUE", help="key of [train-classifier]; {seed} in it")
+    parser.add_argument("--prefix", default="", help="of the classifiers' names")
     parser.add_argument("--evaluate", action="append", metavar="KEY=VALUE", help="key of [evaluate]")
     parser.add_argument("--label", help="distinguishes the file from that of the recipe as it stands")
     parser.add_argument("--docs", type=Path, default=Path("docs/measured"))
     a = parser.parse_args()
-    changes, measuring = parse_changes(a.set), parse_changes(a.evaluate)
-    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, changes, measuring=measuring)
+    changes, training, measuring = parse_changes(a.set), parse_changes(a.train), parse_changes(a.evaluate)
+    measured = measure(a.recipe, a.data_root, a.out, a.seeds, a.alpha, changes, training, a.prefix, measuring)
     a.docs.mkdir(parents=True, exist_ok=True)
     target = a.docs / f"{Path(a.recipe).stem}{'-' + a.label if a.label else ''}.json"
     target.write_text(json.dumps(measured, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ READ_ALONE = {
     r"vitp .*(hf:|models/|coco\.safetensors|IMAGE\.\.\. --generator)": "published weights",
     r"vitp generate-proposals .*lraspp": "the page's module, which tests/generators/test_registry.py runs",
     r"vitp generate-proposals .*internimage": "half a minute; its own tests run smaller ones",
-    r"vitp (train-classifier|generate-proposals) (coco|camvid)": "real photographs and the settings for them",
+    r"vitp (train-classifier|generate-proposals) (coco|camvid|clothing)": "real photographs and the settings for them",
     r"vitp check-dataset .*\[--": "a list of what may be left out",
     r"vitp predict .*--masks": "files of other tools: tests/pipeline/test_predict_masks.py",
     r"vitp import-proposals": "files of other tools: tests/pipeline/test_import_proposals.py",

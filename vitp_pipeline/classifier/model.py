@@ -174,16 +174,29 @@ class PointViT(nn.Module):
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
         """Compute the head's input, (B, N, F·D); arguments as `forward`."""
+        count, read = points.shape[1], self.config.point_token == "sampled"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens, count, sampled = self._tokens(images, points), points.shape[1], self.config.point_token == "sampled"
-            places = points[..., :2]
-            mask = None if sampled else self._attention_mask(tokens.shape[1], count, valid, tokens.device)
             found = []
-            for number, ends in enumerate(self._passed(tokens, mask, None if sampled else places), 1):
+            for number, ends in enumerate(self.passed(images, points, valid), 1):
                 if number in self.feature_layers:
-                    read = ends[:, -math.prod(self.grid) :] if sampled else ends[:, :count]
-                    found.append(self._feature_norm(sample_tokens(read, self.grid, places) if sampled else read))
+                    tokens = (
+                        sample_tokens(self.patches_of(ends), self.grid, points[..., :2]) if read else ends[:, :count]
+                    )
+                    found.append(self._feature_norm(tokens))
             return torch.cat(found, dim=-1)
+
+    def passed(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield all tokens (B, T, D) behind each block: points', unless they are sampled, others, patches'.
+
+        Arguments as `forward`. What is not taken from the iterator is not computed.
+        """
+        tokens, count, sampled = self._tokens(images, points), points.shape[1], self.config.point_token == "sampled"
+        mask = None if sampled else self._attention_mask(tokens.shape[1], count, valid, tokens.device)
+        yield from self._passed(tokens, mask, None if sampled else points[..., :2])
+
+    def patches_of(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) of `passed` to those of the patches, (B, P, D)."""
+        return tokens[:, -math.prod(self.grid) :]
 
     def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
         """(B, T, D): the points', unless they are sampled; those of `kept_tokens`; the patches'."""

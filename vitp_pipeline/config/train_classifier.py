@@ -169,6 +169,9 @@ class TrainSettings:
     point_lr: Annotated[
         Rate | Literal[-1], Key("Peak learning rate of the point layer; -1 = lr, 0 = frozen.", "rate")
     ] = -1.0
+    localize_blocks: Annotated[
+        int, within(0, 1000), Key("Blocks that learn in fit = localize, the rest being kept; 0 = all.", "blocks")
+    ] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +203,8 @@ class TrainSettings:
             )
         if self.fit == "localize" and (self.keep == "best" or self.class_prior or mixture.has_boxes):
             raise UsageError('fit = "localize" uses no labels: leave out keep = "best", class_prior and boxes')
+        if self.fit == "localize" and self.localize_blocks > (self.depth or self.localize_blocks):
+            raise UsageError(f'fit = "localize" has depth = {self.depth}, localize_blocks = {self.localize_blocks}')
         if lda and self.prompt == "mask" and self.mask_form == "maft":
             raise UsageError('fit = "lda" trains the head alone, and the blocks of mask_form = "maft" are new')
         if self.prompt == "mask" and self.mask_form == "maft" and (self.feature_layers or not self.maft_layers):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,10 @@ import torch
 
 from tests.classifier.making import TOY_MANIFEST, tiny_model
 from tests.datasets import making
+from vitp_pipeline.classifier.backbones.tokens import sample_tokens
+from vitp_pipeline.classifier.build import starting_model
 from vitp_pipeline.classifier.mask_classifier import MaskClassifier
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.training.augmentation import Augmentation
 from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
 from vitp_pipeline.classifier.training.data import PointBatches
@@ -23,6 +28,16 @@ from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.stages.train_classifier import train_classifier
 
 LAYERS = (1, 3)
+
+
+def vit_tokens(model: PointViT, images: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Patch tokens behind the first blocks, by timm's parts alone."""
+    vit = model.backbone
+    with torch.no_grad():
+        tokens = vit.norm_pre(vit.patch_embed(images) + vit.pos_embed[:, 1:])
+        for block in vit.blocks[:blocks]:
+            tokens = block(tokens)
+    return tokens
 
 
 def images_and_points(points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +158,39 @@ def test_a_localized_token_tells_places_apart_and_then_learns_names(dataset: Dat
     assert load_classifier(further).head.weight.any()
 
 
+def test_the_first_blocks_alone_learn_places(dataset: Dataset, recipe: Recipe) -> None:
+    """The blocks behind stay as they are, and points look as the patches of their place do, ever more."""
+    shallow = {"fit": "localize", "localize_blocks": 1, "epochs": 20}
+    file = trained(recipe, dataset, "places", **shallow)
+    lines = [json.loads(line)["loss"] for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1] < 0.75 * lines[0]
+    model = load_classifier(file)
+    begun, _ = starting_model(recipe.stage(TrainSettings, **shallow), model.classes, "from scratch", None)
+    now, then = model.state_dict(), begun.state_dict()
+    changed = {name.split(".")[2] for name in now if ".blocks." in name and not torch.equal(now[name], then[name])}
+    assert changed == {"0"}
+
+    teacher = frozen_teacher(begun)
+    images, points = images_and_points(np.random.default_rng(2).uniform(-1, 1, (9, 2)))
+    expected = vit_tokens(teacher, images, 1)
+    localizer = Localizer(begun, None, recipe.stage(TrainSettings, **shallow), None, torch.device("cpu"))
+    with torch.no_grad():
+        found = localizer._difference_behind(1, images, points)
+        tokens = begun.backbone.blocks[0](begun._tokens(images, points))
+    scaled = torch.nn.functional.layer_norm
+    patches = (scaled(tokens[:, 9:], (32,)) - scaled(expected, (32,))).square().mean()
+    where = sample_tokens(expected, (4, 6), points)
+    of_points = (scaled(tokens[:, :9], (32,)) - scaled(where, (32,))).square().mean()
+    torch.testing.assert_close(found / 18, patches + of_points)
+
+
+def test_localizing_goes_on_from_a_localized_classifier(dataset: Dataset, recipe: Recipe) -> None:
+    """Its point layer stays as it was learned: it is not put at the positions again."""
+    first = load_classifier(trained(recipe, dataset, "places", fit="localize", localize_blocks=1))
+    again = trained(recipe, dataset, "again", fit="localize", init_from="places", steps=1, lr=1e-9)
+    torch.testing.assert_close(load_classifier(again).point_layer.weight, first.point_layer.weight)
+
+
 def test_interrupted_localizing_has_the_same_teacher(
     dataset: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +218,7 @@ def test_interrupted_localizing_has_the_same_teacher(
         {"backbone_lr": 0.0, "point_token": "patch"},
         {"keep": "best", "hold_out": 1},
         {"class_prior": 1.0},
+        {"localize_blocks": 99, "depth": 4},
         {"data": ("boxes",)},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -186,3 +235,33 @@ def test_the_head_of_a_localized_model_is_zero(dataset: Dataset) -> None:
     source = PlaceBatches(dataset, dataset.samples, (32, 48), 5, 3, Augmentation())
     Localizer(model, source, settings, None, torch.device("cpu"))
     assert not any(parameter.any() for parameter in model.head.parameters())
+
+
+# ---- photographs ----------------------------------------------------------------------------------------------------
+
+
+def test_two_photographs_localized_and_named(shared: Path, tmp_path: Path) -> None:
+    """The shipped recipes, at a small size: the loss falls, the head is finite, and it names its two images' points."""
+    for kind, end in (("images", "jpg"), ("annotations", "png")):
+        (tmp_path / "data" / kind / "train").mkdir(parents=True)
+        for number in ("0004", "0005"):
+            shutil.copy(shared / f"data/ccp/{kind}/train/{number}.{end}", tmp_path / "data" / kind / "train")
+    small = {"image_size": (56, 42), "points_per_image": 12, "batch_size": 2, "hold_out": 0, "device": "cpu"}
+
+    places = load_recipe("clothing-co-parsing-places")
+    weights = str(shared / "weights/vit_small_patch14_dinov2.imgfocus.fp16.safetensors")
+    settings = places.stage(TrainSettings, **small, weights=weights, depth=7, steps=0, epochs=12)
+    file = train_classifier(places, settings, tmp_path / "data", tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.6 * losses[0]
+
+    linear = load_recipe("clothing-co-parsing-linear")
+    settings = linear.stage(TrainSettings, **small, steps=0, epochs=4)
+    model = load_classifier(train_classifier(linear, settings, tmp_path / "data", tmp_path / "run")).eval()
+    assert model.config.point_token == "linear" and model.config.attention == "full"
+    dataset = Dataset(linear.manifest, tmp_path / "data", "train")
+    batch = PointBatches(dataset, dataset.samples, (56, 42), 12, 2, Augmentation())._batch(0)
+    with torch.no_grad():
+        scores = model(model.normalize(batch.images), batch.points)
+    assert scores.shape == (2, 12, 59) and scores.isfinite().all()
+    assert (scores.argmax(-1) == batch.classes).float().mean() > 0.25  # of eleven classes or so

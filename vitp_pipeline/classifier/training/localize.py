@@ -12,14 +12,16 @@ its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp_pipeline.classifier.backbones.tokens import has_class_row, prefix_rows
+from vitp_pipeline.classifier.backbones.tokens import has_class_row, prefix_rows, sample_tokens
 from vitp_pipeline.classifier.model import CoordinateLayer, PointViT
 from vitp_pipeline.classifier.training.data import Batch, PointBatches
 from vitp_pipeline.classifier.training.loop import Trainer
@@ -41,7 +43,11 @@ class Localizer(Trainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.teacher = frozen_teacher(self.model).to(self.device)
-        start_at_positions(self.model)
+        if not self.settings.init_from:
+            start_at_positions(self.model)
+        if self.settings.localize_blocks:
+            self.model.backbone.blocks[self.settings.localize_blocks :].requires_grad_(False)
+            self.model.backbone.norm.requires_grad_(False)
         for module in self.model.head.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.weight)
@@ -51,10 +57,36 @@ class Localizer(Trainer):
         images = self.model.normalize(batch.images.to(self.device))
         points = batch.points.to(self.device)
         with mixed_precision(self.settings.precision, self.device):
+            if self.settings.localize_blocks:
+                return self._difference_behind(self.settings.localize_blocks, images, points)
             with torch.no_grad():
                 wanted = self.teacher.features(images, points).float()
             found = self.model.features(images, points).float()
         return F.mse_loss(found, wanted, reduction="none").mean(-1).sum()
+
+    def _difference_behind(self, block: int, images: Tensor, points: Tensor) -> Tensor:
+        """Sum over points of the difference behind a block, plus that of the patches, which stay as they are.
+
+        The blocks behind it are the teacher's own. A point that looks like the patches around it passes through them
+        as a patch does, and as long as the patches look as they did.
+        """
+        with torch.no_grad():
+            patches = self.teacher.patches_of(_nth(self.teacher.passed(images, points), block))
+            wanted = sample_tokens(patches, self.teacher.grid, points[..., :2])
+        tokens = _nth(self.model.passed(images, points), block)
+        of_points = _difference(tokens[:, : points.shape[1]], wanted)
+        of_patches = _difference(self.model.patches_of(tokens), patches)
+        return of_points.sum() + points.shape[1] * of_patches.mean(1).sum()
+
+
+def _nth(tokens: Iterator[Tensor], number: int) -> Tensor:
+    return next(islice(tokens, number - 1, None))
+
+
+def _difference(found: Tensor, wanted: Tensor) -> Tensor:
+    """(B, T): mean squared difference of tokens on the scale that the next block sees."""
+    found, wanted = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (found, wanted))
+    return F.mse_loss(found, wanted, reduction="none").mean(-1)
 
 
 class PlaceBatches(PointBatches):
