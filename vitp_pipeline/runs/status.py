@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vitp_pipeline.artifacts.partial_part import partial_images, partial_paths
 from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS, has_random_weights
 from vitp_pipeline.artifacts.run import StageRun, open_run
+from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
 from vitp_pipeline.execution.sharding import array_expression
@@ -136,6 +137,8 @@ def _training(run: StageRun) -> dict[str, Any]:
     files = run.store.list(folder)
     finished = "done.json" in files
     end = run.read_done() if finished else None
+    left_out = end["left_out"] if end else {}
+    failed = [[image_id, reason] for image_id, reason in left_out.items() if reason != NO_LABEL]
     last = _last_line(run, end)
     running = not finished and run.store.is_locked(folder / "lock")
     begun = "lock" in files or "checkpoint.pt" in files
@@ -143,8 +146,8 @@ def _training(run: StageRun) -> dict[str, Any]:
         "folder": str(folder),
         "images": len(run.images),
         "of": len(run.images),
-        "failed": 0,
-        "failed_images": [],
+        "failed": len(failed),
+        "failed_images": failed,
         "shards_done": int(finished),
         "shards": 1,
         "running": [0] if running else [],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.run import StageRun, create_or_check, require_same
+from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun, require_same
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe
@@ -97,6 +97,8 @@ def train(
     Raises:
         UserError: any of its kinds but PartialError.
     """
+    from vitp_pipeline.classifier.training.readable import check_annotations
+
     store, mixture = open_store(out), settings.mixture
     dataset = Dataset(recipe.manifest, data_root, settings.split)
     dataset.require_truth("train-classifier")
@@ -105,7 +107,8 @@ def train(
             f"split {settings.split!r} of {dataset.spec.name} has boxes only, no masks",
             'Set data = ["boxes"], prompt = "point" and hold_out = 0',
         )
-    check_schedule(settings, len(split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)[0]))
+    training, _ = split_samples(dataset.samples, settings.hold_out, settings.hold_out_fold)
+    check_schedule(settings, len(training))
     start = _start(recipe, settings, data_root, store)
     weights = _weights(recipe, settings, data_root)
     masks = training_masks(recipe, settings, dataset) if settings.mask_proposals else None
@@ -130,6 +133,9 @@ def train(
     if "coarse" in mixture.kinds and dataset.has_coarse:
         identity["coarse"] = "files of the manifest"
     other = "Train it under another --name, which classify, evaluate and predict then take, too"
+    if not is_begun(store, folder):
+        with interruptible("nothing is trained yet"):
+            check_annotations(dataset, training, settings)
     run = create_or_check(store, folder, identity, dataset.image_ids, instead=other)
     done, began, made = folder / "done.json", time.monotonic(), False
     if store.exists(done):
@@ -187,6 +193,7 @@ def _train(
     from vitp_pipeline.classifier.build import starting_model
     from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
     from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
+    from vitp_pipeline.classifier.training.readable import require_readable
     from vitp_pipeline.classifier.training.validation import HeldOut
     from vitp_pipeline.runtime.devices import choose_device
 
@@ -196,9 +203,8 @@ def _train(
         try:
             model, origin = starting_model(settings, dataset.spec.class_names, weights, start)
         except UserError:
-            if lock and not store.exists(folder / "checkpoint.pt"):
-                store.remove(folder / COPIES)
-                store.remove(folder / "run.json")  # nothing has begun: the fixed recipe has other settings, and may
+            if lock:
+                _forget_empty(store, folder)
             raise
         batches = _batches(dataset, training, settings, masks, model.grid, distributed)
         about = {
@@ -218,11 +224,18 @@ def _train(
     if distributed.is_main_process:
         say(f"train-classifier: starts {origin}")
     began = time.monotonic()
-    _fit(model, batches, settings, files, device, evaluate, distributed)
-    distributed.merge(batches.skipped)
-    usable = len(training) - len(batches.skipped)
-    if not usable:
-        raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+    try:
+        _fit(model, batches, settings, files, device, evaluate, distributed)
+        distributed.merge(batches.skipped)
+        usable = len(training) - len(batches.skipped)
+        if not usable:
+            raise InputError(f"{dataset.root}: no image of split {dataset.split!r} could be used for training")
+        require_readable(batches.skipped, len(training), dataset)
+    except InputError:
+        if lock:
+            lock.check()
+            _forget_empty(store, folder)
+        raise
     trained_on = {"images": usable, "left_out": len(batches.skipped)}
     if settings.keep == "best" and (best := files.load_model("best")) is not None:
         if distributed.is_main_process:
@@ -244,6 +257,16 @@ def _train(
         seen = f"{counted(usable, 'image')}, {length}"
         say(f"train-classifier: {seen} in {time.monotonic() - began:.0f} s")
     distributed.wait_for_main_process()
+
+
+def _forget_empty(store: RunStore, folder: Path) -> None:
+    """Remove a training that came to nothing: the corrected one, with other settings or data, may then have its name.
+    What was trained is kept: data that cannot be read may be back tomorrow.
+    """
+    if store.exists(folder / "checkpoint.pt"):
+        return
+    for name in (COPIES, "run.json", *(name for name in store.list(folder) if name != "lock")):
+        store.remove(folder / name)
 
 
 def _loading(distributed: Distributed) -> contextlib.AbstractContextManager[None]:

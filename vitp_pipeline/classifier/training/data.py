@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitp_pipeline.classifier.training.annotations import read_truth, require_same_size
 from vitp_pipeline.classifier.training.augmentation import Augmentation
+from vitp_pipeline.classifier.training.readable import require_readable
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.mixture import Mixture
 from vitp_pipeline.datasets import Dataset, Sample
@@ -83,6 +84,10 @@ class PointBatches:
                 if step + depth < last:
                     ahead.append((step + depth, pool.submit(self._batch, step + depth)))
                 yield number, future.result()
+
+    def require_readable(self) -> None:
+        """Raise UnreadableError when too many images of those seen so far could not be read."""
+        require_readable(self.skipped, len(self.samples), self.dataset)
 
     def _batch(self, step: int) -> Batch | None:
         epoch, position = divmod(step, self.steps_per_epoch)

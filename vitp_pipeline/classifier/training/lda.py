@@ -128,6 +128,7 @@ class LdaTrainer:
         with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
+                self.batches.require_readable()
                 if batch is not None:
                     for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
                         statistics.update(features, classes)

@@ -72,6 +72,7 @@ class Trainer:
 
         Raises:
             UserError: the loss stopped being finite, or torch.compile finds no working compiler.
+            UnreadableError: too many images cannot be read.
             StoppedError: a signal asked one of the processes to end; all have gone into a checkpoint.
             StorageError: disk full; the last checkpoint stays good.
         """
@@ -92,6 +93,7 @@ class Trainer:
         with progress("train", steps, "steps", self.distributed.is_main_process) as bar:
             bar.advance(first)
             for step, batch in self.batches.from_step(first, steps):
+                self.batches.require_readable()
                 schedule.step_update(step)
                 if (loss := self._step(step, batch, optimizer, scaler)) is not None:
                     losses.append(loss)
