@@ -296,6 +296,10 @@ def _make_backbone(config: ModelConfig) -> tuple[Vit, Size]:
         raise UsageError(f'pos_embed = "offset" belongs to released weights, and {config.backbone} to none of them')
     patch = patch_of(vit)
     if any(side % p for side, p in zip(config.image_size, patch, strict=True)):
-        raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size {patch}")
+        near = [max(1, round(side / p)) * p for side, p in zip(config.image_size, patch, strict=True)]
+        raise UsageError(
+            f"image_size {config.image_size} is not a multiple of {patch}, the patch of {config.backbone}",
+            f"Use {near}",
+        )
     vit.patch_embed.strict_img_size = not offset
     return vit, (config.image_size[0] // patch[0], config.image_size[1] // patch[1])

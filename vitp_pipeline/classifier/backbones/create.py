@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
@@ -11,7 +10,8 @@ from timm.layers.format import Format
 from timm.models.eva import Eva
 from torch import nn
 
-from vitp_pipeline.classifier.backbones.kinds import Vit, accepted_names, built, model_class, why_not
+from vitp_pipeline.classifier.backbones.kinds import Vit, built, model_class, why_not
+from vitp_pipeline.classifier.backbones.nearest import nearest_name, nearest_tag
 from vitp_pipeline.config.backbone_args import backbone_args
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.geometry import Size
@@ -57,13 +57,18 @@ def check_name(name: str) -> type[nn.Module]:
         UsageError: timm knows no such name, or such a model cannot be a backbone; the message says why.
     """
     if not re.fullmatch(r"\w{1,100}(\.\w{1,100})?", name, re.ASCII) or not timm.is_model(name):
-        near = difflib.get_close_matches(name[:100], accepted_names(), 1)
-        raise UsageError(
-            f"backbone {name[:100]!r} is no model of timm", f"Did you mean {near[0]!r}?" if near else _HINT
-        )
+        near = nearest_name(name)
+        raise UsageError(f"backbone {name[:100]!r} is no model of timm", f"Did you mean {near!r}?" if near else _HINT)
     cls = model_class(name)
     if not issubclass(cls, Vit):
         raise UsageError(f"{name!r} cannot be a backbone: {why_not(built(name.partition('.')[0]))}", _HINT)
+    bare, _, tag = name.partition(".")
+    if tag and name not in timm.list_pretrained(f"{bare}.*"):
+        near = nearest_tag(bare, tag)
+        raise UsageError(
+            f"backbone {name!r}: timm has no weights of {bare} with that tag",
+            f"Did you mean {near!r}?" if near else f"`vitp backbones {bare} --json` lists its tags",
+        )
     return cls
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -10,6 +10,7 @@ import timm
 
 from vitp_pipeline.classifier.backbones.create import check_name
 from vitp_pipeline.classifier.backbones.kinds import BackboneKind, accepted_names, describe
+from vitp_pipeline.classifier.backbones.nearest import nearest_name
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.runtime.output import show_json
 
@@ -32,10 +33,8 @@ def list_backbones(pattern: str) -> list[BackboneKind]:
             f"no backbone matches {pattern[:100]!r}, but {len(refused)} models of timm that cannot be one",
             f"`vitp backbones {refused[0]}` says why",
         )
-    near = difflib.get_close_matches(pattern[:100].strip("*"), accepted_names(), 1)
-    raise UsageError(
-        f"no backbone matches {pattern[:100]!r}", f"Did you mean {near[0]!r}?" if near else "Try '*dinov3*'"
-    )
+    near = nearest_name(re.sub(r"[*?\[\]]", "", pattern))
+    raise UsageError(f"no backbone matches {pattern[:100]!r}", f"Did you mean {near!r}?" if near else "Try '*dinov3*'")
 
 
 def print_backbones(found: Sequence[BackboneKind], as_json: bool) -> None:
