@@ -12,9 +12,10 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.label_kinds.semantic_png import UNKNOWN_VALUES
 from vitp_pipeline.diagnostics.check_files import as_dict, check_split, spread
 from vitp_pipeline.diagnostics.contact_sheet import COARSE_EROSION, draw_sheet, save_sheet
+from vitp_pipeline.diagnostics.duplicates import SplitPixels, shared_images
 from vitp_pipeline.errors import InputError, MissingDataError, UsageError
 from vitp_pipeline.runtime.output import show, show_json
-from vitp_pipeline.runtime.progress import progress, say
+from vitp_pipeline.runtime.progress import counted, progress, say
 
 SHOWN = 20
 """Lines of a kind that are printed; --json has all."""
@@ -51,6 +52,7 @@ def check_dataset(
     reports: list[dict[str, Any]] = []
     absent: dict[str, InputError] = {}
     unreadable: dict[str, InputError] = {}
+    pixels: dict[str, SplitPixels] = {}
     for key in splits:
         try:
             dataset = Dataset(spec, data_root, key)
@@ -59,7 +61,8 @@ def check_dataset(
             continue
         checked = min(limit, len(dataset)) if limit else len(dataset)
         with progress(f"check-dataset {key}", checked) as bar:
-            report = as_dict(check_split(dataset, limit, workers, bar.advance), dataset)
+            check = check_split(dataset, limit, workers, bar.advance)
+        report, pixels[key] = as_dict(check, dataset), check.pixels
         if out is not None:
             path = out if len(splits) == 1 else out.with_suffix(f".{key}.png")
             shown = spread(dataset.samples, SHEET_SAMPLES)
@@ -68,6 +71,10 @@ def check_dataset(
         reports.append(report)
         if not as_json:
             print_report(report)
+    shared = list(shared_images(pixels))
+    if not as_json:
+        for entry in shared:
+            _print_shared(entry)
     end = next(iter((unreadable or absent).values()), None) if unreadable or not reports else None
     for key, reason in (absent | unreadable).items():
         if str(reason) != str(end):  # which is said last
@@ -77,7 +84,7 @@ def check_dataset(
             name: {key: str(error) for key, error in found.items()}
             for name, found in (("absent", absent), ("unreadable", unreadable))
         }
-        show_json({"manifest": spec.name, "splits": reports, **why}, indent=2)
+        show_json({"manifest": spec.name, "splits": reports, "shared": shared, **why}, indent=2)
     if end is not None:
         raise end
     if broken := sum(len({entry["image_id"] for entry in report["broken"]}) for report in reports):
@@ -85,6 +92,13 @@ def check_dataset(
         raise InputError(
             f"{spec.name}: {broken} of {total} images cannot be used", "Fix the manifest or the files named above"
         )
+
+
+def _print_shared(entry: dict[str, Any]) -> None:
+    (one, other), pairs = entry["splits"], entry["pairs"]
+    shown = ", ".join(ours if ours == theirs else f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN])
+    more = f" and {len(pairs) - SHOWN} more (--json names all)" if len(pairs) > SHOWN else ""
+    show(f"{one} and {other} SHARE {counted(len(pairs), 'image')}, by their pixels: {shown}{more}")
 
 
 def print_report(report: dict[str, Any]) -> None:

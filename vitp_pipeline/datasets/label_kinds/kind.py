@@ -55,6 +55,7 @@ class Finding:
 
     Attributes:
         size: (H, W) as it is read, or None when the image cannot be.
+        pixels: digest of the image's pixels (`diagnostics.duplicates`); None when it cannot be read.
         labeled: whether there is ground truth to look at.
         image_mode: PIL's mode, with the bits of a sample where they are not 8.
         label_mode: how its labels are stored. reading: how they are read: `stored`, `shown`, `refused`, or "".
@@ -70,6 +71,7 @@ class Finding:
 
     image_id: str
     size: Size | None = None
+    pixels: int | None = None
     labeled: bool = True
     image_mode: str = ""
     label_mode: str = ""
