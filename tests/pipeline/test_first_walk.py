@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -18,9 +19,9 @@ from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import load_manifest
 
 CAMVID, COCO = (f"mask2former-efficientnet_lite0-{name}" for name in ("camvid", "coco-sample"))
-FEWER = ("--set", "image_size=[112,140]")
+COUNT = int(os.environ.get("VITP_WALK_IMAGES", "6"))
+FEWER = () if COUNT > 6 else ("--set", "image_size=[112,140]")
 """What the test adds to the run's line, so that it takes seconds."""
-COUNT = 6
 Vitp = Callable[..., str]
 
 
@@ -127,9 +128,13 @@ def test_figures(
     assert line[:2] == ["run", "photos.toml"] and line[-1] == "--report"
     shown = vitp(*line, *FEWER)
     (result,) = (json.loads(path.read_text()) for path in place.glob("runs/photos/evaluation/*/result.json"))
-    assert result["images"]["measured"] == 2
-    least = 0.3 if generator == CAMVID else 0.02
-    assert all(result["semantic"][name]["mIoU"] > least for name in ("generator", "fused", "upper_bound_mask"))
+    assert result["images"]["measured"] == -(-COUNT // 5)
+    figures = {name: result["semantic"][name]["mIoU"] for name in ("generator", "fused", "upper_bound_mask")}
+    print(seen, figures)
+    if generator == CAMVID:
+        assert min(figures.values()) > 0.3
+    else:  # nothing is learned of 133 classes from four photographs
+        assert figures["generator"] > 0.02 and figures["upper_bound_mask"] > 0.2
     assert "report: runs/photos/report.html" in shown and (place / "runs/photos/report.html").stat().st_size > 10**6
 
 
