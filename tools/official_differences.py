@@ -1,7 +1,7 @@
 """Measure what the differences between the authors' evaluation and the defaults do (docs/official.md).
 
     export VITP_WEIGHTS=../shared/weights
-    python tools/official_differences.py --data ../shared/data --out runs/official --limit 8
+    python tools/official_differences.py --data ../shared/data --out runs/official --limit 4
 
 On the first validation images of the COCO sample and of CamVid: the recipes' generators, and a classifier whose points
 see each other (point_token = "patch", trained here). Every row changes keys of the nearest base above it; rows that
@@ -30,7 +30,6 @@ from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.generators.base import Generator, Proposals
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.generators.views import propose_views
-from vitp_pipeline.metrics.panoptic import PanopticQuality
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.postprocess.segmenter import Segmenter
 from vitp_pipeline.stages.generate_proposals import make_record, view_plan
@@ -106,19 +105,18 @@ class Row:
     classifier: MaskClassifier
     segmenter: Segmenter
     confusion: Confusion
-    panoptic: PanopticQuality | None
     pixels: list[int] = field(default_factory=lambda: [0, 0])  # labeled otherwise than by the base, all
     masks: list[int] = field(default_factory=lambda: [0, 0])  # named otherwise by the classifier alone, all
     moved: list[float] = field(default_factory=list)  # of the points of likely masks, px of the classifier's image
 
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = {"name": self.name, "base": self.base, "mIoU": self.confusion.miou()}
-        if self.panoptic is not None:
-            found["PQ"] = self.panoptic.summary()["all"].pq
         if not self.base:
             found["pixels"] = self.pixels[0] / self.pixels[1]
+        if self.masks[1] and not self.base:
+            found["masks"] = self.masks[0] / self.masks[1]
         if self.moved and not self.base:
-            found["masks"], found["moved"] = self.masks[0] / self.masks[1], float(np.mean(self.moved))
+            found["moved"] = float(np.mean(self.moved))
         return found
 
 
@@ -154,7 +152,6 @@ def measure(recipe_name: str, data_root: Path, out: Path, limit: int) -> Iterato
                 MaskClassifier(model, classify, spec),
                 segmenter,
                 Confusion(len(spec.classes)),
-                PanopticQuality(len(spec.classes), spec.things) if dataset.has_segments and not views else None,
             )
         )
     for count, sample in enumerate(dataset.samples, 1):
@@ -173,9 +170,11 @@ def measure(recipe_name: str, data_root: Path, out: Path, limit: int) -> Iterato
             assert base is not None
             row.pixels[0] += int((found.labels != base.labels).sum())
             row.pixels[1] += truth.size
-            if row.generate.scaled_from == "image":  # else the masks are others
-                row.masks[0] += int((found.named != base.named).sum())
-                row.masks[1] += len(base.named)
+            if row.generate.scaled_from == "frame":
+                continue  # its masks are others
+            row.masks[0] += int((found.named != base.named).sum())
+            row.masks[1] += len(base.named)
+            if row.classifier.settings.frame != "view":  # else in another picture
                 row.moved.extend(np.linalg.norm(found.points - base.points, axis=1).tolist())
         yield count, rows
 
@@ -203,16 +202,13 @@ def segment(
         likely = found.class_logits.softmax(1)[:, -1].numpy() < 0.5
         named.append(logits[likely].argmax(1))
         points.append(prompted.prompts[likely] * np.divide(row.classifier.model.image_size, 2))
-    if row.panoptic is not None:
-        ids, segments = row.segmenter.panoptic(scored[0])[0]
-        row.panoptic.update(ids, segments, *dataset.read_panoptic(dataset.sample(name)))
     return Result(row.segmenter.semantic(scored)[0], np.concatenate(named), np.concatenate(points))
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown."""
     names = [name for name in DATASETS if name in results]
-    heads = [f"{name}: {figure}" for name in names for figure in ("mIoU", "PQ", "pixels", "masks", "moved")]
+    heads = [f"{name}: {figure}" for name in names for figure in ("mIoU", "pixels", "masks", "moved")]
     yield f"| | {' | '.join(heads)} |"
     yield "|---|" + "---:|" * len(heads)
     for number, (name, keys, _, changes) in enumerate(ROWS):
@@ -221,10 +217,8 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         for dataset in names:
             own = results[dataset]["rows"][number]
             base = next(row for row in results[dataset]["rows"][number::-1] if row["base"])
-            for figure in ("mIoU", "PQ"):
-                sign = "" if own["base"] else "+"
-                value = None if figure not in own else 100 * (own[figure] - (0 if own["base"] else base[figure]))
-                cells.append("" if value is None else f"{value:{sign}.2f}")
+            sign, less = ("", 0.0) if own["base"] else ("+", base["mIoU"])
+            cells.append(f"{100 * (own['mIoU'] - less):{sign}.2f}")
             cells += [f"{100 * own[f]:.2f} %" if f in own else "" for f in ("pixels", "masks")]
             cells.append(f"{own['moved']:.2f}" if "moved" in own else "")
         yield f"| {' | '.join(cells)} |"
@@ -234,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets: coco, camvid")
     parser.add_argument("--out", type=Path, help="folder of runs, for the classifiers")
-    parser.add_argument("--limit", type=int, default=8, help="images of each")
+    parser.add_argument("--limit", type=int, default=4, help="images of each")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--json", type=Path, default=Path("docs/measured/official.json"))
     parser.add_argument("--table", type=Path, help="print the table of such a file")

@@ -107,23 +107,25 @@ def normalize_in_view(points: np.ndarray, view: View) -> np.ndarray:
 
 
 def normalize_cells(points: np.ndarray, view: View) -> np.ndarray:
-    """Pixels to classifier coordinates: the mask cell in which each one's center lies, in units of the masks' size.
+    """Pixels to classifier coordinates: the mask cell in which each one's center lies, in units of the view's size.
 
     The authors' `decode_heads/mask2former_head.py` divides the cell's index by the number of cells: the top left
-    corner of the cell, and the masks of a window or of a flipped image as if they were the whole upright image's.
+    corner of the cell, and the masks of a window or of a flipped image as if they were the whole upright image's. Their
+    masks have no padding; where there is some, it is left out of the number.
     Exact for points that were found in a cell (`max_at = "mask"`) as long as a cell is wider than a pixel of the
     original; else the cell may be a neighbor, less than a pixel away.
 
     Args:
         points: (..., 2) integers, (row, col), pixels of the original, upright image inside the view.
     Returns:
-        (..., 2) float32 in [−1, 1): 2·(row/h, col/w) − 1 of cells of masks of (h, w).
+        (..., 2) float32 in [−1, 1): 2·(row/h, col/w) − 1 of cells, (h, w) of which the view has.
     """
     original, padded, mask = (np.array(size, np.int64) for size in (view.original, view.padded, view.mask))
     # the center (2i + 1)·resized / (2·original), less the window's start, in integers
     center = (2 * _seen(points, view) + 1) * view.resized - 2 * original * view.seen[:2]
     cells = np.clip(center * mask // (2 * original * padded), 0, mask - 1)
-    return normalize_points(cells, view.mask)
+    normalized: np.ndarray = (2.0 * cells * padded / (mask * np.array(view.seen[2:])) - 1.0).astype(np.float32)
+    return normalized
 
 
 def _seen(points: np.ndarray, view: View) -> np.ndarray:

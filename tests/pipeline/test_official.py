@@ -282,6 +282,11 @@ def test_a_cell_is_found_again_from_its_pixel(data: st.DataObject) -> None:
     assert found.tolist() == [np.float32([2 * row / mask[0] - 1, 2 * col / mask[1] - 1]).tolist()]
 
 
+def test_padding_is_no_part_of_the_cells() -> None:
+    view = View((12, 16), (12, 16), (16, 16), (4, 4))
+    assert normalize_cells(np.array([9, 13]), view).tolist() == np.float32([2 * 8 / 12 - 1, 0.5]).tolist()
+
+
 def test_equal_pixels_of_a_flipped_view() -> None:
     """The first of the image as it was seen is the last of a row of the upright image."""
     logits = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
