@@ -19,6 +19,7 @@ from vitp_pipeline.config.flags import parse_alphas, parse_changes
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
+from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
 from vitp_pipeline.evaluation.summary import headline_variants, result_of
 from vitp_pipeline.execution.sharding import ShardChoice
@@ -36,6 +37,10 @@ NAMES = {
     "upper_bound_mask": "upper bound (mask labels)",
 }
 EVERYTHING = ShardChoice()
+REGIONS = 20
+"""Connected pieces in the ground truth from which a class is called frequent."""
+MEANS = {"mIoU_foreground": "without background", "mIoU_frequent": f"classes of ≥ {REGIONS} regions"}
+"""Further averages of IoU, where a class is called background, and their titles."""
 
 
 def measure(
@@ -58,7 +63,7 @@ def measure(
     """
     recipe = load_recipe(recipe_name)
     generate_proposals(recipe, recipe.stage(ProposalSettings), data_root, out, EVERYTHING)
-    results, areas = {}, []
+    results, areas, regions = {}, [], None
     for seed in seeds:
         name = f"{prefix}seed{seed}"
         of_seed = {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in (training or {}).items()}
@@ -71,6 +76,9 @@ def measure(
         results[name] = result_of(evaluation)
         results[name]["provenance"].pop("command", None)  # holds paths of the machine
         results[name]["masks"].pop("confusion")  # hundreds of kilobytes, which `vitp report` shows
+        if "background" in recipe.manifest.class_names:
+            regions = regions or regions_of(evaluation.dataset)
+            add_means(results[name]["semantic"], regions)
         variants, rows = headline_variants(evaluation), read_rows(evaluation)
         areas.append([image_areas(evaluation, rows, variants[v]) for v in ("generator", "fused")])
     stacked = np.moveaxis(np.array(areas), 2, 0)  # (images, seeds, generator | fused, K, 3)
@@ -78,17 +86,34 @@ def measure(
     for title, figure in (("mIoU", miou), ("pixel_accuracy", pixel_accuracy)):
         gain = interval(stacked, lambda t, f=figure: (f(t[..., 1, :, :]) - f(t[..., 0, :, :])).mean(-1))
         bootstrap[title] = {"gain": gain.estimate, "interval": [gain.low, gain.high]}
-    machine = {"processor": _processor(), "python": platform.python_version()}
     return {
         "recipe": recipe_name,
         "classify": identity_of(recipe.stage(ClassifySettings, **changes)),
         **({"train": training} if training else {}),
         **({"evaluate": measuring} if measuring else {}),
         "seeds": seeds,
-        "machine": machine,
+        "machine": machine_of(),
         "bootstrap": bootstrap,
+        **({"regions": regions} if regions else {}),
         "results": results,
     }
+
+
+def regions_of(dataset: Dataset) -> dict[str, int]:
+    """Count the connected pieces of every class in the ground truth (`Dataset.read_regions`)."""
+    counts = np.zeros(len(dataset.spec.classes), int)
+    for sample in dataset.samples:
+        counts += np.bincount(dataset.read_regions(sample)[1], minlength=len(counts))
+    return dict(zip(dataset.spec.class_names, counts.tolist(), strict=True))
+
+
+def add_means(semantic: dict, regions: dict[str, int]) -> None:
+    """Add the averages of `MEANS` to the figures of an evaluation's maps: over classes of which pixels are present."""
+    frequent, present = [name for name, count in regions.items() if count >= REGIONS], semantic["classes_present"]
+    for name in NAMES:
+        iou, total = semantic[name]["IoU"], present * semantic[name]["mIoU"]
+        semantic[name]["mIoU_foreground"] = (total - iou["background"]) / (present - 1)
+        semantic[name]["mIoU_frequent"] = float(np.mean([iou[k] for k in frequent]))
 
 
 def tables(measured: dict) -> str:
@@ -96,13 +121,16 @@ def tables(measured: dict) -> str:
     results = list(measured["results"].values())
     alpha, panoptic = results[0]["semantic"]["alpha"], results[0]["panoptic"] is not None
     instance = results[0].get("instance") is not None
+    means = MEANS if "regions" in measured else {}
 
     def mean(pick) -> str:
         values = [pick(r) for r in results]
         return "–" if values[0] is None else f"{100 * np.mean(values):.2f}"
 
     lines = [
-        "| masks classified by | mIoU | pixel accuracy |"
+        "| masks classified by | mIoU |"
+        + "".join(f" {title} |" for title in means.values())
+        + " pixel accuracy |"
         + (" PQ | SQ | RQ |" if panoptic else "")
         + (" AP | AP50 |" if instance else "")
         + " mask classification accuracy |"
@@ -110,7 +138,7 @@ def tables(measured: dict) -> str:
     lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
     for name, title in NAMES.items():
         cells = [
-            mean(lambda r, n=name: r["semantic"][n]["mIoU"]),
+            *(mean(lambda r, n=name, k=k: r["semantic"][n][k]) for k in ("mIoU", *means)),
             mean(lambda r, n=name: r["semantic"][n]["pixel_accuracy"]),
         ]
         if panoptic:
@@ -141,6 +169,23 @@ def tables(measured: dict) -> str:
     return "\n".join(lines)
 
 
+def by_class(measured: dict) -> str:
+    """Markdown: IoU of every class that the ground truth holds, means over the seeds, frequent classes first."""
+    results, regions = list(measured["results"].values()), measured["regions"]
+    columns = ("generator", "classifier", "fused", "upper_bound_mask")
+    lines = ["| class | regions | " + " | ".join(NAMES[c].partition(" (")[0] for c in columns) + " |"]
+    lines.append("|---|" + "---:|" * (len(columns) + 1))
+    for name in sorted((name for name in regions if regions[name]), key=lambda name: -regions[name]):
+        cells = [f"{100 * np.mean([r['semantic'][c]['IoU'][name] for r in results]):.1f}" for c in columns]
+        lines.append(f"| {name} | {regions[name]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine_of() -> dict[str, str]:
+    """Processor and Python of this machine."""
+    return {"processor": _processor(), "python": platform.python_version()}
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -168,6 +213,8 @@ def main() -> None:
     target = a.docs / f"{Path(a.recipe).stem}{'-' + a.label if a.label else ''}.json"
     target.write_text(json.dumps(measured, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     print(tables(measured))
+    if "regions" in measured:
+        print("\n" + by_class(measured))
 
 
 if __name__ == "__main__":

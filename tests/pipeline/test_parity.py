@@ -27,8 +27,8 @@ backbone = "vit_tiny_patch16_224"
 backbone_args = '{{"embed_dim": 32, "depth": 1, "num_heads": 2}}'
 image_size = [32, 32]
 points_per_image = 4
-epochs = 1
-batch_size = 100
+steps = 1
+batch_size = 4
 """
 
 
@@ -37,6 +37,7 @@ batch_size = 100
     [
         ("camvid", "camvid", "camvid", "images/val"),
         ("coco-panoptic", "coco", "coco-sample", "val2017"),
+        ("clothing-co-parsing", "ccp", "ccp", "images/val"),
     ],
 )
 def test_generator_alone_equals_mmsegmentation(
