@@ -28,6 +28,7 @@ from vitp_pipeline.artifacts.run_schema import ShardEnd, TrainingEnd, check_end,
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.copies import COPIES, keep_copies
+from vitp_pipeline.storage.downloads.cache import used_files
 from vitp_pipeline.storage.fingerprint import difference, fingerprint
 from vitp_pipeline.storage.layout import arrays_path, index_path
 from vitp_pipeline.storage.run_store import RunStore
@@ -318,11 +319,12 @@ def _versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Return time, versions and command line: for people, never compared."""
+    """Return time, versions, command line and the digests of fetched files: for people, never compared."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "versions": dict(_versions()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "fetched": used_files(),
     }

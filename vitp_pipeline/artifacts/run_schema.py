@@ -54,13 +54,14 @@ class Identity(_Open):
 
 
 class Provenance(_Open):
-    """Date, versions and command of a stage, for people."""
+    """Date, versions and command of a stage, and the SHA-256 of fetched files by their names, for people."""
 
     created: str = ""
     python: str = ""
     versions: dict[str, str] = {}
     command: str = ""
     threads: str = ""
+    fetched: dict[str, str] = {}
 
 
 class ShardEnd(_Open):

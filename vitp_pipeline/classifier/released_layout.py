@@ -7,7 +7,9 @@ stand in its place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Literal
 
 import torch
@@ -26,6 +28,11 @@ ARCHITECTURES = {
 
 HEAD_WIDTH, SIDE = 64, 37
 """Width of an attention head, and side of the position table, of all of them."""
+
+RELEASED = (".pth", ".pt")
+"""Endings of files in this layout."""
+_INPUT_SIZES = {r"model_Cityscapes\w*": (518, 1036)}
+"""Height and width of the input, px, by the authors' file names; of all others it is 518×518."""
 
 POINT_LAYER = "cls_embeddings.weight"
 _READ = (("pos_embed", 3), ("head.bias", 1), (POINT_LAYER, 2))
@@ -82,6 +89,11 @@ def from_official(
             f"not a released ViT-P checkpoint: {' '.join(str(error).split())[:300]}", _HINT
         ) from error
     return model.eval()
+
+
+def input_size(file: PurePath) -> tuple[int, int]:
+    """Look up height and width of the input of a released file, px, by its name: the file does not contain them."""
+    return next((size for name, size in _INPUT_SIZES.items() if re.fullmatch(name, file.stem)), (518, 518))
 
 
 def _shape(state: dict[str, Tensor], key: str, axes: int) -> tuple[int, ...]:

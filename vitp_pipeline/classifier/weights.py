@@ -17,6 +17,7 @@ from torch import Tensor
 from vitp_pipeline.classifier.mask_prompt import make_classifier
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.model_config import ModelConfig
+from vitp_pipeline.config.files import local_or_remote
 from vitp_pipeline.decoding.torch_file import read_torch_file
 from vitp_pipeline.decoding.weight_names import backbone_weights
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, UserError
@@ -44,7 +45,7 @@ def save_classifier(model: PointViT, path: Path, about: dict[str, Any]) -> None:
 
 
 def load_classifier(path: str | Path) -> PointViT:
-    """A trained classifier, in eval mode on the CPU.
+    """A trained classifier, in eval mode on the CPU; its file may be named hf:OWNER/REPO/FILE or https://….
 
         model = load_classifier("runs/camvid/classifier/default/model.safetensors")
         image = read_rgb(Path("street.jpg"))                                            # (H, W, 3) uint8
@@ -63,7 +64,7 @@ def load_classifier(path: str | Path) -> PointViT:
         CorruptError: the file is damaged, or does not match the .json beside it.
         IncompatibleError: its tensors do not fit its configuration.
     """
-    path = Path(path)
+    path = local_or_remote(path)
     if not path.exists():
         raise InputError(f"{path}: no such classifier", "Give the model.safetensors of a run, below RUN/classifier")
     require_recorded(path)

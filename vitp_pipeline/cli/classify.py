@@ -29,9 +29,8 @@ def register(app: typer.Typer) -> None:
 
             vitp classify camvid --data-root data/camvid --out runs/camvid
         """
-        from pathlib import Path
-
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings
@@ -39,7 +38,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.stages.classify import classify
 
         loaded = load_recipe(recipe)
-        file = classifier and str(Path(classifier).resolve())
+        file = absolute(classifier)
         flags = {"name": name, "classifier": file, "points": points, "batch_size": batch_size, "device": device}
         settings = loaded.stage(ClassifySettings, **flags | parse_changes(changes))
         with documented(json) as document:

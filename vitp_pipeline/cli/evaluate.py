@@ -67,6 +67,7 @@ def register(app: typer.Typer) -> None:
         from dataclasses import replace
 
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import check_decimal_sign, divide, parse_alphas, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
@@ -88,7 +89,7 @@ def register(app: typer.Typer) -> None:
         settings = loaded.stage(EvaluateSettings, **flags | own)
         if "alpha" in own:  # counts as asked for even where it is the default
             alphas = (*alphas, settings.alpha)
-        file = classifier and str(Path(classifier).resolve())
+        file = absolute(classifier)
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         if stream:
             from vitp_pipeline.stages.stream import Stream

@@ -13,7 +13,12 @@ from vitp_pipeline.cli.options import Json
 def register(app: typer.Typer) -> None:
     @app.command("export-classifier", rich_help_panel="Also")
     def export_classifier(
-        file: Annotated[Path, typer.Argument(help="Classifier (.safetensors).", metavar="FILE")],
+        source: Annotated[
+            str,
+            typer.Argument(
+                help="Classifier: a file, hf:OWNER/REPO/FILE or https:…, also a released one.", metavar="FILE"
+            ),
+        ],
         out: Annotated[
             Path, typer.Option("--out", help="File to write: .onnx, .pt2, or .pth (authors' layout).", metavar="FILE")
         ],
@@ -27,12 +32,14 @@ def register(app: typer.Typer) -> None:
             vitp export-classifier runs/camvid/classifier/default/model.safetensors --out camvid.onnx
         """
         from vitp_pipeline.classifier.export import export_classifier
-        from vitp_pipeline.classifier.released_files import export_official
+        from vitp_pipeline.classifier.released_files import as_classifier, export_official
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import local_or_remote
         from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
+            file = as_classifier(local_or_remote(source))
             if out.suffix == ".pth":
                 released = export_official(file, out)
                 document.give(

@@ -47,9 +47,8 @@ def register(app: typer.Typer) -> None:
 
             vitp export-results camvid --data-root data/camvid --out runs/camvid --format label-png --alpha 0.5
         """
-        from pathlib import Path
-
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import divide, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
@@ -61,7 +60,7 @@ def register(app: typer.Typer) -> None:
         own, of_classify = divide(parse_changes(changes), EvaluateSettings, ClassifySettings)
         settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | own)
         asked = (settings.alpha,) if alpha is not None or "alpha" in own else ()
-        file = classifier and str(Path(classifier).resolve())
+        file = absolute(classifier)
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         with documented(json) as document:
             export = prepare(loaded, settings, classify, format, variant, data_root, out, choice, asked)

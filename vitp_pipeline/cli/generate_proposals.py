@@ -22,12 +22,17 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option(
                 help="Generator: an OpenMMLab config (path, or name of a packaged one), hf:OWNER/NAME, "
-                "a folder of transformers, or python:FILE.py:CLASS. See `vitp generators`."
+                "a folder of transformers, the authors' file of a OneFormer or Mask2Former (path or name), or "
+                "python:FILE.py:CLASS. See `vitp generators`."
             ),
         ] = None,
         checkpoint: Annotated[
             str | None,
-            typer.Option(help="Weights of the generator; a folder of transformers has its own.", metavar="FILE"),
+            typer.Option(
+                help="Weights of the generator: a file, hf:OWNER/REPO/FILE or https:…; a folder of transformers has "
+                "its own.",
+                metavar="FILE",
+            ),
         ] = None,
         batch_size: options.BatchSize = None,
         device: options.Device = None,
@@ -48,6 +53,7 @@ def register(app: typer.Typer) -> None:
         from pathlib import Path
 
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ProposalSettings
@@ -59,7 +65,7 @@ def register(app: typer.Typer) -> None:
             "split": split,
             "limit": limit,
             "config": config and str(Path(config).resolve() if Path(config).exists() else config),
-            "checkpoint": checkpoint and str(Path(checkpoint).resolve()),
+            "checkpoint": absolute(checkpoint),
             "batch_size": batch_size,
             "device": device,
         }

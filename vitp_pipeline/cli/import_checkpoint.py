@@ -24,7 +24,9 @@ class Layout(StrEnum):
 def register(app: typer.Typer) -> None:
     @app.command("import-checkpoint", rich_help_panel="Also")
     def import_checkpoint(
-        file: Annotated[Path, typer.Argument(help="Checkpoint to convert.", metavar="FILE")],
+        source: Annotated[
+            str, typer.Argument(help="Checkpoint to convert: a path, hf:OWNER/REPO/FILE or https:…", metavar="FILE")
+        ],
         out: Annotated[Path, typer.Option("--out", help="File or folder to write.", metavar="PATH")],
         layout: Annotated[
             Layout,
@@ -37,9 +39,14 @@ def register(app: typer.Typer) -> None:
         ] = Layout.vitp,
         manifest: Annotated[str | None, typer.Option(help="Dataset whose classes it predicts.")] = None,
         image_size: Annotated[
-            tuple[int, int],
-            typer.Option(callback=checked_as("PixelPair"), help="Height and width of the classifier's input."),
-        ] = (518, 518),
+            tuple[int, int] | None,
+            typer.Option(
+                callback=checked_as("PixelPair"),
+                help="Height and width of the classifier's input (default: of the released file of this name, else "
+                "518 518).",
+                show_default=False,
+            ),
+        ] = None,
         dilations: Annotated[
             str | None,
             typer.Option(help="Published DiNAT model, if the file was renamed: dinat-l, dinat-l-1280, …"),
@@ -64,6 +71,7 @@ def register(app: typer.Typer) -> None:
         """Convert a released ViT-P checkpoint into a classifier, or back, or convert a released generator.
 
         Architecture, classes and point coordinates are inferred from the tensors; nothing in the file is executed.
+        Recipes and flags take released files as they are, and convert them on the way; this keeps the result.
 
             vitp import-checkpoint model_coco_base793_150points.pth --manifest coco-panoptic --out coco-b.safetensors
 
@@ -75,10 +83,12 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.classifier.released_files import export_official, import_official
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import local_or_remote
         from vitp_pipeline.datasets import load_manifest
         from vitp_pipeline.runtime.progress import say
 
         with documented(json) as document:
+            file = local_or_remote(source)
             if layout in (Layout.oneformer_d2, Layout.mask2former_d2):
                 classes = load_manifest(manifest).class_names if manifest else None
                 generator = import_generator(file, out, layout, classes, dilations, test_size)

@@ -77,7 +77,12 @@ ClassifierName = Annotated[
     str | None, typer.Option("--name", help="Name of the classifier in the run (default: default).")
 ]
 ClassifierFile = Annotated[
-    str | None, typer.Option("--classifier", help="Classifier file from outside the run.", metavar="FILE")
+    str | None,
+    typer.Option(
+        "--classifier",
+        help="Classifier from outside the run: a file, hf:OWNER/REPO/FILE or https:…; a released .pth is converted.",
+        metavar="FILE",
+    ),
 ]
 JsonFile = Annotated[
     Path | None,

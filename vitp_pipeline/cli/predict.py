@@ -49,7 +49,11 @@ def register(app: typer.Typer) -> None:
         ] = None,
         checkpoint: Annotated[
             str | None,
-            typer.Option(help="Weights of the generator; a folder of transformers has its own.", metavar="FILE"),
+            typer.Option(
+                help="Weights of the generator: a file, hf:OWNER/REPO/FILE or https:…; a folder of transformers has "
+                "its own.",
+                metavar="FILE",
+            ),
         ] = None,
         masks: Annotated[
             Path | None,

@@ -81,6 +81,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.cluster.engine import ENGINES, Handed, Work
         from vitp_pipeline.cluster.plan import Request, plan_chain
         from vitp_pipeline.cluster.profile import load_profile
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import check_decimal_sign
         from vitp_pipeline.errors import UsageError
         from vitp_pipeline.runtime.progress import say
@@ -96,7 +97,7 @@ def register(app: typer.Typer) -> None:
             )
         if chosen.here:  # tasks start in this file system, if not in this folder
             recipe = str(Path(recipe).resolve()) if recipe.endswith(".toml") and Path(recipe).is_file() else recipe
-            classifier = classifier and str(Path(classifier).resolve())
+            classifier = absolute(classifier)
             data_root, out = data_root.resolve(), LocalStore(out.folder.resolve())
         if chosen.shards and not is_begun(out, out.folder / "proposals"):
             shards = shards or chosen.shards(workers)

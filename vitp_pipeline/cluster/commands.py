@@ -11,10 +11,13 @@ from vitp_pipeline.cluster.profile import Resources
 from vitp_pipeline.config.files import WEIGHTS, weights_folder
 from vitp_pipeline.errors import OutputError, PartialError, StoppedError
 from vitp_pipeline.runtime.escaping import shell_word, shell_words
+from vitp_pipeline.storage.downloads.cache import CACHE
 
 MAIN = "vitp_pipeline.cli.main"
 
 
+CACHES = (CACHE, "HF_HOME", "HF_HUB_CACHE")
+"""Variables that say where fetched files lie: tasks find there what this command has fetched."""
 WAIT = 60
 """Seconds after the exit of one process of a training, with any code, until srun kills the others."""
 
@@ -46,6 +49,7 @@ def task_script(job: Job, resources: Resources, shards: int) -> str:
     if resources.venv:
         lines.append(f"source {shell_word(resources.venv)}/bin/activate")
     lines.append(f"export OMP_NUM_THREADS={resources.cpus}")
+    lines += [f"export {name}={shell_word(os.environ[name])}" for name in CACHES if name in os.environ]
     if WEIGHTS in os.environ:
         lines.append(f"export {WEIGHTS}={shell_word(str(weights_folder()))}")
     return "\n".join([*lines, *resources.setup, *guarded(job, words, _requeue(resources), signal)]) + "\n"

@@ -17,7 +17,11 @@ class ClassifySettings:
 
     name: Annotated[FolderName, Key("Classifier trained in this run.", enters="content")] = "default"
     classifier: Annotated[
-        str, Key("File of a classifier from elsewhere (.safetensors), in place of `name`.", enters="content")
+        str,
+        Key(
+            "Classifier from elsewhere, in place of `name`: a file, hf:OWNER/REPO/FILE or https:…; also released ones.",
+            enters="content",
+        ),
     ] = ""
     points: Annotated[PolicyName, Key("Policy whose points are classified; several of a mask are averaged.")] = "max"
     frame: Annotated[

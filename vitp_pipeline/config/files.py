@@ -4,9 +4,11 @@
     {weights}     the environment variable VITP_WEIGHTS, else ./weights
     {package}     the installed vitp_pipeline
 
+    hf:OWNER/REPO/FILE, https://…    a file that is fetched (`storage.downloads`)
+
 A relative path is looked up next to the recipe, then in the current directory. Code (`.py`) must be next to the recipe,
-in the package, in {weights}, or at an absolute path. Data are untrusted, so a file in the data root is never run as
-code, whatever links and dots lead there, unless the recipe itself is in the same folder.
+in the package, in {weights}, or at an absolute path, and is never fetched. Data are untrusted, so a file in the data
+root is never run as code, whatever links and dots lead there, unless the recipe itself is in the same folder.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.shipped import PACKAGE
+from vitp_pipeline.storage.downloads.names import is_remote, parse_remote
 
 NO_DATA_ROOT = Path("--data-root")
 """Stands for the data root where a command goes without."""
@@ -35,11 +38,15 @@ def weights_folder() -> Path:
 
 
 def find_file(text: str, recipe: Path, data_root: Path) -> Path:
-    """Find a file that a recipe, or a flag in its place, names; placeholders are filled in.
+    """Find a file that a recipe, or a flag in its place, names; placeholders are filled in, remote files are fetched.
 
     Raises:
-        InputError: no such file, it lies below a data root that is not given, or it is code in the data.
+        InputError: no such file, it cannot be fetched, it lies below a data root that is not given, or it is code in
+            the data or on a server.
+        UsageError: not a name of a remote file.
     """
+    if is_remote(text):
+        return fetched(text)
     if data_root == NO_DATA_ROOT and "{data_root}" in text:
         raise InputError(
             f"{recipe.name} names {text}, and --data-root is not given",
@@ -55,6 +62,25 @@ def find_file(text: str, recipe: Path, data_root: Path) -> Path:
     places = "" if path.is_absolute() else ", neither next to the recipe nor in the current folder"
     fix = f"Set {WEIGHTS} to the folder that has it" if "{weights}" in text else f"Correct it in {recipe.name}"
     raise InputError(f"{path}: this file does not exist{places}", f"{fix}, or the flag")
+
+
+def fetched(text: str) -> Path:
+    """Fetch a remote file, unless it is in the cache. Raises as `downloads.fetch.fetch`, CodeInDataError for code."""
+    from vitp_pipeline.storage.downloads.fetch import fetch
+
+    if parse_remote(text).file.lower().endswith(CODE):
+        raise CodeInDataError(f"{text}: code is not run from a server", "Fetch it, read it, and give its path")
+    return fetch(text)
+
+
+def local_or_remote(text: str | Path) -> Path:
+    """Return the path that a flag gives, or that of the remote file which it names. Raises as `fetched`."""
+    return fetched(text) if isinstance(text, str) and is_remote(text) else Path(text)
+
+
+def absolute(text: str | None) -> str | None:
+    """Make the path of a flag independent of the current directory; names of remote files stay."""
+    return text if not text or is_remote(text) else str(Path(text).resolve())
 
 
 def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:

@@ -91,12 +91,18 @@ class ProposalSettings:
     config: Annotated[
         str,
         Key(
-            "Generator: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, or python:FILE.py:CLASS.",
+            "Generator: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, a released file of "
+            "OneFormer or Mask2Former, or python:FILE.py:CLASS.",
             enters="content",
         ),
     ]
     checkpoint: Annotated[
-        str, Key("Weights of the generator; empty = those of the folder or class, random = none.", enters="content")
+        str,
+        Key(
+            "Weights of the generator: a file, hf:OWNER/REPO/FILE or https:…; empty = those of the folder or class, "
+            "random = none.",
+            enters="content",
+        ),
     ] = ""
     split: Annotated[str, Len(1), Key("Split of the manifest.")] = "val"
     limit: Annotated[Count, Key("Process only the first images of the split; 0 = all.", "images")] = 0

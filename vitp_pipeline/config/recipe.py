@@ -13,7 +13,14 @@ from typing import Any
 
 from vitp_pipeline.config.files import NO_DATA_ROOT, find_file
 from vitp_pipeline.config.generate_proposals import with_mask_preset
-from vitp_pipeline.config.settings import TABLES, EvaluateSettings, ProposalSettings, Settings, TrainSettings
+from vitp_pipeline.config.settings import (
+    TABLES,
+    ClassifySettings,
+    EvaluateSettings,
+    ProposalSettings,
+    Settings,
+    TrainSettings,
+)
 from vitp_pipeline.config.train_classifier import ALTERNATIVES
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
@@ -38,12 +45,16 @@ class StageTables:
     def stage(self, kind: type[Settings], **overrides: Any) -> Settings:
         """Build the settings of a stage: flags that are not None override the file's keys, these a preset's.
 
+        A classifier named by a flag, in the run, takes the place of a file that the recipe names.
+
         Raises:
             InputError: no such preset.
             UsageError: as `validation.tables.checked`.
         """
         name = next(n for n, k in TABLES.items() if k is kind)
         given = {k: v for k, v in overrides.items() if v is not None}
+        if kind is ClassifySettings and "name" in given:
+            given.setdefault("classifier", "")
         values = _over(given, self.tables.get(name, {}))
         places = dict.fromkeys(given, f"on the command line: [{name}]")
         if kind in (ProposalSettings, TrainSettings) and isinstance(preset := values.get("preset"), str) and preset:

@@ -53,7 +53,11 @@ class TrainSettings:
         str, Len(1), Key("Backbone: timm's name of a ViT, plain or with rotary positions; `vitp backbones` lists them.")
     ] = "vit_small_patch14_dinov2"
     weights: Annotated[
-        str, Key("Weights of the backbone: a local file, hub = timm's, empty = from scratch.", enters="content")
+        str,
+        Key(
+            "Weights of the backbone: hub = timm's, a file, hf:OWNER/REPO/FILE or https:…; empty = from scratch.",
+            enters="content",
+        ),
     ] = ""
     backbone_args: Annotated[str, Key("Further arguments of the backbone, a JSON object.")] = ""
     depth: Annotated[int, within(0, 1000), Key("Use the first blocks of the backbone; 0 = all.", "blocks")] = 0
@@ -159,7 +163,11 @@ class TrainSettings:
         BelowOne, Key("Fraction of an object's depth that is eroded to make coarse masks of fine ones.", "fraction")
     ] = 0.2
     init_from: Annotated[
-        str, Key("Classifier to start from in place of `weights`: its name in this run, or a file.", enters="content")
+        str,
+        Key(
+            "Classifier to start from in place of `weights`: its name in this run, or a file as [classify] has it.",
+            enters="content",
+        ),
     ] = ""
     init_head: Annotated[
         Literal["keep", "new"],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vitp_pipeline.config.files import local_or_remote
 from vitp_pipeline.config.flags import parse_size
 from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, Recipe, load_recipe
@@ -65,7 +66,7 @@ def _generator(recipe: Recipe | None, config: str | None, crop: str | None, data
     def locate(text: str) -> Path:
         if recipe is not None:
             return recipe.find_file(text, data_root or NO_DATA_ROOT)
-        path = Path(text).expanduser()
+        path = local_or_remote(text).expanduser()
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         return path

@@ -21,18 +21,20 @@ from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.generators.data_config import SUFFIXES as DATA_SUFFIXES
 from vitp_pipeline.generators.huggingface import folder
+from vitp_pipeline.generators.huggingface.converted_folder import PUBLISHED, from_published
 from vitp_pipeline.generators.huggingface.folder import Pretrained
 from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid, changed_keys
 from vitp_pipeline.generators.openmmlab.configs import packaged_config
 from vitp_pipeline.generators.openmmlab.identity import describe
 from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.downloads.names import HUB, is_remote, names_repository, parse_remote
 
 if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.generators.base import Generator
 
-HUB, OWN = "hf:", "python:"
+OWN = "python:"
 RANDOM = "random"
 """`checkpoint` of a recipe that means random weights."""
 TO_FILL_IN = "(to be filled in)"
@@ -195,8 +197,15 @@ def _own(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Sour
 
 def _transformers(settings: ProposalSettings, locate: Locate, with_weights: bool) -> Source | None:
     text = settings.config
-    if text.startswith(HUB):
+    if names_repository(text):
         path = folder.download(text.removeprefix(HUB), with_weights)
+    elif (parse_remote(text).file if is_remote(text) else text).endswith(PUBLISHED):
+        path = from_published(locate(text))
+    elif is_remote(text):
+        raise UsageError(
+            f"config = {text!r} is neither a repository of the Hub nor a released file ({', '.join(PUBLISHED)})",
+            "Write hf:OWNER/NAME, or give the path of a local file; weights of OpenMMLab are named by `checkpoint`",
+        )
     else:
         config = _located(f"{text}/config.json", locate)
         found = config.parent if config else _located(text, locate)
@@ -278,7 +287,7 @@ FAMILIES = (  # asked in this order; the last one takes what is left
     Family(
         "transformers",
         ", ".join(dict.fromkeys(folder.NETWORKS.values())),
-        f"{HUB}OWNER/NAME, a folder, or a config.json",
+        f"{HUB}OWNER/NAME, a folder, a config.json, or the authors' .pth or .pkl of OneFormer or Mask2Former",
         {"transformers": ("transformers",)},
         folder.INSTALL,
         _transformers,

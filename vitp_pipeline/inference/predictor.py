@@ -15,6 +15,7 @@ import numpy as np
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.config.files import local_or_remote
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings
 from vitp_pipeline.datasets import ClassInfo, DatasetSpec, load_manifest
 from vitp_pipeline.datasets.spec import default_color
@@ -124,8 +125,9 @@ def segment(
 
 
 def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto") -> Generator:
-    """Load a mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a transformers folder, or
-    python:FILE.py:CLASS. `{package}` in a path is the installed vitp_pipeline.
+    """Load a mask generator, named as in a recipe: an OpenMMLab config, hf:OWNER/NAME, a transformers folder, the
+    authors' file of a OneFormer or Mask2Former, or python:FILE.py:CLASS. `{package}` in a path is the installed
+    vitp_pipeline; files may be named hf:OWNER/REPO/FILE or https://….
 
     Args:
         checkpoint: its weights; empty = those of the folder or class, "random" = drawn at random.
@@ -140,7 +142,7 @@ def load_generator(config: str, checkpoint: str | Path = "", device: str = "auto
 
 
 def _located(text: str) -> Path:
-    path = Path(text.replace("{package}", str(PACKAGE))).expanduser()
+    path = local_or_remote(text.replace("{package}", str(PACKAGE))).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path

@@ -24,6 +24,7 @@ from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.convert_masks import refuse_views
 from vitp_pipeline.storage.digests import Digests
+from vitp_pipeline.storage.downloads.names import is_remote
 from vitp_pipeline.storage.run_store import LocalStore, RunStore
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import did_you_mean
@@ -73,7 +74,8 @@ def prepare(
     named = bool(classify.classifier) or run is not None
 
     def find_classifier() -> Path | None:
-        return classifier_file(given, classify, root, run or LocalStore(out)) if named else None
+        classes = None if spec is None else spec.class_names
+        return classifier_file(given, classify, root, run or LocalStore(out), classes) if named else None
 
     source: Source | ForeignMasks
     if masks is None:
@@ -162,8 +164,8 @@ def _shown(source: Source | ForeignMasks) -> dict[str, Any]:
 
 
 WHICH_CLASSIFIER = (
-    "Name its file, --classifier FILE, or a run that has one, --run RUN; docs/own-dataset.md says how to train one, "
-    "`vitp import-checkpoint` makes one of a released file."
+    "Name its file, --classifier FILE (a released one: hf:Sajjad-Sh33/ViT-P/FILE), or a run that has one, --run RUN; "
+    "docs/own-dataset.md says how to train one."
 )
 NEEDS_NONE = " The generator alone needs none: --alpha 0"
 
@@ -199,8 +201,6 @@ def _settings(
         )
     if values.get("config") is not None:  # the recipe's weights are not of another generator
         values["checkpoint"] = values.get("checkpoint") or ""
-    if values.get("name") is not None:  # by name, in the run
-        values["classifier"] = values.get("classifier") or ""
 
     def stage(kind: type[Settings]) -> Settings:
         return recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]})
@@ -209,5 +209,5 @@ def _settings(
 
 
 def _absolute(text: str | None) -> str | None:
-    """Make an existing path absolute; other paths are searched next to the recipe."""
-    return str(Path(text).resolve()) if text and Path(text).exists() else text
+    """Make an existing path absolute; other paths are searched next to the recipe, remote files are fetched."""
+    return str(Path(text).resolve()) if text and not is_remote(text) and Path(text).exists() else text

@@ -30,6 +30,11 @@ def hush(wanted: bool = True) -> None:
     _hushed = wanted
 
 
+def is_hushed() -> bool:
+    """Tell if messages are off."""
+    return _hushed
+
+
 def device_memory() -> str:
     """Describe the current GPU's memory in use by all processes, like "3.2 of 79.1 GB"; "" where none is used.
 

@@ -72,11 +72,28 @@ def classify(
     return run_parts(run, shards, build, "classify", retry_failed)
 
 
-def classifier_file(recipe: StageTables, settings: ClassifySettings, data_root: Path, out: Run) -> Path:
-    """Find the classifier to use. Raises MissingStageError when it has not been trained (to its end)."""
+def classifier_file(
+    recipe: StageTables,
+    settings: ClassifySettings,
+    data_root: Path,
+    out: Run,
+    classes: Sequence[str] | None = None,
+) -> Path:
+    """Find the classifier to use; a released file is converted first.
+
+    Args:
+        classes: names for a released file, which has none; None = those of the recipe's manifest.
+    Raises:
+        MissingStageError: it has not been trained (to its end).
+        InputError: there is no such file, or it cannot be fetched.
+        IncompatibleError: a released file of another number of classes.
+    """
     store = open_store(out)
     if settings.classifier:
-        return recipe.find_file(settings.classifier, data_root)
+        from vitp_pipeline.classifier.released_files import as_classifier
+
+        names = recipe.manifest.class_names if classes is None and isinstance(recipe, Recipe) else classes
+        return as_classifier(recipe.find_file(settings.classifier, data_root), names)
     path = store.folder / "classifier" / settings.name / "model.safetensors"
     if not store.exists(path):
         hint = "Run `vitp train-classifier` first, or let it finish; `vitp evaluate --alpha 0` needs none"

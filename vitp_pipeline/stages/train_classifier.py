@@ -430,17 +430,20 @@ def _weights(recipe: Recipe, settings: TrainSettings, data_root: Path) -> Path |
 
 
 def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, store: RunStore) -> Path | None:
-    """The classifier to start from.
+    """The classifier to start from; a released file is converted first.
 
     Raises:
         MissingStageError: the training of that classifier has not finished.
         InputError: a file that does not exist.
     """
+    from vitp_pipeline.classifier.released_files import as_classifier
+    from vitp_pipeline.classifier.released_layout import RELEASED
+
     text = settings.init_from
     if not text:
         return None
-    if "/" in text or text.endswith(".safetensors"):
-        return recipe.find_file(text, data_root)
+    if "/" in text or text.endswith((".safetensors", *RELEASED)):
+        return as_classifier(recipe.find_file(text, data_root), recipe.manifest.class_names, others=True)
     path = store.folder / "classifier" / text / "model.safetensors"
     if not store.exists(path):
         raise MissingStageError(f"{path}: no trained classifier to start from", f"Train it first, with --name {text}")

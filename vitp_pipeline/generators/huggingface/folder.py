@@ -136,7 +136,7 @@ def download(name: str, with_weights: bool = True) -> Path:
     """Download a model of the Hub and return its folder; files in the local cache are reused.
 
     Args:
-        name: "owner/name".
+        name: "owner/name" or "owner/name@revision".
         with_weights: False downloads only the configuration.
     Raises:
         InputError: no such model, no network, or no permission.
@@ -146,10 +146,15 @@ def download(name: str, with_weights: bool = True) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(f"hf:{name} needs huggingface_hub", INSTALL) from error
+    repo, _, revision = name.partition("@")
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", *patterns]))
+
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", *(["*.safetensors"] if with_weights else [])]))
+        folder = fetch(["*.safetensors"] if with_weights else [])
         if with_weights and not weight_files(folder):  # published before there was safetensors
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+            folder = fetch(["*.bin"])
     except Exception as error:  # names, networks and permissions fail in many ways
         why = " ".join(str(error).split())[:200]
         raise InputError(

@@ -29,7 +29,7 @@ _NORMALIZATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.22
 def import_detectron2(
     file: Path,
     out: Path,
-    layout: Layout,
+    layout: Layout | None = None,
     classes: Sequence[str] | None = None,
     dilations: Dilations | None = None,
     test_size: tuple[int, int] | None = None,
@@ -39,6 +39,7 @@ def import_detectron2(
     It holds config.json, model.safetensors and, where the test size is known, preprocessor_config.json.
 
     Args:
+        layout: the model that it must be; None = the one whose tensors it has.
         classes: K names in the order of the class logits, for the configuration; None = transformers' "LABEL_0", …
         dilations: of DiNAT; None = those of the published file of this name.
         test_size: shortest and longest edge of its input images; None = of the published file of this name.
@@ -51,6 +52,7 @@ def import_detectron2(
         raise StorageError(f"{out}: exists already", "Choose another --out, or remove it")
     checkpoint = read_checkpoint(file)
     try:
+        layout = check_layout(modern(checkpoint.state_dict), layout)
         model = converted(checkpoint.state_dict, layout, dilations or dilations_of(file), classes or checkpoint.classes)
     except IncompatibleError as error:
         raise IncompatibleError(f"{file}: {error.message}", error.hint) from error

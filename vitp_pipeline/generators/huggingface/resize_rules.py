@@ -37,18 +37,29 @@ def backbone_of(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def check_layout(state: Mapping[str, Tensor], layout: Layout) -> None:
-    """Raise IncompatibleError if the tensors belong to the other of the two models, or to neither."""
+def check_layout(state: Mapping[str, Tensor], layout: Layout | None) -> Layout:
+    """Return the model that the tensors belong to.
+
+    Args:
+        layout: None = any.
+    Raises:
+        IncompatibleError: they belong to the other of the two models, or to neither.
+    """
     has = {
         Layout.oneformer: "task_mlp.layers.0.weight" in state,
         Layout.mask2former: f"{_PREDICTOR}query_feat.weight" in state,
     }
+    others = [other for other in Layout if has[other]]
+    if layout is None:
+        if not others:
+            raise IncompatibleError("holds no OneFormer or Mask2Former of detectron2", hint=OTHER_MODEL)
+        return others[0]
     if not has[layout]:
-        others = [other for other in Layout if has[other]]
         raise IncompatibleError(
             f"holds no {layout.removesuffix('-d2')} of detectron2",
             hint=f"Use --as {others[0]}" if others else OTHER_MODEL,
         )
+    return layout
 
 
 def config_of(

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_chec
 from vitp_pipeline.generators.data_config import is_data, read_yaml_safely, registered_only
 from vitp_pipeline.generators.openmmlab.configs import config_sources, resolve_config
 from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
-from vitp_pipeline.generators.openmmlab.parameter_names import has_old_names
+from vitp_pipeline.generators.openmmlab.parameter_names import decoder_order, has_old_names, with_new_names
 from vitp_pipeline.generators.ops.internimage import register_backbone
 from vitp_pipeline.geometry import Size, size_of
 from vitp_pipeline.runtime.progress import quiet
@@ -227,11 +228,6 @@ def _library(path: Path, settings: Any) -> str:
 
 
 def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | None, seed: int) -> Any:
-    if weights is not None and has_old_names(weights.state_dict):
-        raise IncompatibleError(
-            f"{weights.path}: has the names of mmsegmentation 0.x or mmdetection 2.x",
-            hint=f"Run: vitp import-checkpoint {weights.path} --as mm --config {path} --out NEW.safetensors",
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _construct(path, settings, library)
@@ -239,8 +235,19 @@ def _build_model(path: Path, settings: Any, library: str, weights: Checkpoint | 
             with _scope(library):
                 model.init_weights()
     if weights is not None:
-        load_into(model, weights)
+        load_into(model, _with_new_names(weights, _head(path, model, library)))
     return model.float().eval().requires_grad_(False)
+
+
+def _with_new_names(weights: Checkpoint, head: Any) -> Checkpoint:
+    """Rename the tensors of mmsegmentation 0.x and mmdetection 2.x. Raises IncompatibleError for a mixture."""
+    if not has_old_names(weights.state_dict):
+        return weights
+    try:
+        renamed, _ = with_new_names(weights.state_dict, decoder_order(head))
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{weights.path}: {error.message}", error.hint) from error
+    return replace(weights, state_dict=renamed)
 
 
 def _construct(path: Path, settings: Any, library: str) -> Any:

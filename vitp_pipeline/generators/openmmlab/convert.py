@@ -10,7 +10,7 @@ from pathlib import Path
 from vitp_pipeline.errors import IncompatibleError, StorageError
 from vitp_pipeline.generators.checkpoint import load_into, read_checkpoint
 from vitp_pipeline.generators.openmmlab.adapter import empty_model
-from vitp_pipeline.generators.openmmlab.parameter_names import MASK2FORMER_ORDER, MASKFORMER_ORDER, with_new_names
+from vitp_pipeline.generators.openmmlab.parameter_names import decoder_order, with_new_names
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest
 
@@ -45,7 +45,7 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
     checkpoint = read_checkpoint(file)
     model, head = empty_model(config)
     try:
-        weights, unused = with_new_names(checkpoint.state_dict, _decoder_order(head))
+        weights, unused = with_new_names(checkpoint.state_dict, decoder_order(head))
     except IncompatibleError as error:
         raise IncompatibleError(f"{file}: {error.message}", error.hint) from error
     with warnings.catch_warnings():
@@ -75,9 +75,3 @@ def import_openmmlab(file: Path, config: str | Path, out: Path) -> Imported:
         unused=tuple(unused),
         classes=classes,
     )
-
-
-def _decoder_order(head: object) -> tuple[str, str]:
-    from mmdet.models.dense_heads import Mask2FormerHead
-
-    return MASK2FORMER_ORDER if isinstance(head, Mask2FormerHead) else MASKFORMER_ORDER

@@ -25,6 +25,13 @@ _LAYER = re.compile(
 _UNUSED = re.compile(r"decode_head\.conv_seg\.(weight|bias)")
 
 
+def decoder_order(head: object) -> tuple[str, str]:
+    """Return what the attentions 0 and 1 of a decoder layer of this mask head are in the old names."""
+    from mmdet.models.dense_heads import Mask2FormerHead
+
+    return MASK2FORMER_ORDER if isinstance(head, Mask2FormerHead) else MASKFORMER_ORDER
+
+
 def has_old_names(weights: Mapping[str, torch.Tensor]) -> bool:
     """Tell if a mask head's layers have the names of mmsegmentation 0.x and mmdetection 2.x."""
     return any(_LAYER.fullmatch(name) for name in weights)
