@@ -359,7 +359,7 @@ def test_what_cannot_be_is_said(project, finished, images, tmp_path: Path, monke
     flags = dict(data_root=None, overlay="jpg", changes=None, out=tmp_path / "out")
     with pytest.raises(UsageError, match="no generator given"):
         prepare(recipe=None, run=finished, tasks=(), flags=NO_FLAGS, **flags)
-    with pytest.raises(UsageError, match=r"no classifier given.*own-dataset.*import-checkpoint.*--alpha 0"):
+    with pytest.raises(UsageError, match=r"no classifier given.*hf:Sajjad-Sh33.*own-dataset.*--alpha 0"):
         prepare(recipe="demo", run=None, tasks=(), flags=NO_FLAGS, **flags)
     with pytest.raises(InputError, match=r"weights/mask2former.*\.py: this file does not exist\. Set VITP_WEIGHTS"):
         prepare(recipe="camvid", run=finished, tasks=(), flags=NO_FLAGS, **flags)
