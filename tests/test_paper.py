@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.generators.detectron2_making import Head, on_meta, shapes_of
+from vitp_pipeline.classifier.released_layout import input_size
 from vitp_pipeline.cluster.plan import Request, plan_chain
 from vitp_pipeline.config.flags import divide, parse_changes
 from vitp_pipeline.config.recipe import Recipe, load_preset, load_recipe
@@ -20,10 +21,13 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, Pr
 from vitp_pipeline.datasets import load_manifest
 from vitp_pipeline.diagnostics.flops import classifier_cost
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.generators import registry
 from vitp_pipeline.generators.huggingface.detectron2_names import Layout
 from vitp_pipeline.generators.huggingface.published_files import dilations_of, edges_of
 from vitp_pipeline.generators.registry import OpenMMLabSource, TransformersSource, find_source
 from vitp_pipeline.shipped import shipped
+from vitp_pipeline.storage.downloads.cache import Note, write_note
+from vitp_pipeline.storage.downloads.names import is_remote, names_repository, parse_remote
 
 ROOT = Path(__file__).parents[1]
 FOLDER = shipped("stages/paper")
@@ -36,12 +40,14 @@ NETWORKS = {  # of OneFormer's file names: a key of detectron2_making.BACKBONES
     "convnext_l": "convnext-l",
     "intern_image_h": "internimage-h",
 }
+FILE_KEYS = (("generate-proposals", "config"), ("generate-proposals", "checkpoint"), ("classify", "classifier"))
 ABLATION_IDS = [f"{row['table']}-{row['title'].partition(';')[0]}" for row in ABLATIONS]
 STAGES = {  # whose keys --set takes
     "generate-proposals": (ProposalSettings,),
     "train-classifier": (TrainSettings,),
     "classify": (ClassifySettings,),
     "evaluate": (EvaluateSettings, ClassifySettings),
+    "run": (ProposalSettings, TrainSettings, ClassifySettings, EvaluateSettings),
 }
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 
@@ -112,21 +118,25 @@ def test_recipes_say_what_the_row_says(row: dict[str, Any]) -> None:
 
 @each_row
 def test_generators_are_found(row: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder such as import-checkpoint makes of the published file, without its weights, lies in ./weights."""
-    file = Path(row["generator"])
-    monkeypatch.chdir(tmp_path)
+    """By their addresses; in the place of what is made of a published file lies such a folder without weights."""
+    file, tools = Path(row["generator"]), tool()
+    asked: list[str] = []
+
+    def locate(text: str) -> Path:
+        asked.append(text)
+        return tmp_path / parse_remote(text).file
+
     if row["generator_from"] == "internimage":
         from mmengine.config import Config
 
-        (tmp_path / "weights").mkdir()
-        (tmp_path / "weights" / f"{file.stem}.safetensors").write_bytes(b"")
         for recipe in recipes_of(row):
-            source = find_source(recipe.stage(ProposalSettings), lambda text, r=recipe: r.find_file(text, tmp_path))
+            source = find_source(recipe.stage(ProposalSettings), locate)
             assert isinstance(source, OpenMMLabSource) and source.config.stem == file.stem == source.checkpoint.stem
             config = Config.fromfile(source.config, import_custom_modules=False)
             assert list(config.crop_size) == row["crop"]
             assert config.model.decode_head.num_queries == row["queries"]
             assert config.model.decode_head.num_classes == len(recipe.manifest.classes)
+        assert set(asked) == {tools.generator_of(row)}
         return
     from vitp_pipeline.generators.huggingface.resize_rules import config_of
 
@@ -135,21 +145,56 @@ def test_generators_are_found(row: dict[str, Any], tmp_path: Path, monkeypatch: 
     backbone = next(kind for part, kind in NETWORKS.items() if part in file.stem)
     classes = len(load_manifest(recipes_of(row)[0].manifest.name).classes)
     state = on_meta(shapes_of("oneformer", backbone, Head(classes, row["queries"])))
-    config_of(state, Layout.oneformer, dilations_of(file)).save_pretrained(tmp_path / "weights" / file.stem)
+    config_of(state, Layout.oneformer, dilations_of(file)).save_pretrained(tmp_path / file.stem)
+    monkeypatch.setattr(registry, "from_published", lambda path: path.with_suffix(""))
     for recipe in recipes_of(row):
         settings = recipe.stage(ProposalSettings)
-        source = find_source(settings, lambda text, r=recipe: r.find_file(text, tmp_path), with_weights=False)
+        source = find_source(settings, locate, with_weights=False)
         assert isinstance(source, TransformersSource) and source.task == settings.task
         assert json.loads(source.model.config.read_text())["num_queries"] == row["queries"]
+    assert set(asked) == {tools.generator_of(row)}
+
+
+@each_row
+def test_released_classifiers_are_named(row: dict[str, Any]) -> None:
+    for recipe in recipes_of(row):
+        assert recipe.stage(ClassifySettings).classifier == tool().classifier_of(row)
+        train = recipe.stage(TrainSettings) if "train-classifier" in recipe.tables else None
+        if row["classifier"] and train:
+            assert input_size(Path(row["classifier"])) == train.image_size
+
+
+def test_every_file_that_a_recipe_names_has_its_place_for_a_digest() -> None:
+    named = {}
+    for name in NAMES:
+        tables = load_recipe(f"paper/{name}").tables
+        found = [tables.get(table, {}).get(key, "") for table, key in FILE_KEYS]
+        named |= {parse_remote(text).name: text for text in found if is_remote(text) and not names_repository(text)}
+    assert list(named) and sorted(named) == sorted(file["name"] for file in FACTS["files"])
+    assert all(re.fullmatch("([0-9a-f]{64})?", file["sha256"]) for file in FACTS["files"])
+    assert {tool().generator_of(row) for row in ROWS} | {tool().classifier_of(row) for row in ROWS} - {""} < set(named)
+
+
+def test_digests_are_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VITP_CACHE", str(tmp_path))
+    tools, text = tool(), (FOLDER / "rows.toml").read_text(encoding="utf-8")
+    assert tools.note_digests(text) == text, "nothing was fetched"
+    file, known = FACTS["files"][1]["name"], "ab" * 32
+    (tmp_path / "fetched").write_bytes(b"content")
+    write_note(Note.of(file, tmp_path / "fetched", known, ""))
+    written = tools.note_digests(text)
+    assert tomllib.loads(written)["files"][1] == {"name": file, "sha256": known}
+    assert len([line for line in written.splitlines() if line not in text.splitlines()]) == 1
+    write_note(Note.of(file, tmp_path / "fetched", "cd" * 32, ""))
+    assert tools.note_digests(written) == written, "what is known stays"
 
 
 @each_row
 def test_a_plan_of_all_jobs_is_made(row: dict[str, Any], tmp_path: Path) -> None:
     for recipe in recipes_of(row):
-        own = "train-classifier" in recipe.tables
-        request = Request(
-            f"paper/{recipe.path.stem}", tmp_path, tmp_path / "run", 4, classifier=None if own else "c.safetensors"
-        )
+        own = "train-classifier" in recipe.tables and not row["classifier"]
+        named = None if own or row["classifier"] else "c.safetensors"
+        request = Request(f"paper/{recipe.path.stem}", tmp_path, tmp_path / "run", 4, classifier=named)
         stages = [job.stage for job in plan_chain(request, begin=False).jobs]
         middle = ["train-classifier"] if own else []
         assert stages == ["generate-proposals", *middle, "classify", "evaluate", "merge"]
@@ -199,7 +244,7 @@ def test_the_commands_of_the_page_are_real() -> None:
             kinds = STAGES[words[0]] if "--stream" not in words else (ProposalSettings,)
             for kind, own in zip(kinds, divide(changes, *kinds), strict=True):
                 recipe.stage(kind, **own)
-    assert seen > 160
+    assert seen > 110
 
 
 def test_a_recipe_in_a_folder_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

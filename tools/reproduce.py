@@ -1,15 +1,19 @@
 """Write docs/reproduce.md: downloads and commands for every row of the paper that has ViT-P, and for its ablations.
 
-    python tools/reproduce.py
+    python tools/reproduce.py                    the page
+    python tools/reproduce.py --note-digests     first fills in the SHA-256 of files that this machine has fetched
 
 Facts come from stages/paper/rows.toml, settings from the recipes beside it, the text around them from reproduce.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vitp_pipeline.storage.downloads.cache import read_note
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "stages/paper/rows.toml", ROOT / "docs/reproduce.md"
@@ -24,13 +28,20 @@ DATASETS = {
 }
 """Name, manifest, the place that the commands give, images in val."""
 BASE = "https://shi-labs.com/projects/oneformer"
-SOURCES = {
-    "oneformer": f"[OneFormer's README](https://github.com/SHI-Labs/OneFormer), `{BASE}/{{folder}}/{{file}}`",
-    "oneformer-internimage": "the README of [OneFormer's branch `internimage`]"
-    f"(https://github.com/SHI-Labs/OneFormer/tree/internimage), `{BASE}/{{folder}}/{{file}}`",
-    "internimage": "Hugging Face, [OpenGVLab/InternImage](https://huggingface.co/OpenGVLab/InternImage)",
+GENERATORS = {
+    "oneformer": f"{BASE}/{{folder}}/{{file}}",
+    "oneformer-internimage": f"{BASE}/{{folder}}/{{file}}",
+    "internimage": "hf:OpenGVLab/InternImage/{file}",
 }
-CLASSIFIERS = "Hugging Face, [Sajjad-Sh33/ViT-P](https://huggingface.co/Sajjad-Sh33/ViT-P)"
+"""Names of the published files, by `generator_from`."""
+SOURCES = {
+    "oneformer": "of [OneFormer's README](https://github.com/SHI-Labs/OneFormer)",
+    "oneformer-internimage": "of the README of [OneFormer's branch `internimage`]"
+    "(https://github.com/SHI-Labs/OneFormer/tree/internimage)",
+    "internimage": "of the Hub's [OpenGVLab/InternImage](https://huggingface.co/OpenGVLab/InternImage)",
+}
+HUB = "hf:Sajjad-Sh33/ViT-P"
+CLASSIFIERS = "of the Hub's [Sajjad-Sh33/ViT-P](https://huggingface.co/Sajjad-Sh33/ViT-P)"
 
 
 def page(facts: dict[str, Any]) -> str:
@@ -60,48 +71,41 @@ def _line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(map(str, [*cells, row["queries"], row["points"], row["alpha"], *figures])) + " |\n"
 
 
+def generator_of(row: dict[str, Any]) -> str:
+    """The generator's file, as the recipe names it."""
+    return GENERATORS[row["generator_from"]].format(folder=row["dataset"], file=row["generator"])
+
+
+def classifier_of(row: dict[str, Any]) -> str:
+    """The released classifier, as the recipe names it; "" where none was released."""
+    return row["classifier"] and f"{HUB}/{row['classifier']}"
+
+
 def _section(row: dict[str, Any]) -> str:
-    dataset, manifest, root, images = DATASETS[row["dataset"]]
-    stem, name = Path(row["generator"]).stem, row["name"]
-    source = SOURCES[row["generator_from"]].format(folder=row["dataset"], file=row["generator"])
+    dataset, _, root, images = DATASETS[row["dataset"]]
+    name = row["name"]
     height, width = row["frame"]
     gigabytes = images * row["queries"] * height * width / 16 * 2 / 1e9
-    downloads = [f"* generator: `{row['generator']}`, {source}"]
+    downloads = [f"* generator: `{generator_of(row)}`, {SOURCES[row['generator_from']]}"]
     if row["classifier"]:
-        downloads.append(f"* classifier: `{row['classifier']}`, {CLASSIFIERS}")
+        downloads.append(f"* classifier: `{classifier_of(row)}`, {CLASSIFIERS}")
     else:
         downloads.append("* classifier: not released; it is trained below, from DINOv2's weights (timm fetches them)")
-    imports = _imports(row, stem, manifest)
     crop = "×".join(map(str, row["crop"]))
     lines = [
         f"\n### {name}\n",
         f"{row['title']}, on {dataset}: trained at {crop}, {row['queries']} queries, {row['parameters']} parameters in "
         f"all. Masks: at most {gigabytes:.0f} GB a run.\n",
         "\n".join(downloads) + "\n",
-        "```sh\n" + "\n".join([*imports, *_training(row, root), *_runs(row, root)]) + "\n```\n",
+        "```sh\n" + "\n".join([*_training(row, root), *_runs(row, root)]) + "\n```\n",
     ]
     if row["differs"]:
         lines.append("\n".join(f"* {text}" for text in row["differs"]) + "\n")
     return "\n".join(lines)
 
 
-def _imports(row: dict[str, Any], stem: str, manifest: str) -> list[str]:
-    if row["generator_from"] == "internimage":
-        lines = [f"vitp import-checkpoint {row['generator']} --as mm --out weights/{stem}.safetensors"]
-    else:
-        lines = [
-            f"vitp import-checkpoint {row['generator']} --as oneformer-d2 --manifest {manifest} --out weights/{stem}"
-        ]
-    if row["classifier"]:
-        size = " --image-size 518 1036" if row["dataset"] == "cityscapes" else ""
-        lines.append(f"vitp import-checkpoint {row['classifier']} --manifest {manifest}{size} --out {_classifier(row)}")
-    return lines
-
-
-def _classifier(row: dict[str, Any]) -> str:
-    """The classifier file of the commands, imported or trained."""
-    if row["classifier"]:
-        return f"weights/{Path(row['classifier']).stem}.safetensors"
+def _trained(row: dict[str, Any]) -> str:
+    """The classifier that the row's training makes."""
     return f"runs/{row['name']}/classifier/default/model.safetensors"
 
 
@@ -119,7 +123,7 @@ def _training(row: dict[str, Any], root: str) -> list[str]:
     if not row["classifier"]:
         return lines
     return [
-        "# to train a classifier in place of the released one, and pass it below:",
+        f"# to train a classifier in place of the released one, and pass it below, --classifier {_trained(row)}:",
         *(f"#   {line}" for line in lines),
     ]
 
@@ -157,22 +161,16 @@ def _passes(name: str, run: str, figures: dict[str, float]) -> list[Pass]:
 
 
 def _runs(row: dict[str, Any], root: str) -> list[str]:
-    name, classifier = row["name"], f"--classifier {_classifier(row)}"
+    name, classifier = row["name"], "" if row["classifier"] else f" --classifier {_trained(row)}"
     lines = []
     for own in _passes(name, name, row["paper"]):
-        where = own.where(root)
-        lines += [
-            f"# {_figures(row, own)}",
-            f"vitp generate-proposals {where}{own.told}",
-            f"vitp classify {where} {classifier}",
-            f"vitp evaluate {where} {classifier}{own.measured} --json runs/{own.folder}.json",
-        ]
+        lines += [f"# {_figures(row, own)}", f"vitp run {own.where(root)}{classifier}{own.told}{own.measured}"]
     if "mIoU_ms" in row["paper"]:
         views = " ".join(_set(change) for change in row["many_views"])
         where = f"paper/{name} --data-root {root} --out runs/{name}-views"
         lines += [
             f"# {FIGURES['mIoU_ms']} {row['paper']['mIoU_ms']}",
-            f"vitp evaluate {where} --stream {classifier} {views}",
+            f"vitp evaluate {where} --stream{classifier} {views}",
         ]
     return lines
 
@@ -199,8 +197,9 @@ def _ablations(run: dict[str, Any], ablations: list[dict[str, Any]], rows: list[
     lines = [f"\n## {run['title']}\n", "\n".join(table) + "\n"]
     if run["like"]:
         links = ", ".join(f"[{name}](#{name})" for name in run["like"])
-        lines.append(f"Downloads and imports as for {links}.\n")
-    blocks, made = list(run.get("setup", [])), set()
+        lines.append(f"Downloads as for {links}.\n")
+    blocks: list[str] = []
+    made: set[str] = set()
     for row in ablations:
         blocks += _of_ablation(row, rows, made)
     lines.append("```sh\n" + "\n".join(blocks) + "\n```\n")
@@ -226,7 +225,7 @@ def _of_ablation(row: dict[str, Any], rows: list[dict[str, Any]], made: set[str]
             made.add(own.folder)
             sets = "".join(f" {_set(change)}" for change in row["generate"])
             lines.append(f"vitp generate-proposals {own.where(root)}{own.told}{sets}")
-    classifier = row.get("classifier") and f"weights/{row['classifier']}"
+    classifier = row.get("classifier", "")
     if "train" in row:
         sets = "".join(f" {_set(change)}" for change in row["train"])
         recipe = row.get("train_recipe", name)
@@ -237,13 +236,13 @@ def _of_ablation(row: dict[str, Any], rows: list[dict[str, Any]], made: set[str]
         classifier = f"runs/{run}/classifier/{row['name']}/model.safetensors"
     elif "name" in row:
         lines.append(f"# Table {row['table']}: {row['title']}")
-        classifier = _classifier(next(own for own in rows if own["name"] == name))
-    if not classifier:
+    elif not bounds:
         return lines
+    given = f" --classifier {classifier}" if classifier else ""
     sets = "".join(f" {_set(change)}" for change in row["classify"])
     for own in passes:
         figures = ", ".join(f"{BOUNDS[k]} {v}" for k, v in row["paper"].items()) if bounds else _figures(row, own)
-        where = f"{own.where(root)} --classifier {classifier}"
+        where = f"{own.where(root)}{given}"
         lines += [
             f"vitp classify {where}{sets}",
             f"vitp evaluate {where}{sets}{own.measured}  # {figures}",
@@ -251,8 +250,25 @@ def _of_ablation(row: dict[str, Any], rows: list[dict[str, Any]], made: set[str]
     return lines
 
 
+def note_digests(text: str) -> str:
+    """Fill the empty `sha256` of [[files]] in rows.toml with what this machine has fetched; other lines stay."""
+    for file in tomllib.loads(text)["files"]:
+        note = read_note(file["name"])
+        if note is not None and not file["sha256"]:
+            print(f"{file['name']}: {note.sha256}")
+            entry = f'name = "{file["name"]}"\nsha256 = "'
+            text = text.replace(f'{entry}"', f'{entry}{note.sha256}"')
+    return text
+
+
 def main() -> None:
-    PAGE.write_text(page(tomllib.loads(ROWS.read_text(encoding="utf-8"))), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--note-digests", action="store_true", help="fill in SHA-256 of fetched files")
+    text = ROWS.read_text(encoding="utf-8")
+    if parser.parse_args().note_digests:
+        text = note_digests(text)
+        ROWS.write_text(text, encoding="utf-8")
+    PAGE.write_text(page(tomllib.loads(text)), encoding="utf-8")
 
 
 if __name__ == "__main__":

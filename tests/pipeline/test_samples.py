@@ -119,13 +119,13 @@ def test_ade20k(vitp: Vitp, shared: Path) -> None:
     recipe = "ade20k-oneformer-dinat-l"
     vitp("train-classifier", f"paper/{recipe}", "--data-root", data, "--out", "run", *TINY)
     classifier = "run/classifier/default/model.safetensors"
-    stages(vitp, recipe, data, "run", 3, classifier)
+    stages(vitp, recipe, data, "run", 3, classifier, "--config", f"weights/{name}")
     where = (f"paper/{recipe}", "--data-root", data, "--out", "run", "--classifier", classifier)
     vitp("export-results", *where, "--format", "ade20k")
     dataset = Dataset(load_manifest("ade20k"), data, "val")
     for label, sample in zip(labels_of(exported("run", "ade20k")), dataset.samples, strict=True):
         assert label.shape == dataset.read_semantic(sample).shape and 1 <= label.min() <= label.max() <= 150
-    views = ("--set", "scales=[0.5,1.0]", "--set", "flip=true", "--set", "limit=1")
+    views = ("--set", "scales=[0.5,1.0]", "--set", "flip=true", "--set", "limit=1", "--set", f"config=weights/{name}")
     assert "of every class" in vitp("evaluate", *where, "--stream", *SMALL, *views, "--by-class")
 
 
@@ -147,13 +147,12 @@ def test_cityscapes_fine_and_coarse(vitp: Vitp, shared: Path) -> None:
                     other.unlink()
         told = ("--name", kind, "--set", "split=train", "--set", f'data=["{kind}"]')
         vitp("train-classifier", f"paper/{recipe}", "--data-root", data, "--out", "run", *TINY, *told)
-    stages(vitp, recipe, data, "run", 1, classifier.format("fine"))
+    stages(vitp, recipe, data, "run", 1, classifier.format("fine"), "--config", f"weights/{name}")
     where = (f"paper/{recipe}", "--data-root", data, "--out", "run")
     vitp("classify", *where, "--name", "coarse")
     vitp("evaluate", *where, "--name", "coarse")
-    result = stages(
-        vitp, f"{recipe}-panoptic", data, "objects", 1, classifier.format("fine"), tasks='["panoptic","instance"]'
-    )
+    both, panoptic = '["panoptic","instance"]', (f"{recipe}-panoptic", data, "objects", 1, classifier.format("fine"))
+    result = stages(vitp, *panoptic, "--config", f"weights/{name}", tasks=both)
     assert (
         "cityscapes" in result["instance"]["fused"] and result["panoptic"]["upper_bound_mask"]["all"]["PQ"] is not None
     )
@@ -176,7 +175,8 @@ def test_coco_panoptic(vitp: Vitp, shared: Path) -> None:
     vitp("train-classifier", f"paper/{recipe}", "--data-root", data, "--out", "run", *TINY)
     classifier = "run/classifier/default/model.safetensors"
     tasks = '["semantic","panoptic","instance"]'
-    result = stages(vitp, recipe, data, "run", 3, classifier, "--set", "task=instance", tasks=tasks)
+    told = ("--config", f"weights/{name}", "--set", "task=instance")
+    result = stages(vitp, recipe, data, "run", 3, classifier, *told, tasks=tasks)
     assert result["instance"]["upper_bound_mask"]["coco"]["classes"] > 0
     where = (f"paper/{recipe}", "--data-root", data, "--out", "run", "--classifier", classifier)
     for kind in ("coco-panoptic", "coco-results"):

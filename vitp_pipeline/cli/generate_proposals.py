@@ -50,8 +50,6 @@ def register(app: typer.Typer) -> None:
 
             vitp generate-proposals my-ade20k --data-root data/ade --out runs/ade --config models/oneformer_dinat_large
         """
-        from pathlib import Path
-
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import parse_changes
@@ -64,7 +62,7 @@ def register(app: typer.Typer) -> None:
         flags = {
             "split": split,
             "limit": limit,
-            "config": config and str(Path(config).resolve() if Path(config).exists() else config),
+            "config": absolute(config),
             "checkpoint": absolute(checkpoint),
             "batch_size": batch_size,
             "device": device,

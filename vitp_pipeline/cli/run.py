@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +72,7 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cli.run_end import show_end, write_run_report
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import check_decimal_sign, parse_alphas, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.stages.pipeline import Pipeline
@@ -84,7 +84,7 @@ def register(app: typer.Typer) -> None:
             require_libraries()
         loaded = load_recipe(recipe)
         check_decimal_sign(alpha or "")
-        file = classifier and str(Path(classifier).resolve())
+        file = absolute(classifier)
         alphas = parse_alphas(alpha) if alpha else ()
         settings = pipeline_settings(loaded, parse_changes(changes), out, alphas, name, file, points, device)
         with documented(json) as document:

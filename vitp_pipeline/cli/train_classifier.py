@@ -23,7 +23,8 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Training images to hold out for choosing settings; metrics go to metrics.jsonl."),
         ] = None,
         weights: Annotated[
-            str | None, typer.Option(help="Backbone weights: a file, or hub for timm's.", metavar="FILE")
+            str | None,
+            typer.Option(help="Backbone weights: a file, hf:OWNER/REPO/FILE or https:…; hub = timm's.", metavar="FILE"),
         ] = None,
         device: Device = None,
         changes: Changes = None,
@@ -41,9 +42,8 @@ def register(app: typer.Typer) -> None:
 
             srun --ntasks 4 vitp train-classifier camvid --data-root data/camvid --out runs/four
         """
-        from pathlib import Path
-
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import TrainSettings
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
             "epochs": epochs,
             "seed": seed,
             "hold_out": hold_out,
-            "weights": weights if weights in (None, "", "hub") else str(Path(weights).resolve()),
+            "weights": weights if weights == "hub" else absolute(weights),
             "device": device,
         }
         with launched_processes() as distributed, documented(json and distributed.is_main_process) as document:

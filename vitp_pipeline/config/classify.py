@@ -19,7 +19,7 @@ class ClassifySettings:
     classifier: Annotated[
         str,
         Key(
-            "Classifier from elsewhere, in place of `name`: a file, hf:OWNER/REPO/FILE or https:…; also released ones.",
+            "Classifier from elsewhere in place of `name`: a file, by path or name (hf:…); also a released .pth.",
             enters="content",
         ),
     ] = ""

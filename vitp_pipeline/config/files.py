@@ -79,8 +79,8 @@ def local_or_remote(text: str | Path) -> Path:
 
 
 def absolute(text: str | None) -> str | None:
-    """Make the path of a flag independent of the current directory; names of remote files stay."""
-    return text if not text or is_remote(text) else str(Path(text).resolve())
+    """Make the path of a flag independent of the current directory; a name stays, and a path that may lie elsewhere."""
+    return str(Path(text).resolve()) if text and not is_remote(text) and Path(text).exists() else text
 
 
 def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:

@@ -91,16 +91,14 @@ class ProposalSettings:
     config: Annotated[
         str,
         Key(
-            "Generator: an OpenMMLab config, hf:OWNER/NAME, a folder of transformers, a released file of "
-            "OneFormer or Mask2Former, or python:FILE.py:CLASS.",
+            "Generator: an OpenMMLab config, a folder of transformers, hf:OWNER/NAME, a .pth, python:FILE.py:CLASS.",
             enters="content",
         ),
     ]
     checkpoint: Annotated[
         str,
         Key(
-            "Weights of the generator: a file, hf:OWNER/REPO/FILE or https:…; empty = those of the folder or class, "
-            "random = none.",
+            "Weights of the generator: a file, by path or name; empty = those of the folder or class, random = none.",
             enters="content",
         ),
     ] = ""

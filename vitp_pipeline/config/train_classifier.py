@@ -55,7 +55,7 @@ class TrainSettings:
     weights: Annotated[
         str,
         Key(
-            "Weights of the backbone: hub = timm's, a file, hf:OWNER/REPO/FILE or https:…; empty = from scratch.",
+            "Weights of the backbone: hub = timm's, a file, by path or by name (hf:…, https:…); empty = from scratch.",
             enters="content",
         ),
     ] = ""

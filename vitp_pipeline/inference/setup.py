@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.proposals import RANDOM_WEIGHTS, has_random_weights
 from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.config.files import absolute
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import NO_DATA_ROOT, StageTables, manifest_of
@@ -24,7 +25,6 @@ from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.convert_masks import refuse_views
 from vitp_pipeline.storage.digests import Digests
-from vitp_pipeline.storage.downloads.names import is_remote
 from vitp_pipeline.storage.run_store import LocalStore, RunStore
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import did_you_mean
@@ -191,7 +191,7 @@ def _settings(
     for key in changes:
         if key not in all_known:
             raise UsageError(f"--set {key}: no stage of predict has such a key", did_you_mean(key, all_known))
-    paths = {key: _absolute(flags[key]) for key in ("config", "checkpoint", "classifier")}
+    paths = {key: absolute(flags[key]) for key in ("config", "checkpoint", "classifier")}
     values = {**flags, **paths, **changes}
     table = recipe.tables.get(next(n for n, kind in TABLES.items() if kind is ProposalSettings), {})
     if values.get("config") is None and "config" not in table:
@@ -206,8 +206,3 @@ def _settings(
         return recipe.stage(kind, **{k: v for k, v in values.items() if k in known[kind]})
 
     return stage(ProposalSettings), stage(ClassifySettings), stage(EvaluateSettings)
-
-
-def _absolute(text: str | None) -> str | None:
-    """Make an existing path absolute; other paths are searched next to the recipe, remote files are fetched."""
-    return str(Path(text).resolve()) if text and not is_remote(text) and Path(text).exists() else text
