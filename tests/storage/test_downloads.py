@@ -70,6 +70,8 @@ def test_names_are_taken_apart() -> None:
         ("hf:owner/repo/f.pth#main", "no SHA-256"),
         ("https://example.org/", "names no file"),
         ("https:///f.pth", "names no file"),
+        ("https://example.org/a/..", "names no file"),
+        ("https://example.org/a%2F%2E%2E", "names no file"),
         ("https://[/f.pth", "not an address"),
         ("https://me:secret@example.org/f.pth", "password"),
         ("http://example.org/f.pth", "Use https://"),

@@ -94,7 +94,7 @@ def _web_file(text: str, name: str, digest: str) -> RemoteFile:
     except ValueError as error:
         raise UsageError(f"{text}: not an address ({error})", SYNTAX) from error
     file = PurePosixPath(unquote(url.path)).name
-    if not host or not file or url.path.endswith("/") or "\0" in file:
+    if not host or file in ("", ".", "..") or url.path.endswith("/") or "\0" in file:
         raise UsageError(f"{text}: names no file of a server", SYNTAX)
     if url.username is not None or url.password is not None:
         raise UsageError(
