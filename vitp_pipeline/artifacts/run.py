@@ -150,6 +150,7 @@ def create_or_check(
     shards: int | None = None,
     part_size: int = 1,
     instead: str = "Choose another --out",
+    classifier: str = "",
 ) -> StageRun:
     """Make a stage's run.json, or check that the one there says the same. One that says otherwise, but holds nothing
     (`holds_nothing`), is replaced: its first attempt failed, and this is the corrected one.
@@ -157,6 +158,7 @@ def create_or_check(
     Args:
         shards: asked for by the user; None = as the run has it, or 1 for a new one.
         instead: advice for a user who wants other settings.
+        classifier: file that a user named, for people: it goes into the provenance.
     Raises:
         IncompatibleError: the folder was made with other settings; the message says which.
         UsageError: another number of shards than the run was started with.
@@ -171,7 +173,7 @@ def create_or_check(
         "images": list(images),
         "shards": plan.shards,
         "part_size": part_size,
-        "provenance": provenance(),
+        "provenance": provenance() | ({"classifier": classifier} if classifier else {}),
     }
     if not is_begun(store, folder):
         store.create(path, sealed(path, content))

@@ -60,6 +60,7 @@ class Provenance(_Open):
     python: str = ""
     versions: dict[str, str] = {}
     command: str = ""
+    classifier: str = ""
     threads: str = ""
     fetched: dict[str, str] = {}
 

@@ -6,12 +6,15 @@ default, max point, α = 0.7
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vitp_pipeline.artifacts.run import StageRun, is_begun
+from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
+from vitp_pipeline.errors import UserError
 from vitp_pipeline.storage.digests import recorded_digest
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import read_sealed
@@ -19,6 +22,7 @@ from vitp_pipeline.storage.sealed import read_sealed
 ALWAYS = ("classifier", "points", "alpha")
 MAIN = ("run", *ALWAYS, "formula")
 LAST = ("stream", "alphas", "folder")
+STAGES = ("class_scores", "evaluation")
 """Facts of MAIN are shown wherever they differ. The others are shown only to distinguish entries that are otherwise
 alike, those of LAST after all settings.
 """
@@ -32,7 +36,8 @@ def facts_of(store: RunStore, stages: Sequence[StageRun]) -> list[Facts]:
 
     An identity with types that vitp does not write gives an empty entry.
     """
-    classifiers = _classifiers(store)
+    held = any(stage.folder.parent.name == "class_scores" for stage in stages)
+    classifiers = _names(store, _files_of(stages) if held else files_that_scored(store))
     known = {stage.folder.name: stage.identity for stage in stages if stage.folder.parent.name == "class_scores"}
     found: list[Facts] = []
     for stage in stages:
@@ -43,12 +48,12 @@ def facts_of(store: RunStore, stages: Sequence[StageRun]) -> list[Facts]:
     return found
 
 
-def _facts(store: RunStore, stage: StageRun, classifiers: dict[str, Path], known: dict[str, dict[str, Any]]) -> Facts:
+def _facts(store: RunStore, stage: StageRun, classifiers: dict[str, str], known: dict[str, dict[str, Any]]) -> Facts:
     identity, kind = stage.identity, stage.folder.parent.name
     scores = identity if kind == "class_scores" else _scores(store, identity, known)
     settings = scores.get("settings", {})
     facts = {
-        "classifier": classifier_named(store, scores.get("classifier", ""), classifiers),
+        "classifier": classifiers.get(digest := scores.get("classifier", ""), digest[:8]),
         "points": f"{identity.get('points', settings.get('points', ClassifySettings.points))} point",
     }
     if identity.get("alphas") == [0.0]:  # no classifier has scored the points
@@ -95,15 +100,44 @@ def alpha_of(identity: dict[str, Any]) -> str:
     return f"α = {identity.get('settings', {}).get('alpha', EvaluateSettings.alpha):g}"
 
 
-def classifier_folder(store: RunStore, digest: str, classifiers: dict[str, Path] | None = None) -> Path | None:
+def classifier_folder(store: RunStore, digest: str) -> Path | None:
     """The folder in the run of the classifier whose weights have this digest; None when it is elsewhere."""
-    return (_classifiers(store) if classifiers is None else classifiers).get(digest)
+    return _classifiers(store).get(digest)
 
 
-def classifier_named(store: RunStore, digest: str, classifiers: dict[str, Path] | None = None) -> str:
-    """The name of the classifier in its run, or the beginning of its digest."""
-    folder = classifier_folder(store, digest, classifiers)
-    return folder.name if folder else digest[:8]
+def classifier_named(store: RunStore, digest: str) -> str:
+    """The name of the classifier in its run, else that of its file, or the beginning of its digest."""
+    return _names(store, files_that_scored(store)).get(digest, digest[:8])
+
+
+def files_that_scored(store: RunStore) -> dict[str, str]:
+    """List the classifiers from outside the run that have scored its proposals: their files, as the run remembers
+    them, by digest.
+    """
+    stages = []
+    for folder in (store.folder / kind / name for kind in STAGES for name in store.folders(store.folder / kind)):
+        with suppress(UserError):  # `vitp verify` has the say on it
+            stages += [open_run(store, folder)] if is_begun(store, folder) else []
+    return _files_of(stages)
+
+
+def _files_of(stages: Sequence[StageRun]) -> dict[str, str]:
+    told = [(stage.identity.get("stream") or stage.identity, stage.provenance.get("classifier")) for stage in stages]
+    return {str(said.get("classifier", "")): str(file) for said, file in told if file}
+
+
+def _names(store: RunStore, files: Mapping[str, str]) -> dict[str, str]:
+    """Names of classifiers by digest: folders of the run, else files; equal names with the beginning of the digest."""
+    inside = {digest: folder.name for digest, folder in _classifiers(store).items()}
+    files = {digest: _short(path) for digest, path in files.items() if digest not in inside}
+    taken = Counter([*inside.values(), *files.values()])
+    return inside | {d: name if taken[name] == 1 else f"{name} ({d[:8]})" for d, name in files.items()}
+
+
+def _short(path: str) -> str:
+    """Shorten the path of a classifier: without its folders, or where it is the model of a training, its name."""
+    file = Path(path)
+    return file.parent.name if file.name == "model.safetensors" and file.parent.name else file.name
 
 
 def _scores(store: RunStore, identity: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The one exception is a classifier prompted with masks (`classifier/mask_prompt.p
 from __future__ import annotations
 
 import json
+import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +30,10 @@ from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
+from vitp_pipeline.evaluation.run_labels import files_that_scored
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.runtime.output import with_aliases
 from vitp_pipeline.storage.digests import Digests, fetch_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -100,8 +103,20 @@ def classifier_file(
         if others := trained_classifiers(store):
             listed = f"{', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
             hint = f"Choose one that is there with --name: {listed}; or train this one first"
+        if scored := _which_scored(store):
+            hint = f"{scored}{f'. Or choose one with --name: {listed}' if others else ''}"
         raise MissingStageError(f"{path}: no trained classifier", hint)
     return fetch_classifier(store, path)
+
+
+def _which_scored(store: RunStore) -> str:
+    """Say which classifiers from outside the run have scored its proposals, and how they are chosen; "" for none."""
+    files = sorted(set(files_that_scored(store).values()))
+    if not files:
+        return ""
+    flags = " or ".join(f"--classifier {shlex.quote(file)}" for file in files[:4])
+    what = "Scores of a classifier are" if len(files) == 1 else f"Scores of {len(files)} classifiers are"
+    return f"{what} here: give {flags}"
 
 
 def trained_classifiers(store: RunStore) -> list[str]:
@@ -134,9 +149,17 @@ def class_scores_run(
     folder = store.folder / "class_scores" / fingerprint(identity)[:12]
     if not create and not is_begun(store, folder):
         raise MissingStageError(
-            f"{folder}: this classifier has not scored these proposals with these settings", "Run `vitp classify` first"
+            f"{folder}: this classifier has not scored these proposals with these settings",
+            " ".join(filter(None, ("Run `vitp classify` first.", _which_scored(store)))),
         )
-    return create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
+    plan = proposals.run.images, proposals.run.shards, proposals.run.part_size
+    return create_or_check(store, folder, identity, *plan, classifier=name_outside(store, classifier))
+
+
+def name_outside(store: RunStore, classifier: Path) -> str:
+    """Return the path of a classifier for people; "" where it is one of the run's own."""
+    path = classifier.resolve()
+    return "" if path.is_relative_to(store.folder.resolve()) else with_aliases(path)
 
 
 def check_manifest(proposals: ProposalStore, recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.generators.base import is_class_agnostic
 from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.geometry import size_of
-from vitp_pipeline.stages.classify import classifier_file
+from vitp_pipeline.stages.classify import classifier_file, name_outside
 from vitp_pipeline.stages.generate_proposals import ProposalMaker, load_generator, view_plan
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.fingerprint import fingerprint
@@ -96,7 +96,9 @@ class Stream:
         if not is_begun(store, folder):
             shard.for_new_run()
         images = dataset.image_ids
-        run = create_or_check(store, folder, identity, images, shard.count, generate.part_size)
+        named = name_outside(store, self.classifier) if self.classifier else ""
+        plan = images, shard.count, generate.part_size
+        run = create_or_check(store, folder, identity, *plan, classifier=named)
         self.evaluation: Evaluation = measured.evaluation(run, None, dataset)
         check_codec(self.evaluation.codec, settings, self.evaluation.tasks)
 
