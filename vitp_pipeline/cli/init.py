@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
             vitp init photos --generator my_mask2former.py
 
-            vitp init photos --generator hf:facebook/mask2former-swin-tiny-ade-semantic --yes
+            vitp init photos --generator hf:OWNER/NAME --yes
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.diagnostics.init_dataset import init_dataset

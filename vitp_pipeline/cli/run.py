@@ -11,9 +11,9 @@ from vitp_pipeline.cli import options
 
 
 def _stages() -> Iterable[str]:
-    from vitp_pipeline.stages.pipeline import STAGES
+    from vitp_pipeline.config.settings import TABLES
 
-    return STAGES
+    return TABLES
 
 
 def _stage(value: str) -> str:

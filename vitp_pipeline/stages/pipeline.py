@@ -13,7 +13,7 @@ from typing import Any
 
 from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.config.recipe import Recipe
-from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
+from vitp_pipeline.config.settings import TABLES, ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.errors import PartialError, UsageError
 from vitp_pipeline.evaluation.definition import Evaluation, needs_classifier
@@ -30,7 +30,7 @@ from vitp_pipeline.stages.generate_proposals import generate_proposals
 from vitp_pipeline.stages.train_classifier import train
 from vitp_pipeline.storage.open_store import Run, open_store
 
-STAGES = ("generate-proposals", "train-classifier", "classify", "evaluate")
+STAGES = tuple(TABLES)
 EXPORTED = ("label-png", "coco-panoptic")
 """Formats in which images without ground truth are exported, as far as the manifest allows them."""
 
