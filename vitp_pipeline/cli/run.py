@@ -60,9 +60,10 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run all four stages, one after another, on this machine.
 
-        If killed, run it again: finished parts are kept, a finished stage does nothing. With --classifier nothing is
-        trained. A recipe without [train-classifier], and --alpha 0, give the generator's own figures. Images without
-        ground truth are exported instead of measured.
+        If killed, run it again: finished parts are kept, a finished stage does nothing.
+
+        With --classifier nothing is trained. A recipe without \\[train-classifier] gives the generator's own figures,
+        and so does --alpha 0. Images without ground truth are exported instead of measured.
 
             vitp run camvid --data-root data/camvid --out runs/camvid --report
 
