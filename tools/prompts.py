@@ -94,7 +94,7 @@ def right_by_one_patch(file: Path, recipe: Recipe, settings: TrainSettings, data
         for mask, region in zip(coverage, regions, strict=True):
             depth = distance_transform_edt(np.pad(labels == region, 1))[1:-1, 1:-1]
             row, col = np.unravel_index(depth.argmax(), depth.shape)
-            mask[row * mask.shape[0] // labels.shape[0], col * mask.shape[1] // labels.shape[1]] = 1
+            mask[row * mask.shape[0] // len(labels), col * mask.shape[1] // labels.shape[1]] = 1
         if len(regions):
             pixels = torch.from_numpy(prepare_image(image, model.image_size))[None]
             given = mask_logits(model, pixels, torch.from_numpy(coverage).flatten(1)[None], precision="float32")[0]
@@ -111,10 +111,10 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
             fit, depth = head.split("-")
             of_prompt = {}
             for prompt in ("point", "mask"):
-                file = train_classifier(
-                    recipe, settings_of(fit, prompt, int(depth), seed, a, recipe), a.data_root, a.out
-                )
+                settings = settings_of(fit, prompt, int(depth), seed, a, recipe)
+                file = train_classifier(recipe, settings, a.data_root, a.out)
                 of_prompt[prompt] = json.loads((file.parent / "validation.json").read_text(encoding="utf-8"))
+            of_prompt["mask"]["one_patch"] = right_by_one_patch(file, recipe, settings, a.data_root)
             for row, (prompt, key) in KEYS.items():
                 shares.setdefault(head, {}).setdefault(row, []).append(round(of_prompt[prompt][key], 4))
     return {"recipe": a.recipe, "size": a.size, "hold_out": a.hold_out, "seeds": a.seeds, "regions_right": shares}
