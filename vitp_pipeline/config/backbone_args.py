@@ -4,8 +4,6 @@ timm's constructors take more: paths of files to load, names on the Hub, Python 
 untrusted, so arguments that are not listed here are refused.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 

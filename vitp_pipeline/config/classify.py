@@ -1,7 +1,5 @@
 """[classify]: the classifier, the points it classifies, and how its scores of a mask are averaged."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from vitp_pipeline.config.choices import Average, Precision

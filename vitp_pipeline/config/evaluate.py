@@ -1,7 +1,5 @@
 """[evaluate]: fusion of both scores, assembly of the maps, and what is measured."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from vitp_pipeline.config.choices import FormulaName, MeasureName, Overlap, PanopticRule, Protocol, Task

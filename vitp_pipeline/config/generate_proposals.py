@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import model_validator
 
 from vitp_pipeline.artifacts.mask_codec import PRESETS, MaskCodec
 from vitp_pipeline.errors import UsageError
@@ -213,8 +212,7 @@ class ProposalSettings:
         True
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def __post_init__(self) -> None:
         if any(self.window) and not all(self.window):
             raise UsageError(f"window = {list(self.window)}", "Give height and width; [0, 0] = no windows")
         if self.stride and self.window and not all(0 < s <= w for s, w in zip(self.stride, self.window, strict=True)):
@@ -224,7 +222,6 @@ class ProposalSettings:
             )
         if self.graded and not self.step:
             raise UsageError("graded = true needs a step", "Set one, like 0.0078125 for 1/128, or graded = false")
-        return self
 
     @property
     def codec(self) -> MaskCodec:

@@ -7,7 +7,7 @@ keys override a preset's. `files.py` resolves the paths in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from vitp_pipeline.config.train_classifier import ALTERNATIVES
 from vitp_pipeline.datasets import DatasetSpec, load_manifest
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.shipped import find_toml, read_toml, shipped_names
-from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import checked, did_you_mean
 
 __all__ = ["NO_DATA_ROOT", "Recipe", "StageTables", "load_preset", "load_recipe"]
@@ -144,7 +143,7 @@ def _check_tables(tables: dict[str, Any], place: str, others: Sequence[str]) -> 
         if name not in TABLES or not isinstance(table, dict):
             raise UsageError(f"{place}: unknown {_entry(table)} {name!r}", did_you_mean(name, [*TABLES, *others]))
         for key in table:
-            if key not in (known := keys_of(TABLES[name])):
+            if key not in (known := [one.name for one in fields(TABLES[name])]):
                 raise UsageError(f"{place}: [{name}] has no key {key!r}", did_you_mean(key, known))
 
 

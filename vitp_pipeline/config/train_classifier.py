@@ -1,13 +1,9 @@
 """[train-classifier]: the ViT-P model, what it is trained on, and its optimization."""
 
-from __future__ import annotations
-
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import model_validator
-from pydantic_core import ArgsKwargs
 
 from vitp_pipeline.config.backbone_args import backbone_args
 from vitp_pipeline.config.choices import Precision
@@ -181,15 +177,12 @@ class TrainSettings:
         int, within(0, 1000), Key("Blocks that learn in fit = localize, the rest being kept; 0 = all.", "blocks")
     ] = 0
 
-    @model_validator(mode="before")
     @classmethod
-    def _by_steps(cls, given: ArgsKwargs) -> ArgsKwargs:
+    def _implied(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Take the default of `epochs` away where `steps` is given."""
-        values = given.kwargs or {}
-        return ArgsKwargs(given.args, {"epochs": 0, **values}) if values.get("steps") else given
+        return {"epochs": 0, **values} if values.get("steps") else values
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def __post_init__(self) -> None:
         mixture, lda = self.mixture, self.fit == "lda"
         if bool(self.epochs) == bool(self.steps):
             given = "steps and epochs are both set" if self.steps else "epochs = 0 needs steps"
@@ -261,7 +254,6 @@ class TrainSettings:
                 f"image_size = {list(self.image_size)} is not a multiple of {patch[1]}, the patch of {self.backbone}",
                 f"Use {[max(1, round(side / int(patch[1]))) * int(patch[1]) for side in self.image_size]}",
             )
-        return self
 
     @property
     def mixture(self) -> Mixture:

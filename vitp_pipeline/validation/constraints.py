@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval, Len
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+if TYPE_CHECKING:  # see keys.py
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 MANY = 10**9
 """Upper end of counts that nothing bounds."""
@@ -19,6 +21,18 @@ MANY = 10**9
 def within(low: float, high: float, ends: str = "[]") -> Interval:
     """Constrain a number to a range; `ends` in interval notation: "[)" excludes `high`."""
     return Interval(**{"ge" if ends[0] == "[" else "gt": low, "le" if ends[1] == "]" else "lt": high})
+
+
+def _after(check: Callable[[Any], Any], inner: CoreSchema) -> CoreSchema:
+    from pydantic_core import core_schema
+
+    return core_schema.no_info_after_validator_function(check, inner)
+
+
+def _custom_error(kind: str, **context: Any) -> ValueError:
+    from pydantic_core import PydanticCustomError
+
+    return PydanticCustomError(kind, f"{{{next(iter(context))}}}", context)
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,14 @@ class Check:
     schema: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return _after(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(core), **self.schema}
 
     def _checked(self, value: Any) -> Any:
         if not self.holds(value):
-            raise PydanticCustomError("check", "{words}", {"words": self.words})
+            raise _custom_error("check", words=self.words)
         return value
 
 
@@ -54,15 +68,14 @@ class OneOf:
     names: Iterable[str]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return _after(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(core), "enum": list(self.names)}
 
     def _checked(self, value: str) -> str:
-        known = list(self.names)
-        if value not in known:
-            raise PydanticCustomError("choice", "{known}", {"known": known})
+        if value not in self.names and value not in (known := list(self.names)):
+            raise _custom_error("choice", known=known)
         return value
 
 
@@ -71,6 +84,8 @@ class OneOrMore:
     """A list of strings; a single one may be written without brackets."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
         return core_schema.no_info_before_validator_function(
             lambda value: (value,) if isinstance(value, str) else value, handler(source)
         )

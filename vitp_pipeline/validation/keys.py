@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, GetJsonSchemaHandler, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+if TYPE_CHECKING:  # loading pydantic takes as long as all of config: it waits for the first value to check
+    from pydantic import ConfigDict, GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 """Of every table: types as TOML has them (an integer stands for a float, a boolean for no number), finite numbers."""
 
 
@@ -38,6 +39,13 @@ class Key:
         return {**handler(core), "description": self.help} | ({"x-unit": self.unit} if self.unit else {})
 
 
+@cache
+def types_of(kind: Any) -> dict[str, Any]:
+    """Return the annotated type of every field of a table, in the order of declaration."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def keys_of(kind: Any) -> dict[str, Key]:
     """Return the key of every field of a table, in the order of declaration."""
     return _keys_of(kind)
@@ -45,24 +53,24 @@ def keys_of(kind: Any) -> dict[str, Key]:
 
 @cache
 def _keys_of(kind: Any) -> dict[str, Key]:
-    hints = get_type_hints(kind, include_extras=True)
-    declared = {name: next(m for m in hint.__metadata__ if isinstance(m, Key)) for name, hint in hints.items()}
-    return {field.name: declared[field.name] for field in dataclasses.fields(kind)}
+    return {name: next(m for m in hint.__metadata__ if isinstance(m, Key)) for name, hint in types_of(kind).items()}
 
 
 def schema_of(annotation: Any) -> dict[str, Any]:
     """Make the JSON Schema (draft 7, without references) of a table or of a value's type."""
-    return TypeAdapter(annotation).json_schema(schema_generator=_Draft7)
+    from pydantic import TypeAdapter
+    from pydantic.json_schema import GenerateJsonSchema
 
+    class Draft7(GenerateJsonSchema):
+        """Generate draft 7: pydantic writes draft 2020-12, where a pair has `prefixItems`; here both share a type."""
 
-class _Draft7(GenerateJsonSchema):
-    """Generate draft 7: pydantic writes draft 2020-12, where a pair has `prefixItems`; here both items share a type."""
+        def tuple_schema(self, schema: Any) -> JsonSchemaValue:
+            found = super().tuple_schema(schema)
+            if parts := found.pop("prefixItems", None):
+                found["items"] = parts[0]
+            return found
 
-    def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
-        found = super().tuple_schema(schema)
-        if parts := found.pop("prefixItems", None):
-            found["items"] = parts[0]
-        return found
+        def get_title_from_name(self, name: str) -> str:
+            return name
 
-    def get_title_from_name(self, name: str) -> str:
-        return name
+    return TypeAdapter(annotation).json_schema(schema_generator=Draft7)

@@ -8,15 +8,15 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast, dataclass_transform
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, TypeVar, cast, dataclass_transform
 
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.validation.constraints import MANY
-from vitp_pipeline.validation.keys import STRICT, keys_of, schema_of
+from vitp_pipeline.validation.keys import STRICT, keys_of, schema_of, types_of
+
+if TYPE_CHECKING:  # see keys.py
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 Table = TypeVar("Table")
 RENAMED = {
@@ -34,20 +34,36 @@ OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal",
 
 @dataclass_transform(frozen_default=True)
 def table(kind: type[Table]) -> type[Table]:
-    """Make a frozen dataclass of `Key`s. Building one, and `dataclasses.replace`, raise UsageError for a bad value."""
-    made: Any = dataclass(frozen=True, config=STRICT)(kind)
-    build, names = made.__init__, [field.name for field in dataclasses.fields(made)]
+    """Make a frozen dataclass of `Key`s. Building one, and `dataclasses.replace`, raise UsageError for a bad value.
+
+    Only values that differ from their key's default are checked. A class checks values together in `__post_init__`,
+    and sets those that follow from others in a class method `_implied(values) -> values`.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(kind)
+    made.__pydantic_config__ = STRICT
+    build, implied = made.__init__, getattr(made, "_implied", dict)
+    fields = {field.name: field for field in dataclasses.fields(made)}
 
     @functools.wraps(build)
     def checked_build(self: Table, *first: Any, **values: Any) -> None:
-        values = dict(zip(names, first, strict=False)) | values
-        try:
-            build(self, **values)
-        except ValidationError as error:
-            raise _refused_by(made, values, error.errors(include_url=False)[0]) from None
+        values = implied(dict(zip(fields, first, strict=False)) | values)
+        for name, field in fields.items():
+            if name in values:
+                if not _is_default(values[name], field.default):
+                    values[name] = _validated(f"{name} = {toml(values[name])}", values[name], types_of(made)[name])
+            elif field.default is field.default_factory:  # both are missing
+                raise UsageError(f"needs the key {name!r}", f"It is: {keys_of(made)[name].help}")
+        if odd := [name for name in values if name not in fields]:
+            raise UsageError(f"has no key {odd[0]!r}", did_you_mean(odd[0], fields))
+        build(self, **values)
 
     made.__init__ = checked_build
     return cast("type[Table]", made)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """True if a value need not be checked; (1.0,) equals (1,) and is of another type inside, so tuples always are."""
+    return value is default or (type(value) is type(default) and value == default and not isinstance(value, tuple))
 
 
 def checked(kind: type[Table], values: Mapping[str, Any], where: str, places: Mapping[str, str] | None = None) -> Table:
@@ -77,30 +93,28 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         UsageError: it is of the wrong type or out of range.
     """
+    return _validated(f"{name} {toml(value)}", frozen(value), annotation)
+
+
+def _validated(what: str, value: Any, annotation: Any) -> Any:
+    from pydantic import ValidationError
+
     try:
-        return _adapter(annotation).validate_python(frozen(value))
+        return _adapter(annotation).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _refused(f"{name} {toml(value)}", schema_of(annotation), first) from None
+        raise _refused(what, schema_of(annotation), error.errors(include_url=False)[0]) from None
 
 
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(annotation, config=STRICT)
 
 
 def frozen(value: Any) -> Any:
     """Replace lists by tuples."""
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _refused_by(kind: type, values: Mapping[str, Any], error: ErrorDetails) -> UsageError:
-    keys, key = keys_of(kind), str(error["loc"][0])
-    if key not in keys:
-        return UsageError(f"has no key {key!r}", did_you_mean(key, keys))
-    if key not in values:
-        return UsageError(f"needs the key {key!r}", f"It is: {keys[key].help}")
-    return _refused(f"{key} = {toml(values[key])}", schema_of(kind)["properties"][key], error)
 
 
 def _refused(what: str, schema: dict[str, Any], error: ErrorDetails) -> UsageError:
