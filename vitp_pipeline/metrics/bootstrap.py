@@ -5,9 +5,8 @@ IoU needs three numbers per image and class, so resampling a data set is one mat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +14,13 @@ from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.metrics.semantic import mean_iou
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
 _UNPAIRED = "a paired comparison needs the same images, in the same order, for both results"
-_DRAWN_AT_ONCE = 1 << 19
-"""Numbers of the resampling held at once: 4 MiB."""
+_DRAWN_AT_ONCE = 1 << 22
+"""Numbers of the resampling held at once: 32 MiB."""
 _GROUP = 1024
-"""Images whose areas are multiplied at once."""
+"""Images whose areas are kept together."""
+_DENSE = 1 << 22
+"""Numbers of a dense matrix of areas: 32 MiB."""
 
 SINGLE = 10_000
 """Up to this many images are resampled one by one; more are resampled in `BLOCKS` blocks."""
@@ -132,29 +130,32 @@ class SparseAreas:
             return np.zeros((samples, self.results, self.classes, 3))
         generator, even = np.random.default_rng(seed), np.full(self.images, 1.0 / self.images)
         columns = 2 * self.results + 1
-        sums = np.zeros((samples, self.classes * columns), np.int64)
+        sums = np.zeros((samples, self.classes * columns))
         block = max(1, _DRAWN_AT_ONCE // self.images)
         for first in range(0, samples, block):
             rows = sums[first : first + block]
-            draws, image = generator.multinomial(self.images, even, size=len(rows)), 0
-            for group in self._groups:
-                count = len(group[0])
-                rows += draws[:, image : image + count] @ self._matrix(group)
-                image += count
+            draws = generator.multinomial(self.images, even, size=len(rows)).astype(np.float64)
+            for image, areas in self._dense():
+                rows += draws[:, image : image + len(areas)] @ areas
         truth, both, predicted = np.split(sums.reshape(samples, self.classes, columns), [1, 1 + self.results], axis=2)
         stacked = np.stack([both, np.broadcast_to(truth, both.shape), predicted], -1)  # (B, K, R, 3)
-        return np.moveaxis(stacked, 2, 1).astype(np.float64)
+        return np.moveaxis(stacked, 2, 1)
 
-    def _matrix(self, group: tuple[np.ndarray, np.ndarray, np.ndarray]) -> csr_array:
-        """(n, K · (2 R + 1)) of some images; all at once would take several times the memory of the areas."""
-        from scipy.sparse import csr_array
+    def _dense(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first image, (n, K · (2 R + 1)) float64 areas) of some images at a time.
 
-        counts, classes, values = group
-        columns = values.shape[1]
-        place = classes[:, None].astype(np.int32) * columns + np.arange(columns, dtype=np.int32)
-        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int32)]) * columns
-        content = values.ravel().astype(np.int64), place.ravel(), starts
-        return csr_array(content, shape=(len(counts), self.classes * columns))
+        Products of float64 are exact here: sums stay below 2^53.
+        """
+        image, columns = 0, 2 * self.results + 1
+        some = max(1, _DENSE // (self.classes * columns))
+        for counts, classes, values in self._groups:
+            row = np.repeat(np.arange(len(counts)), counts)
+            for first in range(0, len(counts), some):
+                entries = slice(*np.searchsorted(row, [first, first + some]))
+                areas = np.zeros((min(some, len(counts) - first), self.classes, columns))
+                areas[row[entries] - first, classes[entries]] = values[entries]
+                yield image + first, areas.reshape(len(areas), -1)
+            image += len(counts)
 
 
 class BlockAreas:
