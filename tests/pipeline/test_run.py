@@ -126,13 +126,13 @@ def test_images_without_ground_truth_are_exported(
     (tmp_path / "photos.toml").write_text(head + files)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(without_training.read_text().replace('"demo"', '"photos.toml"'))
-    shown = vitp(*words_of(recipe, project, tmp_path / "run"))
+    shown = vitp(*words_of(recipe, project, tmp_path / "photos"))
     assert "no figures: its manifest names no `labels`" in shown and "exported: " in shown
     vitp(
         "export-results", *words_of(project.recipe, project, copied)[1:], "--format", "label-png", "--variant=generator"
     )
     for path in copied.glob("exports/label-png-*/results/**/*.png"):
-        (own,) = (tmp_path / "run").glob(f"exports/label-png-*/results/{path.name}")
+        (own,) = (tmp_path / "photos").glob(f"exports/label-png-*/results/{path.name}")
         assert own.read_bytes() == path.read_bytes()
 
 

@@ -25,7 +25,7 @@ from vitp_pipeline.generators.registry import find_source
 from vitp_pipeline.runtime.progress import StagesView, say
 from vitp_pipeline.stages import evaluate as evaluation_stage
 from vitp_pipeline.stages import export_results
-from vitp_pipeline.stages.classify import classify
+from vitp_pipeline.stages.classify import classifier_file, classify
 from vitp_pipeline.stages.generate_proposals import generate_proposals
 from vitp_pipeline.stages.train_classifier import train
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -108,7 +108,7 @@ class Pipeline:
                 "Give --classifier FILE, or a recipe with [train-classifier]",
             )
         if settings.classify.classifier and settings.classified:
-            recipe.find_file(settings.classify.classifier, data_root)
+            classifier_file(recipe, settings.classify, data_root, self.store)
         if settings.train is not None and settings.classified:
             Dataset(recipe.manifest, data_root, settings.train.split).require_truth("train-classifier")
             if settings.train.weights not in ("", "hub"):
