@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install demo test test-fast test-long coverage lint docs image-check gpu-wheels gpu-check clean
+.PHONY: help install engines readers demo test test-fast test-long coverage lint docs image-check gpu-wheels gpu-check clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -17,6 +17,23 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Ray and Snakemake, for tests/pipeline/test_engines.py: they start vitp and need not share its packages
+engines: .venv-engines/.installed
+
+.venv-engines/.installed:
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check "ray==2.60.0" "snakemake==9.27.1"
+	@touch $@
+
+# What reads files for labeling, for tests/interop/test_labeling.py, in versions that vitp's packages do not allow
+readers: .venv-readers/.installed
+
+.venv-readers/.installed:
+	$(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "datumaro==1.13.12" "label-studio-converter==0.0.59"
 	@touch $@
 
 demo: install
@@ -65,4 +82,4 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py --wheels build/gpu-wheels --out build/gpu.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-engines .venv-readers build dist *.egg-info

@@ -5,6 +5,11 @@
 For every number of images it makes a folder tree of that many (empty) image files, plans a run on it, has the stages'
 own writers finish every shard with drawn rows, and times the commands as whole processes, each with the most memory
 that it held. Nothing is forced to disk while the run is written; the commands are as they are.
+
+    python -m benchmarks.scale --table --images 10000000 --json docs/measured/benchmark-scale-table.json
+
+lists the images in a table in place of a tree, and finishes the shards of the first stage by their done.json alone:
+what planning, status and the start of an array task read.
 """
 
 from __future__ import annotations
@@ -84,14 +89,20 @@ class Project:
         return [*self.words("submit", out), "--engine", "slurm", "--shards", str(self.shards)]
 
 
-def make_project(folder: Path, images: int, shards: int, part_size: int) -> Project:
-    """Write a manifest, a recipe and an image tree; of the labels there is one, for nothing looks at the others."""
+def make_project(folder: Path, images: int, shards: int, part_size: int, table: bool = False) -> Project:
+    """Write a manifest, a recipe and an image tree; of the labels there is one, for nothing looks at the others.
+
+    Args:
+        table: list the images in a table; none of them exists.
+    """
     project = Project(folder, images, shards)
     classes = "".join(
         f'[[classes]]\nname = "class {k}"\nlabel = {k}\nthing = {str(k % 2 == 0).lower()}\n' for k in range(CLASSES)
     )
     head = 'name = "many"\n[labels]\nkind = "semantic-png"\nignore = [255]\n'
-    split = '[splits.val]\nimages = "images/{folder}/{id}.jpg"\nlabels = "labels/{folder}/{id}.png"\n'
+    names = '"images.parquet"\nlabels = "labels/{stem}.png"' if table else None
+    names = names or '"images/{folder}/{id}.jpg"\nlabels = "labels/{folder}/{id}.png"'
+    split = f"[splits.val]\nimages = {names}\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "many.toml").write_text(head + classes + split, encoding="utf-8")
     (folder / "many-recipe.toml").write_text(RECIPE.format(part_size=part_size), encoding="utf-8")
@@ -103,6 +114,9 @@ def make_project(folder: Path, images: int, shards: int, part_size: int) -> Proj
         (folder / "bin" / program).chmod(0o755)
     (project.data / "labels/00000").mkdir(parents=True)
     (project.data / "labels/00000/00000000.png").touch()
+    if table:
+        write_images(project)
+        return project
     for first in range(0, images, IMAGES_A_FOLDER):
         place = project.data / f"images/{first // IMAGES_A_FOLDER:05d}"
         place.mkdir(parents=True)
@@ -111,6 +125,32 @@ def make_project(folder: Path, images: int, shards: int, part_size: int) -> Proj
             os.close(os.open(f"{number:08d}.jpg", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=handle))
         os.close(handle)
     return project
+
+
+def write_images(project: Project) -> None:
+    """Write the table of the images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("image", pa.string())])
+    with pq.ParquetWriter(project.data / "images.parquet", schema, compression="zstd") as writer:
+        for first in range(0, project.images, 1 << 20):
+            numbers = range(first, min(first + (1 << 20), project.images))
+            names = [f"images/{number // IMAGES_A_FOLDER:05d}/{number:08d}.jpg" for number in numbers]
+            writer.write_table(pa.table({"image": names}, schema))
+
+
+def end_shards(project: Project) -> None:
+    """Finish every shard of the first stage by its done.json alone, as without any part."""
+    from vitp_pipeline.artifacts.run import open_run
+    from vitp_pipeline.storage.open_store import open_store
+    from vitp_pipeline.storage.sealed import sealed
+
+    run = open_run(open_store(project.run), project.run / "proposals")
+    for shard in range(run.shards):
+        done, images = run.shard_folder(shard) / "done.json", run.first_image(shard + 1) - run.first_image(shard)
+        about = {"run": run.digest, "images": images, "parts": -(-images // run.part_size), "bytes": 0}
+        run.store.write(done, sealed(done, {**about, "failed": [], "files": {}}))
 
 
 class RowMaker:
@@ -286,6 +326,27 @@ def measure(images: int, shards: int, part_size: int, repeats: int, work: Path) 
     return found
 
 
+def measure_table(images: int, shards: int, part_size: int, repeats: int, work: Path) -> dict[str, Any]:
+    """Planning, status and the start of an array task, of images that a table lists."""
+    project = make_project(work / str(images), images, shards, part_size, table=True)
+    new, found = project.folder / "new", {}
+    planned = []
+    for _ in range(repeats):
+        planned.append(run_vitp(project, project.submit(new)))
+        shutil.rmtree(new)
+    run_vitp(project, project.submit())
+    with unsynced():
+        end_shards(project)
+    task = [*project.words("generate-proposals"), "--shard", f"{shards - 1}/{shards}"]
+    found["submit"] = best(planned)
+    for name, words in {"status": ["status", str(project.run)], "array task, done": task}.items():
+        found[name] = best([run_vitp(project, words) for _ in range(repeats)])
+    size = (project.data / "images.parquet").stat().st_size
+    files = count_files(project.run)
+    shutil.rmtree(project.folder)
+    return {"images": images, "shards": shards, "commands": found, "files": files, "table_bytes": size}
+
+
 def timed(project: Project, repeats: int) -> dict[str, Any]:
     """Every command on a run that is finished: the fastest of some repeats."""
     new = project.folder / "new"
@@ -367,7 +428,9 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         sizes = [
-            measure(images, max(1, images // options.shard_images), options.part_size, options.repeats, Path(work))
+            (measure_table if options.table else measure)(
+                images, max(1, images // options.shard_images), options.part_size, options.repeats, Path(work)
+            )
             for images in options.images
         ]
     settings = {"part_size": options.part_size, "images a shard": options.shard_images, "repeats": options.repeats}
@@ -385,6 +448,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shard-images", type=int, default=1000, help="images of a shard")
     parser.add_argument("--part-size", type=int, default=1000, help="as in [generate-proposals]")
     parser.add_argument("--repeats", type=int, default=3, help="of every command; the fastest counts")
+    parser.add_argument("--table", action="store_true", help="list the images in a table: planning and status alone")
     parser.add_argument("--work", type=Path, help="where the trees are made: a million small files each")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here, a .png (needs matplotlib)")

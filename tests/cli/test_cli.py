@@ -31,6 +31,7 @@ COMMANDS = (
     "export-classifier",
     "export-results",
     "check-dataset",
+    "list-images",
     "prepare",
     "generators",
     "backbones",

@@ -38,6 +38,7 @@ TASKS = {
     "BATCH_TASK_INDEX": {"0": 0, "12": 12},
     "CLOUD_RUN_TASK_INDEX": {"0": 0, "12": 12},
     "HQ_TASK_ID": {"0": 0, "12": 12},
+    "SKYPILOT_JOB_RANK": {"0": 0, "12": 12},
 }
 
 
@@ -111,6 +112,20 @@ def test_an_array_that_stands_for_other_shards(variable: str) -> None:
         choose_shard(None, {variable: first, "VITP_SHARDS": "7-"})
     assert choose_shard("3/8", {variable: first, **mapped}).index == 3  # the flag wins
     assert choose_shard(None, mapped) == ShardChoice()  # no array job: it says nothing
+
+
+def test_a_pool_of_skypilot_has_as_many_shards_as_jobs() -> None:
+    pool = {"SKYPILOT_JOB_RANK": "2", "SKYPILOT_NUM_JOBS": "5"}
+    assert choose_shard(None, pool) == ShardChoice(2, 5, "SKYPILOT_JOB_RANK")
+    assert choose_shard("/5", pool) == ShardChoice(2, 5, "SKYPILOT_JOB_RANK")
+    with pytest.raises(UsageError, match="the pool has 5 jobs"):
+        choose_shard("/64", pool)
+    with pytest.raises(UsageError, match="less than N"):
+        choose_shard(None, {**pool, "SKYPILOT_JOB_RANK": "5"})
+    few = choose_shard("/64", {**pool, "VITP_SHARDS": "3,17,20-22"})  # a pool that makes what is missing
+    assert (few.index, few.count) == (20, 64)
+    assert choose_shard("1/64", pool) == ShardChoice(1, 64, "--shard")
+    assert choose_shard(None, {"SKYPILOT_NUM_JOBS": "5"}) == ShardChoice()  # no job of a pool
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "3-1", "1--2", "-1", "1.5", "²"])

@@ -23,6 +23,7 @@ from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.inference.predictor import Predictor
 from vitp_pipeline.interop.result_formats import RESULT_FORMATS, ImageResult
 from vitp_pipeline.interop.results_cityscapes import CITYSCAPES
+from vitp_pipeline.storage.run_store import LocalStore
 
 SIZE = (20, 30)
 
@@ -60,7 +61,7 @@ def test_predict_finds_nothing(tmp_path: Path, views: dict, queries: int, protoc
     if not views:
         assert not found.segments and not found.instances and not found.ids.any()
     making.write_png(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
-    job = PredictJob(tmp_path / "out", {}, tasks)
+    job = PredictJob(LocalStore(tmp_path / "out"), {}, tasks)
     assert predict([Picture(tmp_path / "a.png", "a")], lambda: predictor, job).made == 1
     labels = np.asarray(Image.open(tmp_path / "out/semantic/a.png"))
     assert labels.shape == SIZE and (labels == spec.void_label).all()

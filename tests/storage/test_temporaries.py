@@ -30,6 +30,7 @@ from vitp_pipeline.runtime.progress import hush
 from vitp_pipeline.storage import temporaries
 from vitp_pipeline.storage.atomic_files import write_json, write_whole
 from vitp_pipeline.storage.fs_ops import fill, watched
+from vitp_pipeline.storage.run_store import LocalStore
 from vitp_pipeline.storage.sealed import sealed
 from vitp_pipeline.storage.temporaries import HOUR, NAME_BYTES, is_abandoned, temporary, tidy
 
@@ -54,7 +55,7 @@ def predict_two(folder: Path) -> None:
         pictures.append(Picture(path, name))
     found = Segmentation(spec.class_names, (), labels=np.zeros((4, 6), np.int16))
     predictor: Any = SimpleNamespace(spec=spec, check_tasks=len, segment=lambda *_: found)
-    predict(pictures, lambda: predictor, PredictJob(folder / "out", {}, ("semantic",)))
+    predict(pictures, lambda: predictor, PredictJob(LocalStore(folder / "out"), {}, ("semantic",)))
 
 
 def prepared(dataset: str, make: Callable[[Path], object], folder: Path) -> None:

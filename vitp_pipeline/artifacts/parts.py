@@ -334,26 +334,35 @@ def sealed_index(path: Path, table: pa.Table) -> bytes:
     return content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
 
 
-def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") -> pa.Table:
-    """Read a part's rows, or another table of a shard.
+def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the bytes of a Parquet file; None = all columns.
 
     Every Parquet file of the package is read here, without Arrow's own threads: one that lets go of the bytes while the
     interpreter ends takes the process down (code 134).
+
+    Raises:
+        Exception: of many kinds, of a damaged file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def read_index(path: Path, columns: Sequence[str] | None = None, run: str = "") -> pa.Table:
+    """Read a part's rows, or another table of a shard.
 
     Args:
         run: digest of the run's plan that it must have been made for.
     Raises:
         CorruptError: it is damaged, belongs elsewhere, or is missing.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with open_plain(path) as index:
             content = index.read()
         _check_seal(content)
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
-            table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+        table = read_parquet(content, columns)
     except FileNotFoundError as error:
         raise damaged(path, "is missing") from error
     except UserError:

@@ -15,15 +15,17 @@ digest of the plan it was made for: nothing is judged by a run.json that is not 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitp_pipeline.artifacts.image_ids import StoredIds, TextColumn, ids_path, write_ids
 from vitp_pipeline.artifacts.run_schema import ShardEnd, TrainingEnd, check_end, check_identity, check_provenance
 from vitp_pipeline.errors import CorruptError, IncompatibleError, MissingStageError, UsageError
 from vitp_pipeline.runtime.progress import say
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
     from vitp_pipeline.artifacts.parts import ArrayReader
 
 FORMAT_VERSION = 3
+FORMAT_OF_MANY = 4
+"""Of a run.json whose images are in a file."""
+LISTED = 100_000
+"""Most images whose ids run.json lists."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class StageRun:
         store: the run's.
         folder: where the results lie.
         identity: what decides the results (JSON).
-        images: ids of all images, in order (empty for training).
+        images: ids of all images, in order (empty for training); of more than `LISTED` a `TextColumn`.
         shards: number of shards N.
         part_size: images in a part.
         provenance: as `provenance()` gave it, for people.
@@ -60,7 +66,7 @@ class StageRun:
     store: RunStore = field(compare=False, repr=False)
     folder: Path
     identity: dict[str, Any]
-    images: tuple[str, ...]
+    images: Sequence[str]
     shards: int
     part_size: int
     provenance: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -72,12 +78,17 @@ class StageRun:
     @cached_property
     def digest(self) -> str:
         """Return the digest of the plan, 64 hex digits: the identity, and which images lie in which shard and part."""
-        plan = {"identity": self.identity, "images": self.images, "shards": self.shards, "part_size": self.part_size}
+        plan = {
+            "identity": self.identity,
+            "images": images_of_plan(self.images),
+            "shards": self.shards,
+            "part_size": self.part_size,
+        }
         return fingerprint(plan)
 
     def shard_images(self, shard: int) -> tuple[str, ...]:
         """Return the image ids of a shard: a contiguous range; shard sizes differ by at most one."""
-        return self.images[self.first_image(shard) : self.first_image(shard + 1)]
+        return tuple(self.images[self.first_image(shard) : self.first_image(shard + 1)])
 
     def first_image(self, shard: int) -> int:
         """Return the number of a shard's first image."""
@@ -146,7 +157,7 @@ def create_or_check(
     store: RunStore,
     folder: Path,
     identity: dict[str, Any],
-    images: tuple[str, ...] = (),
+    images: Sequence[str] = (),
     shards: int | None = None,
     part_size: int = 1,
     instead: str = "Choose another --out",
@@ -165,16 +176,19 @@ def create_or_check(
     """
     path = folder / "run.json"
     tidy(folder)
+    images = TextColumn.of(images) if len(images) > LISTED else tuple(images)
     plan = StageRun(store, folder, identity, images, shards or 1, part_size)
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if isinstance(images, tuple) else FORMAT_OF_MANY,
         "identity": identity,
         "fingerprint": plan.fingerprint,
-        "images": list(images),
+        "images": images_of_plan(images),
         "shards": plan.shards,
         "part_size": part_size,
         "provenance": provenance() | ({"classifier": classifier} if classifier else {}),
     }
+    if isinstance(images, TextColumn):
+        write_ids(store, folder, images)
     if not is_begun(store, folder):
         store.create(path, sealed(path, content))
     run = open_run(store, folder)
@@ -200,7 +214,27 @@ def create_or_check(
             f"{folder}: this run has {run.shards} shards, not {shards}",
             f"Use --shard I/{run.shards}: the number is fixed by the first command on a run",
         )
-    return run
+    return replace(run, images=images)  # which are read already
+
+
+def images_of_plan(images: Sequence[str]) -> list[str] | dict[str, Any]:
+    """Return what run.json says of the images: their ids, or of many the number and the digest."""
+    if isinstance(images, TextColumn):
+        return {"count": len(images), "sha256": images.digest}
+    return list(images)
+
+
+def _stored_images(store: RunStore, folder: Path, said: Any) -> Sequence[str]:
+    """Return the images of a plan. Raises KeyError, TypeError or ValueError for what is none."""
+    if isinstance(said, dict):
+        count, digest = said["count"], said["sha256"]
+        if type(count) is not int or count < 0 or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"images = {said}")
+        return StoredIds(store, ids_path(folder, digest), count, digest)
+    images = tuple(said)
+    if not all(isinstance(image, str) for image in images):
+        raise TypeError("its values have the wrong types")
+    return images
 
 
 _BEGUN = {"run.json", COPIES, "masks.json", "lock"}
@@ -291,17 +325,16 @@ def stage_of(store: RunStore, folder: Path, content: dict[str, Any]) -> StageRun
     """Parse the stage in a folder from the content of its run.json. Raises as `open_run`."""
     path = folder / "run.json"
     try:
-        if (version := content["format_version"]) > FORMAT_VERSION:
+        if (version := content["format_version"]) > FORMAT_OF_MANY:
             raise IncompatibleError(
-                f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_VERSION})", "Update vitp"
+                f"{path}: written by a newer vitp (format {version}, this one knows {FORMAT_OF_MANY})", "Update vitp"
             )
         if version < FORMAT_VERSION:
             raise of_older_version(path)
         identity, made = check_identity(content["identity"]), check_provenance(content["provenance"])
-        run = StageRun(store, folder, identity, tuple(content["images"]), content["shards"], content["part_size"], made)
+        images = _stored_images(store, folder, content["images"])
+        run = StageRun(store, folder, identity, images, content["shards"], content["part_size"], made)
         sizes = (run.shards, run.part_size)
-        if not all(isinstance(image, str) for image in run.images):
-            raise TypeError("its values have the wrong types")
         if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
             raise ValueError(f"shards, part_size = {sizes}")
         return run

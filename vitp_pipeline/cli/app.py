@@ -85,8 +85,8 @@ def before_any_command(
 
 COMMANDS = (
     "init run generate_proposals train_classifier classify evaluate submit status verify gc report compare predict "
-    "demo check_dataset prepare info schema generators backbones import_checkpoint import_proposals export_classifier "
-    "export_results doctor"
+    "demo check_dataset list_images prepare info schema generators backbones import_checkpoint import_proposals "
+    "export_classifier export_results doctor"
 )
 """Modules of this package, a command each, in the order in which `vitp --help` shows them."""
 for name in COMMANDS.split():

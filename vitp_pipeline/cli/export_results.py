@@ -30,6 +30,21 @@ def register(app: typer.Typer) -> None:
         ],
         variant: Annotated[str, typer.Option(help="Class scores to export: fused, generator or classifier.")] = "fused",
         alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
+        order: Annotated[
+            str | None,
+            typer.Option(
+                help="Sort images for labeling, the highest first: disagreement of generator and classifier, or "
+                "entropy.",
+                metavar="ORDER",
+            ),
+        ] = None,
+        split_components: Annotated[
+            bool,
+            typer.Option("--split-components", help="Write each connected piece of a mask as an object, for CVAT."),
+        ] = False,
+        url_prefix: Annotated[
+            str, typer.Option("--url-prefix", help="What stands before file names in Label Studio's tasks.")
+        ] = "",
         shard: options.Shard = None,
         name: options.ClassifierName = None,
         classifier: options.ClassifierFile = None,
@@ -46,6 +61,10 @@ def register(app: typer.Typer) -> None:
             vitp export-results coco-sample --data-root data/coco --out runs/coco --format coco-panoptic
 
             vitp export-results camvid --data-root data/camvid --out runs/camvid --format label-png --alpha 0.5
+
+        For people who correct masks in place of drawing them, the images that need it most first:
+
+            vitp export-results camvid --data-root data/camvid --out runs/camvid --format cvat --order entropy
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute
@@ -54,7 +73,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
         from vitp_pipeline.execution.sharding import choose_shard
         from vitp_pipeline.runtime.progress import say
-        from vitp_pipeline.stages.export_results import export_shards, prepare
+        from vitp_pipeline.stages.export_results import Labeling, export_shards, prepare
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         own, of_classify = divide(parse_changes(changes), EvaluateSettings, ClassifySettings)
@@ -63,7 +82,8 @@ def register(app: typer.Typer) -> None:
         file = absolute(classifier)
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)
         with documented(json) as document:
-            export = prepare(loaded, settings, classify, format, variant, data_root, out, choice, asked)
+            labeling = Labeling(order or "", split_components, url_prefix)
+            export = prepare(loaded, settings, classify, format, variant, data_root, out, choice, asked, labeling)
             outcome = export_shards(export, choice.within(export.run.shards), retry_failed)
             document.give(outcome, format=format, results=export.results)
             say(f"{format} files are in {export.results}")

@@ -39,7 +39,24 @@ RecipeName = Annotated[
         autocompletion=shipped_recipes,
     ),
 ]
-DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of the dataset.", metavar="DIR")]
+
+
+def data_path(text: str) -> Path:
+    """Return the path of a folder or URL of data that a user names."""
+    from vitp_pipeline.decoding.remote import data_path
+
+    return data_path(text)
+
+
+DataRoot = Annotated[
+    Path,
+    typer.Option(
+        "--data-root",
+        help="Folder of the dataset, or a URL like s3://bucket/data.",
+        metavar="DIR",
+        parser=data_path,
+    ),
+]
 Out = Annotated[
     RunStore,
     typer.Option(
@@ -48,6 +65,10 @@ Out = Annotated[
         metavar="RUN",
         parser=open_run,
     ),
+]
+Results = Annotated[
+    RunStore,
+    typer.Option("--out", help="Folder or URL for the results.", metavar="DIR", parser=open_run),
 ]
 Shard = Annotated[
     str | None,
@@ -58,6 +79,15 @@ Shard = Annotated[
         metavar="I/N",
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option("-j", "--workers", min=1, max=1024, help="With local: number of processes (default: one per GPU)."),
+]
+ProfileFile = Annotated[
+    str | None,
+    typer.Option("--profile", help="Cluster profile (.toml): partition, time, memory, setup.", metavar="FILE"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")]
 Device = Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1.")]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Images per forward pass; does not change results.")
@@ -102,6 +132,13 @@ Run = Annotated[
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only, no progress.")]
+
+
+def engines() -> Iterable[str]:
+    """List the engines that run chains, for `--engine`."""
+    from vitp_pipeline.cluster.engine import ENGINES
+
+    return ENGINES
 
 
 def point_policies() -> Iterable[str]:

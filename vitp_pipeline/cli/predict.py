@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +13,26 @@ from vitp_pipeline.cli.options import (
     ClassifierFile,
     ClassifierName,
     Device,
+    DryRun,
     Json,
     OptionalRun,
+    ProfileFile,
+    Results,
+    RetryFailed,
+    Shard,
+    Workers,
     checked_as,
+    data_path,
+    engines,
     member_of,
     with_keys,
 )
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.runtime.output import show_lines
+from vitp_pipeline.runtime.progress import say
+
+if TYPE_CHECKING:
+    from vitp_pipeline.artifacts.run import StageRun
 
 
 def _formats() -> Iterable[str]:
@@ -29,12 +42,18 @@ def _formats() -> Iterable[str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("predict", rich_help_panel="Also", cls=with_keys(format=_formats))
+    @app.command("predict", rich_help_panel="Also", cls=with_keys(format=_formats, engine=engines))
     def predict(
         images: Annotated[
-            list[Path], typer.Argument(help="Image files, or folders of them.", metavar="IMAGE...", show_default=False)
+            list[Path],
+            typer.Argument(
+                help="Image files; folders, archives or URLs of them; or a table by `vitp list-images`.",
+                metavar="IMAGE...",
+                show_default=False,
+                parser=data_path,
+            ),
         ],
-        out: Annotated[Path, typer.Option("--out", help="Folder for the results.", metavar="DIR")],
+        out: Results,
         recipe: Annotated[
             str | None,
             typer.Option(
@@ -89,10 +108,33 @@ def register(app: typer.Typer) -> None:
         overlays: Annotated[str, typer.Option(help="Format of the pictures: jpg, png or none.")] = "jpg",
         data_root: Annotated[
             Path | None,
-            typer.Option("--data-root", help="Folder of the dataset, if the recipe uses files in it.", metavar="DIR"),
+            typer.Option(
+                "--data-root",
+                help="Folder of the dataset, if the recipe uses files in it, or of the images of a table.",
+                metavar="DIR",
+                parser=data_path,
+            ),
         ] = None,
         device: Device = None,
         changes: Changes = None,
+        shard: Shard = None,
+        retry_failed: RetryFailed = False,
+        engine: Annotated[
+            str | None,
+            typer.Option(
+                "--engine",
+                help="Run the shards as an array job, as `vitp submit` does.",
+                metavar="ENGINE",
+                callback=member_of(engines),
+            ),
+        ] = None,
+        shards: Annotated[
+            int | None,
+            typer.Option("--shards", min=1, max=10**6, help="With --engine: number of shards.", metavar="N"),
+        ] = None,
+        workers: Workers = None,
+        profile: ProfileFile = None,
+        dry_run: DryRun = False,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Reprocess images that already have results.")
         ] = False,
@@ -115,12 +157,22 @@ def register(app: typer.Typer) -> None:
         With --masks no generator is needed: the masks are those of another tool, and the classifier classifies them:
 
             vitp predict photos --masks sam/photos --from sam --classifier b.safetensors --out found
+
+        Many photographs go in shards, by your own array job or as jobs that are submitted:
+
+            vitp predict s3://b/photos --recipe camvid --run runs/camvid --out s3://b/found --shard /64
+
+            vitp predict photos --recipe camvid --run runs/camvid --out found --shards 64 --engine slurm
         """
         from vitp_pipeline.cli.document import documented
+        from vitp_pipeline.cluster.engine import ENGINES
+        from vitp_pipeline.cluster.predict_chain import PredictCommand, submit_predict
         from vitp_pipeline.config.flags import parse_alpha
+        from vitp_pipeline.execution.sharding import ShardChoice, choose_shard
         from vitp_pipeline.inference.batch import predict
         from vitp_pipeline.inference.image_files import find_pictures
         from vitp_pipeline.inference.setup import MaskFiles, prepare
+        from vitp_pipeline.inference.shards import begin_shards, goes_in_shards
 
         flags = {
             "name": name,
@@ -132,19 +184,67 @@ def register(app: typer.Typer) -> None:
         }
         if format and not masks:
             raise UsageError("--from names the format of --masks, which is missing", "Give --masks PATH")
-        pictures = find_pictures(images, out)
-        build, job = prepare(
-            out,
+        if engine is None and (shards or workers or profile or dry_run):
+            raise UsageError("--shards, --workers, --profile and --dry-run go with --engine", "Name it: --engine local")
+        if overwrite and (engine or goes_in_shards(out, shard)):
+            raise UsageError("--overwrite goes without shards", "Choose another --out")
+        if engine and shard is not None:
+            raise UsageError("--shard and --engine exclude each other", "Give --shards N with --engine")
+        command = PredictCommand(
+            tuple(images),
+            out.url,
             recipe=recipe,
-            run=run,
+            run=run.url if run else None,
+            generator=generator,
+            checkpoint=checkpoint,
+            classifier=classifier,
+            masks=str(masks) if masks else None,
             data_root=data_root,
-            tasks=tuple(dict.fromkeys(task or ())),
-            overlay=overlays,
-            flags=flags,
-            changes=changes,
-            masks=MaskFiles(masks, format, pictures, no_object_share) if masks else None,
+            others={
+                "--name": name,
+                "--from": format,
+                "--no-object-share": str(no_object_share) if masks else None,
+                "--alpha": alpha,
+                "--overlays": overlays,
+                "--device": device,
+            },
+            repeated={"--task": task or [], "--set": changes or []},
+            retry_failed=retry_failed,
         )
         with documented(json) as document:
-            predicted = predict(pictures, build, job, overwrite)
-            document.give(predicted)
-            predicted.report()
+            if engine and (dry_run or not ENGINES[engine].here):  # nothing of it need be on this machine
+                text = submit_predict(command, engine, None, out, shards, workers, profile, dry_run, document.give)
+                if not json:
+                    show_lines(text)
+                return
+            pictures = find_pictures(images, out.folder, data_root)
+            build, job = prepare(
+                out,
+                recipe=recipe,
+                run=run,
+                data_root=data_root,
+                tasks=tuple(dict.fromkeys(task or ())),
+                overlay=overlays,
+                flags=flags,
+                changes=changes,
+                masks=MaskFiles(masks, format, pictures, no_object_share) if masks else None,
+            )
+            if engine:
+
+                def begin(count: int) -> StageRun:
+                    return begin_shards(pictures, job, ShardChoice(count=count)).run
+
+                text = submit_predict(command, engine, begin, out, shards, workers, profile, dry_run, document.give)
+                if not json:
+                    show_lines(text)
+            elif goes_in_shards(out, shard):
+                choice = choose_shard(shard)
+                sharded = begin_shards(pictures, job, choice)
+                outcome = sharded.shards(choice.within(sharded.run.shards), build, retry_failed)
+                document.give(outcome, results=out.url)
+                say(f"results are in {out.url}")
+                outcome.report("predict")
+            else:
+                predicted = predict(pictures, build, job, overwrite)
+                document.give(predicted)
+                predicted.report()

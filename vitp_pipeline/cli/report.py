@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitp_pipeline.cli.options import Json
+from vitp_pipeline.cli.options import Json, data_path
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
         data_root: Annotated[
             Path | None,
             typer.Option(
-                "--data-root", help="Folder of the dataset; without it the report shows no photographs.", metavar="DIR"
+                "--data-root",
+                help="Folder or URL of the dataset; without it the report shows no photographs.",
+                metavar="DIR",
+                parser=data_path,
             ),
         ] = None,
         out: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -11,23 +10,21 @@ from vitp_pipeline.cli.options import (
     ClassifierFile,
     ClassifierName,
     DataRoot,
+    DryRun,
     Json,
     Out,
+    ProfileFile,
     RecipeName,
+    Workers,
+    engines,
     member_of,
     with_keys,
 )
 from vitp_pipeline.runtime.output import show_lines
 
 
-def _engines() -> Iterable[str]:
-    from vitp_pipeline.cluster.engine import ENGINES
-
-    return ENGINES
-
-
 def register(app: typer.Typer) -> None:
-    @app.command("submit", rich_help_panel="Clusters", cls=with_keys(engine=_engines))
+    @app.command("submit", rich_help_panel="Clusters", cls=with_keys(engine=engines))
     def submit(
         recipe: RecipeName,
         data_root: DataRoot,
@@ -38,23 +35,15 @@ def register(app: typer.Typer) -> None:
                 "--engine",
                 help="Scheduler; k8s and aws print jobs for you to submit.",
                 metavar="ENGINE",
-                callback=member_of(_engines),
+                callback=member_of(engines),
             ),
         ],
         shards: Annotated[
             int | None, typer.Option("--shards", min=1, max=10**6, help="Number of shards of a new run.", metavar="N")
         ] = None,
-        workers: Annotated[
-            int | None,
-            typer.Option(
-                "-j", "--workers", min=1, max=1024, help="With local: number of processes (default: one per GPU)."
-            ),
-        ] = None,
-        profile: Annotated[
-            str | None,
-            typer.Option("--profile", help="Cluster profile (.toml): partition, time, memory, setup.", metavar="FILE"),
-        ] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
+        workers: Workers = None,
+        profile: ProfileFile = None,
+        dry_run: DryRun = False,
         name: ClassifierName = None,
         classifier: ClassifierFile = None,
         alpha: Annotated[
@@ -83,6 +72,7 @@ def register(app: typer.Typer) -> None:
         from vitp_pipeline.cluster.profile import load_profile
         from vitp_pipeline.config.files import absolute
         from vitp_pipeline.config.flags import check_decimal_sign
+        from vitp_pipeline.decoding.remote import absolute as absolute_path
         from vitp_pipeline.errors import UsageError
         from vitp_pipeline.runtime.progress import say
         from vitp_pipeline.storage.run_store import LocalStore
@@ -98,7 +88,7 @@ def register(app: typer.Typer) -> None:
         if chosen.here:  # tasks start in this file system, if not in this folder
             recipe = str(Path(recipe).resolve()) if recipe.endswith(".toml") and Path(recipe).is_file() else recipe
             classifier = absolute(classifier)
-            data_root, out = data_root.resolve(), LocalStore(out.folder.resolve())
+            data_root, out = absolute_path(data_root), LocalStore(out.folder.resolve())
         if chosen.shards and not is_begun(out, out.folder / "proposals"):
             shards = shards or chosen.shards(workers)
         resources = load_profile(profile)

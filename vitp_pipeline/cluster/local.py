@@ -35,7 +35,7 @@ done.
 POLL = 0.05
 GRACE = 60.0
 """Seconds for tasks that are asked to stop: they finish their image."""
-ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merge")
+ORDER = ("train-classifier", "evaluate", "classify", "generate-proposals", "merge", "predict")
 """Which of several tasks that could start does: the long one, then those that finish shards."""
 
 

@@ -5,6 +5,8 @@ train-classifier    one task; none when the recipe or a flag names a classifier 
 classify            one task a shard: after its shard's proposals and the training
 evaluate            one task a shard: after its shard's scores; none where the split has no ground truth
 merge               one task: the last `vitp evaluate`, after all of evaluate
+
+The shards of `vitp predict` are a chain of one job.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from vitp_pipeline.artifacts.run import StageRun, is_begun, open_run
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
+from vitp_pipeline.decoding.remote import name_of
 from vitp_pipeline.errors import MissingStageError, PartialError, UsageError
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.runtime.progress import say
@@ -52,7 +55,7 @@ class Request:
     def command(self, stage: str) -> list[str]:
         """Return the arguments of vitp for a stage, without those for its shard."""
         words = ["evaluate" if stage == "merge" else stage, self.recipe]
-        words += ["--data-root", str(self.data_root), "--out", self.store.url]
+        words += ["--data-root", name_of(self.data_root), "--out", self.store.url]
         if stage in ("train-classifier", "classify", "evaluate", "merge") and self.name:
             words += ["--name", self.name]
         if stage in ("classify", "evaluate", "merge") and self.classifier:
@@ -122,10 +125,10 @@ def plan_chain(request: Request, begin: bool) -> Chain:
     if run is not None:
         _check_alpha(recipe, request, run.identity.get("class_agnostic") is True)
     every = tuple(range(count))
-    proposals = every if run is None else _unfinished(run, request.retry_failed)
+    proposals = every if run is None else unfinished(run, request.retry_failed)
     training = not classify.classifier and not _trained(recipe, request, classify.name, begin)
     scored = None if run is None or training else _scores(recipe, classify, request)
-    scores = every if scored is None else _unfinished(scored, request.retry_failed)
+    scores = every if scored is None else unfinished(scored, request.retry_failed)
     counts, measured = every, False
     if reason := _unlabeled(recipe, settings.split, request) if begin else "":
         say(f"split {settings.split!r} has no ground truth, so nothing is evaluated: {reason}")
@@ -195,7 +198,7 @@ def _unmeasured(recipe: Recipe, classify: ClassifySettings, request: Request) ->
 
     settings, alphas = _asked(recipe, request)
     evaluation = prepare(recipe, settings, classify, alphas, request.data_root, request.store, ShardChoice())
-    shards = _unfinished(evaluation.run, request.retry_failed)
+    shards = unfinished(evaluation.run, request.retry_failed)
     return shards, not shards and request.store.exists(evaluation.run.folder / "result.json")
 
 
@@ -215,7 +218,8 @@ def _check_alpha(recipe: Recipe, request: Request, class_agnostic: bool) -> None
     settle_alpha(settings, class_agnostic, recipe, alphas)
 
 
-def _unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:
+def unfinished(run: StageRun, retry_failed: bool) -> tuple[int, ...]:
+    """List the shards of a stage that are not done, or in which images failed."""
     from vitp_pipeline.execution.runner import failed_images
 
     return tuple(s for s in range(run.shards) if not run.finished(s) or (retry_failed and failed_images(run, s)))

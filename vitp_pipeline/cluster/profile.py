@@ -1,6 +1,6 @@
 """A cluster profile: resources and setup of tasks, as one TOML file.
 
-Keys at the top hold for every stage, a table named after a stage (or `merge`) overrides them for it. An
+Keys at the top hold for every stage, a table named after a stage (or `merge`, or `predict`) overrides them for it. An
 example lies in stages/cluster/.
 """
 
@@ -17,8 +17,8 @@ from vitp_pipeline.validation.constraints import Count, within
 from vitp_pipeline.validation.keys import DRAFT, Key, schema_of
 from vitp_pipeline.validation.tables import checked, did_you_mean, table
 
-STAGES = (*TABLES, "merge")
-"""The stages of a chain; `merge` is the last `vitp evaluate`, which adds up what the tasks measured."""
+STAGES = (*TABLES, "merge", "predict")
+"""The jobs of chains; `merge` is the last `vitp evaluate`, which adds up what the tasks measured."""
 
 Lines = tuple[str, ...]
 

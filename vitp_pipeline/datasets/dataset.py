@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from vitp_pipeline.artifacts.image_ids import TextColumn
 from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.identity import ImageIndex
 from vitp_pipeline.datasets.images import ImageFile, open_image
@@ -17,7 +20,8 @@ from vitp_pipeline.datasets.orientation import is_read_upright
 from vitp_pipeline.datasets.regions import boxes_of_regions
 from vitp_pipeline.datasets.samples import Samples, list_samples
 from vitp_pipeline.datasets.spec import DatasetSpec
-from vitp_pipeline.decoding.archives import is_archive, is_file
+from vitp_pipeline.decoding.archives import is_file, is_folder, reading_ahead
+from vitp_pipeline.decoding.remote import is_remote
 from vitp_pipeline.errors import InputError, UsageError
 from vitp_pipeline.geometry import Size
 
@@ -27,7 +31,7 @@ class Dataset:
 
     Args:
         spec: the manifest.
-        root: the data root: a folder, or an archive.
+        root: the data root: a folder, an archive, or a URL's path (`decoding.remote`).
         split: a split that the manifest names.
         limit: keep only the first `limit` images.
     Raises:
@@ -38,7 +42,7 @@ class Dataset:
     def __init__(self, spec: DatasetSpec, root: Path, split: str, limit: int | None = None) -> None:
         if split not in spec.splits:
             raise UsageError(f"{spec.name} has no split {split!r}", f"It has: {', '.join(spec.splits)}")
-        if not root.is_dir() and not is_archive(root):
+        if not is_folder(root):
             raise InputError(f"{root}: this data root is not a folder", "Give the dataset's folder as --data-root")
         self.spec, self.root, self.split = spec, root, split
         self._all = list_samples(spec, root, split)
@@ -53,7 +57,7 @@ class Dataset:
         return len(self.samples)
 
     @property
-    def image_ids(self) -> tuple[str, ...]:
+    def image_ids(self) -> Sequence[str]:
         return self.samples.image_ids
 
     @property
@@ -75,17 +79,33 @@ class Dataset:
         return LabelReader.of(self.spec, lambda: self._spread_labels(coarse=True))
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {image_id: number for number, image_id in enumerate(self.image_ids)}
+    def _find(self) -> Callable[[str], int | None]:
+        """Return the place of an image by its id; None where the split lacks it."""
+        ids = self.image_ids
+        if isinstance(ids, TextColumn):
+            return ids.place
+        return {image_id: number for number, image_id in enumerate(ids)}.get
 
     def sample(self, image_id: str) -> Sample:
         """Return the sample of an image id. Raises InputError when the split has none (any more)."""
-        try:
-            return self.samples[self._numbers[image_id]]
-        except KeyError:
+        if (number := self._find(image_id)) is None:
             raise InputError(
                 f"{self.root}: split {self.split!r} has no image with the id {image_id!r}", "Check --data-root"
-            ) from None
+            )
+        return self.samples[number]
+
+    def reading_ahead(self, image_ids: Iterable[str], labels: bool = False) -> AbstractContextManager[None]:
+        """Fetch images, or their label files, from an object store before they are read, while the block runs.
+
+        Args:
+            image_ids: in the order in which they will be read. Those that the split lacks are passed over.
+        """
+        if not is_remote(self.root):
+            return nullcontext()
+        numbers = [number for image_id in image_ids if (number := self._find(image_id)) is not None]
+        samples = [self.samples[number] for number in numbers]
+        files = (sample.truth if self.kind.file_per_image else None for sample in samples)
+        return reading_ahead(list(filter(None, files)) if labels else [sample.image for sample in samples])
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """Read an image, (H, W, 3) uint8 RGB, rotated by EXIF to fit its labels (`orientation`). Raises InputError."""

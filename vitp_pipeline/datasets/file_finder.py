@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from vitp_pipeline.datasets.identity import split_name
 from vitp_pipeline.datasets.spec import words_of
 from vitp_pipeline.decoding.archives import archives_in, compiled, compressed_in, is_archive, is_file, listing
+from vitp_pipeline.decoding.remote import is_remote
 from vitp_pipeline.errors import MissingDataError
 
 
@@ -25,7 +26,7 @@ class Places:
 
     def images(self, patterns: tuple[str, ...]) -> Found:
         """Find all files of the first pattern that matches any, in the order of their paths."""
-        for bases in (self.folders, self.archives):
+        for bases in self._bases():
             for pattern in patterns:
                 places: list[tuple[Path, list[str]]] = []
                 for base in bases:
@@ -39,7 +40,7 @@ class Places:
 
     def file(self, paths: tuple[str, ...]) -> Path:
         """Find the first of these relative paths that exists; if none does, return where the first should be."""
-        for bases in (self.folders, self.archives):
+        for bases in self._bases():
             for base in bases:
                 for path in paths:
                     if is_file(base / path):
@@ -48,15 +49,22 @@ class Places:
 
     def beside(self, templates: tuple[str, ...]) -> Beside:
         """Build the finder of per-image files from paths with words in braces."""
-        for bases in (self.folders, self.archives):
+        for bases in self._bases():
             for template in templates:
                 having = [base for base in bases if next(listing(base, _any_word(template)), None) is not None]
                 if having:
                     return Beside(having, template)
         return Beside([self.expected("")], templates[0])
 
+    def _bases(self) -> Iterator[list[Path]]:
+        """Yield the folders, then the archives, which are looked for only where the folders do not do."""
+        yield self.folders
+        yield self.archives
+
     def expected(self, path: str) -> Path:
         """Return the path of a missing file: where its folder is, or else in what looks like the dataset's."""
+        if is_remote(self.root):
+            return self.folders[0] / path
         there = [folder for folder in self.folders if folder.is_dir()] or [self.root]
         return next((folder for folder in there if (folder / path.split("/")[0]).exists()), there[-1]) / path
 

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from vitp_pipeline.artifacts.image_ids import TextColumn
 from vitp_pipeline.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -81,6 +82,8 @@ def image_ranks(image_ids: Sequence[str]) -> np.ndarray:
 
 def first_twice(values: Iterable[_Key]) -> tuple[int, int] | None:
     """Return the places of the first value that occurs again and of its recurrence; None where all are distinct."""
+    if isinstance(values, TextColumn):
+        return values.first_twice()
     seen: dict[_Key, int] = {}
     for place, value in enumerate(values):
         if (first := seen.setdefault(value, place)) != place:

@@ -18,7 +18,7 @@ from PIL.ImageFile import ImageFile as ImagePlugin
 
 from vitp_pipeline.decoding.archives import MAX_BYTES, lookalike, read_bytes
 from vitp_pipeline.decoding.limits import check_pixels
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.errors import InputError, UserError
 from vitp_pipeline.geometry import Size
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -91,22 +91,42 @@ SIDEWAYS = (5, 6, 7, 8)
 """The EXIF orientations that exchange height and width."""
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Path, content: bytes | None = None) -> np.ndarray:
     """Read a photograph as (H, W, 3) uint8 RGB, upright. Raises InputError as `open_image` and `ImageFile.rgb`."""
-    return open_image(path).rgb()
+    return open_image(path, content=content).rgb()
 
 
-def open_image(path: Path, what: str = "image", decode: bool = True) -> ImageFile:
+def read_image_file(path: Path, what: str = "image") -> bytes:
+    """Read the bytes of an image file. Raises InputError where it is missing or cannot be read."""
+    try:
+        return read_bytes(path, MAX_BYTES)
+    except UserError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{path}: this {what} does not exist{lookalike(path)}", "Check --data-root and the manifest's splits"
+        ) from error
+    except Exception as error:
+        raise _unreadable(path, what, error) from error
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> InputError:
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+    return InputError(f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again")
+
+
+def open_image(path: Path, what: str = "image", decode: bool = True, content: bytes | None = None) -> ImageFile:
     """Read an image file, on disk or in an archive.
 
     Args:
         what: what messages call it.
         decode: False = read only the header: `pixels` and `orientation` are then unreliable.
+        content: of the file, where it is read already.
     Raises:
         InputError: missing, too large, of an unsupported format, or it cannot be decoded.
     """
+    content = read_image_file(path, what) if content is None else content
     try:
-        content = read_bytes(path, MAX_BYTES)
         image = Image.open(io.BytesIO(content), formats=_formats())
         check_pixels(image.width, image.height, f"{path}: this {what}")
         raw_mode, kind, size, orientation = _raw_mode(image, content), str(image.format), image.size[::-1], None
@@ -119,15 +139,8 @@ def open_image(path: Path, what: str = "image", decode: bool = True) -> ImageFil
             orientation = orientation or _stated_orientation(image)
     except InputError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"{path}: this {what} does not exist{lookalike(path)}", "Check --data-root and the manifest's splits"
-        ) from error
     except Exception as error:  # each format's decoder fails in its own ways on a damaged file
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(
-            f"{path}: this {what} cannot be read ({reason})", "Replace the file, then run again"
-        ) from error
+        raise _unreadable(path, what, error) from error
     return ImageFile(path, image, size, orientation, kind.startswith("TIFF"), kind, raw_mode)
 
 
@@ -167,19 +180,23 @@ _HEIF = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis")
 
 def unread_format(path: Path) -> str:
     """Name the format of a photograph that phones and cameras make and this PIL does not read; else ""."""
+    try:
+        content = b"" if path.suffix.lower() in RAW else read_bytes(path)
+    except (OSError, UserError):
+        return ""  # `open_image` says why
+    return unread_content(path, content)
+
+
+def unread_content(path: Path, content: bytes) -> str:
+    """Name that format, of a file that is read already; else ""."""
     if path.suffix.lower() in RAW:
         return f"RAW ({path.suffix.lower()})"
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError:
-        return ""  # `open_image` says why
-    if head[4:8] != b"ftyp" or not head[8:].startswith(_HEIF):
+    if not (content[4:8] == b"ftyp" and content[8:12].startswith(_HEIF)):
         return ""
     try:
-        Image.open(path, formats=_formats()).close()  # AVIF, where PIL was built with it
+        Image.open(io.BytesIO(content), formats=_formats()).close()  # AVIF, where PIL was built with it
     except Exception:
-        return "AVIF" if head[8:].startswith(b"avi") else "HEIC"
+        return "AVIF" if content[8:].startswith(b"avi") else "HEIC"
     return ""
 
 

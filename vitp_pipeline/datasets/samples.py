@@ -10,9 +10,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Protocol, overload
 
+from vitp_pipeline.artifacts.image_ids import TextColumn
 from vitp_pipeline.datasets.annotations import Annotation, Annotations
 from vitp_pipeline.datasets.file_finder import Beside, Places, filled, words_of_file
 from vitp_pipeline.datasets.identity import Claims, ImageIndex, first_twice, split_name
+from vitp_pipeline.datasets.image_table import ImageTable, is_table
 from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind, Sample
 from vitp_pipeline.datasets.spec import DatasetSpec, SplitSpec, words_of
 from vitp_pipeline.decoding.archives import check_inside, compiled, is_file, read_bytes
@@ -48,9 +50,11 @@ class Samples(Sequence[Sample]):
         self._numbers = range(self._starts[-1]) if numbers is None else numbers
 
     @property
-    def image_ids(self) -> tuple[str, ...]:
-        ids = [image_id for piece in self._pieces for image_id in piece.image_ids]
-        return tuple(ids if len(self) == len(ids) else (ids[number] for number in self._numbers))
+    def image_ids(self) -> Sequence[str]:
+        if len(self._pieces) == 1 and isinstance(ids := self._pieces[0].image_ids, TextColumn):
+            return ids if len(self) == len(ids) else ids[self._numbers.start : self._numbers.stop : self._numbers.step]
+        names = [image_id for piece in self._pieces for image_id in piece.image_ids]
+        return tuple(names if len(self) == len(names) else (names[number] for number in self._numbers))
 
     @property
     def unlabeled(self) -> str:
@@ -119,7 +123,9 @@ def unlabeled(spec: DatasetSpec, root: Path, name: str) -> str:
 
 def _without_labels(kind: LabelKind, split: SplitSpec) -> str:
     """Return the reason why a split has no ground truth, as far as its entry tells; else ""."""
-    return "its manifest names no `labels`" if kind.file_per_image and not split.labels else ""
+    if not kind.file_per_image or split.labels or (split.images and is_table(split.images[0])):
+        return ""
+    return "its manifest names no `labels`"
 
 
 def _paths(listed: Listed, number: int, root: Path) -> tuple[str, str]:
@@ -132,6 +138,8 @@ def _listed(spec: DatasetSpec, places: Places, split: SplitSpec, above: str | No
     listed: Listed = (
         _ByAnnotations(_annotations(kind.annotations, spec, places, split), places, split)
         if kind.annotations
+        else _ByTable(places, split)
+        if is_table(split.images[0])
         else _ByPattern(places, split, above)
     )
     listed.unlabeled = listed.unlabeled or _without_labels(kind, split)
@@ -274,6 +282,27 @@ class _ByPattern:
         words = self._words(number)
         truth, coarse = (None if files is None else files.of(words) for files in (self._labels, self._coarse))
         return Sample(self.image_ids[number], self._found.path(number), truth, coarse=coarse)
+
+
+class _ByTable:
+    """Images as a table lists them (`image_table`). Nothing is looked up in folders."""
+
+    def __init__(self, places: Places, split: SplitSpec) -> None:
+        self._table = ImageTable(places.file(split.images))
+        self._root, self._split = places.root, split
+        self.image_ids: Sequence[str] = self._table.ids
+        self.unlabeled = ""
+
+    def below(self, number: int) -> str:
+        return self._table.image(number)
+
+    def sample(self, number: int) -> Sample:
+        relative = self._table.image(number)
+        label = self._table.label(number)
+        if label is None and self._split.labels:
+            label = filled(self._split.labels[0], words_of_file(relative))
+        truth = None if label is None else self._root / label
+        return Sample(self.image_ids[number], self._root / relative, truth)
 
 
 class _ByAnnotations:

@@ -1,7 +1,8 @@
-"""Read files on disk or inside archives, by one kind of path.
+"""Read files on disk, on object stores, or inside archives there, by one kind of path.
 
 A file in an archive has a path that goes through it: `D/train2017.zip/train2017/000000000009.jpg`. Zip archives and
-uncompressed tar archives are read at random places and never unpacked; their lists of members are kept in memory.
+uncompressed tar archives are read at random places and never unpacked; their lists of members are kept in memory. A
+path that begins with the scheme of a URL, `s3:/bucket/data`, leads to a store (`remote`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import tarfile
 import threading
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from vitp_pipeline.errors import InputError
+from vitp_pipeline.decoding import read_ahead, remote
+from vitp_pipeline.decoding.remote import is_remote
+from vitp_pipeline.errors import InputError, UserError
 
 ENDINGS = (".zip", ".tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
@@ -37,18 +41,37 @@ _THROUGH = re.compile(r"\.(?:zip|tar)(?=/|$)", re.IGNORECASE)
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Read a file, on disk or in an archive.
+    """Read a file, on disk, on a store or in an archive.
 
     Args:
         limit: most bytes, unpacked.
     Raises:
         FileNotFoundError: no such file or member.
         OSError: the file system refuses.
+        StorageError: the store refuses.
         InputError: larger than the limit, not a file (a pipe, a device), or damaged in its archive.
     """
+    if (fetched := read_ahead.fetched(path)) is not None:
+        content = fetched.result()
+        _check_size(path, len(content), limit)
+        return content
+    return _read(path, limit)
+
+
+def reading_ahead(paths: Iterable[Path]) -> AbstractContextManager[None]:
+    """Fetch the files that lie on stores, in this order, while the block runs: `read_bytes` finds them here."""
+    far = [path for path in paths if is_remote(path)]
+    return read_ahead.reading_ahead(far, lambda path: _read(path, MAX_BYTES)) if far else nullcontext()
+
+
+def _read(path: Path, limit: int) -> bytes:
     parts = _through_archive(path)
     if parts is not None:
         return _open_archive(parts[0]).read(parts[1], limit)
+    if is_remote(path):
+        content = remote.read(path, limit)
+        _check_size(path, len(content), limit)
+        return content
     with open_file(path) as file:
         _check_size(path, os.fstat(file.fileno()).st_size, limit)
         return file.read()
@@ -67,7 +90,7 @@ def is_file(path: Path) -> bool:
     """True if a file, or a member of an archive, exists."""
     try:
         parts = _through_archive(path)
-        return path.is_file() if parts is None else parts[1] in _open_archive(parts[0]).names
+        return _is_plain_file(path) if parts is None else parts[1] in _open_archive(parts[0]).names
     except OSError:  # a name that is too long, a folder that may not be looked into
         return False
 
@@ -137,7 +160,18 @@ def check_named(name: object, where: object) -> str:
 
 
 def is_archive(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and path.is_file()
+    return path.suffix.lower() in ENDINGS and _is_plain_file(path)
+
+
+def is_folder(path: Path) -> bool:
+    """True if files may be listed there: a folder, or an archive. A folder of a store exists if anything is in it,
+    which is not asked.
+    """
+    return is_remote(path) or path.is_dir() or is_archive(path)
+
+
+def _is_plain_file(path: Path) -> bool:
+    return remote.is_file(path) if is_remote(path) else path.is_file()
 
 
 def listing(base: Path, pattern: str) -> Iterator[str]:
@@ -191,6 +225,9 @@ def compressed_in(folder: Path) -> list[Path]:
 
 
 def _files_ending(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    if is_remote(folder):
+        names = remote.names(folder, folders=False)
+        return sorted(folder / name for name in names if name.lower().endswith(endings))
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -208,7 +245,7 @@ class _Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.twofold: set[str] = set()
-        self._file = path.open("rb")
+        self._file = remote.open_file(path) if is_remote(path) else path.open("rb")
         try:
             if path.suffix.lower() == ".zip":
                 # given an open file, ZipFile never closes it, whatever its count of readers says
@@ -243,10 +280,12 @@ class _Archive:
                 with open_member(self._zip, member, limit, self.path) as file:
                     return b"".join(iter(lambda: file.read(AT_ONCE), b""))
             _check_size(self.path / name, member.size, limit)
+            if is_remote(self.path):
+                return remote.read_piece(self.path, member.offset_data, member.size)
             if member.offset_data + member.size > os.fstat(self._file.fileno()).st_size:
                 raise EOFError("the archive ends in the middle of it")
             return os.pread(self._file.fileno(), member.size, member.offset_data)
-        except InputError:
+        except UserError:
             raise
         except Exception as error:  # damaged members fail in many ways
             raise InputError(
@@ -284,16 +323,22 @@ _opening = threading.Lock()
 
 def _open_archive(path: Path) -> _Archive:
     try:
-        found = path.stat()
+        found = _remote_stamp(path) if is_remote(path) else (path.stat().st_size, path.stat().st_mtime_ns)
     except FileNotFoundError as error:
         raise InputError(f"{path}: this archive does not exist", "Check --data-root") from error
     with _opening:
         # of its own for every process: a forked one shares the position in the file with its parent
-        return _kept_archive(path, found.st_size, found.st_mtime_ns, os.getpid())
+        return _kept_archive(path, *found, os.getpid())
 
 
 @lru_cache(64)
-def _kept_archive(path: Path, size: int, changed: int, process: int) -> _Archive:
+def _remote_stamp(path: Path) -> tuple[int, str]:
+    """Ask once: a request for every member would double them."""
+    return remote.stamp(path)
+
+
+@lru_cache(64)
+def _kept_archive(path: Path, size: int, changed: int | str, process: int) -> _Archive:
     return _Archive(path)
 
 
@@ -309,7 +354,7 @@ def _through_archive(path: Path) -> tuple[Path, str] | None:
 
 @lru_cache(256)
 def _is_file(path: str) -> bool:
-    return Path(path).is_file()
+    return _is_plain_file(Path(path))
 
 
 def _below(folder: Path, start: str, components: list[str]) -> Iterator[str]:
@@ -326,7 +371,7 @@ def _below(folder: Path, start: str, components: list[str]) -> Iterator[str]:
             yield from (f"{start}{first}/{name}" for name in listing(folder / first, "/".join(rest)))
         elif rest:
             yield from _below(folder / first, f"{start}{first}/", rest)
-        elif (folder / first).is_file():
+        elif _is_plain_file(folder / first):
             yield start + first
         return
     fits = compiled(first)
@@ -339,6 +384,9 @@ def _below(folder: Path, start: str, components: list[str]) -> Iterator[str]:
 
 
 def _names(folder: Path, folders: bool) -> Iterator[str]:
+    if is_remote(folder):
+        yield from (name for name in remote.names(folder, folders) if not name.startswith("._"))
+        return
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -44,11 +44,12 @@ class CountMaker:
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         rows = CountRows(self.evaluation)
-        for image_id, row in self._rows(shard, part, images):
-            rows.add(image_id, row)
-            budget.advance(1)
-            if budget.over():
-                break
+        with self.evaluation.dataset.reading_ahead(images, labels=True):
+            for image_id, row in self._rows(shard, part, images):
+                rows.add(image_id, row)
+                budget.advance(1)
+                if budget.over():
+                    break
         return rows.table()
 
     def _rows(self, shard: int, part: int, images: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

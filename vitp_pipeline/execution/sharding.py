@@ -1,6 +1,7 @@
 """Choose the shard of a command: `--shard I/N`, or the index that a scheduler puts into the environment.
 
-The number of shards is never taken from a scheduler: an array that retries tasks 3 and 17 has a count of two.
+The number of shards is never taken from the count of an array: one that retries tasks 3 and 17 has a count of two. The
+jobs of a SkyPilot pool cannot be chosen, so their number is that of the shards, unless VITP_SHARDS lists the shards.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from vitp_pipeline.runtime.progress import say
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler's variables of an array task's index. `absent` are values that mean "not an array job"."""
+    """A scheduler's variables of an array task's index.
+
+    Attributes:
+        absent: values that mean "not an array job".
+        size: the variable of the number of tasks, where tasks always count from 0 without gaps.
+    """
 
     name: str
     index: str
     base: int = 0
     absent: tuple[str, ...] = ("",)
+    size: str = ""
 
 
 SCHEDULERS = (
@@ -35,10 +42,11 @@ SCHEDULERS = (
     Scheduler("Google Batch", "BATCH_TASK_INDEX"),
     Scheduler("Cloud Run", "CLOUD_RUN_TASK_INDEX"),
     Scheduler("HyperQueue", "HQ_TASK_ID"),
+    Scheduler("SkyPilot", "SKYPILOT_JOB_RANK", size="SKYPILOT_NUM_JOBS"),
 )
 SHARDS = "VITP_SHARDS"
 """Environment variable: the shards of an array, like 1000-1999 or 3,17-19; task i works on the i-th. For
-schedulers whose indices end too early (Slurm's MaxArraySize) or cannot be chosen (Kubernetes, AWS Batch)."""
+schedulers whose indices end too early (Slurm's MaxArraySize) or cannot be chosen (Kubernetes, AWS Batch, SkyPilot)."""
 FLAG = "--shard"
 
 
@@ -82,7 +90,7 @@ def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) 
         text: "I/N", "I" (N as the run has it) or "/N" (index from the environment, or all of N), or None.
     Raises:
         UsageError: not of that form, 0 ≤ I < N violated, two schedulers at once, an index that is not a number, or that
-            VITP_SHARDS has no shard for.
+            VITP_SHARDS has no shard for; a pool of another number of jobs than shards.
     """
     index, count, source = None, None, ""
     if text is not None:
@@ -93,32 +101,40 @@ def choose_shard(text: str | None, environment: Mapping[str, str] = os.environ) 
         count = _number(match[2]) if match[2] else None
         source = FLAG
     if index is None:
-        index, found = _from_environment(environment)
+        index, found, size = _from_environment(environment)
         source = found or source
+        if size is not None and count not in (None, size):
+            raise UsageError(
+                f"--shard {text}: the pool has {size} jobs, so most shards would have none",
+                f"Start as many jobs as shards, or list each pool's shards in {SHARDS}",
+            )
+        count = count if size is None else size
     if count == 0 or (index is not None and count is not None and index >= count):
         where = "" if source == FLAG else f" with shard {index} ({source})"
         raise UsageError(f"--shard {text}{where}: shards count from 0, so I must be less than N", "The last is N-1/N")
     return ShardChoice(index, count, source)
 
 
-def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str]:
+def _from_environment(environment: Mapping[str, str]) -> tuple[int | None, str, int | None]:
+    """Return (the index, the variable that says it, the number of shards where the scheduler says it, too)."""
     found = [s for s in SCHEDULERS if environment.get(s.index, "") not in s.absent]
     if len(found) > 1:
         names = " and ".join(s.index for s in found)
         raise UsageError(f"two schedulers at once: {names} are set", "Choose the shard with --shard I/N")
     if not found:
-        return None, ""
+        return None, "", None
     scheduler = found[0]
     value = environment[scheduler.index]
     if not value.isdecimal() or int(value) < scheduler.base:
         raise UsageError(f"{scheduler.index}={value} ({scheduler.name}) is not a task index", "Use --shard I/N")
     index = int(value) - scheduler.base
     if not environment.get(SHARDS):
-        return index, scheduler.index
+        size = environment.get(scheduler.size, "")
+        return index, scheduler.index, _number(size) if size.isdecimal() else None
     shards, source = parse_shards(environment[SHARDS]), f"{scheduler.index}={value} of {SHARDS}={environment[SHARDS]}"
     if index >= len(shards):
         raise UsageError(f"{source}: only {len(shards)} shards are listed", "Start as many array tasks, or unset it")
-    return shards[index], source
+    return shards[index], source, None
 
 
 def parse_shards(text: str) -> list[int]:

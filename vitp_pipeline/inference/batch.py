@@ -5,10 +5,13 @@ OUT/semantic/NAME.png               label values, with the classes' colors as pa
 OUT/panoptic/NAME.png               ids of segments, R + 256·G + 65536·B; 0 is nothing
 OUT/overlays/TASK/NAME.jpg          drawn over the image
 OUT/results/NAME.json               segments, masks, scores before and after; written last: the image is done
+
+`shards` runs the same over the shards of an array job.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import time
@@ -20,12 +23,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitp_pipeline.datasets import IGNORE, DatasetSpec
+from vitp_pipeline.datasets.images import read_image_file
+from vitp_pipeline.decoding.archives import reading_ahead
+from vitp_pipeline.decoding.remote import absolute, data_path, name_of
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError, partly_failed
+from vitp_pipeline.execution.prefetch import Prefetcher
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.progress import counted, progress, say
-from vitp_pipeline.storage.atomic_files import write_json, write_whole
+from vitp_pipeline.storage.atomic_files import as_json, write_whole
 from vitp_pipeline.storage.fingerprint import file_digest, fingerprint
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import read_sealed, write_sealed
 from vitp_pipeline.storage.temporaries import NAME_BYTES
 
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
 OVERLAYS = ("jpg", "png", "none")
 SHOWN = 10
 """Records that are named; of more, the number."""
+READ_AHEAD = 2
+"""Images that are read and decoded while another one is worked on."""
 DRAWN_FROM = 0.3
 """Instances of a lower score are listed, not drawn."""
 
@@ -46,13 +56,14 @@ class PredictJob:
     """Outputs of `predict`: where they go, and the settings that determine them.
 
     Attributes:
+        store: of the results, a folder or an object store.
         identity: of the networks and settings; with the same one, an image's results are the same.
         shown: what people want to know of them, for the JSON files.
         overlay: one of `OVERLAYS`.
         masks: of another tool, if there is no generator. Those of an image determine its results.
     """
 
-    out: Path
+    store: RunStore
     identity: dict[str, Any]
     tasks: tuple[str, ...]
     shown: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +71,20 @@ class PredictJob:
     masks: ForeignMasks | None = None
 
     @property
+    def out(self) -> Path:
+        return self.store.folder
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint({**self.identity, "tasks": list(self.tasks), "overlay": self.overlay})
 
-    def origin(self, picture: Picture) -> dict[str, str]:
-        """Return digests of what an image's results are made from. Raises InputError when it has no masks."""
-        known = {"sha256": file_digest(picture.path)}
+    def origin(self, picture: Picture, content: bytes) -> dict[str, str]:
+        """Return digests of what an image's results are made from. Raises InputError when it has no masks.
+
+        Args:
+            content: of the image file.
+        """
+        known = {"sha256": hashlib.sha256(content).hexdigest()}
         return known if self.masks is None else {**known, "masks_sha256": self.masks.digest(picture)}
 
     def result(self, picture: Picture) -> Path:
@@ -134,7 +153,7 @@ def predict(
         IncompatibleError: `job.out` holds results of other networks or settings.
     """
     began = time.monotonic()
-    waiting = list(pictures) if overwrite else [p for p in pictures if not _finished(job, p)]
+    waiting = list(pictures) if overwrite else [p for p in pictures if not is_finished(job, p)]
     done = Predicted(job.out, job.fingerprint, cached=len(pictures) - len(waiting))
     done.unusable = job.masks.source.unusable if job.masks else []
     if waiting:
@@ -146,29 +165,51 @@ def predict(
 
 
 def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob, done: Predicted) -> None:
-    predictor.check_tasks(job.tasks)
-    write_json(job.out / "classes.json", class_list(predictor.spec))
+    begin(predictor, job)
     with progress("predict", len(waiting)) as bar:
-        for picture in waiting:
-            try:
-                _make(predictor, picture, job)
-            except InputError as error:
-                done.failed.append((picture.path, error.message))
-                say(f"failed: {error.message}")
+        for picture, made in make_each(predictor, waiting, job):
+            if isinstance(made, InputError):
+                done.failed.append((picture.path, made.message))
+                say(f"failed: {made.message}")
             else:
                 done.made += 1
             bar.advance()
 
 
-def _finished(job: PredictJob, picture: Picture) -> bool:
+def begin(predictor: Predictor, job: PredictJob) -> None:
+    """Write what holds for all images. Raises UsageError for a task that the predictor cannot do."""
+    predictor.check_tasks(job.tasks)
+    job.store.write(job.out / "classes.json", as_json(class_list(predictor.spec)))
+
+
+def make_each(
+    predictor: Predictor, pictures: Sequence[Picture], job: PredictJob
+) -> Iterator[tuple[Picture, dict[str, str] | InputError]]:
+    """Write the results of images, one after another; yield each, with the SHA-256 of its files by their paths below
+    the results, or the reason why it cannot be used.
+    """
+    with (
+        reading_ahead(picture.path for picture in pictures),
+        Prefetcher(lambda picture: _read(picture, job), pictures, READ_AHEAD, READ_AHEAD) as prefetcher,
+    ):
+        for picture, found in prefetcher:
+            try:
+                made = _make(predictor, picture, *found.result(), job)
+            except InputError as error:
+                yield picture, error
+            else:
+                yield picture, made
+
+
+def is_finished(job: PredictJob, picture: Picture) -> bool:
     """Tell if the image's results exist, made from this file. Raises IncompatibleError for another job's, and for
     those of another image of the same name.
     """
     path = job.result(picture)
-    if _is_too_long(job, picture) or not path.exists():
+    if _is_too_long(job, picture) or not job.store.exists(path):
         return False
     try:
-        known = read_sealed(path)
+        known = read_sealed(job.store.fetch(path))
     except CorruptError as error:
         say(f"{error.message}; it is made again")
         return False
@@ -176,12 +217,13 @@ def _finished(job: PredictJob, picture: Picture) -> bool:
         raise IncompatibleError(
             f"{path}: made with other settings or networks", "Choose another --out, or give --overwrite"
         )
-    if known.get("sha256") == file_digest(picture.path):
-        try:
-            return all(known.get(name) == digest for name, digest in job.origin(picture).items())
-        except InputError:  # it fails when it is made again
-            return False
-    if (other := Path(str(known.get("image")))).resolve() != picture.path.resolve():
+    try:
+        content = read_image_file(picture.path)
+        if known.get("sha256") == hashlib.sha256(content).hexdigest():
+            return all(known.get(name) == digest for name, digest in job.origin(picture, content).items())
+    except InputError:  # it fails when it is made again
+        return False
+    if absolute(other := data_path(str(known.get("image")))) != absolute(picture.path):
         raise IncompatibleError(
             f"{path}: holds the results of {other}, which {picture.path} would replace",
             "Choose another --out, name both images in one command, or give --overwrite",
@@ -193,16 +235,22 @@ def _is_too_long(job: PredictJob, picture: Picture) -> bool:
     return any(len(os.fsencode(file.name)) > NAME_BYTES for file in job.files(picture))
 
 
-def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
+def _read(picture: Picture, job: PredictJob) -> tuple[bytes, np.ndarray]:
+    """Read an image file: its bytes and (H, W, 3) pixels. Raises InputError."""
     from vitp_pipeline.inference.predictor import read_picture
-    from vitp_pipeline.interop.png_files import rgb_of_ids, write_labels, write_png
 
     if not is_text(str(picture.path)):
         raise InputError(f"{picture.path}: its name is not UTF-8", "Rename it")
     if _is_too_long(job, picture):
         raise InputError(f"{picture.path}: its name is too long for its result files", "Rename it")
-    origin = job.origin(picture)
-    image = read_picture(picture.path)
+    content = read_image_file(picture.path)
+    return content, read_picture(picture.path, content)
+
+
+def _make(predictor: Predictor, picture: Picture, content: bytes, image: np.ndarray, job: PredictJob) -> dict[str, str]:
+    from vitp_pipeline.interop.png_files import rgb_of_ids, write_labels, write_png
+
+    origin = job.origin(picture, content)
     found = predictor.segment(image, job.tasks, picture.name)
     spec = predictor.spec
     if found.labels is not None:
@@ -212,8 +260,14 @@ def _make(predictor: Predictor, picture: Picture, job: PredictJob) -> None:
     if job.overlay != "none":
         for task in job.tasks:
             _write_overlay(image, regions(found, spec, task), job.out / "overlays" / task / picture.name, job.overlay)
-    about = {"image": str(picture.path), **origin, "fingerprint": job.fingerprint, **job.shown}
+    about = {"image": name_of(picture.path), **origin, "fingerprint": job.fingerprint, **job.shown}
     write_sealed(job.result(picture), {**about, "size": list(image.shape[:2]), **as_dict(found, spec)})
+    digests = {}
+    for file in job.files(picture):  # the result last: then the image is done
+        digests[file.relative_to(job.out).as_posix()] = file_digest(file)
+        job.store.publish(file)
+        job.store.release(file)
+    return digests
 
 
 def _write_overlay(image: np.ndarray, shown: Iterable[Region], path: Path, kind: str) -> None:

@@ -163,13 +163,17 @@ def _classes_of(generator: Generator, classifier: PointViT | None) -> DatasetSpe
     return plain_spec(generator.classes, "the generator's classes")
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Read a photograph as (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation. Raises InputError."""
-    from vitp_pipeline.datasets.images import read_rgb, unread_format
+def read_picture(path: Path, content: bytes | None = None) -> np.ndarray:
+    """Read a photograph as (H, W, 3) uint8 RGB, rotated upright by its EXIF orientation. Raises InputError.
 
-    if kind := unread_format(path):
+    Args:
+        content: of the file, where it is read already.
+    """
+    from vitp_pipeline.datasets.images import read_rgb, unread_content, unread_format
+
+    if kind := unread_format(path) if content is None else unread_content(path, content):
         raise InputError(f"{path}: {kind} is not a supported format: convert it to JPEG or PNG")
-    return read_rgb(path)
+    return read_rgb(path, content)
 
 
 class Predictor:

@@ -25,7 +25,8 @@ from vitp_pipeline.interop.mask_import import NO_OBJECT_SHARE
 from vitp_pipeline.stages.classify import classifier_file
 from vitp_pipeline.stages.convert_masks import refuse_views
 from vitp_pipeline.storage.digests import Digests
-from vitp_pipeline.storage.run_store import LocalStore, RunStore
+from vitp_pipeline.storage.open_store import Run, open_store
+from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.validation.keys import keys_of
 from vitp_pipeline.validation.tables import did_you_mean
 
@@ -37,7 +38,7 @@ KINDS = (ProposalSettings, ClassifySettings, EvaluateSettings)
 
 
 def prepare(
-    out: Path,
+    out: Run,
     recipe: str | None,
     run: RunStore | None,
     data_root: Path | None,
@@ -70,12 +71,12 @@ def prepare(
         raise UsageError("which classes are things is unknown", "Give a manifest that says so, or a recipe: --recipe R")
     changed = parse_changes(changes)
     proposals, classify, evaluate = _settings(given, _in_place(masks, flags, changed), changed)
-    root = data_root or NO_DATA_ROOT
+    root, store = data_root or NO_DATA_ROOT, open_store(out)
     named = bool(classify.classifier) or run is not None
 
     def find_classifier() -> Path | None:
         classes = None if spec is None else spec.class_names
-        return classifier_file(given, classify, root, run or LocalStore(out), classes) if named else None
+        return classifier_file(given, classify, root, run or store, classes) if named else None
 
     source: Source | ForeignMasks
     if masks is None:
@@ -92,7 +93,7 @@ def prepare(
     if not tasks:
         tasks = ("semantic", "panoptic") if spec and any(spec.things) and not _many_views(proposals) else ("semantic",)
 
-    digests = Digests(LocalStore(out))
+    digests = Digests(store)
     identity = {
         "generator": source.identity if isinstance(source, ForeignMasks) else source.identity(digests),
         "classifier": classifier and digests.of(classifier),
@@ -115,7 +116,7 @@ def prepare(
         return Predictor(network, model, spec, proposals, classify, evaluate)
 
     own = source if isinstance(source, ForeignMasks) else None
-    return build, PredictJob(out, identity, tasks, shown, overlay, own)
+    return build, PredictJob(store, identity, tasks, shown, overlay, own)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class ImageSet(Protocol):
     @property
     def spec(self) -> DatasetSpec: ...
     @property
-    def image_ids(self) -> tuple[str, ...]: ...
+    def image_ids(self) -> Sequence[str]: ...
     @property
     def where(self) -> str: ...
     def __len__(self) -> int: ...

@@ -5,6 +5,8 @@
 | `coco-panoptic` | panoptic/NAME.png (R + 256·G + 65536·B), panoptic.json | the manifest's label values | panopticapi |
 | `coco-results` | results.json (run lengths), images.json | the manifest's label values | pycocotools |
 | `coco-instances` | instances.json, a data set with scores | the manifest's label values | FiftyOne, supervision |
+| `cvat` | annotations/instances_default.json, alike | the manifest's label values | CVAT (COCO 1.0), Datumaro |
+| `label-studio` | tasks.json with brush masks, config.xml | class names | Label Studio |
 | `cityscapes` | semantic/NAME.png, instance/NAME.txt and masks/ | Cityscapes' label ids | cityscapesScripts |
 | `ade20k` | NAME.png | the manifest's label values, from 1 | the ADE20K server |
 | `label-png` | NAME.png, with the manifest's colors as its palette | the manifest's label values | mmsegmentation |
@@ -84,6 +86,7 @@ RESULT_FORMATS: Registry[ResultFormat] = Registry(
     "vitp_pipeline.interop.results_coco",
     "vitp_pipeline.interop.results_cityscapes",
     "vitp_pipeline.interop.results_png",
+    "vitp_pipeline.interop.labeling.results",
 )
 
 

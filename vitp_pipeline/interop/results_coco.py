@@ -22,7 +22,7 @@ def _write_panoptic(spec: DatasetSpec, image: ImageResult, folder: Path) -> tupl
 
 def _panoptic_json(spec: DatasetSpec, images: Sequence[dict[str, Any]], entries: Sequence[Any]) -> dict[str, Any]:
     categories = [{"id": c.label, "name": c.name, "isthing": int(c.thing)} for c in spec.classes]
-    return {"panoptic.json": {"images": images, "annotations": entries, "categories": categories}}
+    return {"panoptic.json": {"images": _plain(images), "annotations": entries, "categories": categories}}
 
 
 def _detections(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
@@ -37,6 +37,11 @@ def _detections(spec: DatasetSpec, image: ImageResult) -> list[dict[str, Any]]:
     ]
 
 
+def _plain(images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what is meant for another format."""
+    return [{key: value for key, value in image.items() if key != "url_prefix"} for image in images]
+
+
 def _extent(rle: Rle) -> dict[str, Any]:
     """Box [x, y, width, height] and area of a mask."""
     from pycocotools import mask as coco
@@ -48,20 +53,22 @@ def _write_results(spec: DatasetSpec, image: ImageResult, folder: Path) -> tuple
     return _detections(spec, image), []
 
 
-def _write_instances(spec: DatasetSpec, image: ImageResult, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+def write_instances(spec: DatasetSpec, image: ImageResult, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Return an image's objects with box, area and score; there are no files of it."""
     return [entry | _extent(entry["segmentation"]) for entry in _detections(spec, image)], []
 
 
 def _results_json(spec: DatasetSpec, images: Sequence[dict[str, Any]], entries: Sequence[Any]) -> dict[str, Any]:
-    return {"results.json": [entry for of_image in entries for entry in of_image], "images.json": images}
+    return {"results.json": [entry for of_image in entries for entry in of_image], "images.json": _plain(images)}
 
 
-def _instances_json(spec: DatasetSpec, images: Sequence[dict[str, Any]], entries: Sequence[Any]) -> dict[str, Any]:
+def instances_json(spec: DatasetSpec, images: Sequence[dict[str, Any]], entries: Sequence[Any]) -> dict[str, Any]:
+    """Make instances.json of the objects of all images."""
     found = [{"id": n, "iscrowd": 0, **e} for n, e in enumerate((e for own in entries for e in own), 1)]
     categories = [{"id": c.label, "name": c.name} for c in spec.classes]
-    return {"instances.json": {"images": images, "annotations": found, "categories": categories}}
+    return {"instances.json": {"images": _plain(images), "annotations": found, "categories": categories}}
 
 
 RESULT_FORMATS.add("coco-panoptic", ResultFormat(_write_panoptic, ("panoptic",), json=_panoptic_json))
 RESULT_FORMATS.add("coco-results", ResultFormat(_write_results, ("instance",), False, _results_json))
-RESULT_FORMATS.add("coco-instances", ResultFormat(_write_instances, ("instance",), False, _instances_json))
+RESULT_FORMATS.add("coco-instances", ResultFormat(write_instances, ("instance",), False, instances_json))

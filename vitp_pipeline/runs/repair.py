@@ -74,8 +74,12 @@ def removes(store: RunStore, path: Path) -> Fix:
     return lambda: store.remove(path)
 
 
-def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
-    """Remove a part, its index first, which uncommits it; before that, the files derived from it."""
+def remakes_part(run: StageRun, shard: int, part: int, without: Path) -> Fix:
+    """Remove a part, its index first, which uncommits it; before that, the files derived from it.
+
+    Args:
+        without: the damaged file, which is removed, too.
+    """
     store, folder = run.store, run.shard_folder(shard)
 
     def fix() -> None:
@@ -85,6 +89,7 @@ def remakes_part(run: StageRun, shard: int, part: int) -> Fix:
             for name in store.list(folder):
                 if part_of_arrays(name) == part:
                     store.remove(folder / name)
+            store.remove(without)
 
     return fix
 

@@ -19,7 +19,7 @@ from vitp_pipeline.evaluation.run_labels import ALWAYS, facts_of, labels
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runtime.output import show, show_json, with_aliases
 from vitp_pipeline.storage.copies import COPIES
-from vitp_pipeline.storage.layout import index_path, open_plain, part_of_arrays
+from vitp_pipeline.storage.layout import PREDICT, index_path, open_plain, part_of_arrays
 from vitp_pipeline.storage.open_store import Run, open_store
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged, read_sealed
@@ -32,12 +32,12 @@ WATCH_EVERY = 5.0
 
 
 def stage_folders(store: RunStore) -> list[Path]:
-    """List the folders of a run that hold a stage's results, in the order of the stages.
+    """List the folders of a run that hold a stage's results, in the order of the stages; of a predict run, its own.
 
     Raises:
         InputError: not a run directory.
     """
-    folders = [store.folder / "proposals"]
+    folders = [store.folder / "proposals", store.folder / PREDICT]
     for stage in ("classifier", "class_scores", "evaluation"):
         folders += [store.folder / stage / name for name in store.folders(store.folder / stage)]
     folders = [folder for folder in folders if store.exists(folder / "run.json") or store.exists(folder / COPIES)]

@@ -3,12 +3,14 @@
 Which checksum covers which file:
 
     run.json, copies.json    their own SHA-256; the one for the other; every part and done.json names the plan's digest
+    images-….parquet         SHA-256 of the ids, in run.json
     part-0000.parquet        its own SHA-256, inside it (artifacts/parts.py)
     part-0000-….zarr.zip     SHA-256 in the metadata of that index
     _totals.parquet          its own SHA-256, inside it
     done.json of a shard     its own SHA-256; it is a function of the parts, and none is missing where all of them are
     done.json of a training  its own SHA-256; it names those of all files that the training leaves
     results/ of an export    SHA-256 in the index (of an image's files) or in files.json
+    results of predict       SHA-256 in the index of its shards
     result.json, files.json  their own SHA-256; copies.json holds them too, so one that is gone is missing
     masks.json, digests.json, log/, jobs/submitted.json, checkpoint.pt, report.html    their own SHA-256
 
@@ -23,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp_pipeline.artifacts.image_ids import StoredIds
 from vitp_pipeline.artifacts.parts import arrays_digest, read_index
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import CorruptError, InputError
@@ -36,7 +39,7 @@ from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import progress, say
 from vitp_pipeline.storage.copies import COPIES, LAST, copies_in
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.storage.layout import PREDICT, arrays_path, index_path, totals_path
 from vitp_pipeline.storage.open_store import Run, open_store
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import page_is_whole, read_sealed
@@ -87,6 +90,9 @@ def verify_run(run: Run) -> Checked:
         if folder.parent.name == "classifier":
             damages += check_training(plan.run)
             continue
+        if (bad := _images(plan.run)) is not None:  # which part has which images is then unknown
+            damages.append(bad)
+            continue
         work += [(plan, shard) for shard in range(plan.run.shards)]
         damages += _of_the_stage(store, plan)
     found: dict[Path, list[_Shard]] = {}
@@ -127,6 +133,18 @@ def _of_the_run(store: RunStore) -> Iterator[Damage]:
         yield Damage.of(error, page, run)
 
 
+def _images(run: StageRun) -> Damage | None:
+    """Check the file of the ids of many images, which a rerun writes again."""
+    if not isinstance(run.images, StoredIds):
+        return None
+    path = run.images.path
+    try:
+        _ = run.images.column
+    except CorruptError as error:
+        return Damage.of(error, path, run.folder, removes(run.store, path), rerun=True)
+    return None
+
+
 def _of_the_stage(store: RunStore, plan: Plan) -> Iterator[Damage]:
     folder, files = plan.folder, plan.folder / "files.json"
     copies = {} if plan.damages else copies_in(store, folder)
@@ -134,7 +152,7 @@ def _of_the_stage(store: RunStore, plan: Plan) -> Iterator[Damage]:
     damages = [damage for name in LAST for damage in _last(store, folder / name, copies)]
     yield from damages
     if store.exists(files) and not damages:
-        for path, reason in _exported(store, folder, read_sealed(store.fetch(files))["files"]):
+        for path, reason in _exported(store, folder / "results", read_sealed(store.fetch(files))["files"]):
             yield Damage(path, reason, folder, None, removes(store, path), True)
     for name in store.list(folder / "log"):
         if name.endswith(".json"):
@@ -178,7 +196,8 @@ def _shard(plan: Plan, shard: int) -> _Shard:
             else:
                 bad = (index, "is missing, though the shard is finished") if finished else None
             if bad is not None:
-                damages.append(Damage(*bad, run.folder, shard, remakes_part(run, shard, part), True))
+                fix = remakes_part(run, shard, part, without=bad[0])
+                damages.append(Damage(*bad, run.folder, shard, fix, True))
         if not damages:
             damages += _end(run, shard) if finished else _lost_end(run, shard, good)
             good += finished and not damages
@@ -202,7 +221,7 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
         return index, f"has {len(found)} rows, which do not match the {len(images)} images of this part"
     if "files" in rows.column_names:
         for files in filter(None, rows["files"].to_pylist()):
-            for bad in _exported(run.store, run.folder, json.loads(files)):
+            for bad in _exported(run.store, files_of(run), json.loads(files)):
                 return bad
     if not (digest := arrays_digest(rows)):
         return None
@@ -212,10 +231,15 @@ def _part(run: StageRun, shard: int, part: int, images: tuple[str, ...]) -> tupl
     return None if file_digest(run.store.fetch(arrays)) == digest else (arrays, "its checksum does not match")
 
 
+def files_of(run: StageRun) -> Path:
+    """Return the folder of the files for other tools, which parts name."""
+    return run.store.folder if run.folder.name == PREDICT else run.folder / "results"
+
+
 def _exported(store: RunStore, folder: Path, digests: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """List the damaged files among those that an export wrote for other tools, and why."""
+    """List the damaged files among those in a folder for other tools, and why."""
     for name, digest in digests.items():
-        path = folder / "results" / name
+        path = folder / name
         if not store.exists(path):
             yield path, "is missing"
         elif file_digest(store.fetch(path)) != digest:

@@ -234,7 +234,7 @@ class ClassMaker:
         batches = self._batches(shard, part, [row["image_id"] for row in states if row["status"] == "ok"], wanted)
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
-            with ThreadPoolExecutor(2) as readers:
+            with self.dataset.reading_ahead(i for i in images if i not in reasons), ThreadPoolExecutor(2) as readers:
                 waiting: deque[tuple[_Batch, list[Future[np.ndarray]]]] = deque()
                 # of the previous batch: an image is read once for all its views that share a picture
                 read: dict[str, Future[np.ndarray]] = {}

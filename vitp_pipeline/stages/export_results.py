@@ -26,7 +26,7 @@ from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import DatasetSpec
 from vitp_pipeline.datasets.identity import json_ids, result_names
 from vitp_pipeline.decoding.archives import check_inside
-from vitp_pipeline.decoding.rle import Rle
+from vitp_pipeline.decoding.rle import Rle, split_components
 from vitp_pipeline.errors import InputError, MissingStageError, UsageError
 from vitp_pipeline.evaluation.certainty import check_codec
 from vitp_pipeline.evaluation.definition import map_settings, settle_alpha
@@ -50,7 +50,43 @@ from vitp_pipeline.storage.temporaries import NAME_BYTES
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vitp_pipeline.postprocess.segmenter import FusedView
+
 VARIANTS = ("fused", "generator", "classifier")
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """What tools for labeling want beside the format.
+
+    Attributes:
+        order: of the images in JSON files, one of `uncertainty.ORDERS`, the highest first; "" = that of the split.
+        components: write every connected piece of a mask as an object of its own.
+        url_prefix: before the images' file names in Label Studio's tasks.
+    """
+
+    order: str = ""
+    components: bool = False
+    url_prefix: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"labeling": {k: v for k, v in vars(self).items() if v}} if self != Labeling() else {}
+
+    def check(self, class_agnostic: bool, classified: bool) -> None:
+        """Raise UsageError for an order that does not exist, or that needs class scores which are not there.
+
+        Args:
+            class_agnostic: the generator's masks have none. classified: the classifier's are read.
+        """
+        from vitp_pipeline.metrics.uncertainty import ORDERS
+
+        if self.order and self.order not in ORDERS:
+            raise UsageError(f"--order {self.order!r}", f"Choose one of: {', '.join(ORDERS)}")
+        if self.order == "disagreement" and class_agnostic:
+            raise UsageError("--order disagreement: the generator's masks have no class scores", "Use --order entropy")
+        if self.order == "disagreement" and not classified:
+            raise UsageError("--order disagreement: without a classifier there is none", "Use --order entropy")
 
 
 @dataclass(frozen=True)
@@ -69,6 +105,7 @@ class Export:
     format: ResultFormat
     alpha: float
     names: dict[str, str]
+    labeling: Labeling = Labeling()
 
     @property
     def results(self) -> Path:
@@ -85,6 +122,7 @@ def prepare(
     out: Run,
     shard: ShardChoice,
     asked: Sequence[float] = (),
+    labeling: Labeling | None = None,
 ) -> Export:
     """Find the inputs and make the export's folder.
 
@@ -92,9 +130,10 @@ def prepare(
         format: one of `interop.result_formats.RESULT_FORMATS`.
         variant: class scores: fused (as `evaluate` reports it), generator or classifier.
         asked: α if the user gave one other than by the recipe, see `settle_alpha`.
+        labeling: order and pieces, None = as the split and the masks are.
     Raises:
-        UsageError: unknown format or variant, or the manifest lacks the ids that the format needs; masks have no class
-            scores, and α or the generator's classes are asked for.
+        UsageError: unknown format, variant or order, or the manifest lacks the ids that the format needs; masks have no
+            class scores, and α or the generator's classes are asked for.
         MissingStageError: proposals or scores are not there; names of files need the proposals of all shards.
         InputError: files of two images would have one name.
     """
@@ -109,11 +148,13 @@ def prepare(
     if proposals.class_agnostic and variant == "generator":
         raise UsageError("--variant generator: masks without class scores: the classifier alone names them")
     proposals.require_one_view("exported files")
+    labeling = labeling or Labeling()
     check_codec(proposals.codec, settings, files.tasks)
     alpha = {"generator": 0.0, "classifier": 1.0}.get(variant, settings.alpha)
     class_scores = None
     if alpha:
         class_scores = class_scores_run(proposals, classifier_file(recipe, classify, data_root, store), classify)
+    labeling.check(proposals.class_agnostic, class_scores is not None)
     names = _file_names(proposals, files) if files.file_per_image else {}
     identity = {
         "stage": "export",
@@ -123,10 +164,11 @@ def prepare(
         **({"class_scores": class_scores.fingerprint} if class_scores else {}),
         "settings": map_settings(settings),
         **files.identity(recipe.manifest),
+        **labeling.identity,
     }
     folder = store.folder / "exports" / f"{format}-{fingerprint(identity)[:12]}"
     run = create_or_check(store, folder, identity, proposals.run.images, proposals.run.shards, proposals.run.part_size)
-    return Export(run, proposals, class_scores, recipe.manifest, settings, files, alpha, names)
+    return Export(run, proposals, class_scores, recipe.manifest, settings, files, alpha, names, labeling)
 
 
 def _file_names(proposals: ProposalStore, format: ResultFormat) -> dict[str, str]:
@@ -164,7 +206,7 @@ def export_shards(export: Export, shards: Sequence[int], retry_failed: bool = Fa
 
 
 def _write_json_files(export: Export) -> None:
-    images, entries, ids = [], [], json_ids(export.run.images)
+    found, ids = [], json_ids(export.run.images)
     for shard in range(export.run.shards):
         for part in range(len(export.run.parts(shard))):
             for row in export.run.read_rows(shard, part).to_pylist():
@@ -172,11 +214,17 @@ def _write_json_files(export: Export) -> None:
                     continue
                 height, width = row["size"]
                 about = {"file_name": row["file_name"], "height": height, "width": width}
-                images.append({"id": ids[row["image_id"]], **about})
-                entries.append(json.loads(row["entry"]))
+                if export.labeling.order:
+                    about["uncertainty"] = row["uncertainty"]
+                if export.labeling.url_prefix:
+                    about["url_prefix"] = export.labeling.url_prefix
+                found.append(({"id": ids[row["image_id"]], **about}, json.loads(row["entry"])))
+    if export.labeling.order:
+        found.sort(key=lambda pair: -pair[0]["uncertainty"])  # of equal ones the first remains the first
+    images, entries = [about for about, _ in found], [entry for _, entry in found]
     digests = {}
     for name, content in export.format.json(export.spec, images, entries).items():
-        export.run.store.write(export.results / name, as_json(content))
+        export.run.store.write(export.results / name, content if isinstance(content, str) else as_json(content))
         digests[name] = file_digest(export.results / name)
     write_last(export.run.store, export.run.folder / "files.json", {"files": digests})
 
@@ -206,29 +254,37 @@ class ResultMaker:
         text = pa.string()
         fields = [("image_id", text), ("status", text), ("error", text), ("file_name", text)]
         schema = pa.schema([*fields, ("size", pa.list_(pa.int32())), ("entry", text), ("files", text)])
+        if self.export.labeling.order:
+            schema = schema.append(pa.field("uncertainty", pa.float64()))
         failed = {"status": "failed"}
         table = [(rows.get(i) or {**failed, "error": scores.errors[i]}) | {"image_id": i} for i in images]
         budget.advance(len(images) - len(rows))
         return pa.Table.from_pylist(table, schema=schema)
 
     def _row(self, record: ProposalRecord, point_logits: np.ndarray | None) -> dict[str, Any]:
-        image = self._result(record, point_logits)
+        image, uncertainty = self._result(record, point_logits)
         results = self.export.results
         entry, files = self.export.format.write(self.export.spec, image, results)
         for file in files:
             self.export.run.store.publish(file)
         digests = {file.relative_to(results).as_posix(): file_digest(file) for file in files}
         about = {"file_name": image.file_name, "size": list(image.size)}
-        return {"status": "ok", "error": None, **about, "entry": json.dumps(entry), "files": json.dumps(digests)}
+        done = {"status": "ok", "error": None, **about, "entry": json.dumps(entry), "files": json.dumps(digests)}
+        return done | ({"uncertainty": uncertainty} if self.export.labeling.order else {})
 
-    def _result(self, record: ProposalRecord, point_logits: np.ndarray | None) -> ImageResult:
+    def _result(self, record: ProposalRecord, point_logits: np.ndarray | None) -> tuple[ImageResult, float]:
         view = self.segmenter.score(record, point_logits, (self.export.alpha,))
 
         def instances() -> tuple[list[Rle], np.ndarray, np.ndarray]:
             found = self.segmenter.instances(view)
-            return found.rles(), found.variants[0].categories, found.variants[0].scores
+            rles, categories, scores = found.rles(), found.variants[0].categories, found.variants[0].scores
+            if not self.export.labeling.components:
+                return rles, categories, scores
+            pieces = [split_components(rle) for rle in rles]
+            times = [len(own) for own in pieces]
+            return [piece for own in pieces for piece in own], categories.repeat(times), scores.repeat(times)
 
-        return ImageResult(
+        image = ImageResult(
             self.json_ids[record.image_id],
             record.file_name,
             self.export.names.get(record.image_id, ""),
@@ -237,3 +293,17 @@ class ResultMaker:
             lambda: self.segmenter.panoptic(view)[0],
             instances,
         )
+        return image, self._uncertainty(record, point_logits, view)
+
+    def _uncertainty(self, record: ProposalRecord, point_logits: np.ndarray | None, view: FusedView) -> float:
+        import torch
+
+        from vitp_pipeline.metrics.uncertainty import disagreement, entropy
+
+        if self.export.labeling.order == "disagreement" and point_logits is not None:
+            value = disagreement(torch.from_numpy(record.class_logits), torch.from_numpy(point_logits))
+        elif self.export.labeling.order == "entropy":
+            value = entropy(view.probs[0], view.no_object[0])
+        else:
+            return 0.0
+        return round(value, 6)

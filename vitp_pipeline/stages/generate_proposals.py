@@ -169,7 +169,8 @@ class ProposalMaker:
         writer = ArrayWriter(arrays, about)
         try:
             writes: WriteQueue[pa.Table] = WriteQueue(WRITE_BEHIND)
-            with Prefetcher(self._read, shown, READ_AHEAD * size, READERS) as prefetcher, writes:
+            prefetcher = Prefetcher(self._read, shown, READ_AHEAD * size, READERS)
+            with self.dataset.reading_ahead(shown), prefetcher, writes:
                 read = iter(prefetcher)
                 for batch in batches:
                     self._batch([next(read) for _ in batch], wanted, writer, writes)

@@ -145,11 +145,12 @@ class StreamMaker:
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         rows = CountRows(self.counter.evaluation)
-        for image_id in images:
-            rows.add(image_id, self._row(image_id))
-            budget.advance(1)
-            if budget.over():
-                break
+        with self.dataset.reading_ahead(images):
+            for image_id in images:
+                rows.add(image_id, self._row(image_id))
+                budget.advance(1)
+                if budget.over():
+                    break
         return rows.table()
 
     def _row(self, image_id: str) -> dict[str, Any]:

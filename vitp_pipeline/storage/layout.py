@@ -16,20 +16,24 @@ from pathlib import Path
 
 from vitp_pipeline.errors import CorruptError
 
-STAGES = ("proposals", "classifier", "class_scores", "evaluation", "exports")
+PREDICT = "predict-run"
+"""Folder, beside the results of `vitp predict`, of its shards."""
+STAGES = ("proposals", "classifier", "class_scores", "evaluation", "exports", PREDICT)
 
 _TEMPORARY = r"(?:\.[^/]+\.tmp)?"
 _CLASSIFIER_FILES = (
     r"(?:(?:run|copies|done|model|best|last|validation)\.json|(?:model|best|last)\.safetensors|checkpoint\.pt|"
     rf"metrics\.jsonl|confusion\.npy|lock){_TEMPORARY}"
 )
-_STAGE_FILES = rf"(?:run|copies|masks|result|files)\.json{_TEMPORARY}"
-_IN_STAGE = rf"(?:/shards(?:/[0-9]{{5,}}(?:/[^/]+)?)?|/log(?:/[^/]+)?|/results(?:/[^/]+)*|/{_STAGE_FILES})?"
+_STAGE_FILES = rf"(?:(?:run|copies|masks|result|files)\.json|images-[0-9a-f]{{12}}\.parquet){_TEMPORARY}"
+_IN_SHARDS = rf"(?:/shards(?:/[0-9]{{5,}}(?:/[^/]+)?)?|/log(?:/[^/]+)?|/{_STAGE_FILES}"
+_IN_STAGE = rf"{_IN_SHARDS}|/results(?:/[^/]+)*)?"
 _PLACE = re.compile(
     rf"(?:^|/)(proposals{_IN_STAGE}"
     rf"|classifier(?:/[^/]+(?:/{_CLASSIFIER_FILES})?)?"
     rf"|(?:class_scores|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
     rf"|exports(?:/[a-z0-9-]+-[0-9a-f]{{12}}{_IN_STAGE})?"
+    rf"|{PREDICT}{_IN_SHARDS})?"
     rf"|jobs(?:/log(?:/[^/]+)?|/submitted\.json{_TEMPORARY})?|(?:digests\.json|report\.html){_TEMPORARY})$",
     re.DOTALL,
 )

@@ -110,26 +110,15 @@ class ObjectClient:
         return f"{self._root}/{name}".rstrip("/")
 
     def _answers(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return _clear(f"{self.url}/{name}")
+        return clear_errors(f"{self.url}/{name}")
 
 
 def _connect(url: str) -> tuple[Any, str]:
     """(fsspec's file system, the run's path in it). Raises UsageError or StorageError."""
-    import fsspec
-
-    scheme, _, rest = url.partition("://")
-    if not rest.strip("/"):
+    if not url.partition("://")[2].strip("/"):
         raise UsageError(f"{url}: names no bucket or folder", "Like s3://bucket/runs/camvid")
-    try:
-        # listings are never remembered: other tasks write, too
-        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=scheme != "memory")
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        fix = f'pip install "vitp-pipeline[{extra}]"' if extra else f"Install what fsspec needs for {scheme}://"
-        raise UsageError(f"{url}: a package is missing ({error})", fix) from error
-    except ValueError as error:
-        raise UsageError(f"{url}: {error}", "RUN is a folder, or a URL like s3://bucket/runs/camvid") from error
-    with _clear(url):
+    fs, root = file_system(url)
+    with clear_errors(url):
         try:
             fs.ls(root, detail=False)
         except FileNotFoundError as error:
@@ -138,8 +127,31 @@ def _connect(url: str) -> tuple[Any, str]:
     return fs, root.rstrip("/")
 
 
+def file_system(url: str) -> tuple[Any, str]:
+    """Return (fsspec's file system, the path in it) of a URL. Nothing is asked of the store.
+
+    Raises:
+        UsageError: a package is missing, or there is no such scheme.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        # listings are never remembered: other tasks write, too
+        found: tuple[Any, str] = fsspec.core.url_to_fs(
+            url, use_listings_cache=False, skip_instance_cache=scheme != "memory"
+        )
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        fix = f'pip install "vitp-pipeline[{extra}]"' if extra else f"Install what fsspec needs for {scheme}://"
+        raise UsageError(f"{url}: a package is missing ({error})", fix) from error
+    except ValueError as error:
+        raise UsageError(f"{url}: {error}", "RUN is a folder, or a URL like s3://bucket/runs/camvid") from error
+    return found
+
+
 @contextmanager
-def _clear(url: str) -> Iterator[None]:
+def clear_errors(url: str) -> Iterator[None]:
     """Turn the store's errors into one clear line; FileNotFoundError and FileExistsError pass."""
     try:
         yield

@@ -13,7 +13,8 @@ from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
 
 
-def _read(dataset: Split, sample: Sample, coarse: bool) -> ObjectList:
+def read_objects(dataset: Split, sample: Sample, coarse: bool) -> ObjectList:
+    """Read the objects of an annotation file, as `LabelKind.read`."""
     if not dataset.has_masks:
         raise InputError(f"{sample.label}: its objects are boxes, without masks", 'Train on data = ["boxes"]')
     assert sample.annotation is not None
@@ -28,7 +29,8 @@ def _read(dataset: Split, sample: Sample, coarse: bool) -> ObjectList:
     return ObjectList(found, size)
 
 
-def _look(dataset: Split, sample: Sample, found: Finding) -> None:
+def look_at_objects(dataset: Split, sample: Sample, found: Finding) -> None:
+    """Look at them, as `LabelKind.look`."""
     found.require_listed_size(sample)
     size = found.size or dataset.image_size(sample)
     covered = np.zeros(size, bool)
@@ -62,5 +64,5 @@ def _box_trouble(shape: Shape, size: Size) -> str:
 
 LABEL_KINDS.add(
     "coco-instances",
-    LabelKind(_read, _look, annotations=InstanceAnnotations, file_per_image=False, has_objects=True),
+    LabelKind(read_objects, look_at_objects, annotations=InstanceAnnotations, file_per_image=False, has_objects=True),
 )

@@ -164,4 +164,5 @@ LABEL_KINDS: Registry[LabelKind] = Registry(
     "vitp_pipeline.datasets.label_kinds.color_png",
     "vitp_pipeline.datasets.label_kinds.coco_panoptic",
     "vitp_pipeline.datasets.label_kinds.coco_instances",
+    "vitp_pipeline.datasets.label_kinds.label_studio",
 )
