@@ -17,7 +17,7 @@ import os
 import re
 from pathlib import Path
 
-from vitp_pipeline.decoding.remote import is_remote, url_of
+from vitp_pipeline.decoding import remote
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.shipped import PACKAGE
 from vitp_pipeline.storage.downloads.names import is_remote, parse_remote
@@ -53,9 +53,9 @@ def find_file(text: str, recipe: Path, data_root: Path) -> Path:
             f"{recipe.name} names {text}, and --data-root is not given",
             "Give it, or name files in place of the recipe's: --generator and --checkpoint, --classifier",
         )
-    if "{data_root}" in text and is_remote(data_root):
+    if "{data_root}" in text and remote.is_remote(data_root):
         raise InputError(
-            f"{recipe.name} names {text}: weights are read from this machine, and the data root is {url_of(data_root)}",
+            f"{recipe.name} names {text}, and weights are not read from {remote.url_of(data_root)}",
             "Copy the file, and name it in place of the recipe's: --checkpoint FILE, --classifier FILE",
         )
     folders = {"data_root": data_root, "weights": weights_folder(), "package": PACKAGE}
@@ -99,7 +99,11 @@ def _check_code(file: Path, text: str, recipe: Path, data_root: Path) -> None:
         if absolute or any(name in text and _plain(file).is_relative_to(_plain(trusted[name])) for name in trusted):
             return
         own = {_plain(recipe.parent), recipe.parent.resolve()}
-        roots = set() if data_root == NO_DATA_ROOT or is_remote(data_root) else {_plain(data_root), data_root.resolve()}
+        roots = (
+            set()
+            if data_root == NO_DATA_ROOT or remote.is_remote(data_root)
+            else {_plain(data_root), data_root.resolve()}
+        )
         places = [place for place in (_plain(file), file.resolve()) if place.parent not in own]
         if not any(place.is_relative_to(root) for place in places for root in roots):
             return
