@@ -146,13 +146,20 @@ def headline(tallies: dict[tuple[str, float], Tally], name: str, seeds: list[int
 
 
 def measure_group(
-    group: str, recipe: Recipe, model: PointViT, learned: Learning, seeds: list[int], data_root: Path, out: Path
+    group: str,
+    recipe: Recipe,
+    model: PointViT,
+    learned: Learning,
+    seeds: list[int],
+    data_root: Path,
+    out: Path,
+    plans: list[str],
 ) -> dict[str, Any]:
-    """Figures of one of `GROUPS`."""
+    """Figures of one of `GROUPS`; of "labels" those of some plans."""
     settings, alpha = recipe.stage(TrainSettings), recipe.stage(EvaluateSettings).alpha
     wanted: dict[str, tuple[Plan, dict[str, Any]]] = {
         **{rule: {rule: (PLANS["fine-700"], keys)} for rule, (_, keys) in RULES.items()},
-        "labels": {name: (plan, {}) for name, plan in PLANS.items() if name != "fine-700"},
+        "labels": {name: (PLANS[name], {}) for name in plans},
         "rows": {name: (PLANS["fine-700"], keys) for name, (_, keys) in ROWS.items()},
         "alpha": {"fine-700": (PLANS["fine-700"], {})},
     }[group]
@@ -231,7 +238,8 @@ def class_table(found: dict[str, Any]) -> str:
 def labels_of_plans(found: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Fused figures of every plan by seed; those of the recipe are the headline's."""
     own = {"fine-700": [s["fused"] for s in found["max"]["seeds"]]}
-    return {name: (own | found["labels"])[name] for name in PLANS}
+    known = own | found.get("labels", {})
+    return {name: known[name] for name in PLANS if name in known}
 
 
 def label_gains(found: dict[str, Any]) -> dict[str, list[float]]:
@@ -286,11 +294,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.42 * len(PLANS)), dpi=120)
+    plans = labels_of_plans(found)
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.42 * len(plans)), dpi=120)
     for place, (name, gain) in enumerate(label_gains(found).items()):
         axes.barh(place, np.mean(gain), color="tab:blue" if PLANS[name].then is None else "tab:gray", alpha=0.6)
         axes.plot(gain, [place] * len(gain), "k.", markersize=4)
-    axes.set_yticks(range(len(PLANS)), [plan.title for plan in PLANS.values()])
+    axes.set_yticks(range(len(plans)), [PLANS[name].title for name in plans])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("fused − generator, mIoU (bar: mean, dots: seeds)")
@@ -307,6 +316,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
+    others = [name for name in PLANS if name != "fine-700"]
+    parser.add_argument("--plans", nargs="+", default=others, choices=others, help="of the group labels")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     a = parser.parse_args()
     recipe, target = load_recipe(RECIPE), a.docs / "measured/clothes.json"
@@ -325,9 +336,10 @@ def main() -> None:
     for group in a.groups:
         if SEEN not in {part for part, _ in learned}:
             need("fine", {"fine": ("fine",), "coarse_rest": ("fine",)}, SEEN)
-        if group == "labels":
+        if group == "labels" and {COARSE, BOXES} & {part for name in a.plans for part in PLANS[name].parts}:
             need("cheap", {"coarse_rest": ("coarse", "boxes")}, BOXES)
-        found[group] = measure_group(group, recipe, model, learned, a.seeds, a.data_root, a.out)
+        figures = measure_group(group, recipe, model, learned, a.seeds, a.data_root, a.out, a.plans)
+        found[group] = found.get(group, {}) | figures
         found.setdefault("cpu_minutes", {})[group] = time.process_time() / 60  # since the command began
         write_whole(target, json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         print(f"{group}: measured", flush=True)
