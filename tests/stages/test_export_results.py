@@ -17,6 +17,7 @@ from tests.datasets import making
 from tests.local_runs import write_index
 from tests.stages.making import Project, make_project, make_run
 from vitp_pipeline.artifacts.parts import read_index
+from vitp_pipeline.artifacts.proposals import open_proposals
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
 from vitp_pipeline.datasets import Dataset
 from vitp_pipeline.datasets.identity import image_key
@@ -26,7 +27,7 @@ from vitp_pipeline.evaluation.summary import result_of
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.interop.result_formats import RESULT_FORMATS, find_format
 from vitp_pipeline.interop.results_cityscapes import CITYSCAPES
-from vitp_pipeline.stages.export_results import Export, export_shards, prepare
+from vitp_pipeline.stages.export_results import Export, Labeling, export_shards, prepare
 
 
 @pytest.fixture
@@ -37,9 +38,12 @@ def project(tmp_path: Path) -> Project:
 FILE_PER_IMAGE = [name for name in RESULT_FORMATS if RESULT_FORMATS[name].file_per_image]
 
 
-def export(project: Project, out: Path, format: str, variant: str = "fused", shards=None, **settings) -> Export:
+def export(
+    project: Project, out: Path, format: str, variant: str = "fused", shards=None, labeling=None, **settings
+) -> Export:
     measures, points = project.recipe.stage(EvaluateSettings, **settings), project.recipe.stage(ClassifySettings)
-    made = prepare(project.recipe, measures, points, format, variant, project.root, out, ShardChoice())
+    arguments = (project.recipe, measures, points, format, variant, project.root, out, ShardChoice())
+    made = prepare(*arguments, labeling=labeling)
     export_shards(made, range(made.run.shards) if shards is None else shards)
     return made
 
@@ -426,3 +430,38 @@ def test_coco_instances_are_read_by_supervision_and_pycocotools(project: Project
                 assert (left, top, right, bottom) == (cols.min(), rows.min(), cols.max() + 1, rows.max() + 1)
         total += len(own)
     assert total == len(coco.anns) > 10
+
+
+@pytest.mark.parametrize("order", ["disagreement", "entropy"])
+def test_images_in_the_order_of_uncertainty(project: Project, tmp_path: Path, order: str) -> None:
+    """Against the definition, with NumPy, from what the run stores."""
+    make_run(project, tmp_path / "run", 2, 2)
+    with quietly():
+        found = export(project, tmp_path / "run", "coco-instances", labeling=Labeling(order))
+    images = json.loads((found.results / "instances.json").read_text())["images"]
+    values = [image["uncertainty"] for image in images]
+    assert values == sorted(values, reverse=True) and len(set(values)) > 1
+    expected = {}
+    for record in open_proposals(tmp_path / "run"):
+        shard, part = next(
+            (s, p)
+            for s in range(found.class_scores.shards)
+            for p, ids in enumerate(found.class_scores.parts(s))
+            if record.image_id in ids
+        )
+        with found.class_scores.open_arrays(shard, part) as arrays:
+            points = arrays.read(f"point_logits/{record.key}").astype(float)
+        y = record.class_logits.astype(float)
+        inside, outside = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (y[:, :-1], points))
+        objectness = 1 - (np.exp(y) / np.exp(y).sum(1, keepdims=True))[:, -1]
+        weights = objectness * (objectness > 0.5) if (objectness > 0.5).any() else objectness
+        fused = inside ** (1 - found.alpha) * outside**found.alpha
+        fused /= fused.sum(1, keepdims=True)
+        of = {
+            "disagreement": np.abs(inside - outside).sum(1) / 2,
+            "entropy": -(fused * np.log(np.maximum(fused, 1e-300))).sum(1) / np.log(fused.shape[1]),
+        }[order]
+        expected[record.file_name] = (of * weights).sum() / weights.sum()
+    assert {image["file_name"]: image["uncertainty"] for image in images} == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UsageError, match="Choose one of: disagreement, entropy"):
+        export(project, tmp_path / "run", "coco-instances", labeling=Labeling("size"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from vitp_pipeline.artifacts.parts import read_parquet
+from vitp_pipeline.artifacts.parts import parquet_bytes, read_parquet
 from vitp_pipeline.errors import UserError
 from vitp_pipeline.storage.layout import open_plain
 from vitp_pipeline.storage.run_store import RunStore
@@ -162,12 +162,11 @@ class StoredIds(TextColumn):
 def write_ids(store: RunStore, folder: Path, ids: TextColumn) -> StoredIds:
     """Write the ids of a stage's images beside its run.json, unless they are there."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = ids_path(folder, ids.digest)
     if not store.exists(path):
         table = pa.table({_COLUMN: ids.column.cast(pa.large_string())})
-        store.write(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        store.write(path, parquet_bytes(table))
     return StoredIds(store, path, len(ids), ids.digest)
 
 

@@ -322,14 +322,19 @@ class ArrayReader:
         return damaged(self.path, f"damaged ({f'array {name}: ' if name else ''}{_line(error)})")
 
 
-def sealed_index(path: Path, table: pa.Table) -> bytes:
-    """Return the bytes of a table of a shard that will lie at `path`, for `RunStore.write` and `create`."""
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return the bytes of a table as a Parquet file."""
     import pyarrow.parquet as pq
 
-    about = {**(table.schema.metadata or {}), PLACE: place(path).encode()}
     made = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(about), made, compression="zstd")
-    content = made.getvalue()
+    pq.write_table(table, made, compression="zstd")
+    return made.getvalue()
+
+
+def sealed_index(path: Path, table: pa.Table) -> bytes:
+    """Return the bytes of a table of a shard that will lie at `path`, for `RunStore.write` and `create`."""
+    about = {**(table.schema.metadata or {}), PLACE: place(path).encode()}
+    content = parquet_bytes(table.replace_schema_metadata(about))
     cut = _footer(content)
     return content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
 

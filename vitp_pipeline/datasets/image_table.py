@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from vitp_pipeline.artifacts.image_ids import ROWS_AT_ONCE, TextColumn
-from vitp_pipeline.artifacts.parts import read_parquet
+from vitp_pipeline.artifacts.parts import parquet_bytes, read_parquet
 from vitp_pipeline.datasets.identity import ENDINGS
 from vitp_pipeline.decoding.archives import check_inside, listing, read_bytes
 from vitp_pipeline.errors import InputError, UserError
@@ -92,7 +92,6 @@ def write_table(path: Path, root: Path, pattern: str = "**/*") -> int:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     found = (name for name in listing(root, pattern) if PurePosixPath(name).suffix.lower() in ENDINGS)
     chunks = [pa.array(names, pa.large_string()) for names in iter(lambda: list(islice(found, ROWS_AT_ONCE)), [])]
@@ -100,7 +99,7 @@ def write_table(path: Path, root: Path, pattern: str = "**/*") -> int:
         raise InputError(f"{root}: no image matches {pattern}", f"Looked for {', '.join(ENDINGS)}")
     images = pa.chunked_array(chunks)
     table = pa.table({"image": images.take(pc.array_sort_indices(images.combine_chunks()))})
-    write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    write_whole(path, parquet_bytes(table))
     return len(table)
 
 
