@@ -80,6 +80,17 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert re.search(rf"^\W*vitp {command}", result.output, re.MULTILINE), result.output
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, "schema"])
+def test_examples_can_be_copied(command: str) -> None:
+    """Each is a line of at most 76 columns, and stays one on a terminal of 80."""
+    (own,) = (each for each in app.registered_commands if each.name == command)
+    examples = [line.strip() for line in (own.callback.__doc__ or "").splitlines() if line.strip().startswith("vitp ")]
+    assert examples and not [line for line in examples if len(line) > 76 or line.endswith("\\")]
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).output
+    lines = {line.strip() for line in shown.splitlines()}
+    assert not [line for line in examples if line not in lines], shown
+
+
 def test_help_lists_the_stages_in_order() -> None:
     result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0

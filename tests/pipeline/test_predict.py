@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -394,3 +395,30 @@ def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypat
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     name = picture.stem
     assert found == ["classes.json", "digests.json", f"results/{name}.json", f"semantic/{name}.png"]
+
+
+def test_mostly_empty_maps_are_told_and_the_remedy_works(
+    project, finished, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A threshold above all scores leaves nothing; the value that the hint names shows what it says was near."""
+    pictures = sorted(images.iterdir())[:2]
+
+    def run(threshold: str, *overwrite: bool) -> tuple[Predicted, str]:
+        out = tmp_path / "out"
+        job = setup(project, finished, out, changes=[f"object_threshold={threshold}"])
+        done = predict(find_pictures(pictures, out), *job, *overwrite)
+        done.report()
+        return done, capsys.readouterr().err
+
+    seen, text = run("0.1")
+    assert not seen.blank and "nearly" not in text
+    blank, text = run("0.9999", True)
+    assert len(blank.blank) == 2 and "2 of 2 panoptic maps are nearly blank" in text
+    assert all(each.share < 0.1 and each.near for each in blank.blank)
+    found = re.search(r"left out (.*) of (\S+)\n.*--set object_threshold=([\d.]+) --overwrite", text)
+    assert found
+    lower, _ = run(found[3], True)
+    result = json.loads((tmp_path / "out/results" / f"{Path(found[2]).stem}.json").read_text())
+    named = set(re.findall(r"([a-z-]+) 0\.\d\d", found[1]))
+    assert named & {segment["class"] for segment in result["panoptic"]}
+    assert not lower.blank or lower.blank[0].share > 0

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Check a dataset: sizes, modes, label values, classes, missing and broken files.
 
-        vitp check-dataset ade20k --data-root data/ade/ADEChallengeData2016 --split val --out ade20k.png
+        vitp check-dataset ade20k --data-root data/ade --split val --out ade20k.png
 
         vitp check-dataset mine.toml --data-root data/mine --json
 

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
         Reads images and points, no masks. Scores of several classifiers are kept side by side.
 
-            vitp classify camvid --data-root data/camvid --out runs/camvid
+        vitp classify camvid --data-root data/camvid --out runs/camvid
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute

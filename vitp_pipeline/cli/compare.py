@@ -36,11 +36,11 @@ def register(app: typer.Typer) -> None:
         They may differ in classifier, α, points or generator. Of a run with several evaluations it takes the
         newest. Needs the packages of vitp-pipeline\\[report].
 
-            vitp compare runs/camvid runs/camvid-large --out compare.html
+        vitp compare runs/camvid runs/camvid-large --out compare.html
 
-            vitp compare runs/camvid/evaluation/99cd9d20a383 runs/camvid/evaluation/0f41b2c6d7e8
+        vitp compare run/evaluation/99cd9d20a383 run/evaluation/0f41b2c6d7e8
 
-            vitp compare runs/camvid runs/camvid-large --figure figure1.svg
+        vitp compare runs/camvid runs/camvid-large --figure figure1.svg
         """
 
         from vitp_pipeline.errors import UsageError

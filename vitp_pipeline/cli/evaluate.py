@@ -49,20 +49,20 @@ def register(app: typer.Typer) -> None:
         With --shard it counts one shard and prints no metrics (with --json -, a summary like the other stages'); a last
         call without --shard adds up all shards.
 
-            vitp evaluate camvid --data-root data/camvid --out runs/camvid
+        vitp evaluate camvid --data-root data/camvid --out runs/camvid
 
-            vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0:1:0.1 --json camvid.json
+        vitp evaluate mine --data-root data --out run --alpha 0:1:0.1 --json a.json
 
-            vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
+        vitp evaluate camvid --data-root data/camvid --out runs/camvid --by-class
 
         With --alpha 0 only generate-proposals has to have run; the figures are the generator's own:
 
-            vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0
+        vitp evaluate camvid --data-root data/camvid --out runs/camvid --alpha 0
 
         Many views of an image (scales, flips, windows) can take a gigabyte of masks. --stream stores none, and needs
         only a classifier:
 
-            vitp evaluate camvid --data-root data/camvid --out runs/camvid --stream --set preset=views-multiscale
+        vitp evaluate mine --data-root data --out run --stream --set flip=true
         """
         from dataclasses import replace
 

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         ONNX and torch.export files contain class names, image size, mean and standard deviation. ONNX needs the
         packages of vitp-pipeline\\[export]. A .pth is what `import-checkpoint --as official` writes.
 
-            vitp export-classifier runs/camvid/classifier/default/model.safetensors --out camvid.onnx
+        vitp export-classifier run/classifier/default/model.safetensors --out a.onnx
         """
         from vitp_pipeline.classifier.export import export_classifier
         from vitp_pipeline.classifier.released_files import as_classifier, export_official

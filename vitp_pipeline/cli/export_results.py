@@ -58,13 +58,13 @@ def register(app: typer.Typer) -> None:
 
         Use the recipe and flags of `vitp evaluate`; no ground truth is needed. Writes to RUN/exports/FORMAT-…/results.
 
-            vitp export-results coco-sample --data-root data/coco --out runs/coco --format coco-panoptic
+        vitp export-results mine --data-root data --out run --format coco-panoptic
 
-            vitp export-results camvid --data-root data/camvid --out runs/camvid --format label-png --alpha 0.5
+        vitp export-results mine --data-root data --out run --format label-png
 
         For people who correct masks in place of drawing them, the images that need it most first:
 
-            vitp export-results camvid --data-root data/camvid --out runs/camvid --format cvat --order entropy
+        vitp export-results mine --data-root data --out run --format cvat
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute

@@ -44,11 +44,11 @@ def register(app: typer.Typer) -> None:
 
         Only the split that you evaluate needs proposals; training needs none.
 
-            vitp generate-proposals camvid --data-root data/camvid --out runs/camvid
+        vitp generate-proposals camvid --data-root data/camvid --out runs/camvid
 
-            vitp generate-proposals camvid --data-root data/camvid --out runs/camvid --shard 3/8
+        vitp generate-proposals camvid --data-root data --out run --shard 3/8
 
-            vitp generate-proposals my-ade20k --data-root data/ade --out runs/ade --config models/oneformer_dinat_large
+        vitp generate-proposals mine --data-root data --out run --config dinat_l
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute

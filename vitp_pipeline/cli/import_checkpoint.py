@@ -73,13 +73,13 @@ def register(app: typer.Typer) -> None:
         Architecture, classes and point coordinates are inferred from the tensors; nothing in the file is executed.
         Recipes and flags take released files as they are, and convert them on the way; this keeps the result.
 
-            vitp import-checkpoint model_coco_base793_150points.pth --manifest coco-panoptic --out coco-b.safetensors
+        vitp import-checkpoint b.pth --manifest coco-panoptic --out b.safetensors
 
-            vitp classify coco-sample --data-root data/coco --out runs/coco --classifier coco-b.safetensors
+        vitp classify mine --data-root data --out run --classifier b.safetensors
 
-            vitp import-checkpoint 250_16_dinat_l_oneformer_ade20k_160k.pth --as oneformer-d2 --out dinat-l-ade20k
+        vitp import-checkpoint oneformer.pth --as oneformer-d2 --out dinat-l-ade20k
 
-            vitp import-checkpoint mask2former_internimage_h_896_80k_cocostuff2ade20k.pth --as mm --out h.safetensors
+        vitp import-checkpoint internimage.pth --as mm --out h.safetensors
         """
         from vitp_pipeline.classifier.released_files import export_official, import_official
         from vitp_pipeline.cli.document import documented

@@ -65,11 +65,11 @@ def register(app: typer.Typer) -> None:
         polygons with scores. mmdet: the pickle of mmdetection 3's test script; nothing in it is executed. sam: masks
         without classes, as Segment Anything writes them. ground-truth: the masks of the labels, without their classes.
 
-            vitp import-proposals camvid --data-root data/camvid --out runs/theirs --from npz --masks masks/val
+        vitp import-proposals mine --data-root data --out run --from npz --masks m
 
-            vitp import-proposals coco-sample --data-root data/coco --out runs/theirs --from coco --masks results.json
+        vitp import-proposals mine --data-root data --out run --from coco --masks m
 
-            vitp import-proposals mine --data-root data/mine --out runs/sam --from sam --masks sam/val
+        vitp import-proposals mine --data-root data --out run --from sam --masks sam
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.flags import parse_changes

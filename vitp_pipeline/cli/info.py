@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
         vitp info camvid --data-root data/camvid
 
-        vitp info --backbone vit_base_patch14_dinov2 --classes 150 --size 518x518 --points 250
+        vitp info --backbone vit_base_patch14_dinov2 --classes 150 --points 250
         """
         from vitp_pipeline.diagnostics.model_cost import costs_of, print_costs
 

@@ -38,9 +38,9 @@ def register(app: typer.Typer) -> None:
         It sees label images in folders beside the images (by value or by color), COCO's JSON files, the layouts of
         PASCAL VOC, mmsegmentation and detectron2, and images without labels. Then `vitp run` does the rest.
 
-            vitp init photos --generator my_mask2former.py
+        vitp init photos --generator my_mask2former.py
 
-            vitp init photos --generator hf:OWNER/NAME --yes
+        vitp init photos --generator hf:OWNER/NAME --yes
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.diagnostics.init_dataset import init_dataset

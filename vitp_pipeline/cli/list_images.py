@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
         A manifest names it in place of a pattern, images = "images.parquet", and `vitp predict` takes it.
 
-            vitp list-images --data-root s3://bucket/photos --out images.parquet
+        vitp list-images --data-root s3://bucket/photos --out images.parquet
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.datasets.image_table import write_table

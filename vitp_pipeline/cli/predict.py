@@ -144,25 +144,25 @@ def register(app: typer.Typer) -> None:
 
         Needs no ground truth and no run directory. If killed, run it again: images that have results are skipped.
 
-            vitp predict photos --recipe demo --run runs/demo/run --out found
+        vitp predict photos --recipe demo --run runs/demo/run --out found
 
-            vitp predict street.jpg --recipe camvid --data-root data/camvid --run runs/camvid --out found
+        vitp predict a.jpg --recipe camvid --data-root data --run run --out found
 
-            vitp predict a.jpg --recipe coco-panoptic --generator models/dinat_l --classifier b.safetensors --out found
+        vitp predict a.jpg --generator dinat_l --classifier b.safetensors --out out
 
         With --alpha 0 no classifier is needed, and masks keep the generator's classes:
 
-            vitp predict photos --recipe coco-panoptic --generator models/dinat_l --alpha 0 --out found
+        vitp predict photos --generator models/dinat_l --alpha 0 --out found
 
         With --masks no generator is needed: the masks are those of another tool, and the classifier classifies them:
 
-            vitp predict photos --masks sam/photos --from sam --classifier b.safetensors --out found
+        vitp predict photos --masks sam --classifier b.safetensors --out found
 
         Many photographs go in shards, by your own array job or as jobs that are submitted:
 
-            vitp predict s3://b/photos --recipe camvid --run runs/camvid --out s3://b/found --shard /64
+        vitp predict s3://b/photos --run run --recipe mine --out out --shard /64
 
-            vitp predict photos --recipe camvid --run runs/camvid --out found --shards 64 --engine slurm
+        vitp predict photos --run run --recipe mine --out out --shards 64
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cluster.engine import ENGINES

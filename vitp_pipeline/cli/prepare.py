@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
         vitp prepare cityscapes --data-root data/cityscapes --only panoptic
 
-        vitp prepare ade20k --data-root data/ade/ADEChallengeData2016 --split val --workers 8
+        vitp prepare ade20k --data-root data/ade --split val --workers 8
 
         Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; clothing-co-parsing
         images, labels, lists; coco semantic, instances; coco-stuff train-ids. It can be stopped and restarted: existing

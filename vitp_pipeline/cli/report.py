@@ -46,11 +46,11 @@ def register(app: typer.Typer) -> None:
 
         Of a run with several evaluations it takes the newest. Needs the packages of vitp-pipeline\\[report].
 
-            vitp report runs/camvid --data-root data/camvid
+        vitp report runs/camvid --data-root data/camvid
 
-            vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
+        vitp report runs/camvid/evaluation/99cd9d20a383 --out camvid.html
 
-            vitp report runs/camvid --figure figure1.svg
+        vitp report runs/camvid --figure figure1.svg
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.report.bar_figure import require_figure, write_figure

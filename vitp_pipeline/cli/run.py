@@ -65,11 +65,11 @@ def register(app: typer.Typer) -> None:
         With --classifier nothing is trained. A recipe without \\[train-classifier] gives the generator's own figures,
         and so does --alpha 0. Images without ground truth are exported instead of measured.
 
-            vitp run camvid --data-root data/camvid --out runs/camvid --report
+        vitp run camvid --data-root data/camvid --out runs/camvid --report
 
-            vitp run camvid --data-root data/camvid --out runs/camvid --alpha 0
+        vitp run camvid --data-root data/camvid --out runs/camvid --alpha 0
 
-            vitp run camvid --data-root data/camvid --out runs/camvid --until classify
+        vitp run camvid --data-root data/camvid --out runs/camvid --until classify
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.cli.run_end import show_end, write_run_report

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Print the JSON Schema of recipes, from which editors complete keys and check values.
 
-            vitp schema > vitp.schema.json
+        vitp schema > vitp.schema.json
 
         Then start a recipe with the line `#:schema ./vitp.schema.json` (Taplo, Even Better TOML).
         """

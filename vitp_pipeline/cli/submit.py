@@ -59,9 +59,9 @@ def register(app: typer.Typer) -> None:
 
         Run it again after failures: it submits only what is still missing.
 
-            vitp submit camvid --data-root data/camvid --out runs/camvid --shards 8 --engine slurm --profile mine.toml
+        vitp submit mine --data-root data --out run --shards 8 --profile mine.toml
 
-            vitp submit camvid --data-root data/camvid --out runs/camvid --shards 4 --engine local -j 4
+        vitp submit camvid --data-root data --out run --shards 4 --engine local -j 4
         """
         from pathlib import Path
 

@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
 
         Needs images and labels, no proposals. If killed, run it again: it continues from its last checkpoint.
 
-            vitp train-classifier camvid --data-root data/camvid --out runs/camvid
+        vitp train-classifier camvid --data-root data/camvid --out runs/camvid
 
-            vitp train-classifier camvid --data-root data/camvid --out runs/camvid --name seed1 --seed 1
+        vitp train-classifier mine --data-root data --out run --name seed1 --seed 1
 
             torchrun --nproc-per-node 4 --no-python vitp train-classifier camvid --data-root data/camvid --out runs/four
 

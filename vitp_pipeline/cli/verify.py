@@ -25,9 +25,9 @@ def register(app: typer.Typer) -> None:
 
         Compares checksums, rows and images. Ends with code 6 when something is damaged.
 
-            vitp verify runs/camvid
+        vitp verify runs/camvid
 
-            vitp verify runs/camvid --repair
+        vitp verify runs/camvid --repair
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.runs.repair import repair as repair_all

@@ -28,6 +28,7 @@ from vitp_pipeline.decoding.archives import reading_ahead
 from vitp_pipeline.decoding.remote import absolute, data_path, name_of
 from vitp_pipeline.errors import CorruptError, IncompatibleError, InputError, PartialError, partly_failed
 from vitp_pipeline.execution.prefetch import Prefetcher
+from vitp_pipeline.inference.blank_maps import BlankMap, blank_map, report_blank_maps
 from vitp_pipeline.inference.image_files import Picture
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.progress import counted, progress, say
@@ -107,6 +108,7 @@ class Predicted:
         failed: (image file, reason) of those that could not be used.
         images: the image file of each result, and the files that were written of it.
         unusable: why records in a file of masks were left out.
+        blank: images whose panoptic map is nearly blank, by `object_threshold`; of those made now.
     """
 
     folder: Path
@@ -117,6 +119,8 @@ class Predicted:
     seconds: float = 0.0
     images: list[dict[str, Any]] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
+    blank: list[BlankMap] = field(default_factory=list)
+    object_threshold: float = 0.0
 
     def report(self) -> None:
         """Print the outcome. Raises PartialError when images, or records of masks, could not be used."""
@@ -124,6 +128,7 @@ class Predicted:
             say(f"  skipped: {reason}")
         if (more := len(self.unusable) - SHOWN) > 0:
             say(f"  skipped: {more} more")
+        report_blank_maps(self.blank, self.made, self.object_threshold)
         self._report_images()
         if self.unusable:
             records = counted(len(self.unusable), "record")
@@ -166,8 +171,9 @@ def predict(
 
 def _make_all(waiting: Sequence[Picture], predictor: Predictor, job: PredictJob, done: Predicted) -> None:
     begin(predictor, job)
+    done.object_threshold = predictor.segmenter.rule.object_threshold
     with progress("predict", len(waiting)) as bar:
-        for picture, made in make_each(predictor, waiting, job):
+        for picture, made in make_each(predictor, waiting, job, done.blank.append):
             if isinstance(made, InputError):
                 done.failed.append((picture.path, made.message))
                 say(f"failed: {made.message}")
@@ -183,10 +189,16 @@ def begin(predictor: Predictor, job: PredictJob) -> None:
 
 
 def make_each(
-    predictor: Predictor, pictures: Sequence[Picture], job: PredictJob
+    predictor: Predictor,
+    pictures: Sequence[Picture],
+    job: PredictJob,
+    tell: Callable[[BlankMap], None] = lambda blank: None,
 ) -> Iterator[tuple[Picture, dict[str, str] | InputError]]:
     """Write the results of images, one after another; yield each, with the SHA-256 of its files by their paths below
     the results, or the reason why it cannot be used.
+
+    Args:
+        tell: called with every panoptic map that is nearly blank.
     """
     with (
         reading_ahead(picture.path for picture in pictures),
@@ -194,7 +206,7 @@ def make_each(
     ):
         for picture, found in prefetcher:
             try:
-                made = _make(predictor, picture, *found.result(), job)
+                made = _make(predictor, picture, *found.result(), job, tell)
             except InputError as error:
                 yield picture, error
             else:
@@ -247,7 +259,14 @@ def _read(picture: Picture, job: PredictJob) -> tuple[bytes, np.ndarray]:
     return content, read_picture(picture.path, content)
 
 
-def _make(predictor: Predictor, picture: Picture, content: bytes, image: np.ndarray, job: PredictJob) -> dict[str, str]:
+def _make(
+    predictor: Predictor,
+    picture: Picture,
+    content: bytes,
+    image: np.ndarray,
+    job: PredictJob,
+    tell: Callable[[BlankMap], None],
+) -> dict[str, str]:
     from vitp_pipeline.interop.png_files import rgb_of_ids, write_labels, write_png
 
     origin = job.origin(picture, content)
@@ -267,6 +286,8 @@ def _make(predictor: Predictor, picture: Picture, content: bytes, image: np.ndar
         digests[file.relative_to(job.out).as_posix()] = file_digest(file)
         job.store.publish(file)
         job.store.release(file)
+    if (blank := blank_map(picture.path, found, predictor.segmenter.rule.object_threshold)) is not None:
+        tell(blank)
     return digests
 
 
