@@ -34,7 +34,7 @@ PLACEHOLDERS = {
 
 NETWORKS = ("generate-proposals", "classify", "evaluate")
 OTHER_TABLES = {"predict": NETWORKS, "import-proposals": NETWORKS[:1], "export-results": NETWORKS[1:]}
-OTHER_TABLES |= {"evaluate": NETWORKS[1:], "run": ()}
+OTHER_TABLES |= {"evaluate": NETWORKS[1:], "run": tuple(TABLES)}
 """Tables whose keys --set of a command takes, where it is not the table of its own name."""
 
 GROUP = typer.main.get_command(app)
