@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -39,13 +39,16 @@ class Data:
     Args:
         images: a folder of photographs, used again from the start when there are too few; their labels are drawn
             blocks. None: drawn scenes of 480×640.
+        policies: of the points, each with its own.
     """
 
-    def __init__(self, root: Path, count: int, points: int, images: Path | None) -> None:
+    def __init__(
+        self, root: Path, count: int, points: int, images: Path | None, policies: Sequence[str] = ("max",)
+    ) -> None:
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.datasets import Dataset
 
-        self.root, self.points = root, points
+        self.root, self.points, self.policies = root, points, policies
         if not (root / "complete").exists():
             self._link(images, count) if images else self._draw(count)
         self.recipe = load_recipe(root / "recipe.toml")
@@ -108,15 +111,17 @@ class Data:
         arrays = ArrayWriter(run.folder / "made.zarr.zip", run.about(0, 0))
         for sample in self.dataset.samples:
             size = self.dataset.read_image(sample).shape[:2]
-            points = rng.integers(0, size, (self.points, 2)).astype(np.int32)
+            points = {name: rng.integers(0, size, (self.points, 2)).astype(np.int32) for name in self.policies}
             name = sample.image.relative_to(self.root).as_posix()
             logits = np.zeros((self.points, len(self.recipe.manifest.classes) + 1), np.float32)
             view, none = View(size, size, size, (1, 1)), np.zeros((0, 1, 1), np.float16)
             kept = np.zeros(0, np.int32)
-            record = ProposalRecord(sample.image_id, name, view, "mmseg1", kept, 0.0, {"max": points}, logits, none)
+            record = ProposalRecord(sample.image_id, name, view, "mmseg1", kept, 0.0, points, logits, none)
             rows.append(write_record(arrays, record))
         arrays.close()
-        table = pa.Table.from_pylist(rows, schema=schema(run.fingerprint, self.recipe.manifest.class_names))
+        table = pa.Table.from_pylist(
+            rows, schema=schema(run.fingerprint, self.recipe.manifest.class_names, None, self.policies)
+        )
         commit_part(run, 0, 0, table, arrays.path)
 
 

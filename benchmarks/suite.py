@@ -107,6 +107,25 @@ def classify(o: Options) -> list[Line]:
     return [_limit("classify, ViT-S/14, 250 points", "the bare timm ViT, as many tokens (limit)", found, 0.95)]
 
 
+def frozen(o: Options) -> list[Line]:
+    words = (
+        "--backbone vit_tiny_patch16_224 --size 32 48 --layers 1 2 --images 6 --points 6" if o.quick else "--images 64"
+    )
+    words += f" --repeats {o.repeats} --threads {o.threads}"
+    found = figures_of("features", [str(o.camvid / "images/val"), *words.split()])
+    images, size = found["settings"]["images"], f"{found['bytes_per_image'] / 1e6:.1f} MB an image stored"
+    lines = []
+    for task, work, goal in (
+        ("head", f"frozen backbone: another head (seed, prior, fold) on the same {images} images, ViT-S/14", 0.05),
+        ("classify", f"classify: another policy, chunk or temperature, {images} images", 0.1),
+    ):
+        r = found[task]
+        times = (f"{r[which]:.2f} s" for which in ("others", "first"))
+        note = f"the first without storing {r['without']:.2f} s; {size}"
+        lines.append(Line(work, "the first, which stores features", *times, r["ratio"], *r["ratios"], -goal, note=note))
+    return lines
+
+
 def _limit(work: str, against: str, found: dict, goal: float) -> Line:
     speeds = (f"{found[side]:.4g} images/s" for side in ("ours", "bare"))
     return Line(work, against, *speeds, found["ratio"], *found["ratios"], goal)
@@ -222,6 +241,7 @@ ADE, CITYSCAPES = ((512, 683), 150), ((1024, 2048), 19)
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     "proposals": proposals,
     "classify": classify,
+    "features": frozen,
     "semantic-camvid": semantic_real,
     **{f"semantic-ade-{live}": semantic_drawn(*ADE, live) for live in (25, 50, 250)},
     **{f"semantic-cityscapes-{live}": semantic_drawn(*CITYSCAPES, live) for live in (25, 50, 250)},

@@ -18,6 +18,7 @@ from vitp_pipeline.datasets.label_kinds.semantic_png import read_values
 from vitp_pipeline.datasets.polygons import read_polygons
 from vitp_pipeline.datasets.spec import SplitSpec
 from vitp_pipeline.errors import InputError, UsageError
+from vitp_pipeline.geometry import size_of
 
 HEIGHT, WIDTH = 40, 60
 
@@ -70,7 +71,7 @@ def test_real_coarse_polygons_agree_with_cityscapesscripts_and_the_fine_labels(s
     both = (coarse != IGNORE) & (fine != IGNORE)
     assert (coarse[both] == fine[both]).mean() > 0.99 and (fine != IGNORE).sum() > (coarse != IGNORE).sum()
     image = data.read_image(sample)
-    areas = read_truth(data, sample, image, "coarse", "class-balanced", 0.2)
+    areas = read_truth(data, sample, size_of(image), "coarse", "class-balanced", 0.2)
     assert isinstance(areas, Areas) and np.array_equal(areas.numbers, coarse)  # not the eroded fine ones
 
 
@@ -169,7 +170,7 @@ def test_boxes_without_masks_can_be_trained_on_and_nothing_else(tmp_path: Path) 
     write_instances(tmp_path, outlines=False)
     data = Dataset(instances_spec(), tmp_path, "val")
     sample, image = data.samples[0], data.read_image(data.samples[0])
-    boxes = read_truth(data, sample, image, "boxes", "class-balanced", 0.2)
+    boxes = read_truth(data, sample, size_of(image), "boxes", "class-balanced", 0.2)
     assert isinstance(boxes, Boxes) and boxes.classes.tolist() == [1, 2]  # the crowd is none
     assert boxes.edges.tolist() == [[5, 10, 30, 50], [8, 12, 26, 45]]
     assert not data.has_masks

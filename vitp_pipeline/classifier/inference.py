@@ -39,12 +39,17 @@ def point_logits(
     with mixed_precision(precision, pixels.device):
         logits: Tensor = model(pixels, points, valid).float()
         if flip:
-            # a pixel's column c becomes W − 1 − c; in [−1, 1) without half pixels that is −p, less one pixel
-            flipped = points.clone()
-            flipped[..., 1] = -points[..., 1] - 2 / images.shape[-1]
-            other = model(pixels.flip(-1), flipped, valid).float()
+            other = model(pixels.flip(-1), flipped_points(points, images.shape[-1]), valid).float()
             logits = (logits.log_softmax(-1) + other.log_softmax(-1)) / 2
     return logits
+
+
+def flipped_points(points: Tensor, width: int) -> Tensor:
+    """Return (B, N, 2) points in the mirror image of an image of `width` pixels."""
+    flipped = points.clone()
+    # a pixel's column c becomes W − 1 − c; in [−1, 1) without half pixels that is −p, less one pixel
+    flipped[..., 1] = -points[..., 1] - 2 / width
+    return flipped
 
 
 def image_logits(

@@ -20,6 +20,7 @@ from vitp_pipeline.geometry import View, normalize_cells, normalize_in_view, nor
 if TYPE_CHECKING:
     import torch
 
+    from vitp_pipeline.classifier.features.source import Seen
     from vitp_pipeline.classifier.model import PointViT
 
 NOT_FINITE = "the classifier's output is not finite"
@@ -48,6 +49,7 @@ class MaskClassifier:
     """
 
     def __init__(self, classifier: Path | PointViT, settings: ClassifySettings, spec: DatasetSpec) -> None:
+        from vitp_pipeline.classifier.features.patch_features import PatchEncoder, reads_patches
         from vitp_pipeline.classifier.inference import average_of
         from vitp_pipeline.classifier.weights import load_classifier
         from vitp_pipeline.runtime.devices import choose_device
@@ -62,6 +64,8 @@ class MaskClassifier:
                 'Train it further: fit = "lda" or "gradient", init_from = its name, and another --name',
             )
         self.model: PointViT = model.to(self.device)
+        whole = settings.frame != "view"  # otherwise it is another picture for every view
+        self.encoder = PatchEncoder(self.model, settings.precision) if whole and reads_patches(self.model) else None
         self.reads_masks = self.model.config.prompt == "mask"
         if self.reads_masks and settings.frame != "image":
             raise IncompatibleError(
@@ -111,22 +115,49 @@ class MaskClassifier:
         """Name the picture of a view: views of the same name have the same."""
         return record.key if self.settings.frame == "view" else record.image_id
 
-    def scores(self, batch: Sequence[PromptedImage], pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Logits of the masks of each view, (Q, K) float32; they may be not finite."""
+    def seen(self, give: Seen) -> tuple[np.ndarray, ...]:
+        """Take what the frozen backbone sees of an image, and with `flip` of its mirror image: features or pixels."""
+        return tuple(give(mirrored) for mirrored in ((False, True) if self.settings.flip else (False,)))
+
+    def scores(
+        self, batch: Sequence[PromptedImage], images: Sequence[np.ndarray | tuple[np.ndarray, ...]]
+    ) -> list[np.ndarray]:
+        """Logits of the masks of each view, (Q, K) float32; they may be not finite.
+
+        Args:
+            images: of each view what `pictures` gives or, where points read the patches of a frozen backbone
+                (`encoder`), what `seen` does.
+        """
         import torch
 
         from vitp_pipeline.classifier.inference import mask_logits_of_points
 
-        logits = self._logits(
-            torch.from_numpy(np.stack(pixels)).to(self.device),
-            [torch.from_numpy(prompted.prompts).to(self.device) for prompted in batch],
-            [prompted.record.key for prompted in batch],
-        )
+        prompts = [torch.from_numpy(prompted.prompts).to(self.device) for prompted in batch]
+        if self.encoder is None:
+            pixels = torch.from_numpy(np.stack([image for image in images if isinstance(image, np.ndarray)]))
+            logits = self._logits(pixels.to(self.device), prompts, [prompted.record.key for prompted in batch])
+        else:
+            logits = [self._read(image, points) for image, points in zip(images, prompts, strict=True)]
         settings = self.settings
         return [
             mask_logits_of_points(own[None], of.per_mask, settings.temperature, self.average)[0].cpu().numpy()
             for of, own in zip(batch, logits, strict=True)
         ]
+
+    def _read(self, image: np.ndarray | tuple[np.ndarray, ...], points: torch.Tensor) -> torch.Tensor:
+        """(N, K) float32 of points that read the patches of an image."""
+        import torch
+
+        from vitp_pipeline.classifier.features.patch_features import feature_logits
+
+        assert self.encoder is not None
+        if isinstance(image, np.ndarray):
+            pixels = image
+            image = self.seen(lambda mirrored: pixels[:, :, ::-1] if mirrored else pixels)
+        found = [torch.from_numpy(self.encoder.features(seen)).to(self.device) for seen in image]
+        return feature_logits(
+            self.model, found[0], points, found[1] if self.settings.flip else None, self.settings.precision
+        )
 
     def _logits(self, images: torch.Tensor, prompts: list[torch.Tensor], ids: list[str]) -> list[torch.Tensor]:
         """(Nᵢ, K) float32 of the prompts of each image."""

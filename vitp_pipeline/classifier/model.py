@@ -26,7 +26,7 @@ the image's features are the pre-trained ones, and a point's scores do not depen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import repeat
 from typing import Any
@@ -159,7 +159,10 @@ class PointViT(nn.Module):
         Returns:
             (B, N, K) logits.
         """
-        features = self.features(images, points, valid)
+        return self.logits(self.features(images, points, valid), valid)
+
+    def logits(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Score the head's input, (B, N, F·D); `valid` and result as of `forward`."""
         if isinstance(self.head_norm, nn.BatchNorm1d):
             if valid is not None and self.training:  # padding is no part of the statistics
                 normed = torch.zeros_like(features)
@@ -174,35 +177,60 @@ class PointViT(nn.Module):
 
     def features(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Tensor:
         """Compute the head's input, (B, N, F·D); arguments as `forward`."""
-        count, read = points.shape[1], self.config.point_token == "sampled"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.config.point_token == "sampled":
+                return self.read_patches(self.patch_features(images), points)
             found = []
             for number, ends in enumerate(self.passed(images, points, valid), 1):
                 if number in self.feature_layers:
-                    tokens = (
-                        sample_tokens(self.patches_of(ends), self.grid, points[..., :2]) if read else ends[:, :count]
-                    )
-                    found.append(self._feature_norm(tokens))
+                    found.append(self._feature_norm(ends[:, : points.shape[1]]))
             return torch.cat(found, dim=-1)
 
-    def passed(self, images: Tensor, points: Tensor, valid: Tensor | None = None) -> Iterator[Tensor]:
+    def passed(self, images: Tensor, points: Tensor | None, valid: Tensor | None = None) -> Iterator[Tensor]:
         """Yield all tokens (B, T, D) behind each block: points', unless they are sampled, others, patches'.
 
-        Arguments as `forward`. What is not taken from the iterator is not computed.
+        Arguments as `forward`; sampled points are not looked at. What is not taken from the iterator is not computed.
         """
-        tokens, count, sampled = self._tokens(images, points), points.shape[1], self.config.point_token == "sampled"
-        mask = None if sampled else self._attention_mask(tokens.shape[1], count, valid, tokens.device)
-        yield from self._passed(tokens, mask, None if sampled else points[..., :2])
+        own = None if self.config.point_token == "sampled" else points
+        tokens = self._tokens(images, own)
+        if own is None:
+            yield from self._passed(tokens, None, None)
+            return
+        mask = self._attention_mask(tokens.shape[1], own.shape[1], valid, tokens.device)
+        yield from self._passed(tokens, mask, own[..., :2])
 
     def patches_of(self, tokens: Tensor) -> Tensor:
         """(B, T, D) of `passed` to those of the patches, (B, P, D)."""
         return tokens[:, -math.prod(self.grid) :]
 
-    def _tokens(self, images: Tensor, points: Tensor) -> Tensor:
-        """(B, T, D): the points', unless they are sampled; those of `kept_tokens`; the patches'."""
+    def patch_features(self, images: Tensor) -> list[Tensor]:
+        """Compute what points with `point_token = "sampled"` read: the patches behind each of the feature layers.
+
+        Args:
+            images: as of `forward`.
+        Returns:
+            F tensors (B, P, D), before any norm, the patches in row-major order.
+        """
+        passed = enumerate(self.passed(images, None), 1)
+        return [self.patches_of(tokens) for number, tokens in passed if number in self.feature_layers]
+
+    def read_patches(self, patches: Sequence[Tensor], points: Tensor) -> Tensor:
+        """Read points from the patches.
+
+        Args:
+            patches: as `patch_features` returns them.
+            points: as of `forward`.
+        Returns:
+            (B, N, F·D), the head's input.
+        """
+        read = (sample_tokens(layer, self.grid, points[..., :2]) for layer in patches)
+        return torch.cat([self._feature_norm(tokens) for tokens in read], dim=-1)
+
+    def _tokens(self, images: Tensor, points: Tensor | None) -> Tensor:
+        """(B, T, D): the points', if there are any; those of `kept_tokens`; the patches'."""
         vit = self.backbone
         patches, table = self._patches(images)
-        own = [] if self.config.point_token == "sampled" else [self._point_tokens(points, patches, table)]
+        own = [] if points is None else [self._point_tokens(points, patches, table)]
         kept = kept_tokens(vit, images.shape[0], keeps_class_token(vit))
         tokens: Tensor = vit.norm_pre(torch.cat([*own, *kept, patches], dim=1))
         return tokens

@@ -90,13 +90,18 @@ def load_classifier(path: str | Path) -> PointViT:
 
 def classes_of(path: Path) -> tuple[str, ...]:
     """Read the names of a classifier's classes without its weights. Raises as `load_classifier`."""
+    return config_of(path).classes
+
+
+def config_of(path: Path) -> ModelConfig:
+    """Read a classifier's configuration without its weights. Raises as `load_classifier`."""
     if not path.exists():
         raise InputError(f"{path}: no such classifier", "Give the model.safetensors of a run, below RUN/classifier")
     try:
         with safe_open(path, "pt") as file:
-            return ModelConfig.from_json((file.metadata() or {})["vitp"]).classes
+            return ModelConfig.from_json((file.metadata() or {})["vitp"])
     except (UserError, SafetensorError, OSError, TypeError, ValueError, AttributeError, LookupError):
-        return load_classifier(path).classes  # says what is wrong with it
+        return load_classifier(path).config  # says what is wrong with it
 
 
 def _with_weights(config: ModelConfig, state: dict[str, Tensor]) -> PointViT:

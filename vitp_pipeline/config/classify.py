@@ -44,3 +44,8 @@ class ClassifySettings:
         Average,
         Key("Average over a mask's points; auto = the policy's own: log-probabilities for local_maxima."),
     ] = "auto"
+    feature_cache: Annotated[
+        float,
+        within(0, 10**6),
+        Key("Largest size of the stored features of a frozen backbone; 0 = none are stored.", "GB", "not"),
+    ] = 8.0

@@ -150,6 +150,11 @@ class TrainSettings:
         False
     )
     compile: Annotated[bool, Key("Use torch.compile, which rounds differently.", enters="not")] = False
+    feature_cache: Annotated[
+        float,
+        within(0, 10**6),
+        Key("Largest size of the stored features of a frozen backbone; 0 = none are stored.", "GB", "not"),
+    ] = 8.0
     # what is learned from, and where it starts
     data: Annotated[
         tuple[str, ...],

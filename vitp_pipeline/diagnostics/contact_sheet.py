@@ -14,6 +14,7 @@ from vitp_pipeline.datasets.dataset import Dataset
 from vitp_pipeline.datasets.label_kinds.kind import Sample
 from vitp_pipeline.datasets.spec import IGNORE
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import size_of
 
 TILE, SPACE, GAP, LINE, COLUMNS, NAMED = 320, 4, 8, 13, 4, 8
 PANEL = TILE + SPACE
@@ -96,7 +97,7 @@ def _panel(
     """
     colors = np.array([info.color for info in dataset.spec.classes], np.uint8)
     try:
-        truth = read_truth(dataset, sample, image, kind, "class-balanced", coarse_erosion)
+        truth = read_truth(dataset, sample, size_of(image), kind, "class-balanced", coarse_erosion)
     except InputError as error:
         if kind == "fine" or not dataset.has_masks:
             raise

@@ -38,6 +38,8 @@ class Cost:
         forwards: forward passes per image.
         parameters: all trainable numbers, used or not.
         flops: of all forward passes, two per multiply-add.
+        feature_bytes: of what points read of an image, where that does not depend on them and can be stored
+            (`feature_cache`), before compression; else 0.
     """
 
     part: str
@@ -48,6 +50,7 @@ class Cost:
     forwards: int
     parameters: int
     flops: int
+    feature_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -66,6 +69,7 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
         UsageError: as for `build_model`.
     """
     from vitp_pipeline.classifier.build import build_model
+    from vitp_pipeline.classifier.features.patch_features import BYTES, features_shape, reads_patches
 
     with torch.device("meta"):
         model = build_model(settings, tuple(f"class {k}" for k in range(classes))).eval()
@@ -74,7 +78,8 @@ def classifier_cost(settings: TrainSettings, classes: int, points: int, forwards
         prompts = torch.empty(1, points, math.prod(model.grid) if settings.prompt == "mask" else 2)
     flops = forwards * count_flops(lambda: model(images, prompts))
     parameters = sum(p.numel() for p in model.parameters())
-    return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops)
+    stored = math.prod(features_shape(model)) * BYTES if reads_patches(model) else 0
+    return Cost("classifier", settings.backbone, model.image_size, points, classes, forwards, parameters, flops, stored)
 
 
 def generator_cost(generator: OpenMMLabGenerator | TransformersGenerator, size: Size) -> Cost:

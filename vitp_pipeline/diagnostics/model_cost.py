@@ -125,9 +125,15 @@ def print_costs(costs: Sequence[Cost], as_json: bool) -> None:
         return
     from vitp_pipeline.runtime.tables import Table
 
+    stored = max(cost.feature_bytes for cost in costs)
     table = Table.open(
         collapse_padding=True,
-        caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs.",
+        caption="N: queries or points. One multiply-add is one MAC, two FLOPs; the paper's #FLOPs are MACs."
+        + (
+            f" Features that can be stored: {stored / 1e6:.1f} MB an image, and as much of its mirror image."
+            if stored
+            else ""
+        ),
     )
     table.column("", no_wrap=True)
     table.column("network", overflow="fold")

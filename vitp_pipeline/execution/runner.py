@@ -18,7 +18,7 @@ from vitp_pipeline.runtime.signals import finishing, interruptible, stop_wanted,
 from vitp_pipeline.storage.atomic_files import refusals, removals
 from vitp_pipeline.storage.fingerprint import file_digest
 from vitp_pipeline.storage.fs_ops import make_folder, remove, rename, sync_folder
-from vitp_pipeline.storage.layout import arrays_path, index_path, totals_path
+from vitp_pipeline.storage.layout import arrays_path, index_path, part_of_arrays, totals_path
 from vitp_pipeline.storage.locks import Lock
 from vitp_pipeline.storage.sealed import read_sealed, sealed
 from vitp_pipeline.storage.temporaries import temporary
@@ -278,6 +278,28 @@ def shard_stats(run: StageRun, shard: int) -> dict[str, Any]:
         "failed": failed,
         "files": digests,
     }
+
+
+def forget_part(run: StageRun, shard: int, part: int) -> None:
+    """Remove a part, its index first, which uncommits it; before that, the files derived from it.
+
+    Raises:
+        LockedError: a task is at work on its shard.
+    """
+    store, folder = run.store, run.shard_folder(shard)
+    with store.locked(folder / "lock", wait=False):
+        forget_end(run, shard)
+        store.remove(index_path(folder, part))
+        for name in store.list(folder):
+            if part_of_arrays(name) == part:
+                store.remove(folder / name)
+
+
+def forget_end(run: StageRun, shard: int) -> None:
+    """Remove the files derived from the parts of a shard, under its lock."""
+    folder = run.shard_folder(shard)
+    run.store.remove(folder / "done.json")
+    run.store.remove(totals_path(folder))
 
 
 def failed_images(run: StageRun, shard: int) -> list[tuple[str, str]]:

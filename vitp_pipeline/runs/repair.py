@@ -8,11 +8,10 @@ from pathlib import Path
 
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.errors import UserError
-from vitp_pipeline.execution.runner import finish_shard
+from vitp_pipeline.execution.runner import finish_shard, forget_end, forget_part
 from vitp_pipeline.runtime.progress import say
 from vitp_pipeline.storage.copies import LAST, keep_copies, restore
 from vitp_pipeline.storage.fingerprint import file_digest
-from vitp_pipeline.storage.layout import index_path, part_of_arrays, totals_path
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import damaged, read_sealed
 
@@ -75,32 +74,25 @@ def removes(store: RunStore, path: Path) -> Fix:
 
 
 def remakes_part(run: StageRun, shard: int, part: int, without: Path) -> Fix:
-    """Remove a part, its index first, which uncommits it; before that, the files derived from it.
+    """Remove a part, so that the stage makes it again.
 
     Args:
         without: the damaged file, which is removed, too.
     """
-    store, folder = run.store, run.shard_folder(shard)
 
     def fix() -> None:
-        with store.locked(folder / "lock", wait=False):
-            _forget(store, folder)
-            store.remove(index_path(folder, part))
-            for name in store.list(folder):
-                if part_of_arrays(name) == part:
-                    store.remove(folder / name)
-            store.remove(without)
+        forget_part(run, shard, part)
+        run.store.remove(without)
 
     return fix
 
 
 def forgets_end(run: StageRun, shard: int) -> Fix:
     """Remove the files derived from the parts of a shard."""
-    folder = run.shard_folder(shard)
 
     def fix() -> None:
-        with run.store.locked(folder / "lock", wait=False):
-            _forget(run.store, folder)
+        with run.store.locked(run.shard_folder(shard) / "lock", wait=False):
+            forget_end(run, shard)
 
     return fix
 
@@ -138,8 +130,3 @@ def rebuilds_copies(run: StageRun) -> Fix:
         keep_copies(store, run.folder, ["run.json", *(["done.json"] if small else []), *small, *last])
 
     return fix
-
-
-def _forget(store: RunStore, folder: Path) -> None:
-    store.remove(folder / "done.json")
-    store.remove(totals_path(folder))

@@ -38,7 +38,7 @@ def stage_folders(store: RunStore) -> list[Path]:
         InputError: not a run directory.
     """
     folders = [store.folder / "proposals", store.folder / PREDICT]
-    for stage in ("classifier", "class_scores", "evaluation"):
+    for stage in ("features", "classifier", "class_scores", "evaluation"):
         folders += [store.folder / stage / name for name in store.folders(store.folder / stage)]
     folders = [folder for folder in folders if store.exists(folder / "run.json") or store.exists(folder / COPIES)]
     if not folders:
@@ -76,11 +76,27 @@ def _labels(store: RunStore, stages: list[StageRun]) -> dict[str, str]:
     random = any(has_random_weights(stage.identity) for stage in stages)
     odd = [text for text, said in (("masks without class scores", agnostic), (RANDOM_WEIGHTS, random)) if said]
     found = {"proposals": ", ".join(odd)} if odd else {}
+    found |= {s.folder.relative_to(store.folder).as_posix(): _of_features(s) for s in stages if is_cache(s.folder)}
     for kind in ("class_scores", "evaluation"):
         chosen = [i for i, name in enumerate(names) if name.startswith(f"{kind}/")]
         texts = labels([facts[i] for i in chosen], ALWAYS)
         found |= {names[i]: text for i, text in zip(chosen, texts, strict=True)}
     return found
+
+
+def is_cache(folder: Path) -> bool:
+    """Tell if a stage's folder holds stored features, which nothing needs: there is never any work missing."""
+    return folder.parent.name == "features"
+
+
+def _of_features(run: StageRun) -> str:
+    """Say which features they are: split, size, mirrored or not."""
+    try:
+        height, width = run.identity["features"]["image_size"]
+        kind = ", mirrored" if run.identity["mirrored"] else ""
+        return f"{run.identity['split']}, {height}×{width}{kind}"
+    except (KeyError, TypeError, ValueError):  # types that vitp does not write
+        return ""
 
 
 def _sharded(run: StageRun) -> dict[str, Any]:
@@ -108,6 +124,8 @@ def _sharded(run: StageRun) -> dict[str, Any]:
                 images += partial_images(store.fetch(rows))
         if "lock" in files and store.is_locked(run.shard_folder(shard) / "lock"):
             running.append(shard)
+            continue
+        if is_cache(folder):
             continue
         missing.append(shard)
         if files:
@@ -267,6 +285,6 @@ def watch_status(run: Run, as_json: bool, wait: Callable[[float], None] = time.s
         else:
             clear_screen()
             print_status(entries, as_json=False)
-        if all(e["shards_done"] == e["shards"] for e in entries):
+        if all(e["shards_done"] == e["shards"] or e["stage"].startswith("features/") for e in entries):
             return
         wait(WATCH_EVERY)

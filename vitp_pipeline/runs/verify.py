@@ -33,7 +33,7 @@ from vitp_pipeline.execution.runner import shard_stats
 from vitp_pipeline.execution.sharding import array_expression
 from vitp_pipeline.runs.plan_file import Plan, read_plan
 from vitp_pipeline.runs.repair import Damage, forgets_end, puts_back, remakes_part, removes, writes_end
-from vitp_pipeline.runs.status import stage_folders
+from vitp_pipeline.runs.status import is_cache, stage_folders
 from vitp_pipeline.runs.verify_training import check_training
 from vitp_pipeline.runtime.output import show
 from vitp_pipeline.runtime.progress import progress, say
@@ -196,8 +196,8 @@ def _shard(plan: Plan, shard: int) -> _Shard:
             else:
                 bad = (index, "is missing, though the shard is finished") if finished else None
             if bad is not None:
-                fix = remakes_part(run, shard, part, without=bad[0])
-                damages.append(Damage(*bad, run.folder, shard, fix, True))
+                fix, rerun = remakes_part(run, shard, part, without=bad[0]), not is_cache(run.folder)
+                damages.append(Damage(*bad, run.folder, shard, fix, rerun))
         if not damages:
             damages += _end(run, shard) if finished else _lost_end(run, shard, good)
             good += finished and not damages

@@ -26,12 +26,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def mixed_precision(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """Make an autocast context. `auto` is bfloat16 where CUDA supports it, else float32."""
+def precision_of(name: str, device: torch.device) -> str:
+    """Resolve a precision: `auto` is bfloat16 where CUDA supports it, else float32."""
     import torch
 
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def mixed_precision(name: str, device: torch.device) -> AbstractContextManager[object]:
+    """Make an autocast context of a precision (`precision_of`)."""
+    import torch
+
+    name = precision_of(name, device)
     if name == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, name))

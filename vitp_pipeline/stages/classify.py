@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,13 @@ from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings
 from vitp_pipeline.datasets import Dataset
-from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError
+from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageError, UsageError, UserError
 from vitp_pipeline.evaluation.run_labels import files_that_scored
 from vitp_pipeline.execution.runner import Outcome, WorkBudget, run_parts
 from vitp_pipeline.execution.sharding import ShardChoice
+from vitp_pipeline.geometry import Size, size_of
 from vitp_pipeline.runtime.output import with_aliases
+from vitp_pipeline.stages.features import Features, forget_damaged
 from vitp_pipeline.storage.digests import Digests, fetch_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
 from vitp_pipeline.storage.open_store import Run, open_store
@@ -41,6 +44,9 @@ from vitp_pipeline.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from vitp_pipeline.artifacts.features import FeatureStore
+    from vitp_pipeline.classifier.features.source import FeatureSource
 
 
 def classify(
@@ -68,11 +74,18 @@ def classify(
     require_proposals(proposals, shards)
     dataset = Dataset(recipe.manifest, data_root, proposals.run.identity["settings"].get("split", "val"))
 
+    @cache
     def build() -> ClassMaker:
         digests.prove()
         return ClassMaker(run, proposals, dataset, classifier, settings)
 
-    return run_parts(run, shards, build, "classify", retry_failed)
+    unfinished = [shard for shard in shards if retry_failed or not run.finished(shard)]
+    if unfinished and reads_features(classifier):
+        build().store_features(unfinished)
+    outcome = run_parts(run, shards, build, "classify", retry_failed)
+    if build.cache_info().currsize:
+        forget_damaged(build().stored)
+    return outcome
 
 
 def classifier_file(
@@ -189,6 +202,8 @@ def require_proposals(proposals: ProposalStore, shards: Sequence[int]) -> None:
         )
 
 
+Picture = np.ndarray | tuple[np.ndarray, ...]
+"""An image as `MaskClassifier.scores` takes it."""
 READ_AHEAD = 2
 """Batches whose images are read ahead while the model works on one."""
 
@@ -220,9 +235,21 @@ class ClassMaker:
     ) -> None:
         self.run, self.proposals, self.dataset, self.settings = run, proposals, dataset, settings
         self.mask_classifier = MaskClassifier(classifier, settings, dataset.spec)
+        self.stored: dict[bool, FeatureStore] = {}
         if self.mask_classifier.reads_masks:
             proposals.require_all_masks()
             proposals.require_one_view("mask prompts")
+
+    def store_features(self, shards: Sequence[int]) -> None:
+        """Store the features of the images of some shards, where points read the patches, and read them from now on."""
+        if (encoder := self.mask_classifier.encoder) is None:
+            return
+        run, settings = self.proposals.run, self.settings
+        features = Features(
+            run.store, self.dataset, encoder, run.images, run.shards, settings.flip, settings.feature_cache
+        )
+        features.make(shards)
+        self.stored = features.opened()
 
     def make(self, shard: int, part: int, images: Sequence[str], arrays: Path, budget: WorkBudget) -> pa.Table:
         import pyarrow as pa
@@ -235,9 +262,9 @@ class ClassMaker:
         writer = ArrayWriter(arrays, {"fingerprint": self.run.fingerprint, "shard": shard, "part": part})
         try:
             with self.dataset.reading_ahead(i for i in images if i not in reasons), ThreadPoolExecutor(2) as readers:
-                waiting: deque[tuple[_Batch, list[Future[np.ndarray]]]] = deque()
+                waiting: deque[tuple[_Batch, list[Future[Picture]]]] = deque()
                 # of the previous batch: an image is read once for all its views that share a picture
-                read: dict[str, Future[np.ndarray]] = {}
+                read: dict[str, Future[Picture]] = {}
                 for batch in chain(batches, [None] * READ_AHEAD):
                     if batch is not None:
                         before, read = read, {}
@@ -286,20 +313,29 @@ class ClassMaker:
                 finished = tuple(v.record.image_id for place, v in found if last[v.record.image_id] == place)
                 yield _Batch([view for _, view in found], finished)
 
-    def _picture(self, record: ProposalEntry) -> np.ndarray:
-        image = self.dataset.read_image(self.dataset.sample(record.image_id))
-        if image.shape[:2] != record.view.original:
-            raise InputError(
-                f"{record.file_name}: is {image.shape[1]}×{image.shape[0]} now, was {record.view.original[1]}×"
-                f"{record.view.original[0]} when its proposals were made"
-            )
+    def _picture(self, record: ProposalEntry) -> Picture:
+        sample = self.dataset.sample(record.image_id)
+        if self.mask_classifier.encoder is not None:
+            size, seen = self._source.open(sample)
+            _require_size(size, record)
+            return self.mask_classifier.seen(seen)
+        image = self.dataset.read_image(sample)
+        _require_size(size_of(image), record)
         return self.mask_classifier.pictures(image)(record.view)
 
+    @cached_property
+    def _source(self) -> FeatureSource:
+        from vitp_pipeline.classifier.features.source import FeatureSource
+
+        return FeatureSource(self.dataset, self.mask_classifier.model.image_size, self.stored)
+
     def _score(
-        self, batch: list[PromptedImage], pictures: list[Future[np.ndarray]], writer: ArrayWriter, wanted: set[str]
+        self, batch: list[PromptedImage], pictures: list[Future[Picture]], writer: ArrayWriter, wanted: set[str]
     ) -> dict[str, str]:
         """Score a batch and store the wanted images; return the reasons of the images that failed."""
-        reasons, ready, images = {}, [], []
+        reasons: dict[str, str] = {}
+        ready: list[PromptedImage] = []
+        images: list[Picture] = []
         for prompted, picture in zip(batch, pictures, strict=True):
             try:
                 images.append(picture.result())
@@ -316,6 +352,25 @@ class ClassMaker:
             else:
                 reasons[prompted.record.image_id] = NOT_FINITE
         return reasons
+
+
+def reads_features(classifier: Path) -> bool:
+    """Tell if the points of a classifier read the patches, by its configuration alone; False if that is damaged."""
+    from vitp_pipeline.classifier.weights import config_of
+
+    try:
+        config = config_of(classifier)
+    except UserError:
+        return False
+    return config.point_token == "sampled" and config.prompt == "point"
+
+
+def _require_size(size: Size, record: ProposalEntry) -> None:
+    if size != record.view.original:
+        raise InputError(
+            f"{record.file_name}: is {size[1]}×{size[0]} now, was {record.view.original[1]}×"
+            f"{record.view.original[0]} when its proposals were made"
+        )
 
 
 def _before(image_id: str, images: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:

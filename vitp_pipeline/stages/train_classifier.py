@@ -21,6 +21,7 @@ from vitp_pipeline.errors import IncompatibleError, InputError, MissingStageErro
 from vitp_pipeline.runtime.distributed import ALONE, Distributed
 from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.runtime.signals import finishing, interruptible
+from vitp_pipeline.stages.features import Features, forget_damaged
 from vitp_pipeline.storage.atomic_files import refusals
 from vitp_pipeline.storage.copies import COPIES, copies_in, keep_copies, restore
 from vitp_pipeline.storage.digests import Digests, fetch_classifier, recorded_digest
@@ -35,9 +36,14 @@ if TYPE_CHECKING:
     import torch
 
     from vitp_pipeline.artifacts.proposals import ProposalStore
+    from vitp_pipeline.classifier.features.patch_features import PatchEncoder
+    from vitp_pipeline.classifier.features.source import FeatureSource
     from vitp_pipeline.classifier.model import PointViT
+    from vitp_pipeline.classifier.training.augmentation import Augmentation
     from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
     from vitp_pipeline.classifier.training.data import PointBatches
+    from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
+    from vitp_pipeline.classifier.training.validation import HeldOut
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,7 @@ def _train(
     """
     from vitp_pipeline.classifier.build import starting_model
     from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
-    from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
     from vitp_pipeline.classifier.training.readable import require_readable
-    from vitp_pipeline.classifier.training.validation import HeldOut
     from vitp_pipeline.runtime.devices import choose_device
 
     with _loading(distributed):
@@ -206,7 +210,6 @@ def _train(
             if lock:
                 _forget_empty(store, folder)
             raise
-        batches = _batches(dataset, training, settings, masks, model.grid, distributed)
         about = {
             "fingerprint": fingerprint,
             "manifest": dataset.spec.name,
@@ -214,12 +217,10 @@ def _train(
             "settings": identity_of(settings),
         }
         files = TrainingFolder(store, folder, about, lock)
-        held_out_kind = HeldOutMasks if settings.prompt == "mask" else HeldOut
-        validate = (
-            held_out_kind(dataset, held_out, settings.image_size, settings.precision, distributed)
-            if held_out and settings.fit != "localize"
-            else None
-        )
+    frozen = _frozen(dataset, model.to(device), settings, store, distributed)
+    with _loading(distributed):
+        batches = _batches(dataset, training, settings, masks, model.grid, frozen, distributed)
+        validate = _validation(dataset, held_out, settings, frozen, distributed)
         evaluate = (lambda model: validate(model).figures()) if validate else None
     if distributed.is_main_process:
         say(f"train-classifier: starts {origin}")
@@ -242,6 +243,8 @@ def _train(
             files.save_model(model, "last", trained_on)
         model = best.to(device)
     validation = validate(model) if validate else None
+    if frozen is not None and distributed.is_main_process:
+        forget_damaged(frozen[1].stored)
     if run is not None and lock is not None:
         lock.check()
         if validation:
@@ -304,17 +307,71 @@ def _tidy(run: StageRun, settings: TrainSettings) -> None:
             run.store.remove(run.folder / name)
 
 
+Frozen = tuple["PatchEncoder", "FeatureSource"]
+"""Of a training whose backbone is frozen and read by points: what computes the features of images, and where they
+are."""
+
+
+def _frozen(
+    dataset: Dataset, model: PointViT, settings: TrainSettings, store: RunStore, distributed: Distributed
+) -> Frozen | None:
+    """Store the features that a training uses, where it uses features; None where it needs images.
+
+    Raises:
+        StoppedError: a signal asked this task to end; what is stored is kept.
+    """
+    from vitp_pipeline.classifier.features.patch_features import PatchEncoder, reads_patches
+    from vitp_pipeline.classifier.features.source import FeatureSource
+    from vitp_pipeline.classifier.training.feature_data import only_flips
+
+    if settings.fit != "lda" and settings.backbone_lr != 0:
+        return None
+    if not reads_patches(model):
+        return None
+    if not only_flips(_augmentation(settings)):
+        if distributed.is_main_process and settings.feature_cache:
+            say("features: not stored, crop_scale, rotation or color_jitter makes other images of each at every step")
+        return None
+    encoder = PatchEncoder(model, settings.precision)
+    features = Features(store, dataset, encoder, dataset.image_ids, 1, settings.flip, settings.feature_cache)
+    if distributed.size == 1:
+        features.make([0])
+    return encoder, FeatureSource(dataset, model.image_size, features.opened())
+
+
+def _augmentation(settings: TrainSettings) -> Augmentation:
+    from vitp_pipeline.classifier.training.augmentation import Augmentation
+
+    return Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter)
+
+
+def _validation(
+    dataset: Dataset, held_out: list[Sample], settings: TrainSettings, frozen: Frozen | None, distributed: Distributed
+) -> HeldOut | HeldOutMasks | None:
+    """Make what validates on the held-out images; None where there is nothing to validate."""
+    from vitp_pipeline.classifier.training.mask_data import HeldOutMasks
+    from vitp_pipeline.classifier.training.validation import HeldOut, HeldOutFeatures
+
+    if not held_out or settings.fit == "localize":
+        return None
+    images = (dataset, held_out, settings.image_size, settings.precision, distributed)
+    if settings.prompt == "mask":
+        return HeldOutMasks(*images)
+    return HeldOut(*images) if frozen is None else HeldOutFeatures(*images, source=frozen[1])
+
+
 def _batches(
     dataset: Dataset,
     training: list[Sample],
     settings: TrainSettings,
     masks: ProposalStore | None,
     grid: tuple[int, int],
+    frozen: Frozen | None,
     distributed: Distributed,
 ) -> PointBatches:
     """Yield the model's inputs: points or boxes, the masks of the ground truth, or generated ones."""
-    from vitp_pipeline.classifier.training.augmentation import Augmentation
     from vitp_pipeline.classifier.training.data import PointBatches
+    from vitp_pipeline.classifier.training.feature_data import FeatureBatches
     from vitp_pipeline.classifier.training.localize import PlaceBatches
     from vitp_pipeline.classifier.training.mask_data import GeneratedMaskBatches, MaskBatches
 
@@ -324,7 +381,7 @@ def _batches(
         settings.image_size,
         settings.points_per_image,
         settings.batch_size * settings.accumulate,
-        Augmentation(settings.flip, settings.crop_scale, settings.rotation, settings.color_jitter),
+        _augmentation(settings),
         settings.sampling,
         settings.seed,
         settings.workers,
@@ -337,6 +394,9 @@ def _batches(
         return PlaceBatches(*source, distributed=distributed)
     if settings.prompt == "mask":
         return MaskBatches(*source, grid=grid, distributed=distributed)
+    if frozen is not None:
+        encoder, images = frozen
+        return FeatureBatches(*source, encoder=encoder, source=images, distributed=distributed)
     return PointBatches(*source, distributed=distributed)
 
 
@@ -352,9 +412,10 @@ def _fit(
     """Train `model` by gradients, with labels or without, or fit its head in closed form."""
     import torch
 
+    from vitp_pipeline.classifier.training.feature_data import FeatureBatches
     from vitp_pipeline.classifier.training.lda import LdaTrainer
     from vitp_pipeline.classifier.training.localize import Localizer
-    from vitp_pipeline.classifier.training.loop import Trainer
+    from vitp_pipeline.classifier.training.loop import HeadTrainer, Trainer
     from vitp_pipeline.classifier.training.prior import log_prior
 
     if settings.fit == "localize":
@@ -366,7 +427,8 @@ def _fit(
     prior = None
     if settings.class_prior:
         prior = settings.class_prior * torch.from_numpy(log_prior(batches, distributed))
-    Trainer(model, batches, settings, files, device, prior, evaluate, distributed).run()
+    trainer = HeadTrainer if isinstance(batches, FeatureBatches) else Trainer
+    trainer(model, batches, settings, files, device, prior, evaluate, distributed).run()
 
 
 def check_schedule(settings: TrainSettings, images: int) -> None:

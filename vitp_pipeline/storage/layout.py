@@ -18,7 +18,7 @@ from vitp_pipeline.errors import CorruptError
 
 PREDICT = "predict-run"
 """Folder, beside the results of `vitp predict`, of its shards."""
-STAGES = ("proposals", "classifier", "class_scores", "evaluation", "exports", PREDICT)
+STAGES = ("proposals", "features", "classifier", "class_scores", "evaluation", "exports", PREDICT)
 
 _TEMPORARY = r"(?:\.[^/]+\.tmp)?"
 _CLASSIFIER_FILES = (
@@ -31,7 +31,7 @@ _IN_STAGE = rf"{_IN_SHARDS}|/results(?:/[^/]+)*)?"
 _PLACE = re.compile(
     rf"(?:^|/)(proposals{_IN_STAGE}"
     rf"|classifier(?:/[^/]+(?:/{_CLASSIFIER_FILES})?)?"
-    rf"|(?:class_scores|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
+    rf"|(?:features|class_scores|evaluation)(?:/[0-9a-f]{{12}}{_IN_STAGE})?"
     rf"|exports(?:/[a-z0-9-]+-[0-9a-f]{{12}}{_IN_STAGE})?"
     rf"|{PREDICT}{_IN_SHARDS})?"
     rf"|jobs(?:/log(?:/[^/]+)?|/submitted\.json{_TEMPORARY})?|(?:digests\.json|report\.html){_TEMPORARY})$",

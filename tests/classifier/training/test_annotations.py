@@ -125,12 +125,12 @@ def test_which_boxes_are_drawn(sampling: str) -> None:
 
 def test_coarse_points_lie_deeper_and_on_their_class(coco: Dataset) -> None:
     for sample in coco.samples:
-        image, fine = coco.read_image(sample), coco.read_semantic(sample)
-        coarse = read_truth(coco, sample, image, "coarse", "class-balanced", 0.3).numbers
+        fine = coco.read_semantic(sample)
+        coarse = read_truth(coco, sample, fine.shape, "coarse", "class-balanced", 0.3).numbers
         kept = coarse != IGNORE
         assert coarse.dtype == np.int16 and (coarse[kept] == fine[kept]).all()
         assert 0.3 < kept.mean() < 0.9 and set(np.unique(coarse[kept])) == set(np.unique(fine[fine != IGNORE]))
-        objects = read_truth(coco, sample, image, "coarse", "instance-balanced", 0.3)
+        objects = read_truth(coco, sample, fine.shape, "coarse", "instance-balanced", 0.3)
         assert np.array_equal(np.append(objects.classes, IGNORE)[objects.numbers], coarse)
 
 
@@ -141,11 +141,11 @@ def test_coarse_files_of_the_split_go_before_eroded_masks(tmp_path: Path) -> Non
     for sample in dataset.samples:
         shape = dataset.read_semantic(sample).shape
         making.write_png(tmp_path / "coarse" / sample.image.name, np.full(shape, 2, np.uint8))
-        truth = read_truth(dataset, sample, dataset.read_image(sample), "coarse", "class-balanced", 0.9)
+        truth = read_truth(dataset, sample, dataset.image_size(sample), "coarse", "class-balanced", 0.9)
         assert (truth.numbers == 1).all()
     making.write_png(tmp_path / "coarse" / "a0.png", np.full((3, 4), 2, np.uint8))
     with pytest.raises(InputError, match=r"coarse/a0.png: is 4×3"):
-        read_truth(dataset, dataset.samples[0], dataset.read_image(dataset.samples[0]), "coarse", "uniform", 0.2)
+        read_truth(dataset, dataset.samples[0], dataset.image_size(dataset.samples[0]), "coarse", "uniform", 0.2)
 
 
 def test_objects_are_drawn_alike_whatever_their_size_and_class(tmp_path: Path) -> None:

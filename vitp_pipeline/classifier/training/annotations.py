@@ -63,19 +63,18 @@ class Boxes:
 
 
 def read_truth(
-    dataset: Dataset, sample: Sample, image: np.ndarray, kind: str, sampling: str, coarse_erosion: float
+    dataset: Dataset, sample: Sample, size: Size, kind: str, sampling: str, coarse_erosion: float
 ) -> Areas | Boxes:
     """An image's annotation of one kind.
 
     Coarse masks are the split's own (`labels_coarse` in the manifest) or else eroded fine ones (`coarse_regions`).
 
     Args:
-        image: (H, W, 3), whose size the annotation must have.
+        size: (H, W) of the image, which the annotation must have.
         sampling: "instance-balanced" needs regions, the others classes.
     Raises:
         InputError: unreadable, or of another size than the image.
     """
-    size = (image.shape[0], image.shape[1])
     if kind == "boxes":
         edges, classes = dataset.read_boxes(sample, size)
         return Boxes(edges, classes, size)
@@ -83,10 +82,10 @@ def read_truth(
     eroded = kind == "coarse" and not own
     if sampling != "instance-balanced" and not eroded:
         labels = dataset.read_semantic(sample, coarse=own)
-        require_same_size(image, labels, sample, coarse=own)
+        require_same_size(size, labels, sample, coarse=own)
         return Areas(labels)
     regions, of_regions = dataset.read_regions(sample, coarse=own)
-    require_same_size(image, regions, sample, coarse=own)
+    require_same_size(size, regions, sample, coarse=own)
     if eroded:
         regions = coarse_regions(regions, coarse_erosion)
     if sampling != "instance-balanced":
@@ -94,11 +93,11 @@ def read_truth(
     return Areas(regions, of_regions)
 
 
-def require_same_size(image: np.ndarray, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:
-    """Raise InputError when an image and its (coarse) label map differ in height or width."""
-    if image.shape[:2] != labels.shape:
+def require_same_size(size: Size, labels: np.ndarray, sample: Sample, coarse: bool = False) -> None:
+    """Raise InputError when an image of (height, width) `size` and its (coarse) label map differ in size."""
+    if size != labels.shape:
         (rows, cols), path = labels.shape, (coarse and sample.coarse) or sample.label
         raise InputError(
-            f"{path}: is {cols}×{rows}, its image {sample.image.name} is {image.shape[1]}×{image.shape[0]}",
+            f"{path}: is {cols}×{rows}, its image {sample.image.name} is {size[1]}×{size[0]}",
             "Image and label must have the same size",
         )

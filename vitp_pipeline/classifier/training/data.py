@@ -4,7 +4,7 @@ needs only the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from vitp_pipeline.classifier.training.annotations import read_truth, require_same_size
-from vitp_pipeline.classifier.training.augmentation import Augmentation
+from vitp_pipeline.classifier.training.augmentation import Augmentation, Change
 from vitp_pipeline.classifier.training.readable import require_readable
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.mixture import Mixture
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.geometry import Size
+from vitp_pipeline.geometry import Size, size_of
 from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, H, W) uint8, points (B, N, 2) or, where boxes may be among them, (B, N, 4) float, classes
-    (B, N) int64.
+    """images (B, 3, H, W) uint8 or, of `FeatureBatches`, (B, F, P, D) float16; points (B, N, 2) or, where boxes may be
+    among them, (B, N, 4) float; classes (B, N) int64.
     """
 
     images: Tensor
@@ -83,7 +83,12 @@ class PointBatches:
                 number, future = ahead.pop(0)
                 if step + depth < last:
                     ahead.append((step + depth, pool.submit(self._batch, step + depth)))
-                yield number, future.result()
+                batch = future.result()
+                yield number, None if batch is None else self._ready(batch)
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Finish a batch in the main thread."""
+        return batch
 
     def require_readable(self) -> None:
         """Raise UnreadableError when too many images of those seen so far could not be read."""
@@ -97,33 +102,42 @@ class PointBatches:
         items = [item for index in chosen if (item := self._item(int(index), epoch)) is not None]
         if not items:
             return None
-        images, points, classes = (np.stack(column) for column in zip(*items, strict=True))
-        return Batch(torch.from_numpy(images), torch.from_numpy(points), torch.from_numpy(classes))
+        images, *others = zip(*items, strict=True)
+        points, classes = (torch.from_numpy(np.stack(column)) for column in others)
+        return self._collated(images, points, classes)
+
+    def _collated(self, images: Sequence[np.ndarray], points: Tensor, classes: Tensor) -> Batch:
+        return Batch(torch.from_numpy(np.stack(images)), points, classes)
 
     def _item(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         sample = self.samples[index]
         rng = np.random.default_rng([self.seed, epoch, index])
         try:
-            image = self.dataset.read_image(sample)
+            size, changed = self._open(sample)
             for kind in self.mixture.order(rng):
-                truth = read_truth(self.dataset, sample, image, kind, self.sampling, self.coarse_erosion)
+                truth = read_truth(self.dataset, sample, size, kind, self.sampling, self.coarse_erosion)
                 for augmentation in (self.augmentation, Augmentation()):  # a crop or rotation may lose every label
-                    change = augmentation.draw((image.shape[0], image.shape[1]), rng)
+                    change = augmentation.draw(size, rng)
                     drawn = truth.changed(change).draw(self.points, rng, self.sampling)
                     if drawn is not None:
                         points, classes = drawn
                         if self.mixture.has_boxes:
                             points = np.pad(points, ((0, 0), (0, 4 - points.shape[1])))
-                        return change.picture(image, self.image_size), points, classes
+                        return changed(change), points, classes
         except InputError as error:
             self.skipped[sample.image_id] = error.message
             return None
         self.skipped[sample.image_id] = NO_LABEL
         return None
 
+    def _open(self, sample: Sample) -> tuple[Size, Callable[[Change], np.ndarray]]:
+        """Return an image's (height, width), and a function that makes what the model sees of it after a change."""
+        image = self.dataset.read_image(sample)
+        return size_of(image), lambda change: change.picture(image, self.image_size)
+
 
 def read_pair(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) uint8 and labels (H, W) int16. Raises InputError when unreadable or of different size."""
     image, labels = dataset.read_image(sample), dataset.read_semantic(sample)
-    require_same_size(image, labels, sample)
+    require_same_size(size_of(image), labels, sample)
     return image, labels

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitp_pipeline.classifier.features.patch_features import head_inputs
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.training.checkpoints import TrainingFolder
 from vitp_pipeline.classifier.training.data import Batch, PointBatches
@@ -141,11 +142,10 @@ class Trainer:
         return loss
 
     def _summed_loss(self, batch: Batch) -> Tensor:
-        images = self.model.normalize(batch.images.to(self.device))
         points, classes = batch.points.to(self.device), batch.classes.to(self.device)
         try:
             with mixed_precision(self.settings.precision, self.device):
-                logits = self._forward(images, points).float()
+                logits = self._logits(batch.images.to(self.device), points).float()
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
             raise UserError(f"compile = true: torch.compile fails ({reason})", "Set compile = false") from error
@@ -157,6 +157,10 @@ class Trainer:
             ignore_index=IGNORE,
             reduction="sum",
         )
+
+    def _logits(self, images: Tensor, points: Tensor) -> Tensor:
+        """Compute (B, N, K) logits from the images and points of a batch."""
+        return self._forward(self.model.normalize(images), points)
 
     def _save(
         self, step: int, losses: list[float], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -212,6 +216,15 @@ class Trainer:
                     self.folder.save_model(self.model, "best", {"step": step, "epoch": epoch, BEST_BY: self.best})
         if self.distributed.is_main_process:
             self.folder.log(line)
+
+
+class HeadTrainer(Trainer):
+    """Trains the head on the features of a frozen backbone: the counterpart of `Trainer` for `FeatureBatches`."""
+
+    def _logits(self, images: Tensor, points: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = head_inputs(self.model, images, points)
+        return self.model.logits(features)
 
 
 def _pieces(batch: Batch | None, size: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from vitp_pipeline.classifier.training.mask_coverage import flipped, mask_covera
 from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.errors import InputError
-from vitp_pipeline.geometry import Size
+from vitp_pipeline.geometry import Size, size_of
 from vitp_pipeline.postprocess.mask_labels import majority_label
 from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
@@ -112,7 +112,7 @@ def read_regions(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarr
         image, labels = read_pair(dataset, sample)
         return image, labels, np.arange(len(dataset.spec.classes))
     image, (ids, segments) = dataset.read_image(sample), dataset.read_panoptic(sample)
-    require_same_size(image, ids, sample)
+    require_same_size(size_of(image), ids, sample)
     values, inverse = np.unique(ids, return_inverse=True)
     number = {0: IGNORE} | {segment.id: i for i, segment in enumerate(segments)}
     regions = np.array([number[int(v)] for v in values], np.int16)[inverse].reshape(ids.shape)

@@ -8,6 +8,7 @@ from vitp_pipeline.classifier.training.annotations import Boxes, read_truth
 from vitp_pipeline.classifier.training.data import PointBatches
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import size_of
 from vitp_pipeline.runtime.distributed import ALONE, Distributed
 
 
@@ -36,6 +37,7 @@ def _present(dataset: Dataset, sample: Sample, kind: str, coarse_erosion: float)
     if kind == "fine":
         found = dataset.read_semantic(sample)
     else:
-        truth = read_truth(dataset, sample, dataset.read_image(sample), kind, "class-balanced", coarse_erosion)
+        size = size_of(dataset.read_image(sample))
+        truth = read_truth(dataset, sample, size, kind, "class-balanced", coarse_erosion)
         found = truth.classes if isinstance(truth, Boxes) else truth.numbers
     return np.setdiff1d(found, [IGNORE])

@@ -10,6 +10,7 @@ from vitp_pipeline.classifier.training.sampling import NO_LABEL
 from vitp_pipeline.config.settings import TrainSettings
 from vitp_pipeline.datasets import Dataset, Sample
 from vitp_pipeline.errors import InputError
+from vitp_pipeline.geometry import size_of
 
 MOST_UNREADABLE = 0.05
 """Largest share of a training's images that may be unreadable; a single one is never too many."""
@@ -59,9 +60,9 @@ def _faults(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
 
     def fault(sample: Sample) -> str:
         try:
-            image = dataset.read_image(sample)
+            size = size_of(dataset.read_image(sample))
             for kind in settings.mixture.kinds if settings.fit != "localize" else ():
-                read_truth(dataset, sample, image, kind, settings.sampling, settings.coarse_erosion)
+                read_truth(dataset, sample, size, kind, settings.sampling, settings.coarse_erosion)
         except InputError as error:
             return error.message
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
+from torch import Tensor
 
+from vitp_pipeline.classifier.features.patch_features import PatchEncoder, feature_logits
+from vitp_pipeline.classifier.features.source import FeatureSource
 from vitp_pipeline.classifier.inference import point_logits
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.preprocess import prepare_image
+from vitp_pipeline.classifier.training.annotations import require_same_size
 from vitp_pipeline.classifier.training.data import read_pair
 from vitp_pipeline.classifier.training.sampling import sample_points
 from vitp_pipeline.datasets import IGNORE, Dataset, Sample
@@ -84,26 +88,60 @@ class HeldOut:
         self.classes, self.precision, self.distributed = len(dataset.spec.classes), precision, distributed
         self._fixed = []
         for index, sample in list(enumerate(samples))[distributed.rank :: distributed.size]:
-            image, labels = read_pair(dataset, sample)
+            labels, picture = self._open(dataset, sample, size)
             rng = np.random.default_rng([1, index])
             if (drawn := sample_points(labels, POINTS, rng)) is None:
                 continue
             pixels, regions = _region_points(labels, rng)
             where = normalize_points(np.concatenate([drawn[0], pixels]), labels.shape)
-            picture = torch.from_numpy(prepare_image(image, size))
-            self._fixed.append((picture[None], torch.from_numpy(where)[None], drawn[1], regions))
+            self._fixed.append((picture, torch.from_numpy(where)[None], drawn[1], regions))
 
     def __call__(self, model: PointViT) -> Validation:
         """Validate; all processes call it with the same weights in eval mode, and get the same counts."""
         device = model.mean.device
         confusion, regions = np.zeros((self.classes, self.classes), np.int64), np.zeros(3, np.int64)
         for picture, where, classes, truth in self._fixed:
-            logits = point_logits(model, picture.to(device), where.to(device), precision=self.precision)[0]
+            logits = self._logits(model, picture, where.to(device))
             np.add.at(confusion, (classes, logits[:POINTS].argmax(-1).cpu().numpy()), 1)
             probs = logits[POINTS:].softmax(-1).view(len(truth), 1 + MULTI, self.classes)
             center, multi = (p.argmax(-1).cpu().numpy() for p in (probs[:, 0], probs[:, 1:].mean(1)))
             regions += [len(truth), int((center == truth).sum()), int((multi == truth).sum())]
         return Validation(self.distributed.add(confusion), self.distributed.add(regions))
+
+    def _open(self, dataset: Dataset, sample: Sample, size: Size) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        """Return an image's labels, and a function that gives what the model sees of it."""
+        image, labels = read_pair(dataset, sample)
+        picture = prepare_image(image, size)
+        return labels, lambda: picture
+
+    def _logits(self, model: PointViT, picture: Callable[[], np.ndarray], where: Tensor) -> Tensor:
+        """(N, K) logits of points (1, N, 2)."""
+        images = torch.from_numpy(picture())[None].to(where.device)
+        return point_logits(model, images, where, precision=self.precision)[0]
+
+
+class HeldOutFeatures(HeldOut):
+    """The same points of the same images, for the head of a frozen backbone.
+
+    Args:
+        source: of the images.
+        others: as for `HeldOut`.
+    """
+
+    def __init__(self, *others: Any, source: FeatureSource, **more: Any) -> None:
+        self.source = source
+        super().__init__(*others, **more)
+
+    def _open(self, dataset: Dataset, sample: Sample, size: Size) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        original, seen = self.source.open(sample)
+        labels = dataset.read_semantic(sample)
+        require_same_size(original, labels, sample)
+        content = seen(False)
+        return labels, (lambda: content) if content.dtype == np.uint8 else (lambda: seen(False))
+
+    def _logits(self, model: PointViT, picture: Callable[[], np.ndarray], where: Tensor) -> Tensor:
+        features = torch.from_numpy(PatchEncoder(model, self.precision).features(picture())).to(where.device)
+        return feature_logits(model, features, where[0], precision=self.precision)
 
 
 def _region_points(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
