@@ -10,7 +10,7 @@ images, the classifier was not: compare rows of a column, and use α = 1, where 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,10 @@ import numpy as np
 import torch
 
 from vitp_pipeline.artifacts.proposals import ProposalRecord, open_proposals, points_of
+from vitp_pipeline.classifier.features.patch_features import PatchEncoder, feature_logits, reads_patches
+from vitp_pipeline.classifier.features.source import FeatureSource
 from vitp_pipeline.classifier.inference import average_of, mask_logits_of_points, point_logits
+from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.preprocess import prepare_image
 from vitp_pipeline.classifier.weights import load_classifier
 from vitp_pipeline.config.choices import Average
@@ -28,15 +31,17 @@ from vitp_pipeline.config.generate_proposals import POINT_POLICIES
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
-from vitp_pipeline.datasets import IGNORE, Dataset
+from vitp_pipeline.datasets import IGNORE, Dataset, Sample
 from vitp_pipeline.execution.sharding import ShardChoice
 from vitp_pipeline.geometry import normalize_points
 from vitp_pipeline.metrics.semantic import Confusion
 from vitp_pipeline.postprocess.mask_labels import majority_label
 from vitp_pipeline.postprocess.segmenter import Segmenter
+from vitp_pipeline.stages.features import Features
 from vitp_pipeline.stages.generate_proposals import generate_proposals
 from vitp_pipeline.stages.train_classifier import split_samples, train_classifier
 from vitp_pipeline.storage.fingerprint import fingerprint
+from vitp_pipeline.storage.open_store import open_store
 
 FOLDS = 5
 ALPHAS = (0.0, 0.4, 1.0)
@@ -102,15 +107,46 @@ def held_out_images(
         settings = recipe.stage(TrainSettings, **changes, **folds, name=name)
         model = load_classifier(train_classifier(recipe, settings, data_root, out))
         classify = recipe.stage(ClassifySettings)
+        score = scorer(model, dataset, classify, out)
         for sample in split_samples(dataset.samples, hold_out, fold)[1]:
             if (record := records.get(sample.image_id)) is None:
                 continue  # its proposals failed; said above
-            image = torch.from_numpy(prepare_image(dataset.read_image(sample), model.image_size))[None]
-            logits = {}
-            for policy in policies:
-                where = torch.from_numpy(normalize_points(points_of(record, policy), record.view.original))[None]
-                logits[policy] = point_logits(model, image, where, classify.flip, classify.precision)[0]
+            points = {policy: normalize_points(points_of(record, policy), record.view.original) for policy in policies}
+            logits = score(sample, {policy: torch.from_numpy(where) for policy, where in points.items()})
             yield HeldOut(fold, record, dataset.read_semantic(sample), logits)
+
+
+def scorer(
+    model: PointViT, dataset: Dataset, classify: ClassifySettings, out: Path
+) -> Callable[[Sample, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Return a function from an image and points (N, 2) by policy to their logits (N, K).
+
+    Where points read the patches of the backbone, its features are those stored in the run, if it is frozen the same
+    for all folds.
+    """
+    if not reads_patches(model):
+
+        def of_image(sample: Sample, points: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            image = torch.from_numpy(prepare_image(dataset.read_image(sample), model.image_size))[None]
+            given = (classify.flip, classify.precision)
+            return {policy: point_logits(model, image, where[None], *given)[0] for policy, where in points.items()}
+
+        return of_image
+    encoder = PatchEncoder(model, classify.precision)
+    images = (dataset.image_ids, 1, classify.flip, classify.feature_cache)
+    features = Features(open_store(out), dataset, encoder, *images)
+    features.make([0])
+    source = FeatureSource(dataset, model.image_size, features.opened())
+
+    def of_features(sample: Sample, points: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen = source.open(sample)[1]
+        plain, *mirrored = (
+            torch.from_numpy(encoder.features(seen(kind))) for kind in ((False, True) if classify.flip else (False,))
+        )
+        other = mirrored[0] if mirrored else None
+        return {p: feature_logits(model, plain, where, other, classify.precision) for p, where in points.items()}
+
+    return of_features
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ STAGES = {
 OUTSIDE = {
     ProposalSettings: {"config", "checkpoint", "batch_size", "points_per_batch", "device", "preset", "masks"},
     # mask_proposals and init_from enter a training's identity by the content of what they name
-    TrainSettings: {"name", "weights", "checkpoint_minutes", "workers", "device"}
+    TrainSettings: {"name", "weights", "checkpoint_minutes", "workers", "device", "feature_cache"}
     | {"mask_proposals", "init_from", "preset", "checkpointing", "compile"},
-    ClassifySettings: {"name", "classifier", "batch_size", "device"},
+    ClassifySettings: {"name", "classifier", "batch_size", "device", "feature_cache"},
     EvaluateSettings: {"device"},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
