@@ -89,7 +89,7 @@ class Features:
         Raises:
             StoppedError: a signal asked this task to end.
         """
-        if not self.limit or self._finished(shards):
+        if not self.limit or all(self._finished(mirrored, shards) for mirrored in self.identities):
             return
         size = f"{self.bytes / 1e9:.1f} GB"
         if self.bytes > self.limit * 1e9:
@@ -118,11 +118,16 @@ class Features:
                     found[mirrored] = FeatureStore(open_run(self.store, folder))
         return found
 
-    def _finished(self, shards: Sequence[int]) -> bool:
-        places = [
-            self._folder(mirrored) / "shards" / f"{shard:05d}" for mirrored in self.identities for shard in shards
-        ]
-        return all(self.store.exists(place / "done.json") for place in places)
+    def _finished(self, mirrored: bool, shards: Sequence[int]) -> bool:
+        """Tell if the features of one kind are there; what cannot be read is removed."""
+        try:
+            if not is_begun(self.store, folder := self._folder(mirrored)):
+                return False
+            run = open_run(self.store, folder)
+            return all(run.finished(shard) for shard in shards)
+        except CorruptError as error:
+            self._lose(mirrored, error)
+            return False
 
     def _folder(self, mirrored: bool) -> Path:
         return self.store.folder / "features" / fingerprint(self.identities[mirrored])[:12]
@@ -135,10 +140,13 @@ class Features:
             maker = FeatureMaker(run, self.dataset, self.encoder, mirrored)
             run_parts(run, shards, lambda: maker, "mirrored features" if mirrored else "features")
         except CorruptError as error:
-            say(f"{error.message}; its features are computed again")
-            self._drop(mirrored)
+            self._lose(mirrored, error)
             if again:
                 self._make(mirrored, shards, again=False)
+
+    def _lose(self, mirrored: bool, error: CorruptError) -> None:
+        say(f"{error.message}; its features are computed again")
+        self._drop(mirrored)
 
     def _drop(self, mirrored: bool) -> None:
         """Remove the features of one kind, except where a task works."""
