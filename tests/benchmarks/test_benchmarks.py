@@ -64,6 +64,22 @@ def test_the_classifiers_benchmark_runs(
         assert f"| {task} |" in table
 
 
+def test_the_benchmark_of_stored_features_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import features
+
+    Image.fromarray(np.full((70, 90, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
+    file = tmp_path / "figures.json"
+    tiny = "--backbone vit_tiny_patch16_224 --size 32 48 --layers 1 2 --images 6 --points 6 --repeats 1"
+    monkeypatch.setattr(sys, "argv", ["features", str(tmp_path), *tiny.split(), "--json", str(file)])
+    features.main()
+    found = json.loads(file.read_text())
+    assert found["head"]["ratio"] == pytest.approx(found["head"]["others"] / found["head"]["first"])
+    assert found["classify"]["without"] > 0 and 6 * 2 * 192 * 2 < found["bytes_per_image"] < 20_000
+    assert capsys.readouterr().out.count("|") == 24
+
+
 def test_both_ways_have_the_same_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ViT with registers: N points, registers, patches."""
     from benchmarks import classifier

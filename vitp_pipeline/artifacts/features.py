@@ -71,7 +71,7 @@ class FeatureStore:
 
     def __post_init__(self) -> None:
         self._parts: dict[tuple[int, int], _Part] = {}
-        self._opening = threading.Lock()
+        self._opening, self._reading = threading.Lock(), threading.Lock()
         self._places = {
             image_id: (shard, part)
             for shard in range(self.run.shards)
@@ -89,7 +89,8 @@ class FeatureStore:
         if (part := self._open(image_id)) is None or image_id not in part.rows:
             return None
         try:
-            return part.arrays.read(array_of_image(image_id))
+            with self._reading:  # a zip counts its readers without a lock of its own
+                return part.arrays.read(array_of_image(image_id))
         except (CorruptError, StorageError) as error:
             self._lose(self._places[image_id], error)
             return None
