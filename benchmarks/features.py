@@ -148,7 +148,7 @@ def profile(work: Work, images: int) -> dict[str, float]:
         for sample in dataset.samples[:images]:
             seen = step("read features", lambda s=sample: source.open(s)[1](False), images)
             labels = step("read labels", lambda s=sample: dataset.read_semantic(s), images)
-            points, classes = step("draw points", lambda l=labels: sample_points(l, work.options.points, rng), images)
+            points, classes = step("draw points", lambda t=labels: sample_points(t, work.options.points, rng), images)
             where = torch.from_numpy(normalize_points(points, labels.shape))[None]
             with torch.inference_mode():
                 inputs = torch.from_numpy(seen)[None], where
