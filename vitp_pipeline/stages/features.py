@@ -11,6 +11,7 @@ import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,31 +58,43 @@ class Features:
         store: RunStore,
         dataset: Dataset,
         encoder: PatchEncoder,
-        images: tuple[str, ...],
+        images: Sequence[str],
         shards: int,
         mirrored: bool,
         limit: float,
     ) -> None:
-        from vitp_pipeline.classifier.features.patch_features import BYTES, features_identity, features_shape
+        from vitp_pipeline.classifier.features.patch_features import BYTES, features_shape
 
         self.store, self.dataset, self.encoder = store, dataset, encoder
         self.images, self.shards, self.limit = images, shards, limit
         self.image_bytes = int(np.prod(features_shape(encoder.model))) * BYTES
+        self.kinds = (False, True) if mirrored else (False,)
+
+    @cached_property
+    def identities(self) -> dict[bool, dict[str, Any]]:
+        """Collect what decides the features, by kind: of the images (False) and of their mirror images (True)."""
+        from vitp_pipeline.classifier.features.patch_features import features_identity
+
         about = {
             "stage": "features",
             "format": FORMAT,
-            "split": dataset.split,
-            "orientation": dataset.spec.orientation,
-            "features": features_identity(encoder.model, encoder.precision),
-            "images": fingerprint({"ids": list(images)}),
-            "shards": shards,
+            "split": self.dataset.split,
+            "orientation": self.dataset.spec.orientation,
+            "features": features_identity(self.encoder.model, self.encoder.precision),
+            "images": fingerprint({"ids": list(self.images)}),
+            "shards": self.shards,
         }
-        self.identities = {kind: {**about, "mirrored": kind} for kind in ((False, True) if mirrored else (False,))}
+        return {kind: {**about, "mirrored": kind} for kind in self.kinds}
 
     @property
     def bytes(self) -> int:
         """Bytes of all features, before compression."""
-        return self.image_bytes * len(self.images) * len(self.identities)
+        return self.image_bytes * len(self.images) * len(self.kinds)
+
+    @property
+    def allowed(self) -> bool:
+        """Tell if `feature_cache` is that large."""
+        return self.bytes <= self.limit * 1e9
 
     def make(self, shards: Sequence[int]) -> None:
         """Store what is missing in some shards, if there is room; say so where nothing is stored.
@@ -89,17 +102,19 @@ class Features:
         Raises:
             StoppedError: a signal asked this task to end.
         """
-        if not self.limit or all(self._finished(mirrored, shards) for mirrored in self.identities):
-            return
         size = f"{self.bytes / 1e9:.1f} GB"
-        if self.bytes > self.limit * 1e9:
+        if not self.limit:
+            return
+        if not self.allowed:
             images = counted(len(self.images), "image")
             say(f"features: not stored, those of {images} take {size} and feature_cache = {self.limit:g}")
+            return
+        if all(self._finished(mirrored, shards) for mirrored in self.kinds):
             return
         if (free := _free(self.store.folder)) < 2 * self.bytes:
             say(f"features: not stored, they take {size} of {free / 1e9:.1f} GB that are free")
             return
-        for mirrored in self.identities:
+        for mirrored in self.kinds:
             try:
                 self._make(mirrored, shards)
             except LockedError as error:
@@ -112,7 +127,7 @@ class Features:
     def opened(self) -> dict[bool, FeatureStore]:
         """Open what is there, of the images (False) and of their mirror images (True)."""
         found: dict[bool, FeatureStore] = {}
-        for mirrored in self.identities if self.limit else ():
+        for mirrored in self.kinds if self.allowed else ():
             with contextlib.suppress(CorruptError):  # `make` has said so
                 if is_begun(self.store, folder := self._folder(mirrored)):
                     found[mirrored] = FeatureStore(open_run(self.store, folder))

@@ -49,7 +49,8 @@ class LdaStatistics:
         points = np.bincount(classes, minlength=len(self.count))
         weight = 1.0 / points[classes]
         np.add.at(self.count, classes, weight)
-        np.add.at(self.sum, classes, features * weight[:, None].astype(features.dtype))
+        features = features.astype(np.float64)
+        np.add.at(self.sum, classes, features * weight[:, None])
         # half the work of a matrix product, and added in place
         scaled = features * np.sqrt(weight)[:, None]
         self.square = dsyrk(1.0, scaled.T, beta=1.0, c=np.asfortranarray(self.square), overwrite_c=True)
