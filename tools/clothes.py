@@ -270,7 +270,8 @@ def row_table(found: dict[str, Any]) -> str:
     base = labels_of_plans(found)["fine-700"]
     lines = ["| row | fused: mIoU | difference | masks right | difference |", "|---|---:|---:|---:|---:|"]
     rows = {"base": ("the recipe", base)}
-    rows |= {name: (title, found["rows"][name]) for name, (title, _) in ROWS.items()}
+    known = found.get("rows", {})
+    rows |= {name: (title, known[name]) for name, (title, _) in ROWS.items() if name in known}
     if "multi" in found:
         rows["multi"] = ("16 points, temperature 0.5", [s["fused"] for s in found["multi"]["seeds"]])
     for value, seeds in found.get("alpha", {}).items():
@@ -349,7 +350,7 @@ def main() -> None:
         ({"max"}, headline_table),
         ({"max"}, class_table),
         ({"max", "labels"}, label_table),
-        ({"max", "rows"}, row_table),
+        ({"max", "multi"}, row_table),
     ):
         if needs <= found.keys():
             print("\n" + make(found))
