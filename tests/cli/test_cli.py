@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vitp_pipeline.cli import main as cli
-from vitp_pipeline.cli.app import app
+from vitp_pipeline.cli.app import app, one_json
 from vitp_pipeline.errors import UserError
 
 COMMANDS = (
@@ -89,6 +89,37 @@ def test_examples_can_be_copied(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).output
     lines = {line.strip() for line in shown.splitlines()}
     assert not [line for line in examples if line not in lines], shown
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("evaluate r --json", "evaluate r --json=-"),
+        ("evaluate r --json -", "evaluate r --json=-"),
+        ("evaluate --json --out o r", "evaluate --json=- --out o r"),
+        ("evaluate r --json a.json --out o", "evaluate r --json a.json --out o"),
+        ("compare a b --json", "compare a b --json=-"),
+        ("status run --json", "status run --json"),
+        ("status run --json -", "status run --json"),
+        ("status --json run", "status --json run"),
+    ],
+)
+def test_json_has_one_meaning_in_all_commands(words: str, meant: str) -> None:
+    assert one_json(words.split()) == meant.split()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export-results", "predict"])
+@pytest.mark.parametrize("alpha", ["half", "0,4", "0.4.1"])
+def test_alpha_is_read_alike(command: str, alpha: str, vitp, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    words = {
+        "evaluate": ["camvid", "--data-root", str(tmp_path), "--out", "out"],
+        "export-results": ["camvid", "--data-root", str(tmp_path), "--out", "out", "--format", "label-png"],
+        "predict": [str(tmp_path / "a.png"), "--out", "out"],
+    }
+    code, _, err = vitp(command, *words[command], "--alpha", alpha)
+    assert code == 2 and f"--alpha {alpha}".replace("'", "") in err.replace("'", "")
+    assert ("the decimal sign is a point" in err.lower()) == (alpha == "0,4"), err
 
 
 def test_help_lists_the_stages_in_order() -> None:

@@ -32,7 +32,7 @@ class Commands(TyperGroup):
             if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:
                 option = word.rstrip("=") or (before if before.startswith("-") else "an argument")
                 raise UsageError(f"{option} is empty", "Is a variable of the shell not set?")
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, one_json(args))
 
     def invoke(self, ctx: Any) -> Any:
         """Report an interrupt that a library raises; Typer would exit silently with a code."""
@@ -42,6 +42,20 @@ class Commands(TyperGroup):
             raise KeyboardStopError(
                 "stopped", "Finished work is kept; run the same command again to continue"
             ) from None
+
+
+def one_json(args: list[str]) -> list[str]:
+    """Give `--json` one meaning in all commands: alone, or as `--json -`, it prints one document on standard output.
+    Those that write metrics take a file there, too.
+    """
+    to_file, found = bool({"evaluate", "compare"} & set(args[:1])), list(args)
+    for at in reversed([n for n, word in enumerate(args) if word == "--json"]):
+        following = args[at + 1 : at + 2]
+        if to_file and (not following or following[0].startswith("-")):
+            found[at : at + 1 + (following == ["-"])] = ["--json=-"]
+        elif not to_file and following == ["-"]:
+            del found[at + 1]
+    return found
 
 
 app = typer.Typer(

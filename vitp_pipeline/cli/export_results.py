@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Format of the files.", metavar="FORMAT", callback=options.member_of(_formats)),
         ],
         variant: Annotated[str, typer.Option(help="Class scores to export: fused, generator or classifier.")] = "fused",
-        alpha: Annotated[float | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
+        alpha: Annotated[str | None, typer.Option(help="Weight of the classifier.", metavar="A")] = None,
         order: Annotated[
             str | None,
             typer.Option(
@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         """
         from vitp_pipeline.cli.document import documented
         from vitp_pipeline.config.files import absolute
-        from vitp_pipeline.config.flags import divide, parse_changes
+        from vitp_pipeline.config.flags import divide, parse_alpha, parse_changes
         from vitp_pipeline.config.recipe import load_recipe
         from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
         from vitp_pipeline.execution.sharding import choose_shard
@@ -77,7 +77,8 @@ def register(app: typer.Typer) -> None:
 
         loaded, choice = load_recipe(recipe), choose_shard(shard)
         own, of_classify = divide(parse_changes(changes), EvaluateSettings, ClassifySettings)
-        settings = loaded.stage(EvaluateSettings, **{"alpha": alpha, "device": device} | own)
+        value = None if alpha is None else parse_alpha(alpha)
+        settings = loaded.stage(EvaluateSettings, **{"alpha": value, "device": device} | own)
         asked = (settings.alpha,) if alpha is not None or "alpha" in own else ()
         file = absolute(classifier)
         classify = loaded.stage(ClassifySettings, **{"name": name, "classifier": file, "points": points} | of_classify)

@@ -116,7 +116,7 @@ ClassifierFile = Annotated[
 ]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", help="Write the metrics to this file; - prints JSON in place of tables.", metavar="FILE"),
+    typer.Option("--json", help="Print JSON in place of tables; with FILE, write the metrics there.", metavar="[FILE]"),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")
