@@ -43,7 +43,6 @@ READ_ALONE = {
     r"python (-m pytest|-m sphinx|tools/|benchmarks/)": "real photographs, or minutes",
     r"torchrun|srun": "several processes; tests/classifier/test_distributed.py",
     r"(pip install|make|pytest|ruff|mkdir|source|dot) ": "makes or checks the project itself, which CI does",
-    r"vitp .*s3://": "an object store: tests/pipeline/test_predict_shards.py and test_data_on_store.py",
     r"vitp export-results .*--order": "tests/stages/test_export_results.py",
     r"vitp predict .*--(engine|shard )": "jobs: tests/pipeline/test_predict_shards.py",
     r"vitp list-images": "tests/datasets/test_image_table.py",

@@ -78,7 +78,8 @@ def load(text: str, folder: Path) -> None:
         file.write_text(text, encoding="utf-8")
         load_manifest(str(file))
     elif "splits" in tables:
-        head, _, _ = Path("manifests/template-label-png.toml").read_text(encoding="utf-8").partition("[splits.")
+        until = "[labels]" if "labels" in tables else "[splits."
+        head, _, _ = Path("manifests/template-label-png.toml").read_text(encoding="utf-8").partition(until)
         file.write_text(head + text, encoding="utf-8")
         load_manifest(str(file))
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.conftest import Project
+from vitp_pipeline.cli.main import main
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ProposalSettings
 from vitp_pipeline.errors import InputError, UsageError
@@ -77,3 +79,23 @@ def test_random_weights_are_said_everywhere(
     assert "random weights" in capsys.readouterr().out
     write_report(open_evaluation(out), tmp_path / "report.html")
     assert "random weights (checkpoint" in (tmp_path / "report.html").read_text()
+
+
+def test_a_streamed_evaluation_says_so_too(
+    project: Project,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def streamed(recipe: Path, out: str) -> str:
+        words = ["evaluate", str(recipe), "--data-root", str(project.data), "--out", str(tmp_path / out), "--stream"]
+        model = str(finished / "classifier/default/model.safetensors")
+        monkeypatch.setattr(sys, "argv", ["vitp", *words, "--classifier", model, "--set", "limit=2"])
+        assert main() in (0, None), capsys.readouterr().err
+        return capsys.readouterr().out
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(project.recipe.read_text().replace('"{package}/demo/generator.safetensors"', '"random"'))
+    assert "random weights" in streamed(recipe, "random")
+    assert "random weights" not in streamed(project.recipe, "own")

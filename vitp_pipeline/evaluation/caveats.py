@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitp_pipeline.artifacts.proposals import has_random_weights
 from vitp_pipeline.config.choices import INSTANCE_MEASURES
 from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS
 from vitp_pipeline.evaluation.definition import headline_variants
@@ -29,7 +28,7 @@ NO_PQ = "no PQ: "
 def notes(evaluation: Evaluation, totals: Totals, result: dict[str, Any]) -> list[str]:
     """One line each, about the headline figures of `result`."""
     lines = []
-    if has_random_weights(evaluation.proposals.run.identity):
+    if evaluation.has_random_weights:
         lines.append('the generator has random weights (checkpoint = "random"): its figures mean nothing')
     if evaluation.settings.components and not evaluation.dataset.has_segments:
         what = "components = true" if _lists_objects(evaluation) else "they do not separate objects"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.artifacts.mask_codec import MaskCodec
-from vitp_pipeline.artifacts.proposals import ProposalStore
+from vitp_pipeline.artifacts.proposals import ProposalStore, has_random_weights
 from vitp_pipeline.artifacts.run import StageRun
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import StageTables
@@ -140,6 +140,11 @@ class Evaluation:
         if self.inputs is None:
             return self.run.identity["stream"].get("class_agnostic", False) is True
         return self.inputs.proposals.class_agnostic
+
+    @property
+    def has_random_weights(self) -> bool:
+        """True if the masks come from a generator with random weights."""
+        return has_random_weights(self.inputs.proposals.run.identity if self.inputs else self.run.identity["stream"])
 
     @property
     def classified_by(self) -> tuple[str, ...]:
