@@ -30,6 +30,7 @@ def finished_run(root: Path, count: int) -> list[str]:
     """Make a dataset of empty files and its finished run; return the command that resumes it."""
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ProposalSettings
+    from vitp_pipeline.datasets import load_manifest
     from vitp_pipeline.execution.sharding import ShardChoice
     from vitp_pipeline.stages import generate_proposals
     from vitp_pipeline.storage.sealed import write_sealed
@@ -38,7 +39,8 @@ def finished_run(root: Path, count: int) -> list[str]:
         (root / folder).mkdir()
         for number in range(count):
             (root / f"{folder}/{number:06d}.png").touch()
-    names = (f'  {{ name = "class {k}", label = {k}, thing = false }},' for k in range(12))
+    classes = load_manifest("demo").class_names  # its generator's
+    names = (f'  {{ name = "{name}", label = {k}, thing = false }},' for k, name in enumerate(classes))
     (root / "empty.toml").write_text(MANIFEST.format(classes="\n".join(names)))
     (root / "recipe.toml").write_text(RECIPE)
     recipe = load_recipe(root / "recipe.toml")
