@@ -72,7 +72,7 @@ def test_a_name_is_text_to_every_reader_of_yaml(name: str) -> None:
 def test_aws_batch() -> None:
     chain = make_chain(10, (3, 7, 8), (3, 7, 8), range(10))
     jobs = {job["jobName"].rpartition("run-")[2]: job for job in aws_batch(chain, PROFILE, Path("run"))}
-    assert list(jobs) == list(STAGES)
+    assert list(jobs) == [stage for stage in STAGES if stage != "predict"]  # a chain of its own
     for job in chain.jobs:
         entry = jobs[job.stage]
         overrides = entry["containerOverrides"]

@@ -80,9 +80,10 @@ def generate_proposals(
     generator: Generator | None = None
     if not begun:
         shard.for_new_run()
-        with interruptible("nothing is made yet"):  # what does not fit is refused before the run is made
-            digests.prove()
-            generator = load_generator(source, settings, recipe.manifest)
+        if not shard.planned:  # a plan loads no weights; a run that holds nothing is begun anew
+            with interruptible("nothing is made yet"):  # what does not fit is refused before the run is made
+                digests.prove()
+                generator = load_generator(source, settings, recipe.manifest)
     images = dataset.image_ids
     run = create_or_check(store, folder, identity, images, shard.count, settings.part_size)
 
