@@ -77,6 +77,9 @@ class FixedBatches:
         for step in range(first, last):
             yield step, self.batch(step)
 
+    def require_readable(self) -> None:
+        """All are."""
+
     @staticmethod
     def batch(step: int) -> Batch:
         n = np.arange(3 * 3 * SIZE[0] * SIZE[1]).reshape(3, 3, *SIZE)
