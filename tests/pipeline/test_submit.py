@@ -64,6 +64,18 @@ def test_what_is_left_of_a_run(project: Project, tmp_path: Path) -> None:
             plan_chain(dataclasses.replace(request, recipe=str(other)), begin=True)
 
 
+def test_the_generator_alone_needs_neither_training_nor_class_scores(project: Project, tmp_path: Path) -> None:
+    out, every = tmp_path / "run", (0, 1, 2)
+    request = Request(str(project.recipe), project.data, out, 3, alpha="0")
+    whole = {"generate-proposals": every, "evaluate": every, "merge": None}
+    assert planned(request, begin=False) == planned(request) == whole
+    evaluate = next(job for job in plan_chain(request, begin=True).jobs if job.stage == "evaluate")
+    assert evaluate.same_shard == "generate-proposals"
+    project.run("generate-proposals", out)
+    assert planned(request) == {"evaluate": every, "merge": None}
+    assert "train-classifier" in planned(dataclasses.replace(request, alpha="0:1:0.5"))
+
+
 def test_failed_images_are_left_alone_unless_asked_for(project: Project, tmp_path: Path) -> None:
     data, out = tmp_path / "scenes", tmp_path / "run"
     shutil.copytree(project.data, data)

@@ -126,20 +126,21 @@ def plan_chain(request: Request, begin: bool) -> Chain:
         _check_alpha(recipe, request, run.identity.get("class_agnostic") is True)
     every = tuple(range(count))
     proposals = every if run is None else unfinished(run, request.retry_failed)
-    training = not classify.classifier and not _trained(recipe, request, classify.name, begin)
-    scored = None if run is None or training else _scores(recipe, classify, request)
-    scores = every if scored is None else unfinished(scored, request.retry_failed)
+    alone = _generator_alone(recipe, request)
+    training = not alone and not classify.classifier and not _trained(recipe, request, classify.name, begin)
+    scored = None if run is None or training or alone else _scores(recipe, classify, request)
+    scores = () if alone else every if scored is None else unfinished(scored, request.retry_failed)
     counts, measured = every, False
     if reason := _unlabeled(recipe, settings.split, request) if begin else "":
         say(f"split {settings.split!r} has no ground truth, so nothing is evaluated: {reason}")
         counts, measured = (), True
-    elif begin and scored is not None:
+    elif begin and run is not None and (alone or scored is not None):
         counts, measured = _unmeasured(recipe, classify, request)
     jobs = [
         Job("generate-proposals", (), proposals),
         Job("train-classifier", ()) if training else None,
         Job("classify", (), scores, same_shard="generate-proposals", all_of="train-classifier"),
-        Job("evaluate", (), counts, same_shard="classify"),
+        Job("evaluate", (), counts, same_shard="generate-proposals" if alone else "classify"),
         Job("merge", (), all_of="evaluate") if not measured else None,
     ]
     return Chain(count, tuple(_with_command(j, request) for j in jobs if j is not None and j.shards != ()))
@@ -208,6 +209,13 @@ def _asked(recipe: Recipe, request: Request) -> tuple[EvaluateSettings, Sequence
 
     alphas: Sequence[float] = parse_alphas(request.alpha) if request.alpha else ()
     return recipe.stage(EvaluateSettings, alpha=alphas[0] if len(alphas) == 1 else None), alphas
+
+
+def _generator_alone(recipe: Recipe, request: Request) -> bool:
+    """True if α = 0 alone is asked for: no classifier is trained, none classifies."""
+    from vitp_pipeline.evaluation.definition import needs_classifier
+
+    return not needs_classifier(*_asked(recipe, request))
 
 
 def _check_alpha(recipe: Recipe, request: Request, class_agnostic: bool) -> None:
