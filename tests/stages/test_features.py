@@ -287,6 +287,12 @@ def test_random_changes_of_images_are_not_stored(work: Work, said: list[str]) ->
         said.clear()
 
 
+def test_a_training_of_a_few_steps_stores_nothing(work: Work) -> None:
+    few = {**LDA, "epochs": 0, "steps": 1, "batch_size": 1, "flip": False}
+    work.train(**few)
+    assert not work.folders() and work.forwards == [1]
+
+
 def test_a_backbone_that_learns_stores_nothing(work: Work) -> None:
     work.train(**{**GRADIENT, "backbone_lr": 1e-3})
     assert not work.folders()

@@ -334,7 +334,8 @@ def _frozen(
         return None
     encoder = PatchEncoder(model, settings.precision)
     features = Features(store, dataset, encoder, dataset.image_ids, 1, settings.flip, settings.feature_cache)
-    if distributed.size == 1:
+    sees_all = not 0 < settings.steps * settings.batch_size < len(dataset.image_ids)
+    if distributed.size == 1 and sees_all:  # a training of a few steps would store far more images than it reads
         features.make([0])
     return encoder, FeatureSource(dataset, model.image_size, features.opened())
 
