@@ -17,7 +17,7 @@ from tests.pipeline.conftest import Project
 from tests.run_files import rewrite
 from tests.stages import making as stages
 from vitp_pipeline.artifacts.parts import read_index
-from vitp_pipeline.artifacts.run import FORMAT_VERSION
+from vitp_pipeline.artifacts.run import FORMAT_OF_MANY
 from vitp_pipeline.cli.main import main
 
 
@@ -182,13 +182,13 @@ def test_nothing_of_a_run_directory_is_executed(project: Project, copied: Path, 
 
 def test_a_run_of_a_newer_version(project: Project, copied: Path, vitp) -> None:
     path = copied / "proposals/run.json"
-    rewrite(path, lambda content: content.update(format_version=FORMAT_VERSION + 1))
+    rewrite(path, lambda content: content.update(format_version=FORMAT_OF_MANY + 1))
     words = [project.recipe, "--data-root", project.data, "--out", copied]
     for command in (["generate-proposals", *words], ["classify", *words], ["evaluate", *words], ["status", copied]):
         code, said = vitp(*command)
         assert (
             code == 4
-            and f"a newer vitp (format {FORMAT_VERSION + 1}, this one knows {FORMAT_VERSION}). Update vitp" in said
+            and f"a newer vitp (format {FORMAT_OF_MANY + 1}, this one knows {FORMAT_OF_MANY}). Update vitp" in said
         )
 
 
