@@ -56,10 +56,11 @@ CLASSIFY: dict[str, tuple[Any, dict[str, Any]]] = {
     "temperature": (0.3, {}),
     "average": ("log-probabilities", {"points": "multi", "temperature": 0.3}),
     "chunk": (7, {}),
+    "frame": ("cells", {}),
 }
 NO_MAP = {
     "evaluate": {"device", "tasks", "instance_ap", "boundary_iou", "boundary_ratio", "components", "certain"},
-    "classify": {"name", "classifier", "batch_size", "device", "precision"},
+    "classify": {"name", "classifier", "batch_size", "device", "precision", "feature_cache"},
 }
 """Keys that say what is measured, where it is computed, or which classifier is meant (`precision` rounds)."""
 
