@@ -108,7 +108,7 @@ def test_settings_of_every_row_are_valid(row: dict[str, Any]) -> None:
 def test_generators_of_tables_5_and_6_are_the_published_ones() -> None:
     from vitp_pipeline.generators.huggingface.published_files import dilations_of, edges_of
 
-    file = Path(load_recipe("paper/cityscapes-oneformer-dinat-l").stage(ProposalSettings).config + ".pth")
+    file = Path(load_recipe("paper/cityscapes-oneformer-dinat-l").stage(ProposalSettings).config)
     assert edges_of(file) == (1024, 2048) and dilations_of(file)[0] == (1, 18, 1)
     for name in ("ade20k-mask2former-swin-l", "ade20k-mask2former-swin-l-panoptic"):
         settings = load_recipe(f"paper/{name}").stage(ProposalSettings)

@@ -153,7 +153,8 @@ def test_label_kind(tmp_path: Path, request: pytest.FixtureRequest, capsys: pyte
         (tmp_path / f"{ending}.toml").write_text(MANIFEST.replace("KIND", kind).replace("ENDING", ending))
         (tmp_path / f"recipe-{ending}.toml").write_text(RECIPE.replace("toy.toml", f"{ending}.toml"))
     with pytest.raises(
-        InputError, match=r'kind = "npy".* Choose one of: coco-instances, coco-panoptic, color-png, semantic-png'
+        InputError,
+        match=r'kind = "npy".* Choose one of: coco-instances, coco-panoptic, color-png, label-studio, semantic-png',
     ):
         load_recipe(tmp_path / "recipe-npy.toml")
     request.getfixturevalue("plugin")

@@ -16,6 +16,8 @@ OTHERS = {
     "runtime/progress.py: rich.console": "the bar on a terminal: without markup, its words escaped",
     "runtime/progress.py: rich.progress": "as above",
     "cli/main.py: error.show": "click's own help, where there are no arguments",
+    "cli/init.py: begun.show": "a method of that name, which speaks through runtime.output",
+    "decoding/remote.py: fs.info": "fsspec's description of a file, no message",
 }
 """What else may speak, and why."""
 LIBRARIES = {"rich", "tqdm", "colorama", "logging.handlers", "pprint"}

@@ -54,7 +54,8 @@ def predict_two(folder: Path) -> None:
             Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path)
         pictures.append(Picture(path, name))
     found = Segmentation(spec.class_names, (), labels=np.zeros((4, 6), np.int16))
-    predictor: Any = SimpleNamespace(spec=spec, check_tasks=len, segment=lambda *_: found)
+    segmenter = SimpleNamespace(rule=SimpleNamespace(object_threshold=0.8))
+    predictor: Any = SimpleNamespace(spec=spec, check_tasks=len, segment=lambda *_: found, segmenter=segmenter)
     predict(pictures, lambda: predictor, PredictJob(LocalStore(folder / "out"), {}, ("semantic",)))
 
 

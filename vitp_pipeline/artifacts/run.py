@@ -248,7 +248,7 @@ def holds_nothing(run: StageRun) -> bool:
     from vitp_pipeline.artifacts.parts import read_index
 
     store = run.store
-    store.look_again()
+    store.look_again(run.folder)  # what else was fetched, such as the classifier, is in use
     own = store.list(run.folder)
     if any(name not in _BEGUN and not name.endswith(TEMPORARY) for name in own):
         return False
@@ -292,7 +292,7 @@ def clear(run: StageRun) -> bool:
 def require_same(run: StageRun) -> None:
     """Raise IncompatibleError where another command has replaced the stage meanwhile. The caller holds its lock."""
     path = run.folder / "run.json"
-    run.store.look_again()
+    run.store.look_again(run.folder)
     if not run.store.exists(path) or open_run(run.store, run.folder).digest != run.digest:
         raise IncompatibleError(
             f"{run.folder}: another command has begun it anew, with other settings", "Choose another --out"

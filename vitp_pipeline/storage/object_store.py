@@ -101,8 +101,9 @@ class ObjectStore(RunStore):
     def is_locked(self, path: Path) -> bool:
         return object_lock.is_locked(self._client, self._name(path))
 
-    def look_again(self) -> None:
-        for entry in self.folder.iterdir():
+    def look_again(self, folder: Path | None = None) -> None:
+        folder = folder or self.folder
+        for entry in folder.iterdir() if folder.is_dir() else ():
             shutil.rmtree(entry) if entry.is_dir() else remove(entry)
 
     def _name(self, path: Path) -> str:

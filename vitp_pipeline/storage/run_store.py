@@ -63,8 +63,8 @@ class RunStore(ABC):
         """Tell if a task holds that lock now."""
 
     @abstractmethod
-    def look_again(self) -> None:
-        """Drop cached listings and fetched files: other tasks may have changed them."""
+    def look_again(self, folder: Path | None = None) -> None:
+        """Drop cached listings and fetched files, all or those of a stage: other tasks may have changed them."""
 
     def write(self, path: Path, content: Content) -> None:
         """Write a file of the run, whole or not at all. Raises as `write_whole`."""
@@ -122,7 +122,7 @@ class LocalStore(RunStore):
     def is_locked(self, path: Path) -> bool:
         return locks.is_locked(self.fetch(path))
 
-    def look_again(self) -> None:
+    def look_again(self, folder: Path | None = None) -> None:
         self._folders.clear()
 
     # a file that lies here whole is a file of the run
