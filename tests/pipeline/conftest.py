@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.store_server import endpoint, processes, s3  # noqa: F401
+from vitp_pipeline.cli import main as cli
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings, ProposalSettings, TrainSettings
 from vitp_pipeline.execution.sharding import choose_shard
@@ -112,3 +115,26 @@ def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path
 def copied(finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
+
+
+Vitp = Callable[..., str]
+
+
+@pytest.fixture
+def vitp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vitp:
+    """Run a command that is to end with `code`; the fixture's function returns what it prints."""
+
+    def vitp(*words: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["vitp", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        found = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            found = stop.code or 0
+        shown = "".join(capsys.readouterr())
+        assert found == code, shown
+        return shown
+
+    return vitp

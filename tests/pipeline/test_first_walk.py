@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitp_pipeline.cli import main as cli
+from tests.pipeline.conftest import Vitp
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.datasets import load_manifest
 
@@ -22,27 +21,6 @@ CAMVID, COCO = (f"mask2former-efficientnet_lite0-{name}" for name in ("camvid", 
 COUNT = int(os.environ.get("VITP_WALK_IMAGES", "6"))
 FEWER = () if COUNT > 6 else ("--set", "image_size=[112,140]")
 """What the test adds to the run's line, so that it takes seconds."""
-Vitp = Callable[..., str]
-
-
-@pytest.fixture
-def vitp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vitp:
-    """What a command prints; it ends with `code`."""
-
-    def vitp(*words: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["vitp", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        found = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            found = stop.code or 0
-        shown = "".join(capsys.readouterr())
-        assert found == code, shown
-        return shown
-
-    return vitp
 
 
 @pytest.fixture

@@ -6,39 +6,15 @@ import filecmp
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipeline.conftest import Project
-from vitp_pipeline.cli import main as cli
+from tests.pipeline.conftest import Project, Vitp
 
 TASKS = '--set=tasks=["semantic", "panoptic", "instance"]'
 SHOWN = ("generator", "upper_bound_point", "upper_bound_mask")
-Vitp = Callable[..., str]
-
-
-@pytest.fixture
-def vitp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vitp:
-    """What a command prints; it ends with `code`."""
-
-    def vitp(*words: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["vitp", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        found = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            found = stop.code or 0
-        shown = "".join(capsys.readouterr())
-        assert found == code, shown
-        return shown
-
-    return vitp
 
 
 @pytest.fixture

@@ -8,40 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import RECIPE, Project, snapshot
-from vitp_pipeline.cli import main as cli
+from tests.pipeline.conftest import RECIPE, Project, Vitp, snapshot
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.errors import UsageError
 from vitp_pipeline.stages.pipeline import Pipeline
 from vitp_pipeline.stages.pipeline_settings import divided, pipeline_settings
 
-Vitp = Callable[..., str]
 ALPHAS = ("--alpha", "0,0.4,1")  # those of the fixture `finished`
-
-
-@pytest.fixture
-def vitp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vitp:
-    """What a command prints; it ends with `code`."""
-
-    def vitp(*words: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["vitp", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        found = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            found = stop.code or 0
-        shown = "".join(capsys.readouterr())
-        assert found == code, shown
-        return shown
-
-    return vitp
 
 
 def words_of(recipe: Path, project: Project, out: Path) -> list[str]:

@@ -57,7 +57,7 @@ VARIANTS = ("fused", "generator", "classifier")
 
 @dataclass(frozen=True)
 class Labeling:
-    """What tools for labeling want beside the format.
+    """Options of labeling tools beside the format.
 
     Attributes:
         order: of the images in JSON files, one of `uncertainty.ORDERS`, the highest first; "" = that of the split.

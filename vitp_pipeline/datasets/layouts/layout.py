@@ -25,7 +25,7 @@ class SeenClass:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a manifest says of a folder.
+    """Content of the manifest of a folder.
 
     Attributes:
         title: the layout in words.

@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Note:
-    """What a name held when it was fetched.
+    """Content of a name when it was fetched.
 
     Attributes:
         path: of the local file. sha256: of its content.

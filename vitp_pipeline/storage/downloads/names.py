@@ -48,7 +48,7 @@ class RemoteFile:
 
     @property
     def on(self) -> Literal["hub", "web"]:
-        """Which of both kinds it is."""
+        """Return the kind of the name."""
         return "web" if self.url else "hub"
 
     @property
