@@ -1,6 +1,6 @@
 """Ablations: one small recipe, a row for every change to it, all on the same proposals.
 
-    python tools/ablations.py --data-root ../shared/data/coco --out runs/ablations
+    python tools/ablations.py --data-root data/coco --out runs/ablations
 
 Every row trains, classifies and evaluates with the stages' own functions; what is finished is not done again, so the
 table can be made row by row (--rows). Writes docs/measured/ablations.json and prints the table in Markdown.

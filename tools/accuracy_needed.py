@@ -1,6 +1,6 @@
 """Measure mIoU over mask classification accuracy: a share of the predicted classes is replaced by ground truth.
 
-    python tools/accuracy_needed.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --name seed0
+    python tools/accuracy_needed.py coco-sample --data-root data/coco --out runs/coco-sample --name seed0
 
 Every mask gets the ground-truth class at its max point with probability f, else the classifier's prediction; scores are
 1 − v. Prints, for each f, the share of matched masks that are then classified correctly, and the mIoU.

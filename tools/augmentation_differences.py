@@ -1,7 +1,6 @@
 """Measure what the authors' augmentation of ADE20K does beside the one here (docs/training-data.md).
 
-    export VITP_WEIGHTS=../shared/weights
-    python tools/augmentation_differences.py --data ../shared/data --json docs/measured/augmentation.json
+    python tools/augmentation_differences.py --data data --json docs/measured/augmentation.json
 
 Theirs (`ADE20k_P`): a crop of 3:4 to 4:3 whatever the image's shape, stretched to the square by nearest neighbor, then
 turned, then flipped. Here: a crop of 3:4 to 4:3 of the image's own shape, turned, flipped, and resized once, bilinear.

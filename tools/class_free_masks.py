@@ -1,6 +1,6 @@
 """Masks of a classical method that knows no class, for `vitp import-proposals --from npz`.
 
-    python tools/class_free_masks.py coco-sample --data-root ../shared/data/coco --split val --out masks/coco-val
+    python tools/class_free_masks.py coco-sample --data-root data/coco --split val --out masks/coco-val
 
 Felzenszwalb and Huttenlocher's graph-based segmentation (IJCV 2004, scikit-image's) at several scales, from small
 regions to large ones: a region of one scale mostly lies in one of the next, so the masks nest as Segment Anything's do.

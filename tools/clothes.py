@@ -1,6 +1,6 @@
 """The clothes run: its headline, labels of several costs (paper §3.4, Table 4d), and rows of ablations, by three seeds.
 
-    python tools/clothes.py --data-root ../shared/data/ccp --out runs/clothes
+    python tools/clothes.py --data-root data/ccp --out runs/clothes
 
 All settings are the recipe's, stages/clothing-co-parsing.toml. The generator has seen 250 photographs with fine masks.
 The classifier learns from those, and from 450 others with fine masks, coarse masks or boxes. Coarse masks and boxes are

@@ -1,6 +1,6 @@
 """Choose settings on training images only: cross-validated mIoU with the generator's own masks.
 
-    python tools/cross_validate.py coco-sample --data-root ../shared/data/coco --out runs/choosing --set class_prior=1.0
+    python tools/cross_validate.py coco-sample --data-root data/coco --out runs/choosing --set class_prior=1.0
 
 Every fold trains a classifier without a fifth of the training images, and classifies the generator's masks of those.
 Prints figures over all folds together, by point policy, average and temperature. The generator was trained on these

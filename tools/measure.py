@@ -1,6 +1,6 @@
 """The figures of README and docs/numbers.md: run a recipe's four stages with several seeds and write the figures.
 
-    python tools/measure.py coco-sample --data-root ../shared/data/coco --out runs/coco-sample --seeds 0 1 2
+    python tools/measure.py coco-sample --data-root data/coco --out runs/coco-sample --seeds 0 1 2
 
 Proposals are made once; every seed trains its own classifier (seed0, seed1, …) in the same run directory.
 Finished work is not done again. Writes docs/measured/RECIPE[-LABEL].json and prints the tables in Markdown.

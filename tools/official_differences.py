@@ -1,7 +1,6 @@
 """Measure what the differences between the authors' evaluation and the defaults do (docs/official.md).
 
-    export VITP_WEIGHTS=../shared/weights
-    python tools/official_differences.py --data ../shared/data --out runs/official --limit 4
+    python tools/official_differences.py --data data --out runs/official --limit 4
 
 On the first validation images of the COCO sample and of CamVid: the recipes' generators, and a classifier whose points
 see each other (point_token = "patch", trained here). Every row changes keys of the nearest base above it; rows that

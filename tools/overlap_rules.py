@@ -1,6 +1,6 @@
 """What each rule of `overlap` in [evaluate] gives on training images that the classifier has not seen.
 
-    DATA=../shared/data/coco
+    DATA=data/coco
     python tools/class_free_masks.py coco-sample --data-root $DATA --split train --hold-out 50 --limit 20 --out masks
     python tools/overlap_rules.py coco-sample --data-root $DATA --hold-out 50 --masks masks --out runs/overlap
 

@@ -1,7 +1,6 @@
 """Point tokens on photographs, from pre-trained weights: held-out accuracy over the labeled images seen.
 
-    export VITP_WEIGHTS=../shared/weights
-    python tools/place_curves.py --data-root ../shared/data/ccp --localized runs/clothes/classifier/places0
+    python tools/place_curves.py --data-root data/ccp --localized runs/clothes/classifier/places0
 
 Every row trains the recipe's backbone, all of it, by the same optimizer on the same images and points; rows differ in
 the point token, and "linear, localized" starts from the classifier of --localized (`fit = "localize"`). A row is saved
@@ -176,7 +175,7 @@ def rows(a: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="clothing-co-parsing")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/ccp"))
+    parser.add_argument("--data-root", type=Path, default=Path("data/ccp"))
     parser.add_argument("--localized", type=Path, help="folder of a localized classifier")
     parser.add_argument("--size", type=int, nargs=2, default=[126, 84], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--blocks", type=int, default=8, help="of the backbone")

@@ -1,7 +1,6 @@
 """Point prompts beside mask prompts (Table 6): the same features of a frozen backbone, on held-out images.
 
-    export VITP_WEIGHTS=../shared/weights
-    python tools/prompts.py coco-sample --data-root ../shared/data/coco --out runs/prompts --hold-out 25
+    python tools/prompts.py coco-sample --data-root data/coco --out runs/prompts --hold-out 25
 
 Every prompt and seed is a training of its own; every seed holds out other images. Their ground-truth regions are then
 classified: by the innermost pixel, by 16 random pixels, or by a mask. With `lda` that is a mask token which passes the
