@@ -60,7 +60,7 @@ ROOMS: dict[str, dict[str, str]] = {
     "importlib.machinery": {"generators/openmmlab/mmcv_stub.py": "an empty module in the place of a compiled one"},
     "importlib.import_module": {
         "__init__.py": "names of this package, when they are asked for",
-        "cli/app.py": "modules of this package, by constant names",
+        "cli/commands.py": "modules of this package, by constant names",
         "generators/ops/dcnv3.py": "the compiled operator, by a constant name",
         "generators/openmmlab/mmcv_stub.py": "mmcv's modules, by constant names",
         "generators/openmmlab/adapter.py": "registries of mmseg and mmdet, of which the program names one",

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from vitp_pipeline.cli import commands
 from vitp_pipeline.cli import main as cli
 from vitp_pipeline.cli.app import app, one_json
+from vitp_pipeline.cli.commands import load_command
 from vitp_pipeline.errors import UserError
 
 COMMANDS = (
@@ -80,10 +82,36 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert re.search(rf"^\W*vitp {command}", result.output, re.MULTILINE), result.output
 
 
+@pytest.mark.parametrize(
+    ("command", "summary"), [pair for panel in commands.COMMANDS.values() for pair in panel.items()]
+)
+def test_the_table_has_the_first_sentence_of_every_commands_help(command: str, summary: str) -> None:
+    assert load_command(command).help.partition("\n\n")[0] == summary
+
+
+def test_a_module_that_registers_a_command_is_in_the_table() -> None:
+    folder = Path(commands.__file__).parent
+    found = {
+        f.stem.replace("_", "-") for f in folder.glob("*.py") if "def register(app" in f.read_text(encoding="utf-8")
+    }
+    assert found == set(commands.NAMES)
+
+
+def test_a_command_imports_no_other_command() -> None:
+    program = (
+        "import sys\nsys.argv = ['vitp', 'gc', '--help']\nfrom vitp_pipeline.cli.app import app\n"
+        "app(standalone_mode=False)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('vitp_pipeline.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "vitp_pipeline.cli.gc" in done.stdout.split()
+    assert not {f"vitp_pipeline.cli.{name}" for name in ("evaluate", "status", "demo")} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "schema"])
 def test_examples_can_be_copied(command: str) -> None:
     """Each is a line of at most 76 columns, and stays one on a terminal of 80."""
-    (own,) = (each for each in app.registered_commands if each.name == command)
+    own = load_command(command)
     examples = [line.strip() for line in (own.callback.__doc__ or "").splitlines() if line.strip().startswith("vitp ")]
     assert examples and not [line for line in examples if len(line) > 76 or line.endswith("\\")]
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).output

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from typer.models import OptionInfo
 
-from vitp_pipeline.cli.app import app
+from vitp_pipeline.cli.commands import NAMES, load_command
 from vitp_pipeline.config.flags import check_decimal_sign, parse_alpha, parse_size
 from vitp_pipeline.config.settings import TABLES
 from vitp_pipeline.errors import UsageError
@@ -57,7 +57,7 @@ def test_sizes_that_cannot_be(text: str) -> None:
 
 def numbers() -> Iterator[tuple[str, str, Any, OptionInfo]]:
     """Command, name, type and declaration of every flag that is a number, or a pair of them."""
-    for command in app.registered_commands:
+    for command in map(load_command, NAMES):
         for name, parameter in inspect.signature(command.callback).parameters.items():
             kind, *about = get_args(parameter.annotation) or (parameter.annotation,)
             kinds = {kind, *get_args(kind)} & {int, float}

@@ -1,19 +1,19 @@
 """The command line: one module per command, each parses, calls one function and prints.
 
-Nothing heavy is imported here: `vitp --help` must answer at once.
+Nothing heavy is imported here: `vitp --help` must answer at once. The commands are in `commands`.
 """
 
 from __future__ import annotations
 
 import re
-from importlib import import_module
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vitp_pipeline.cli.options import with_global_options
+from vitp_pipeline.cli.commands import NAMES, LazyCommands, summaries
 from vitp_pipeline.errors import KeyboardStopError, UsageError
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.output import show
@@ -23,6 +23,18 @@ class Commands(TyperGroup):
     """Command group that refuses empty arguments: if the shell variable RUN is not set, `--out "$RUN"` would be the
     current folder. It also refuses arguments that are not UTF-8, since paths go into JSON, tables and pages.
     """
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "commands": None})
+        self.commands = LazyCommands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return NAMES
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        listed = copy(self)
+        listed.commands = summaries()
+        TyperGroup.format_help(listed, ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for word in (*args, str(Path.cwd())):
@@ -95,16 +107,3 @@ def before_any_command(
     ] = False,
 ) -> None:
     """Accept flags before the command; `show_version` handles the only one."""
-
-
-COMMANDS = (
-    "init run generate_proposals train_classifier classify evaluate submit status verify gc report compare predict "
-    "demo check_dataset list_images prepare info schema generators backbones import_checkpoint import_proposals "
-    "export_classifier export_results doctor"
-)
-"""Modules of this package, a command each, in the order in which `vitp --help` shows them."""
-for name in COMMANDS.split():
-    import_module(f"vitp_pipeline.cli.{name}").register(app)
-for command in app.registered_commands:
-    if command.callback:
-        command.callback = with_global_options(command.callback)

@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("backbones", rich_help_panel="Also")
+    @app.command("backbones")
     def backbones(
         pattern: Annotated[
             str, typer.Argument(help="Name of timm, or a pattern of names such as '*dinov3*'.", metavar="[PATTERN]")

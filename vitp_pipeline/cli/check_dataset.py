@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import DataRoot
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("check-dataset", rich_help_panel="Datasets")
+    @app.command("check-dataset")
     def check_dataset(
         name: Annotated[
             str, typer.Argument(help="Recipe or manifest: a shipped name or a .toml path.", metavar="NAME")

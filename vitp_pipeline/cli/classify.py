@@ -8,7 +8,7 @@ from vitp_pipeline.cli import options
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("classify", rich_help_panel="Stages", cls=options.with_keys("classify", points=options.point_policies))
+    @app.command("classify", cls=options.with_keys("classify", points=options.point_policies))
     def classify(
         recipe: options.RecipeName,
         data_root: options.DataRoot,

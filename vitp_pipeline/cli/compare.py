@@ -12,7 +12,7 @@ from vitp_pipeline.runtime.output import show_json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("compare", rich_help_panel="Also")
+    @app.command("compare")
     def compare(
         runs: Annotated[
             list[str],

@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("demo", rich_help_panel="Also")
+    @app.command("demo")
     def demo(
         out: Annotated[Path, typer.Option("--out", help="Folder for the scenes and the run.", metavar="DIR")] = Path(
             "runs/demo"

@@ -8,7 +8,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("doctor", rich_help_panel="Also")
+    @app.command("doctor")
     def doctor(json: Json = False) -> None:
         """Print versions, devices and available compiled operators. Paste it into a bug report.
 

@@ -12,7 +12,7 @@ from vitp_pipeline.runtime.output import show_json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("evaluate", rich_help_panel="Stages", cls=options.with_keys("evaluate", points=options.point_policies))
+    @app.command("evaluate", cls=options.with_keys("evaluate", points=options.point_policies))
     def evaluate(
         recipe: options.RecipeName,
         data_root: options.DataRoot,

@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("export-classifier", rich_help_panel="Also")
+    @app.command("export-classifier")
     def export_classifier(
         source: Annotated[
             str,

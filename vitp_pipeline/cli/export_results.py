@@ -17,9 +17,7 @@ def _formats() -> Iterable[str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command(
-        "export-results", rich_help_panel="Also", cls=options.with_keys(format=_formats, points=options.point_policies)
-    )
+    @app.command("export-results", cls=options.with_keys(format=_formats, points=options.point_policies))
     def export_results(
         recipe: options.RecipeName,
         data_root: options.DataRoot,

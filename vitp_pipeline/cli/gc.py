@@ -11,7 +11,7 @@ from vitp_pipeline.runtime.output import show
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("gc", rich_help_panel="Clusters")
+    @app.command("gc")
     def gc(
         run: Run,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,

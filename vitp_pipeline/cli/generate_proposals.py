@@ -10,7 +10,7 @@ from vitp_pipeline.cli import options
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("generate-proposals", rich_help_panel="Stages", cls=options.with_keys("generate-proposals"))
+    @app.command("generate-proposals", cls=options.with_keys("generate-proposals"))
     def generate_proposals(
         recipe: options.RecipeName,
         data_root: options.DataRoot,

@@ -8,7 +8,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("generators", rich_help_panel="Also")
+    @app.command("generators")
     def generators(json: Json = False) -> None:
         """List the mask generators that can run here, how a recipe selects them, and what the others lack.
 

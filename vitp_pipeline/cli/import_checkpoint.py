@@ -22,7 +22,7 @@ class Layout(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("import-checkpoint", rich_help_panel="Also")
+    @app.command("import-checkpoint")
     def import_checkpoint(
         source: Annotated[
             str, typer.Argument(help="Checkpoint to convert: a path, hf:OWNER/REPO/FILE or https:…", metavar="FILE")

@@ -29,7 +29,7 @@ def _formats() -> Iterable[str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("import-proposals", rich_help_panel="Also", cls=with_keys(format=_formats))
+    @app.command("import-proposals", cls=with_keys(format=_formats))
     def import_proposals(
         recipe: RecipeName,
         data_root: DataRoot,

@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("info", rich_help_panel="Also")
+    @app.command("info")
     def info(
         recipe: Annotated[
             str | None, typer.Argument(help="Recipe; without one, give --backbone or --config.", metavar="[RECIPE]")

@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import Device, Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("init", rich_help_panel="Stages")
+    @app.command("init")
     def init(
         folder: Annotated[Path, typer.Argument(help="Folder of images, with labels or without.", metavar="DIR")],
         out: Annotated[

@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import DataRoot, Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("list-images", rich_help_panel="Datasets")
+    @app.command("list-images")
     def list_images(
         data_root: DataRoot,
         out: Annotated[Path, typer.Option("--out", help="Table to write.", metavar="FILE.parquet")],

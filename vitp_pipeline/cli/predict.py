@@ -42,7 +42,7 @@ def _formats() -> Iterable[str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("predict", rich_help_panel="Also", cls=with_keys(format=_formats, engine=engines))
+    @app.command("predict", cls=with_keys(format=_formats, engine=engines))
     def predict(
         images: Annotated[
             list[Path],

@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import DataRoot, Json
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("prepare", rich_help_panel="Datasets")
+    @app.command("prepare")
     def prepare(
         dataset: Annotated[
             str,

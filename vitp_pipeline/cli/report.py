@@ -11,7 +11,7 @@ from vitp_pipeline.cli.options import Json, data_path
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("report", rich_help_panel="Also")
+    @app.command("report")
     def report(
         run: Annotated[
             str, typer.Argument(help="Run directory (or URL), or one of its evaluation/ folders.", metavar="RUN")

@@ -26,7 +26,7 @@ def _stage(value: str) -> str:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("run", rich_help_panel="Stages", cls=options.with_keys(until=_stages))
+    @app.command("run", cls=options.with_keys(until=_stages))
     def run(
         recipe: options.RecipeName,
         data_root: options.DataRoot,

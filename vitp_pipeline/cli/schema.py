@@ -8,7 +8,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("schema", rich_help_panel="Also")
+    @app.command("schema")
     def schema(
         manifest: Annotated[bool, typer.Option("--manifest", help="Print the schema of manifests.")] = False,
         profile: Annotated[

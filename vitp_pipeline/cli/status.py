@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Json, Run
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("status", rich_help_panel="Clusters")
+    @app.command("status")
     def status(
         run: Run,
         json: Json = False,

@@ -24,7 +24,7 @@ from vitp_pipeline.runtime.output import show_lines
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("submit", rich_help_panel="Clusters", cls=with_keys(engine=engines))
+    @app.command("submit", cls=with_keys(engine=engines))
     def submit(
         recipe: RecipeName,
         data_root: DataRoot,

@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Changes, ClassifierName, DataRoot, Device,
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("train-classifier", rich_help_panel="Stages", cls=with_keys("train-classifier"))
+    @app.command("train-classifier", cls=with_keys("train-classifier"))
     def train_classifier(
         recipe: RecipeName,
         data_root: DataRoot,

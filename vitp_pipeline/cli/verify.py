@@ -10,7 +10,7 @@ from vitp_pipeline.cli.options import Json, Run
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("verify", rich_help_panel="Clusters")
+    @app.command("verify")
     def verify(
         run: Run,
         repair: Annotated[
