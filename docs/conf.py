@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from docutils.nodes import document, raw
 from sphinx.application import Sphinx
 
 README = Path(__file__).parents[1] / "README.md"
@@ -34,5 +35,14 @@ def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = source[0].replace("README.md", text, 1)
 
 
+def know_anchors(app: Sphinx, tree: document) -> None:
+    """Let links lead to `<a id="…">` in tables, as on GitHub."""
+    known = app.env.metadata[app.env.docname].setdefault("myst_slugs", {})
+    for node in tree.findall(raw):
+        for name in re.findall(r'<a id="([\w-]+)">', node.astext()):
+            known[name] = (node.line, name, name)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", know_anchors)
     app.connect("source-read", put_readme_in_front)
