@@ -1,4 +1,4 @@
-"""The page "Which settings for my case": its lines are read by the recipe's own parser, and its table lists their keys."""
+"""The page of settings by situation: its lines are read by the recipe's own parser, its table lists their keys."""
 
 from __future__ import annotations
 
