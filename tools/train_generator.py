@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Train a small generator on a dataset, on a CPU: mmsegmentation's Mask2Former on a timm backbone.
 
-    python tools/train_generator.py clothing-co-parsing --data-root data/clothing-co-parsing --out weights/clothes
-    python tools/train_generator.py camvid --data-root data/camvid --out weights/camvid
-    python tools/train_generator.py coco-panoptic --data-root data/coco --out weights/coco-sample
+    W=weights/mask2former-efficientnet_lite0
+    python tools/train_generator.py camvid --data-root data/camvid --out $W-camvid
+    python tools/train_generator.py coco-panoptic --data-root data/coco --out $W-coco-sample
+    python tools/train_generator.py clothing-co-parsing --data-root data/ccp --init $W-camvid.pth --out $W-ccp
 
 OUT.pth has the weights, OUT.py model and test pipeline: `checkpoint` and `config` of a recipe. Any manifest will do;
 these three have their own defaults (PRESETS). Backbones come with ImageNet's weights, which timm downloads, or
-everything comes from another generator's file, but tensors of another shape (the class layer): the clothes'
-generator in use began with CamVid's.
+everything comes from another generator's file, but tensors of another shape (the class layer), as for the clothes.
 
 A training that was stopped continues with `--resume` from the last of its states, OUT.resume.pth, one every
 `--save-every` iterations. What an iteration draws depends on seed and iteration alone, so the result is that of a

@@ -19,6 +19,7 @@ from vitp_pipeline.cli.app import app
 from vitp_pipeline.config.flags import parse_changes
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.config.settings import TABLES
+from vitp_pipeline.datasets.prepare import PRODUCTS
 from vitp_pipeline.diagnostics.check_dataset import manifest_of
 
 PLACEHOLDERS = {
@@ -59,6 +60,10 @@ def read_vitp(words: Sequence[str]) -> None:
     elif given.get("recipe"):
         tables = NETWORKS if given.get("stream") else OTHER_TABLES.get(name, (name,))
         _read_changes(given["recipe"], [table for table in tables if table in TABLES], list(given.get("changes") or ()))
+    if name == "prepare" and not set(given["only"] or ()) <= PRODUCTS.get(given["dataset"], {}).keys():
+        raise Unknown(f"prepare makes no {given['only']} of {given['dataset']}")
+    if name == "prepare" and given["dataset"] not in PRODUCTS:
+        raise Unknown(f"prepare knows no {given['dataset']}")
     if name == "check-dataset" or (name == "import-checkpoint" and given["manifest"]):
         manifest_of(given["name"] if name == "check-dataset" else given["manifest"])
 
@@ -166,8 +171,10 @@ def read_pytest(words: Sequence[str]) -> None:
 
 
 def read_pip(words: Sequence[str]) -> None:
-    """`pip install` of this package, with extras that it has; its wheel; or the program that runs our hooks."""
+    """`pip install` of this package, with extras that it has; its wheel; the hooks' program; a pinned wheel."""
     if tuple(words) in {("install", "pre-commit"), ("wheel", "--no-deps", ".")}:
+        return
+    if words[0] == "download" and re.fullmatch(r"--no-deps --dest \w+ [\w-]+==[\d.]+", " ".join(words[1:])):
         return
     for extras in re.findall(r"\[(.*?)\]", " ".join(words)):
         if odd := set(extras.split(",")) - set(_project()["project"]["optional-dependencies"]):

@@ -14,7 +14,10 @@ def register(app: typer.Typer) -> None:
     def prepare(
         dataset: Annotated[
             str,
-            typer.Argument(help="ade20k, cityscapes, clothing-co-parsing, coco or coco-stuff.", metavar="DATASET"),
+            typer.Argument(
+                help="ade20k, camvid, cityscapes, clothing-co-parsing, coco, coco-sample or coco-stuff.",
+                metavar="DATASET",
+            ),
         ],
         data_root: DataRoot,
         only: Annotated[
@@ -30,9 +33,9 @@ def register(app: typer.Typer) -> None:
 
         vitp prepare ade20k --data-root data/ade --split val --workers 8
 
-        Products: ade20k panoptic, instances, semantic; cityscapes panoptic, train-ids, label-ids; clothing-co-parsing
-        images, labels, lists; coco semantic, instances; coco-stuff train-ids. It can be stopped and restarted: existing
-        files are kept.
+        Products: ade20k panoptic, instances, semantic; camvid images, labels; cityscapes panoptic, train-ids,
+        label-ids; clothing-co-parsing images, labels, lists; coco semantic, instances; coco-sample images, labels,
+        annotations; coco-stuff train-ids. It can be stopped and restarted: existing files are kept.
         """
         from dataclasses import asdict
 

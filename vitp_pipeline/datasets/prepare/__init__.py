@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitp_pipeline.datasets.prepare import ade20k, cityscapes, clothing_co_parsing, coco
+from vitp_pipeline.datasets.prepare import ade20k, camvid, cityscapes, clothing_co_parsing, coco, coco_sample
 from vitp_pipeline.datasets.prepare.work import Work
 from vitp_pipeline.errors import InputError, PartialError, UsageError
 from vitp_pipeline.runtime.progress import say
 
 PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
     "ade20k": {"panoptic": ade20k.panoptic, "instances": ade20k.instances, "semantic": ade20k.semantic},
+    "camvid": {"images": camvid.images, "labels": camvid.labels},
     "cityscapes": {
         "label-ids": cityscapes.label_ids,
         "train-ids": cityscapes.train_ids,
@@ -27,6 +28,11 @@ PRODUCTS: dict[str, dict[str, Callable[[Work], None]]] = {
         "lists": clothing_co_parsing.lists,
     },
     "coco": {"semantic": coco.semantic, "instances": coco.instances},
+    "coco-sample": {
+        "images": coco_sample.images,
+        "labels": coco_sample.labels,
+        "annotations": coco_sample.annotation_file,
+    },
     "coco-stuff": {"train-ids": coco.stuff_train_ids},
 }
 OWN_DOWNLOADS = {

@@ -6,14 +6,13 @@ Of its 2,098 photographs, `photos/NNNN.jpg`, the first 1,004 have `annotations/p
 
 from __future__ import annotations
 
-import io
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from vitp_pipeline.datasets.images import open_image
-from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, png
+from vitp_pipeline.datasets.prepare.work import Source, Work, class_numbers, jpeg, png
 from vitp_pipeline.decoding.mat_files import read_mat_array
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.geometry import Size
@@ -35,10 +34,8 @@ def images(work: Work) -> None:
         def smaller() -> bytes:
             rgb = open_image(source.path).rgb(upright=False)
             height, width = reduced(rgb.shape[:2])
-            content = io.BytesIO()
             image = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
-            image.save(content, "JPEG", quality=QUALITY)
-            return content.getvalue()
+            return jpeg(np.asarray(image), QUALITY, "4:2:0")
 
         work.write(source, f"images/{work.split}/{source.words['id']}.jpg", smaller)
 

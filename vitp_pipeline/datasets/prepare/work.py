@@ -55,7 +55,7 @@ class Work:
 
     def __init__(self, dataset: str, product: str, split: str, root: Path, workers: int) -> None:
         self.title, self.split, self.root, self.workers = f"prepare {dataset} {product} {split}", split, root, workers
-        self.manifest = "coco-panoptic" if dataset == "coco" else dataset
+        self.manifest = "coco-panoptic" if dataset in ("coco", "coco-sample") else dataset
         self.spec = load_manifest(self.manifest)
         self.places = Places(root, self.spec.roots)
         self.made: list[Path] = []
@@ -174,6 +174,17 @@ def png(array: np.ndarray) -> bytes:
     """Encode an array as the content of a PNG file."""
     content = io.BytesIO()
     Image.fromarray(array).save(content, "PNG")
+    return content.getvalue()
+
+
+def jpeg(rgb: np.ndarray, quality: int, subsampling: str) -> bytes:
+    """Encode (H, W, 3) uint8 as the content of a JPEG file.
+
+    Args:
+        quality: 1 to 95. subsampling: of the colors, "4:2:0" (half size) or "4:4:4" (full size).
+    """
+    content = io.BytesIO()
+    Image.fromarray(rgb).save(content, "JPEG", quality=quality, subsampling=subsampling)
     return content.getvalue()
 
 

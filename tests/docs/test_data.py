@@ -1,0 +1,58 @@
+"""docs/data.md: all that recipes and commands name can be made from public data."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, commands, read
+
+WHOLE = ("docs", "stages", "tools", "manifests", "vitp_pipeline", "container", ".ci")
+FILES = ("README.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "Dockerfile", "pyproject.toml", "CITATION.cff")
+TEXT = (".md", ".toml", ".py", ".json", ".cff", ".dot", ".sh", ".lock", ".in", "")
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "stages").rglob("*.toml"))
+ELSEWHERE = {
+    "ade20k": "docs/reproduce.md names the downloads",
+    "ade": "the same",
+    "cityscapes": "a login; docs/reproduce.md",
+    "coco_stuff164k": "docs/reproduce.md",
+    "objects365": "docs/reproduce.md",
+    "mine": "the reader's own",
+}
+"""Folders below data/ that are whole public data sets, or the reader's."""
+
+
+def test_nothing_names_a_folder_that_a_reader_lacks() -> None:
+    """Real images and weights lie beside the checkout for tests and benchmarks alone."""
+    paths = [path for folder in WHOLE for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    paths += [ROOT / name for name in FILES]
+    read_ones = [path for path in paths if path.suffix in TEXT and path.is_file() and "__pycache__" not in path.parts]
+    assert len(read_ones) > 300
+    odd = [path.relative_to(ROOT).as_posix() for path in read_ones if "../shared" in path.read_text(encoding="utf-8")]
+    assert odd == []
+
+
+def made_weights() -> set[str]:
+    """Files in weights/ that the page's commands write."""
+    written = set()
+    for command in commands("docs/data.md"):
+        if "--out" in command.words and "weights/" in (out := command.words[command.words.index("--out") + 1]):
+            both = "tools/train_generator.py" in command.words
+            written |= {f"{out}.py", f"{out}.pth"} if both else {out}
+    return {name.removeprefix("weights/") for name in written}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_names_only_weights_that_a_reader_can_make(recipe: str) -> None:
+    named = set(re.findall(r'"\{weights\}/([^"]+)"', read(recipe)))
+    assert named <= made_weights()
+    assert "{data_root}/.." not in read(recipe)
+
+
+def test_every_folder_of_data_is_one_that_a_reader_can_fetch() -> None:
+    made = {name for page in ("docs/data.md",) for name in re.findall(r"\bdata/(\w+)", read(page))}
+    words = {(page, word) for page in PAGES for command in commands(page) for word in command.words}
+    named = {(page, match[1]) for page, word in sorted(words) if (match := re.match(r"data/(\w+)", word))}
+    assert {"camvid", "coco", "ccp"} <= made
+    assert not {(page, name) for page, name in named if name not in made | set(ELSEWHERE)}
