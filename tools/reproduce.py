@@ -1,7 +1,7 @@
 """Write docs/reproduce.md: downloads and commands for every row of the paper that has ViT-P, and for its ablations.
 
-    python tools/reproduce.py                    the page
-    python tools/reproduce.py --note-digests     first fills in the SHA-256 of files that this machine has fetched
+    python tools/reproduce.py                    # the page
+    python tools/reproduce.py --note-digests     # first fills in the SHA-256 of files that this machine has fetched
 
 Facts come from stages/paper/rows.toml, settings from the recipes beside it, the text around them from reproduce.md.
 """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, commands, read
+from tests.docs.conftest import Place
+from tests.docs.pages import PAGES, PROGRAMS, ROOT, commands, read
+from tests.docs.reading import READERS
 
 WHOLE = ("docs", "stages", "tools", "manifests", "vitp_pipeline", "container", ".ci")
 FILES = ("README.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "Dockerfile", "pyproject.toml", "CITATION.cff")
 TEXT = (".md", ".toml", ".py", ".json", ".cff", ".dot", ".sh", ".lock", ".in", "")
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "stages").rglob("*.toml"))
+TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py"))
 ELSEWHERE = {
     "ade20k": "docs/reproduce.md names the downloads",
     "ade": "the same",
@@ -48,6 +53,29 @@ def test_a_recipe_names_only_weights_that_a_reader_can_make(recipe: str) -> None
     named = set(re.findall(r'"\{weights\}/([^"]+)"', read(recipe)))
     assert named <= made_weights()
     assert "{data_root}/.." not in read(recipe)
+
+
+def in_comments(text: str) -> list[str]:
+    """Commands of a text, an indented line each or several that end with a backslash."""
+    lines = re.sub(r"\\+\n\s*", "", text).splitlines()
+    found = [line.strip() for line in lines if re.match(rf" {{4,}}({'|'.join(PROGRAMS)}) ", line)]
+    return [line.replace("$row", "point-small").replace("$seed", "0") for line in found]
+
+
+@pytest.mark.parametrize("file", [*RECIPES, *TOOLS])
+def test_a_command_in_a_comment_is_one_that_its_program_knows(
+    file: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = read(file)
+    if file.endswith(".py"):
+        text = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        text = re.sub(r"^#", " ", text, flags=re.MULTILINE)
+    monkeypatch.chdir(place.folder)
+    place.lay()
+    for line in in_comments(text):
+        program, *words = shlex.split(line, comments=True)
+        READERS[program](words)
 
 
 def test_every_folder_of_data_is_one_that_a_reader_can_fetch() -> None:
