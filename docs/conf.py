@@ -1,12 +1,9 @@
 """How `make docs` builds the site: strictly, to be read from disk without a network."""
 
 import re
-from pathlib import Path
 
 from docutils.nodes import document, raw
 from sphinx.application import Sphinx
-
-README = Path(__file__).parents[1] / "README.md"
 
 project = "vitp"
 copyright = "The vitp authors"
@@ -17,22 +14,11 @@ myst_heading_anchors = 4  # called as GitHub calls them
 
 html_theme = "furo"
 html_title = "vitp"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_search_summary = False  # excerpts are fetched, which browsers forbid pages opened from disk
-
-
-def put_readme_in_front(app: Sphinx, name: str, source: list[str]) -> None:
-    """`README.md` in index.md becomes the text of that file, its links seen from docs/."""
-    if name == "index":
-        app.env.note_dependency(str(README))
-        text = re.sub(r"\]\((?!https?:|#)", "](../", README.read_text(encoding="utf-8"))
-        text = (
-            text.replace("](../docs/", "](")
-            .replace("](../CHANGELOG.md", "](changelog.md")
-            .replace("](../SECURITY.md", "](security.md")
-        )
-        source[0] = source[0].replace("README.md", text, 1)
 
 
 def know_anchors(app: Sphinx, tree: document) -> None:
@@ -45,4 +31,3 @@ def know_anchors(app: Sphinx, tree: document) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", know_anchors)
-    app.connect("source-read", put_readme_in_front)

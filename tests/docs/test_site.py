@@ -74,13 +74,20 @@ def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path)
                     target,
                 )
 
+    for sheet in (*site.rglob("*.css"), *site.glob("_static/*.js")):
+        assert not re.search(r"@import|url\([\"']?(https?:)?//|import\([\"']http", sheet.read_text("utf-8")), sheet
+
 
 @needs_sphinx
 @pytest.mark.xdist_group("browser")
-def test_the_front_page_is_the_readme(site: Path) -> None:
+def test_the_front_page_leads_to_what_one_wants_to_do(site: Path) -> None:
+    """Its table, and the menu, which has every page once under eight headings."""
     page = (site / "index.html").read_text(encoding="utf-8")
-    assert "Mask generators segment well and classify poorly" in page and "first-ten-minutes.html" in page
-    assert "camvid.toml" in page and len(list((site / "_images").glob("*.png"))) >= 4
+    assert "What do you want to do?" in page and 'src="_images/architecture.svg"' in page
+    menu = re.findall(r'<p class="caption"[^>]*><span class="caption-text">(.*?)</span>', page)
+    assert menu == ["Start", "My data", "My generator", "Train", "Measure", "Scale", "Reference", "Change vitp"]
+    entries = re.findall(r'<li class="toctree-l1[^>]*><a class="reference internal" href="(.*?)"', page)
+    assert len(set(entries)) == len(entries) == len(PAGES) - 2  # README.md and the front page itself
 
 
 @needs_sphinx
@@ -135,6 +142,52 @@ def unquote_xml(text: str) -> str:
     return unescape(text).replace("\N{NO-BREAK SPACE}", " ")
 
 
+CONTRAST = """() => {
+  const numbers = color => color.match(/[\\d.]+/g).map(Number)
+  const over = (front, back) => [0, 1, 2].map(i => front[i] * (front[3] ?? 1) + back[i] * (1 - (front[3] ?? 1)))
+  const light = color => color.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05)
+  const behind = node => {
+    if (!node) return [255, 255, 255]
+    const own = numbers(getComputedStyle(node).backgroundColor)
+    return (own[3] ?? 1) === 1 ? own.slice(0, 3) : over(own, behind(node.parentElement))
+  }
+  const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (texts.nextNode()) {
+    const node = texts.currentNode.parentElement, style = getComputedStyle(node)
+    if (!texts.currentNode.textContent.trim() || !node.checkVisibility({visibilityProperty: true})) continue
+    const back = behind(node), pair = [light(over(numbers(style.color), back)), light(back)].sort((a, b) => b - a)
+    const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700
+    if (pair[0] / pair[1] < (large ? 3 : 4.5)) faint.push(texts.currentNode.textContent.trim().slice(0, 40))
+  }
+  return faint
+}"""
+"""Texts of less contrast than WCAG 2 AA asks for."""
+
+
+@needs_sphinx
+@pytest.mark.browser
+@pytest.mark.xdist_group("browser")
+@pytest.mark.parametrize("colors", ["light", "dark"])
+def test_pages_fit_a_phone_and_are_legible(site: Path, browser, colors: str) -> None:  # noqa: F811
+    """No page is wider than 390 pixels (wide tables scroll by themselves), in colors that follow the system's."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=colors)
+    page, faint = context.new_page(), {}
+    looked_at = ("index", "settings", "datasets", "search")
+    for path in sorted(site.rglob("*.html")):
+        if colors == "dark" and path.stem not in looked_at:
+            continue  # as wide as in the light
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        if path.stem in looked_at:
+            assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") == (
+                colors == "light"
+            )
+            faint[path.stem] = page.evaluate(CONTRAST)
+    assert not any(faint.values()), faint
+    context.close()
+
+
 @needs_sphinx
 @pytest.mark.browser
 @pytest.mark.xdist_group("browser")
@@ -148,6 +201,15 @@ def test_it_opens_from_disk(site: Path, browser) -> None:  # noqa: F811
     picture = page.locator('img[src*="architecture"]')
     assert picture.evaluate("image => image.complete && image.naturalWidth") > 300
     assert complaints == []
-    page.goto((site / "search.html").as_uri() + "?q=fingerprint")
-    page.locator("#search-results li").first.wait_for()
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    for word, title in {"fingerprint": "", "alpha": "All settings", "object_threshold": "All settings"}.items():
+        page.goto((site / "search.html").as_uri() + f"?q={word}")
+        page.locator("#search-results li", has_text=title).first.wait_for()
+    page.goto((site / "settings.html").as_uri() + "#train-classifier-lr")
+    assert page.locator("tr:has(:target)").first.inner_text().split()[0] == "lr"
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to content"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert complaints == [] and all(url.startswith(("file:", "data:")) for url in asked)
+    context.close()
