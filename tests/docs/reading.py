@@ -59,7 +59,10 @@ def read_vitp(words: Sequence[str]) -> None:
         manifest_of(given["recipe"])
     elif given.get("recipe"):
         tables = NETWORKS if given.get("stream") else OTHER_TABLES.get(name, (name,))
-        _read_changes(given["recipe"], [table for table in tables if table in TABLES], list(given.get("changes") or ()))
+        changes = list(given.get("changes") or ())
+        if name == "train-classifier" and given.get("name"):
+            changes.append(f"name={given['name']}")
+        _read_changes(given["recipe"], [table for table in tables if table in TABLES], changes)
     if name == "prepare" and not set(given["only"] or ()) <= PRODUCTS.get(given["dataset"], {}).keys():
         raise Unknown(f"prepare makes no {given['only']} of {given['dataset']}")
     if name == "prepare" and given["dataset"] not in PRODUCTS:
