@@ -36,7 +36,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     esac
 COPY pyproject.toml container/wanted.py /opt/vitp/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python /opt/vitp/wanted.py /opt/vitp/pyproject.toml export hf report s3 > /tmp/wanted.txt \
+    python /opt/vitp/wanted.py /opt/vitp/pyproject.toml export hf openmmlab report s3 > /tmp/wanted.txt \
  && pip install --no-cache-dir --constraint /opt/vitp/requirements.lock --requirement /tmp/wanted.txt \
  && rm /tmp/wanted.txt
 COPY container/entry.sh /usr/local/bin/vitp-entry

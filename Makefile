@@ -46,7 +46,7 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow and not browser and not kill" \
 	  tests/postprocess/test_fusion.py tests/postprocess/test_points.py tests/execution/test_sharding.py tests/config \
-	  tests/artifacts tests/assemble tests/metrics tests/datasets tests/cli
+	  tests/artifacts tests/metrics tests/datasets tests/cli
 
 coverage: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=term:skip-covered

@@ -29,10 +29,15 @@ class Demo:
 
 
 def run_demo(out: Path) -> Demo:
-    """Draw 300 + 60 scenes below `out`, and run the stages on them."""
+    """Draw 300 + 60 scenes below `out`, and run the stages on them.
+
+    Raises:
+        UserError: the packages of the extra `openmmlab` are not installed.
+    """
     from vitp_pipeline.demo.picture import draw_result
     from vitp_pipeline.demo.scenes import draw_scenes
     from vitp_pipeline.evaluation.summary import result_of
+    from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
     from vitp_pipeline.stages.classify import classify
     from vitp_pipeline.stages.evaluate import evaluate_shards, prepare
     from vitp_pipeline.stages.generate_proposals import generate_proposals
@@ -41,6 +46,7 @@ def run_demo(out: Path) -> Demo:
     began = time.monotonic()
     recipe, data_root, run, everything = load_recipe("demo"), out / "scenes", out / "run", ShardChoice()
     if not (data_root / "complete").exists():
+        prepare_mmcv()  # the first stage needs OpenMMLab's packages: better said now
         say(f"drawing {TRAIN_SCENES} training scenes and {VAL_SCENES} others")
         with refusals(data_root):
             draw_scenes(data_root, "train", TRAIN_SCENES, SEED)

@@ -19,12 +19,12 @@ PACKAGES = (
     "pyarrow",
     "pycocotools",
     "mmengine",
-    "mmcv",
-    "mmcv-lite",
     "mmsegmentation",
     "mmdet",
     "transformers",
 )
+MMCV = ("mmcv", "mmcv-lite", "onedl-mmcv")
+"""Distributions of which each installs the module `mmcv`."""
 
 
 def findings() -> Iterator[tuple[str, str]]:
@@ -32,13 +32,31 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     for package in PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            if package not in ("mmcv", "mmcv-lite"):
-                yield package, "not installed"
+        yield package, _version(package) or "not installed"
+    yield from _mmcv()
     yield from _devices()
     yield from _operators()
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed distribution, else an empty text."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _mmcv() -> Iterator[tuple[str, str]]:
+    """Say which mmcv is here, and warn of two, of which the one installed last has overwritten the other's files."""
+    here = {package: found for package in MMCV if (found := _version(package))}
+    yield from here.items() or [("mmcv", "not installed")]
+    if len(here) > 1:
+        names = " and ".join(here)
+        yield (
+            "mmcv conflict",
+            f"{names} are both the module mmcv, so the files of one have overwritten the other's: "
+            f"`pip uninstall {' '.join(here)}`, then install the one that you want",
+        )
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -33,8 +33,9 @@ def availability() -> list[Availability]:
 
 def _of(family: Family) -> Availability:
     packages = {module: _version(module, family.needs[module]) for module in family.needs}
-    ready = None not in packages.values()
-    return Availability(family.name, family.networks, family.named, ready, packages, "" if ready else family.install)
+    lacking = [name for name, number in packages.items() if number is None]
+    line = family.install(lacking) if lacking else ""
+    return Availability(family.name, family.networks, family.named, not lacking, packages, line)
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +26,7 @@ from vitp_pipeline.generators.huggingface.folder import Pretrained
 from vitp_pipeline.generators.huggingface.prompt_grid import PromptGrid, changed_keys
 from vitp_pipeline.generators.openmmlab.configs import packaged_config
 from vitp_pipeline.generators.openmmlab.identity import describe
+from vitp_pipeline.generators.openmmlab.install import NEEDS, install_line
 from vitp_pipeline.storage.digests import Digests
 from vitp_pipeline.storage.downloads.names import HUB, is_remote, names_repository, parse_remote
 
@@ -263,7 +264,7 @@ class Family:
         name: of the library. networks: what it offers, for people.
         named: how `config` names one.
         needs: modules that must be importable, each with the distributions that may bring it.
-        install: the line that installs them.
+        install: makes the line that installs those of them that are lacking.
         find: the source that the settings mean, or None when they mean none of this family's.
     """
 
@@ -271,7 +272,7 @@ class Family:
     networks: str
     named: str
     needs: dict[str, tuple[str, ...]]
-    install: str
+    install: Callable[[Iterable[str]], str]
     find: Callable[[ProposalSettings, Locate, bool], Source | None]
 
 
@@ -281,7 +282,7 @@ FAMILIES = (  # asked in this order; the last one takes what is left
         "any class with resize() and forward()",
         f"{OWN}FILE.py:CLASS",
         {},
-        "",
+        lambda lacking: "",
         _own,
     ),
     Family(
@@ -289,20 +290,15 @@ FAMILIES = (  # asked in this order; the last one takes what is left
         ", ".join(dict.fromkeys(folder.NETWORKS.values())),
         f"{HUB}OWNER/NAME, a folder, a config.json, or the authors' .pth or .pkl of OneFormer or Mask2Former",
         {"transformers": ("transformers",)},
-        folder.INSTALL,
+        lambda lacking: folder.INSTALL,
         _transformers,
     ),
     Family(
         "OpenMMLab",
         "MaskFormer and Mask2Former of mmsegmentation 1.x and mmdetection 3.x",
         "a config file, or the name of a packaged one",
-        {
-            "mmengine": ("mmengine", "onedl-mmengine"),
-            "mmcv": ("mmcv-lite", "mmcv", "onedl-mmcv"),
-            "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
-            "mmdet": ("mmdet", "onedl-mmdetection"),
-        },
-        "pip install vitp-pipeline",
+        NEEDS,
+        install_line,
         _openmmlab,
     ),
 )

@@ -23,6 +23,7 @@ from vitp_pipeline.generators.base import Output
 from vitp_pipeline.generators.checkpoint import Checkpoint, load_into, read_checkpoint
 from vitp_pipeline.generators.data_config import is_data, read_yaml_safely, registered_only
 from vitp_pipeline.generators.openmmlab.configs import config_sources, resolve_config
+from vitp_pipeline.generators.openmmlab.install import install_line
 from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 from vitp_pipeline.generators.openmmlab.parameter_names import decoder_order, has_old_names, with_new_names
 from vitp_pipeline.generators.ops.internimage import register_backbone
@@ -221,8 +222,7 @@ def _library(path: Path, settings: Any) -> str:
             for module in ("registry", "models", "datasets"):
                 importlib.import_module(f"{package}.{module}")
     except ModuleNotFoundError as error:
-        hint = "Install mmsegmentation 1.2 and mmdet 3.3"
-        raise UserError(f"{path}: needs {error.name}, which is not installed", hint=hint) from error
+        raise UserError(f"{path}: needs {error.name}, which is not installed", install_line([error.name])) from error
     register_backbone()
     return library
 

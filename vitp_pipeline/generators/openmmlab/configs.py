@@ -15,6 +15,7 @@ from typing import TypeGuard
 
 from vitp_pipeline.errors import InputError
 from vitp_pipeline.generators.data_config import SUFFIXES, is_data, read_data_config
+from vitp_pipeline.generators.openmmlab.install import install_line
 from vitp_pipeline.shipped import shipped
 
 OURS = "vitp"
@@ -53,9 +54,11 @@ def packaged_config(text: str) -> Path:
     names = sorted({file.stem for file in known})
     cutoff = 0.8 if _is_path(text) else 0.6  # a path that does not exist is like names by chance
     near = difflib.get_close_matches(wanted[-1].removesuffix(".py"), names, n=5, cutoff=cutoff)
-    hint = (
-        "Close names: " + ", ".join(near) if near else "Give the path of a file that is there, or see `vitp generators`"
-    )
+    hint = "Give the path of a file that is there, or see `vitp generators`"
+    if near:
+        hint = "Close names: " + ", ".join(near)
+    elif lacking := [package for package in packages if package != OURS and _package_folder(package) is None]:
+        hint = f"Its package may be lacking: {install_line(lacking)}"
     raise InputError(f"config '{text}' is neither a file nor a config of {' or '.join(packages)}", hint=hint)
 
 
@@ -189,7 +192,7 @@ def _base_file(file: Path, base: str) -> Path:
         return _absolute(file.parent / base)
     folder = _package_folder(package)
     if folder is None:
-        raise InputError(f"{file}: inherits from {base}, but {package} is not installed")
+        raise InputError(f"{file}: inherits from {base}, but {package} is not installed", install_line([package]))
     return folder / ".mim" / "configs" / (name if Path(name).suffix else name + ".py")
 
 

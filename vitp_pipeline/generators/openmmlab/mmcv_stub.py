@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from vitp_pipeline.errors import UserError
+from vitp_pipeline.generators.openmmlab.install import install_line
+from vitp_pipeline.generators.openmmlab.package_paths import use_import_paths
 from vitp_pipeline.generators.openmmlab.yapf_cache import import_yapf
 from vitp_pipeline.generators.ops.deformable_attention import multi_scale_deformable_attn
 
@@ -72,9 +74,8 @@ def prepare_mmcv() -> bool:
     try:
         package = importlib.import_module("mmcv")
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"the OpenMMLab adapter cannot import {error.name}", hint="Install mmcv-lite 2.1 or mmcv 2.1"
-        ) from error
+        raise UserError(f"the OpenMMLab adapter cannot import {error.name}", install_line([error.name])) from error
+    use_import_paths()
     try:
         extension = importlib.import_module(EXTENSION)
     except ImportError as error:  # absent, or built for another torch
