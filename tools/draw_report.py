@@ -1,9 +1,6 @@
-"""The README's pictures of a report: a page opened in Chromium, at one of its sections.
+"""A picture of a report: a page opened in Chromium, at one of its sections.
 
-vitp report runs/coco-sample --data-root data/coco --out coco.html
-python tools/draw_report.py coco.html --section gallery --point --out docs/images/report-coco.png
-vitp report runs/camvid --data-root data/camvid --out camvid.html
-python tools/draw_report.py camvid.html --section summary --dark --out docs/images/report-camvid.png
+python tools/draw_report.py runs/demo/run/report.html --section gallery --out docs/images/report-demo.png
 """
 
 from __future__ import annotations

@@ -90,6 +90,12 @@ def test_the_front_page_leads_to_what_one_wants_to_do(site: Path) -> None:
     assert len(set(entries)) == len(entries) == len(PAGES) - 2  # README.md and the front page itself
 
 
+def test_pictures_of_the_readme_are_small() -> None:
+    """Two megabytes in all; none comes from elsewhere."""
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", read("README.md"))
+    assert pictures and sum((ROOT / picture).stat().st_size for picture in pictures) <= 2_000_000
+
+
 @needs_sphinx
 @pytest.mark.parametrize(
     ("text", "complaint"),

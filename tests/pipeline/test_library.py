@@ -1,4 +1,4 @@
-"""The examples of docs/library.md, run as they stand there, on a small run in the place of the demo's."""
+"""The examples of README and docs/library.md, run as they stand there, on a small run in the place of the demo's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import vitp_pipeline
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.partition("## In FiftyOne")[0], re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
+EXAMPLES = FENCED.findall(PAGE.partition("## In FiftyOne")[0])
+FIRST = FENCED.findall(README)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def place(project, finished, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*FIRST, *EXAMPLES])
 def test_an_example_runs(example: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     lines = [line for line in example.splitlines() if line and not line.startswith(("import ", "from "))]
     assert len(lines) <= 5
@@ -36,7 +39,7 @@ def test_an_example_runs(example: str, place: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_public_name_has_an_example() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 4 and len(FIRST) == 1
     for name in vitp_pipeline.__all__:
         assert any(re.search(rf"import .*\b{name}\b", example) for example in EXAMPLES), name
         assert callable(getattr(vitp_pipeline, name))

@@ -15,6 +15,7 @@ import pytest
 from tests.pipeline.conftest import RECIPE, Project, Vitp, snapshot
 from vitp_pipeline.config.recipe import load_recipe
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.generators.registry import TO_FILL_IN
 from vitp_pipeline.stages.pipeline import Pipeline
 from vitp_pipeline.stages.pipeline_settings import divided, pipeline_settings
 
@@ -111,6 +112,23 @@ def test_images_without_ground_truth_are_exported(
     for path in copied.glob("exports/label-png-*/results/**/*.png"):
         (own,) = (tmp_path / "photos").glob(f"exports/label-png-*/results/{path.name}")
         assert own.read_bytes() == path.read_bytes()
+
+
+def test_a_recipe_of_init_without_a_generator_takes_imported_masks(
+    project: Project, vitp: Vitp, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
+    own = project.recipe.read_text()
+    named = '"{package}/demo/generator_config.py"', '"{package}/demo/generator.safetensors"'
+    for value in named:
+        own = own.replace(value, f'"{TO_FILL_IN}"')
+    recipe.write_text(own)
+    assert own.count(TO_FILL_IN) == 2
+    loaded = load_recipe(recipe)
+    assert pipeline_settings(loaded, {}, out).generate is not None, "nothing is imported: the generator is missed"
+    vitp("import-proposals", *words_of(recipe, project, out)[1:], "--from", "ground-truth")
+    shown = vitp(*words_of(recipe, project, out))
+    assert "upper bound" in shown and "generator (α = 0)" not in shown
 
 
 def test_what_is_missing_is_said_before_the_generator_runs(project: Project, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vitp_pipeline.config.settings import (
     TrainSettings,
 )
 from vitp_pipeline.errors import UsageError
+from vitp_pipeline.generators.registry import TO_FILL_IN
 from vitp_pipeline.stages.pipeline import PipelineSettings
 from vitp_pipeline.storage.open_store import Run, open_store
 from vitp_pipeline.validation.keys import keys_of
@@ -65,7 +66,8 @@ def pipeline_settings(
         trained = recipe.stage(TrainSettings, **flags(TRAIN, name=name, device=device))
     generated = None
     store = open_store(out)
-    if GENERATE in recipe.tables or tables[GENERATE] or not is_begun(store, store.folder / "proposals"):
+    names_one = recipe.tables.get(GENERATE, {"config": TO_FILL_IN}).get("config") != TO_FILL_IN
+    if names_one or tables[GENERATE] or not is_begun(store, store.folder / "proposals"):  # else: masks are imported
         generated = recipe.stage(ProposalSettings, **flags(GENERATE, device=device))
     return PipelineSettings(generated, trained, scored, measured, tuple(alphas))
 
