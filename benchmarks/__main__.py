@@ -4,7 +4,7 @@
     python -m benchmarks --data ../shared/data --only semantic-camvid pq
     python -m benchmarks --data ../shared/data --quick
 
---data holds the folder camvid. Ratios are of medians of 5 pairs, both sides in turn in one process; the range is that
+--data holds the folder camvid, and `weights` lies beside it (or VITP_WEIGHTS says where). Ratios are of medians of 5 pairs, both sides in turn in one process; the range is that
 of single pairs. --quick runs the rows on little data; its figures are meaningless.
 """
 
@@ -19,8 +19,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.lines import Line, Options
 from benchmarks.page import machine, page, table
-from benchmarks.suite import ROWS, Line, Options
+from benchmarks.suite import ROWS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = DOCS / "measured/performance.json"
@@ -29,6 +30,7 @@ FIGURES = DOCS / "measured/performance.json"
 def main() -> None:
     options = parse()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
+    os.environ.setdefault("VITP_WEIGHTS", str((options.data / "../weights").resolve()))
     if options.row:
         row = ROWS[options.row](Options(options.data, options.threads, options.quick))
         options.json.write_text(json.dumps([asdict(line) for line in row]), encoding="utf-8")

@@ -72,7 +72,7 @@ def large(number: int) -> Drawn:
     return Drawn(labels, case.masks[0].half().numpy(), logits, logits[:, :-1], np.zeros((250, 2), int))
 
 
-def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None:
+def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks, part_size: int = PART) -> None:
     """A dataset, its recipe, and the proposals and class scores of a run."""
     import pyarrow as pa
     from PIL import Image
@@ -104,7 +104,7 @@ def draw(root: Path, count: int, scene: Callable[[int], Drawn] = blocks) -> None
         (root / folder).mkdir()
     ids = tuple(f"{i:06d}" for i in range(count))
     identity = {"stage": "proposals", "manifest": recipe.manifest.identity(), "settings": {}}
-    run = create_or_check(LocalStore(out), out / "proposals", identity, ids, 1, PART)
+    run = create_or_check(LocalStore(out), out / "proposals", identity, ids, 1, part_size)
     model = out / "classifier/default/model.safetensors"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"")

@@ -79,8 +79,10 @@ class Work:
         classify(self.data.recipe, settings, self.root, self.out, ShardChoice())
 
 
-def measure(work: Work, repeats: int, clock: Callable[[], float]) -> dict:
-    """Seconds of every repeat: without a store, the first with one, the others (mean of them); and bytes an image."""
+def measure(work: Work, repeats: int, clock: Callable[[], float], without: bool = True) -> dict:
+    """Seconds of every repeat: without a store (or not measured), the first with one, the others (mean of them); and
+    bytes an image.
+    """
     seconds: dict[str, dict[str, list[float]]] = {}
 
     def timed(task: str, which: str, *works: Callable[[], None]) -> None:
@@ -91,12 +93,14 @@ def measure(work: Work, repeats: int, clock: Callable[[], float]) -> dict:
 
     for _ in range(repeats):
         work.forget()
-        timed("head", "without", lambda: work.head("without", feature_cache=0.0))
+        if without:
+            timed("head", "without", lambda: work.head("without", feature_cache=0.0))
         timed("head", "first", lambda: work.head("first"))
         others = [lambda n=n, c=c: work.head(f"other{n}", **c) for n, c in enumerate(OTHER_HEADS)]
         timed("head", "others", *others)
-        timed("classify", "without", lambda: work.classify(feature_cache=0.0))
-        shutil.rmtree(work.out / "class_scores")
+        if without:
+            timed("classify", "without", lambda: work.classify(feature_cache=0.0))
+            shutil.rmtree(work.out / "class_scores")
         shutil.rmtree(work.out / "features")
         timed("classify", "first", work.classify)
         timed("classify", "others", *(lambda c=c: work.classify(**c) for c in OTHER_SCORES))
@@ -170,6 +174,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", choices=list(CLOCKS), default="elapsed")
+    parser.add_argument("--no-without", dest="without", action="store_false", help="do not measure without a store")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -180,7 +185,7 @@ def main() -> None:
             for name, taken in profile(work, options.images).items():
                 print(f"{name}: {taken:.1f} ms")
             return
-        found = measure(work, options.repeats, CLOCKS[options.seconds])
+        found = measure(work, options.repeats, CLOCKS[options.seconds], options.without)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     found["settings"] = {key: value for key, value in settings.items() if key not in ("json", "folder")}
     print(table(found))
@@ -197,7 +202,7 @@ def table(found: dict) -> str:
     for task in ("head", "classify"):
         r = found[task]
         low, high = r["ratios"]
-        times = " | ".join(f"{r[which]:.2f}" for which in ("without", "first", "others"))
+        times = " | ".join(f"{r[which]:.2f}" if which in r else "–" for which in ("without", "first", "others"))
         lines.append(f"| {task} | {times} | {r['ratio']:.3f} ({low:.3f}, {high:.3f}) |")
     return "\n".join([*lines, "", f"{found['bytes_per_image'] / 1e6:.2f} MB an image", json.dumps(found["settings"])])
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.suite import Line
+from benchmarks.lines import Line
 
 PACKAGES = ("torch", "numpy", "timm", "mmsegmentation", "mmdet", "pycocotools", "zarr", "pillow")
 TEXT = Path(__file__).with_name("page.md")

@@ -59,6 +59,7 @@ def compare(
     repeats: int,
     finish: Callable[[], object] = lambda: None,
     clock: Callable[[], float] | None = None,
+    before: Callable[[], object] = lambda: None,
 ) -> Comparison:
     """Times both `repeats` times, alternating, after one untimed run of each.
 
@@ -67,12 +68,14 @@ def compare(
         finish: called inside the timing, e.g. to wait for a GPU.
         clock: says the seconds; None = those that pass. `time.process_time`, those of the processor, leaves out what
             else the machine does, of one thread.
+        before: called before each run, outside the timing.
     """
     clock = clock or time.perf_counter
     seconds: dict[Callable, list[float]] = {ours: [], bare: []}
     processor: dict[Callable, list[float]] = {ours: [], bare: []}
     for repeat in range(repeats + 1):
         for work in (ours, bare):
+            before()
             began, worked = clock(), time.process_time()
             work()
             finish()
