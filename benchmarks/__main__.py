@@ -4,8 +4,9 @@
     python -m benchmarks --data ../shared/data --only semantic-camvid pq
     python -m benchmarks --data ../shared/data --quick
 
---data holds the folder camvid, and `weights` lies beside it (or VITP_WEIGHTS says where). Ratios are of medians of 5 pairs, both sides in turn in one process; the range is that
-of single pairs. --quick runs the rows on little data; its figures are meaningless.
+--data holds the folder camvid, and `weights` lies beside it (or VITP_WEIGHTS says where). Ratios are of medians of 5
+pairs, both sides in turn in one process; the range is that of single pairs. --quick runs the rows on little data; its
+figures are meaningless.
 """
 
 from __future__ import annotations

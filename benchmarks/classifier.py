@@ -370,7 +370,7 @@ def _settings(options: argparse.Namespace) -> dict:
     return {key: getattr(options, key) for key in keys} | versions | {"device": device, "images": images}
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_small_patch14_dinov2", help="a timm ViT")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], metavar=("H", "W"))
@@ -388,7 +388,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

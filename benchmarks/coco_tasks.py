@@ -1,22 +1,22 @@
-"""Semantic, panoptic and instance evaluation together, beside mmdetection's and mmsegmentation's own on the same logits.
+"""Semantic, panoptic and instance evaluation together, beside OpenMMLab's own of the same logits.
 
     python -m benchmarks.coco_tasks --images 6
 
-Images are as COCO's: 640×480, 133 classes of which 80 are things, 100 queries, masks of 160×120 cells. A drawn image has
-twelve regions, some of one class; as many queries have them, moved by some pixels, some with another class, two more
-queries repeat regions, the others are blobs that are probably nothing.
+Images are as COCO's: 640×480, 133 classes of which 80 are things, 100 queries, masks of 160×120 cells. A drawn image
+has twelve regions; as many queries have them, moved by some pixels, some with another class, two more queries repeat
+regions, the others are blobs that are probably nothing.
 
-`ours` is what `evaluate` does for one variant: read the stored masks (preset `bounded`) and the labels, score, label map
-and confusion, panoptic map and matches, instances and their matches; then PQ, AP and mIoU. `theirs`, from logits in
+`ours` is what `evaluate` does for one variant: read the stored masks (preset `bounded`) and the labels, score, label
+map and confusion, panoptic map and matches, instances and their matches; then PQ, AP and mIoU. `theirs`, from logits in
 memory: upsampling, MaskFormerFusionHead's panoptic_postprocess and instance_postprocess, CocoPanopticMetric (which
 writes and reads its PNG files) and CocoMetric of mmdetection; class scores as in mmsegmentation's MaskFormer head, and
 its IoUMetric, whose labels are in memory.
 
-Before anything is timed the figures of both, from masks stored `lossless`, must be equal: PQ, SQ and RQ to 1e-9 points,
-mIoU to its two printed digits of a percent, AP to its three printed digits. They agree where every pixel has a label
-and the panoptic rule is mmdetection's without `filter_low_score`. Elsewhere they do not: a detection on unlabeled pixels
-is ignored by vitp and wrong for CocoMetric, and mIoU is compared as the mean over classes that labels or predictions
-hold, where vitp's headline counts those of the labels.
+Before anything is timed the figures of both, ours from masks stored `lossless`, must be equal: PQ, SQ and RQ to 1e-9
+points, AP and mIoU to the digits that theirs are rounded to. They agree where every pixel has a label and the panoptic
+rule is mmdetection's without `filter_low_score`. Elsewhere they do not: a detection on unlabeled pixels is ignored by
+vitp and wrong for CocoMetric, and IoUMetric averages the classes that labels or predictions hold (`mIoU_union`), where
+vitp's headline counts those of the labels.
 """
 
 from __future__ import annotations
@@ -125,14 +125,12 @@ class Work:
         pictures = [
             {"id": n, "file_name": f"{n:012d}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in range(1, images + 1)
         ]
-        classes = [
-            {"id": entry.label, "name": entry.name, "isthing": int(entry.thing)} for entry in self.spec.classes
-        ]
+        classes = [{"id": entry.label, "name": entry.name, "isthing": int(entry.thing)} for entry in self.spec.classes]
         self.panoptic_file, self.instance_file = (
             root / f"annotations/{kind}_val2017.json" for kind in ("panoptic", "instances")
         )
-        for file, annotations in ((self.panoptic_file, listed), (self.instance_file, boxes)):
-            file.write_text(json.dumps({"images": pictures, "categories": classes, "annotations": annotations}))
+        for file, entries in ((self.panoptic_file, listed), (self.instance_file, boxes)):
+            file.write_text(json.dumps({"images": pictures, "categories": classes, "annotations": entries}))
         self.dataset = Dataset(self.spec, root, "val")
         settings = EvaluateSettings(alpha=0.0, panoptic_rule="mmdet", device="cpu")
         self.segmenter = Segmenter(settings, self.things)

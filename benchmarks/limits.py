@@ -3,11 +3,11 @@
     python -m benchmarks.limits --data-root ../shared/data/camvid
     python -m benchmarks.limits --data-root ../shared/data/camvid --profile
 
-`limit`: decodes the stored masks, decodes the label image with Pillow and looks its values up in a table, and counts one
-joint histogram of it and a label map that is there already. `ours`: decodes the masks, reads the labels as a dataset's,
-with all checks, fuses, makes the label map, and counts. Masks are stored as by default (`bounded`),
-labels as PNG. The ground truth of drawn logits is their own label map, moved by some pixels: it has regions, as labels
-have. In one process, alternating, with the same threads. `--profile` prints where the processor's time goes instead.
+`limit`: decodes the stored masks, decodes the label image with Pillow and looks its values up in a table, and counts
+one joint histogram of it and a label map that is there already. `ours`: decodes the masks, reads the labels as a
+dataset's, with all checks, fuses, makes the label map, and counts. Masks are stored as by default (`bounded`), labels
+as PNG. The ground truth of drawn logits is their own label map, moved by some pixels: it has regions, as labels have.
+In one process, alternating, with the same threads. `--profile` prints where the processor's time goes instead.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class Stored:
         )
         self.dataset = Dataset(load_manifest(root / "drawn.toml"), root, "val")
         found = [
-            stored(Logits(*each), PRESETS["bounded"])
-            for each in zip(case.masks, case.classes, case.views, strict=True)
+            stored(Logits(*each), PRESETS["bounded"]) for each in zip(case.masks, case.classes, case.views, strict=True)
         ]
         write(self.part, found)
         self.kept = [each.kept for each in found]
@@ -84,12 +83,12 @@ class Stored:
 
         confusion = Confusion(self.case.num_classes)
         with ArrayReader(self.part) as reader:
-          for number, sample in enumerate(self.dataset.samples):
-            masks, truth = reader.read(f"masks/{number}"), self.dataset.read_semantic(sample)
-            probs = self.case.classes[number].softmax(1)[self.kept[number], :-1]
-            frame = self.case.views[number], "mmseg1"
-            (labels,) = semantic_label_maps(torch.from_numpy(masks), probs[None], *frame)
-            confusion.update(labels, truth)
+            for number, sample in enumerate(self.dataset.samples):
+                masks, truth = reader.read(f"masks/{number}"), self.dataset.read_semantic(sample)
+                probs = self.case.classes[number].softmax(1)[self.kept[number], :-1]
+                frame = self.case.views[number], "mmseg1"
+                (labels,) = semantic_label_maps(torch.from_numpy(masks), probs[None], *frame)
+                confusion.update(labels, truth)
         return confusion.counts
 
 

@@ -119,7 +119,9 @@ def measure(recipe: str, data_root: Path, images: int, repeats: int) -> Comparis
         there, here = (work.evaluate(out) for out in (url, work.local))
         assert all(there[task] == here[task] for task in ("images", "semantic", "panoptic"))
         count = here["images"]["measured"]
-        return compare(lambda: work.evaluate(url), lambda: work.evaluate(work.local), count, repeats, before=work.forget)
+        return compare(
+            lambda: work.evaluate(url), lambda: work.evaluate(work.local), count, repeats, before=work.forget
+        )
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ that it held. Nothing is forced to disk while the run is written; the commands a
 
     python -m benchmarks.scale --table --images 10000000 --json docs/measured/benchmark-scale-table.json
 
-lists the images in a table in place of a tree, and finishes the shards of the first stage by their done.json alone:
-what planning, status and the start of an array task read.
+lists the images in a table in place of a tree, and finishes the shards of the first two stages by their done.json
+alone, those of the evaluation with their rows: what planning, status, resuming and merging read.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vitp_pipeline.artifacts.run import StageRun
     from vitp_pipeline.execution.runner import WorkBudget
 
 CLASSES, QUERIES, SEEN = 150, 20, 12
@@ -140,13 +141,10 @@ def write_images(project: Project) -> None:
             writer.write_table(pa.table({"image": names}, schema))
 
 
-def end_shards(project: Project) -> None:
-    """Finish every shard of the first stage by its done.json alone, as without any part."""
-    from vitp_pipeline.artifacts.run import open_run
-    from vitp_pipeline.storage.open_store import open_store
+def end_shards(run: StageRun) -> None:
+    """Finish every shard of a stage by its done.json alone, as without any part."""
     from vitp_pipeline.storage.sealed import sealed
 
-    run = open_run(open_store(project.run), project.run / "proposals")
     for shard in range(run.shards):
         done, images = run.shard_folder(shard) / "done.json", run.first_image(shard + 1) - run.first_image(shard)
         about = {"run": run.digest, "images": images, "parts": -(-images // run.part_size), "bytes": 0}
@@ -175,8 +173,12 @@ class RowMaker:
         return rows.set_column(0, "image_id", pa.array(images, pa.string())).cast(self.table.schema)
 
 
-def write_run(project: Project) -> None:
-    """Finishes every shard of the three stages that have shards, by the stages' own functions but for their models."""
+def write_run(project: Project, rows: bool = True) -> None:
+    """Finish every shard of the three stages that have shards, by the stages' own functions but for their models.
+
+    Args:
+        rows: False: the first two stages have no parts (`end_shards`).
+    """
     from vitp_pipeline.artifacts.proposals import open_proposals
     from vitp_pipeline.config.recipe import load_recipe
     from vitp_pipeline.config.settings import ClassifySettings, EvaluateSettings
@@ -189,11 +191,18 @@ def write_run(project: Project) -> None:
     recipe = load_recipe(project.folder / "many-recipe.toml")
     proposals = open_proposals(project.run)
     shards = range(proposals.run.shards)
-    run_parts(proposals.run, shards, lambda: RowMaker(proposal_rows(project, proposals.run.fingerprint), True), "one")
+    made = proposals.run
+    if rows:
+        run_parts(made, shards, lambda: RowMaker(proposal_rows(project, made.fingerprint), True), "one")
+    else:
+        end_shards(made)
     settings = recipe.stage(ClassifySettings)
     file = classify.classifier_file(recipe, settings, project.data, project.run)
     scores = classify.class_scores_run(proposals, file, settings, create=True)
-    run_parts(scores, shards, lambda: RowMaker(score_rows(scores.fingerprint), True), "three")
+    if rows:
+        run_parts(scores, shards, lambda: RowMaker(score_rows(scores.fingerprint), True), "three")
+    else:
+        end_shards(scores)
     measures = recipe.stage(EvaluateSettings)
     evaluation = prepare(recipe, measures, settings, (), project.data, project.run, ShardChoice())
     run_parts(
@@ -327,24 +336,15 @@ def measure(images: int, shards: int, part_size: int, repeats: int, work: Path) 
 
 
 def measure_table(images: int, shards: int, part_size: int, repeats: int, work: Path) -> dict[str, Any]:
-    """Planning, status and the start of an array task, of images that a table lists."""
+    """The same of images that a table lists; the first two stages have no rows, so there is no report."""
     project = make_project(work / str(images), images, shards, part_size, table=True)
-    new, found = project.folder / "new", {}
-    planned = []
-    for _ in range(repeats):
-        planned.append(run_vitp(project, project.submit(new)))
-        shutil.rmtree(new)
     run_vitp(project, project.submit())
     with unsynced():
-        end_shards(project)
-    task = [*project.words("generate-proposals"), "--shard", f"{shards - 1}/{shards}"]
-    found["submit"] = best(planned)
-    for name, words in {"status": ["status", str(project.run)], "array task, done": task}.items():
-        found[name] = best([run_vitp(project, words) for _ in range(repeats)])
+        write_run(project, rows=False)
+    found = timed(project, repeats)
     size = (project.data / "images.parquet").stat().st_size
-    files = count_files(project.run)
     shutil.rmtree(project.folder)
-    return {"images": images, "shards": shards, "commands": found, "files": files, "table_bytes": size}
+    return found | {"table_bytes": size}
 
 
 def timed(project: Project, repeats: int) -> dict[str, Any]:

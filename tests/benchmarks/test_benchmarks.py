@@ -253,8 +253,8 @@ def test_the_suite_runs_a_row_in_its_own_process(
 
 
 def test_the_page_says_what_was_reached() -> None:
+    from benchmarks.lines import Line, of_times
     from benchmarks.page import machine, page
-    from benchmarks.suite import Line
 
     lines = [
         Line("fast", "a peer", "2 images/s", "1 images/s", 2.0, 1.5, 2.5, 1.9),
@@ -262,6 +262,9 @@ def test_the_page_says_what_was_reached() -> None:
         Line("seen", "", "", "", 1.0),
     ]
     assert [line.reached for line in lines] == [True, False, None]
+    # twice and four times as long as the other
+    slow = of_times("slow", "", paired.Comparison(1, (4.0, 4.0), (1.0, 2.0)), -2.0)
+    assert (slow.value, slow.lowest, slow.highest, slow.reached) == (pytest.approx(4 / 1.5), 2.0, 4.0, False)
     text = page({"machine": machine(2), "minutes": 3}, lines)
     assert "| fast | a peer | 2 images/s | 1 images/s | 2× (1.5, 2.5) | ≥ 1.9× | yes |" in text
     assert "| long |  | 3 s |  | 3 s | ≤ 2 s | no |" in text and "2 threads" in text

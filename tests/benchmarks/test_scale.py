@@ -125,7 +125,11 @@ def test_the_benchmark_runs(
     assert files["proposals"] == files["class_scores"] == 8 * 2 + 2 * 2 + 2
     assert files["evaluation"] == 8 + 2 * 3 + 3  # and result.json
     assert all(row["processor"] > 0 and row["peak"] > 1e6 for row in found["commands"].values())
+    assert found["commands"]["merge"]["peak"] < 400e6  # libraries that it does not need, such as torch, take more
     assert "| merge |" in capsys.readouterr().out
+    monkeypatch.setattr(scale, "timed", lambda project, repeats: {"files": scale.count_files(project.run)})
+    listed = scale.measure_table(40, 2, 5, 1, tmp_path)
+    assert listed["table_bytes"] > 0 and listed["files"]["evaluation"] == files["evaluation"] - 1  # no result.json
     scale.draw({"sizes": [found, found]}, plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
 

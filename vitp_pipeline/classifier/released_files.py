@@ -10,8 +10,9 @@ import torch
 
 from vitp_pipeline.classifier.model import PointViT
 from vitp_pipeline.classifier.released_export import Released, to_official
-from vitp_pipeline.classifier.released_layout import RELEASED, from_official, input_size
+from vitp_pipeline.classifier.released_layout import from_official, input_size
 from vitp_pipeline.classifier.weights import load_classifier, read_backbone, save_classifier
+from vitp_pipeline.config.classify import RELEASED
 from vitp_pipeline.errors import IncompatibleError, InputError
 from vitp_pipeline.storage.atomic_files import write_whole
 from vitp_pipeline.storage.downloads.cache import converted, digest_of

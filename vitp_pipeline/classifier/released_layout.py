@@ -29,8 +29,6 @@ ARCHITECTURES = {
 HEAD_WIDTH, SIDE = 64, 37
 """Width of an attention head, and side of the position table, of all of them."""
 
-RELEASED = (".pth", ".pt")
-"""Endings of files in this layout."""
 _INPUT_SIZES = {r"model_Cityscapes\w*": (518, 1036)}
 """Height and width of the input, px, by the authors' file names; of all others it is 518×518."""
 

@@ -8,6 +8,9 @@ from vitp_pipeline.validation.constraints import Device, FolderName, within
 from vitp_pipeline.validation.keys import Key
 from vitp_pipeline.validation.tables import table
 
+RELEASED = (".pth", ".pt")
+"""Endings of files in the layout of released classifiers, which are converted before they are used."""
+
 
 @table
 class ClassifySettings:

@@ -26,6 +26,7 @@ from vitp_pipeline.artifacts.proposals import (
 )
 from vitp_pipeline.artifacts.run import StageRun, create_or_check, is_begun
 from vitp_pipeline.classifier.mask_classifier import NOT_FINITE, MaskClassifier, PromptedImage
+from vitp_pipeline.config.classify import RELEASED
 from vitp_pipeline.config.identity import identity_of
 from vitp_pipeline.config.recipe import Recipe, StageTables
 from vitp_pipeline.config.settings import ClassifySettings
@@ -106,10 +107,13 @@ def classifier_file(
     """
     store = open_store(out)
     if settings.classifier:
+        file = recipe.find_file(settings.classifier, data_root)
+        if file.suffix not in RELEASED:  # what converts them loads torch, which nothing else here needs
+            return file
         from vitp_pipeline.classifier.released_files import as_classifier
 
         names = recipe.manifest.class_names if classes is None and isinstance(recipe, Recipe) else classes
-        return as_classifier(recipe.find_file(settings.classifier, data_root), names)
+        return as_classifier(file, names)
     path = store.folder / "classifier" / settings.name / "model.safetensors"
     if not store.exists(path):
         hint = "Run `vitp train-classifier` first, or let it finish; `vitp evaluate --alpha 0` needs none"

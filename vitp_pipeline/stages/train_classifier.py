@@ -500,7 +500,7 @@ def _start(recipe: Recipe, settings: TrainSettings, data_root: Path, store: RunS
         InputError: a file that does not exist.
     """
     from vitp_pipeline.classifier.released_files import as_classifier
-    from vitp_pipeline.classifier.released_layout import RELEASED
+    from vitp_pipeline.config.classify import RELEASED
 
     text = settings.init_from
     if not text:

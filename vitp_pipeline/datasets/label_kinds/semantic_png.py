@@ -36,16 +36,18 @@ def read_values(dataset: Split, sample: Sample, coarse: bool = False) -> np.ndar
 
 def _read(dataset: Split, sample: Sample, coarse: bool) -> ClassMap:
     values, lut = read_values(dataset, sample, coarse), dataset.spec.label_lut
-    known = np.append(lut != UNKNOWN, False)
-    clipped = np.where((values >= 0) & (values < len(lut)), values, len(lut))
-    if not known[clipped].all():
+    classes = None
+    if not values.size or (values.min() >= 0 and values.max() < len(lut)):
+        classes = lut.take(values)
+    if classes is None or (classes == UNKNOWN).any():
+        known = np.flatnonzero(lut != UNKNOWN)
+        odd = int(values[~np.isin(values, known)][0])
         path = sample.coarse if coarse and sample.coarse else sample.label
-        odd = int(values[~known[clipped]][0])
         raise InputError(
             f"{path}: the label value {odd} is neither a class nor ignored in manifest {dataset.spec.name!r}",
             "Add it to `classes` or to `labels.ignore`",
         )
-    return ClassMap(np.asarray(lut[values]))
+    return ClassMap(classes)
 
 
 def _extent(dataset: Split, sample: Sample) -> tuple[Size, str]:
