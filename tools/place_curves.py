@@ -5,7 +5,7 @@
 Every row trains the recipe's backbone, all of it, by the same optimizer on the same images and points; rows differ in
 the point token, and "linear, localized" starts from the classifier of --localized (`fit = "localize"`). A row is saved
 once trained, so the command can be stopped and resumed. Writes docs/measured/place-curves.json,
-docs/images/place-curves.png and the table of docs/training.md; with --page only the last two.
+docs/images/place-curves.png and the table of docs/localize.md; with --page only the last two.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("docs/measured/place-curves.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/place-curves.png"))
-    parser.add_argument("--docs", type=Path, default=Path("docs/training.md"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/localize.md"))
     parser.add_argument("--page", action="store_true", help="only draw and write existing results")
     a = parser.parse_args()
     budget: dict[str, Any] = {key: getattr(a, key) for key in BUDGET}

@@ -14,7 +14,7 @@ from tests.classifier.training.test_localize import RECIPE
 from tests.datasets import making
 from tools import place_curves as curves
 
-PAGE = Path(__file__).parents[2] / "docs/training.md"
+PAGE = Path(__file__).parents[2] / "docs/localize.md"
 
 
 def test_rows_are_kept_and_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
