@@ -27,7 +27,7 @@ points_per_image = 8
 epochs = 1
 flip = false
 """
-PLACES = ("demo/run", "mine", "camvid", "camvid-large", "coco", "streamed")
+PLACES = ("demo/run", "mine", "photos", "camvid", "camvid-large", "coco", "streamed")
 RUNS = ("RUN", "RUN_A", "RUN_B", *(f"runs/{name}" for name in PLACES))
 
 

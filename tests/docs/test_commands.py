@@ -60,6 +60,7 @@ STAND_INS = {
     **dict.fromkeys(("runs/demo/scenes", "data/camvid", "data/coco", "/data/camvid"), "data"),
     **dict.fromkeys(("$RUN", "/data/run"), "RUN"),
     "IMAGE...": "photos",
+    "unlabeled": "photos",
     **{"64": "1", "8": "1", "/64": "0/1"},
 }
 """Words that are replaced where a command runs: recipes and data of its own by the small ones."""
