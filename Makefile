@@ -14,6 +14,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vitp needs Python 3.11 or newer; name one: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.12.%d crashes while it collects garbage (docs/install.md); name another: make PYTHON=python3.13 ..." % sys.version_info[2] if (3, 12) <= sys.version_info < (3, 12, 2) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -42,7 +43,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-# What needs no second: the core on the Python of .venv; `make test-fast PYTHON=python3.12 VENV=.venv312` on another
+# What needs no second: the core on the Python of .venv; `make test-fast PYTHON=python3.13 VENV=.venv313` on another
 test-fast: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow and not browser and not kill" \
 	  tests/postprocess/test_fusion.py tests/postprocess/test_points.py tests/execution/test_sharding.py tests/config \

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import typer
+from packaging.requirements import Requirement
 
 from tests.docs.pages import ROOT
 from vitp_pipeline.cli.app import app
@@ -174,16 +175,25 @@ def read_pytest(words: Sequence[str]) -> None:
 
 
 def read_pip(words: Sequence[str]) -> None:
-    """`pip install` of this package, with extras that it has; its wheel; the hooks' program; a pinned wheel."""
-    if tuple(words) in {("install", "pre-commit"), ("wheel", "--no-deps", ".")}:
+    """`pip install` of this package, with extras that it has, or of packages that it asks for; a wheel."""
+    if tuple(words) == ("wheel", "--no-deps", "."):
         return
     if words[0] == "download" and re.fullmatch(r"--no-deps --dest \w+ [\w-]+==[\d.]+", " ".join(words[1:])):
         return
-    for extras in re.findall(r"\[(.*?)\]", " ".join(words)):
-        if odd := set(extras.split(",")) - set(_project()["project"]["optional-dependencies"]):
-            raise Unknown(f"no extra {odd}")
-    if words[0] != "install" or not re.match(r"(\.|vitp-pipeline)(\[|$)", words[1]):
+    if words[0] != "install":
         raise Unknown("pip")
+    project = _project()["project"]
+    extras = project["optional-dependencies"]
+    known = {"pre-commit", "setuptools", "vitp-pipeline"}
+    known |= {Requirement(line).name for lines in (project["dependencies"], *extras.values()) for line in lines}
+    names = list(words[1:])
+    if "--index-url" in names:
+        at = names.index("--index-url")
+        del names[at : at + 2]
+    for name in names:
+        wanted = Requirement(re.sub(r"^\.(?=\[|$)", "vitp-pipeline", name))
+        if odd := ({wanted.name} - known) | (wanted.extras - set(extras)):
+            raise Unknown(f"no package or extra {odd}")
 
 
 def read_make(words: Sequence[str]) -> None:

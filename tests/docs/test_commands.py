@@ -179,6 +179,7 @@ def test_every_reason_is_needed() -> None:
         "python tools/measure.py coco-sample --data-root x",
         "python tools/none.py",
         "pip install 'vitp-pipeline[hg]'",
+        "pip install mmcv-light",
         "make demos",
         "pytest tests/metrix",
         "pytest -m sloww",
