@@ -1,12 +1,15 @@
 """Run the benchmarks, one process per row, and print one table; a full run also writes docs/performance.md.
 
-    python -m benchmarks --data ../shared/data
-    python -m benchmarks --data ../shared/data --only semantic-camvid pq
-    python -m benchmarks --data ../shared/data --quick
+    python -m benchmarks --data data
+    python -m benchmarks --data data --only semantic-camvid pq
+    python -m benchmarks --data data --quick
+    python -m benchmarks --data data --only classify train --update
+    python -m benchmarks --page
 
---data holds the folder camvid, and `weights` lies beside it (or VITP_WEIGHTS says where). Ratios are of medians of 5
-pairs, both sides in turn in one process; the range is that of single pairs. --quick runs the rows on little data; its
-figures are meaningless.
+--data holds the folders camvid and coco, and `weights` lies beside it (or VITP_WEIGHTS says where). Ratios are of
+medians of 5 pairs, both sides in turn in one process; the range is that of single pairs. --quick runs the rows on
+little data; its figures are meaningless. --update puts the rows of --only into the figures and the page of the last
+full run; --page makes the page from those figures alone.
 """
 
 from __future__ import annotations
@@ -26,37 +29,50 @@ from benchmarks.suite import ROWS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = DOCS / "measured/performance.json"
+FIGURES_PAGE = DOCS / "performance.md"
 
 
 def main() -> None:
     options = parse()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
-    os.environ.setdefault("VITP_WEIGHTS", str((options.data / "../weights").resolve()))
+    os.environ.setdefault("VITP_WEIGHTS", str(((options.data or Path()) / "../weights").resolve()))
     if options.row:
         row = ROWS[options.row](Options(options.data, options.threads, options.quick))
         options.json.write_text(json.dumps([asdict(line) for line in row]), encoding="utf-8")
         return
-    lines, failed, began = [], [], time.time()
+    if options.page:
+        FIGURES_PAGE.write_text(page(json.loads(FIGURES.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
+    found: dict[str, list[Line]] = {}
+    failed, began = [], time.time()
     for name in options.only or ROWS:
         print(f"{name} …", file=sys.stderr, flush=True)
         try:
-            lines += run(name, options)
+            found[name] = run(name, options)
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print(error.stderr[-2000:], file=sys.stderr, flush=True)
-    print(table(lines))
-    results = {
-        "machine": machine(options.threads),
-        "minutes": (time.time() - began) / 60,
-        "lines": [asdict(line) | {"reached": line.reached} for line in lines],
-    }
+    print(table([line for lines in found.values() for line in lines]))
+    entries = {name: [asdict(line) | {"reached": line.reached} for line in lines] for name, lines in found.items()}
+    results = {"machine": machine(options.threads), "minutes": (time.time() - began) / 60, "rows": entries}
+    if options.update:
+        results = replaced(json.loads(FIGURES.read_text(encoding="utf-8")), results)
     if options.json:
         write(options.json, results)
-    elif not (options.only or options.quick or failed):
+    elif options.update or not (options.only or options.quick or failed):
         write(FIGURES, results)
-        (DOCS / "performance.md").write_text(page(results, lines), encoding="utf-8")
+        FIGURES_PAGE.write_text(page(results), encoding="utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def replaced(before: dict, after: dict) -> dict:
+    """The figures of a full run with those of some rows measured anew; raise SystemExit where the machine differs."""
+    if before["machine"] != after["machine"]:
+        sys.exit(f"--update: the figures are of another machine or versions: {before['machine']}")
+    again = sorted({*before.get("again", []), *after["rows"]})
+    rows = before["rows"] | after["rows"]
+    return {**before, "again": again, "rows": {name: rows[name] for name in ROWS if name in rows}}
 
 
 def run(name: str, options: argparse.Namespace) -> list[Line]:
@@ -79,13 +95,20 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a folder that holds camvid")
+    parser.add_argument("--data", type=Path, help="a folder that holds camvid and coco")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="little work, once")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures here, not into docs")
+    parser.add_argument("--update", action="store_true", help="replace these rows in docs")
+    parser.add_argument("--page", action="store_true", help="make the page from the figures in docs, measure nothing")
     parser.add_argument("--row", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.data is None and not options.page:
+        parser.error("--data is required")
+    if options.update and not options.only:
+        parser.error("--update needs --only")
+    return options
 
 
 if __name__ == "__main__":

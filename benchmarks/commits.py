@@ -2,7 +2,7 @@
 
     export VITP_WEIGHTS=../shared/weights
     git worktree add ../before COMMIT
-    python -m benchmarks.commits --before ../before --data ../shared/data/camvid
+    python -m benchmarks.commits --before ../before --data data/camvid
 
 A command is a process of its own. `--pairs` times it runs from the checkout --before and from this one, in an order
 that swaps from pair to pair. A ratio is of medians, before over after: above 1, this checkout is faster. Seconds of the

@@ -1,6 +1,6 @@
 """Work on a frozen backbone whose features are stored, beside the first time that it is done.
 
-    python -m benchmarks.features ../shared/data/camvid/images/val
+    python -m benchmarks.features data/camvid/images/val
 
 `head` trains a head in closed form (`fit = "lda"`, `point_token = "sampled"`) as the first of its run, which stores the
 features of the images and of their mirror images, then one of another seed, prior and fold. `classify` classifies the

@@ -1,7 +1,7 @@
 """The semantic part of `evaluate` beside its limit: no evaluation can read less than this.
 
-    python -m benchmarks.limits --data-root ../shared/data/camvid
-    python -m benchmarks.limits --data-root ../shared/data/camvid --profile
+    python -m benchmarks.limits --data-root data/camvid
+    python -m benchmarks.limits --data-root data/camvid --profile
 
 `limit`: decodes the stored masks, decodes the label image with Pillow and looks its values up in a table, and counts
 one joint histogram of it and a label map that is there already. `ours`: decodes the masks, reads the labels as a

@@ -1,6 +1,6 @@
 """`evaluate` of a run that lies in an object store, beside the same run on the local disk.
 
-    python -m benchmarks.on_s3 --data-root ../shared/data/camvid
+    python -m benchmarks.on_s3 --data-root data/camvid
 
 The store is moto's S3 server on this machine (the extra `store` and moto[server]). Both evaluate the same proposals of
 CamVid's val split by the generator alone, semantic and panoptic, in one process, in turn: the stage with its merge.

@@ -14,6 +14,7 @@ PACKAGES = ("torch", "numpy", "timm", "mmsegmentation", "mmdet", "pycocotools", 
 TEXT = Path(__file__).with_name("page.md")
 ON_GPU = Path(__file__).parents[1] / "docs/measured/gpu.json"
 """Written by tools/gpu_check.py."""
+NO_GPU = TEXT.with_name("no_gpu.md").read_text(encoding="utf-8").strip()
 
 
 def machine(threads: int) -> dict:
@@ -46,12 +47,25 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def page(results: dict, lines: Sequence[Line]) -> str:
+def page(results: dict) -> str:
+    """The page of what `python -m benchmarks` found.
+
+    Args:
+        results: `machine`, `minutes`, the lines of every row as dictionaries, and `again`: rows measured anew later.
+    """
     about = dict(results["machine"])
     where = f"{about.pop('processor')}, {about.pop('threads')} threads, no GPU ("
     where += ", ".join(f"{name} {version}" for name, version in about.items()) + ")"
+    rows = results["rows"].values()
+    lines = [Line(**{k: v for k, v in line.items() if k != "reached"}) for row in rows for line in row]
+    again = ", ".join(f"`{name}`" for name in results.get("again", []))
     return TEXT.read_text(encoding="utf-8").format(
-        machine=where, minutes=results["minutes"], repeats=5, table=table(lines), gpu=on_gpu(ON_GPU)
+        machine=where,
+        minutes=results["minutes"],
+        again=f" Measured anew after it, by `--only … --update`: {again}." if again else "",
+        repeats=5,
+        table=table(lines),
+        gpu=on_gpu(ON_GPU),
     )
 
 
@@ -60,5 +74,5 @@ def on_gpu(file: Path) -> str:
     from tools.gpu_check import table as table_of_checks
 
     if not file.exists():
-        return "Not measured yet: no machine with a GPU was available."
+        return NO_GPU
     return table_of_checks(json.loads(file.read_text(encoding="utf-8")))

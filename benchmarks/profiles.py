@@ -1,9 +1,9 @@
 """Where the time of a stage goes: its functions, or its operators beside those of the bare model.
 
-    python -m benchmarks.profiles stage-one --data ../shared/data
-    python -m benchmarks.profiles evaluate --data ../shared/data
-    python -m benchmarks.profiles classify --data ../shared/data
-    python -m benchmarks.profiles train --data ../shared/data
+    python -m benchmarks.profiles stage-one --data data
+    python -m benchmarks.profiles evaluate --data data
+    python -m benchmarks.profiles classify --data data
+    python -m benchmarks.profiles train --data data
 
 `stage-one` and `evaluate` list Python functions with their own seconds of the processor (cProfile), on CamVid, on one
 thread; stage one's threads beside the main one are not in it: `benchmarks.proposals --profile` has their steps.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reading runs/camvid
     python -m benchmarks.reading --drawn 64
-    python -m benchmarks.reading --profile ../shared/data/camvid/images/val/0016E5_07959.jpg
+    python -m benchmarks.reading --profile data/camvid/images/val/0016E5_07959.jpg
 
 `codec` decodes every array's chunk that lies in memory already, with no file, index or row around it. `single` reads
 images in no order (`ProposalStore.read`), `part` whole parts; `all` iterates over the run. Speeds are of decoded bytes,

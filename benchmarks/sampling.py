@@ -1,6 +1,6 @@
 """Time to draw the training points of one image, by way of sampling.
 
-    python benchmarks/sampling.py --data-root ../shared/data/coco [--manifest coco-panoptic] [--json FILE]
+    python benchmarks/sampling.py --data-root data/coco [--manifest coco-panoptic] [--json FILE]
 
 Medians of CPU time over images and repetitions, on one thread. `draw` is the choice of the points from a map in memory,
 at the size given. `read` is the label file to a map of classes, or of objects, as instance-balanced sampling needs it.

@@ -1,6 +1,6 @@
 """Speed of the semantic part of `evaluate` beside mmsegmentation's own steps on the same logits.
 
-    python -m benchmarks.semantic --data-root ../shared/data/camvid
+    python -m benchmarks.semantic --data-root data/camvid
 
 `ours`: fuse, drop masks that cannot matter, label map by block bounds, confusion. `bare`: softmax, upsample, sigmoid,
 einsum, crop, resize, argmax as mmsegmentation's MaskFormer head and segmentor do them, then its IoUMetric. In one

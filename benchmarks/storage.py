@@ -1,6 +1,6 @@
 """Bytes, certainty and speed of the presets of the mask store (docs/storage.md), as a Markdown table.
 
-    python -m benchmarks.storage --camvid ../shared/data/camvid --coco ../shared/data/coco
+    python -m benchmarks.storage --camvid data/camvid --coco data/coco
 
 Rows: logits of a real generator on CamVid and on the COCO sample (drawn afresh from the recipes' weights), and logits
 drawn as large as those of ADE20K (`benchmarks.semantic.drawn_case`). Bytes are those of the mask arrays, their metadata

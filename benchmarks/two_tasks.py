@@ -1,6 +1,6 @@
 """Several array tasks of stage one at once, one thread each, beside as many bare generator loops at once.
 
-    python -m benchmarks.two_tasks camvid --data-root ../shared/data/camvid --images 8
+    python -m benchmarks.two_tasks camvid --data-root data/camvid --images 8
 
 Every task is a process with a generator of its own. They do their work together: all of them the stage's (read,
 forward, choose points, compress, write), then all of them the bare forward on frames that were read before, in turn;

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_the_classifiers_benchmark_runs(
 ) -> None:
     from benchmarks import classifier
 
-    tiny = "--backbone vit_tiny_patch16_224 --size 32 48 --points 6 --batch 2 --steps 2 --repeats 2 --device cpu"
+    tiny = "--backbone vit_tiny_patch16_224 --size 32 48 --points 6 --batch 2 --steps 1 --repeats 1 --device cpu"
     file = tmp_path / "figures.json"
     command = ["classifier", *tiny.split(), "--no-memory", "--json", str(file)]
     if photographs:
@@ -60,7 +61,7 @@ def test_the_classifiers_benchmark_runs(
     classifier.main()
     figures, table = json.loads(file.read_text()), capsys.readouterr().out
     for task in ("train", "classify"):
-        assert figures["tasks"][task]["ratio"] > 0 and len(figures["tasks"][task]["seconds"]["ours"]) == 2
+        assert figures["tasks"][task]["ratio"] > 0 and len(figures["tasks"][task]["seconds"]["ours"]) == 1
         assert f"| {task} |" in table
 
 
@@ -227,8 +228,10 @@ def test_the_benchmark_of_storage_runs(
 def test_a_profile_of_reading_says_where_the_time_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import reading
+    from benchmarks import reading, storage
 
+    small = storage.drawn("drawn", (256, 512), 25, 19)
+    monkeypatch.setattr(storage, "drawn", lambda *_: small)
     Image.fromarray(np.full((30, 40, 3), 99, np.uint8)).save(tmp_path / "a.png")
     file = tmp_path / "figures.json"
     words = ["reading", "--profile", str(tmp_path / "a.png"), "--repeats", "1", "--json", str(file)]
@@ -247,7 +250,7 @@ def test_the_suite_runs_a_row_in_its_own_process(
     words = ["benchmarks", "--data", str(tmp_path), "--threads", "1", "--quick", "--only", "memory"]
     monkeypatch.setattr(sys, "argv", [*words, "--json", str(tmp_path / "figures.json")])
     suite.main()
-    (line,) = json.loads((tmp_path / "figures.json").read_text())["lines"]
+    (line,) = json.loads((tmp_path / "figures.json").read_text())["rows"]["memory"]
     assert line["value"] > 0 and line["goal"] == -0.2 and line["reached"] == (line["value"] <= 0.2)
     assert "| peak memory of evaluate" in capsys.readouterr().out
 
@@ -265,9 +268,29 @@ def test_the_page_says_what_was_reached() -> None:
     # twice and four times as long as the other
     slow = of_times("slow", "", paired.Comparison(1, (4.0, 4.0), (1.0, 2.0)), -2.0)
     assert (slow.value, slow.lowest, slow.highest, slow.reached) == (pytest.approx(4 / 1.5), 2.0, 4.0, False)
-    text = page({"machine": machine(2), "minutes": 3}, lines)
+    rows = {"one": [asdict(lines[0])], "two": [asdict(line) for line in lines[1:]]}
+    text = page({"machine": machine(2), "minutes": 3, "rows": rows, "again": ["two"]})
     assert "| fast | a peer | 2 images/s | 1 images/s | 2× (1.5, 2.5) | ≥ 1.9× | yes |" in text
     assert "| long |  | 3 s |  | 3 s | ≤ 2 s | no |" in text and "2 threads" in text
+    assert "Measured anew after it, by `--only … --update`: `two`." in text
+
+
+def test_the_page_in_docs_is_that_of_its_figures() -> None:
+    from benchmarks.page import page
+
+    figures = json.loads((ROOT / "docs/measured/performance.json").read_text(encoding="utf-8"))
+    assert page(figures) == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+
+
+def test_rows_that_are_measured_anew_replace_theirs() -> None:
+    from benchmarks.__main__ import replaced
+
+    before = {"machine": {"threads": 2}, "minutes": 9, "rows": {"classify": [1], "pq": [2]}}
+    after = replaced(before, {"machine": {"threads": 2}, "minutes": 1, "rows": {"classify": [3], "help": [4]}})
+    assert after["rows"] == {"classify": [3], "pq": [2], "help": [4]} and after["minutes"] == 9
+    assert after["again"] == ["classify", "help"]
+    with pytest.raises(SystemExit, match="another machine"):
+        replaced(before, {"machine": {"threads": 1}, "minutes": 1, "rows": {}})
 
 
 def test_the_benchmark_of_the_metrics_compares_equal_figures() -> None:
