@@ -206,7 +206,7 @@ IN = ["--data-root", "nowhere", "--out", "out"]
         (["check-dataset", "camvit", "--data-root", "."], 3, ["camvit", "camvid"]),
         (["check-dataset", "camvid", "--data-root", ".", "--out", "x.html"], 2, ["x.html", ".png"]),
         (["check-dataset", "camvid", "--data-root", ".", "--split", "tost"], 2, ["'tost'", "val"]),
-        (["prepare", "camvid", "--data-root", "."], 2, ["'camvid'", "cityscapes"]),
+        (["prepare", "objects365", "--data-root", "."], 2, ["'objects365'", "cityscapes"]),
         (["prepare", "coco", "--data-root", "nowhere"], 3, ["nowhere", "--data-root"]),
         (["verify", "nowhere"], 3, ["nowhere"]),
         (["gc", "nowhere"], 3, ["nowhere"]),

@@ -430,8 +430,8 @@ def test_coco_stuff_train_ids(tmp_path: Path) -> None:
 
 
 def test_nothing_to_prepare(tmp_path: Path) -> None:
-    with fails(UsageError, "'camvid'", "ade20k"):
-        prepare("camvid", tmp_path, [])
+    with fails(UsageError, "'objects365'", "ade20k"):
+        prepare("objects365", tmp_path, [])
     with fails(UsageError, "--only", "panoptic"):
         prepare("cityscapes", tmp_path, ["instances"])
     with fails(UsageError, "--split", "train_extra"):
