@@ -68,7 +68,7 @@ def recipe_text(
         agnostic: whether the generator's masks have no class scores.
     """
     config = toml(generator.config or TO_FILL_IN)
-    lines = [comment(f"The first recipe for {name}, made by `vitp init`. All keys: docs/settings.md.")]
+    lines = [comment(f"First recipe for {name}, by `vitp init`. Settings for your case: docs/which-settings.md.")]
     lines += [f"title = {toml(name)}", f"manifest = {toml(manifest)}", "", "[generate-proposals]"]
     if not generator.config:
         lines.append(
