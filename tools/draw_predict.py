@@ -60,13 +60,15 @@ def reclassified(file: Path) -> int:
 
 def sheet(columns: list[list[Image.Image]]) -> Image.Image:
     """One column per image with its overlay below; few colors keep the file small."""
-    first = columns[0][0]
-    height = round(WIDTH * first.height / first.width)
-    page = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, 2 * height + GAP), "white")
-    for x, column in enumerate(columns):
-        for y, picture in enumerate(column):
-            tile = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
-            page.paste(tile, (x * (WIDTH + GAP), y * (height + GAP)))
+    tiles = [
+        [p.resize((WIDTH, round(WIDTH * p.height / p.width)), Image.Resampling.LANCZOS) for p in column]
+        for column in columns
+    ]
+    heights = [max(tile.height for tile in row) for row in zip(*tiles, strict=True)]
+    page = Image.new("RGB", (len(tiles) * (WIDTH + GAP) - GAP, sum(heights) + GAP), "white")
+    for x, column in enumerate(tiles):
+        for y, tile in enumerate(column):
+            page.paste(tile, (x * (WIDTH + GAP), y * (heights[0] + GAP)))
     return page.quantize(COLORS, kmeans=4, dither=Image.Dither.NONE)
 
 

@@ -264,7 +264,7 @@ def test_the_json_has_no_generator(runs: Runs) -> None:
 
 def test_the_terminal_has_no_generator(runs: Runs, vitp) -> None:
     out, _ = vitp("evaluate", *runs.words["agnostic"], TASKS, LOW, "--by-class")
-    assert "classifier (α = 1)" in out and "upper bound: mask" in out and "mIoU of the classifier, 95 %" in out
+    assert "classifier (α = 1)" in out and "(mask labels)" in out and "mIoU of the classifier, 95 %" in out
     assert "masks without class scores" in out and not re.search("generator|fused|gain|sweep", out)
     out, _ = vitp("status", runs.agnostic)
     assert "classifier alone" in out and "α = 0.4" not in out
@@ -312,7 +312,7 @@ def test_the_report_has_no_generator(
     assert {"summary", "classes", "confusion", "masks", "gallery"} <= shown.keys() and "alpha" not in shown
     for text in shown.values():
         assert not re.search(r"generator|\bfus(ed|ion)|improved|harmed|α = 0", text), text
-    assert "classifier alone (α = 1)" in shown["summary"] and "upper bound (mask labels)" in shown["summary"]
+    assert "classifier alone (α = 1)" in shown["summary"] and "(mask labels)" in shown["summary"]
     data = json.loads(page.data)
     assert not keys_of(data) & {"generator", "fused"} and not re.search(
         "generator|fused", json.dumps(data["charts"]).replace("--generator", "")

@@ -50,7 +50,7 @@ def test_figures_are_those_of_a_run_with_a_classifier(
         assert not re.search(r'"(classifier|fused|sweep|gain_mIoU)"', told)
         low, high = result["semantic"]["bootstrap"]["generator_mIoU"]
         assert low <= result["semantic"]["generator"]["mIoU"] <= high
-    assert "generator (α = 0)" in shown and "upper bound: mask" in shown and "mIoU of the generator, 95 %" in shown
+    assert "generator (α = 0)" in shown and "(mask labels)" in shown and "mIoU of the generator, 95 %" in shown
     assert not re.search(r"classifier \(|fused", shown)
 
 
@@ -59,7 +59,7 @@ def test_status_report_and_verify_of_such_a_run(
 ) -> None:
     common = words_of(project, unclassified)
     shown = vitp("evaluate", *common, "--alpha", 0, "--by-class")
-    assert "upper bound: point" in shown and "gain" not in shown
+    assert "(point labels)" in shown and "gain" not in shown
     assert "generator alone" in vitp("status", unclassified)
     assert "all intact" in vitp("verify", unclassified)
     vitp("report", unclassified, "--data-root", project.data, "--recipe", project.recipe, "--out", tmp_path / "p.html")

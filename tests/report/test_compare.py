@@ -18,12 +18,11 @@ from vitp_pipeline.report.compare import (
     compare,
     in_words,
     labels_of,
-    panoptic_areas,
-    panoptic_quality,
     print_comparison,
     write_comparison,
 )
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, open_evaluation
+from vitp_pipeline.report.paired import panoptic_areas, panoptic_quality
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +214,7 @@ def test_where_classifiers_differ_they_are_compared_alone_too(
 
     print_comparison(found)
     out = capsys.readouterr().out
-    digest = first.evaluation.class_scores.identity["classifier"][:8]
-    assert f"B differs in classifier {digest} → default; α = 0.4 → 0.6 (a fused difference is of all of these" in out
+    assert "B differs in classifier unnamed → default; α = 0.4 → 0.6 (a fused difference is of all of these" in out
     assert "C differs in α = 0.4 → 0.8\n" in out and out.count("classifier alone") == 4
 
 
@@ -224,9 +222,8 @@ def test_what_differs_in_words(both: list[StoredEvaluation], other_classifier: S
     def words(*lines: str, others: StoredEvaluation = both[1]) -> list[str]:
         return in_words(both[0], others, lines)
 
-    digest = both[0].evaluation.class_scores.identity["classifier"][:8]
     assert words() == words("evaluation.alphas: [0, 1] → [0, 0.4, 1]") == []
-    assert words(f"class_scores.classifier: {'a' * 57}… → {'b' * 57}…") == [f"classifier {digest}: other weights"]
+    assert words(f"class_scores.classifier: {'a' * 57}… → {'b' * 57}…") == ["classifier unnamed: other weights"]
     assert words("evaluation.points: max → max", "class_scores.settings.points: max → multi") == ["points max → max"]
     assert words(
         "class_scores.settings.temperature: (default) → 0.4", "evaluation.settings.alpha: (default) → 0.8"
@@ -235,4 +232,6 @@ def test_what_differs_in_words(both: list[StoredEvaluation], other_classifier: S
         "temperature: (default) → 0.4",
     ]
     masks = [f"proposals.{n}: {str(n) * 57}… → (default)" for n in range(5)]
-    assert words(*masks) == [f"proposals.{n}: {str(n) * 8} → (default)" for n in range(3)] + ["2 more of the proposals"]
+    assert words(*masks) == [f"proposals.{n}: content → (default)" for n in range(3)] + ["2 more of the proposals"]
+    assert words(f"proposals.generator.checkpoint: {'a' * 57}… → {'b' * 57}…") == ["a generator: other weights"]
+    assert words("proposals.settings.points: max → multi") == ["points: max → multi"]

@@ -162,6 +162,7 @@ def create_or_check(
     part_size: int = 1,
     instead: str = "Choose another --out",
     classifier: str = "",
+    generator: str = "",
 ) -> StageRun:
     """Make a stage's run.json, or check that the one there says the same. One that says otherwise, but holds nothing
     (`holds_nothing`), is replaced: its first attempt failed, and this is the corrected one.
@@ -170,6 +171,7 @@ def create_or_check(
         shards: asked for by the user; None = as the run has it, or 1 for a new one.
         instead: advice for a user who wants other settings.
         classifier: file that a user named, for people: it goes into the provenance.
+        generator: name of the generator for people; likewise.
     Raises:
         IncompatibleError: the folder was made with other settings; the message says which.
         UsageError: another number of shards than the run was started with.
@@ -178,6 +180,7 @@ def create_or_check(
     tidy(folder)
     images = TextColumn.of(images) if len(images) > LISTED else tuple(images)
     plan = StageRun(store, folder, identity, images, shards or 1, part_size)
+    named = {"classifier": classifier, "generator": generator}
     content = {
         "format_version": FORMAT_VERSION if isinstance(images, tuple) else FORMAT_OF_MANY,
         "identity": identity,
@@ -185,7 +188,7 @@ def create_or_check(
         "images": images_of_plan(images),
         "shards": plan.shards,
         "part_size": part_size,
-        "provenance": provenance() | ({"classifier": classifier} if classifier else {}),
+        "provenance": provenance() | {name: text for name, text in named.items() if text},
     }
     if isinstance(images, TextColumn):
         write_ids(store, folder, images)

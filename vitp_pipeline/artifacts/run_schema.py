@@ -61,6 +61,7 @@ class Provenance(_Open):
     versions: dict[str, str] = {}
     command: str = ""
     classifier: str = ""
+    generator: str = ""
     threads: str = ""
     fetched: dict[str, str] = {}
 

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 GENERATE = "generate-proposals"
 UPPER_BOUNDS = ("upper_bound_point", "upper_bound_mask")
+UPPER_BOUND_TITLES = {
+    "upper_bound_point": ("upper bound", "(point labels)"),
+    "upper_bound_mask": ("upper bound", "(mask labels)"),
+}
+"""In tables of the terminal, a line each; pages write both in one."""
 HEADLINE = ("generator", "classifier", "fused", *UPPER_BOUNDS)
 MAP_KEYS = frozenset({"alpha", "formula", "protocol", "panoptic_rule", "object_threshold", "overlap_threshold"})
 MAP_KEYS |= {"overlap", "mask_quality", "detections"}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitp_pipeline.config.choices import TASKS
+from vitp_pipeline.evaluation.definition import UPPER_BOUND_TITLES
 from vitp_pipeline.figure import difference, percent, signed
 from vitp_pipeline.runtime.output import show
+
+if TYPE_CHECKING:
+    from vitp_pipeline.runtime.tables import Cell
 
 COLUMNS = ("generator", "fused", "upper_bound_point", "upper_bound_mask")
 ALONE = ("generator", "classifier")
 """Where nothing was fused the column of the one whose classes the masks have stands before the upper bounds."""
-TITLES = {
+TITLES: dict[str, Cell] = {
     "generator": "generator",
     "classifier": "classifier",
     "fused": "fused",
     "gain": "gain",
-    "upper_bound_point": "upper bound: point",
-    "upper_bound_mask": "upper bound: mask",
+    **UPPER_BOUND_TITLES,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from vitp_pipeline.config.choices import INSTANCE_MEASURES, TASKS
 from vitp_pipeline.errors import CorruptError, PartialError
 from vitp_pipeline.evaluation import instances
 from vitp_pipeline.evaluation.caveats import NO_PQ, notes
-from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
+from vitp_pipeline.evaluation.definition import UPPER_BOUND_TITLES, Evaluation, headline_variants
 from vitp_pipeline.evaluation.map_metrics import asked_metrics
 from vitp_pipeline.evaluation.totals import Totals, keep_totals, read_totals
 from vitp_pipeline.figure import percent, plain, signed, span
@@ -22,6 +22,9 @@ from vitp_pipeline.runtime.progress import counted, say
 from vitp_pipeline.storage.copies import is_copied, write_last
 from vitp_pipeline.storage.run_store import RunStore
 from vitp_pipeline.storage.sealed import read_sealed
+
+if TYPE_CHECKING:
+    from vitp_pipeline.runtime.tables import Cell
 
 RESAMPLES = 1000
 SEMANTIC = ("mIoU", "pixel_accuracy")
@@ -199,12 +202,11 @@ def print_result(result: dict[str, Any]) -> None:
     complete = images["measured"] == images["of"]
     count = f"{images['of']} images" if complete else f"only {images['measured']} of {images['of']} images"
     alpha = "masks without class scores" if result.get("class_agnostic") else f"α = {result['alpha']:g}"
-    titles = {
+    titles: dict[str, Cell] = {
         "generator": "generator (α = 0)",
         "classifier": "classifier (α = 1)",
         "fused": f"fused ({alpha})",
-        "upper_bound_point": "upper bound: point",
-        "upper_bound_mask": "upper bound: mask",
+        **UPPER_BOUND_TITLES,
     }
     of_tasks = result[next(task for task in TASKS if result.get(task))]
     titles = {name: title for name, title in titles.items() if name in of_tasks}

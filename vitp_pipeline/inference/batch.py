@@ -312,23 +312,16 @@ def regions(found: Segmentation, spec: DatasetSpec, task: str) -> Iterator[Regio
             yield Region(np.equal(found.labels, k), classes[k].color, classes[k].name)
     elif task == "instance" and found.instances is not None:
         drawn = [i for i in reversed(found.instances) if i.score >= DRAWN_FROM]
-        for n, i in enumerate(drawn):
+        for i in drawn:
             info = classes[i.category]
-            yield Region(decode_mask(i.mask), _shade(info.color, n), f"{info.name} {i.score:.2f}")
+            yield Region(decode_mask(i.mask), info.color, f"{info.name} {i.score:.2f}", info.name)
     elif found.ids is not None:
         masks = {m.query: m for m in found.masks}
         for s in found.segments or ():
             info, best = classes[s.category], _most_confident(masks, s.masks)
             before = best.generator.category if best.generator else s.category
             name = info.name if before == s.category else f"{info.name} (was {classes[before].name})"
-            yield Region(np.equal(found.ids, s.id), _shade(info.color, s.id) if info.thing else info.color, name)
-
-
-def _shade(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
-    """Choose one of five lightnesses, so that neighbors of a class differ."""
-    factor = (1.0, 0.78, 1.2, 0.88, 1.1)[number % 5]
-    red, green, blue = (min(255, round(channel * factor)) for channel in color)
-    return red, green, blue
+            yield Region(np.equal(found.ids, s.id), info.color, name, info.name, info.thing)
 
 
 def _most_confident(masks: dict[int, ClassifiedMask], queries: Sequence[int]) -> ClassifiedMask:

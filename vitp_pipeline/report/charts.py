@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -110,11 +111,35 @@ def task_bars(evaluations: Sequence[Sequence[TaskBars]], labels: Sequence[str]) 
     return {"data": data, "layout": layout}
 
 
-def class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
+def class_bars(
+    classes: Sequence[str],
+    values: Mapping[str, Sequence[Any]],
+    name: str,
+    images: Sequence[tuple[int, int]] | None = None,
+) -> Chart:
     """A row per class: gray up to the generator, colored from there to the fused figure, pale up to the upper bound.
 
     Where nothing was fused, the figure of the classifier or the generator alone, pale up to the upper bound.
+
+    Args:
+        images: per class its index and how many images of the gallery show it: its name links to these.
     """
+    drawn = _class_bars(classes, values, name)
+    if images is not None:
+        text = [
+            f'<a href="#class-{index}"><u>{escape(c)}</u></a>' if count else escape(c)
+            for c, (index, count) in zip(classes, images, strict=True)
+        ]
+        drawn["layout"]["yaxis"] |= {"tickmode": "array", "tickvals": list(classes), "ticktext": text}
+        told = drawn["data"][0]
+        told["hovertext"] = [
+            f"{hover}<br>{f'{count} of the images below' if count else 'in none of the images below'}"
+            for hover, (_, count) in zip(told["hovertext"], images, strict=True)
+        ]
+    return drawn
+
+
+def _class_bars(classes: Sequence[str], values: Mapping[str, Sequence[Any]], name: str) -> Chart:
     of_masks = values.get("upper_bound_mask", [None] * len(classes))
     upper_bound = percents(of_masks)
     if "fused" not in values:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitp_pipeline.artifacts.run import open_run
 from vitp_pipeline.errors import IncompatibleError, UsageError
-from vitp_pipeline.evaluation.count_reader import image_areas, read_rows
+from vitp_pipeline.evaluation.count_reader import image_areas
 from vitp_pipeline.evaluation.definition import headline_variants
-from vitp_pipeline.evaluation.run_labels import facts_of, labels
+from vitp_pipeline.evaluation.run_labels import classifier_folder, facts_of, labels
 from vitp_pipeline.evaluation.summary import RESAMPLES
 from vitp_pipeline.figure import falling, plain, signed, span
-from vitp_pipeline.metrics.bootstrap import miou, paired_difference, paired_intervals, pixel_accuracy
+from vitp_pipeline.metrics.bootstrap import paired_difference, paired_intervals
 from vitp_pipeline.metrics.semantic import ious
 from vitp_pipeline.report import charts, figures
-from vitp_pipeline.report.loaded_evaluation import COLUMNS, StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, classifier_name, provenance_of
+from vitp_pipeline.report.overview import generator_name
 from vitp_pipeline.report.page import require_libraries, write_page
+from vitp_pipeline.report.paired import sums_of, with_rows
 from vitp_pipeline.report.task_bars import task_bars
 from vitp_pipeline.runtime.output import show, with_aliases
 from vitp_pipeline.storage.fingerprint import difference
 
-SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PROPOSALS = 30, 10, 3
+SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_LINES = 30, 10, 3
 ONE = "a comparison needs at least two evaluations"
 NAMES = {"fused": "fused", "classifier": "classifier alone", "generator": "generator alone"}
 SECTIONS = {
@@ -37,8 +39,6 @@ SECTIONS = {
     "settings": "Settings",
     "provenance": "Provenance",
 }
-Sums = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
-"""(images, K, 3) numbers that add up, and the figure of their sum."""
 
 
 def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def compare(runs: Sequence[StoredEvaluation]) -> dict[str, Any]:
             )
         same = {"classifier": same_scores, "generator": same_masks} | {shared[0]: False}
         for variant in [name for name in shared if not same[name]]:
-            ours, theirs = _sums(first, variant, places[0]), _sums(other, variant, place)
+            ours, theirs = sums_of(first, variant, places[0]), sums_of(other, variant, place)
             for metric in [m for m in ours if m in theirs and (same_masks or m != "mask accuracy")]:
                 gain = paired_difference(ours[metric][0], theirs[metric][0], ours[metric][1], RESAMPLES)
                 entry = {"label": label, "variant": variant, "metric": metric}
@@ -124,40 +124,36 @@ def _notes(labels: Sequence[str], runs: Sequence[StoredEvaluation]) -> list[str]
 
 
 def labels_of(runs: Sequence[StoredEvaluation]) -> list[str]:
-    """Label with a letter, and with the run, classifier, points or α that distinguish the evaluations."""
+    """Label with a letter, and with the run, classifier, points or α that distinguish the evaluations; with the run
+    where nothing does.
+    """
+    names = _run_names(runs)
     facts = []
-    for run in runs:
-        stage = run.evaluation.run
-        facts.append({"run": run.store.folder.name, **facts_of(run.store, [stage])[0], "folder": stage.folder.name[:8]})
+    for name, run in zip(names, runs, strict=True):
+        entry = {"run": name, **facts_of(run.store, [run.evaluation.run])[0]}
+        if run.evaluation.class_scores is not None and "classifier" in entry:
+            entry["classifier"] = _classifier(run)
+        facts.append(entry)
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(runs))]
-    told = [text or entry["folder"] for text, entry in zip(labels(facts), facts, strict=True)]
+    told = [text or name for text, name in zip(labels(facts), names, strict=True)]
     return [f"{letter}: {text}" for letter, text in zip(letters, told, strict=True)]
 
 
-def panoptic_areas(stored: StoredEvaluation, variant: str) -> np.ndarray:
-    """Collect the counts that a paired bootstrap of PQ resamples.
-
-    Returns:
-        (images, K, 3) float64: summed IoU of the matches, segments of the ground truth (independent of
-        predictions), predicted segments without forgiven ones.
-    """
-    e = stored.rows.columns["panoptic"]
-    chosen = e["variant"] == headline_variants(stored.evaluation)[variant]
-    out = np.zeros((len(stored.rows.images), len(stored.classes), 3))
-    at = e["image"][chosen], e["class"][chosen]
-    for column, values in enumerate((e["iou"], e["tp"] + e["fn"], e["tp"] + e["fp"])):
-        np.add.at(out[..., column], at, values[chosen])
-    return out
+def _run_names(runs: Sequence[StoredEvaluation]) -> list[str]:
+    """The names of the run folders, behind so many of those above them that different runs have different names."""
+    places = [run.store.url.rstrip("/").split("/") for run in runs]
+    for depth in range(1, max(map(len, places)) + 1):
+        names = ["/".join(place[-depth:]) for place in places]
+        if len(set(names)) == len({tuple(place) for place in places}):
+            return names
+    return ["/".join(place) for place in places]
 
 
-def panoptic_quality(total: np.ndarray) -> np.ndarray:
-    """(…, K, 3) sums of `panoptic_areas` → (…) PQ over the classes that occur."""
-    segments = total[..., 1] + total[..., 2]  # 2 TP + FN + FP
-    seen = segments > 0
-    quality = np.divide(2 * total[..., 0], segments, out=np.zeros_like(segments), where=seen)
-    count = seen.sum(-1)
-    mean: np.ndarray = np.divide(quality.sum(-1), count, out=np.full(np.shape(count), np.nan), where=count > 0)
-    return mean
+def _classifier(run: StoredEvaluation) -> str:
+    """The name of a classifier; one that left no name is "unnamed"."""
+    name = classifier_name(run)
+    scores = run.evaluation.class_scores
+    return "unnamed" if scores is not None and scores.identity["classifier"].startswith(name) else name
 
 
 def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
@@ -172,32 +168,6 @@ def _common(runs: Sequence[StoredEvaluation]) -> list[np.ndarray]:
     return [np.array([own[image] for image in shared]) for own in measured]
 
 
-def _with_rows(stored: StoredEvaluation, variant: str) -> StoredEvaluation:
-    """Return the evaluation with the rows of a variant, read on demand: most comparisons need only those loaded."""
-    if variant in stored.evaluation.compared:
-        return stored
-    number = headline_variants(stored.evaluation)[variant]
-    return replace(stored, rows=read_rows(stored.evaluation, COLUMNS, [number]))
-
-
-def _sums(stored: StoredEvaluation, variant: str, images: np.ndarray) -> dict[str, Sums]:
-    found: dict[str, Sums] = {}
-    tasks = figures.tasks_of(stored)
-    stored = _with_rows(stored, variant)
-    if "semantic" in tasks:
-        areas = image_areas(stored.evaluation, stored.rows, headline_variants(stored.evaluation)[variant])[images]
-        found |= {"mIoU": (areas, miou), "pixel accuracy": (areas, pixel_accuracy)}
-    if "panoptic" in tasks:
-        found["PQ"] = (panoptic_areas(stored, variant)[images], panoptic_quality)
-    masks = stored.rows.columns["masks"]
-    classified = np.zeros((len(stored.rows.images), 1, 3), np.int64)
-    np.add.at(classified[:, 0, 0], masks["image"], masks[variant] == masks["label"])
-    np.add.at(classified[:, 0, 1], masks["image"], 1)
-    if len(masks["image"]):
-        found["mask accuracy"] = (classified[images], pixel_accuracy)
-    return found
-
-
 def _class_changes(
     first: StoredEvaluation, other: StoredEvaluation, variant: str, ours: np.ndarray, theirs: np.ndarray
 ) -> list[dict[str, Any]]:
@@ -205,7 +175,7 @@ def _class_changes(
         return []
     a, b = (
         image_areas(run.evaluation, run.rows, headline_variants(run.evaluation)[variant])[places]
-        for run, places in ((_with_rows(first, variant), ours), (_with_rows(other, variant), theirs))
+        for run, places in ((with_rows(first, variant), ours), (with_rows(other, variant), theirs))
     )
     estimate, low, high = paired_intervals(a, b, ious, RESAMPLES)
     before, after, present = ious(a.sum(0)), ious(b.sum(0)), a[..., 1].sum(0) > 0
@@ -221,7 +191,7 @@ def _image_changes(
     first: StoredEvaluation, other: StoredEvaluation, variant: str, ours: np.ndarray, theirs: np.ndarray
 ) -> list[dict[str, Any]]:
     a, b = (
-        figures.image_accuracies(_with_rows(run, variant), [variant])[variant][places]
+        figures.image_accuracies(with_rows(run, variant), [variant])[variant][places]
         for run, places in ((first, ours), (other, theirs))
     )
     order = [i for i in np.argsort(a - b, kind="stable").tolist() if np.isfinite(a[i] - b[i])]
@@ -249,33 +219,60 @@ def _settings_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[
 
 
 def in_words(first: StoredEvaluation, other: StoredEvaluation, lines: Sequence[str]) -> list[str]:
-    """Describe the differences, a few words each; of the proposals not more than a few lines.
+    """Describe the differences, a few words each; of the proposals and of a training not more than a few lines.
 
     The α that a sweep adds are left out: they change no figure.
     """
-    names = classifier_name(first), classifier_name(other)
+    names = _classifier(first), _classifier(other)
     weights = f"classifier {' → '.join(names)}" if names[0] != names[1] else f"classifier {names[0]}: other weights"
     points = " → ".join(run.evaluation.run.identity["points"] for run in (first, other))
     scores = ["none" if run.evaluation.class_agnostic else "the generator's" for run in (first, other)]
+    made = [generator_name(run.evaluation.proposals.run) for run in (first, other)]
     known = {
+        "proposals.generator": f"generator {' → '.join(made)}" if made[0] != made[1] else f"{made[0]}: other weights",
         "proposals.class_agnostic": f"class scores of the masks {scores[0]} → {scores[1]}",
         "class_scores.classifier": weights,
         "class_scores.settings.points": f"points {points}",
         "evaluation.points": f"points {points}",
         "evaluation.settings.alpha": f"α = {first.evaluation.alpha:g} → {other.evaluation.alpha:g}",
     }
-    found, others, masks = [], [], []
+    found, others, masks, training = [], [], [], []
     for key, line in ((line.partition(": ")[0], line) for line in lines):
+        key = "proposals.generator" if key.startswith("proposals.generator.") else key
         if key in known:
             found.append(known[key])
+            training += _training_changes(first, other) if key == "class_scores.classifier" else []
         elif key.startswith("proposals."):
-            masks.append(line)
+            masks.append(without_digests(line.removeprefix("proposals.settings.")))
         elif key != "evaluation.alphas":
             others.append(line.removeprefix("class_scores.settings.").removeprefix("evaluation.settings."))
     found = [text for text in dict.fromkeys(known.values()) if text in found]
-    if (more := len(masks) - SHOWN_PROPOSALS) > 0:
-        masks[SHOWN_PROPOSALS:] = [f"{more} more of the proposals"]
-    return found + others + [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}…?", r"\1", line) for line in masks]
+    return found + _some(training, "of its training") + others + _some(masks, "of the proposals")
+
+
+def _some(lines: list[str], of: str) -> list[str]:
+    """The first lines, and how many there are beside them."""
+    more = len(lines) - SHOWN_LINES
+    return [*lines[:SHOWN_LINES], f"{more} more {of}"] if more > 0 else lines
+
+
+def _training_changes(first: StoredEvaluation, other: StoredEvaluation) -> list[str]:
+    """The settings of the trainings that differ, a line each; none where either classifier is from outside its run."""
+    settings = []
+    for run in (first, other):
+        scores = run.evaluation.class_scores
+        folder = None if scores is None else classifier_folder(run.store, scores.identity["classifier"])
+        if folder is None:
+            return []
+        settings.append(
+            {k: v for k, v in open_run(run.store, folder).identity.get("settings", {}).items() if k != "name"}
+        )
+    return [without_digests(line) for line in difference(settings[1], settings[0])]
+
+
+def without_digests(line: str) -> str:
+    """Say "content" in place of every SHA-256, cut short or not."""
+    return re.sub(r"\b[0-9a-f]{16,}…?", "content", line).replace("content → content", "other content")
 
 
 def print_comparison(result: dict[str, Any]) -> None:
@@ -364,7 +361,7 @@ def write_comparison(runs: Sequence[StoredEvaluation], result: dict[str, Any], p
             }
             for label, rows in result["image_changes"].items()
         },
-        settings=result["settings"],
+        settings={label: list(map(without_digests, lines)) for label, lines in result["settings"].items()},
         notes=result["notes"],
         runs=[
             {"label": label, "run": run.store.url, "stages": provenance_of(run)}

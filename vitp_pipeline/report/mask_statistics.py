@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from vitp_pipeline.artifacts.pixel_groups import PixelGroups
 from vitp_pipeline.artifacts.proposals import ProposalRecord
 from vitp_pipeline.datasets import IGNORE
 from vitp_pipeline.evaluation.point_scores import open_scores
+from vitp_pipeline.execution.prefetch import Prefetcher
 from vitp_pipeline.figure import DASH, plain
 from vitp_pipeline.geometry import View
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from vitp_pipeline.postprocess.segmenter import FusedView
 
 AREA_EDGES = (0.0, 0.002, 0.01, 0.05, 0.2, 1.0)
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that compute beside the one that reads; each uses one core and holds one image."""
 CONFIDENCE_EDGES = tuple(i / 10 for i in range(11))
 
 
@@ -107,28 +112,38 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     sources = stored.evaluation.classified_by
     uncertainty = np.full(len(number), np.nan)
     pieces: list[tuple[np.ndarray, ...]] = []
-    with progress("reading masks", len(number) - len(failed)) as shown:
+
+    def stored_images() -> Iterator[tuple[ProposalRecord, np.ndarray | None]]:
         for shard in range(proposals.run.shards):
             if shard in stored.rows.missing:
                 continue
             for part in range(len(proposals.run.parts(shard))):
                 with open_scores(proposals, stored_scores, shard, part) as scores:
                     for record in proposals.read_part(shard, part, grouped=True):
-                        if record.image_id in failed:
-                            continue
-                        image = number[record.image_id]
-                        view = scored(stored, record, scores.of(record))
-                        piece, uncertainty[image] = _facts(record, class_scores(stored, view))
-                        query = piece[0]
-                        label = [labels.get((image, q), IGNORE) for q in query.tolist()]
-                        pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
-                        shown.advance()
+                        if record.image_id not in failed:
+                            yield record, scores.of(record)
+
+    def facts(item: tuple[ProposalRecord, np.ndarray | None]) -> tuple[tuple[np.ndarray, ...], float]:
+        record, logits = item
+        return _facts(record, class_scores(stored, scored(stored, record, logits)))
+
+    with (
+        progress("reading masks", len(number) - len(failed)) as shown,
+        Prefetcher(facts, stored_images(), WORKERS, WORKERS) as found_facts,
+    ):
+        for (record, _), found in found_facts:
+            image = number[record.image_id]
+            piece, uncertainty[image] = found.result()
+            query = piece[0]
+            label = [labels.get((image, q), IGNORE) for q in query.tolist()]
+            pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
+            shown.advance()
     count = len(sources)
     empty = (np.zeros(0, int),) * (4 + 2 * count)
-    images, queries, areas, *found, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
+    images, queries, areas, *columns, majority = map(np.concatenate, zip(*(pieces or [empty]), strict=True))
     predicted, confidence = (
-        dict(zip(sources, found[:count], strict=True)),
-        dict(zip(sources, found[count:], strict=True)),
+        dict(zip(sources, columns[:count], strict=True)),
+        dict(zip(sources, columns[count:], strict=True)),
     )
     return MaskFacts(images, queries, majority, areas, predicted, confidence, uncertainty)
 

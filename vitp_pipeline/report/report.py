@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.evaluation.definition import HEADLINE
-from vitp_pipeline.figure import difference, percent, plain
-from vitp_pipeline.report import charts, figures, mask_statistics
+from vitp_pipeline.execution.prefetch import Prefetcher
+from vitp_pipeline.figure import difference, plain
+from vitp_pipeline.report import charts, figures, mask_statistics, overview
 from vitp_pipeline.report.gallery import choose, choose_worst
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation, provenance_of
-from vitp_pipeline.report.page import points, require_libraries, write_page
+from vitp_pipeline.report.page import require_libraries, write_page
 from vitp_pipeline.report.report_charts import HELP_TITLES, ReportFigures, drawn_charts
-from vitp_pipeline.report.thumbnails import card_content
+from vitp_pipeline.report.thumbnails import draw_card, read_shown
 from vitp_pipeline.runtime.progress import progress
 
 SECTIONS = {
-    "summary": "Figures",
+    "summary": "Overview",
+    "figures": "Figures",
     "alpha": "α",
     "classes": "Classes",
     "confusion": "Confusion",
@@ -27,12 +29,13 @@ SECTIONS = {
     "gallery": "Images",
     "provenance": "Provenance",
 }
+WORKERS = mask_statistics.WORKERS
 KINDS = {False: ("worst", "uncertain"), True: ("improved", "harmed", "uncertain")}
 """Kinds of images in the gallery, by whether class scores were fused."""
 TITLES = {
     "fused": "effect of fusion",
-    "classifier": "the classifier's names for masks",
-    "generator": "the generator's masks and names",
+    "classifier": "masks classified by the classifier",
+    "generator": "the generator alone",
 }
 
 
@@ -53,7 +56,9 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
     curves = figures.sweep(stored)
     cards = _cards(stored, facts)
     helped, reliable = mask_statistics.help_and_harm(facts, pixels), mask_statistics.reliability(facts)
-    drawn, captions = drawn_charts(ReportFigures(stored, measures, confusion, curves, helped, reliable))
+    shown_in = overview.images_of_classes(len(stored.classes), cards)
+    drawn, captions = drawn_charts(ReportFigures(stored, measures, confusion, curves, helped, reliable, shown_in))
+    outcomes = overview.outcomes(stored)
     data = {
         "charts": drawn,
         "classes": {
@@ -80,13 +85,16 @@ def write_report(stored: StoredEvaluation, path: Path) -> None:
         data,
         ("page.js", "gallery.js"),
         title=f"{provenance['dataset']} {provenance['split']}: {TITLES[compared[-1]]}",
-        about=f"{_count(images)} · {figures.alpha_text(stored)} · "
-        + (f"{stored.evaluation.settings.formula} · " if fuses else "")
-        + f"evaluation {stored.evaluation.run.fingerprint[:12]}",
+        about=f"{_count(images)} · {figures.alpha_text(stored)}",
         sections=[(key, name) for key, name in sections.items() if there.get(key, True)],
         compared=compared,
         notes=_notes(stored),
-        tiles=_tiles(stored),
+        facts=overview.about_run(stored),
+        verdict=overview.verdict(outcomes, images["measured"]),
+        tiles=overview.tiles(outcomes, compared[-1]),
+        changed_classes=overview.changed_classes(stored, measures, cards),
+        changed_images=overview.changed_images(cards),
+        shown_in=shown_in,
         tables=tables,
         explained=figures.explained(tables.values()),
         curves=curves,
@@ -119,27 +127,39 @@ def _cards(stored: StoredEvaluation, facts: mask_statistics.MaskFacts) -> list[d
     accuracy, compared = figures.image_accuracies(stored), stored.evaluation.compared
     of, cards = [accuracy[name] for name in compared], []
     chosen = choose(of[1] - of[0], facts.uncertainty) if len(of) > 1 else choose_worst(of[0], facts.uncertainty)
-    with progress("drawing the gallery", len(chosen)) as shown:
-        for choice in chosen:
-            image_id = stored.rows.images[choice.image]
-            content = card_content(stored, image_id)
-            listed = [m for m in content["masks"] if len({m[by][0][0] for by in compared}) == len(compared)]
-            involved = {m[by][0][0] for m in listed for by in compared}
-            involved |= {m["label"] for m in listed if m["label"] is not None}
-            cards.append(
-                {
-                    "name": image_id,
-                    "kind": choice.kind,
-                    "before": plain(of[0][choice.image]) if len(of) > 1 else None,
-                    "after": plain(of[-1][choice.image]),
-                    "uncertainty": plain(facts.uncertainty[choice.image]),
-                    "changed": sorted(involved),
-                    **content,
-                    "classes": sorted({*content["classes"], *involved}),
-                }
-            )
-            shown.advance()
+    of_images = _drawn(stored, [stored.rows.images[choice.image] for choice in chosen])
+    for choice in chosen:
+        image_id = stored.rows.images[choice.image]
+        content = of_images[image_id]
+        listed = [m for m in content["masks"] if len({m[by][0][0] for by in compared}) == len(compared)]
+        involved = {m[by][0][0] for m in listed for by in compared}
+        involved |= {m["label"] for m in listed if m["label"] is not None}
+        cards.append(
+            {
+                "name": image_id,
+                "kind": choice.kind,
+                "before": plain(of[0][choice.image]) if len(of) > 1 else None,
+                "after": plain(of[-1][choice.image]),
+                "uncertainty": plain(facts.uncertainty[choice.image]),
+                "changed": sorted(involved),
+                **content,
+                "classes": sorted({*content["classes"], *involved}),
+            }
+        )
     return cards
+
+
+def _drawn(stored: StoredEvaluation, images: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Draw the cards of some images, several at once; one thread reads."""
+    drawn: dict[str, dict[str, Any]] = {}
+    with (
+        progress("drawing the gallery", len(images)) as shown,
+        Prefetcher(lambda item: draw_card(stored, *item[1:]), read_shown(stored, images), WORKERS, WORKERS) as cards,
+    ):
+        for (image_id, *_), content in cards:
+            drawn[image_id] = content.result()
+            shown.advance()
+    return drawn
 
 
 def _confusion_text(
@@ -171,36 +191,6 @@ def _class_columns(compared: Sequence[str]) -> dict[str, str]:
     classified = ("generator", "classifier", "fused", "change") if len(compared) > 1 else compared
     bounds = {"upper_bound_point": "upper bound (point labels)", "upper_bound_mask": "upper bound (mask labels)"}
     return dict(zip(classified, classified, strict=True)) | bounds
-
-
-def _tiles(stored: StoredEvaluation) -> list[dict[str, str]]:
-    """Return the headline tiles: the first figure of every task, and the mask classification accuracy."""
-    tiles, headline = [], stored.evaluation.classified_by[-1]
-    for task in figures.tasks_of(stored):
-        table = figures.headline_table(stored, task)
-        rows = {row["variant"]: row for row in table["rows"]}
-        row, resampled = rows[headline], stored.result[task].get("bootstrap", {})
-        value, gain = row["values"][0], row["gains"][0]
-        more = "" if gain is None else f"{points(gain)} to the generator"
-        low, high = resampled.get("gain_mIoU", {}).get("interval", (None, None))
-        if low is not None:
-            more += f" (95 %: {points(low)} to {points(high)})"
-        if "gain_mIoU" not in resampled and f"{headline}_mIoU" in resampled:
-            more = "95 %: {} to {}".format(*map(percent, resampled[f"{headline}_mIoU"]))
-        tiles.append({"name": f"{table['columns'][0]}, {headline}", "value": percent(value), "more": more})
-    masks = stored.result["masks"]
-    if masks["matched"]:
-        share, before = masks["mask_accuracy"][headline], masks["mask_accuracy"].get("generator")
-        before = before if stored.evaluation.fuses else None
-        gained = "" if before is None else f"{points(share - before)} to the generator, "
-        tiles.append(
-            {
-                "name": f"mask accuracy, {headline}",
-                "value": percent(share),
-                "more": f"{gained}of {masks['matched']:,}{'' if gained else ' masks'}",
-            }
-        )
-    return tiles
 
 
 def _notes(stored: StoredEvaluation) -> list[str]:

@@ -23,7 +23,10 @@ HELP_TITLES = {
 
 @dataclass(frozen=True)
 class ReportFigures:
-    """Figures that charts show, as `figures` and `mask_statistics` make them."""
+    """Figures that charts show, as `figures` and `mask_statistics` make them.
+
+    `shown_in` is how many images of the gallery show each class.
+    """
 
     stored: StoredEvaluation
     measures: dict[str, dict[str, list[Any]]]
@@ -31,6 +34,7 @@ class ReportFigures:
     curves: dict[str, dict[str, Any]]
     helped: dict[str, list[dict[str, Any]]]
     reliability: dict[str, dict[str, Any]]
+    shown_in: list[int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def _classes(shown: ReportFigures) -> dict[str, Chart]:
     for measure, values in shown.measures.items():
         chosen = [k for k in range(len(names)) if any(values[v][k] is not None for v in compared)]
         own = {variant: [column[k] for k in chosen] for variant, column in values.items()}
-        drawn[f"classes:{measure}"] = charts.class_bars([names[k] for k in chosen], own, measure)
+        links = [(k, shown.shown_in[k]) for k in chosen]
+        drawn[f"classes:{measure}"] = charts.class_bars([names[k] for k in chosen], own, measure, links)
     return drawn
 
 

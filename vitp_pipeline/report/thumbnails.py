@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,12 +39,19 @@ def card_content(stored: StoredEvaluation, image_id: str) -> dict[str, Any]:
     Raises:
         InputError: image or label cannot be read.
     """
-    record, scores = _read(stored, image_id)
+    ((_, record, scores),) = read_shown(stored, [image_id])
+    return draw_card(stored, record, scores)
+
+
+def draw_card(stored: StoredEvaluation, record: ProposalRecord, scores: np.ndarray | None) -> dict[str, Any]:
+    """Make the content of a card from what is stored of its image, as `card_content`; may run in any thread."""
+    image_id = record.image_id
     size = thumbnail_size(record.view.original)
     view = scored(stored, record, scores)
     record, found = replace(record, protocol=view.record.protocol), class_scores(stored, view)
-    every = stored.evaluation.segmenter.semantic([view])
-    maps = [shrunk(every[list(found).index(name)], size) for name in stored.evaluation.compared]
+    own = [list(found).index(name) for name in stored.evaluation.compared]  # others are not shown: no maps of them
+    of_maps = replace(view, probs=view.probs[own], no_object=view.no_object[own])
+    maps = [shrunk(every, size) for every in stored.evaluation.segmenter.semantic([of_maps])]
     objectness = objectness_of(record.class_logits)
     shown = np.flatnonzero(objectness[record.kept] > 0.5)
     truth, photo = np.full(size, IGNORE, np.int16), None
@@ -96,18 +104,17 @@ def top_masks(record: ProposalRecord, shown: np.ndarray, objectness: np.ndarray,
     return top
 
 
-def _read(stored: StoredEvaluation, image_id: str) -> tuple[ProposalRecord, np.ndarray | None]:
-    """The image's proposals and the scores of its points."""
-    evaluation, proposals = stored.evaluation, stored.evaluation.proposals
-    shard, part = next(
-        (shard, part)
-        for shard in range(proposals.run.shards)
-        for part, images in enumerate(proposals.run.parts(shard))
-        if image_id in images
-    )
-    with open_scores(proposals, evaluation.class_scores, shard, part) as scores:
-        record = proposals.read(image_id, grouped=True)
-        return record, scores.of(record)
+def read_shown(
+    stored: StoredEvaluation, images: Collection[str]
+) -> Iterator[tuple[str, ProposalRecord, np.ndarray | None]]:
+    """Read the proposals of some images and the scores of their points, part by part: every part is opened once."""
+    evaluation, proposals, left = stored.evaluation, stored.evaluation.proposals, set(images)
+    for shard in range(proposals.run.shards):
+        for part, those in enumerate(proposals.run.parts(shard)):
+            if wanted := left.intersection(those):
+                with open_scores(proposals, evaluation.class_scores, shard, part) as scores:
+                    for record in proposals.read_part(shard, part, wanted, grouped=True):
+                        yield record.image_id, record, scores.of(record)
 
 
 def _masks(

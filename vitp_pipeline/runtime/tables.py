@@ -17,6 +17,10 @@ Cell = str | Sequence[str]
 """A text, or several lines of it."""
 
 
+def _text(cell: Cell) -> str:
+    return "\n".join(map(escape, [cell] if isinstance(cell, str) else cell))
+
+
 class Table(_Table):
     """A table to be filled and shown. `options` are those of rich's."""
 
@@ -39,14 +43,13 @@ class Table(_Table):
         """Make a table without lines and headers."""
         return cls(box=None, padding=(0, 2, 0, 0), show_header=False, show_edge=False, pad_edge=False)
 
-    def column(self, header: str = "", **options: Any) -> None:
+    def column(self, header: Cell = "", **options: Any) -> None:
         """Add a column. `options` are those of rich's `add_column`."""
-        self.add_column(escape(header), **options)
+        self.add_column(_text(header), **options)
 
     def row(self, *cells: Cell, bold: bool = False) -> None:
         """Add a row."""
-        lines = ([cell] if isinstance(cell, str) else cell for cell in cells)
-        self.add_row(*("\n".join(map(escape, some)) for some in lines), style="bold" if bold else None)
+        self.add_row(*map(_text, cells), style="bold" if bold else None)
 
     def show(self, log_width: int | None = None, cut: bool = True) -> None:
         """Print it on standard output.

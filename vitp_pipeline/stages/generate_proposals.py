@@ -85,7 +85,7 @@ def generate_proposals(
                 digests.prove()
                 generator = load_generator(source, settings, recipe.manifest)
     images = dataset.image_ids
-    run = create_or_check(store, folder, identity, images, shard.count, settings.part_size)
+    run = create_or_check(store, folder, identity, images, shard.count, settings.part_size, generator=source.name)
 
     def build() -> ProposalMaker:
         digests.prove()

@@ -29,12 +29,14 @@ function outcome(mask) {
 }
 
 class Card {
-  constructor(content) {
+  constructor(content, number) {
     this.content = content;
     [this.height, this.width] = content.size;
     this.planes = null;
     this.element = node("article", { className: "card" });
     this.element.dataset.kind = content.kind;
+    this.element.id = `image-${number}`;
+    this.element.tabIndex = -1; // a link to it moves the focus, too
     this.element.append(this.heading(), this.paneGrid());
     this.chips = node("ul", { className: "chips" });
     this.element.append(this.chips, this.maskTable());
@@ -250,7 +252,7 @@ function pack(hex, alpha) {
 
 const place = document.getElementById("cards");
 if (place) {
-  const cards = DATA.gallery.map((content) => new Card(content));
+  const cards = DATA.gallery.map((content, number) => new Card(content, number));
   const of = new Map(cards.map((card) => [card.element, card]));
   place.append(...cards.map((card) => card.element));
   const nearby = new Set();
@@ -284,6 +286,26 @@ if (place) {
     place.style.setProperty("--strength", event.target.value);
   });
   filter();
+
+  /* Links from the rest of the page: #class-3 shows the images of a class, #image-5 one of the images. */
+  const follow = () => {
+    const [, kind, number] = location.hash.match(/^#(class|image)-(\d+)$/) ?? [];
+    if (!kind) return;
+    document.querySelector("input[name=kind][value=all]").checked = true;
+    onlyChanged.checked = false;
+    byClass.value = kind === "class" ? number : "";
+    filter();
+    const target = kind === "class" ? document.getElementById("gallery") : cards[number]?.element;
+    target?.scrollIntoView();
+    (kind === "class" ? byClass : target)?.focus({ preventScroll: true });
+  };
+  addEventListener("hashchange", follow);
+  document.addEventListener("click", (event) => { // the same link twice changes no address
+    const link = event.target.closest?.("a");
+    const address = link?.getAttribute("href") ?? link?.getAttribute("xlink:href");
+    if (address && address === location.hash) follow();
+  });
+  follow();
 
   /* A browser that prints waits for nothing, and pictures take a moment: this button draws all of them before. */
   document.getElementById("print").addEventListener("click", async () => {
