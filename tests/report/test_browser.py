@@ -171,6 +171,79 @@ def test_gallery_loads_filters_and_explains(visit: Visit) -> None:
     page.locator("#tip").wait_for(state="hidden")
 
 
+def test_classes_and_images_are_reached_from_the_top(visit: Visit) -> None:
+    page = visit.page
+    visit.see("#class-bars")
+    link = page.locator("#class-bars .ytick a").first
+    link.wait_for()
+    address = link.evaluate("(a) => a.getAttribute('href') ?? a.getAttribute('xlink:href')")
+    link.click()
+    index = address.removeprefix("#class-")
+    assert page.locator("#by-class").input_value() == index
+    wanted = page.evaluate(f"DATA.gallery.filter((card) => card.classes.includes({index})).length")
+    assert page.locator("article.card:visible").count() == wanted > 0
+    assert page.evaluate("document.activeElement.id") == "by-class"
+
+    first = page.locator("#summary a[href^='#image-']").first
+    first.focus()
+    page.keyboard.press("Enter")
+    number = first.get_attribute("href").removeprefix("#")
+    page.locator(f"#{number}:focus").wait_for()
+    assert page.locator("#by-class").input_value() == ""
+    page.locator("#by-class").select_option(index)
+    first.focus()
+    page.keyboard.press("Enter")  # the same address once more
+    assert page.locator("#by-class").input_value() == ""
+    page.locator(f"#{number}[data-loaded]").wait_for()
+
+
+def test_table_heads_stay_on_one_line(visit: Visit) -> None:
+    page = visit.page
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    lines = page.locator("thead th:visible").evaluate_all(
+        """(heads) => heads.map((th) => {
+          const range = document.createRange();
+          range.selectNodeContents(th);
+          return [th.innerText, new Set([...range.getClientRects()].map((r) => Math.round(r.bottom / 8))).size];
+        })"""
+    )
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
+    assert len(lines) > 20 and [text for text, count in lines if count > 1] == []
+
+
+CONTRAST = """() => {
+  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const rgba = (text) => text.match(/[\\d.]+/g).map(Number);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const [r, g, b, a] = rgba(getComputedStyle(e).backgroundColor);
+      if (a === undefined || a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const poor = new Set();
+  for (const e of document.querySelectorAll("main *, header *, nav *, footer *")) {
+    if (!e.checkVisibility() || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+    const style = getComputedStyle(e), svg = e.namespaceURI.endsWith("svg");
+    const ink = rgba(svg ? style.fill : style.color);
+    const [a, b] = [light(ink), light(ground(svg ? e.ownerSVGElement.parentElement : e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.add(`${e.tagName} ${e.textContent.trim().slice(0, 30)}`);
+  }
+  return [...poor];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(visit: Visit, scheme: str) -> None:
+    visit.page.emulate_media(color_scheme=scheme)
+    visit.page.wait_for_timeout(200)
+    visit.draw_everything()
+    poor = visit.page.evaluate(CONTRAST)
+    visit.page.emulate_media(color_scheme="light")
+    assert poor == []
+
+
 def test_a_card_can_be_read_by_keyboard(visit: Visit) -> None:
     page = visit.page
     visit.see("#gallery")

@@ -48,7 +48,18 @@ function draw(element, printed = false) {
   const layout = themed(chart.layout);
   if (order) layout.yaxis = { ...layout.yaxis, categoryorder: "array", categoryarray: order };
   if (printed && element.clientWidth > PAPER) layout.width = PAPER;
-  return Plotly.react(element, resolved(chart.data), layout, CONFIG);
+  const first = !element.on;
+  const done = Plotly.react(element, resolved(chart.data), layout, CONFIG);
+  if (first) element.on("plotly_afterplot", () => linkTicks(element));
+  linkTicks(element);
+  return done;
+}
+/* Plotly keeps no address inside the page: it takes only https and the like. */
+function linkTicks(element) {
+  for (const text of element.querySelectorAll(".ytick text")) {
+    const address = text.dataset.unformatted?.match(/href="(#[a-z]+-\d+)"/)?.[1];
+    if (address) text.querySelector("a")?.setAttribute("href", address);
+  }
 }
 const charts = [...document.querySelectorAll(".chart")];
 const near = new IntersectionObserver((entries) => {
