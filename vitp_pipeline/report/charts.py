@@ -234,6 +234,7 @@ def reliability(found: dict[str, dict[str, Any]]) -> Chart:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
+                "connectgaps": False,  # an empty bin is no point of the diagram
                 "name": f"{name}{ece}",
                 "x": percents(bins["confidence"]),
                 "y": percents(bins["right"]),
