@@ -202,10 +202,10 @@ def changed_classes(
     stored: StoredEvaluation, measures: dict[str, dict[str, list[Any]]], cards: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """{measure, gained, lost}: the classes that fusion changed most, each {name, index, change, images}, `images` being
-    how many of the cards show the class; empty without fusion.
+    how many of the cards show the class; none without fusion.
     """
     if not measures or not stored.evaluation.fuses:
-        return {}
+        return {"measure": "", "gained": [], "lost": []}
     measure, values = next(iter(measures.items()))
     shown = images_of_classes(len(stored.classes), cards)
     changes: list[dict[str, Any]] = [
