@@ -1,5 +1,6 @@
 """A picture of a report: a page opened in Chromium, at one of its sections.
 
+python tools/draw_report.py runs/demo/run/report.html --out docs/images/report-overview.png
 python tools/draw_report.py runs/demo/run/report.html --section gallery --out docs/images/report-demo.png
 """
 
