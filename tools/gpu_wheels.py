@@ -29,13 +29,14 @@ matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six r
 click shellingham platformdirs
 """
 """Packages that images for such machines have, in whatever version."""
-_OPENMMLAB = ("mmengine", "mmcv-lite", "mmsegmentation", "mmdet", "ftfy")
-"""Left out: their OpenCV alone is larger than the limit. Stage one is checked with a generator of transformers."""
 
 
 def needed(has: Iterable[str], python: str, extras: Iterable[str] = ("hf",)) -> list[str]:
-    """Names of all packages that vitp needs on Linux with a version of Python, directly or not, without those there."""
-    known = {canonicalize_name(name) for name in (*has, *_OPENMMLAB)}
+    """Names of all packages that vitp needs on Linux with a version of Python, directly or not, without those there.
+
+    Not the extra openmmlab, whose OpenCV alone is larger than `LIMIT`: stage one is checked with transformers.
+    """
+    known = {canonicalize_name(name) for name in has}
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
     environment |= {"platform_machine": "x86_64", "platform_system": "Linux"}
     waiting, found = [("vitp-pipeline", extra) for extra in ("", *extras)], set[str]()
