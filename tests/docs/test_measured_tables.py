@@ -45,6 +45,8 @@ def test_the_table_of_readme_is_that_of_the_clothes(monkeypatch: pytest.MonkeyPa
         for name in ("coarse-450", "boxes-450")
     ]
     assert "{:+.1f} and {:+.1f}".format(*labels) in readme
+    fewer = 100 * (sum(run["mIoU"] for run in clothes["labels"]["fine-250"]) / len(runs) - before)
+    assert f"250 images alone fusion gains {fewer:+.1f}" in readme
 
 
 @pytest.mark.parametrize(
