@@ -312,7 +312,7 @@ def test_the_report_has_no_generator(
     assert {"summary", "classes", "confusion", "masks", "gallery"} <= shown.keys() and "alpha" not in shown
     for text in shown.values():
         assert not re.search(r"generator|\bfus(ed|ion)|improved|harmed|α = 0", text), text
-    assert "classifier alone (α = 1)" in shown["figures"] and "(mask labels)" in shown["summary"]
+    assert "classifier alone (α = 1)" in shown["figures"] and "(mask labels)" in shown["figures"]
     data = json.loads(page.data)
     assert not keys_of(data) & {"generator", "fused"} and not re.search(
         "generator|fused", json.dumps(data["charts"]).replace("--generator", "")
