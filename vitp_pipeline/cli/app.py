@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vitp_pipeline.cli.commands import NAMES, LazyCommands, summaries
+from vitp_pipeline.cli.commands import COMMANDS, NAMES, LazyCommands
 from vitp_pipeline.errors import KeyboardStopError, UsageError
 from vitp_pipeline.runtime.escaping import is_text
 from vitp_pipeline.runtime.output import show
@@ -32,9 +32,15 @@ class Commands(TyperGroup):
         return NAMES
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        listed = copy(self)
-        listed.commands = summaries()
-        TyperGroup.format_help(listed, ctx, formatter)
+        """Write plain text: the packages that draw boxes take longer to import than all the rest."""
+        plain = copy(self)
+        plain.rich_markup_mode = None
+        TyperGroup.format_help(plain, ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for panel, commands in COMMANDS.items():
+            with formatter.section(panel):
+                formatter.write_dl([*commands.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for word in (*args, str(Path.cwd())):
@@ -81,12 +87,14 @@ app = typer.Typer(
 
 The four stages, in order:
 
+\b
   vitp generate-proposals RECIPE --data-root DIR --out RUN
   vitp train-classifier   RECIPE --data-root DIR --out RUN
   vitp classify           RECIPE --data-root DIR --out RUN
   vitp evaluate           RECIPE --data-root DIR --out RUN
 
 Every stage can be killed and started again: finished parts are kept, a finished stage does nothing.
+
 Begin with `vitp demo`.""",
 )
 

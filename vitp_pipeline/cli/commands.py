@@ -8,7 +8,6 @@ from inspect import cleandoc
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from vitp_pipeline.cli.options import with_global_options
 
@@ -65,7 +64,7 @@ NAMES = [name for panel in COMMANDS.values() for name in panel]
 
 
 def load_command(name: str) -> Any:
-    """Import a command's module and build the command, of the class `TyperCommand`."""
+    """Import a command's module and build the command, a `typer.core.TyperCommand`."""
     one = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     import_module(f"vitp_pipeline.cli.{name.replace('-', '_')}").register(one)
     (info,) = one.registered_commands
@@ -74,15 +73,6 @@ def load_command(name: str) -> Any:
     # Typer joins the lines of the first paragraph only
     info.help = "\n\n".join(" ".join(each.split()) for each in cleandoc(info.callback.__doc__ or "").split("\n\n"))
     return typer.main.get_command(one)
-
-
-def summaries() -> dict[str, Any]:
-    """Commands that can only be listed, without their modules: name, panel and first sentence."""
-    return {
-        name: TyperCommand(name, help=summary, rich_help_panel=panel)
-        for panel, commands in COMMANDS.items()
-        for name, summary in commands.items()
-    }
 
 
 class LazyCommands(MutableMapping[str, Any]):

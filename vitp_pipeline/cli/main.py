@@ -56,8 +56,8 @@ def _other(error: Exception) -> int:
 
 
 def _show_usage_error(error: Any) -> None:
-    if not error.format_message():
-        error.show()  # no arguments: the help
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
         return
     command = error.ctx.command_path if getattr(error, "ctx", None) else "vitp"
     message = " ".join(error.format_message().split())
