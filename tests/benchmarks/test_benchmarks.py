@@ -340,11 +340,11 @@ def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     recipe = load_recipe("demo")
     train_classifier(recipe, recipe.stage(TrainSettings, epochs=1), tmp_path, tmp_path / "run")
     model = tmp_path / "run/classifier/default/model.safetensors"
-    words = f"report demo --data-root {tmp_path} --classifier {model} --images 3 --keep {tmp_path}/pages"
+    words = f"report demo --data-root {tmp_path} --classifier {model} --images 3 --work {tmp_path}/pages"
     monkeypatch.setattr(sys, "argv", words.split())
     report.main()
     assert "| 3 |" in capsys.readouterr().out
-    assert "3 images" in (tmp_path / "pages/3.html").read_text(encoding="utf-8")
+    assert "3 images" in (tmp_path / "pages/3/report.html").read_text(encoding="utf-8")
 
 
 def test_the_benchmark_of_predict_with_masks_runs(tmp_path: Path) -> None:

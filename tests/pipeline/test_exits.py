@@ -53,7 +53,7 @@ def ends(program: str, *words: object) -> tuple[int, str]:
 
 @pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-@pytest.mark.parametrize("moment", ["vitp_pipeline.cli.app", "typer", "vitp_pipeline.cli.verify", "tomllib"])
+@pytest.mark.parametrize("moment", ["vitp_pipeline.cli.app", "typer", "vitp_pipeline.cli.commands", "tomllib"])
 def test_a_signal_while_the_command_line_is_built(moment: str, number: int, tmp_path: Path) -> None:
     program = AT_IMPORT.format(moment=moment, then=SIGNALED.format(number=int(number)))
     code, said = ends(program, "classify", "camvid", "--data-root", tmp_path, "--out", tmp_path)

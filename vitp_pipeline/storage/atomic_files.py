@@ -86,9 +86,13 @@ def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
     Returns:
         Whether the file is now this one.
     Raises:
-        StorageError: disk full, read-only or no permission; `path` is then as it was before.
+        StorageError: disk full, read-only or no permission, a device; `path` is then as it was before.
         LockedError: the temporary file was removed by another task, as one does that takes a folder over.
     """
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise StorageError(
+            f"{path} is a device or pipe, not a file", "Name a file; `-` is standard output where it is offered"
+        )
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
