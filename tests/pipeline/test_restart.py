@@ -14,7 +14,7 @@ import pytest
 
 from tests.pipeline.conftest import STAGES, Project, snapshot
 
-KILLS = int(os.environ.get("VITP_KILLS", "20"))
+KILLS = int(os.environ.get("VITP_KILLS", "6"))
 """Kills per stage."""
 
 

@@ -116,7 +116,7 @@ def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tm
     own = folders[STAGES.index(stage)]
     uploaded(s3, finished, prefix, *folders[: STAGES.index(stage)])
     kills = 0
-    for count in (3, 6, 9):
+    for count in (3, 9):
         process = start(processes, project, stage, f"s3://{BUCKET}/{prefix}")
         while process.is_alive() and len(_keys(s3, f"{prefix}/{own}")) < count:
             time.sleep(0.01)
