@@ -89,10 +89,8 @@ def write_whole(path: Path, content: Content, replace: bool = True) -> bool:
         StorageError: disk full, read-only or no permission, a device; `path` is then as it was before.
         LockedError: the temporary file was removed by another task, as one does that takes a folder over.
     """
-    if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
-        raise StorageError(
-            f"{path} is a device or pipe, not a file", "Name a file; `-` is standard output where it is offered"
-        )
+    if path.parent == Path("/dev") or path.is_char_device() or path.is_block_device():
+        raise StorageError(f"{path} is a device, not a file", "Name a file; `-` is standard output where it is offered")
     unfinished = temporary(path)
     with refusals(path):
         make_folder(path.parent)
