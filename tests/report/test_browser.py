@@ -204,7 +204,10 @@ def test_table_heads_stay_on_one_line(visit: Visit) -> None:
         """(heads) => heads.map((th) => {
           const range = document.createRange();
           range.selectNodeContents(th);
-          return [th.innerText, new Set([...range.getClientRects()].map((r) => Math.round(r.bottom / 8))).size];
+          const rects = [...range.getClientRects()].sort((a, b) => a.top - b.top);
+          let count = 0, bottom = -Infinity; // a new line begins below the one before it
+          for (const r of rects) if (r.top > bottom - 4) { count++; bottom = r.bottom; }
+          return [th.innerText, count];
         })"""
     )
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
