@@ -183,7 +183,8 @@ class Work:
         rows, counts = [], np.zeros((classes, len(AREAS)), np.int64)
         for record in proposals.read_part(0, 0):
             sample = self.dataset.sample(record.image_id)
-            truth, segments = self.dataset.read_semantic(sample), self.dataset.read_panoptic(sample)
+            read = self.dataset.read_truth(sample)
+            truth, segments = read.semantic(), self.dataset.panoptic_of(read)
             objects = true_instances(segments, truth, self.things)
             view = self.segmenter.score(record, None)
             confusion.update(self.segmenter.semantic([view])[0], truth)

@@ -3,7 +3,7 @@
     python -m benchmarks.on_s3 --data-root data/camvid
 
 The store is moto's S3 server on this machine (the extra `store` and moto[server]). Both evaluate the same proposals of
-CamVid's val split by the generator alone, semantic and panoptic, in one process, in turn: the stage with its merge.
+a split of CamVid by the generator alone, semantic and panoptic, in one process, in turn: the stage with its merge.
 Before each the evaluation that is there is removed, and what was fetched from the store, both untimed.
 """
 
@@ -70,7 +70,7 @@ def _listens(port: int) -> bool:
 class Work:
     """The first images of a recipe's split with their proposals, on disk below `root` and in the bucket."""
 
-    def __init__(self, recipe: str, data_root: Path, images: int, root: Path, endpoint: str) -> None:
+    def __init__(self, recipe: str, data_root: Path, split: str, images: int, root: Path, endpoint: str) -> None:
         import boto3
 
         from vitp_pipeline.config.recipe import load_recipe
@@ -84,7 +84,7 @@ class Work:
         self.recipe, self.data, self.local = load_recipe(recipe), data_root, root / "run"
         self.settings = self.recipe.stage(EvaluateSettings, alpha=0.0, device="cpu")
         self.classify, self.shard = self.recipe.stage(ClassifySettings), ShardChoice()
-        settings = self.recipe.stage(ProposalSettings, limit=images, device="cpu")
+        settings = self.recipe.stage(ProposalSettings, split=split, limit=images, device="cpu")
         generate_proposals(self.recipe, settings, data_root, self.local, self.shard)
         self.client = boto3.client("s3")
         self.client.create_bucket(Bucket=BUCKET)
@@ -110,10 +110,10 @@ class Work:
             self.client.delete_object(Bucket=BUCKET, Key=entry["Key"])
 
 
-def measure(recipe: str, data_root: Path, images: int, repeats: int) -> Comparison:
+def measure(recipe: str, data_root: Path, split: str, images: int, repeats: int) -> Comparison:
     """Raise AssertionError when figures differ."""
     with tempfile.TemporaryDirectory() as folder, server() as endpoint:
-        work = Work(recipe, data_root, images, Path(folder), endpoint)
+        work = Work(recipe, data_root, split, images, Path(folder), endpoint)
         url = f"s3://{BUCKET}/run"
         work.forget()
         there, here = (work.evaluate(out) for out in (url, work.local))
@@ -128,13 +128,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="camvid")
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=101)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--images", type=int, default=101, help="the first of the split")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported
-    found = measure(options.recipe, options.data_root, options.images, options.repeats)
+    found = measure(options.recipe, options.data_root, options.split, options.images, options.repeats)
     low, high = found.ratios
     print("| S3, images/s | local, images/s | ratio (lowest, highest of a pair) |\n|---:|---:|---:|")
     print(f"| {found.ours_per_second:.1f} | {found.bare_per_second:.1f} | {found.ratio:.3f} ({low:.3f}, {high:.3f}) |")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SMALL = "--size 252 336 --points 250 --batch 4 --steps 2 --device cpu --precision bfloat16"
+SMALL = "--size 252 336 --points 250 --batch 4 --steps 2 --device cpu"
 
 
 def functions(work: Callable[[], object], repeats: int, rows: int) -> None:

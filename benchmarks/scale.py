@@ -6,10 +6,8 @@ For every number of images it makes a folder tree of that many (empty) image fil
 own writers finish every shard with drawn rows, and times the commands as whole processes, each with the most memory
 that it held. Nothing is forced to disk while the run is written; the commands are as they are.
 
-    python -m benchmarks.scale --table --images 10000000 --json docs/measured/benchmark-scale-table.json
-
-lists the images in a table in place of a tree, and finishes the shards of the first two stages by their done.json
-alone, those of the evaluation with their rows: what planning, status, resuming and merging read.
+From --table-from images on, a table lists them in place of a tree, and the shards of the first two stages are finished
+by their done.json alone, those of the evaluation with their rows: what planning, status, resuming and merging read.
 """
 
 from __future__ import annotations
@@ -42,15 +40,21 @@ IMAGES_A_FOLDER = 1000
 LIMITS = {"submit": 10.0, "status": 5.0, "merge": 10.0}
 """Seconds for a million images and a thousand shards."""
 
-CHILD = """
+ROWS = "report, its rows"
+CHILD = f"""
 import sys, time
 from benchmarks.paired import peak_memory
-from vitp_pipeline.cli.main import main
-sys.argv = ["vitp", *sys.argv[2:]] if (report := sys.argv[1]) else []
+report, *words = sys.argv[1:]
+sys.argv[1:] = words
 try:
-    main()
+    if words[0] == {ROWS!r}:
+        from benchmarks.scale import report_rows
+        report_rows(words[1])
+    else:
+        from vitp_pipeline.cli.main import main
+        main()
 finally:
-    open(report, "w").write(f"{time.process_time()} {peak_memory()}")
+    open(report, "w").write(f"{{time.process_time()}} {{peak_memory()}}")
 """
 SBATCH = "#!/bin/sh\necho 1\n"
 RECIPE = """
@@ -310,6 +314,22 @@ def run_vitp(project: Project, words: Sequence[str]) -> dict[str, float]:
     return {"seconds": seconds, "processor": processor, "peak": peak}
 
 
+def report_rows(run: str) -> None:
+    """Do what `vitp report` does with the rows of all images: the figures, and the choice of images.
+
+    The statistics of the masks, which it decodes one by one, are not in it, nor the pictures of 60 images at most.
+    """
+    from vitp_pipeline.report import figures, gallery
+    from vitp_pipeline.report.loaded_evaluation import open_evaluation
+
+    stored = open_evaluation(Path(run))
+    figures.class_pixels(stored.rows, len(stored.classes))
+    figures.class_measures(stored)
+    figures.confusions(stored)
+    before, after = figures.image_accuracies(stored).values()
+    gallery.choose(after - before, np.zeros(len(after)))
+
+
 def commands(project: Project) -> dict[str, list[str]]:
     """What is timed on a finished run, by its name in the table."""
     last = f"{project.shards - 1}/{project.shards}"
@@ -331,6 +351,7 @@ def measure(images: int, shards: int, part_size: int, repeats: int, work: Path) 
     with unsynced():
         write_run(project)
     found = timed(project, repeats)
+    found["commands"][ROWS] = best([run_vitp(project, [ROWS, str(project.run)]) for _ in range(repeats)])
     shutil.rmtree(project.folder)
     return found
 
@@ -384,7 +405,7 @@ def report(results: dict[str, Any]) -> str:
     head = [f"{s['images']:,} images, {s['shards']:,} shards" for s in sizes]
     lines = ["| command | " + " | ".join(head) + " | limit |", "|---|" + "---:|" * (len(sizes) + 1)]
     for name in sizes[0]["commands"]:
-        cells = [cell(s["commands"][name]) for s in sizes]
+        cells = [cell(s["commands"][name]) if name in s["commands"] else "–" for s in sizes]
         limit = f"{LIMITS[name]:g} s" if name in LIMITS else ""
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {limit} |")
     lines += ["", "| files | " + " | ".join(head) + " |", "|---|" + "---:|" * len(sizes)]
@@ -402,7 +423,7 @@ def cell(found: dict[str, float]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Seconds over images, both logarithmic, with a line of slope 1."""
+    """Seconds and memory over images, all logarithmic, with a line of slope 1."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -410,16 +431,20 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     sizes = results["sizes"]
     images = [s["images"] for s in sizes]
-    shown = ("submit", "status", "merge", "resume generate-proposals", "resume classify", "resume evaluate")
-    figure, axes = plt.subplots(figsize=(6, 4), dpi=120)
-    for name in shown:
-        axes.loglog(images, [s["commands"][name]["processor"] for s in sizes], marker="o", label=name)
-    top = sizes[-1]["commands"]["submit"]["processor"]
-    axes.loglog(images, [top * n / images[-1] for n in images], "k:", label="proportional")
-    axes.set_xlabel("images")
-    axes.set_ylabel("seconds of the processor, the whole process")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3, which="both")
+    shown = ["submit", "status", "merge", "resume generate-proposals", "resume classify", "resume evaluate", ROWS]
+    titles = {"processor": ("processor seconds of the whole process", 1.0), "peak": ("peak memory, MB", 1e6)}
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), dpi=120)
+    for axes, (key, (title, unit)) in zip(panels, titles.items(), strict=True):
+        for name in shown:
+            found = [(s["images"], s["commands"][name][key] / unit) for s in sizes if name in s["commands"]]
+            if found:
+                axes.loglog(*zip(*found, strict=True), marker="o", label=name)
+        top = sizes[-1]["commands"]["merge"][key] / unit
+        axes.loglog(images, [top * n / images[-1] for n in images], "k:", label="proportional")
+        axes.set_xlabel("images")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3, which="both")
+    panels[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
 
@@ -428,7 +453,7 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         sizes = [
-            (measure_table if options.table else measure)(
+            (measure_table if images >= options.table_from else measure)(
                 images, max(1, images // options.shard_images), options.part_size, options.repeats, Path(work)
             )
             for images in options.images
@@ -444,11 +469,11 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--shard-images", type=int, default=1000, help="images of a shard")
     parser.add_argument("--part-size", type=int, default=1000, help="as in [generate-proposals]")
     parser.add_argument("--repeats", type=int, default=3, help="of every command; the fastest counts")
-    parser.add_argument("--table", action="store_true", help="list the images in a table: planning and status alone")
+    parser.add_argument("--table-from", type=int, default=10_000_000, help="so many images are listed in a table")
     parser.add_argument("--work", type=Path, help="where the trees are made: a million small files each")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here, a .png (needs matplotlib)")

@@ -39,7 +39,7 @@ def two_tasks(o: Options) -> list[Line]:
 def classifier(task: str, work: str, steps: int) -> Callable[[Options], list[Line]]:
     def row(o: Options) -> list[Line]:
         shape = f"{TINY} --steps 1" if o.quick else f"--size 252 336 --points 250 --steps {steps}"
-        words = f"--tasks {task} --batch 4 --precision bfloat16 --no-memory {shape}"
+        words = f"--tasks {task} --batch 4 --no-memory {shape}"
         words += f" --repeats {o.repeats} --threads {o.threads}"
         found = figures_of("classifier", [*words.split(), "--images", str(o.camvid / "images/val")])
         return [of_figures(f"{work}, ViT-S/14, 250 points", VIT_LIMIT, found["tasks"][task], 0.97)]
@@ -114,12 +114,15 @@ def coco_tasks(o: Options) -> list[Line]:
     return [of_pair(work, peer, found, 8.0, f"equal figures of lossless masks: {equal}")]
 
 
-def on_s3(o: Options) -> list[Line]:
-    from benchmarks.on_s3 import measure
+def on_s3(split: str, images: int) -> Callable[[Options], list[Line]]:
+    def row(o: Options) -> list[Line]:
+        from benchmarks.on_s3 import measure
 
-    found = measure("camvid", o.camvid, o.few(2, 101), o.repeats)
-    work = f"evaluate of a run of {found.units} CamVid images on S3, on this machine; semantic, panoptic"
-    return [of_pair(work, "the same run on disk", found, 0.8, "equal figures")]
+        found = measure("camvid", o.camvid, split, o.few(2, images), o.repeats)
+        work = f"evaluate of a run of {found.units} CamVid images on S3, on this machine; semantic, panoptic"
+        return [of_pair(work, "the same run on disk", found, 0.8, "equal figures")]
+
+    return row
 
 
 def report(o: Options) -> list[Line]:
@@ -255,7 +258,8 @@ ROWS: dict[str, Callable[[Options], list[Line]]] = {
     "pq": panoptic_quality,
     "ap": average_precision,
     "storage": storage,
-    "s3": on_s3,
+    "s3": on_s3("val", 101),
+    "s3-train": on_s3("train", 367),
     "report": report,
     "memory": memory,
     "memory-10000": memory_by_images,

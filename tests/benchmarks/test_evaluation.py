@@ -47,7 +47,7 @@ def test_a_run_on_s3_has_the_figures_of_one_on_disk(tmp_path: Path, monkeypatch:
     for name in (*on_s3.VARIABLES, "AWS_ENDPOINT_URL", "VITP_SCRATCH"):
         monkeypatch.setenv(name, "")  # so that they are restored
     draw_scenes(tmp_path, "val", 2, seed=0)
-    assert on_s3.measure("demo", tmp_path, 2, 1).units == 2
+    assert on_s3.measure("demo", tmp_path, "val", 2, 1).units == 2
 
 
 def test_a_profile_lists_operators_that_differ_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,21 @@ def test_figures_are_those_of_pycocotools(project: Project, tmp_path: Path) -> N
     assert any("AP is approximate" in note for note in result["notes"])
 
 
+def test_labels_are_read_once_for_all_tasks(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitp_pipeline.datasets.label_kinds import coco_panoptic
+
+    make_run(project, tmp_path / "run")
+    files, read = [], coco_panoptic.read_segment_ids
+
+    def counted(file: Path, upright: bool) -> np.ndarray:
+        files.append(file.name)
+        return read(file, upright)
+
+    monkeypatch.setattr(coco_panoptic, "read_segment_ids", counted)
+    project.evaluate(tmp_path / "run", **ALL)
+    assert len(files) == len(set(files)) == len(project.dataset.samples)
+
+
 @pytest.mark.parametrize(("shards", "part_size"), [(2, 2), (5, 1)])
 def test_any_number_of_shards_gives_exactly_the_same(
     project: Project, tmp_path: Path, shards: int, part_size: int

@@ -3,11 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vitp_pipeline.decoding.rle import decode_mask
+from vitp_pipeline.decoding.rle import decode_mask, encode_mask, encode_part
 from vitp_pipeline.errors import IncompatibleError, UsageError
 from vitp_pipeline.geometry import View
+from vitp_pipeline.postprocess import instance
 from vitp_pipeline.postprocess.instance import best_pairs, instance_masks
+from vitp_pipeline.postprocess.upsample import mask_logits_at_resized, resize_planes
 
 
 def official(logits: torch.Tensor, masks: torch.Tensor, view: View, things: int, limit: int) -> set:
@@ -80,3 +84,66 @@ def test_masks_that_are_empty_full_or_one_pixel() -> None:
         instance_masks(logits, view, "hf")
     with pytest.raises(IncompatibleError):
         instance_masks(logits[:, 1:], view, "d2")
+
+
+def whole_planes(masks: torch.Tensor, view: View, protocol: str) -> list[tuple[np.ndarray, float]]:
+    """What `instance_masks` returns, from planes that are upsampled whole."""
+    found = []
+    for plane in mask_logits_at_resized(masks, view):
+        if protocol == "mmseg1":
+            chances = resize_planes(plane[None].sigmoid(), view.original)[0]
+            inside = chances > 0.5
+        else:
+            logits = resize_planes(plane[None], view.original)[0]
+            inside, chances = logits > 0, logits.sigmoid()
+        values = chances[inside].double()
+        found.append((inside.numpy(), float(values.sum() / (len(values) + 1e-6))))
+    return found
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_masks_are_those_of_whole_planes(data: st.DataObject) -> None:
+    """Sizes, factors, padding, second resizes; masks from a few positive cells to many."""
+    cells = data.draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
+    factor = data.draw(st.sampled_from([1, 2, 3, 4]))
+    padded = cells[0] * factor, cells[1] * factor
+    resized = data.draw(st.integers(1, padded[0])), data.draw(st.integers(1, padded[1]))
+    original = data.draw(st.one_of(st.just(resized), st.tuples(st.integers(1, 50), st.integers(1, 50))))
+    view, protocol = View(original, resized, padded, cells), data.draw(st.sampled_from(["d2", "mmseg1", "mmseg0"]))
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
+    masks = 3 * torch.randn(4, *cells, generator=random) + data.draw(st.floats(-9, 2))
+    for found, (inside, quality) in zip(
+        instance_masks(masks, view, protocol), whole_planes(masks, view, protocol), strict=True
+    ):
+        assert np.array_equal(decode_mask(found.rle), inside)
+        assert found.quality == pytest.approx(quality, rel=1e-6)
+
+
+def test_a_small_mask_is_upsampled_around_its_positive_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View((256, 512), (256, 512), (256, 512), (64, 128))
+    masks = torch.full((1, 64, 128), -3.0)
+    masks[0, 10:14, 20:26] = 3.0
+    sizes, made = [], instance.iter_positive_parts
+
+    def seen(*arguments):
+        for part in made(*arguments):
+            sizes.append(part.values.shape)
+            yield part
+
+    monkeypatch.setattr(instance, "iter_positive_parts", seen)
+    (found,) = instance_masks(masks, view, "d2")
+    assert np.array_equal(decode_mask(found.rle), whole_planes(masks, view, "d2")[0][0])
+    assert sizes == [(4 * 8, 4 * 10)]  # two cells more on each side
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_part_is_encoded_as_its_mask(data: st.DataObject) -> None:
+    height, width = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    part = np.random.default_rng(data.draw(st.integers(0, 99))).random((rows, columns)) < 0.5
+    mask = np.zeros((height, width), bool)
+    mask[top : top + rows, left : left + columns] = part
+    assert encode_part(part, top, left, (height, width)) == encode_mask(mask)

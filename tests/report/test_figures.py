@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
-from vitp_pipeline.evaluation.definition import variant_of
+from vitp_pipeline.evaluation.definition import UPPER_BOUNDS, variant_of
 from vitp_pipeline.report import figures
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
 
@@ -139,3 +142,23 @@ def test_image_accuracies(stored: StoredEvaluation, raw: list[dict]) -> None:
             own = pairs(row, number(stored, alpha))
             expected = sum(n for t, p, n in own if t == p) / sum(n for *_, n in own)
             assert stored.rows.images[i] == row["image_id"] and found[name][i] == pytest.approx(expected)
+
+
+def test_accuracy_of_images_takes_memory_by_entries_not_by_images_and_classes() -> None:
+    """Areas of every image and class would be 20,000 × 2,000 × 3 numbers, 960 MB."""
+    images, classes = 20_000, 2_000
+    random = np.random.default_rng(0)
+    truth = np.repeat(random.integers(0, classes, images), 2)
+    predicted = np.where(np.arange(2 * images) % 2, truth, (truth + 1) % classes)
+    pixels = random.integers(1, 100, 2 * images)
+    entries = {"image": np.arange(images).repeat(2), "truth": truth, "predicted": predicted, "pixels": pixels}
+    columns = {"semantic": {**entries, "variant": np.zeros(2 * images, np.int32)}}
+    names, alone = ("generator",), variant_of(0)
+    evaluation = SimpleNamespace(compared=names, classified_by=names, variants=(alone, *UPPER_BOUNDS), headline=alone)
+    rows = SimpleNamespace(images=[""] * images, columns=columns)
+    tracemalloc.start()
+    found = figures.image_accuracies(SimpleNamespace(evaluation=evaluation, rows=rows))["generator"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, pixels[1::2] / pixels.reshape(-1, 2).sum(1))
+    assert peak < 50e6

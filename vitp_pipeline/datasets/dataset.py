@@ -14,7 +14,7 @@ from vitp_pipeline.datasets.annotations import GroundTruthSegment
 from vitp_pipeline.datasets.identity import ImageIndex
 from vitp_pipeline.datasets.images import ImageFile, open_image
 from vitp_pipeline.datasets.label_kinds.kind import LABEL_KINDS, LabelKind, Sample
-from vitp_pipeline.datasets.label_kinds.truth import GroundTruthInstance, SegmentMap
+from vitp_pipeline.datasets.label_kinds.truth import GroundTruthInstance, SegmentMap, Truth
 from vitp_pipeline.datasets.label_values import SURVEYED, LabelReader
 from vitp_pipeline.datasets.orientation import is_read_upright
 from vitp_pipeline.datasets.regions import boxes_of_regions
@@ -129,6 +129,10 @@ class Dataset:
             said = said or "upright"  # without labels nothing can lie otherwise
         return is_read_upright(image, size, said)
 
+    def read_truth(self, sample: Sample, coarse: bool = False) -> Truth:
+        """Read an image's labels once, for several of the forms below. Args and errors as `read_semantic`."""
+        return self.kind.read(self, sample, coarse)
+
     def read_semantic(self, sample: Sample, coarse: bool = False) -> np.ndarray:
         """Read class labels: (H, W) int16 class indices, IGNORE without a label; crowd segments keep their class.
 
@@ -137,7 +141,7 @@ class Dataset:
         Raises:
             InputError: missing or broken label, or a value that the manifest does not know.
         """
-        return self.kind.read(self, sample, coarse).semantic()
+        return self.read_truth(sample, coarse).semantic()
 
     def read_panoptic(self, sample: Sample) -> tuple[np.ndarray, list[GroundTruthSegment]]:
         """Read ((H, W) int32 segment ids with 0 = void, the segments). Only for panoptic label kinds.
@@ -145,7 +149,10 @@ class Dataset:
         Raises:
             InputError: missing or broken PNG, or ids that the annotation file does not list.
         """
-        truth = self.kind.read(self, sample, False) if self.has_segments else None
+        return self.panoptic_of(self.read_truth(sample) if self.has_segments else None)
+
+    def panoptic_of(self, truth: Truth | None) -> tuple[np.ndarray, list[GroundTruthSegment]]:
+        """Return the same of labels that are read."""
         if not isinstance(truth, SegmentMap):
             raise InputError(f"{self.spec.name}: its labels have no segments, so there is no panoptic ground truth")
         return truth.ids, list(truth.segments)
@@ -157,7 +164,7 @@ class Dataset:
         Raises:
             InputError: as `read_semantic`; or objects that are boxes only.
         """
-        return self.kind.read(self, sample, False).instances(self.spec.things)
+        return self.read_truth(sample).instances(self.spec.things)
 
     def read_regions(self, sample: Sample, coarse: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Read the objects of an image: its segments, or connected pieces of its classes where labels have no segments
@@ -169,7 +176,7 @@ class Dataset:
         Raises:
             InputError: as `read_semantic`.
         """
-        return self.kind.read(self, sample, coarse).regions()
+        return self.read_truth(sample, coarse).regions()
 
     def read_boxes(self, sample: Sample, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """Read the boxes of an image's objects, things and stuff: from the annotation file, without crowds and without

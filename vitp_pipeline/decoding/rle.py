@@ -18,6 +18,16 @@ def encode_mask(mask: np.ndarray) -> Rle:
     return rle
 
 
+def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> Rle:
+    """Encode a mask of a size (height, width) that is true only in (r, c) bool `part`, which begins at (top, left)."""
+    from pycocotools import mask as coco
+
+    columns = np.zeros(size[::-1], np.uint8)
+    columns[left : left + part.shape[1], top : top + part.shape[0]] = part.T
+    rle: Rle = coco.encode(columns.T)
+    return rle
+
+
 def decode_mask(rle: Rle) -> np.ndarray:
     """Decode to (H, W) bool. For run lengths made here or checked by `records`: pycocotools trusts them."""
     from pycocotools import mask as coco

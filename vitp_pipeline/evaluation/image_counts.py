@@ -23,12 +23,12 @@ from vitp_pipeline.evaluation.definition import Evaluation, headline_variants
 from vitp_pipeline.evaluation.map_metrics import MeasuredImage, asked_metrics
 from vitp_pipeline.evaluation.point_scores import open_scores
 from vitp_pipeline.execution.runner import WorkBudget
-from vitp_pipeline.geometry import Size, size_of
+from vitp_pipeline.geometry import Size
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vitp_pipeline.datasets.label_kinds.kind import Sample
+    from vitp_pipeline.datasets.label_kinds.truth import Truth
     from vitp_pipeline.evaluation.instances import Segments
     from vitp_pipeline.metrics.instances import TrueInstances
     from vitp_pipeline.postprocess.segmenter import FusedView
@@ -82,7 +82,8 @@ class CountMaker:
         dataset = self.evaluation.dataset
         try:
             sample = dataset.sample(image_id)
-            truth = dataset.read_semantic(sample)
+            read = dataset.read_truth(sample)
+            truth = read.semantic()
             if truth.shape != size:
                 height, width = size
                 raise InputError(
@@ -91,21 +92,21 @@ class CountMaker:
                 )
             segments: Segments | None = None
             if dataset.has_segments:
-                segments = dataset.read_panoptic(sample)
+                segments = dataset.panoptic_of(read)
             elif self.settings.components:
                 segments = component_segments(truth, self.things)
-            objects = self._instances(sample, truth, segments) if "instance" in self.evaluation.tasks else None
+            objects = self._instances(read, size, truth, segments) if "instance" in self.evaluation.tasks else None
         except InputError as error:
             return {"error": error.message}
         return self._measure(views, truth, segments, objects, keep_views)
 
-    def _instances(self, sample: Sample, truth: np.ndarray, segments: Segments | None) -> TrueInstances:
+    def _instances(self, read: Truth, size: Size, truth: np.ndarray, segments: Segments | None) -> TrueInstances:
         """Return connected components if `components` is set, else the segments of the labels."""
         from vitp_pipeline.evaluation.instances import listed_instances, true_instances
 
         if segments is not None:
             return true_instances(segments, truth, self.things)
-        return listed_instances(self.evaluation.dataset.read_instances(sample), size_of(truth), self.things)
+        return listed_instances(read.instances(self.evaluation.dataset.spec.things), size, self.things)
 
     def _measure(
         self,

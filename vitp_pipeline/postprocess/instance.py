@@ -8,17 +8,17 @@ classes. They differ in `limit` alone: 100 in Mask2Former and mmdetection, the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitp_pipeline.artifacts.pixel_groups import PixelGroups
-from vitp_pipeline.decoding.rle import Rle, encode_mask
+from vitp_pipeline.decoding.rle import Rle, encode_mask, encode_part
 from vitp_pipeline.errors import IncompatibleError
 from vitp_pipeline.geometry import View
-from vitp_pipeline.postprocess.upsample import check_frame, check_protocol, mask_logits_at_resized, resize_planes
+from vitp_pipeline.postprocess.upsample import PositivePart, check_protocol, iter_positive_parts
 
 _EPSILON = 1e-6  # in the mean mask probability's denominator, as in both code bases
 
@@ -77,7 +77,7 @@ class InstanceMask:
 def instance_masks(
     mask_logits: Tensor, view: View, protocol: str, groups: PixelGroups | None = None
 ) -> list[InstanceMask]:
-    """The masks as instances have them, made one plane at a time.
+    """The masks as instances have them, made one by one, each around its positive pixels.
 
     `mmseg1`, which defines no instances, takes {probability > 0.5} after its own order of operations.
 
@@ -90,24 +90,20 @@ def instance_masks(
         UsageError: unknown protocol.
         IncompatibleError: shape and view disagree.
     """
-    found = []
-    for inside, plane in _planes(mask_logits, view, protocol):
-        pixels = inside if groups is None else inside * groups.sizes
-        whole = inside if groups is None else groups.spread(inside)
-        quality = float((plane * pixels).sum(dtype=np.float64) / (pixels.sum() + _EPSILON))
-        found.append(InstanceMask(encode_mask(whole), quality))
-    return found
-
-
-def _planes(mask_logits: Tensor, view: View, protocol: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(H0, W0) bool and the probabilities, float32, query by query."""
     check_protocol(protocol)
-    check_frame(mask_logits, view)
-    for query in range(len(mask_logits)):
-        plane = mask_logits_at_resized(mask_logits[query : query + 1], view)
-        if protocol == "mmseg1":
-            chances = resize_planes(plane.sigmoid(), view.original)[0].cpu().numpy()
-            yield chances > 0.5, chances
+    early, found = protocol == "mmseg1", []
+    for part in iter_positive_parts(mask_logits, view, early):
+        if part is None:
+            part = PositivePart(0, 0, mask_logits.new_zeros((1, 1), dtype=torch.float32))
+        chances = (part.values if early else part.values.sigmoid()).cpu().numpy()
+        inside = chances > 0.5 if early else (part.values > 0).cpu().numpy()
+        if groups is None:
+            pixels, rle = inside, encode_part(inside, part.top, part.left, view.original)
         else:
-            plane = resize_planes(plane, view.original)[0]
-            yield (plane > 0).cpu().numpy(), plane.sigmoid().cpu().numpy()
+            pixels = inside * groups.sizes[part.left : part.left + inside.shape[1]]
+            row = np.zeros(view.original, bool)
+            row[:, part.left : part.left + inside.shape[1]] = inside
+            rle = encode_mask(groups.spread(row))
+        quality = float((chances * pixels).sum(dtype=np.float64) / (pixels.sum() + _EPSILON))
+        found.append(InstanceMask(rle, quality))
+    return found

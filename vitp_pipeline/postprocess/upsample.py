@@ -132,23 +132,45 @@ class Outline:
 
 
 def iter_outlines(mask_logits: Tensor, view: View) -> Iterator[Outline | None]:
-    """{logit > 0} of each of the Q planes of `iter_mask_logits`, to the pixel.
+    """{logit > 0} of each of the Q planes of `iter_mask_logits`, to the pixel; None of `iter_positive_parts`."""
+    for part in iter_positive_parts(mask_logits, view):
+        yield None if part is None else Outline(part.top, part.left, (part.values > 0).cpu().numpy())
 
-    None where no cell of a mask is positive: then no pixel is. Of the others only what surrounds the positive cells is
-    upsampled, where such a part of a plane is made as the whole would be.
+
+@dataclass(frozen=True)
+class PositivePart:
+    """A rectangle of a mask at image resolution, beyond which no logit is positive: (r, c) float32 `values`, the first
+    of them of the pixel (top, left) of the original image.
+    """
+
+    top: int
+    left: int
+    values: Tensor
+
+
+def iter_positive_parts(mask_logits: Tensor, view: View, early_sigmoid: bool = False) -> Iterator[PositivePart | None]:
+    """The part of each of the Q planes of `iter_mask_logits` that surrounds its positive pixels.
+
+    None where no cell of a mask is positive: then no pixel is. Where such a part of a plane is made as the whole would
+    be, only what surrounds the positive cells is upsampled. Positive values are those of the whole plane, the others
+    may be other values that are not positive.
+
+    Args:
+        early_sigmoid: take the sigmoid before the resize to the original, as `mmseg1` does; positive means above 0.5.
     """
     check_frame(mask_logits, view)
     masks = mask_logits.float()
     spans = [_spans((masks.amax(axis) > 0).cpu().numpy()) if len(masks) else [] for axis in (2, 1)]
-    in_parts = _exact_parts(view)
+    in_parts = exact_parts(view)
     for query, (rows, columns) in enumerate(zip(*spans, strict=True)):
         if rows is None:
             yield None
         elif in_parts:
             part = masks[query : query + 1, slice(*rows), slice(*columns)]
-            yield _outline_of_part(part, rows[0], columns[0], view)
+            yield _upsampled_part(part, rows[0], columns[0], view, early_sigmoid)
         else:
-            yield Outline(0, 0, (mask_logits_at_image(masks[query : query + 1], view)[0] > 0).cpu().numpy())
+            plane = mask_logits_at_resized(masks[query : query + 1], view)
+            yield PositivePart(0, 0, _at_image(plane, view, early_sigmoid))
 
 
 def _spans(positive: np.ndarray) -> list[tuple[int, int] | None]:
@@ -162,25 +184,32 @@ def _spans(positive: np.ndarray) -> list[tuple[int, int] | None]:
     ]
 
 
-def _exact_parts(view: View) -> bool:
+def exact_parts(view: View) -> bool:
     """True if the first resize is by a power of two: then its coordinates are exact wherever a part begins."""
     factors = [padded // mask for padded, mask in zip(view.padded, view.mask, strict=True)]
     whole = all(f * mask == padded for f, mask, padded in zip(factors, view.mask, view.padded, strict=True))
     return whole and all(factor & (factor - 1) == 0 for factor in factors)
 
 
-def _outline_of_part(part: Tensor, row: int, col: int, view: View) -> Outline:
-    """Outline a mask from a part (1, r, c) of it that begins at cell (row, col) and holds all positive cells."""
+def _upsampled_part(part: Tensor, row: int, col: int, view: View, early_sigmoid: bool) -> PositivePart:
+    """Upsample a part (1, r, c) of a mask that begins at cell (row, col) and holds all positive cells."""
     height, width = view.seen[2:]
     down, right = (padded // mask for padded, mask in zip(view.padded, view.mask, strict=True))
     part = resize_planes(part, (part.shape[1] * down, part.shape[2] * right))
     top, left = row * down, col * right
     part = part[:, : max(0, height - top), : max(0, width - left)]
     if view.whole and view.resized == view.original:  # nothing else is resized
-        return Outline(top, left, (part[0] > 0).cpu().numpy())
+        return PositivePart(top, left, (part.sigmoid() if early_sigmoid else part)[0])
     plane = part.new_full((1, height, width), -1.0)
     plane[:, top : top + part.shape[1], left : left + part.shape[2]] = part
-    return Outline(0, 0, (seen_to_image(plane, view, -math.inf)[0] > 0).cpu().numpy())
+    return PositivePart(0, 0, _at_image(plane, view, early_sigmoid))
+
+
+def _at_image(plane: Tensor, view: View, early_sigmoid: bool) -> Tensor:
+    """(H0, W0) of a plane (1, height, width) of the visible part of the resized image."""
+    if early_sigmoid:
+        return seen_to_image(plane.sigmoid(), view, 0.0)[0]
+    return seen_to_image(plane, view, -math.inf)[0]
 
 
 def iter_mask_probabilities(mask_logits: Tensor, view: View, protocol: str) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitp_pipeline.config.choices import TASKS
-from vitp_pipeline.evaluation.count_reader import Rows, image_areas
+from vitp_pipeline.evaluation.count_reader import Rows
 from vitp_pipeline.evaluation.definition import HEADLINE, headline_variants
 from vitp_pipeline.figure import difference
 from vitp_pipeline.report.loaded_evaluation import StoredEvaluation
@@ -229,9 +229,11 @@ def image_accuracies(stored: StoredEvaluation, names: Sequence[str] = ()) -> dic
     numbers, found = headline_variants(stored.evaluation), {}
     count = len(stored.rows.images)
     for name in names or stored.evaluation.compared:
-        if len(stored.rows.columns.get("semantic", {}).get("pixels", ())):
-            areas = image_areas(stored.evaluation, stored.rows, numbers[name])
-            right, of = areas[..., 0].sum(1), areas[..., 1].sum(1)
+        entries = stored.rows.columns.get("semantic", {})
+        if len(entries.get("pixels", ())):
+            own = entries["variant"] == numbers[name]
+            image, truth, predicted, pixels = (entries[key][own] for key in ("image", "truth", "predicted", "pixels"))
+            right, of = (np.bincount(image, w, minlength=count) for w in (pixels * (truth == predicted), pixels))
         else:
             masks = stored.rows.columns["masks"]
             right = np.bincount(masks["image"], masks[name] == masks["label"], minlength=count)

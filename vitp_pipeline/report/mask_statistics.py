@@ -107,7 +107,7 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
     """Compute the statistics in one pass over the stored parts. Raises CorruptError where a part is damaged."""
     number = {image: i for i, image in enumerate(stored.rows.images)}
     failed = {image for image, _ in stored.rows.failed}
-    labels = _labels(stored)
+    known, first = _labels(stored)
     proposals, stored_scores = stored.evaluation.proposals, stored.evaluation.class_scores
     sources = stored.evaluation.classified_by
     uncertainty = np.full(len(number), np.nan)
@@ -135,7 +135,8 @@ def read_masks(stored: StoredEvaluation) -> MaskFacts:
             image = number[record.image_id]
             piece, uncertainty[image] = found.result()
             query = piece[0]
-            label = [labels.get((image, q), IGNORE) for q in query.tolist()]
+            own = dict(known[first[image] : first[image + 1]].tolist())
+            label = [own.get(q, IGNORE) for q in query.tolist()]
             pieces.append((np.full(len(query), image), *piece, np.array(label, np.int64)))
             shown.advance()
     count = len(sources)
@@ -160,10 +161,11 @@ def _facts(record: ProposalRecord, scores: dict[str, np.ndarray]) -> tuple[tuple
     return (query.astype(np.int64), area, *(p.argmax(1) for p in of), *(p.max(1) for p in of)), uncertain
 
 
-def _labels(stored: StoredEvaluation) -> dict[tuple[int, int], int]:
-    """Map (image, query) to the majority ground-truth class, as in the rows."""
-    e = stored.rows.columns["masks"]
-    return dict(zip(zip(e["image"].tolist(), e["query"].tolist(), strict=True), e["label"].tolist(), strict=True))
+def _labels(stored: StoredEvaluation) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 2) query and majority ground-truth class of the masks in the rows; (images + 1,) where each image's begin."""
+    masks = stored.rows.columns["masks"]
+    first = np.searchsorted(masks["image"], np.arange(len(stored.rows.images) + 1))
+    return np.stack([masks["query"], masks["label"]], 1), first
 
 
 def reliability(facts: MaskFacts, bins: int = 10) -> dict[str, dict[str, Any]]:
