@@ -1,12 +1,12 @@
 # make demo   see it work (no download of weights or data, no GPU)
-# make test   the tests
+# make test   the tests, but for the slow ones (make test-all)
 # make docs   the documentation as a site, build/site
 # All make .venv first, from requirements.lock.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install engines readers demo test test-fast test-long coverage lint docs image-check gpu-wheels gpu-check clean
+.PHONY: help install engines readers demo test test-all test-fast test-long coverage lint docs image-check gpu-wheels gpu-check clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -40,17 +40,23 @@ readers: .venv-readers/.installed
 demo: install
 	$(BIN)/vitp demo
 
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(PYTEST) -m "not slow"
+
+# With the tests that take more than some seconds: real generators, engines, Slurm, kills
+test-all: install
+	$(PYTEST)
 
 # What needs no second: the core on the Python of .venv; `make test-fast PYTHON=python3.13 VENV=.venv313` on another
 test-fast: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow and not browser and not kill" \
+	$(PYTEST) -m "not slow and not browser and not kill" \
 	  tests/postprocess/test_fusion.py tests/postprocess/test_points.py tests/execution/test_sharding.py tests/config \
 	  tests/artifacts tests/metrics tests/datasets tests/cli
 
 coverage: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # 100 kills and 30 signals in every stage, 200 ends of two commands, 480 faults at steps of writes, 120,000 damaged files, all images of the parity
 # tests, and eight shards on a Slurm that loses a node (some 40 minutes)

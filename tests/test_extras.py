@@ -113,6 +113,7 @@ def test_an_extra_brings_the_modules(extra: str) -> None:
     assert extra in PROJECT["optional-dependencies"]["test"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

@@ -228,6 +228,7 @@ def test_the_page_is_made_of_the_rows() -> None:
     assert written == tool().page(FACTS), "run python tools/reproduce.py"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_are_real() -> None:
     """Every line is parsed by the program's own commands, and names recipes and settings that exist."""
     from typer.main import get_command

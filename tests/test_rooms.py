@@ -169,12 +169,14 @@ def violations(source: str, module: str) -> list[str]:
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
 
 
+@pytest.mark.slow
 def test_every_use_is_in_its_room() -> None:
     assert len(SOURCES) > 200
     found = [line for module, source in SOURCES.items() for line in violations(source, module)]
     assert not found, "\n".join(["These belong into one room each, see ROOMS:", *found])
 
 
+@pytest.mark.slow
 def test_every_room_is_used() -> None:
     """A permission that nobody needs is taken back."""
     used = {module: {name for name, _ in names_in(source)} for module, source in SOURCES.items()}

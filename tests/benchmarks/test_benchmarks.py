@@ -326,6 +326,7 @@ def test_a_row_of_the_transformers_generators(
     assert float(cells[2]) >= 0 and float(cells[4].removesuffix(" MiB")) > 0
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,6 +348,7 @@ def test_the_benchmark_of_the_report_writes_a_page_of_copies(
     assert "3 images" in (tmp_path / "pages/3/report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_predict_with_masks_runs(tmp_path: Path) -> None:
     from benchmarks import predict_masks
 

@@ -112,6 +112,7 @@ def test_a_merge_reads_no_part(projects: list[scale.Project], monkeypatch: pytes
     assert 0 < result["semantic"]["fused"]["mIoU"] < 1 and 0 < result["panoptic"]["fused"]["all"]["PQ"] < 1
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

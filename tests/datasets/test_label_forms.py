@@ -516,6 +516,7 @@ def rewrite(draw: st.DrawFn, labels: np.ndarray, palette: np.ndarray) -> bytes:
     return draw(st.sampled_from(forms))()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(rewritten())
 def test_rewriting_a_file_never_gives_other_labels(tmp_path_factory: pytest.TempPathFactory, case: tuple) -> None:

@@ -45,6 +45,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**found, "told": {names.get(file, file): text for file, text in found["told"].items()}, "folder": folder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*HOSTILE, *HOSTILE_TORCH])
 def test_what_is_not_data_is_refused(outcome: dict[str, Any], name: str) -> None:
     text = outcome["told"][name]

@@ -55,6 +55,7 @@ class References(HTMLParser):
             self.linked.append(given["href"])
 
 
+@pytest.mark.slow
 @needs_sphinx
 @pytest.mark.xdist_group("browser")
 def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path) -> None:
@@ -78,6 +79,7 @@ def test_nothing_comes_from_elsewhere_and_every_link_leads_somewhere(site: Path)
         assert not re.search(r"@import|url\([\"']?(https?:)?//|import\([\"']http", sheet.read_text("utf-8")), sheet
 
 
+@pytest.mark.slow
 @needs_sphinx
 @pytest.mark.xdist_group("browser")
 def test_the_front_page_leads_to_what_one_wants_to_do(site: Path) -> None:
@@ -171,6 +173,7 @@ CONTRAST = """() => {
 """Texts of less contrast than WCAG 2 AA asks for."""
 
 
+@pytest.mark.slow
 @needs_sphinx
 @pytest.mark.browser
 @pytest.mark.xdist_group("browser")
@@ -194,6 +197,7 @@ def test_pages_fit_a_phone_and_are_legible(site: Path, browser, colors: str) -> 
     context.close()
 
 
+@pytest.mark.slow
 @needs_sphinx
 @pytest.mark.browser
 @pytest.mark.xdist_group("browser")

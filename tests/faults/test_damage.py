@@ -279,6 +279,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(place, folder / "whole", folder)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("damage")
 def test_no_damage_is_silent(
     finished: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

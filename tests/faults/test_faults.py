@@ -108,6 +108,7 @@ def choose(cases: Sequence[Case], count: int, seed: str) -> list[Case]:
     return [case for *_, case in sorted(keyed, key=lambda entry: entry[:3])][:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_rerun_after_any_fault_ends_with_the_same_bytes(scenario: str, stand: Stand, tmp_path: Path) -> None:
     expected = results(stand.end(scenario))

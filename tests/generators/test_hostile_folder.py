@@ -69,6 +69,7 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CONFIGS, ids=lambda changes: str(changes)[:60])
 def test_a_config_that_asks_for_more_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("import os\nos.mkdir('was-here')\n")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.classifier.making import tiny_model
 from tests.datasets import making
@@ -28,6 +29,7 @@ print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_masks(tmp_path: Path) -> None:
     """Dense they would take 1.4 GB here."""
     making.write_png(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))

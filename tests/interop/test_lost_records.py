@@ -134,6 +134,7 @@ def image_of(record: Any) -> str | None:
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(RECORDS, RECORDS)
 def test_any_json_value_in_place_of_a_record(before: list[Any], after: list[Any]) -> None:

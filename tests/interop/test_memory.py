@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.datasets import making
 from vitp_pipeline.artifacts.proposals import open_proposals
@@ -35,6 +36,7 @@ print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_masks(tmp_path: Path) -> None:
     """Dense they would take 0.7 GB here: 12 bytes a pixel and mask."""
     making.write_png(tmp_path / "images/a.png", np.zeros((*SIZE, 3), np.uint8))

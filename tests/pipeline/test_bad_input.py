@@ -51,6 +51,7 @@ def _first(folder: Path) -> Path:
     return sorted(folder.iterdir())[0]
 
 
+@pytest.mark.slow
 def test_truncated_image(damaged: Project, tmp_path: Path, finished: Path, vitp) -> None:
     image = _first(damaged.data / "images" / "val")
     whole = image.read_bytes()

@@ -184,6 +184,7 @@ def write_npz(run: Path, folder: Path, with_classes: bool) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_imported_masks_without_classes_are_those_with_them_at_alpha_1(runs: Runs, tmp_path: Path) -> None:
     results, prints = [], []
     for with_classes in (True, False):

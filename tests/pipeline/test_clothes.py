@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.pipeline.conftest import Project
 from tools.heads import box_labels
@@ -25,6 +26,7 @@ def test_boxes_name_pixels_by_the_smallest_box() -> None:
     np.testing.assert_array_equal(drawn, expected)
 
 
+@pytest.mark.slow
 def test_two_photographs(shared: Path, tmp_path: Path) -> None:
     project, run = Project(shared / "data/ccp", RECIPE), tmp_path / "run"
     project.run("generate-proposals", run, limit=2)

@@ -27,6 +27,7 @@ def test_a_region_is_right_where_most_of_its_labeled_pixels_are() -> None:
     assert found == {(0, None), (1, True), (2, False)}
 
 
+@pytest.mark.slow
 def test_a_row_for_every_image(
     project: Project, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

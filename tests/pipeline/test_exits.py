@@ -61,6 +61,7 @@ def test_a_signal_while_the_command_line_is_built(moment: str, number: int, tmp_
     assert said.startswith("vitp: stopped at once by") and "run the same command again" in said
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize(
     ("number", "moment", "then"),
@@ -122,6 +123,7 @@ def test_no_signal_changes_how_it_ended(words: list[str], first: int, code: int,
     assert ends(SIGNALS_AT_ITS_END.format(first=first), *words)[0] == code
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize(
     "words",

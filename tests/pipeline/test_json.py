@@ -213,6 +213,7 @@ def test_prepare(tmp_path: Path, vitp) -> None:
     assert (again["written"], again["kept"]) == ([], 1) and "2.png" in again["failed"][0] and len(again["failed"]) == 1
 
 
+@pytest.mark.slow
 def test_imports_and_exports(project: Project, finished: Path, tmp_path: Path, vitp) -> None:
     dataset = Dataset(load_recipe(project.recipe).manifest, project.data, "val")
     for sample in dataset.samples:

@@ -84,6 +84,7 @@ def everything(project: Project, finished: Path, out: Path) -> dict[str, object]
     return found
 
 
+@pytest.mark.slow
 def test_all_results_are_those_of_dense_masks(
     project: Project, finished: Path, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ batch_size = 4
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("manifest", "data", "weights", "split"),
     [

@@ -62,6 +62,7 @@ def exported(project, run, format: str) -> Path:
     return made.results
 
 
+@pytest.mark.slow
 def test_it_gives_what_the_four_stages_give(project, copied, predicted: Path) -> None:
     labels, segments = (exported(project, copied, name) for name in ("label-png", "coco-panoptic"))
     listed = {
@@ -106,6 +107,7 @@ def test_what_the_json_says_of_masks(project, predicted: Path, finished) -> None
         assert len(list((predicted / "overlays" / task).glob("*.png"))) == 9
 
 
+@pytest.mark.slow
 def test_the_library_gives_the_same(project, finished, images: Path, predicted: Path) -> None:
     from vitp_pipeline import load_classifier, load_generator, segment
 
@@ -305,6 +307,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert np.array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
 
 
+@pytest.mark.slow
 def test_equal_names_keep_their_folders_and_endings(project, finished, images, tmp_path: Path) -> None:
     """Each image has its own results, the same ones as alone; nothing is overwritten, by a later command either."""
     names = ("a/1.png", "b/1.png", "b/1.bmp", "c/s/1.png", "a/2.png")
@@ -397,6 +400,7 @@ def test_the_command_needs_no_recipe(finished, images, tmp_path: Path, monkeypat
     assert found == ["classes.json", "digests.json", f"results/{name}.json", f"semantic/{name}.png"]
 
 
+@pytest.mark.slow
 def test_mostly_empty_maps_are_told_and_the_remedy_works(
     project, finished, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def import_and_classify(project, finished, format: str, masks: Path, out: Path) 
     shutil.copytree(finished / "classifier", out / "classifier")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["npz", "coco", "quarter", "agnostic", "sam"])
 def test_it_gives_what_import_and_export_give(project, finished, images, drawn, tmp_path: Path, format: str) -> None:
     masks = write_masks(format, tmp_path / "masks", drawn, project)
@@ -114,6 +115,7 @@ def test_it_gives_what_import_and_export_give(project, finished, images, drawn, 
     assert compared(project, tmp_path / "run", out) > 20
 
 
+@pytest.mark.slow
 def test_masks_without_class_scores(project, finished, images, drawn, tmp_path: Path) -> None:
     """The classifier alone classifies them; its score is objectness · softmax."""
     masks, out = write_masks("agnostic", tmp_path / "masks", drawn, project), tmp_path / "out"
@@ -148,6 +150,7 @@ def compared(project, run: Path, predicted: Path) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(project, finished, images, drawn, tmp_path: Path, monkeypatch) -> None:
     """What was written before stays; an image whose masks are corrected is made again, and no other."""
     from vitp_pipeline.inference.predictor import Predictor
@@ -251,6 +254,7 @@ def test_the_format_of_a_folder_is_seen(tmp_path: Path) -> None:
             guess_format(path)
 
 
+@pytest.mark.slow
 def test_scores_without_a_classifier(project, images, drawn, tmp_path: Path) -> None:
     """Masks that have classes keep them with α = 0; without a recipe the classes would be the classifier's."""
     masks = write_masks("npz", tmp_path / "masks", drawn, project)

@@ -75,6 +75,7 @@ def start(processes, *arguments):
     return process
 
 
+@pytest.mark.slow
 def test_shards_give_the_bytes_of_one_command(project, finished, whole: Path, tmp_path: Path) -> None:
     images, out = str(project.data / "images/val"), tmp_path / "out"
     first = run_shard(project, finished, images, str(out), "1/2")
@@ -94,6 +95,7 @@ def test_shards_give_the_bytes_of_one_command(project, finished, whole: Path, tm
         run_shard(project, finished, images, str(tmp_path / "new"), "0")
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_found_and_made_again(project, finished, whole: Path, tmp_path: Path, monkeypatch) -> None:
     images, out = str(project.data / "images/val"), tmp_path / "out"
     run_shard(project, finished, images, str(out), "/2")
@@ -115,6 +117,7 @@ def _nothing():
     return nullcontext()
 
 
+@pytest.mark.slow
 def test_an_image_that_fails_fails_alone(project, finished, whole: Path, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(project.data / "images/val", images)
@@ -129,6 +132,7 @@ def test_an_image_that_fails_fails_alone(project, finished, whole: Path, tmp_pat
     assert files(out, without_images=True) == files(whole, without_images=True)
 
 
+@pytest.mark.slow
 def test_an_archive_is_a_folder(project, finished, whole: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in sorted((project.data / "images/val").iterdir()):
@@ -146,6 +150,7 @@ def test_shards_are_for_those_who_ask(finished, tmp_path: Path) -> None:
     assert goes_in_shards(open_store("memory://found"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.xdist_group("store")
 @NEEDS_SERVER
@@ -187,6 +192,7 @@ def vitp(monkeypatch: pytest.MonkeyPatch, capfd, *words: object) -> tuple[int, s
     return code, capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_submitted(project, finished, whole: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     """As jobs on this machine, and as scripts of the others."""
     words = ["predict", project.data / "images/val", "--recipe", project.recipe, "--run", finished, "--overlays", "png"]

@@ -119,6 +119,7 @@ def _stage(project: Project, stage: str, out: Path) -> None:
             sys.exit(error.exit_code)
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize("stage", STAGES)
 def test_signals_at_random_moments(stage: str, project: Project, finished: Path, tmp_path: Path, server) -> None:

@@ -32,6 +32,7 @@ def server():
     return context
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize("stage", STAGES)
 def test_kill_and_run_again(stage: str, project: Project, finished: Path, tmp_path: Path, server) -> None:
@@ -65,6 +66,7 @@ def test_kill_and_run_again(stage: str, project: Project, finished: Path, tmp_pa
         assert committed.items() <= (committed := _committed(out)).items()
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_two_tasks_on_one_shard(project: Project, tmp_path: Path, server) -> None:
     """The second one notices, whoever comes first, and the result is whole."""
@@ -78,6 +80,7 @@ def test_two_tasks_on_one_shard(project: Project, tmp_path: Path, server) -> Non
     assert (out / "proposals" / "shards" / "00000" / "done.json").exists()
 
 
+@pytest.mark.slow
 def test_two_shards_at_once(project: Project, finished: Path, tmp_path: Path, server) -> None:
     """Two processes on two shards of one new run, through all stages: the figures of one process."""
     from vitp_pipeline.evaluation.summary import result_of

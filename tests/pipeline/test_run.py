@@ -43,6 +43,7 @@ def test_bytes_of_the_four_stages_and_a_report(project: Project, finished: Path,
     assert again.count("nothing to do") == 4 and "next: vitp report" in again
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_killed_in_the_middle_and_run_again(project: Project, finished: Path, vitp: Vitp, tmp_path: Path) -> None:
     out = tmp_path / "run"

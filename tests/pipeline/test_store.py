@@ -58,6 +58,7 @@ def vitp(monkeypatch: pytest.MonkeyPatch, capsys, *words: str) -> tuple[int, str
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_all_stages(s3, project: Project, finished: Path, tmp_path: Path, processes, monkeypatch, capsys) -> None:
     """A process a stage, as on a cluster; then every command that reads a run."""
@@ -107,6 +108,7 @@ def _keys(s3, prefix: str) -> list[str]:
     return [entry["Key"] for entry in s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize("stage", ["generate-proposals", "train-classifier", "evaluate"])
 def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tmp_path: Path, processes) -> None:
@@ -133,6 +135,7 @@ def test_kill_and_run_again(stage: str, s3, project: Project, finished: Path, tm
     }
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_two_tasks_at_once(s3, project: Project, finished: Path, tmp_path: Path, processes) -> None:
     """On one shard the second ends with code 9, or comes when all is done; on two of a new run both work."""

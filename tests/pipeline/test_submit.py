@@ -20,6 +20,7 @@ def planned(request: Request, begin: bool = True) -> dict[str, tuple[int, ...] |
     return {job.stage: job.shards for job in plan_chain(request, begin).jobs}
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run(project: Project, tmp_path: Path) -> None:
     out, every = tmp_path / "run", (0, 1, 2)
     request = Request(str(project.recipe), project.data, out, 3)

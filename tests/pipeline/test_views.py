@@ -115,6 +115,7 @@ def test_the_classifier_sees_the_whole_upright_image(project: Project, viewed: P
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_stream_gives_the_figures_of_the_stored_views(project: Project, viewed: Path, tmp_path: Path) -> None:
     shutil.copytree(viewed / "classifier", tmp_path / "run/classifier")
     streamed = stream(project, tmp_path / "run", evaluate=SEMANTIC, **VIEWS)
@@ -126,6 +127,7 @@ def test_the_stream_gives_the_figures_of_the_stored_views(project: Project, view
     assert not list((tmp_path / "run/evaluation").rglob("*.zarr.zip"))
 
 
+@pytest.mark.slow
 def test_the_stream_gives_the_figures_of_the_authors_frames(project: Project, finished: Path, tmp_path: Path) -> None:
     """Frames made of frames, and every view classified in its own picture: stage by stage as in one process."""
     text = project.recipe.read_text(encoding="utf-8")

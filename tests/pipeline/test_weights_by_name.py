@@ -182,6 +182,7 @@ def test_a_fetched_pickle_runs_nothing(hub: Hub, project: Project, tmp_path: Pat
         scores_folder(project, tmp_path / "run", "hf:o/r/m.pth")
 
 
+@pytest.mark.slow
 def test_commands_take_names(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     """In a process of its own, which HF_ENDPOINT sends to this machine."""
     file = saved(tmp_path, state_of("mask2former", "tiny-swin"), "model_final_6b4a3a.pkl")

@@ -69,6 +69,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=350, deadline=None, derandomize=True)
 @given(*CASES)
 def test_scores_stay_within_their_bounds_and_certain_labels_do_not_change(

@@ -68,6 +68,7 @@ def test_bars_are_the_figures_of_result_json(all_tasks: Path) -> None:
     assert drawn.axes[0].get_ylim()[0] == 0
 
 
+@pytest.mark.slow
 def test_the_page_has_the_same_chart(all_tasks: Path, tmp_path: Path) -> None:
     write_report(open_evaluation(all_tasks), tmp_path / "page.html")
     _, data = read(tmp_path / "page.html")

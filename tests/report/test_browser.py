@@ -82,6 +82,7 @@ def visit(opened: Visit) -> Iterator[Visit]:
     opened.check()
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_and_classes_ordered(visit: Visit) -> None:
     visit.draw_everything()
     page = visit.page
@@ -102,6 +103,7 @@ def test_charts_are_drawn_and_classes_ordered(visit: Visit) -> None:
     assert order() == [names[i] for i in sorted(range(3), key=lambda i: -gains[i])]
 
 
+@pytest.mark.slow
 def test_tables_sort_both_ways_by_keyboard(visit: Visit) -> None:
     page = visit.page
     page.select_option("#measure", "IoU")
@@ -284,6 +286,7 @@ def test_light_dark_and_the_button(visit: Visit) -> None:
     page.emulate_media(color_scheme="light")
 
 
+@pytest.mark.slow
 def test_phone_width_needs_no_sideways_scrolling(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     page.set_viewport_size({"width": 390, "height": 844})
@@ -301,6 +304,7 @@ def test_phone_width_needs_no_sideways_scrolling(visit: Visit, tmp_path: Path) -
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
+@pytest.mark.slow
 def test_fingers(browser, page: Path) -> None:
     phone = Visit(browser, page, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     phone.see("#gallery")
@@ -316,6 +320,7 @@ def test_fingers(browser, page: Path) -> None:
     phone.close()
 
 
+@pytest.mark.slow
 def test_printing_draws_every_picture_first(browser, page: Path) -> None:
     visit = Visit(browser, page, viewport={"width": 1280, "height": 300})
     loaded = "document.querySelectorAll('article.card[data-loaded]').length"
@@ -337,6 +342,7 @@ def test_printing_draws_every_picture_first(browser, page: Path) -> None:
     visit.close()
 
 
+@pytest.mark.slow
 def test_without_data_root(browser, folders: list[Path], tmp_path: Path) -> None:
     from vitp_pipeline.report.report import write_report
 
@@ -350,6 +356,7 @@ def test_without_data_root(browser, folders: list[Path], tmp_path: Path) -> None
     bare.close()
 
 
+@pytest.mark.slow
 def test_a_comparison(browser, folders: list[Path], tmp_path: Path) -> None:
     runs = [open_evaluation(folder) for folder in (*folders, folders[0])]
     result = compare(runs)
@@ -365,6 +372,7 @@ def test_a_comparison(browser, folders: list[Path], tmp_path: Path) -> None:
     visit.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all pixels ignored, every task", "no mask", "nothing measured by any task or rule"])
 def test_pages_of_nothing_are_drawn(browser, tmp_path: Path, name: str) -> None:
     """Dashes in the tables, charts without a point, and nothing that the browser complains of."""

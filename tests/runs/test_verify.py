@@ -119,6 +119,7 @@ def digits(text: str) -> list[str]:
     return [text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :] for at in places]
 
 
+@pytest.mark.slow
 def test_no_digit_of_run_json_has_a_part_removed(tmp_path: Path) -> None:
     """Images, shards and sizes say which parts there should be: they are not believed before they are proven."""
     run = new_run(tmp_path)

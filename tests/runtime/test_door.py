@@ -55,6 +55,7 @@ def ways_out(source: str) -> Iterator[str]:
                 yield ast.unparse(node.func)
 
 
+@pytest.mark.slow
 def test_nobody_prints_around_the_door() -> None:
     found = set()
     for path in sorted(PACKAGE.rglob("*.py")):

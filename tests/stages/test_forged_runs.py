@@ -95,6 +95,7 @@ def forged(content: dict[str, Any], path: tuple, value: Any, remove: bool) -> di
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_any_value_anywhere_is_a_result_or_one_line(
     kind: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -92,6 +92,7 @@ def _race(path: Path, barrier, results, number: int) -> None:
     results[number] = int(write_whole(path, sealed(path, {"winner": number}), replace=False))
 
 
+@pytest.mark.slow
 def test_create_sealed_has_exactly_one_winner(tmp_path: Path) -> None:
     for attempt in range(5):
         path = tmp_path / str(attempt) / "run.json"

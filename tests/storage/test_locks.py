@@ -184,6 +184,7 @@ def _work(run: StageRun, number: int, barrier, codes) -> None:
         raise
 
 
+@pytest.mark.slow
 def test_tasks_that_start_together_leave_one_whole_shard(tmp_path: Path, flocks: str) -> None:
     """Each gets through or notices another; nothing is corrupt, and a rerun completes what is missing."""
     from vitp_pipeline.runs.verify import verify_run

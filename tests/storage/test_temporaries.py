@@ -91,6 +91,7 @@ def killed_at(step: int, action: Callable[[Path], object], folder: Path) -> bool
     return os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize(
     ("action", "stride"),

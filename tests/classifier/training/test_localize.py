@@ -240,6 +240,7 @@ def test_the_head_of_a_localized_model_is_zero(dataset: Dataset) -> None:
 # ---- photographs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_photographs_localized_and_named(shared: Path, tmp_path: Path) -> None:
     """The shipped recipes, at a small size: the loss falls, the head is finite, and it names its two images' points."""
     for kind, end in (("images", "jpg"), ("annotations", "png")):

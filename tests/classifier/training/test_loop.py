@@ -228,6 +228,7 @@ def results(folder: Path) -> dict[str, bytes]:
 ALL_AT_ONCE = {"optimizer": "adamw", "batch_size": 2, "accumulate": 2, "keep": "best", "hold_out": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, ALL_AT_ONCE])
 def test_interrupted_anywhere_gives_the_same_bytes(
     train, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +343,7 @@ def test_checkpointed_activations_change_nothing(train, monkeypatch: pytest.Monk
     assert len(twice) == once + 2 * 2  # 2 blocks in 2 steps
 
 
+@pytest.mark.slow
 def test_compiled_training_agrees(train, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     real = torch.compile

@@ -80,6 +80,7 @@ def mmseg_model(config: Path, checkpoint: Path | None, seed: int = 0):
     return model
 
 
+@pytest.mark.slow
 def test_labels_equal_those_of_mmseg(case: SimpleNamespace) -> None:
     from mmseg.apis import inference_model
 
@@ -340,6 +341,7 @@ def test_faulty_device(tmp_path: Path, device: str) -> None:
         OpenMMLabGenerator(tmp_path / "tiny.py", None, device=device)
 
 
+@pytest.mark.slow
 def test_maskformer_of_mmseg_equals_its_own_inference(tmp_path: Path) -> None:
     """The packaged MaskFormer (it does not pad at test time) with random weights, at a small test scale."""
     from mmseg.apis import inference_model

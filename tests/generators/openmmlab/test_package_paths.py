@@ -45,6 +45,7 @@ def read(config: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_config_of_mmsegmentation_is_read_without_pkg_resources(tmp_path: Path) -> None:
     config = tmp_path / "small.py"
     base = "mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py"

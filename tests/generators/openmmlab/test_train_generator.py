@@ -60,6 +60,7 @@ def test_the_adapter_reads_what_was_trained(scenes: Path, tmp_path: Path) -> Non
     assert proposals.class_logits.shape == (5, 13) and torch.isfinite(proposals.mask_logits).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_training_continues_to_the_same_weights(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
