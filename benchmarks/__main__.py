@@ -52,18 +52,22 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print(error.stderr[-2000:], file=sys.stderr, flush=True)
+        if options.json:
+            write(options.json, results_of(found, began, options.threads))
     print(table([line for lines in found.values() for line in lines]))
-    entries = {name: [asdict(line) | {"reached": line.reached} for line in lines] for name, lines in found.items()}
-    results = {"machine": machine(options.threads), "minutes": (time.time() - began) / 60, "rows": entries}
+    results = results_of(found, began, options.threads)
     if options.update:
         results = replaced(json.loads(FIGURES.read_text(encoding="utf-8")), results)
-    if options.json:
-        write(options.json, results)
-    elif options.update or not (options.only or options.quick or failed):
+    if not options.json and (options.update or not (options.only or options.quick or failed)):
         write(FIGURES, results)
         FIGURES_PAGE.write_text(page(results), encoding="utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def results_of(found: dict[str, list[Line]], began: float, threads: int) -> dict:
+    entries = {name: [asdict(line) | {"reached": line.reached} for line in lines] for name, lines in found.items()}
+    return {"machine": machine(threads), "minutes": (time.time() - began) / 60, "rows": entries}
 
 
 def replaced(before: dict, after: dict) -> dict:
@@ -99,7 +103,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="little work, once")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
-    parser.add_argument("--json", type=Path, help="write the figures here, not into docs")
+    parser.add_argument("--json", type=Path, help="write the figures here after each row, not into docs")
     parser.add_argument("--update", action="store_true", help="replace these rows in docs")
     parser.add_argument("--page", action="store_true", help="make the page from the figures in docs, measure nothing")
     parser.add_argument("--row", help=argparse.SUPPRESS)

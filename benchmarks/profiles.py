@@ -2,13 +2,15 @@
 
     python -m benchmarks.profiles stage-one --data data
     python -m benchmarks.profiles evaluate --data data
+    python -m benchmarks.profiles all-tasks --data data
     python -m benchmarks.profiles classify --data data
     python -m benchmarks.profiles train --data data
 
 `stage-one` and `evaluate` list Python functions with their own seconds of the processor (cProfile), on CamVid, on one
 thread; stage one's threads beside the main one are not in it: `benchmarks.proposals --profile` has their steps.
-`classify` and `train` list what torch.profiler saw of ViT-S/14 with 250 points, in vitp and in the bare timm loop,
-those operators first that differ most.
+`all-tasks` does the same for the drawn scenes of `benchmarks.coco_tasks`. `classify` and `train` list what
+torch.profiler saw of ViT-S/14 with 250 points, in vitp and in the bare timm loop, those operators first that differ
+most.
 """
 
 from __future__ import annotations
@@ -87,6 +89,15 @@ def evaluate(options: argparse.Namespace) -> None:
         functions(work, options.repeats, options.rows)
 
 
+def all_tasks(options: argparse.Namespace) -> None:
+    from benchmarks.coco_tasks import Work
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(Path(folder), options.images)
+        proposals = work.stored("bounded")
+        functions(lambda: work.ours(proposals), options.repeats, options.rows)
+
+
 def classifier(task: str) -> Callable[[argparse.Namespace], None]:
     def profiled(options: argparse.Namespace) -> None:
         import torch
@@ -107,6 +118,7 @@ def classifier(task: str) -> Callable[[argparse.Namespace], None]:
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "stage-one": stage_one,
     "evaluate": evaluate,
+    "all-tasks": all_tasks,
     "classify": classifier("classify"),
     "train": classifier("train"),
 }
@@ -116,8 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--data", type=Path, required=True, help="a folder that holds camvid, weights beside it")
-    parser.add_argument("--images", type=int, default=16, help="of stage-one and evaluate")
-    parser.add_argument("--repeats", type=int, default=3, help="of stage-one and evaluate")
+    parser.add_argument("--images", type=int, default=16, help="of stage-one, evaluate and all-tasks")
+    parser.add_argument("--repeats", type=int, default=3, help="of stage-one, evaluate and all-tasks")
     parser.add_argument("--rows", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="words of benchmarks.classifier, last")

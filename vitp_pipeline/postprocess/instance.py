@@ -95,15 +95,18 @@ def instance_masks(
     for part in iter_positive_parts(mask_logits, view, early):
         if part is None:
             part = PositivePart(0, 0, mask_logits.new_zeros((1, 1), dtype=torch.float32))
-        chances = (part.values if early else part.values.sigmoid()).cpu().numpy()
-        inside = chances > 0.5 if early else (part.values > 0).cpu().numpy()
+        values = part.values.cpu().numpy()
+        inside = values > (0.5 if early else 0.0)
+        chances = values[inside] if early else torch.from_numpy(values[inside]).sigmoid().numpy()
         if groups is None:
-            pixels, rle = inside, encode_part(inside, part.top, part.left, view.original)
+            total, area = chances.sum(dtype=np.float64), len(chances)
+            rle = encode_part(inside, part.top, part.left, view.original)
         else:
-            pixels = inside * groups.sizes[part.left : part.left + inside.shape[1]]
+            pixels = groups.sizes[part.left : part.left + inside.shape[1]][None][inside]
+            total, area = (chances * pixels).sum(dtype=np.float64), pixels.sum()
             row = np.zeros(view.original, bool)
             row[:, part.left : part.left + inside.shape[1]] = inside
             rle = encode_mask(groups.spread(row))
-        quality = float((chances * pixels).sum(dtype=np.float64) / (pixels.sum() + _EPSILON))
+        quality = float(total / (area + _EPSILON))
         found.append(InstanceMask(rle, quality))
     return found
