@@ -48,7 +48,7 @@ def classifier(task: str, work: str, steps: int) -> Callable[[Options], list[Lin
 
 
 def frozen(o: Options) -> list[Line]:
-    words = f"--layers 1 2 --images 6 {TINY}" if o.quick else "--images 64"
+    words = f"--layers 1 2 --images 6 {TINY}" if o.quick else "--images 32"
     words += f" --repeats {o.repeats} --threads {o.threads} --no-without"
     found = figures_of("features", [str(o.camvid / "images/val"), *words.split()])
     images, size = found["settings"]["images"], f"{found['bytes_per_image'] / 1e6:.1f} MB an image stored"
