@@ -158,7 +158,7 @@ def profile(work: Work, images: int) -> dict[str, float]:
                 inputs = torch.from_numpy(seen)[None], where
                 read = step("read points", lambda i=inputs: head_inputs(model, *i), images)
             values = read[0].float().numpy()
-            step("sums of the discriminant", lambda v=values, c=classes: sums.update(v, c), images)
+            step("sums of the discriminant", lambda v=values, c=classes: sums.update(v[None], c[None]), images)
     return taken
 
 

@@ -117,7 +117,7 @@ def accuracy(model: PointViT, train: Dataset, val: list[Points], way: str, seed:
         rng = np.random.default_rng((seed, number))
         image, labels = WAYS[way](train.read_image(sample), train.read_semantic(sample), rng)
         if (drawn := sample_points(labels, POINTS, rng)) is not None:
-            statistics.update(features(model, image, labels.shape, drawn[0]), drawn[1])
+            statistics.update(features(model, image, labels.shape, drawn[0])[None], drawn[1][None])
     weight, bias = statistics.head(0.1, 1.0)
     return float(np.concatenate([(found @ weight.T + bias).argmax(1) == classes for found, classes in val]).mean())
 

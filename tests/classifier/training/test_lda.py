@@ -17,12 +17,25 @@ def _images(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
     return images
 
 
+def test_images_added_together_are_those_added_one_by_one() -> None:
+    """Also where an image has one class alone, and its points as many as another's of three."""
+    rng = np.random.default_rng(3)
+    features, classes = rng.normal(size=(4, 30, 5)), rng.integers(0, 3, (4, 30))
+    classes[2] = 1
+    together, single = LdaStatistics(4, 5), LdaStatistics(4, 5)
+    together.update(features, classes)
+    for image in range(4):
+        single.update(features[image, None], classes[image, None])
+    for name in ("count", "sum", "square"):
+        np.testing.assert_allclose(getattr(together, name), getattr(single, name), rtol=1e-13, atol=1e-13)
+
+
 def test_head_follows_the_definition() -> None:
     """Gaussian log-densities of a shared covariance, from weighted loops, give the same differences of scores."""
     images = _images(np.random.default_rng(0))
     statistics = LdaStatistics(4, 5)
     for features, classes in images:
-        statistics.update(features, classes)
+        statistics.update(features[None], classes[None])
     weight, bias = statistics.head(shrinkage=0.5, class_prior=0.25)
 
     points = [

@@ -45,15 +45,19 @@ class LdaStatistics:
         self.square = np.zeros((width, width), order="F")  # of this symmetric matrix the upper half alone is kept
 
     def update(self, features: np.ndarray, classes: np.ndarray) -> None:
-        """Add the points of one image: features (N, D) float, classes (N,) integers in [0, K)."""
-        points = np.bincount(classes, minlength=len(self.count))
-        weight = 1.0 / points[classes]
-        np.add.at(self.count, classes, weight)
-        features = features.astype(np.float64)
-        np.add.at(self.sum, classes, features * weight[:, None])
-        # half the work of a matrix product, and added in place
-        scaled = features * np.sqrt(weight)[:, None]
-        self.square = dsyrk(1.0, scaled.T, beta=1.0, c=np.asfortranarray(self.square), overwrite_c=True)
+        """Add the points of B images at once: features (B, N, D) float, classes (B, N) integers in [0, K)."""
+        kinds = len(self.count)
+        each = classes + kinds * np.arange(len(classes))[:, None]
+        points = np.bincount(each.ravel(), minlength=kinds * len(classes))
+        weight = (1.0 / points[each]).ravel()
+        labels, rows = classes.ravel(), features.reshape(-1, features.shape[-1]).astype(np.float64)
+        np.add.at(self.count, labels, weight)
+        shares = np.zeros((kinds, len(labels)))
+        shares[labels, np.arange(len(labels))] = weight
+        self.sum += shares @ rows
+        # half the work of a matrix product, and added in place, which is the cheaper the more points there are
+        rows *= np.sqrt(weight)[:, None]
+        self.square = dsyrk(1.0, rows.T, beta=1.0, c=np.asfortranarray(self.square), overwrite_c=True)
 
     def of_all(self, distributed: Distributed) -> LdaStatistics:
         """The sums over the points of all processes."""
@@ -136,8 +140,7 @@ class LdaTrainer:
             for step, batch in self.batches.from_step(first, steps):
                 self.batches.require_readable()
                 if batch is not None:
-                    for features, classes in zip(self._features(batch), batch.classes.numpy(), strict=True):
-                        statistics.update(features, classes)
+                    statistics.update(self._features(batch), batch.classes.numpy())
                 bar.advance()
                 due = self.distributed.is_main_process and time.monotonic() - saved > 60 * settings.checkpoint_minutes
                 due, stop = self.distributed.add(np.array([due, stop_wanted()], np.int64))
