@@ -214,14 +214,17 @@ class Peer:
         from vitp_pipeline.generators.openmmlab.mmcv_stub import prepare_mmcv
 
         prepare_mmcv()
+        import mmcv
         from mmdet.evaluation.functional import panoptic_utils
         from mmdet.evaluation.metrics import coco_panoptic_metric
         from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+        from mmengine.fileio import get
         from mmengine.logging import MMLogger
 
-        # what they take from panopticapi, which PyPI does not have
+        # what they take from panopticapi, which PyPI does not have; `benchmarks.metrics` puts readers of its own there
         panoptic_utils.PQStat = coco_panoptic_metric.PQStat = PanopticStatistics
         panoptic_utils.rgb2id = coco_panoptic_metric.rgb2id = _numbers
+        panoptic_utils.mmcv, panoptic_utils.get = mmcv, get
         coco_panoptic_metric.id2rgb, coco_panoptic_metric.VOID, coco_panoptic_metric.panopticapi = _colors, 0, True
         MMLogger.get_current_instance().setLevel("ERROR")
         things = int(work.things.sum())

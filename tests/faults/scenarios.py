@@ -128,16 +128,20 @@ def perform(commands: Sequence[Sequence[str]], stops: bool = False, keeps: bool 
             return True
 
         WorkBudget.over = over
-    for command in commands:
-        while True:
-            sys.argv = ["vitp", *command]
-            try:
-                main()
-            except SystemExit as end:
-                if stops and end.code == StoppedError.exit_code:
-                    continue
-                raise
-            break
+    kept = sys.argv  # runs note it; tests that come later in this process have their own
+    try:
+        for command in commands:
+            while True:
+                sys.argv = ["vitp", *command]
+                try:
+                    main()
+                except SystemExit as end:
+                    if stops and end.code == StoppedError.exit_code:
+                        continue
+                    raise
+                break
+    finally:
+        sys.argv = kept
 
 
 def begin(scenario: Scenario, ends: dict[str, Path], run: Path) -> None:
